@@ -1,0 +1,44 @@
+# `make demo` and `make test` do everything on a machine with Python 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: install demo test lint types contracts wheel notebooks benchmark clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(BIN)/langneurons demo --out $(RUN)
+
+test: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/pyright
+
+contracts: install
+	$(BIN)/lint-imports
+
+notebooks: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --nbmake --no-header -p no:jaxtyping --override-ini addopts= notebooks
+
+wheel: install
+	rm -rf dist
+	$(BIN)/python -m build --wheel --sdist --outdir dist
+
+benchmark: install
+	$(BIN)/python benchmarks/record.py
+
+clean:
+	rm -rf $(VENV) dist build

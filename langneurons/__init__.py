@@ -1,0 +1,84 @@
+"""langneurons: find, patch, train and judge the language-specific neurons of multilingual language models."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langneurons.corpora import Corpus as Corpus
+    from langneurons.corpora import load_corpus as load_corpus
+    from langneurons.errors import LangNeuronsError as LangNeuronsError
+    from langneurons.errors import LangNeuronsWarning as LangNeuronsWarning
+    from langneurons.identification import AUROC as AUROC
+    from langneurons.identification import LAPE as LAPE
+    from langneurons.identification import SET1 as SET1
+    from langneurons.identification import SET2 as SET2
+    from langneurons.identification import SET3 as SET3
+    from langneurons.identification import SET4 as SET4
+    from langneurons.identification import SET5 as SET5
+    from langneurons.identification import SET6 as SET6
+    from langneurons.identification import SET_XNLI as SET_XNLI
+    from langneurons.identification import ActivationProbability as ActivationProbability
+    from langneurons.identification import EntropyLambda as EntropyLambda
+    from langneurons.identification import MeanActivation as MeanActivation
+    from langneurons.identification import MeanDifference as MeanDifference
+    from langneurons.identification import NeuronSet as NeuronSet
+    from langneurons.identification import Random as Random
+    from langneurons.identification import Scores as Scores
+    from langneurons.identification import TokenAP as TokenAP
+    from langneurons.models import describe as describe
+    from langneurons.models import load_model as load_model
+    from langneurons.recording.caches import record_caches as record_caches
+    from langneurons.recording.looking import activations as activations
+    from langneurons.recording.looking import examples as examples
+    from langneurons.recording.recorder import record as record
+    from langneurons.recording.site_values import SiteValues as SiteValues
+    from langneurons.recording.statistics import ActivationStats as ActivationStats
+    from langneurons.views import plot as plot
+
+_PLACES = {
+    "corpora": ("Corpus", "load_corpus"),
+    "errors": ("LangNeuronsError", "LangNeuronsWarning"),
+    "identification": (
+        "AUROC",
+        "ActivationProbability",
+        "EntropyLambda",
+        "LAPE",
+        "SET1",
+        "SET2",
+        "SET3",
+        "SET4",
+        "SET5",
+        "SET6",
+        "SET_XNLI",
+        "MeanActivation",
+        "MeanDifference",
+        "NeuronSet",
+        "Random",
+        "Scores",
+        "TokenAP",
+    ),
+    "models": ("describe", "load_model"),
+    "recording.caches": ("record_caches",),
+    "recording.looking": ("activations", "examples"),
+    "recording.recorder": ("record",),
+    "recording.site_values": ("SiteValues",),
+    "recording.statistics": ("ActivationStats",),
+    "views": ("plot",),
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *sorted(_PLACE_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room when it is first used."""
+    if name not in _PLACE_OF:
+        raise AttributeError(f"module 'langneurons' has no attribute {name!r}")
+    value = getattr(import_module(f"langneurons.{_PLACE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,178 @@
+"""The command line: the same names as in Python, thin over the same functions.
+
+Exit status: 0 done; 2 the user can mend it (one or two lines on standard error); 130 interrupted, run again to go on.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+import langneurons as ln
+from langneurons.demo import run_demo
+from langneurons.errors import LangNeuronsError, StatisticsError, unknown
+
+METHODS = {
+    "lape": "LAPE",
+    "activation-probability": "ActivationProbability",
+    "mean-activation": "MeanActivation",
+    "mean-difference": "MeanDifference",
+    "token-ap": "TokenAP",
+    "auroc": "AUROC",
+    "entropy-lambda": "EntropyLambda",
+    "random": "Random",
+}
+
+app = typer.Typer(
+    help="Find the language-specific neurons of multilingual language models.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Languages = Annotated[str | None, typer.Option(help="Comma-separated codes, for example en,hi; all by default.")]
+Backend = Annotated[str, typer.Option(help="auto, hooked or bridge.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own by default.")]
+Device = Annotated[str | None, typer.Option(help="For example cpu or cuda.")]
+
+
+@app.callback()
+def _common(debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False) -> None:
+    """Find the language-specific neurons of multilingual language models."""
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Where the demo writes.")] = Path("runs/demo")) -> None:
+    """Run a whole small study on the embedded model."""
+    print(run_demo(out))
+
+
+@app.command()
+def record(
+    model: Annotated[str, typer.Argument(help="babel, a local folder, or a hub name.")],
+    corpus: Annotated[str, typer.Argument(help="A folder of <lang>*.{txt,jsonl,parquet}, babel, or a hub data set.")],
+    out: Annotated[Path, typer.Option(help="Folder for the statistics; the same command goes on there.")],
+    languages: Languages = None,
+    tokens: Annotated[int | None, typer.Option(help="Counted tokens a language; as many as the smallest has.")] = None,
+    context_length: Annotated[int, typer.Option(help="Positions a block, a multiple of 16.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Blocks a forward.")] = 8,
+    sites: Annotated[str, typer.Option(help="Comma-separated, among pre, act, post, head.")] = "act",
+    split: Annotated[str, typer.Option(help="Part of the corpus.")] = "train",
+    text_column: Annotated[str, typer.Option(help="Column of the text in jsonl, parquet and hub data sets.")] = "text",
+    seed: Annotated[int, typer.Option(help="Of the order in which documents are taken.")] = 0,
+    backend: Backend = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Record what every neuron does in every language."""
+    loaded = ln.load_corpus(corpus, _codes(languages), text_column=text_column, split=split).shuffle(seed)
+    stats = ln.record(
+        ln.load_model(model, backend=backend, dtype=dtype, device=device),
+        loaded,
+        tokens_per_language=tokens,
+        context_length=context_length,
+        batch_size=batch_size,
+        sites=tuple(_listed(sites)),
+        out=out,
+    )
+    print(f"{stats}\nNext: langneurons identify {out}")
+
+
+@app.command()
+def identify(
+    statistics: Annotated[Path, typer.Argument(help="A folder that record wrote.")],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lape",
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of the method, such as --set top=0.01; repeatable.")
+    ] = None,
+    languages: Languages = None,
+    site: Annotated[str | None, typer.Option(help="A recorded site; the first by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; STATISTICS/neurons.<method>.json.")] = None,
+) -> None:
+    """Name each language's neurons from recorded statistics."""
+    stats = ln.ActivationStats.load(statistics)
+    stats = stats if site is None else stats.at(site)
+    codes = _codes(languages)
+    neurons = make_method(method, option or []).identify(stats if codes is None else stats.select(codes))
+    path = neurons.save(out or statistics / f"neurons.{method}.json")
+    layers = neurons.counts()
+    table = pd.DataFrame(
+        {
+            "language": neurons.languages,
+            "neurons": [len(neurons[language]) for language in neurons.languages],
+            "most in layer": [int(layers.loc[language].to_numpy().argmax()) for language in neurons.languages],
+        }
+    )
+    print(table.to_string(index=False))
+    print(f"{len(neurons):,} neurons in all, written to {path}")
+
+
+@app.command()
+def models(
+    name: Annotated[str, typer.Argument(help="babel, a local folder, or a hub name.")],
+) -> None:
+    """Say how large a model is, what neurons it has, and how it would be loaded, without loading it."""
+    print(ln.describe(name))
+
+
+def make_method(name: str, options: Sequence[str]) -> Any:
+    """Build a method from its command-line name and ``field=value`` options.
+
+    Raises:
+        StatisticsError: If the method or an option is unknown, or a value is of the wrong kind.
+    """
+    if name not in METHODS:
+        raise StatisticsError(unknown("method", name, METHODS))
+    cls = getattr(ln, METHODS[name])
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals:
+            raise StatisticsError(f"An option reads field=value, not {option!r}. Possible fields: {', '.join(fields)}.")
+        if key not in fields:
+            raise StatisticsError(unknown(f"option of {name}", key, fields))
+        values[key] = _parsed(text)
+    return cls(**values)
+
+
+def _parsed(text: str) -> Any:
+    named = {"true": True, "false": False, "none": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _codes(text: str | None) -> list[str] | None:
+    return None if text is None else _listed(text)
+
+
+def main() -> None:
+    """Run the command line and turn errors into a sentence and an exit status."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except LangNeuronsError as error:
+        if debug:
+            raise
+        print(f"langneurons: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("langneurons: interrupted. Run the same command again to go on from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,9 @@
+"""Documents per language: loaded, split, judged for purity, and packed into blocks of counted tokens."""
+
+from langneurons.corpora.blocks import Blocks, PackedCorpus
+from langneurons.corpora.corpus import Corpus
+from langneurons.corpora.loading import load_corpus
+from langneurons.corpora.packing import pack
+from langneurons.corpora.purity import purity, purity_warnings
+
+__all__ = ["Blocks", "Corpus", "PackedCorpus", "load_corpus", "pack", "purity", "purity_warnings"]

@@ -1,0 +1,225 @@
+"""A packed corpus read back: blocks of token ids in which every counted token and its document is known.
+
+The tokens of a language's documents, each followed by a separator, are one stream; a block is a stretch of it, with the
+beginning-of-sequence token in front where the tokenizer has one. A counted token is never padding, a special token, a
+separator, or at position 0 of a block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+
+from langneurons.errors import CorpusError, CorruptArtefactError, LanguageError, StorageError, unknown
+from langneurons.storage import read_json
+
+SCHEMA = "langneurons/packed-corpus/1"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Some blocks of one language, ready for a model.
+
+    Args:
+        tokens: Token ids; the last block of a language is right-padded.
+        counted: Which tokens enter statistics and losses.
+        document: The ordinal of the token's document within its language; -1 where the token is not counted.
+        attention_mask: 1 for tokens, 0 for padding.
+    """
+
+    tokens: Int[torch.Tensor, "block position"]
+    counted: Bool[torch.Tensor, "block position"]
+    document: Int[torch.Tensor, "block position"]
+    attention_mask: Int[torch.Tensor, "block position"]
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """How a stream of token ids becomes blocks.
+
+    Args:
+        context_length: Positions a block.
+        bos: The id in front of every block, if any.
+        separator: The id after every document, if any.
+        padding: The id that fills the last block.
+        special: The ids that are never counted.
+    """
+
+    context_length: int
+    bos: int | None
+    separator: int | None
+    padding: int
+    special: tuple[int, ...]
+
+    @property
+    def stride(self) -> int:
+        """Stream tokens a block."""
+        return self.context_length - (self.bos is not None)
+
+    def counted(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Which stream tokens are counted, given their places in the stream."""
+        counted = ~self._is_special[np.minimum(tokens, len(self._is_special) - 1)]
+        # Without a token in front, a stream token stands at position 0.
+        return counted if self.bos is not None else counted & (places % self.context_length != 0)
+
+    @cached_property
+    def _is_special(self) -> np.ndarray:
+        table = np.zeros(max(self.special, default=-1) + 2, bool)
+        table[list(self.special)] = True
+        return table
+
+
+@dataclass(frozen=True)
+class PackedLanguage:
+    """What is known of one language's files.
+
+    Args:
+        in_corpus: Documents the corpus has.
+        documents: Documents in the files.
+        stream: Stream tokens in the files.
+        stop: The place in the stream just after the last counted token.
+        source: A hash of the documents in the files.
+        fingerprint: A hash of the counted tokens, their documents and their places in the blocks.
+    """
+
+    in_corpus: int
+    documents: int
+    stream: int
+    stop: int
+    source: str
+    fingerprint: str
+
+
+class PackedCorpus:
+    """Blocks of counted tokens per language, read from disk as they are asked for.
+
+    Every language has equally many counted tokens. Pickled, a packed corpus is its folder.
+
+    Args:
+        folder: Where ``pack`` wrote it.
+
+    Raises:
+        StorageError: If there is no packed corpus in the folder, or one of its files is truncated.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifest = read_json(folder / "manifest.json", SCHEMA)
+        self.folder = folder
+        self.format = BlockFormat(**{**manifest["format"], "special": tuple(manifest["format"]["special"])})
+        self.about = {language: PackedLanguage(**manifest["about"][language]) for language in manifest["languages"]}
+        self.made_from: dict[str, str | int | None] = manifest["made_from"]
+        self._budget: int = manifest["counted"]
+        self._streams = {name: _mapped(stream_file(folder, name), "<u4", of.stream) for name, of in self.about.items()}
+        self._ends = {name: _mapped(ends_file(folder, name), "<i8", of.documents) for name, of in self.about.items()}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "PackedCorpus":
+        """Open the packed corpus in a folder.
+
+        Raises:
+            StorageError: If there is none, or one of its files is truncated.
+        """
+        return cls(Path(folder))
+
+    def __reduce__(self) -> tuple[type["PackedCorpus"], tuple[Path]]:
+        return PackedCorpus, (self.folder,)
+
+    def __repr__(self) -> str:
+        each = f"{self._budget:,} counted tokens each, context length {self.context_length}"
+        return f"PackedCorpus({', '.join(self.languages)}: {each})"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages, in the order of the corpus."""
+        return tuple(self.about)
+
+    @property
+    def context_length(self) -> int:
+        """Positions a block."""
+        return self.format.context_length
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Counted tokens of each language."""
+        return dict.fromkeys(self.about, self._budget)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each language's counted tokens, their documents and their places; other languages do not matter."""
+        return {language: about.fingerprint for language, about in self.about.items()}
+
+    def n_blocks(self, language: str) -> int:
+        """How many blocks a language fills, the short last one included."""
+        return -(-self._of(language).stop // self.format.stride)
+
+    def document_count(self, language: str) -> int:
+        """How many of a language's documents, from its first, the counted tokens reach into."""
+        last = self._of(language).stop - 1
+        return int(np.searchsorted(self._ends[language], last, side="right")) + 1
+
+    def blocks(self, language: str, indices: Sequence[int] | np.ndarray) -> Blocks:
+        """Read blocks of a language.
+
+        Args:
+            language: Which.
+            indices: Their ordinals, from 0 to ``n_blocks(language)`` - 1, in any order.
+
+        Returns:
+            The blocks, in the order asked.
+
+        Raises:
+            LanguageError: If the packed corpus has no such language.
+            CorpusError: If it has no such block.
+        """
+        stop = self._of(language).stop
+        places = self._places(language, np.asarray(indices, np.int64))
+        inside = places < stop
+        within = np.minimum(places, stop - 1)
+        tokens = self._streams[language][within].astype(np.int64)
+        counted = self.format.counted(tokens, places) & inside
+        document = np.where(counted, np.searchsorted(self._ends[language], within, side="right"), -1)
+        tokens[~inside] = self.format.padding
+        return self._fronted(tokens, counted, document, inside.astype(np.int64))
+
+    def _places(self, language: str, indices: np.ndarray) -> np.ndarray:
+        last = self.n_blocks(language) - 1
+        if indices.ndim != 1 or not indices.size or indices.min() < 0 or indices.max() > last:
+            raise CorpusError(f"{language!r} has blocks 0 to {last}, not {np.array2string(indices, threshold=8)}.")
+        return indices[:, None] * self.format.stride + np.arange(self.format.stride)
+
+    def _fronted(self, *parts: np.ndarray) -> Blocks:
+        tensors = [torch.from_numpy(part) for part in parts]
+        if self.format.bos is None:
+            return Blocks(*tensors)
+        fronts = (self.format.bos, False, -1, 1)
+        pairs = zip(tensors, fronts, strict=True)
+        return Blocks(*(torch.nn.functional.pad(tensor, (1, 0), value=front) for tensor, front in pairs))
+
+    def _of(self, language: str) -> PackedLanguage:
+        if language not in self.about:
+            raise LanguageError(unknown("language", language, self.about))
+        return self.about[language]
+
+
+def stream_file(folder: Path, language: str) -> Path:
+    """Where a language's stream of token ids lies: flat little-endian uint32."""
+    return folder / f"{language}.tokens"
+
+
+def ends_file(folder: Path, language: str) -> Path:
+    """Where the places in the stream just after each document and its separator lie: flat little-endian int64."""
+    return folder / f"{language}.ends"
+
+
+def _mapped(path: Path, dtype: str, length: int) -> np.ndarray:
+    if not path.exists():
+        raise StorageError(f"{path} is missing; pack the corpus again.")
+    expected = length * np.dtype(dtype).itemsize
+    if path.stat().st_size != expected:
+        found = path.stat().st_size
+        raise CorruptArtefactError(f"{path} has {found} bytes instead of {expected}: truncated. Pack the corpus again.")
+    return np.asarray(np.memmap(path, dtype, mode="r"))

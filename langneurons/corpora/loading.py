@@ -1,0 +1,311 @@
+"""Where documents come from: a dict, a folder, the embedded phrasebook, or a hub data set."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+from datasets import Dataset, Features, Value, get_dataset_config_names, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from datasets.utils import logging as datasets_logging
+
+from langneurons import babel
+from langneurons.corpora.corpus import Corpus, batches
+from langneurons.errors import CorpusError, LanguageError, unknown
+
+KINDS = (".txt", ".jsonl", ".parquet")
+_TEXT = Features({"text": Value("string")})
+_SPLITS = {"train", "heldout", "test", "dev", "valid", "validation"}
+_LANGUAGE = re.compile(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*")
+_FILE_OF_LANGUAGE = re.compile(r"([a-z]{2,3})(?![a-zA-Z])")
+_FOLDER_OF_LANGUAGE = re.compile(r"(?:.*\.)?([a-z]{2,3})")
+
+
+def load_corpus(
+    source: str | Path | Mapping[str, Iterable[str]],
+    languages: Iterable[str] | None = None,
+    *,
+    text_column: str = "text",
+    split: str = "train",
+    revision: str | None = None,
+) -> Corpus:
+    """Load documents per language; blank ones are left out.
+
+    Args:
+        source: One of
+            a dict, ``{"en": [document, ...]}``;
+            a folder with files ``<language>*.txt`` (one document a line), ``.jsonl`` or ``.parquet``, or with a folder
+            ``<language>`` or ``<date>.<language>`` of such files for each language;
+            ``"babel"``, the embedded phrasebook of parallel sentences;
+            the id of a hub data set with a configuration a language, such as ``"wikimedia/wikipedia"``.
+        languages: Which, in which order; all, sorted by code, when not given. A hub data set needs them.
+        text_column: The column of jsonl, parquet and hub data that holds the documents.
+        split: Of a folder, ``"heldout"`` takes the files with that word in their name; ``"train"`` takes those with
+            ``train``, or, where there are none, those that name no split. Of a hub data set, its split.
+        revision: Of a hub data set: a branch, tag or commit.
+
+    Returns:
+        The corpus; its text lies in the cache of the ``datasets`` library, memory-mapped.
+
+    Raises:
+        CorpusError: If the source does not exist, is empty, or a file is unreadable; the file is named.
+        LanguageError: If a language is not there.
+
+    Example:
+        >>> load_corpus({"hi": ["नमस्ते"], "en": ["Hello.", " "]})
+        Corpus(en: 1 document, hi: 1 document)
+    """
+    wanted = None if languages is None else _distinct(languages)
+    if isinstance(source, Mapping):
+        tables = _from_documents(source, wanted)
+    elif str(source) == "babel":
+        tables = _from_documents(_phrasebook(babel.FOLDER / "phrasebook.tsv"), wanted)
+    elif isinstance(source, str) and _is_hub_id(source):
+        tables = _from_hub(source, wanted, text_column, split, revision)
+    else:
+        tables = _from_folder(Path(source).expanduser(), wanted, text_column, split)
+    for language, table in tables.items():
+        if not len(table):
+            raise CorpusError(f"{language!r} has no document in {_named(source)}: every one is blank.")
+    return Corpus(tables)
+
+
+def _named(source: str | Path | Mapping[str, Iterable[str]]) -> str:
+    return "the dict given" if isinstance(source, Mapping) else str(source)
+
+
+def _distinct(languages: Iterable[str]) -> list[str]:
+    if isinstance(languages, str):
+        raise LanguageError(f"Give the languages as a list, such as [{languages!r}], not as the text {languages!r}.")
+    chosen = list(dict.fromkeys(languages))
+    if not chosen:
+        raise LanguageError("Give at least one language, or none of the argument to take all.")
+    return chosen
+
+
+def _choose(wanted: list[str] | None, found: Iterable[str]) -> list[str]:
+    possible = sorted(found)
+    for language in wanted or []:
+        if language not in possible:
+            raise LanguageError(unknown("language", language, possible))
+    return wanted or possible
+
+
+# ---- a dict ----
+
+
+def _from_documents(source: Mapping[str, Iterable[str]], wanted: list[str] | None) -> dict[str, Dataset]:
+    if not source:
+        raise CorpusError("The dict given has no language; give {'en': [document, ...], ...}.")
+    return {language: _table_of(language, source[language]) for language in _choose(wanted, source)}
+
+
+def _table_of(language: str, documents: Iterable[str]) -> Dataset:
+    if not _LANGUAGE.fullmatch(language):
+        raise LanguageError(f"{language!r} is no language code; write it like 'hi' or 'zh-Hant'.")
+    if isinstance(documents, str):
+        raise CorpusError(f"The documents of {language!r} are one text; give a list of documents.")
+    texts = list(documents)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise CorpusError(f"Document {index} of {language!r} is of type {type(text).__name__}, not text.")
+    try:
+        return Dataset.from_dict({"text": [text for text in texts if text.strip()]}, features=_TEXT)
+    except UnicodeEncodeError as error:
+        raise CorpusError(f"A document of {language!r} is not valid Unicode ({error.reason}).") from error
+
+
+def _phrasebook(path: Path) -> dict[str, list[str]]:
+    table = pd.read_csv(path, sep="\t", dtype=str, quoting=3, keep_default_na=False)
+    return {str(language): table[language].tolist() for language in table.columns if language != "topic"}
+
+
+# ---- a folder ----
+
+
+def _from_folder(folder: Path, wanted: list[str] | None, text_column: str, split: str) -> dict[str, Dataset]:
+    if folder.is_file():
+        raise CorpusError(
+            f"{folder} is a file; give the folder that holds it, with files named <language>*{'|'.join(KINDS)}."
+        )
+    if not folder.is_dir():
+        raise CorpusError(f"There is no folder {folder}.")
+    found = _files_by_language(folder)
+    if not found:
+        raise CorpusError(f"{folder} has no file named <language>*.txt, .jsonl or .parquet, and no folder <language>.")
+    chosen = {language: _of_split(language, found[language], folder, split) for language in _choose(wanted, found)}
+    return {language: _read(files, text_column) for language, files in chosen.items()}
+
+
+def _files_by_language(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    folders: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        named = _FOLDER_OF_LANGUAGE.fullmatch(path.name) if path.is_dir() else _FILE_OF_LANGUAGE.match(path.name)
+        if named is None or named[1] in _SPLITS:
+            continue
+        if path.is_dir():
+            folders[named[1]] = path  # sorted by date, so the newest stays
+        elif path.suffix in KINDS:
+            found.setdefault(named[1], []).append(path)
+    for language, path in folders.items():
+        if inside := [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in KINDS]:
+            found.setdefault(language, []).extend(inside)
+    return found
+
+
+def _of_split(language: str, files: list[Path], folder: Path, split: str) -> list[Path]:
+    words = {file: set(re.split(r"[^a-z0-9]+", str(file.relative_to(folder)).lower())) for file in files}
+    chosen = [file for file in files if split.lower() in words[file]]
+    if not chosen and split == "train":
+        chosen = [file for file in files if not words[file] & _SPLITS]
+    if not chosen:
+        names = ", ".join(str(file.relative_to(folder)) for file in files[:5])
+        raise CorpusError(f"{language!r} has no file of the split {split!r} in {folder}, only {names}.")
+    return chosen
+
+
+def _read(files: list[Path], text_column: str) -> Dataset:
+    # Size and time are part of what names the cache, so a file that changes is read again.
+    stamped = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    given = {"files": stamped, "text_column": text_column}
+    try:
+        with _quiet():
+            return Dataset.from_generator(_rows, features=_TEXT, gen_kwargs=given)
+    except (DatasetGenerationError, OSError) as error:
+        if isinstance(error.__cause__, CorpusError):
+            raise error.__cause__ from None
+        raise CorpusError(f"Cannot read {files[0]} into the cache of datasets: {error.__cause__ or error}.") from error
+
+
+def _rows(files: list[tuple[str, int, int]], text_column: str) -> Iterator[dict[str, str]]:
+    readers = {".txt": _lines, ".jsonl": _objects, ".parquet": _cells}
+    found = False
+    for name, size, _ in files:
+        path = Path(name)
+        if not size:
+            raise CorpusError(f"{path} is empty.")
+        for text in readers[path.suffix](path, text_column):
+            if text.strip():
+                found = True
+                yield {"text": text}
+    if not found:
+        raise CorpusError(f"There is no document in {', '.join(name for name, *_ in files[:5])}: all is blank.")
+
+
+def _lines(path: Path, _text_column: str = "") -> Iterator[str]:
+    start = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                raise CorpusError(f"{path} is not UTF-8: byte {start + error.start} cannot be read.") from error
+            yield (text if start else text.removeprefix("\ufeff")).rstrip("\r\n")
+            start += len(line)
+
+
+def _objects(path: Path, text_column: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise CorpusError(f"Line {number} of {path} is not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise CorpusError(f"Line {number} of {path} is not a JSON object but {line[:40]!r}.")
+        if text_column not in row:
+            raise _missing_column(f"line {number} of {path}", text_column, row)
+        text = _text(row[text_column], f"{text_column!r} in line {number} of {path}")
+        if any("\ud800" <= letter <= "\udfff" for letter in set(text)):
+            raise CorpusError(f"Line {number} of {path} holds half a surrogate pair, which is no character.")
+        yield text
+
+
+def _cells(path: Path, text_column: str) -> Iterator[str]:
+    try:
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+            if text_column not in file.schema_arrow.names:
+                raise _missing_column(str(path), text_column, file.schema_arrow.names)
+            for batch in file.iter_batches(1000, columns=[text_column]):
+                yield from (_text(value, f"{text_column!r} in {path}") for value in batch.column(0).to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{path} is not a whole parquet file ({error}).") from error
+
+
+def _text(value: object, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise CorpusError(f"{where} is not text but {value!r:.40}; name the column of the documents with text_column=.")
+    return value
+
+
+def _missing_column(where: str, text_column: str, columns: Iterable[str]) -> CorpusError:
+    hint = unknown("column", text_column, columns).removesuffix(".")
+    return CorpusError(f"No documents in {where}. {hint}; name the column of the documents with text_column=.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    bars, verbosity = not are_progress_bars_disabled(), datasets_logging.get_verbosity()
+    datasets_logging.set_verbosity(datasets_logging.CRITICAL)
+    if bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets_logging.set_verbosity(verbosity)
+        if bars:
+            enable_progress_bars()
+
+
+# ---- a hub data set ----
+
+
+def _is_hub_id(source: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source)) and not Path(source).exists()
+
+
+def _from_hub(
+    name: str, wanted: list[str] | None, text_column: str, split: str, revision: str | None
+) -> dict[str, Dataset]:
+    try:
+        configs = _configs_by_language(get_dataset_config_names(name, revision=revision))
+        if wanted is None:
+            raise CorpusError(f"Say which languages of {name} to load; it has {', '.join(sorted(configs)[:30])}.")
+        chosen = {language: configs[language] for language in _choose(wanted, configs)}
+        loaded = {
+            language: load_dataset(name, config, split=split, revision=revision) for language, config in chosen.items()
+        }
+    except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
+        raise CorpusError(f"{name} is neither a folder here nor a hub data set that can be read: {error}") from error
+    return {language: _text_of(table, name, text_column) for language, table in loaded.items()}
+
+
+def _configs_by_language(configs: Iterable[str]) -> dict[str, str]:
+    newest: dict[str, str] = {}
+    for config in sorted(configs):
+        language = config.rpartition(".")[2]
+        newest[language] = config
+    return newest
+
+
+def _text_of(table: Dataset, name: str, text_column: str) -> Dataset:
+    if text_column not in table.column_names:
+        raise _missing_column(name, text_column, table.column_names)
+    if table.features[text_column] not in (Value("string"), Value("large_string")):
+        raise CorpusError(f"The column {text_column!r} of {name} is not text; name another with text_column=.")
+    texts = table.select_columns(text_column)
+    if text_column != "text":
+        texts = texts.rename_column(text_column, "text")
+    documents = chain.from_iterable(batches(texts))
+    filled = [index for index, text in enumerate(documents) if text and text.strip()]
+    return texts if len(filled) == len(texts) else texts.select(filled)

@@ -1,0 +1,205 @@
+"""Tokenise a corpus and write it to disk as streams of token ids, as far as a budget of counted tokens needs."""
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from langneurons.corpora.blocks import SCHEMA, BlockFormat, PackedCorpus, PackedLanguage, ends_file, stream_file
+from langneurons.corpora.corpus import Corpus, batches
+from langneurons.errors import CorpusError, StorageError
+from langneurons.storage import fingerprint, replacing, write_json
+
+TOKENS_AT_ONCE = 1 << 20
+
+
+def pack(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
+    folder: str | Path,
+    tokens_per_language: int | None = None,
+) -> PackedCorpus:
+    """Tokenise a corpus into blocks with exactly the same number of counted tokens in every language.
+
+    What a language's blocks hold depends on its documents, the tokenizer and the budget, not on the other languages. If
+    the folder already holds the same documents so packed, it is opened as it is.
+
+    Args:
+        corpus: Documents are taken in their order; shuffle first for a fair share of each source.
+        tokenizer: A fast one.
+        context_length: Positions a block, a multiple of 16.
+        folder: Where the token ids go, 4 bytes each.
+        tokens_per_language: The budget of counted tokens; when not given, as many as the smallest language has.
+
+    Returns:
+        The packed corpus, memory-mapped.
+
+    Raises:
+        CorpusError: If a language has fewer counted tokens than asked, or an argument is out of range.
+        StorageError: If the folder cannot be written.
+    """
+    folder = Path(folder)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CorpusError(f"{type(tokenizer).__name__} is not a fast tokenizer; load it with AutoTokenizer.")
+    _check(context_length, tokens_per_language)
+    how = _format_of(tokenizer, context_length)
+    made_from = {"tokenizer": _tokenizer_fingerprint(tokenizer), "tokens_per_language": tokens_per_language}
+    try:
+        packed = PackedCorpus(folder)
+        if packed.format == how and packed.made_from == made_from and _holds(packed, corpus):
+            return packed
+    except StorageError:
+        pass  # nothing there, or not whole: pack
+    counted, extents = _write_streams(corpus, tokenizer, how, folder, tokens_per_language)
+    about = {
+        language: _about(corpus, folder, language, how, counted, extents[language]) for language in corpus.languages
+    }
+    content = {"languages": list(about), "counted": counted, "format": asdict(how), "made_from": made_from}
+    write_json(_manifest(folder), SCHEMA, {**content, "about": {name: asdict(of) for name, of in about.items()}})
+    return PackedCorpus(folder)
+
+
+def _check(context_length: int, tokens_per_language: int | None) -> None:
+    if context_length < 16 or context_length % 16:
+        raise CorpusError(f"The context length must be a multiple of 16, given {context_length}.")
+    if tokens_per_language is not None and tokens_per_language < 1:
+        raise CorpusError(f"The counted tokens a language must be at least 1, given {tokens_per_language}.")
+
+
+def _format_of(tokenizer: PreTrainedTokenizerFast, context_length: int) -> BlockFormat:
+    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    bos, eos, padding = (cast(int | None, index) for index in named)
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return BlockFormat(
+        context_length=context_length,
+        bos=bos,
+        separator=bos if eos is None else eos,
+        padding=next((choice for choice in (padding, eos) if choice is not None), 0),
+        special=tuple(sorted(special | set(tokenizer.all_special_ids))),
+    )
+
+
+def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Whoever used the tokenizer last left its truncation and padding there; packing sets both aside.
+    lasting = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
+    return fingerprint(json.dumps(lasting, sort_keys=True))
+
+
+def _holds(packed: PackedCorpus, corpus: Corpus) -> bool:
+    return packed.languages == corpus.languages and all(
+        (about.in_corpus, about.source) == (len(corpus[language]), _source(corpus, language, about.documents))
+        for language, about in packed.about.items()
+    )
+
+
+def _source(corpus: Corpus, language: str, documents: int) -> str:
+    return corpus.select([language]).take(documents).fingerprints[language]
+
+
+class _Stream:
+    """One language's files while they grow."""
+
+    def __init__(self, corpus: Corpus, language: str, how: BlockFormat, folder: Path, stack: ExitStack) -> None:
+        self._how = how
+        self._batches = batches(corpus.tables[language])
+        self._tokens, self._ends = (
+            stack.enter_context(stack.enter_context(replacing(path)).open("wb"))
+            for path in (stream_file(folder, language), ends_file(folder, language))
+        )
+        self.documents, self.length, self.counted = 0, 0, 0
+
+    def extend(self, tokenizer: PreTrainedTokenizerFast) -> bool:
+        """Append some documents; False when there are no more."""
+        documents = next(self._batches, None)
+        if documents is None:
+            return False
+        separator = [] if self._how.separator is None else [self._how.separator]
+        encoded = tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        parts = [ids + separator for ids in encoded["input_ids"]]
+        ends = self.length + np.cumsum([len(part) for part in parts])
+        tokens = np.fromiter(chain.from_iterable(parts), "<u4")
+        self.counted += int(self._how.counted(tokens, np.arange(self.length, self.length + len(tokens))).sum())
+        self._tokens.write(tokens.tobytes())
+        self._ends.write(ends.astype("<i8").tobytes())
+        self.documents, self.length = self.documents + len(parts), self.length + len(tokens)
+        return True
+
+
+def _write_streams(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, how: BlockFormat, folder: Path, budget: int | None
+) -> tuple[int, dict[str, tuple[int, int]]]:
+    with ExitStack() as stack:
+        streams = {language: _Stream(corpus, language, how, folder, stack) for language in corpus.languages}
+        counted = _fill_all(streams, tokenizer) if budget is None else _fill(streams, tokenizer, budget)
+        # The files are about to change: what the old manifest says of them no longer holds.
+        _manifest(folder).unlink(missing_ok=True)
+    return counted, {language: (stream.documents, stream.length) for language, stream in streams.items()}
+
+
+def _fill(streams: dict[str, _Stream], tokenizer: PreTrainedTokenizerFast, budget: int) -> int:
+    for language, stream in streams.items():
+        while stream.counted < budget:
+            if not stream.extend(tokenizer):
+                has = f"{language!r} has {stream.counted} counted tokens, fewer than the {budget} asked for"
+                raise CorpusError(f"{has}; ask for fewer, or for None to take as many as the smallest language has.")
+    return budget
+
+
+def _fill_all(streams: dict[str, _Stream], tokenizer: PreTrainedTokenizerFast) -> int:
+    while True:
+        # Whichever is shortest when it runs dry is the smallest: nothing beyond its size need be tokenised.
+        language = min(streams, key=lambda name: streams[name].counted)
+        if not streams[language].extend(tokenizer):
+            break
+    if not streams[language].counted:
+        raise CorpusError(f"{language!r} has no counted token: its documents give only special tokens, or none.")
+    return streams[language].counted
+
+
+def _about(
+    corpus: Corpus, folder: Path, language: str, how: BlockFormat, counted: int, extent: tuple[int, int]
+) -> PackedLanguage:
+    documents, length = extent
+    stream = np.memmap(stream_file(folder, language), "<u4", mode="r", shape=(length,))
+    ends = np.memmap(ends_file(folder, language), "<i8", mode="r", shape=(documents,))
+    stop = _stop(stream, how, counted)
+    return PackedLanguage(
+        in_corpus=len(corpus[language]),
+        documents=documents,
+        stream=length,
+        stop=stop,
+        source=_source(corpus, language, documents),
+        fingerprint=_fingerprint(how, stream[:stop], ends[: np.searchsorted(ends, stop)]),
+    )
+
+
+def _stop(stream: np.ndarray, how: BlockFormat, budget: int) -> int:
+    for start in range(0, len(stream), TOKENS_AT_ONCE):
+        tokens = stream[start : start + TOKENS_AT_ONCE]
+        places = np.flatnonzero(how.counted(tokens, np.arange(start, start + len(tokens))))
+        if len(places) >= budget:
+            return start + int(places[budget - 1]) + 1
+        budget -= len(places)
+    raise CorpusError(f"The stream of tokens has {budget} counted tokens fewer than were written.")
+
+
+def _fingerprint(how: BlockFormat, stream: np.ndarray, ends: np.ndarray) -> str:
+    digest = blake2b(
+        json.dumps([how.context_length, how.bos, how.separator, how.special, len(stream)]).encode(), digest_size=16
+    )
+    for values in (stream, ends):
+        for start in range(0, len(values), TOKENS_AT_ONCE):
+            digest.update(values[start : start + TOKENS_AT_ONCE].tobytes())
+    return digest.hexdigest()
+
+
+def _manifest(folder: Path) -> Path:
+    return folder / "manifest.json"

@@ -1,0 +1,142 @@
+"""Is a corpus in the language it says? Scripts, repeated documents, and documents that look like another language."""
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+LEAST_LETTERS = 20  # below this, language identification guesses
+CHARACTERS_READ = 1000  # of a document, for identification
+
+_SCRIPTS = {
+    **dict.fromkeys(["en", "fr", "es", "vi", "id", "de", "pt", "it", "nl", "pl", "ro", "tr", "sw", "ms"], {"LATIN"}),
+    **dict.fromkeys(["hi", "mr", "ne"], {"DEVANAGARI"}),
+    **dict.fromkeys(["ur", "ar", "fa"], {"ARABIC"}),
+    **dict.fromkeys(["ru", "bg", "uk"], {"CYRILLIC"}),
+    "zh": {"CJK", "IDEOGRAPHIC"},
+    "ja": {"CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"},
+    "ko": {"HANGUL", "CJK"},
+    "bn": {"BENGALI"},
+    "ta": {"TAMIL"},
+    "te": {"TELUGU"},
+    "kn": {"KANNADA"},
+    "ml": {"MALAYALAM"},
+    "pa": {"GURMUKHI"},
+    "th": {"THAI"},
+    "el": {"GREEK"},
+}
+
+# What ISO 639 counts as part of a language with a two-letter code, and py3langid tells apart.
+_MEMBERS = {"zh": {"wuu", "yue"}, "ar": {"arz", "ary"}, "no": {"nn"}, "ku": {"sdh"}, "uz": {"uzs"}}
+
+
+def purity(corpus: Mapping[str, Sequence[str]], sample: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Judge each language's documents.
+
+    Duplicates are counted over all documents; scripts and identification (py3langid, of its full set of languages)
+    over a random sample. Identification of single sentences errs on a few per cent of clean text.
+
+    Args:
+        corpus: Documents per language; a ``Corpus`` is one.
+        sample: How many documents a language to look at closely.
+        seed: Of the sample.
+
+    Returns:
+        One row a language: language; documents; sampled; script_share, the share of letters in the scripts the
+        language is written in (NaN where these are not known); duplicates and duplicate_share, documents equal to an
+        earlier one; identified, sampled documents with at least 20 letters; elsewhere and elsewhere_share, those of
+        them placed in another language (NaN where the language cannot be identified); elsewhere_language, the most
+        common such language or ""; examples, the indices of up to three such documents.
+
+    Example:
+        >>> table = purity({"hi": ["यह एक साफ़ हिन्दी वाक्य है और इसमें कुछ नहीं है।", "This sentence is English, plainly."]})
+        >>> table.loc[0, ["elsewhere_language", "examples"]].tolist()
+        ['en', (1,)]
+    """
+    return pd.DataFrame([_judge(language, documents, sample, seed) for language, documents in corpus.items()])
+
+
+def purity_warnings(table: pd.DataFrame) -> list[str]:
+    """Say in sentences what in a purity table should worry its reader.
+
+    Example:
+        >>> purity_warnings(purity({"en": ["The same words.", "The same words."]}))
+        ["'en': 50 % of the 2 documents repeat an earlier one."]
+    """
+    return [warning for _, row in table.iterrows() for warning in _warnings(row)]
+
+
+def _warnings(row: pd.Series) -> Iterator[str]:
+    language = repr(row.language)
+    if row.script_share < 0.9:
+        yield f"{language}: only {100 * row.script_share:.0f} % of the letters are in the script of the language."
+    if row.duplicate_share > 0.05:
+        yield f"{language}: {100 * row.duplicate_share:.0f} % of the {row.documents} documents repeat an earlier one."
+    if row.elsewhere_share > 0.1:
+        read = f"{100 * row.elsewhere_share:.0f} % of {row.identified} documents read like another language"
+        where = f"most often {row.elsewhere_language!r}; for example documents {', '.join(map(str, row.examples))}"
+        yield f"{language}: {read}, {where}."
+
+
+def _judge(language: str, documents: Sequence[str], sample: int, seed: int) -> dict[str, object]:
+    chosen = np.zeros(len(documents), bool)
+    chosen[np.random.default_rng(seed).choice(len(documents), min(sample, len(documents)), replace=False)] = True
+    seen: set[bytes] = set()
+    looked_at: dict[int, str] = {}
+    for index, document in enumerate(documents):
+        seen.add(hashlib.blake2b(document.encode(), digest_size=8).digest())
+        if chosen[index]:
+            looked_at[index] = document
+    repeats = len(documents) - len(seen)
+    return {
+        "language": language,
+        "documents": len(documents),
+        "sampled": len(looked_at),
+        "script_share": _script_share(language, looked_at.values()),
+        "duplicates": repeats,
+        "duplicate_share": repeats / len(documents),
+        **_elsewhere(language, looked_at),
+    }
+
+
+def _script_share(language: str, documents: Iterable[str]) -> float:
+    letters: Counter[str] = Counter()
+    for document in documents:
+        letters.update(document)
+    counts = {letter: count for letter, count in letters.items() if letter.isalpha()}
+    if language not in _SCRIPTS or not counts:
+        return float("nan")
+    expected = sum(count for letter, count in counts.items() if _script(letter) in _SCRIPTS[language])
+    return expected / sum(counts.values())
+
+
+@cache
+def _script(letter: str) -> str:
+    # The first word of a letter's Unicode name is its script.
+    return unicodedata.name(letter, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ").partition(" ")[0]
+
+
+def _elsewhere(language: str, documents: Mapping[int, str]) -> dict[str, object]:
+    identifier = _identifier()
+    long_enough = {i: text for i, text in documents.items() if sum(map(str.isalpha, text)) >= LEAST_LETTERS}
+    known = language in identifier.labels
+    placed = {i: identifier.classify(text[:CHARACTERS_READ])[0] for i, text in long_enough.items()} if known else {}
+    other = {i: found for i, found in placed.items() if found not in {language, *_MEMBERS.get(language, ())}}
+    return {
+        "identified": len(placed),
+        "elsewhere": len(other),
+        "elsewhere_share": len(other) / len(placed) if placed else float("nan"),
+        "elsewhere_language": Counter(other.values()).most_common(1)[0][0] if other else "",
+        "examples": tuple(other)[:3],
+    }
+
+
+@cache
+def _identifier() -> LanguageIdentifier:
+    # A private one: whoever restricts py3langid's languages elsewhere does not change a purity table.
+    return LanguageIdentifier.from_model_file(MODEL_FILE)

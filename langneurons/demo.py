@@ -1,0 +1,118 @@
+"""The whole study in small: record the phrasebook on babel, name each language's neurons, show them."""
+
+from pathlib import Path
+
+import pandas as pd
+
+import langneurons as ln
+
+TOP = 0.01
+
+
+def run_demo(out: Path) -> str:
+    """Run the demo and return what to tell the user.
+
+    Args:
+        out: Folder for the statistics, the neuron sets and the page.
+
+    Returns:
+        A readable summary, the files' places, and what to try next.
+    """
+    from langneurons.views.page import write_page
+
+    model, corpus = ln.load_model("babel"), ln.load_corpus("babel")
+    stats = ln.record(model, corpus, context_length=256, out=out / "statistics")
+    lape = ln.LAPE(top=TOP).identify(stats)
+    pooled = ln.ActivationProbability(threshold="pooled-p90", top=TOP / len(stats.languages)).identify(stats)
+    lape.save(out / "neurons.lape.json")
+    pooled.save(out / "neurons.pooled-p90.json")
+    summary = summarise(stats, lape, pooled)
+    resolution = detectable(stats)
+    strongest = lape[lape.languages[-1]].to_dataframe().sort_values("score").iloc[0]
+    page = write_page(
+        out / "index.html",
+        "Which neurons of babel belong to which language?",
+        [
+            f"babel read {int(stats.tokens[0]):,} counted tokens of each of {len(stats.languages)} languages, the same "
+            "sentences in every language. LAPE keeps the "
+            f"{TOP:.0%} of its {stats.shape[0] * stats.shape[1]:,} MLP neurons whose activation probability is most "
+            "uneven over languages; pooled-p90 keeps, for each language, the neurons that most often exceed their own "
+            "90th percentile over all languages.",
+            resolution,
+        ],
+        [("Neurons per language", summary)],
+        [
+            (ln.plot.layer_heatmap(lape), "LAPE neurons. A neuron can belong to several languages."),
+            (ln.plot.overlap(lape), "LAPE neurons that two languages share."),
+            (ln.plot.overlap(lape, pooled, ("LAPE", "pooled-p90")), "Do the two methods choose the same neurons?"),
+            (
+                ln.plot.histogram(stats, (int(strongest["layer"]), int(strongest["neuron"]))),
+                f"The LAPE neuron of {lape.languages[-1]} with the lowest entropy.",
+            ),
+        ],
+        [
+            f"Model {stats.model.name}, weights {stats.model.fingerprint}, {stats.model.dtype}; site {stats.site}; "
+            f"context {stats.context_length}.",
+            f"langneurons {ln.__version__}; {lape.method}; {pooled.method}.",
+        ],
+    )
+    return "\n".join(
+        [
+            "",
+            summary.to_string(index=False),
+            "",
+            f"LAPE {len(lape)} neurons, pooled-p90 {len(pooled)}, Jaccard overlap {_jaccard(lape, pooled):.2f}.",
+            resolution,
+            "",
+            f"Statistics and neuron sets: {out}",
+            f"Pictures: {page} (open it in a browser)",
+            "",
+            "Next: record your own text,",
+            "  langneurons record babel FOLDER --languages en,hi --out runs/mine",
+            "  langneurons identify runs/mine",
+            "or follow notebooks/01_find_language_neurons.ipynb.",
+        ]
+    )
+
+
+def summarise(stats: "ln.ActivationStats", lape: "ln.NeuronSet", pooled: "ln.NeuronSet") -> pd.DataFrame:
+    """One row a language: neurons each method names, their overlap, and the clearest neuron with its interval."""
+    probability = stats.probability()
+    rows = []
+    for position, language in enumerate(stats.languages):
+        best = lape[language].to_dataframe().sort_values("score").iloc[0] if language in lape.languages else None
+        row = {
+            "language": language,
+            "LAPE": len(lape[language]),
+            "pooled-p90": len(pooled[language]),
+            "overlap": f"{_jaccard(lape[language], pooled[language]):.2f}",
+        }
+        if best is not None:
+            layer, index = int(best["layer"]), int(best["neuron"])
+            low, high = (bound[position, layer, index] for bound in ln.ActivationProbability().scores(stats).interval())
+            others = probability[:, layer, index].clone()
+            others[position] = -1
+            row |= {
+                "clearest neuron": f"L{layer} N{index}",
+                "active in it": f"{probability[position, layer, index]:.2f} [{low:.2f}, {high:.2f}]",
+                "most in another": f"{others.max():.2f} ({stats.languages[int(others.argmax())]})",
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def detectable(stats: "ln.ActivationStats") -> str:
+    """Say how small a difference between two languages' activation probabilities could be seen."""
+    error = ln.ActivationProbability().scores(stats).standard_error().median()
+    # Two independent standard errors, two-sided 5 % test, 80 % power: (1.96 + 0.84) * sqrt(2).
+    smallest = 2.8 * 2**0.5 * float(error)
+    return (
+        f"With {int(stats.tokens[0]):,} tokens a language, a difference of {smallest:.3f} between two languages' "
+        "activation probabilities of a typical neuron is the smallest this recording can detect (80 % power, two-sided "
+        "5 % test, jackknife over documents)."
+    )
+
+
+def _jaccard(left: "ln.NeuronSet", right: "ln.NeuronSet") -> float:
+    a, b = left.mask(), right.mask()
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))

@@ -1,0 +1,66 @@
+"""The exceptions users see: each says what was wrong, what was given, and what is possible."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LangNeuronsError(Exception):
+    """Anything langneurons refuses to do; its text is one or two sentences for the user."""
+
+
+class ModelError(LangNeuronsError):
+    """A model cannot be loaded or is not supported."""
+
+
+class HookSiteError(LangNeuronsError):
+    """A site does not exist in a model, or its hook does not fire as it should."""
+
+
+class SiteMismatchError(LangNeuronsError):
+    """Values of one site, or of one model, meet those of another."""
+
+
+class CorpusError(LangNeuronsError):
+    """A corpus is empty, unreadable or too small."""
+
+
+class LanguageError(LangNeuronsError):
+    """A language is not among those available."""
+
+
+class StatisticsError(LangNeuronsError):
+    """Activation statistics cannot answer, or cannot be merged."""
+
+
+class NeuronSetError(LangNeuronsError):
+    """A neuron set is malformed or does not fit."""
+
+
+class StorageError(LangNeuronsError):
+    """A file cannot be read or written."""
+
+
+class CorruptArtefactError(StorageError):
+    """A file of ours is truncated or changed."""
+
+
+class StaleArtefactError(StorageError):
+    """A file of ours belongs to another model, corpus or configuration."""
+
+
+class LangNeuronsWarning(UserWarning):
+    """Something the user should know that does not stop the work."""
+
+
+def unknown(what: str, given: object, possible: Iterable[object]) -> str:
+    """Say that a name is unknown, with the nearest match and what is possible.
+
+    Example:
+        >>> unknown("language", "hin", ["en", "hi"])
+        "Unknown language 'hin': did you mean 'hi'? Possible: en, hi."
+    """
+    choices = [str(choice) for choice in possible]
+    near = get_close_matches(str(given), choices, n=1, cutoff=0.5)
+    hint = f": did you mean {near[0]!r}?" if near else "."
+    listed = ", ".join(choices[:30]) + (", ..." if len(choices) > 30 else "") if choices else "none"
+    return f"Unknown {what} {given!r}{hint} Possible: {listed}."

@@ -1,0 +1,31 @@
+"""Whose the neurons are: scores from activation statistics, and the labelled neuron sets they give."""
+
+from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference
+from langneurons.identification.controls import Random
+from langneurons.identification.detection import AUROC, TokenAP
+from langneurons.identification.languages import SET1, SET2, SET3, SET4, SET5, SET6, SET_XNLI
+from langneurons.identification.lape import LAPE, EntropyLambda
+from langneurons.identification.methods import Method
+from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.scores import Scores
+
+__all__ = [
+    "AUROC",
+    "LAPE",
+    "SET1",
+    "SET2",
+    "SET3",
+    "SET4",
+    "SET5",
+    "SET6",
+    "SET_XNLI",
+    "ActivationProbability",
+    "EntropyLambda",
+    "MeanActivation",
+    "MeanDifference",
+    "Method",
+    "NeuronSet",
+    "Random",
+    "Scores",
+    "TokenAP",
+]

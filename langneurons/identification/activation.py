@@ -1,0 +1,264 @@
+"""Methods that rank neurons in each language: how often or how strongly active, or how much more than elsewhere."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from langneurons.errors import StatisticsError
+from langneurons.identification.firing import (
+    check_magnitude_threshold,
+    check_sign_means_something,
+    firing_probability,
+    how_uncertain,
+)
+from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.scores import Scores
+from langneurons.identification.selection import best_per_language, check_share, wanted
+from langneurons.identification.uncertainty import (
+    DESIGN_EFFECT,
+    JACKKNIFE,
+    approximate_variance_of_share,
+    degrees_of_freedom,
+    variance_of_mean,
+    variance_of_probability,
+)
+from langneurons.recording.statistics import ActivationStats
+
+PER_LANGUAGE = 0.00125
+DENSITY_STEP = 0.02
+POOLED_QUANTILE = re.compile(r"pooled-p(\d{1,2}(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class ActivationProbability:
+    """Neurons that are active most often in a language.
+
+    The score is P(activation > threshold) in language l; in each language the round(top x layers x width) neurons with
+    the highest score are kept, ties broken by layer and then index.
+
+    Source: the "Act Prob" family of Mondal et al. 2025 (arXiv 2503.17456). Their own "Act Prob 90p" compares a language
+    with its own 90 % quantile, which makes every score 0.1; ``"pooled-p90"`` compares it with the 90 % quantile of all
+    languages, each weighted equally.
+
+    Args:
+        threshold: A number, or ``"pooled-pNN"``: each neuron's NN % quantile over the pooled languages.
+        top: Share of all neurons to keep in each language.
+        magnitude_threshold: Count |activation| > this instead; for sites without a meaningful sign.
+
+    Example:
+        >>> active = torch.tensor([[[90, 50, 40, 1]], [[2, 50, 60, 1]]])
+        >>> published = ActivationStats.from_counts(active, torch.tensor([100, 100]), ["en", "hi"])
+        >>> ActivationProbability(top=0.25).identify(published)["hi"].indices().tolist()
+        [[0, 2]]
+    """
+
+    threshold: float | str = 0.0
+    top: float = PER_LANGUAGE
+    magnitude_threshold: float | None = None
+
+    def __post_init__(self):
+        check_share("top", self.top)
+        check_magnitude_threshold(self.magnitude_threshold)
+        if isinstance(self.threshold, str) and not POOLED_QUANTILE.fullmatch(self.threshold):
+            raise StatisticsError(
+                f"A threshold is a number or 'pooled-pNN' such as 'pooled-p90', not {self.threshold!r}."
+            )
+        if not isinstance(self.threshold, str) and not abs(self.threshold) < float("inf"):
+            raise StatisticsError(f"A threshold is a finite number, not {self.threshold}.")
+        if self.magnitude_threshold is not None and self.threshold != 0:
+            raise StatisticsError("Give threshold= or magnitude_threshold=, not both.")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """No optional accumulator."""
+        return ()
+
+    def scores(self, stats: ActivationStats) -> Scores:
+        """P(activation > threshold) of every neuron in every language.
+
+        Standard errors: at threshold 0 the jackknife over document folds; at others, which only the histogram knows,
+        p (1 - p) / n times the design effect of the documents, an approximation. A pooled threshold moves with the
+        documents too, which is taken into account to first order.
+        """
+        p = self._probabilities(stats)
+
+        def standard_error() -> Tensor:
+            if self.threshold == 0 and self.magnitude_threshold is None:
+                return torch.stack([variance_of_probability(stats, one) for one in stats.languages]).sqrt()
+            own = torch.stack(
+                [approximate_variance_of_share(stats, one, p[i]) for i, one in enumerate(stats.languages)]
+            )
+            return (self._with_moving_threshold(stats, own) if isinstance(self.threshold, str) else own).sqrt()
+
+        return Scores(
+            values=p,
+            languages=stats.languages,
+            method=repr(self),
+            uncertainty=how_uncertain(self.magnitude_threshold) if self.threshold == 0 else DESIGN_EFFECT,
+            degrees_of_freedom=degrees_of_freedom(stats),
+            compute_standard_error=standard_error,
+            bounds=(0.0, 1.0),
+        )
+
+    def identify(self, stats: ActivationStats) -> NeuronSet:
+        """Label, in each language, the neurons that are active most often.
+
+        Raises:
+            StatisticsError: If the threshold is a number and the site's sign means nothing.
+        """
+        return best_per_language(stats, self.scores(stats), wanted(self.top, stats))
+
+    def _share(self) -> float:
+        (percent,) = POOLED_QUANTILE.findall(str(self.threshold))
+        return float(percent) / 100
+
+    def _with_moving_threshold(self, stats: ActivationStats, own: Tensor) -> Tensor:
+        """Variances of P_l(x > t) where t keeps the mean of P over languages fixed.
+
+        To first order P_l then moves by its own deviation minus w_l times the sum of all languages' deviations, with
+        w_l the share of language l in the density at t.
+        """
+        share = self._share()
+        step = min(DENSITY_STEP, share / 2, (1 - share) / 2)
+        below, above = stats.pooled().quantile(share - step), stats.pooled().quantile(share + step)
+        density = stats.probability(below) - stats.probability(above)
+        weight = (density / density.sum(0)).nan_to_num(nan=0.0)
+        return (1 - weight) ** 2 * own + weight**2 * (own.sum(0) - own)
+
+    def _probabilities(self, stats: ActivationStats) -> Float[Tensor, "language layer neuron"]:
+        if isinstance(self.threshold, str):
+            return stats.probability(stats.pooled().quantile(self._share()))
+        if self.threshold == 0:
+            return firing_probability(stats, self.magnitude_threshold)
+        check_sign_means_something(stats)
+        return stats.probability(self.threshold)
+
+
+@dataclass(frozen=True)
+class MeanActivation:
+    """Neurons with the highest mean activation in a language.
+
+    In each language the round(top x layers x width) neurons with the highest mean are kept. A control more than a
+    method: nothing in it compares languages, so it finds neurons that are strong everywhere.
+
+    Args:
+        top: Share of all neurons to keep in each language.
+
+    Example:
+        >>> MeanActivation(top=0.01)
+        MeanActivation(top=0.01)
+    """
+
+    top: float = PER_LANGUAGE
+
+    def __post_init__(self):
+        check_share("top", self.top)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """No optional accumulator."""
+        return ()
+
+    def scores(self, stats: ActivationStats) -> Scores:
+        """Mean activation of every neuron in every language; standard errors by the jackknife over document folds."""
+        return Scores(
+            values=stats.mean(),
+            languages=stats.languages,
+            method=repr(self),
+            uncertainty=JACKKNIFE,
+            degrees_of_freedom=degrees_of_freedom(stats),
+            compute_standard_error=lambda: _variances_of_means(stats).sqrt(),
+        )
+
+    def identify(self, stats: ActivationStats) -> NeuronSet:
+        """Label, in each language, the neurons with the highest mean."""
+        return best_per_language(stats, self.scores(stats), wanted(self.top, stats))
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """Neurons whose mean activation in a language most exceeds that in the others.
+
+    The score is mean_l - (mean over the other languages m of mean_m), each language weighted equally; standardised,
+    it is divided by the neuron's standard deviation over the pooled languages (0 where that is 0). In each language the
+    round(top x layers x width) neurons with the highest score are kept.
+
+    Source: the feature score of Deng et al. 2025 (arXiv 2505.05111), applied to neurons.
+
+    Args:
+        top: Share of all neurons to keep in each language.
+        standardised: Divide by the pooled standard deviation, so that neurons of different scale compare.
+
+    Example:
+        >>> MeanDifference(top=0.01, standardised=True)
+        MeanDifference(top=0.01, standardised=True)
+    """
+
+    top: float = PER_LANGUAGE
+    standardised: bool = False
+
+    def __post_init__(self):
+        check_share("top", self.top)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """No optional accumulator."""
+        return ()
+
+    def scores(self, stats: ActivationStats) -> Scores:
+        """The difference of every neuron in every language.
+
+        Standard errors: the jackknife over document folds; the pooled standard deviation is taken as known.
+        """
+        check_several(stats)
+        scale = _inverse(stats.pooled().std().values.double()) if self.standardised else torch.ones(stats.shape)
+
+        def standard_error() -> Tensor:
+            own = _variances_of_means(stats)
+            return (own + _others(own) / (len(own) - 1)).sqrt() * scale
+
+        means = stats.mean()
+        return Scores(
+            values=(means - _others(means)) * scale,
+            languages=stats.languages,
+            method=repr(self),
+            uncertainty=JACKKNIFE,
+            degrees_of_freedom=degrees_of_freedom(stats),
+            compute_standard_error=standard_error,
+        )
+
+    def identify(self, stats: ActivationStats) -> NeuronSet:
+        """Label, in each language, the neurons with the largest difference.
+
+        Raises:
+            StatisticsError: If there are fewer than two languages.
+        """
+        return best_per_language(stats, self.scores(stats), wanted(self.top, stats))
+
+
+def check_several(stats: ActivationStats) -> None:
+    """Refuse statistics of one language where languages are compared.
+
+    Raises:
+        StatisticsError: If there is only one.
+    """
+    if len(stats.languages) < 2:
+        raise StatisticsError(
+            f"Comparing languages needs two or more; these statistics hold {', '.join(stats.languages)}."
+        )
+
+
+def _others(per_language: Tensor) -> Tensor:
+    """For each language, the mean over the other languages."""
+    return (per_language.sum(0) - per_language) / (len(per_language) - 1)
+
+
+def _variances_of_means(stats: ActivationStats) -> Tensor:
+    return torch.stack([variance_of_mean(stats, language) for language in stats.languages])
+
+
+def _inverse(values: Tensor) -> Tensor:
+    return torch.where(values > 0, 1 / values, 0.0)

@@ -1,0 +1,258 @@
+"""Methods that ask how well a neuron detects a language's tokens: average precision and the area under the ROC curve.
+
+A neuron is read as a detector of language l: the tokens of l are positives, those of every other language negatives,
+each other language weighted equally and l one k-th of all k languages. Languages have histograms with different edges,
+so each language's cumulative distribution is evaluated at common points, between which tokens count as tied.
+
+Standard errors carry the histograms' sampling variance through the score to first order (for the area this is DeLong's
+variance, 1988) and multiply it with the design effect of the documents: folds have no histograms, so it is an
+approximation.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from langneurons.errors import StatisticsError, unknown
+from langneurons.identification.activation import PER_LANGUAGE, check_several
+from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.scores import Scores
+from langneurons.identification.selection import best_per_language, check_share, wanted
+from langneurons.identification.uncertainty import DESIGN_EFFECT, degrees_of_freedom, design_effect
+from langneurons.recording.distributions import ValueCdf
+from langneurons.recording.statistics import ActivationStats
+
+Side = Literal["top", "bottom", "both"]
+POINTS = 256
+CHUNK = 1024
+
+# (positives, negatives) per cell -> score, and its slope in each cell's positives and negatives
+Detection = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TokenAP:
+    """Neurons that detect a language's tokens with the highest, or lowest, average precision.
+
+    Average precision is the mean, over the tokens of language l, of the precision at that token's activation:
+    the share of l among all tokens at least as high, with l one k-th of all tokens and the other k - 1 languages
+    weighted equally. A random neuron scores 1 / k. In each language round(top x layers x width) neurons are kept.
+
+    Source: Kojima et al. 2024 (arXiv 2404.02431), who take the mean activation of a sentence as the detector; this
+    takes each token's, which needs no second recording.
+
+    Args:
+        top: Share of all neurons to keep in each language.
+        side: ``"top"``, ``"bottom"`` (lowest average precision: neurons that are low in the language), or ``"both"``
+            (half from each).
+
+    Example:
+        >>> TokenAP(top=0.01, side="both")
+        TokenAP(top=0.01, side='both')
+    """
+
+    top: float = PER_LANGUAGE
+    side: Side = "top"
+
+    def __post_init__(self):
+        check_share("top", self.top)
+        _check_side(self.side)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """No optional accumulator."""
+        return ()
+
+    def scores(self, stats: ActivationStats) -> Scores:
+        """Average precision of every neuron in every language."""
+        prior = 1 / len(stats.languages)
+        return _detection_scores(stats, repr(self), lambda p, n: average_precision(p, n, prior))
+
+    def identify(self, stats: ActivationStats) -> NeuronSet:
+        """Label, in each language, the best detectors.
+
+        Raises:
+            StatisticsError: If there are fewer than two languages, or no histograms.
+        """
+        return best_per_language(stats, self.scores(stats), wanted(self.top, stats), self.side)
+
+
+@dataclass(frozen=True)
+class AUROC:
+    """Neurons that separate a language's tokens from the others' best, as the area under the ROC curve.
+
+    The score is P(x > y) + P(x = y) / 2 for x a token of language l and y a token of another language, each other
+    language weighted equally: 0.5 for a random neuron, 0 for one that is always lower in l. In each language
+    round(top x layers x width) neurons are kept.
+
+    Args:
+        top: Share of all neurons to keep in each language.
+        side: ``"top"``, ``"bottom"`` (smallest area), or ``"both"`` (half from each).
+
+    Example:
+        >>> AUROC(top=0.01)
+        AUROC(top=0.01, side='top')
+    """
+
+    top: float = PER_LANGUAGE
+    side: Side = "top"
+
+    def __post_init__(self):
+        check_share("top", self.top)
+        _check_side(self.side)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """No optional accumulator."""
+        return ()
+
+    def scores(self, stats: ActivationStats) -> Scores:
+        """Area under the ROC curve of every neuron in every language."""
+        return _detection_scores(stats, repr(self), area_under_roc)
+
+    def identify(self, stats: ActivationStats) -> NeuronSet:
+        """Label, in each language, the best detectors.
+
+        Raises:
+            StatisticsError: If there are fewer than two languages, or no histograms.
+        """
+        return best_per_language(stats, self.scores(stats), wanted(self.top, stats), self.side)
+
+
+def area_under_roc(
+    positives: Float[Tensor, "*any cell"], negatives: Float[Tensor, "*any cell"]
+) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any cell"], Float[Tensor, "*any cell"]]:
+    """Area under the ROC curve of two distributions over increasing cells; ties inside a cell count half.
+
+    Returns:
+        The area, and its slope in the positives and negatives of every cell.
+
+    Example:
+        >>> float(area_under_roc(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]))[0])
+        0.75
+    """
+    below = negatives.cumsum(-1) - negatives / 2
+    above = positives.sum(-1, keepdim=True) - positives.cumsum(-1) + positives / 2
+    return (positives * below).sum(-1), below, above
+
+
+def average_precision(
+    positives: Float[Tensor, "*any cell"], negatives: Float[Tensor, "*any cell"], prior: float
+) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any cell"], Float[Tensor, "*any cell"]]:
+    """Average precision of two distributions over increasing cells; ties inside a cell count half.
+
+    Args:
+        positives: Share of the positives in each cell.
+        negatives: Share of the negatives in each cell.
+        prior: Share of positives among all.
+
+    Returns:
+        The average precision, and its slope in the positives and negatives of every cell.
+
+    Example:
+        >>> float(average_precision(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]), 0.5)[0])
+        1.0
+    """
+    found = _at_least(positives) * prior
+    missed = _at_least(negatives) * (1 - prior)
+    total = found + missed
+    total = torch.where(total > 0, total, 1.0)
+    precision = found / total
+    gained = positives * missed / total**2 * prior
+    lost = -positives * found / total**2 * (1 - prior)
+    return (positives * precision).sum(-1), precision + _at_most(gained), _at_most(lost)
+
+
+def _at_least(shares: Tensor) -> Tensor:
+    """Share in higher cells and half of this one."""
+    return shares.sum(-1, keepdim=True) - shares.cumsum(-1) + shares / 2
+
+
+def _at_most(values: Tensor) -> Tensor:
+    """Sum over lower cells and half of this one."""
+    return values.cumsum(-1) - values / 2
+
+
+def _detection_scores(stats: ActivationStats, method: str, detect: Detection) -> Scores:
+    check_several(stats)
+    return Scores(
+        values=torch.stack([_layer_scores(stats, layer, detect) for layer in range(stats.shape[0])], dim=1),
+        languages=stats.languages,
+        method=method,
+        uncertainty=DESIGN_EFFECT,
+        degrees_of_freedom=degrees_of_freedom(stats),
+        compute_standard_error=lambda: _standard_error(stats, detect),
+        bounds=(0.0, 1.0),
+    )
+
+
+def _layer_scores(stats: ActivationStats, layer: int, detect: Detection) -> Float[Tensor, "language neuron"]:
+    cells = _cells(stats, layer)
+    pieces = []
+    for part in cells.split(CHUNK, dim=1):
+        total = part.sum(0)
+        pieces.append(torch.stack([detect(one, (total - one) / (len(part) - 1))[0] for one in part]))
+    return torch.cat(pieces, dim=1)
+
+
+def _standard_error(stats: ActivationStats, detect: Detection) -> Float[Tensor, "language layer neuron"]:
+    tokens = stats.tokens[:, None, None].double()
+    per_token = torch.stack([design_effect(stats, language) for language in stats.languages]) / tokens
+    rows = []
+    for layer in range(stats.shape[0]):
+        cells = _cells(stats, layer).split(CHUNK, dim=1)
+        weights = per_token[:, layer].split(CHUNK, dim=1)
+        rows.append(torch.cat([_variances(part, one, detect) for part, one in zip(cells, weights, strict=True)], dim=1))
+    return torch.stack(rows, dim=1).sqrt()
+
+
+def _variances(cells: Tensor, per_token: Tensor, detect: Detection) -> Float[Tensor, "language neuron"]:
+    """First-order variance: that of each score's slope under every language's own distribution."""
+    total, others = cells.sum(0), len(cells) - 1
+    rows = []
+    for i, one in enumerate(cells):
+        _, of_positives, of_negatives = detect(one, (total - one) / others)
+        slopes = [of_positives if j == i else of_negatives / others for j in range(len(cells))]
+        variances = torch.stack([_spread(shares, slope) for shares, slope in zip(cells, slopes, strict=True)])
+        rows.append((variances * per_token).sum(0))
+    return torch.stack(rows)
+
+
+def _spread(shares: Tensor, slope: Tensor) -> Tensor:
+    mean = (shares * slope).sum(-1, keepdim=True)
+    return (shares * (slope - mean) ** 2).sum(-1)
+
+
+def _cells(stats: ActivationStats, layer: int) -> Float[Tensor, "language neuron cell"]:
+    """Share of each language's tokens between common increasing points, and beyond them."""
+    cdfs = [stats._cdf(language, layer) for language in stats.languages]
+    points = _common_points(cdfs)
+    cumulative = torch.stack([torch.stack([cdf(point) for point in points], dim=1) for cdf in cdfs])
+    ends = torch.ones_like(cumulative[..., :1])
+    return cumulative.diff(dim=-1, prepend=0 * ends, append=ends)
+
+
+def _common_points(cdfs: Sequence[ValueCdf]) -> Float[Tensor, "point neuron"]:
+    """Points spread as all languages' histogram edges are, in values."""
+    ordered = torch.cat([_edges_in_values(cdf) for cdf in cdfs], dim=1).sort(dim=1).values
+    chosen = torch.linspace(0, ordered.shape[1] - 1, min(POINTS, ordered.shape[1])).round().long()
+    return ordered[:, chosen].T.contiguous()
+
+
+def _edges_in_values(cdf: ValueCdf) -> Float[Tensor, "neuron edge"]:
+    edges = cdf.coordinate.edges
+    if cdf.scale is not None:
+        return torch.sinh(edges) * cdf.scale.double()[:, None]
+    if cdf.act_fn is None:
+        return edges
+    return torch.from_numpy(np.interp(edges.numpy(), cdf.act_fn.inputs.numpy(), cdf.act_fn.outputs.numpy()))
+
+
+def _check_side(side: str) -> None:
+    if side not in get_args(Side):
+        raise StatisticsError(unknown("side", side, get_args(Side)))

@@ -1,0 +1,83 @@
+"""Reading neuron masks that others published as torch files, without running what may be hidden in them."""
+
+import pickle
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from langneurons.errors import LangNeuronsWarning, NeuronSetError, StorageError
+
+EXPECTED = "a list over languages of a list over layers of neuron indices"
+
+
+def read_rucaibox(
+    path: Path, languages: Sequence[str], shape: tuple[int, int] | None
+) -> tuple[list[np.ndarray], tuple[int, int]]:
+    """Read a ``.neuron.pth`` file of Tang et al. 2024.
+
+    Args:
+        path: The file.
+        languages: What its lists stand for.
+        shape: Layers and neurons a layer, or None to infer the width.
+
+    Returns:
+        Flat indices of each language, and the shape.
+
+    Raises:
+        StorageError: If the file cannot be read safely.
+        NeuronSetError: If it holds something else, or does not fit.
+    """
+    content = _checked(_load(path), path)
+    if len(content) != len(languages):
+        raise NeuronSetError(
+            f"{path} holds {len(content)} languages, but {len(languages)} were named ({', '.join(languages)}): "
+            "name them in the file's order."
+        )
+    layers = len(content[0])
+    largest = max((int(indices.max()) for one in content for indices in one if indices.numel()), default=-1)
+    if shape is None:
+        shape = (layers, largest + 1)
+        warnings.warn(
+            f"The width of {path.name} was inferred from its largest index as {largest + 1}, which may be too small: "
+            "give shape=(layers, width).",
+            LangNeuronsWarning,
+            stacklevel=4,
+        )
+    if layers != shape[0] or largest >= shape[1]:
+        raise NeuronSetError(
+            f"{path} holds {layers} layers and neurons up to {largest}, which does not fit shape={tuple(shape)}."
+        )
+    return [_flat(one, shape[1]) for one in content], shape
+
+
+def _load(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise StorageError(f"Cannot read {path}: there is no such file.") from error
+    except pickle.UnpicklingError as error:
+        raise StorageError(
+            f"{path} was refused: it holds something other than plain tensors and lists; nothing in it was executed."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise StorageError(f"{path} is not a whole torch file.") from error
+
+
+def _checked(content: object, path: Path) -> list[list[Tensor]]:
+    if not isinstance(content, list) or not content or not all(isinstance(one, list) for one in content):
+        raise NeuronSetError(f"{path} does not hold {EXPECTED}.")
+    if len({len(one) for one in content}) != 1:
+        raise NeuronSetError(f"{path} holds languages with different numbers of layers.")
+    for indices in (indices for one in content for indices in one):
+        whole = isinstance(indices, Tensor) and indices.ndim == 1 and not indices.dtype.is_floating_point
+        if not whole or (indices.numel() and int(indices.min()) < 0):
+            raise NeuronSetError(f"{path} does not hold {EXPECTED}.")
+    return content
+
+
+def _flat(layers: list[Tensor], width: int) -> np.ndarray:
+    return np.concatenate([indices.long().numpy() + layer * width for layer, indices in enumerate(layers)])

@@ -1,0 +1,12 @@
+"""Models: HookedTransformer or TransformerBridge behind one vocabulary.
+
+``load_model`` gives the TransformerLens object itself; ``view`` gives what the other rooms need of it. Only this room
+knows how the two classes differ and what their hook points are called.
+"""
+
+from langneurons.models.description import ModelDescription, describe
+from langneurons.models.loading import load_model
+from langneurons.models.sites import SITES
+from langneurons.models.view import ModelView, view
+
+__all__ = ["SITES", "ModelDescription", "ModelView", "describe", "load_model", "view"]

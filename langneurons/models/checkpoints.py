@@ -1,0 +1,215 @@
+"""Checkpoints on disk or on the hub: configuration, weights and tokenizer; broken ones are refused in plain words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from langneurons import babel
+from langneurons.errors import ModelError
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+
+
+def source_of(name: str | Path) -> str:
+    """Turn a name into what transformers loads: the embedded folder, a local folder, or a hub id.
+
+    Args:
+        name: ``"babel"``, a folder, or a hub id such as ``"gpt2"`` or ``"meta-llama/Llama-3.1-8B"``.
+
+    Returns:
+        A folder that has a config.json, or the hub id.
+
+    Raises:
+        ModelError: If it looks like a folder and is none, or has no config.json.
+    """
+    if not str(name):
+        raise ModelError("A model needs a name: 'babel', a folder, or a hub id.")
+    folder = babel.FOLDER if str(name) == "babel" else Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"No model in folder {str(folder)!r}: it has no config.json.")
+        return str(folder)
+    if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"No model {str(name)!r}: there is no such folder.")
+    return name
+
+
+def load_config(name: str | Path) -> PretrainedConfig:
+    """Load a configuration and refuse models that have no language neurons in our sense.
+
+    Args:
+        name: As for ``source_of``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ModelError: If it cannot be found or read, or the model is a mixture of experts or an encoder.
+    """
+    source = source_of(name)
+    with _said_plainly(name, "configuration"):
+        config = AutoConfig.from_pretrained(source)
+    check_supported(config, str(name))
+    return config
+
+
+def check_supported(config: PretrainedConfig, name: str) -> None:
+    """Refuse mixtures of experts and encoders by name.
+
+    Args:
+        config: The model's configuration.
+        name: What the model is called.
+
+    Raises:
+        ModelError: If it is one.
+    """
+    text = config.get_text_config()
+    architecture = (config.architectures or [config.model_type])[0]
+    if any((getattr(text, field, None) or 0) > 1 for field in _EXPERTS):
+        raise ModelError(
+            f"{name!r} ({architecture}) is a mixture of experts: its MLPs do not run for every token, so the neuron "
+            "statistics of langneurons would mislead. Use a dense model."
+        )
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if getattr(config, "is_encoder_decoder", False) or masked:
+        raise ModelError(f"{name!r} ({architecture}) has an encoder; langneurons takes decoder-only language models.")
+
+
+def load_weights(
+    name: str | Path, config: PretrainedConfig, dtype: torch.dtype | str, device: torch.device | None, device_map: Any
+) -> PreTrainedModel:
+    """Load a model's weights and make sure that every one of them came from the checkpoint.
+
+    Args:
+        name: As for ``source_of``.
+        config: Its configuration.
+        dtype: The dtype to load in, or ``"auto"`` for the checkpoint's own.
+        device: Where to put it; ignored with ``device_map``.
+        device_map: Placement over several devices, as in transformers.
+
+    Returns:
+        The Hugging Face model in evaluation mode.
+
+    Raises:
+        ModelError: If weights are missing, of another shape, corrupt or unreachable.
+    """
+    with _said_plainly(name, "weights"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source_of(name),
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            output_loading_info=True,
+            # Mismatches are then listed, not raised, and refused below by name.
+            ignore_mismatched_sizes=True,
+        )
+        model, info = loaded
+    _refuse_incomplete(info, str(name))
+    if device_map is None and device is not None:
+        model.to(device)
+    return model.eval()
+
+
+def _refuse_incomplete(info: dict[str, Any], name: str) -> None:
+    """Refuse a checkpoint that left weights at their random initial values."""
+    other_shape = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    for weights, said in [
+        (info["missing_keys"], "lacks weights that"),
+        (other_shape, "has weights of another shape than"),
+    ]:
+        if weights:
+            first = ", ".join(sorted(weights)[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
+            raise ModelError(
+                f"The checkpoint of {name!r} {said} its config.json asks for: {first}. "
+                "It is incomplete, or belongs to another model."
+            )
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer.
+
+    Args:
+        name: As for ``source_of``.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ModelError: If there is none, or it cannot be read.
+    """
+    source = Path(source_of(name))
+    if source.is_dir() and not any((source / file).is_file() for file in _TOKENIZER_FILES):
+        raise ModelError(
+            f"The folder {str(source)!r} has no tokenizer.json: add one, or give a tokenizer as tokenizer=."
+        )
+    with _said_plainly(name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(str(source))
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str) -> None:
+    """Refuse a tokenizer whose ids do not fit the model's vocabulary.
+
+    Args:
+        tokenizer: The tokenizer.
+        config: The model's configuration.
+        name: What the model is called.
+
+    Raises:
+        ModelError: If an id has no embedding.
+    """
+    size = config.get_text_config().vocab_size
+    if (highest := max(tokenizer.get_vocab().values(), default=-1)) >= size:
+        raise ModelError(
+            f"The tokenizer and the vocabulary of {name!r} do not fit: the tokenizer has ids up to {highest}, the "
+            f"model has {size} embeddings. Give the model's own tokenizer as tokenizer=."
+        )
+
+
+@contextmanager
+def _said_plainly(name: str | Path, what: str) -> Iterator[None]:
+    """Silence transformers' load report and turn its many exceptions into one sentence."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ImportError) as error:
+        if what == "configuration" and isinstance(error, OSError) and not Path(source_of(name)).is_dir():
+            raise ModelError(
+                f"There is no folder {str(name)!r}, and no model of that name can be fetched from the hub: it does not "
+                "exist there, needs a login, or this machine is offline."
+            ) from error
+        raise ModelError(f"Cannot load the {what} of {str(name)!r}: {_first_sentence(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_sentence(error: Exception) -> str:
+    if isinstance(error, SafetensorError):
+        return f"they are corrupt or truncated ({error}); fetch the file again."
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:237].rsplit(" ", 1)[0] + " ..."

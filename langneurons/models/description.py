@@ -1,0 +1,95 @@
+"""What loading a model will mean, told from its configuration alone, without its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from langneurons.errors import ModelError
+from langneurons.models.checkpoints import check_supported, load_config
+from langneurons.models.hooked import architecture_of, context_length_of, reason_against_hooked
+from langneurons.models.loading import choose_backend, parse_dtype
+
+_INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner")
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model's shape and what it takes to load it.
+
+    Attributes:
+        name: What it is called.
+        architecture: Its architecture, such as ``"LlamaForCausalLM"``.
+        parameters: How many weights it has, tied ones once.
+        layers: How many layers it has.
+        neurons: How many neurons a layer has at each site (heads at ``head``).
+        context_length: The longest text it takes, in tokens.
+        dtype: The dtype it loads in unless told otherwise.
+        memory_to_load: Bytes of weights in memory after loading, for each backend it can load with.
+        backend: The backend that ``auto`` takes.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    layers: int
+    neurons: dict[str, int]
+    context_length: int
+    dtype: torch.dtype
+    memory_to_load: dict[str, int]
+    backend: str
+
+
+def describe(name: str | Path, hf_config: PretrainedConfig | None = None) -> ModelDescription:
+    """Describe a model from its configuration.
+
+    Args:
+        name: ``"babel"``, a local folder, or a hub id; with ``hf_config``, what to call it.
+        hf_config: A configuration in memory instead.
+
+    Returns:
+        The description.
+
+    Raises:
+        ModelError: If the model cannot be found or is not supported.
+    """
+    config = load_config(name) if hf_config is None else hf_config
+    check_supported(config, str(name))
+    backend = choose_backend(config, str(name))
+    text = config.get_text_config()
+    dtype = torch.float32 if str(name) == "babel" else parse_dtype(text.dtype) or torch.float32
+    parameters, untied = _parameters(config, str(name))
+    memory = {"bridge": parameters * dtype.itemsize}
+    if reason_against_hooked(config) is None:
+        # HookedTransformer has its own unembedding where the checkpoint ties it to the embedding.
+        memory["hooked"] = (parameters + untied) * dtype.itemsize
+    return ModelDescription(
+        name=str(name),
+        architecture=architecture_of(config),
+        parameters=parameters,
+        layers=text.num_hidden_layers,
+        neurons=_neurons(text),
+        context_length=context_length_of(config),
+        dtype=dtype,
+        memory_to_load=memory,
+        backend=backend,
+    )
+
+
+def _parameters(config: PretrainedConfig, name: str) -> tuple[int, int]:
+    """Count a model's weights, and those of a tied unembedding, on tensors that have no storage."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"Cannot describe {name!r}: {error}") from error
+    tied = config.get_text_config().tie_word_embeddings
+    return sum(weight.numel() for weight in model.parameters()), model.get_input_embeddings().weight.numel() * bool(
+        tied
+    )
+
+
+def _neurons(text: PretrainedConfig) -> dict[str, int]:
+    stored = next((size for field in _INTERMEDIATE if (size := getattr(text, field, None))), 4 * text.hidden_size)
+    return {"pre": stored, "act": stored, "post": stored, "head": text.num_attention_heads}

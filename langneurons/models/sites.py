@@ -1,0 +1,186 @@
+"""Reading and writing neurons while a model runs, in the same words on HookedTransformer and TransformerBridge.
+
+Four sites: ``pre`` (the gate's pre-activation z), ``act`` (act_fn(z)), ``post`` (what W_out reads) and ``head`` (the
+attention output of each head). Only the hook points both classes share are used: ``mlp.hook_pre``,
+``mlp.hook_pre_linear``, ``mlp.hook_post`` and ``attn.hook_z``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+
+SITES = ("pre", "act", "post", "head")
+
+Reader = Callable[[int, torch.Tensor], object]
+Change = Callable[[int, torch.Tensor], torch.Tensor]
+Hook = Callable[[torch.Tensor], torch.Tensor | None]
+
+_UNIT_AXIS = 2
+
+
+@contextmanager
+def attached(hooks: list[tuple[Any, Hook]]) -> Iterator[None]:
+    """Attach functions to hook points inside a block; afterwards these, and no others, are gone."""
+    handles = []
+    try:
+        for point, function in hooks:
+            point.add_hook(lambda values, hook, function=function: function(values))
+            handles.append((point, point.fwd_hooks[-1]))
+        yield
+    finally:
+        for point, handle in handles:
+            handle.hook.remove()
+            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+
+@dataclass(eq=False)
+class Layer:
+    """One layer's hook points, and what the running forward has computed of its activation.
+
+    ``adds_bias``: the MLP adds b_in after the product act x up (HookedTransformer), not inside up (a bridge).
+    ``flattened``: the MLP (OPT's) sees batch and position as one axis.
+    """
+
+    index: int
+    mlp: Any
+    attention: Any
+    input_point: Any
+    act_fn: Callable[[torch.Tensor], torch.Tensor]
+    gated: bool
+    adds_bias: bool
+    n_heads: int
+    flattened: bool = False
+    batch_size: int = 1
+    act_writers: int = 0
+    pre: torch.Tensor | None = None
+    up: torch.Tensor | None = None
+    act: torch.Tensor | None = None
+
+    def point(self, site: str) -> Any:
+        """Find the hook point whose tensor is the site's (for ``act`` on gated MLPs: its pre-activation's)."""
+        if site == "head":
+            return self.attention.hook_z
+        reads_pre = site == "pre" or (site == "act" and self.gated)
+        return self.mlp.hook_pre if reads_pre else self.mlp.hook_post
+
+    def shaped(self, site: str, values: torch.Tensor) -> torch.Tensor:
+        """View a hook point's tensor as "batch position neuron", or "batch position head d_head"."""
+        if site == "head":
+            return values if values.ndim == 4 else values.unflatten(-1, (self.n_heads, -1))
+        return values if values.ndim == 3 else values.unflatten(0, (self.batch_size, -1))
+
+    def batch_hooks(self) -> list[tuple[Any, Hook]]:
+        """Remember the batch size, where the MLP does not see it."""
+
+        def remember(values: torch.Tensor) -> None:
+            self.batch_size = values.shape[0]
+
+        return [(self.input_point, remember)] if self.flattened else []
+
+    def forget(self) -> None:
+        """Let go of the tensors of the last forward."""
+        self.pre = self.up = self.act = None
+
+
+def reading_hooks(layer: Layer, readers: Mapping[str, Reader]) -> list[tuple[Any, Hook]]:
+    """Build the hooks that hand each site's tensor of a layer to its reader, computing act_fn at most once.
+
+    Args:
+        layer: The layer.
+        readers: A function of (layer index, values) for each site asked for.
+
+    Returns:
+        Pairs of hook point and hook, at most one a hook point.
+    """
+    by_point: dict[int, tuple[Any, list[str]]] = {}
+    for site in readers:
+        point = layer.point(site)
+        by_point.setdefault(id(point), (point, []))[1].append(site)
+    return layer.batch_hooks() + [(point, _reader(layer, sites, readers)) for point, sites in by_point.values()]
+
+
+def _reader(layer: Layer, sites: list[str], readers: Mapping[str, Reader]) -> Hook:
+    def read(values: torch.Tensor) -> None:
+        for site in sites:
+            shaped = layer.shaped(site, values)
+            readers[site](layer.index, layer.act_fn(shaped) if site == "act" and layer.gated else shaped)
+
+    return read
+
+
+@contextmanager
+def writing_hooks(
+    layers: list[Layer], site: str, neurons: Mapping[int, Int[torch.Tensor, " unit"]], change: Change
+) -> Iterator[None]:
+    """Write new values at some neurons (or heads) during every forward inside the block, one indexed write a layer.
+
+    Args:
+        layers: The layers of the model.
+        site: Where to write.
+        neurons: From layer index to sorted indices of neurons, or of heads at ``head``.
+        change: From (layer index, current values) to new values of that shape.
+    """
+    hooks: list[tuple[Any, Hook]] = []
+    gated = [layers[index] for index in neurons if site == "act" and layers[index].gated]
+    try:
+        for layer in gated:
+            layer.act_writers += 1
+        for index, units in neurons.items():
+            build = _gated_act_hooks if layers[index] in gated else _plain_hooks
+            hooks += layers[index].batch_hooks() + build(layers[index], site, units, change)
+        with attached(hooks):
+            yield
+    finally:
+        for layer in gated:
+            layer.act_writers -= 1
+            layer.forget()
+
+
+def _plain_hooks(layer: Layer, site: str, units: torch.Tensor, change: Change) -> list[tuple[Any, Hook]]:
+    def write(values: torch.Tensor) -> torch.Tensor:
+        shaped, index = layer.shaped(site, values), units.to(values.device)
+        written = _written(shaped, index, change(layer.index, shaped.index_select(_UNIT_AXIS, index)))
+        if site == "pre" and layer.act_writers:
+            layer.pre = written
+        return written.reshape(values.shape)
+
+    return [(layer.point(site), write)]
+
+
+def _gated_act_hooks(layer: Layer, site: str, units: torch.Tensor, change: Change) -> list[tuple[Any, Hook]]:
+    """Write act(z) = v exactly, as v x up at what W_out reads: no hook point lies between act_fn and the product."""
+    order = layer.act_writers
+
+    def save_pre(values: torch.Tensor) -> None:
+        layer.pre, layer.act = layer.shaped(site, values), None
+
+    def save_up(values: torch.Tensor) -> None:
+        layer.up = layer.shaped(site, values)
+
+    def write(values: torch.Tensor) -> torch.Tensor:
+        assert layer.pre is not None
+        assert layer.up is not None
+        shaped, index = layer.shaped(site, values), units.to(values.device)
+        # act_fn of the whole tensor, then the columns: of gathered columns its last bits may differ.
+        act = layer.act_fn(layer.pre) if layer.act is None else layer.act
+        new = change(layer.index, act.index_select(_UNIT_AXIS, index)).to(act.dtype)
+        product = new * layer.up.index_select(_UNIT_AXIS, index)
+        if layer.adds_bias:
+            product = product + layer.mlp.b_in[index]
+        # A writing entered later starts from these values; the last one lets go of the tensors.
+        if order < layer.act_writers:
+            layer.act = _written(act, index, new)
+        else:
+            layer.forget()
+        return _written(shaped, index, product).reshape(values.shape)
+
+    return [(layer.mlp.hook_pre, save_pre), (layer.mlp.hook_pre_linear, save_up), (layer.mlp.hook_post, write)]
+
+
+def _written(values: torch.Tensor, index: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    shape = (*values.shape[:_UNIT_AXIS], len(index), *values.shape[_UNIT_AXIS + 1 :])
+    return values.index_copy(_UNIT_AXIS, index, new.to(values.dtype).expand(shape))

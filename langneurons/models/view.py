@@ -1,0 +1,339 @@
+"""One vocabulary over HookedTransformer and TransformerBridge, whoever loaded them."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from langneurons.errors import HookSiteError, LangNeuronsError, ModelError, unknown
+from langneurons.models.bridge import bridge_activation, native_attention
+from langneurons.models.fingerprint import module_fingerprint, weights_version
+from langneurons.models.hooked import activation_of, hooked_class
+from langneurons.models.probe import Probe
+from langneurons.models.sites import SITES, Change, Layer, Reader, attached, reading_hooks, writing_hooks
+
+_VIEW = "_langneurons_view"
+
+
+def view(model: Any) -> "ModelView":
+    """See a model through one vocabulary; the view is made once and lives as long as the model.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge, from load_model or from TransformerLens.
+
+    Returns:
+        The model's view.
+
+    Raises:
+        ModelError: If it is neither.
+        HookSiteError: If a site's hook does not fire exactly once a layer.
+    """
+    if (made := vars(model).get(_VIEW) if isinstance(model, nn.Module) else None) is not None:
+        return made
+    made = ModelView(model)
+    made.check_sites(torch.arange(min(4, made.context_length), device=made.device)[None])
+    return made
+
+
+class ModelView:
+    """What every room needs of a model: its shape, its forward, and reading and writing its neurons.
+
+    Attributes:
+        model: The TransformerLens object.
+        tokenizer: Its tokenizer as the checkpoint has it, or None.
+        name: What it is called.
+        backend: ``"hooked"`` or ``"bridge"``.
+        n_layers: How many layers it has.
+        context_length: The longest text it takes, in tokens.
+        gated: Whether its MLP multiplies act by up, so that ``act`` and ``post`` differ.
+        act_fn_name: Its activation function, as the checkpoint's configuration names it.
+        sites: The sites it has.
+    """
+
+    sites: tuple[str, ...] = SITES
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> None:
+        self.model = model
+        self.backend = _backend_of(model)
+        self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
+        self.name: str = name or model.cfg.model_name
+        self.n_layers: int = model.cfg.n_layers
+        self.context_length: int = model.cfg.n_ctx
+        self._layers = [self._layer(index) for index in range(self.n_layers)]
+        self.gated = self._layers[0].gated
+        self.act_fn_name: str = model.cfg.act_fn if self.backend == "hooked" else activation_of(self._hf_model.config)
+        self._widths: dict[str, int] = {}
+        self._fingerprint: tuple[str, str] | None = None
+        self._attention: str | None = None
+        vars(model)[_VIEW] = self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is, and so where tokens go."""
+        return next(self.model.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """Which weights: as load_model found them, or as they are now if they were changed in place since.
+
+        Equal for both backends loaded through load_model from the same weights and dtype.
+        """
+        version = weights_version(self.model)
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            self._fingerprint = (version, module_fingerprint(self.model))
+        return self._fingerprint[1]
+
+    def remember_fingerprint(self, fingerprint: str) -> None:
+        """Keep the fingerprint of the weights the model was loaded with, until they change."""
+        self._fingerprint = (weights_version(self.model), fingerprint)
+
+    def width(self, site: str) -> int:
+        """Count a layer's neurons at a site (its heads at ``head``), as read from the site's tensor."""
+        self._known(site)
+        return self._widths[site]
+
+    def act_fn(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Find the activation function a layer's MLP really calls."""
+        return self._layers[layer].act_fn
+
+    def forward(
+        self,
+        tokens: Int[torch.Tensor, "batch position"],
+        attention_mask: Int[torch.Tensor, "batch position"] | None = None,
+        logits: bool = True,
+    ) -> Float[torch.Tensor, "batch position token"] | None:
+        """Run the model.
+
+        Args:
+            tokens: Token ids, special tokens included.
+            attention_mask: 1 for real tokens, 0 for padding; None where every token is real or padding is on the right.
+            logits: Whether logits are wanted; without them the unembedding is skipped.
+
+        Returns:
+            Logits, or None.
+        """
+        run = self._run_hooked if self.backend == "hooked" else self._run_bridge
+        return run(tokens.to(self.device), attention_mask, logits)
+
+    def _run_hooked(self, tokens: torch.Tensor, mask: torch.Tensor | None, logits: bool) -> torch.Tensor | None:
+        if mask is None and getattr(self.model.tokenizer, "padding_side", "right") == "left":
+            # Without a mask HookedTransformer would take every padding token's id for padding.
+            mask = torch.ones_like(tokens)
+        out = self.model(tokens, attention_mask=mask, stop_at_layer=None if logits else self.n_layers)
+        return out if logits else None
+
+    def _run_bridge(self, tokens: torch.Tensor, mask: torch.Tensor | None, logits: bool) -> torch.Tensor | None:
+        accepted = inspect.signature(self._hf_model.forward).parameters
+        options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+        if not logits and "logits_to_keep" in accepted:
+            options["logits_to_keep"] = 1
+        out = self.model(tokens, attention_mask=mask, **options)
+        return out if logits else None
+
+    @contextmanager
+    def native_attention(self) -> Iterator[None]:
+        """Run a bridge's attention in transformers' own way inside the block, about as fast as the plain model.
+
+        All four sites can be read and written as ever; ``hook_pattern`` and ``hook_attn_scores`` stay silent. Nothing
+        changes for a HookedTransformer, nor for a bridge that failed the check of this at load, or was not loaded by
+        load_model.
+        """
+        with native_attention(self.model, self._attention) if self._attention else nullcontext():
+            yield
+
+    def try_native_attention(self, implementation: str, probe: Probe) -> None:
+        """Make ``native_attention`` available if, with it, sites still fire once and logits are still right."""
+        self._attention = implementation
+        try:
+            with self.native_attention():
+                probe.check(self.check_sites(probe.tokens), self.name, self.backend)
+        except LangNeuronsError:
+            self._attention = None
+
+    @contextmanager
+    def reading(self, readers: Mapping[str, Reader]) -> Iterator[None]:
+        """Hand each site's tensor to a function, once a layer, during every forward inside the block.
+
+        ``pre``, ``act`` and ``post`` are "batch position neuron", ``head`` is "batch position head d_head". Values
+        written by a ``writing`` entered before are seen, with one exception: on gated MLPs ``act`` is act_fn of the
+        pre-activation, so values written at ``act`` show only at ``post``.
+
+        Args:
+            readers: From site to a function of (layer index, values); what it returns is ignored.
+
+        Raises:
+            HookSiteError: If a site is unknown.
+        """
+        for site in readers:
+            self._known(site)
+        with attached([hook for layer in self._layers for hook in reading_hooks(layer, readers)]):
+            yield
+
+    def cached(self, cache: Any, site: str, layer: int) -> torch.Tensor:
+        """Find a site's tensor of one layer in a TransformerLens ActivationCache.
+
+        Args:
+            cache: What ``run_with_cache`` gave for this model.
+            site: Any site.
+            layer: The layer.
+
+        Returns:
+            "batch position neuron", at ``head`` "batch position head d_head".
+
+        Raises:
+            HookSiteError: If the cache does not hold the hook the site is read from.
+        """
+        self._known(site)
+        reads_pre = site == "pre" or (site == "act" and self.gated)
+        hook = "attn.hook_z" if site == "head" else "mlp.hook_pre" if reads_pre else "mlp.hook_post"
+        name = f"blocks.{layer}.{hook}"
+        try:
+            values = cache[name]
+        except KeyError as error:
+            raise HookSiteError(f"The cache lacks {name}, which site {site!r} is read from; cache it too.") from error
+        one = self._layers[layer]
+        shaped = one.shaped(site, values)
+        return one.act_fn(shaped) if site == "act" and self.gated else shaped
+
+    @contextmanager
+    def writing(self, site: str, neurons: Mapping[int, Int[torch.Tensor, " unit"]], change: Change) -> Iterator[None]:
+        """Write new values at some neurons during every forward inside the block.
+
+        One indexed write a layer, out of place and differentiable; blocks nest in the order entered, each starting
+        from the values the one before wrote.
+
+        Args:
+            site: Where to write.
+            neurons: From layer index to sorted indices of neurons, or of heads at ``head``.
+            change: A function of (layer index, current values) that returns the new ones, for the neurons given only:
+                "batch position neuron", at ``head`` "batch position head d_head".
+
+        Raises:
+            HookSiteError: If the site, a layer or an index does not exist.
+        """
+        self._known(site)
+        on_device = {layer: self._indices(site, layer, units) for layer, units in neurons.items() if len(units)}
+        with writing_hooks(self._layers, site, on_device, change):
+            yield
+
+    def output_norm(self, site: str) -> Float[torch.Tensor, "layer unit"]:
+        """Measure how strongly each neuron can write: the norm of its row of W_out, of a head's block of W_O.
+
+        Args:
+            site: Any site; the three of the MLP share W_out.
+
+        Returns:
+            Norms in float32, on CPU.
+        """
+        self._known(site)
+        return torch.stack([self._output_norm(layer, site) for layer in self._layers])
+
+    @torch.no_grad()
+    def _output_norm(self, layer: Layer, site: str) -> Float[torch.Tensor, " unit"]:
+        if site != "head":
+            return layer.mlp.W_out.float().norm(dim=1).cpu()
+        return layer.attention.W_O.float().reshape(layer.n_heads, -1).norm(dim=1).cpu()
+
+    @torch.no_grad()
+    def check_sites(self, tokens: Int[torch.Tensor, "batch position"]) -> Float[torch.Tensor, "batch position token"]:
+        """Run the model once and check that every site's tensor arrives exactly once a layer, all of one width.
+
+        Args:
+            tokens: What to run it on.
+
+        Returns:
+            The logits of that run.
+
+        Raises:
+            HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
+        """
+        seen: dict[str, list[tuple[int, int]]] = {site: [] for site in self.sites}
+        with ExitStack() as stack:
+            stack.enter_context(attached([hook for layer in self._layers for hook in _find_shapes(layer)]))
+            stack.enter_context(self.reading({site: _note(found) for site, found in seen.items()}))
+            logits = self.forward(tokens)
+        for site, found in seen.items():
+            if [layer for layer, _ in found] != list(range(self.n_layers)):
+                fired = sorted(layer for layer, _ in found)
+                raise HookSiteError(
+                    f"The hooks of site {site!r} of {self.name!r} fire at layers {fired}; each of its {self.n_layers} "
+                    "layers should fire once."
+                )
+            if len(widths := {width for _, width in found}) != 1:
+                raise HookSiteError(f"Layers of {self.name!r} differ in width at site {site!r}: {sorted(widths)}.")
+            self._widths[site] = widths.pop()
+        assert logits is not None
+        return logits
+
+    @property
+    def _hf_model(self) -> Any:
+        return self.model.original_model
+
+    def _layer(self, index: int) -> Layer:
+        block = self.model.blocks[index]
+        mlp, attention = getattr(block, "mlp", None), getattr(block, "attn", None)
+        points = [getattr(mlp, "hook_pre", None), getattr(mlp, "hook_post", None), getattr(attention, "hook_z", None)]
+        if mlp is None or attention is None or None in points:
+            raise HookSiteError(f"Layer {index} of {self.name!r} lacks an MLP or an attention that hooks can reach.")
+        hooked = self.backend == "hooked"
+        gated = getattr(mlp, "hook_pre_linear", None) is not None
+        return Layer(
+            index=index,
+            mlp=mlp,
+            attention=attention,
+            input_point=block.hook_resid_pre,
+            act_fn=mlp.act_fn if hooked else bridge_activation(mlp),
+            gated=gated,
+            adds_bias=hooked and gated,
+            n_heads=self.model.cfg.n_heads,
+        )
+
+    def _known(self, site: str) -> None:
+        if site not in self.sites:
+            raise HookSiteError(unknown("site", site, self.sites))
+
+    def _indices(self, site: str, layer: int, units: torch.Tensor) -> torch.Tensor:
+        if not 0 <= layer < self.n_layers:
+            raise HookSiteError(f"{self.name!r} has no layer {layer}: its layers are 0 to {self.n_layers - 1}.")
+        low, high = int(units.min()), int(units.max())
+        if low < 0 or high >= self.width(site):
+            raise HookSiteError(
+                f"{self.name!r} has {self.width(site)} units a layer at site {site!r}, so none of index "
+                f"{low if low < 0 else high}."
+            )
+        return units.to(self.device, torch.int64)
+
+
+def _backend_of(model: Any) -> str:
+    hooked = hooked_class()
+    if hooked is not None and isinstance(model, hooked):
+        return "hooked"
+    if hasattr(model, "original_model") and hasattr(model, "cfg"):
+        return "bridge"
+    raise ModelError(f"Not a HookedTransformer or TransformerBridge: {type(model).__name__}; load_model() gives one.")
+
+
+def _note(found: list[tuple[int, int]]) -> Reader:
+    return lambda layer, values: found.append((layer, values.shape[2]))
+
+
+def _find_shapes(layer: Layer) -> list[tuple[Any, Any]]:
+    """Find out, before any site is read, whether a layer's MLP sees batch and position as one axis."""
+
+    def batch(values: torch.Tensor) -> None:
+        layer.batch_size = values.shape[0]
+
+    def flattened(values: torch.Tensor) -> None:
+        layer.flattened = values.ndim == 2
+
+    return [(layer.input_point, batch), (layer.mlp.hook_pre, flattened)]

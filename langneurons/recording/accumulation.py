@@ -1,0 +1,280 @@
+"""Adding activations to running sums: exact integers, so that order, batch size, shards and device do not matter.
+
+Every value is rounded to a multiple of its neuron's unit (a power of two, about a ten-millionth of the neuron's spread)
+before it is added, so a sum is an integer addition. One fused loop does it on a processor; tensors elsewhere go
+through torch operations that give the same integers.
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from langneurons.errors import StatisticsError
+
+FOLDS = 20
+BINS = 128
+SUM_UNITS = 20  # a sum counts in width * 2^-20
+SQUARE_UNITS = 8  # a sum of squares counts in width^2 * 2^-8
+FAR = 256  # bins from zero
+TILE = 64
+EXACT = float(2**53)  # above this a float64 no longer holds every integer
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where each neuron's bins lie, set once per language from its calibration blocks.
+
+    Attributes:
+        width: Bin width in the coordinate.
+        first: Index of the first bin, in widths from zero.
+        scale: Divisor inside asinh at ``post`` and ``head``; None where the coordinate is z.
+    """
+
+    width: Float[Tensor, "layer neuron"]
+    first: Int[Tensor, "layer neuron"]
+    scale: Float[Tensor, "layer neuron"] | None = None
+
+    @classmethod
+    def covering(
+        cls,
+        low: Float[Tensor, "layer neuron"],
+        high: Float[Tensor, "layer neuron"],
+        scale: Float[Tensor, "layer neuron"] | None = None,
+    ) -> "Grid":
+        """Spread the bins over [low, high] and a tenth of the span more on each side, zero on an edge.
+
+        Example:
+            >>> grid = Grid.covering(torch.tensor([[-1.0]]), torch.tensor([[3.0]]))
+            >>> bool(grid.first <= -1 / grid.width), bool(grid.first + BINS >= 3 / grid.width)
+            (True, True)
+        """
+        low, high = low.double(), high.double()
+        smallest = torch.maximum(low.abs(), high.abs()).clamp(min=1e-6) * 1e-4
+        span = torch.maximum(high - low, smallest) * 1.2
+        width = (span / (BINS - 2)).float()
+        first = torch.floor(((low + high - span) / 2) / width.double()).int()
+        return cls(width, first, scale)
+
+    @cached_property
+    def units(self) -> Float[Tensor, "layer neuron"]:
+        """The power of two that a neuron's fixed-point sums are counted in: at most its bin width in values.
+
+        Where the grid lies far from zero it is as much larger, so that squares of a nearly constant neuron still fit.
+        """
+        value_width = (self.width if self.scale is None else self.width * self.scale).double()
+        farthest = torch.maximum(self.first.abs(), (self.first + BINS).abs()).double()
+        return torch.exp2(torch.floor(torch.log2(value_width * (farthest / FAR).clamp(min=1))))
+
+    def to(self, device: torch.device) -> "Grid":
+        """The same bins on a device."""
+        return Grid(self.width.to(device), self.first.to(device), None if self.scale is None else self.scale.to(device))
+
+    def coordinate(self, layer: int, values: Float[Tensor, "token neuron"]) -> Float[Tensor, "token neuron"]:
+        """Where values fall, at sites whose coordinate is their asinh."""
+        return values if self.scale is None else torch.asinh(values / self.scale[layer])
+
+
+@dataclass(frozen=True)
+class Accumulators:
+    """The running sums of one language at one site."""
+
+    histogram: Int[Tensor, "layer neuron bin"]
+    active: Int[Tensor, "fold layer neuron"]
+    sum: Int[Tensor, "fold layer neuron"]
+    absolute: Int[Tensor, "layer neuron"]
+    squares: Int[Tensor, "layer neuron"]
+    minimum: Float[Tensor, "layer neuron"]
+    maximum: Float[Tensor, "layer neuron"]
+    coordinate_minimum: Float[Tensor, "layer neuron"]
+    coordinate_maximum: Float[Tensor, "layer neuron"]
+
+    @classmethod
+    def zeros(cls, layers: int, neurons: int, tokens: int, device: torch.device) -> "Accumulators":
+        """Empty sums; counts are 32 bits wide where ``tokens`` fit."""
+        count = count_dtype(tokens)
+        shape = (layers, neurons)
+
+        def integers(*size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        def extremes(value: float) -> Tensor:
+            return torch.full(shape, value, device=device)
+
+        return cls(
+            histogram=integers(*shape, BINS, dtype=count),
+            active=integers(FOLDS, *shape, dtype=count),
+            sum=integers(FOLDS, *shape),
+            absolute=integers(*shape),
+            squares=integers(*shape),
+            minimum=extremes(math.inf),
+            maximum=extremes(-math.inf),
+            coordinate_minimum=extremes(math.inf),
+            coordinate_maximum=extremes(-math.inf),
+        )
+
+    def add(
+        self,
+        layer: int,
+        coordinate: Float[Tensor, "token neuron"],
+        values: Float[Tensor, "token neuron"],
+        folds: Int[Tensor, " token"],
+        grid: Grid,
+    ) -> None:
+        """Add one layer's values of a batch.
+
+        Args:
+            layer: The layer.
+            coordinate: What the histogram bins.
+            values: What is summed and counted.
+            folds: The fold of each token's document, -1 where the token is not counted.
+            grid: The bins.
+
+        Raises:
+            StatisticsError: If a value is not finite, or a sum leaves the integers.
+        """
+        add = _add_fused if values.device.type == "cpu" else _add_with_torch
+        if not add(self, layer, coordinate, values, folds, grid):
+            raise StatisticsError(
+                f"Layer {layer} produced activations that are not finite or too large to sum. "
+                "Load the model with dtype='float32' (or 'bfloat16'); float16 overflows in many models."
+            )
+
+
+def count_dtype(tokens: int) -> torch.dtype:
+    """The integer type that counts of up to ``tokens`` tokens are kept in."""
+    return torch.int32 if tokens < 2**31 else torch.int64
+
+
+def _add_fused(sums: Accumulators, layer: int, coordinate: Tensor, values: Tensor, folds: Tensor, grid: Grid) -> bool:
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+    return bool(
+        _fused(
+            coordinate.float().contiguous().numpy(),
+            values.float().contiguous().numpy(),
+            folds.numpy(),
+            (1 / grid.width[layer]).numpy(),
+            grid.first[layer].numpy(),
+            (1 / grid.units[layer]).numpy(),
+            sums.histogram[layer].numpy(),
+            sums.active[:, layer].numpy(),
+            sums.sum[:, layer].numpy(),
+            sums.absolute[layer].numpy(),
+            sums.squares[layer].numpy(),
+            sums.minimum[layer].numpy(),
+            sums.maximum[layer].numpy(),
+            sums.coordinate_minimum[layer].numpy(),
+            sums.coordinate_maximum[layer].numpy(),
+        )
+    )
+
+
+def _loop(  # noqa: PLR0913
+    coordinate, values, folds, per_width, first, per_unit, histogram, active, sums, absolute, squares,
+    minimum, maximum, coordinate_minimum, coordinate_maximum,
+):  # fmt: skip
+    """One pass over [token, neuron]: neurons in tiles that stay in cache, tiles in parallel."""
+    tokens, neurons = values.shape
+    tiles = (neurons + TILE - 1) // TILE
+    fine = np.ones(tiles, np.bool_)
+    for tile in numba.prange(tiles):
+        start = tile * TILE
+        count = min(TILE, neurons - start)
+        scale = per_unit[start : start + count] * 2.0**SUM_UNITS
+        square_scale = per_unit[start : start + count] ** 2 * 2.0**SQUARE_UNITS
+        inverse = per_width[start : start + count]
+        offset = first[start : start + count]
+        total = np.zeros(TILE)
+        total_absolute = np.zeros(TILE)
+        total_squares = np.zeros(TILE)
+        positive = np.zeros(TILE, np.int64)
+        low, high = np.full(TILE, np.inf, np.float32), np.full(TILE, -np.inf, np.float32)
+        coordinate_low, coordinate_high = np.full(TILE, np.inf, np.float32), np.full(TILE, -np.inf, np.float32)
+        bins = np.zeros(TILE, np.int32)
+        token = 0
+        while token < tokens:
+            fold = folds[token]
+            if fold < 0:
+                token += 1
+                continue
+            total[:] = 0.0
+            total_absolute[:] = 0.0
+            total_squares[:] = 0.0
+            positive[:] = 0
+            while token < tokens and folds[token] == fold:
+                row = values[token, start : start + count]
+                place = coordinate[token, start : start + count]
+                for j in range(count):
+                    value = row[j]
+                    wide = np.float64(value)
+                    rounded = np.rint(wide * scale[j])
+                    total[j] += rounded
+                    total_absolute[j] += abs(rounded)
+                    total_squares[j] += np.rint(wide * wide * square_scale[j])
+                    positive[j] += value > 0
+                    low[j] = min(low[j], value)
+                    high[j] = max(high[j], value)
+                    coordinate_low[j] = min(coordinate_low[j], place[j])
+                    coordinate_high[j] = max(coordinate_high[j], place[j])
+                    bins[j] = np.int32(min(max(np.floor(place[j] * inverse[j]) - offset[j], 0.0), BINS - 1.0))
+                for j in range(count):
+                    histogram[start + j, bins[j]] += 1
+                token += 1
+            for j in range(count):
+                if not (total_absolute[j] < EXACT and total_squares[j] < EXACT):
+                    fine[tile] = False
+                    continue
+                active[fold, start + j] += positive[j]
+                sums[fold, start + j] += np.int64(total[j])
+                absolute[start + j] += np.int64(total_absolute[j])
+                squares[start + j] += np.int64(total_squares[j])
+                if absolute[start + j] < 0 or squares[start + j] < 0:
+                    fine[tile] = False
+        for j in range(count):
+            minimum[start + j] = min(minimum[start + j], low[j])
+            maximum[start + j] = max(maximum[start + j], high[j])
+            coordinate_minimum[start + j] = min(coordinate_minimum[start + j], coordinate_low[j])
+            coordinate_maximum[start + j] = max(coordinate_maximum[start + j], coordinate_high[j])
+    return fine.all()
+
+
+# Unwrapped: where tests check shapes at run time every function is wrapped, and a wrapper cannot be compiled.
+_fused = numba.njit(parallel=True, cache=True, error_model="numpy")(inspect.unwrap(_loop))
+
+
+def _add_with_torch(
+    sums: Accumulators, layer: int, coordinate: Tensor, values: Tensor, folds: Tensor, grid: Grid
+) -> bool:
+    """The same sums by torch operations, for devices without the fused loop."""
+    kept = folds >= 0
+    folds, values, coordinate = folds[kept], values[kept].float(), coordinate[kept].float()
+    if not len(folds):
+        return True
+    units = grid.units[layer]
+    wide = values.double()
+    rounded = torch.round(wide / units * 2.0**SUM_UNITS)
+    squares = torch.round(wide * wide / units**2 * 2.0**SQUARE_UNITS)
+    if not bool((rounded.abs().sum(0) < EXACT).all() & (squares.sum(0) < EXACT).all()):
+        return False
+    bins = (torch.floor(coordinate * (1 / grid.width[layer])) - grid.first[layer]).clamp(0, BINS - 1).long()
+    histogram = sums.histogram[layer]
+    places = bins + torch.arange(values.shape[1], device=values.device) * BINS
+    histogram.view(-1).index_add_(0, places.view(-1), torch.ones_like(places.view(-1), dtype=histogram.dtype))
+    sums.active[:, layer].index_add_(0, folds, (values > 0).to(sums.active.dtype))
+    sums.sum[:, layer].index_add_(0, folds, rounded.long())
+    sums.absolute[layer] += rounded.abs().long().sum(0)
+    sums.squares[layer] += squares.long().sum(0)
+    for extreme, reduced in (
+        (sums.minimum, torch.minimum(sums.minimum[layer], values.amin(0))),
+        (sums.maximum, torch.maximum(sums.maximum[layer], values.amax(0))),
+        (sums.coordinate_minimum, torch.minimum(sums.coordinate_minimum[layer], coordinate.amin(0))),
+        (sums.coordinate_maximum, torch.maximum(sums.coordinate_maximum[layer], coordinate.amax(0))),
+    ):
+        extreme[layer] = reduced
+    return bool((sums.absolute[layer] >= 0).all() & (sums.squares[layer] >= 0).all())

@@ -1,0 +1,236 @@
+"""Looking at single neurons: their activations on a text, and the texts of a corpus that move them most and least."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from langneurons.corpora import Corpus
+from langneurons.errors import CorpusError, ModelError, NeuronSetError
+from langneurons.models import ModelView, view
+
+LENGTHS = 16  # rows are padded to a multiple of this
+ONE_LANGUAGE_SAMPLE = 2000
+
+
+@runtime_checkable
+class Neurons(Protocol):
+    """Anything that names neurons of one site, such as a NeuronSet."""
+
+    @property
+    def site(self) -> str:
+        """Their site."""
+        ...
+
+    def indices(self) -> Int[Tensor, "n 2"]:
+        """Layer and index of each."""
+        ...
+
+
+def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataFrame:
+    """Show what some neurons do on each token of a text.
+
+    Args:
+        model: From ``load_model``.
+        text: Any text within the model's context.
+        neurons: A neuron set.
+
+    Returns:
+        One row a token (indexed by position and the characters it covers; a character split over several tokens stands
+        with the first of them), one column a neuron (indexed by layer and neuron).
+
+    Raises:
+        NeuronSetError: If the set is empty.
+        ModelError: If the text is empty or longer than the model's context.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> ln.activations(model, "The boy drinks water.", neurons["en"]).index.names
+        FrozenList(['position', 'token'])
+    """
+    seen, chosen = view(model), _checked(neurons)
+    encoded = seen.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, pieces = encoded["input_ids"], _pieces(text, encoded["offset_mapping"])
+    start = _start_tokens(seen)
+    if not ids:
+        raise ModelError(f"The text {text!r} has no tokens.")
+    if len(ids) + len(start) > seen.context_length:
+        raise ModelError(
+            f"The text has {len(ids)} tokens; {seen.name}'s context holds {seen.context_length - len(start)}."
+        )
+    with _chosen_values(seen, neurons.site, chosen) as read:
+        values = read(torch.tensor([[*start, *ids]]))[0, len(start) :]
+    rows = pd.MultiIndex.from_arrays([range(len(ids)), pieces], names=["position", "token"])
+    columns = pd.MultiIndex.from_arrays(chosen.T.tolist(), names=["layer", "neuron"])
+    return pd.DataFrame(values.cpu().numpy(), index=rows, columns=columns)
+
+
+def examples(
+    model: torch.nn.Module,
+    corpus: Corpus,
+    neurons: Neurons,
+    k: int = 10,
+    documents: int | None = ONE_LANGUAGE_SAMPLE,
+    context_length: int = 128,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Find the texts on which each neuron is most active, texts from the middle, and random ones, per language.
+
+    A second pass over the corpus that keeps one number a document and chosen neuron: its highest activation.
+
+    Args:
+        model: From ``load_model``.
+        corpus: From ``load_corpus``.
+        neurons: A neuron set; choose few.
+        k: Texts of each kind.
+        documents: Look at this many random documents a language; None looks at all.
+        context_length: Tokens of a document to read.
+        batch_size: Documents a forward.
+        seed: Of the sample and the random texts.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        Rows with language, layer, neuron, kind ("top", "median", "random"), rank, activation, document, text, and
+        start and end of the most active token in the text.
+
+    Raises:
+        NeuronSetError: If the set is empty.
+        CorpusError: If ``k`` is below 1.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> rows = ln.examples(model, ln.load_corpus("babel", ["en"]).take(20), neurons["en"], k=1, progress=False)
+        >>> sorted(rows["kind"].unique())
+        ['median', 'random', 'top']
+    """
+    if k < 1:
+        raise CorpusError(f"At least one example of each kind is needed, not {k}.")
+    seen, chosen = view(model), _checked(neurons)
+    found = []
+    for language in corpus.languages:
+        generator = np.random.default_rng([seed, *language.encode()])
+        n = len(corpus[language])
+        looked_at = (
+            np.arange(n) if documents is None or n <= documents else np.sort(generator.choice(n, documents, False))
+        )
+        texts = [corpus.document(language, int(index)) for index in looked_at]
+        peaks, places = _peaks(
+            seen, neurons.site, chosen, texts, min(context_length, seen.context_length), batch_size, progress
+        )
+        for column, (layer, index) in enumerate(chosen.tolist()):
+            for kind, rank, row in _kinds(peaks[:, column], k, generator):
+                start, end = places[row, column]
+                found.append(
+                    {
+                        "language": language,
+                        "layer": layer,
+                        "neuron": index,
+                        "kind": kind,
+                        "rank": rank,
+                        "activation": float(peaks[row, column]),
+                        "document": int(looked_at[row]),
+                        "text": texts[row],
+                        "start": int(start),
+                        "end": int(end),
+                    }
+                )
+    return pd.DataFrame(found)
+
+
+def _peaks(
+    seen: ModelView,
+    site: str,
+    chosen: Int[Tensor, "n 2"],
+    texts: Sequence[str],
+    context_length: int,
+    batch_size: int,
+    progress: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each document's highest activation of each neuron, and the characters of the token where it occurs."""
+    start = _start_tokens(seen)
+    peaks = np.full((len(texts), len(chosen)), -np.inf, np.float32)
+    places = np.zeros((len(texts), len(chosen), 2), np.int64)
+    with _chosen_values(seen, site, chosen) as read:
+        for first in tqdm(range(0, len(texts), batch_size), disable=not progress, unit="batch", leave=False):
+            batch = list(texts[first : first + batch_size])
+            encoded = seen.tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            kept = [ids[: context_length - len(start)] for ids in encoded["input_ids"]]
+            length = -(-max(len(ids) + len(start) for ids in kept) // LENGTHS) * LENGTHS
+            rows = torch.full((len(batch), min(length, seen.context_length)), _padding(seen))
+            for row, ids in enumerate(kept):
+                rows[row, : len(start) + len(ids)] = torch.tensor([*start, *ids])
+            values = read(rows).cpu().numpy()
+            for row, ids in enumerate(kept):
+                if not ids:
+                    continue
+                own = values[row, len(start) : len(start) + len(ids)]
+                best = own.argmax(0)
+                peaks[first + row] = own[best, np.arange(len(chosen))]
+                places[first + row] = np.array(encoded["offset_mapping"][row])[best]
+    return peaks, places
+
+
+def _kinds(peaks: np.ndarray, k: int, generator: np.random.Generator) -> Iterator[tuple[str, int, int]]:
+    order = np.argsort(-peaks, kind="stable")
+    middle = max(0, len(order) // 2 - k // 2)
+    drawn = generator.permutation(len(order))[:k]
+    for kind, rows in (("top", order[:k]), ("median", order[middle : middle + k]), ("random", drawn)):
+        for rank, row in enumerate(rows):
+            yield kind, rank, int(row)
+
+
+@contextmanager
+def _chosen_values(
+    seen: ModelView, site: str, chosen: Int[Tensor, "n 2"]
+) -> Iterator[Callable[[Int[Tensor, "row position"]], Float[Tensor, "row position n"]]]:
+    """Give a function from token rows to the chosen neurons' values (a head's value is its norm)."""
+    held: dict[int, Tensor] = {}
+    wanted = {int(layer): chosen[chosen[:, 0] == layer, 1] for layer in chosen[:, 0].unique()}
+
+    def keep(layer: int, values: Tensor) -> None:
+        if layer in wanted:
+            picked = values[:, :, wanted[layer].to(values.device)].float()
+            held[layer] = torch.linalg.vector_norm(picked, dim=-1) if site == "head" else picked
+
+    def read(rows: Tensor) -> Tensor:
+        seen.forward(rows.to(seen.device), logits=False)
+        return torch.cat([held.pop(layer) for layer in sorted(wanted)], dim=-1)
+
+    with torch.no_grad(), seen.reading({site: keep}):
+        yield read
+
+
+def _checked(neurons: Neurons) -> Int[Tensor, "n 2"]:
+    chosen = neurons.indices()
+    if not len(chosen):
+        raise NeuronSetError("The neuron set is empty: there is nothing to look at.")
+    return chosen
+
+
+def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
+    """The characters of each token; bytes that go on with a character already shown give an empty string."""
+    pieces, shown = [], 0
+    for start, end in offsets:
+        pieces.append(text[max(start, shown) : end])
+        shown = max(shown, end)
+    return pieces
+
+
+def _start_tokens(seen: ModelView) -> list[int]:
+    if seen.tokenizer is None:
+        raise ModelError(f"{seen.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+    bos: Any = seen.tokenizer.bos_token_id
+    return [] if bos is None else [bos]
+
+
+def _padding(seen: ModelView) -> int:
+    tokenizer: Any = seen.tokenizer
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)

@@ -1,0 +1,186 @@
+"""Running sums of one language at its sites: where the bins go, adding what a forward shows, storing half-done work."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from langneurons.models import ModelView
+from langneurons.recording.accumulation import Accumulators, Grid
+from langneurons.recording.distributions import ActivationFunction
+from langneurons.recording.records import LanguageRecord, RecordedModel
+
+CALIBRATION_TOKENS = 2048
+OPEN_ENDS = 0.0025  # share of the calibration tokens beyond each end of the grid
+LINEAR_PART = 0.25  # asinh coordinates are about linear below this share of the mean magnitude
+
+Observe = Callable[[str, int, Tensor, Tensor], None]
+
+
+@contextmanager
+def observing(seen: ModelView, sites: Sequence[str], observe: Observe) -> Iterator[None]:
+    """Call ``observe(site, layer, values, z)`` with every site's values of each forward inside.
+
+    Values have shape "token unit": batch and position are joined, a head's output is reduced to its norm. ``z`` is the
+    pre-activation at ``pre`` and ``act``, and the values themselves elsewhere.
+    """
+    pre: dict[int, Tensor] = {}
+
+    def on_pre(layer: int, z: Tensor) -> None:
+        if "act" in sites:
+            pre[layer] = z
+        if "pre" in sites:
+            observe("pre", layer, z.flatten(0, 1), z.flatten(0, 1))
+
+    def on_act(layer: int, act: Tensor) -> None:
+        observe("act", layer, act.flatten(0, 1), pre.pop(layer).flatten(0, 1))
+
+    def on_post(layer: int, post: Tensor) -> None:
+        observe("post", layer, post.flatten(0, 1), post.flatten(0, 1))
+
+    def on_head(layer: int, outputs: Tensor) -> None:
+        norms = torch.linalg.vector_norm(outputs.float(), dim=-1).flatten(0, 1)
+        observe("head", layer, norms, norms)
+
+    functions = {"pre": on_pre, "act": on_act, "post": on_post, "head": on_head}
+    wanted = {"pre", *sites} if "act" in sites else set(sites)
+    with seen.reading({site: function for site, function in functions.items() if site in wanted}):
+        yield
+
+
+def observing_cache(seen: ModelView, cache: Any, sites: Sequence[str], observe: Observe) -> None:
+    """Call ``observe`` as a forward would, with what a TransformerLens cache holds."""
+    for layer in range(seen.n_layers):
+        for site in sites:
+            values = seen.cached(cache, site, layer)
+            if site == "head":
+                values = torch.linalg.vector_norm(values.float(), dim=-1)
+            z = seen.cached(cache, "pre", layer) if site == "act" else values
+            observe(site, layer, values.flatten(0, 1), z.flatten(0, 1))
+
+
+@dataclass
+class LanguageSums:
+    """The sums of one language at all sites, and the next block to add."""
+
+    accumulators: dict[str, Accumulators]
+    grids: dict[str, Grid]
+    next_block: int = 0
+
+    @classmethod
+    def empty(cls, seen: ModelView, grids: Mapping[str, Grid], tokens: int, next_block: int = 0) -> "LanguageSums":
+        """Sums of nothing, on the model's device, wide enough for ``tokens`` tokens."""
+        accumulators = {
+            site: Accumulators.zeros(seen.n_layers, seen.width(site), tokens, seen.device) for site in grids
+        }
+        return cls(accumulators, {site: grid.to(seen.device) for site, grid in grids.items()}, next_block)
+
+    @contextmanager
+    def adding(self, seen: ModelView, folds: Int[Tensor, " token"]) -> Iterator[None]:
+        """Add what one forward inside shows; ``folds`` is -1 where a token is not counted."""
+
+        def add(site: str, layer: int, values: Tensor, z: Tensor) -> None:
+            self.add(site, layer, values, z, folds)
+
+        with observing(seen, tuple(self.accumulators), add):
+            yield
+
+    def add(self, site: str, layer: int, values: Tensor, z: Tensor, folds: Int[Tensor, " token"]) -> None:
+        """Add one layer's values."""
+        grid = self.grids[site]
+        values = values.float()
+        coordinate = z.float() if grid.scale is None else grid.coordinate(layer, values)
+        self.accumulators[site].add(layer, coordinate, values, folds, grid)
+
+    def records(
+        self, tokens: Int[Tensor, " fold"], sources: Mapping[str, tuple[tuple[int, int], ...]]
+    ) -> dict[str, LanguageRecord]:
+        """The finished record of each site."""
+        cpu = torch.device("cpu")
+        return {
+            site: LanguageRecord.of(sums, self.grids[site].to(cpu), tokens, sources)
+            for site, sums in self.accumulators.items()
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything by name, to be stored."""
+        named = {
+            f"{s}/{name}": value.cpu() for s, sums in self.accumulators.items() for name, value in vars(sums).items()
+        }
+        for site, grid in self.grids.items():
+            parts = {"width": grid.width, "first": grid.first, "scale": grid.scale}
+            named |= {f"{site}/grid/{name}": value.cpu() for name, value in parts.items() if value is not None}
+        return {**named, "next_block": torch.tensor(self.next_block)}
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Tensor], sites: Sequence[str], device: torch.device) -> "LanguageSums":
+        """Rebuild them from what was stored."""
+        fields = Accumulators.__dataclass_fields__
+        sums = {s: Accumulators(**{name: stored[f"{s}/{name}"].clone().to(device) for name in fields}) for s in sites}
+        grids = {
+            s: Grid(stored[f"{s}/grid/width"], stored[f"{s}/grid/first"], stored.get(f"{s}/grid/scale")).to(device)
+            for s in sites
+        }
+        return cls(sums, grids, int(stored["next_block"]))
+
+
+class Calibration:
+    """Sees a few blocks of a language and says where each neuron's bins go."""
+
+    def __init__(self, seen: ModelView, sites: Sequence[str], counted: Int[Tensor, " token"]):
+        """Look at no more than about 2,000 of the ``counted`` token positions, evenly spread."""
+        self.seen, self.sites = seen, tuple(sites)
+        step = max(1, len(counted) // CALIBRATION_TOKENS)
+        self.tokens = counted[::step]
+        self.lows, self.highs, self.scales = ({site: [] for site in sites} for _ in range(3))
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look at one forward."""
+        with observing(self.seen, self.sites, self.see):
+            yield
+
+    def see(self, site: str, layer: int, values: Tensor, z: Tensor) -> None:
+        """Look at one layer's values."""
+        sample = z[self.tokens.to(z.device)].float()
+        scale = None
+        if site not in ("pre", "act"):
+            scale = (sample.abs().mean(0) * LINEAR_PART).clamp(min=1e-12)
+            sample = torch.asinh(sample / scale)
+        beyond = max(1, math.ceil(OPEN_ENDS * len(sample)))
+        columns = sample.t().contiguous()
+        self.lows[site].append(columns.topk(beyond, largest=False).values[:, -1].cpu())
+        self.highs[site].append(columns.topk(beyond).values[:, -1].cpu())
+        self.scales[site].append(scale if scale is None else scale.cpu())
+
+    def grids(self) -> dict[str, Grid]:
+        """The bins of every site."""
+        return {
+            site: Grid.covering(
+                _finite(torch.stack(self.lows[site])),
+                _finite(torch.stack(self.highs[site])),
+                None if self.scales[site][0] is None else torch.stack(self.scales[site]),
+            )
+            for site in self.sites
+        }
+
+
+def _finite(edges: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer neuron"]:
+    return torch.nan_to_num(edges, nan=0.0, posinf=1e30, neginf=-1e30)
+
+
+def recorded_model(seen: ModelView, sites: Sequence[str]) -> RecordedModel:
+    """What statistics keep of the model."""
+    return RecordedModel(
+        name=seen.name,
+        fingerprint=seen.fingerprint,
+        dtype=str(seen.dtype).removeprefix("torch."),
+        gated=seen.gated,
+        output_norm={site: seen.output_norm(site).cpu() for site in sites},
+        act_fn=ActivationFunction.of(seen.act_fn(0)),
+    )

@@ -1,0 +1,329 @@
+"""Train babel, the seven-language model that langneurons ships.
+
+Usage (from the project's root, after ``make install``)::
+
+    python scripts/train_babel.py --text ../shared/data/text
+
+The text folder holds ``<language>.train.txt`` and ``<language>.heldout.txt``, one sentence or paragraph a line.
+A checkpoint is written every few minutes; the same command continues from it and ends with the same weights
+(on one machine and thread count). A CPU is enough: autocast to bfloat16 is used where the processor has it.
+At the end the weights, tokenizer and model card are written to ``langneurons/babel``.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+LANGUAGES = ("en", "fr", "es", "vi", "zh", "hi", "ur")
+VOCABULARY = 8192
+CONTEXT = 1024
+LINES_PER_RUN = 24  # neighbouring lines of a source stay together, so that there is a context worth attending to
+CONFIG = {
+    "hidden_size": 160,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "head_dim": 32,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": True,
+}
+LICENCES = """\
+| source | licence |
+|---|---|
+| NTREX-128 | CC-BY-SA-4.0 |
+| Universal Dependencies PUD, VTB, EWT, GSDSimp | CC-BY-SA |
+| TICO-19 | CC0 |
+| MLQA development contexts | CC-BY-SA-3.0 |
+| TyDiQA-GoldP development contexts | Apache-2.0 |
+| Common Voice sentences | CC0 |"""
+
+
+def read_lines(folder: Path, split: str) -> dict[str, list[str]]:
+    """Read the lines of one split, per language."""
+    return {
+        language: [
+            line for line in (folder / f"{language}.{split}.txt").read_text("utf-8").splitlines() if line.strip()
+        ]
+        for language in LANGUAGES
+    }
+
+
+def train_tokenizer(lines: dict[str, list[str]], seed: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE that sees about as many characters of each language (Chinese: a third)."""
+    tokenizer = Tokenizer(models.BPE())
+    # Marks stay with their letters: without \p{M} every Devanagari vowel sign would start a word.
+    words = Regex(r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    order = random.Random(seed)
+    sample = []
+    for language in LANGUAGES:
+        budget = 1_000_000 if language != "zh" else 350_000
+        shuffled = order.sample(lines[language], len(lines[language]))
+        for line in shuffled:
+            sample.append(line)
+            budget -= len(line)
+            if budget < 0:
+                break
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> list[list[int]]:
+    """Tokenise each line and close it with the end-of-text token."""
+    encoded = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
+    return [[*ids, tokenizer.eos_token_id] for ids in encoded]
+
+
+def epoch_blocks(tokens: dict[str, list[list[int]]], bos: int, seed: int, epoch: int) -> torch.Tensor:
+    """Pack one epoch: runs of lines in a new random order, each block of one language, blocks shuffled."""
+    order = random.Random(f"{seed}-{epoch}")
+    blocks = []
+    for language in LANGUAGES:
+        lines = tokens[language]
+        shift = order.randrange(LINES_PER_RUN)
+        starts = [0, *range(shift or LINES_PER_RUN, len(lines), LINES_PER_RUN)]
+        runs = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+        order.shuffle(runs)
+        stream = np.fromiter((token for run in runs for line in run for token in line), dtype=np.int64)
+        whole = len(stream) // (CONTEXT - 1)
+        body = stream[: whole * (CONTEXT - 1)].reshape(whole, CONTEXT - 1)
+        blocks.append(np.concatenate([np.full((whole, 1), bos), body], axis=1))
+    packed = np.concatenate(blocks)
+    return torch.from_numpy(packed[np.random.default_rng([seed, epoch]).permutation(len(packed))])
+
+
+@torch.no_grad()
+def bits_per_byte(model: LlamaForCausalLM, tokens: list[list[int]], text_bytes: int, bos: int) -> float:
+    """Held-out bits per UTF-8 byte of one language (the end-of-text tokens are context, not scored)."""
+    eos = tokens[0][-1]
+    stream = [token for line in tokens for token in line]
+    nats = 0.0
+    for start in range(0, len(stream), CONTEXT - 1):
+        block = torch.tensor([[bos, *stream[start : start + CONTEXT - 1]]])
+        logits = model(block, use_cache=False).logits[0, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits, block[0, 1:], reduction="none")
+        nats += float(losses[block[0, 1:] != eos].sum())
+    return nats / math.log(2) / text_bytes
+
+
+def byte_bigram(train: list[str], heldout: list[str]) -> float:
+    """Bits per byte of a byte-bigram model with add-0.1 smoothing."""
+    counts = np.full((256, 256), 0.1)
+    for line in train:
+        data = np.frombuffer(b"\n" + line.encode(), dtype=np.uint8)
+        np.add.at(counts, (data[:-1], data[1:]), 1)
+    surprise = -np.log2(counts / counts.sum(axis=1, keepdims=True))
+    pairs = [np.frombuffer(b"\n" + line.encode(), dtype=np.uint8) for line in heldout]
+    return sum(float(surprise[p[:-1], p[1:]].sum()) for p in pairs) / sum(len(p) - 1 for p in pairs)
+
+
+def token_unigram(train: list[list[int]], heldout: list[list[int]], text_bytes: int) -> float:
+    """Bits per byte of the tokenizer's own unigram model with add-one smoothing."""
+    counts = Counter(token for line in train for token in line[:-1])
+    total = sum(counts.values()) + VOCABULARY
+    return sum(-math.log2((counts[token] + 1) / total) for line in heldout for token in line[:-1]) / text_bytes
+
+
+def make_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices of the layers, AdamW on embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def learning_rate(progress: float, warmup: float = 0.02) -> float:
+    """Trapezoid: linear warm-up, constant, linear decay over the last half."""
+    return min(progress / warmup, 1.0, (1.0 - progress) / 0.5)
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """Write a checkpoint beside its place and move it there."""
+    temporary = path.with_suffix(".partial")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train from scratch or from the last checkpoint, then write the model."""
+    torch.manual_seed(arguments.seed)
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    lines = read_lines(arguments.text, "train")
+    if not (arguments.run / "tokenizer").exists():
+        train_tokenizer(lines, arguments.seed).save_pretrained(arguments.run / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.run / "tokenizer")
+    bos = tokenizer.bos_token_id
+    tokens = {language: tokenize(tokenizer, lines[language]) for language in LANGUAGES}
+    print({language: sum(map(len, tokens[language])) for language in LANGUAGES}, flush=True)
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            bos_token_id=bos,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **CONFIG,
+        )
+    )
+    optimizers = make_optimizers(model, arguments.rate)
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    checkpoint = arguments.run / "checkpoint.pt"
+    step, log = 0, []
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step, log = state["step"], state["log"]
+
+    steps_per_epoch = len(epoch_blocks(tokens, bos, arguments.seed, 0)) // arguments.batch
+    steps = math.ceil(arguments.epochs * steps_per_epoch)
+    progress = tqdm(total=steps, initial=step, unit="step", mininterval=20)
+    saved_at, blocks, loaded = time.monotonic(), torch.empty(0), -1
+    while step < steps:
+        epoch, within = divmod(step, steps_per_epoch)
+        if epoch != loaded:
+            blocks, loaded = epoch_blocks(tokens, bos, arguments.seed, epoch), epoch
+        scale = learning_rate((step + 1) / (steps + 1))
+        for group, rate in zip((g for o in optimizers for g in o.param_groups), rates, strict=True):
+            group["lr"] = rate * scale
+        total = 0.0
+        for rows in blocks[within * arguments.batch : (within + 1) * arguments.batch].split(arguments.micro_batch):
+            with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bfloat16):
+                logits = model(rows, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
+            (loss * len(rows) / arguments.batch).backward()
+            total += float(loss.detach()) * len(rows) / arguments.batch
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        log.append(total)
+        progress.update()
+        progress.set_postfix(loss=f"{sum(log[-20:]) / len(log[-20:]):.3f}", refresh=False)
+        if time.monotonic() - saved_at > arguments.save_every or step == steps:
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            save_atomically({**state, "step": step, "log": log}, checkpoint)
+            saved_at = time.monotonic()
+    progress.close()
+    write_model(arguments, model, tokenizer, lines, tokens, log)
+
+
+def write_model(
+    arguments: argparse.Namespace,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    lines: dict[str, list[str]],
+    tokens: dict[str, list[list[int]]],
+    log: list[float],
+) -> None:
+    """Round to bfloat16, measure what is shipped, and write weights, tokenizer and model card."""
+    model = model.to(torch.bfloat16)
+    model.save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    model = model.float().eval()
+    heldout = read_lines(arguments.text, "heldout")
+    rows = {}
+    for language in LANGUAGES:
+        encoded = tokenize(tokenizer, heldout[language])
+        size = sum(len(line.encode()) for line in heldout[language])
+        rows[language] = {
+            "babel": bits_per_byte(model, encoded, size, tokenizer.bos_token_id),
+            "token unigram": token_unigram(tokens[language], encoded, size),
+            "byte bigram": byte_bigram(lines[language], heldout[language]),
+            "train_tokens": sum(map(len, tokens[language])),
+        }
+        print(language, rows[language], flush=True)
+    (arguments.out / "MODEL_CARD.md").write_text(model_card(arguments, model, rows, log), "utf-8")
+    (arguments.run / "result.json").write_text(json.dumps(rows, indent=1), "utf-8")
+
+
+def model_card(arguments: argparse.Namespace, model: LlamaForCausalLM, rows: dict, log: list[float]) -> str:
+    """The model card: what babel is, what it was trained on, and what was measured."""
+    table = "\n".join(
+        f"| {language} | {row['babel']:.3f} | {row['token unigram']:.3f} | {row['byte bigram']:.3f} "
+        f"| {row['train_tokens']:,} |"
+        for language, row in rows.items()
+    )
+    neurons = CONFIG["num_hidden_layers"] * CONFIG["intermediate_size"]
+    return f"""# babel
+
+A Llama with {sum(p.numel() for p in model.parameters()):,} parameters and {neurons:,} MLP neurons
+({CONFIG["num_hidden_layers"]} layers of {CONFIG["intermediate_size"]}), context {CONTEXT}, for seven languages in four
+scripts. It exists so that langneurons can be learned, tested and demonstrated without a GPU, a hub token or a network.
+It is far too small to answer questions or to translate: expect scores near chance on real tasks.
+
+## Held-out bits per byte (lower is better)
+
+| language | babel | token unigram | byte bigram | training tokens |
+|---|---|---|---|---|
+{table}
+
+Measured on the held-out text with the shipped bfloat16 weights, computed in float32, context {CONTEXT}. The unigram
+(add one) and the bigram (add 0.1) were fitted on the same training text.
+
+## Training
+
+`scripts/train_babel.py`, seed {arguments.seed}, {arguments.epochs:g} epochs, {len(log)} steps of
+{arguments.batch} x {CONTEXT} tokens, Muon and AdamW, peak learning rate {arguments.rate:g}. Last 50 steps: training
+loss {sum(log[-50:]) / len(log[-50:]):.3f} nats a token.
+Each line of text ends with `</s>`; each block begins with `<s>`.
+
+Text:
+
+{LICENCES}
+
+No line of it is in this folder. The weights were trained on text under share-alike licences and are offered under
+CC-BY-SA-4.0.
+"""
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True, help="folder of <language>.train.txt and .heldout.txt")
+    parser.add_argument("--run", type=Path, default=Path("runs/babel"), help="where checkpoints go")
+    parser.add_argument("--out", type=Path, default=Path("langneurons/babel"), help="where the model goes")
+    parser.add_argument("--epochs", type=float, default=5.0)
+    parser.add_argument("--batch", type=int, default=16, help="blocks a step")
+    parser.add_argument("--micro-batch", type=int, default=4, help="blocks a forward")
+    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import datasets
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("datasets")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def text_folder() -> Path:
+    folder = Path(__file__).parents[3] / "shared" / "data" / "text"
+    if not folder.is_dir():
+        pytest.skip("the folder of real text is not beside this checkout")
+    return folder
+
+
+def word_tokenizer(*special: str) -> PreTrainedTokenizerFast:
+    """One token a letter between spaces; `special` of "bos", "eos", "pad"."""
+    words = [*LETTERS, "<unk>", "<bos>", "<eos>", "<pad>"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{f"{name}_token": f"<{name}>" for name in special})

@@ -1,0 +1,121 @@
+"""Planted neurons of graded difficulty: what every method finds of them, as a table.
+
+``python -m tests.identification.test_planted`` prints the table.
+"""
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference
+from langneurons.identification.controls import Random
+from langneurons.identification.detection import AUROC, TokenAP
+from langneurons.identification.lape import LAPE, EntropyLambda
+from langneurons.recording.statistics import ActivationStats
+from tests.planted_statistics import statistics_from
+
+LANGUAGES = ("en", "hi", "ur", "zh")
+LAYERS, WIDTH, DOCUMENTS, LENGTH = 2, 200, 60, 40
+EACH = 4  # planted neurons of a kind, language and layer: 16 a language of 400
+
+# Where the planted neurons of hi lie; those of a kind that says nothing of hi must not be found.
+KINDS = ("exclusive", "sixty_forty", "pair", "frequent_token", "heterogeneous")
+OF_HI = ("exclusive", "sixty_forty", "pair")
+
+
+def positions(kind: str) -> slice:
+    start = KINDS.index(kind) * EACH
+    return slice(start, start + EACH)
+
+
+def planted(seed: int = 0) -> ActivationStats:
+    """Most neurons are active on half of the tokens of any language; the planted ones of hi differ.
+
+    exclusive: active on 80 % of the tokens of hi, 2 % elsewhere. sixty_forty: 60 % in hi, 40 % elsewhere. pair: 80 % in
+    hi and ur. frequent_token: active, strongly, on one token in 12 in every language. heterogeneous: as often active in
+    every language, but in some documents only.
+    """
+    random = torch.Generator().manual_seed(seed)
+    values, documents = {}, {}
+    for language in LANGUAGES:
+        document = torch.arange(DOCUMENTS * LENGTH) // LENGTH
+        share = torch.rand(LAYERS, WIDTH, generator=random) * 0.04 + 0.48
+        share = share.expand(len(document), LAYERS, WIDTH).clone()
+        share[..., positions("exclusive")] = 0.8 if language == "hi" else 0.02
+        share[..., positions("sixty_forty")] = 0.6 if language == "hi" else 0.4
+        share[..., positions("pair")] = 0.8 if language in ("hi", "ur") else 0.02
+        share[..., positions("frequent_token")] = 1 / 12
+        topics = torch.rand(DOCUMENTS, 1, EACH, generator=random) < 0.5
+        share[..., positions("heterogeneous")] = topics[document].float() * 0.96 + 0.02
+        active = torch.rand(share.shape, generator=random) < share
+        size = torch.randn(share.shape, generator=random).abs()
+        size[..., positions("frequent_token")] *= 3
+        values[language] = torch.where(active, size, -0.3 * size)
+        documents[language] = document
+    return statistics_from(values, documents)
+
+
+def methods(top: float) -> tuple:
+    return (
+        LAPE(top=top, filter_quantile=0.9),
+        EntropyLambda(top=top),
+        ActivationProbability(top=top),
+        ActivationProbability(threshold="pooled-p90", top=top),
+        MeanActivation(top=top),
+        MeanDifference(top=top),
+        MeanDifference(top=top, standardised=True),
+        TokenAP(top=top),
+        AUROC(top=top),
+        Random(top=top),
+    )
+
+
+def found_of_hi(method, stats: ActivationStats) -> pd.Series:
+    """Recall of each kind among the neurons labelled hi, and the share that was not planted for hi (FDR)."""
+    mask: Tensor = method.identify(stats).mask("hi")
+    row = {kind: float(mask[:, positions(kind)].double().mean()) for kind in KINDS}
+    planted_for_hi = sum(int(mask[:, positions(kind)].sum()) for kind in OF_HI)
+    found = int(mask.sum())
+    row |= {"found": found, "FDR": 1 - planted_for_hi / found if found else 0.0}
+    return pd.Series(row, name=repr(method)[:60])
+
+
+def table(seed: int = 0) -> pd.DataFrame:
+    """Every method on the same planted statistics, each asked for as many neurons as were planted for hi."""
+    stats = planted(seed)
+    top = EACH * LAYERS * len(OF_HI) / (LAYERS * WIDTH)
+    return pd.DataFrame([found_of_hi(method, stats) for method in methods(top)]).round(2)
+
+
+@pytest.fixture(scope="module")
+def results() -> pd.DataFrame:
+    return table().set_axis(
+        ["lape", "lambda", "probability", "pooled", "mean", "difference", "standardised", "ap", "auroc", "random"]
+    )
+
+
+def test_methods_that_compare_languages_find_what_is_exclusive_and_shared_by_a_pair(results):
+    for method in ("lape", "lambda", "difference", "standardised", "ap", "auroc"):
+        assert results.loc[method, "exclusive"] == 1.0, method
+        assert results.loc[method, "pair"] >= 0.75, method
+
+
+def test_comparing_values_finds_sixty_forty_neurons_and_entropy_does_not_see_them_first(results):
+    for method in ("standardised", "auroc"):
+        assert results.loc[method, "sixty_forty"] >= 0.75, method
+        assert results.loc[method, "FDR"] <= 0.2, method
+
+
+def test_frequent_tokens_and_heterogeneous_documents_are_not_taken_for_a_language(results):
+    for method in ("lape", "standardised", "auroc"):
+        assert results.loc[method, ["frequent_token", "heterogeneous"]].max() <= 0.25, method
+
+
+def test_the_random_control_finds_what_chance_finds(results):
+    assert results.loc["random", "FDR"] >= 0.6
+    assert results.loc["random", list(OF_HI)].mean() <= 0.3
+
+
+if __name__ == "__main__":
+    print(table().to_string())  # noqa: T201

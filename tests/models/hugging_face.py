@@ -1,0 +1,75 @@
+"""The naive oracle: torch hooks on the modules of the Hugging Face model itself, architecture by architecture."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Parts:
+    gate: nn.Module
+    act: nn.Module
+    down: nn.Module
+    o: nn.Module
+
+
+def parts(hf_model: Any) -> list[Parts]:
+    kind = hf_model.config.model_type
+    if kind == "gpt2":
+        return [Parts(b.mlp.c_fc, b.mlp.act, b.mlp.c_proj, b.attn.c_proj) for b in hf_model.transformer.h]
+    if kind == "bloom":
+        return [
+            Parts(b.mlp.dense_h_to_4h, b.mlp.gelu_impl, b.mlp.dense_4h_to_h, b.self_attention.dense)
+            for b in hf_model.transformer.h
+        ]
+    if kind == "opt":
+        layers = hf_model.model.decoder.layers
+        return [Parts(b.fc1, b.activation_fn, b.fc2, b.self_attn.out_proj) for b in layers]
+    if kind == "phi3":
+        layers = hf_model.model.layers
+        return [Parts(b.mlp.gate_up_proj, b.mlp.activation_fn, b.mlp.down_proj, b.self_attn.o_proj) for b in layers]
+    return [Parts(b.mlp.gate_proj, b.mlp.act_fn, b.mlp.down_proj, b.self_attn.o_proj) for b in hf_model.model.layers]
+
+
+@torch.no_grad()
+def hf_sites(hf_model: Any, tokens: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+    """Read every site of every layer, each "batch position ...", and the logits."""
+    batch, heads = tokens.shape[0], hf_model.config.num_attention_heads
+    sites: dict[str, list[torch.Tensor]] = {"pre": [], "act": [], "post": [], "head": []}
+
+    def note(site: str, values: torch.Tensor) -> None:
+        sites[site].append(values.reshape(batch, tokens.shape[1], -1).clone())
+
+    handles = []
+    for part in parts(hf_model):
+        handles += [
+            part.gate.register_forward_hook(lambda _, inputs, out: note("pre", out)),
+            part.act.register_forward_hook(lambda _, inputs, out: note("act", out)),
+            part.down.register_forward_pre_hook(lambda _, inputs: note("post", inputs[0])),
+            part.o.register_forward_pre_hook(lambda _, inputs: note("head", inputs[0])),
+        ]
+    logits = hf_model(tokens, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    if hf_model.config.model_type == "phi3":
+        sites["pre"] = [both.chunk(2, dim=-1)[0] for both in sites["pre"]]
+    sites["head"] = [z.unflatten(-1, (heads, -1)) for z in sites["head"]]
+    return {**sites, "logits": [logits]}
+
+
+@contextmanager
+def hf_act_set(hf_model: Any, layer: int, units: torch.Tensor, value: float) -> Iterator[None]:
+    """Write a value at what one layer's activation function returns."""
+
+    def write(_: nn.Module, inputs: Any, out: torch.Tensor) -> torch.Tensor:
+        out = out.clone()
+        out[..., units] = value
+        return out
+
+    handle = parts(hf_model)[layer].act.register_forward_hook(write)
+    yield
+    handle.remove()

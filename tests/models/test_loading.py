@@ -1,0 +1,254 @@
+"""load_model takes any folder or model in memory, computes what Hugging Face computes, and refuses in plain words."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformer_lens import HookedTransformer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import langneurons.babel
+import langneurons.models.hooked as hooked_module
+from langneurons.errors import HookSiteError, ModelError
+from langneurons.models import load_model, view
+from tests.tiny_models import ARCHITECTURES, HOOKED, save_tiny, tiny_config, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def broken(folders, tmp_path):
+    """A copy of a good folder, to break."""
+    return shutil.copytree(folders["llama"], tmp_path / "broken")
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_auto_takes_hooked_transformer_where_transformer_lens_has_it(folders, architecture):
+    model = load_model(folders[architecture])
+    assert isinstance(model, HookedTransformer) == (architecture in HOOKED)
+
+
+def test_weights_that_the_converters_would_drop_go_to_the_bridge(tmp_path):
+    folder = save_tiny(tmp_path / "biased", "llama", attention_bias=True, mlp_bias=True)
+    assert view(load_model(folder)).backend == "bridge"
+    with pytest.raises(ModelError, match="its attention has biases"):
+        load_model(folder, backend="hooked")
+
+
+@pytest.mark.parametrize("name", ["my-llama-2", "gemma-7b", "gpt2", "opt", "Meta-Llama-3.1-8B", "bloom 7b1"])
+def test_a_folders_name_says_nothing(folders, tmp_path, tokens, name):
+    folder = shutil.copytree(folders["qwen2"], tmp_path / name)
+    expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
+    for backend in ("hooked", "bridge"):
+        model = load_model(str(folder), backend=backend)
+        assert view(model).name == model.cfg.model_name == name
+        with torch.no_grad():
+            torch.testing.assert_close(view(model).forward(tokens), expected, rtol=0, atol=2e-5)
+
+
+def test_a_model_in_memory_is_copied_by_hooked_and_wrapped_by_bridge(tokens):
+    hf_model = tiny_model("llama")
+    hooked = load_model("mine", hf_model=hf_model)
+    with torch.no_grad():
+        expected = hf_model(tokens).logits
+        hooked.blocks[0].mlp.W_out.zero_()
+        assert torch.equal(hf_model(tokens).logits, expected)
+    bridge = load_model(hf_model=hf_model, tokenizer=tiny_tokenizer(), backend="bridge")
+    assert bridge.original_model is hf_model
+    assert view(hooked).name == "mine"
+    assert view(bridge).tokenizer.bos_token == "<s>"
+    with pytest.raises(ModelError, match="convert it first"):
+        load_model(hf_model=tiny_model("llama"), dtype="float16")
+    with pytest.raises(ModelError, match="without a tokenizer"):
+        load_model(hf_model=tiny_model("gemma2"))
+
+
+def test_the_checkpoints_tokenizer_is_kept_as_it_is(folders):
+    for backend in ("hooked", "bridge"):
+        model = load_model(folders["llama"], backend=backend)
+        kept = view(model).tokenizer
+        assert (kept.pad_token, kept.bos_token, kept.eos_token) == ("<pad>", "<s>", "</s>")
+        assert kept("w5 w6").input_ids == [5, 6]
+        assert model.to_tokens("w5 w6").tolist() == [[1, 5, 6]]
+
+
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, "torch.float32"])
+def test_dtypes(folders, tokens, backend, dtype):
+    for architecture in ("llama", "gpt2"):
+        seen = view(load_model(folders[architecture], backend=backend, dtype=dtype))
+        assert str(seen.dtype) == f"torch.{str(dtype).removeprefix('torch.')}"
+        with torch.no_grad():
+            logits = seen.forward(tokens)
+        assert logits.dtype == seen.dtype
+        assert logits.isfinite().all()
+
+
+def test_the_checkpoints_own_dtype_is_the_default_but_babel_is_float32(tmp_path, monkeypatch):
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "b")
+    tiny_tokenizer().save_pretrained(tmp_path / "b")
+    assert view(load_model(tmp_path / "b")).dtype == torch.bfloat16
+    monkeypatch.setattr(langneurons.babel, "FOLDER", tmp_path / "b")
+    assert (view(load_model()).dtype, view(load_model()).name) == (torch.float32, "babel")
+    assert view(load_model("babel", dtype="bfloat16")).dtype == torch.bfloat16
+
+
+def test_positions_up_to_the_configurations_context_length_work(folders):
+    tokens = torch.randint(4, 101, (1, 96), generator=torch.Generator().manual_seed(2))
+    for architecture in HOOKED:
+        expected = AutoModelForCausalLM.from_pretrained(folders[architecture])(tokens).logits
+        with torch.no_grad():
+            logits = view(load_model(folders[architecture])).forward(tokens)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+
+
+def test_a_wrapping_that_computes_something_else_is_refused(folders, monkeypatch):
+    written = hooked_module.hooked_config
+    monkeypatch.setattr(hooked_module, "hooked_config", lambda *given: change(written(*given)))
+
+    def change(config):
+        config.rotary_base *= 1.01
+        return config
+
+    with pytest.raises(ModelError, match="computes other logits"):
+        load_model(folders["llama"])
+    load_model(folders["gpt2"])
+
+
+def test_under_transformer_lens_4_hooked_is_refused_and_auto_is_bridge(folders, monkeypatch):
+    monkeypatch.setattr(hooked_module, "hooked_class", lambda: None)
+    assert view(load_model(folders["llama"], backend="bridge")).backend == "bridge"
+    assert view(load_model(folders["llama"])).backend == "bridge"
+    with pytest.raises(ModelError, match="TransformerLens 4 has no HookedTransformer"):
+        load_model(folders["llama"], backend="hooked")
+
+
+def test_unknown_backend_dtype_and_device_are_named(folders):
+    with pytest.raises(ModelError, match="did you mean 'hooked'"):
+        load_model(folders["llama"], backend="hook")
+    with pytest.raises(ModelError, match="did you mean 'bfloat16'"):
+        load_model(folders["llama"], dtype="bfloat")
+    with pytest.raises(ModelError, match="Unknown dtype 'int8'"):
+        load_model(folders["llama"], dtype=torch.int8)
+    with pytest.raises(ModelError, match="Unknown device"):
+        load_model(folders["llama"], device="gpu")
+    with pytest.raises(ModelError, match="Unknown device 'cuda:99'"):
+        load_model(folders["llama"], device="cuda:99")
+    with pytest.raises(ModelError, match="device_map"):
+        load_model(folders["llama"], device_map="cpu", backend="hooked")
+
+
+def test_device_map_takes_the_bridge(folders):
+    assert view(load_model(folders["llama"], device_map="cpu")).backend == "bridge"
+
+
+def test_folders_that_are_no_model_are_named(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_model(tmp_path)
+    with pytest.raises(ModelError, match="no such folder"):
+        load_model(tmp_path / "nothing")
+
+
+def test_an_unknown_hub_name_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="There is no folder 'nobody/nothing', and no model") as caught:
+        load_model("nobody/nothing")
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_tokenizer_is_named_and_can_be_given(broken):
+    for file in broken.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ModelError, match=r"no tokenizer\.json.*tokenizer="):
+        load_model(broken)
+    assert view(load_model(broken, tokenizer=tiny_tokenizer())).tokenizer is not None
+
+
+def test_a_tokenizer_with_ids_beyond_the_vocabulary_is_refused(folders):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["too", "many"])
+    with pytest.raises(ModelError, match="do not fit.*up to 102.*101 embeddings"):
+        load_model(folders["llama"], tokenizer=tokenizer)
+
+
+def test_missing_weights_are_named(broken):
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights.*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(broken)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 5000])
+def test_truncated_weights_are_refused(broken, keep):
+    path = broken / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="Cannot load"):
+        load_model(broken)
+
+
+def test_weights_of_another_shape_or_absent_are_refused(broken):
+    edit_config(broken, intermediate_size=64)
+    with pytest.raises(ModelError, match=r"another shape than .*: model\.layers\.0\.mlp\.down_proj\.weight"):
+        load_model(broken)
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="Cannot load"):
+        load_model(broken)
+
+
+def test_weights_that_are_no_numbers_are_refused(broken):
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="no numbers in torch.float32"):
+        load_model(broken)
+
+
+def test_a_corrupt_tokenizer_is_refused(broken):
+    (broken / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="Cannot load the tokenizer"):
+        load_model(broken)
+
+
+def test_a_model_without_neurons_in_our_sense_is_refused(tmp_path):
+    config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=101)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(HookSiteError, match="lacks an MLP or an attention"):
+        load_model(tmp_path)
+
+
+def test_a_broken_configuration_is_refused(broken):
+    (broken / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="Cannot load"):
+        load_model(broken)
+    (broken / "config.json").write_text('{"model_type": "from-tomorrow"}')
+    with pytest.raises(ModelError, match="Cannot load"):
+        load_model(broken)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model_type": "mixtral"}, "mixture of experts"),
+        ({"model_type": "qwen3_moe"}, "mixture of experts"),
+        ({"model_type": "deepseek_v3"}, "mixture of experts"),
+        ({"model_type": "bert"}, "encoder"),
+        ({"model_type": "xlm-roberta"}, "encoder"),
+        ({"model_type": "t5"}, "encoder"),
+    ],
+)
+def test_experts_and_encoders_are_refused_before_any_weight_is_read(tmp_path, settings, said):
+    AutoConfig.for_model(**settings).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=said):
+        load_model(tmp_path)
+
+
+def test_tiny_configurations_are_what_they_say():
+    assert {name: tiny_config(name).vocab_size for name in ARCHITECTURES} == dict.fromkeys(ARCHITECTURES, 101)

@@ -1,0 +1,148 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import langneurons as ln
+from langneurons import cli
+from langneurons.errors import LangNeuronsError
+
+
+def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line in this process: exit status, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["langneurons", *arguments])
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as exit:
+        status = int(exit.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A folder of text files, the phrasebook's, a document a line."""
+    folder = tmp_path_factory.mktemp("texts")
+    corpus = ln.load_corpus("babel", ["en", "hi", "zh"])
+    for language in corpus.languages:
+        (folder / f"{language}.txt").write_text("\n".join(corpus.documents(language)) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recorded(texts, tmp_path_factory, babel):
+    out = tmp_path_factory.mktemp("runs") / "stats"
+    return ln.record(babel, ln.load_corpus(str(texts)).shuffle(0), context_length=128, out=out, progress=False), out
+
+
+def test_record_and_identify_give_what_python_gives(capsys, monkeypatch, texts, recorded, tmp_path):
+    stats, _ = recorded
+    out = tmp_path / "run"
+    status, said, _ = run(
+        capsys, monkeypatch, "record", "babel", str(texts), "--out", str(out), "--context-length", "128"
+    )
+    assert status == 0
+    assert "langneurons identify" in said
+    assert ln.ActivationStats.load(out).manifest() == stats.manifest()
+    status, said, _ = run(capsys, monkeypatch, "identify", str(out), "--set", "top=0.02")
+    assert status == 0
+    assert "neurons in all" in said
+    assert ln.NeuronSet.load(out / "neurons.lape.json") == ln.LAPE(top=0.02).identify(stats)
+
+
+def test_a_parquet_folder_in_the_schema_of_wikipedia_gives_the_same(texts, recorded, babel, tmp_path):
+    stats, _ = recorded
+    for file in texts.iterdir():
+        lines = file.read_text("utf-8").splitlines()
+        folder = tmp_path / f"20231101.{file.stem}"
+        folder.mkdir()
+        rows = {"id": [str(i) for i in range(len(lines))], "url": lines, "title": lines, "text": lines}
+        pq.write_table(pa.table(rows), folder / "train-00000-of-00001.parquet")
+    again = ln.record(babel, ln.load_corpus(str(tmp_path)).shuffle(0), context_length=128, progress=False)
+    assert again.manifest() == stats.manifest()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["identify", "nowhere"], "no such file"),
+        (["identify", "{out}", "--method", "lap"], "did you mean 'lape'"),
+        (["identify", "{out}", "--set", "tops=1"], "did you mean 'top'"),
+        (["identify", "{out}", "--set", "top"], "field=value"),
+        (["identify", "{out}", "--set", "top=7"], "top"),
+        (["identify", "{out}", "--languages", "hin"], "did you mean 'hi'"),
+        (["identify", "{out}", "--site", "post"], "site"),
+        (["record", "babel", "{texts}", "--out", "{new}", "--languages", "en,hii"], "did you mean 'hi'"),
+        (["record", "babel", "nowhere", "--out", "{new}"], "nowhere"),
+        (["record", "babel", "{texts}", "--out", "{new}", "--tokens", "9999999"], "9,999,999|9999999"),
+        (["record", "babel", "{texts}", "--out", "{new}", "--context-length", "4096"], "longer than"),
+        (["record", "babel", "{texts}", "--out", "{new}", "--backend", "hook"], "did you mean 'hooked'"),
+        (["record", "babel", "{texts}", "--out", "{out}"], "another recording"),
+        (["models", "/nowhere/model"], "nowhere"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence_and_status_2(
+    capsys, monkeypatch, texts, recorded, tmp_path, arguments, message
+):
+    _, out = recorded
+    filled = [argument.format(out=out, texts=texts, new=tmp_path / "new") for argument in arguments]
+    status, _, said = run(capsys, monkeypatch, *filled)
+    assert status == 2
+    last = [line for line in said.splitlines() if line.startswith("langneurons: ")]
+    assert len(last) == 1
+    assert "Traceback" not in said
+    assert re.search(message, last[0]), last[0]
+
+
+def test_debug_shows_the_traceback(capsys, monkeypatch):
+    with pytest.raises(LangNeuronsError):
+        run(capsys, monkeypatch, "--debug", "identify", "nowhere")
+
+
+def test_models_says_size_neurons_memory_and_backend(capsys, monkeypatch):
+    status, said, _ = run(capsys, monkeypatch, "models", "babel")
+    assert status == 0
+    for part in ("parameters", "12,288", "hooked", "B"):
+        assert part in said
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(texts, tmp_path):
+    for file in texts.iterdir():
+        (tmp_path / "long").mkdir(exist_ok=True)
+        (tmp_path / "long" / file.name).write_text(file.read_text("utf-8") * 12, "utf-8")
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", "from langneurons.cli import main; main()"]
+    command += ["record", "babel", str(tmp_path / "long"), "--out", str(out), "--batch-size", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, said
+    assert "Run the same command again" in said
+    subprocess.run(command, check=True, capture_output=True)
+    assert set(ln.ActivationStats.load(out).languages) == {"en", "hi", "zh"}
+
+
+@pytest.mark.slow
+def test_the_demo_writes_an_offline_page_and_says_where_it_is(capsys, monkeypatch, tmp_path):
+    status, said, _ = run(capsys, monkeypatch, "demo", "--out", str(tmp_path / "demo"))
+    assert status == 0
+    for part in ("LAPE", "pooled-p90", "index.html", "Next:", "smallest this recording can detect"):
+        assert part in said
+    page = (tmp_path / "demo" / "index.html").read_text("utf-8")
+    assert "<script src=" not in page
+    assert "<link" not in page
+    neurons = json.loads(Path(tmp_path / "demo" / "neurons.lape.json").read_text("utf-8"))
+    assert neurons["schema"].startswith("langneurons/neuron-set")

@@ -1,0 +1,81 @@
+import errno
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from langneurons import storage
+from langneurons.errors import CorruptArtefactError, StorageError
+
+PACKAGE = Path(storage.__file__).parent
+
+
+def test_a_failed_write_leaves_what_stood_there_and_no_debris(tmp_path):
+    path = tmp_path / "a.txt"
+    storage.write_text(path, "old")
+
+    def fail_halfway():
+        with storage.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    storage.write_tensors(path, {"x": torch.ones(3)})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        storage.write_tensors(path, {"x": torch.zeros(3)})
+    assert storage.read_tensors(path)["x"].tolist() == [1, 1, 1]
+
+
+def test_the_real_full_device_is_recognised():
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+
+    def fill():
+        with storage._said_plainly(Path("/dev/full"), "write"), Path("/dev/full").open("w") as file:
+            file.write("x" * 100_000)
+
+    with pytest.raises(StorageError, match="disk is full"):
+        fill()
+
+
+def test_tensors_are_written_to_the_same_bytes_whatever_the_order_of_their_names(tmp_path):
+    a, b = torch.arange(3), torch.ones(2, 2)
+    first = storage.write_tensors(tmp_path / "1", {"a": a, "b": b})
+    assert first == storage.write_tensors(tmp_path / "2", {"b": b, "a": a})
+
+
+def test_a_damaged_table_is_noticed(tmp_path):
+    path = tmp_path / "t.parquet"
+    storage.write_table(path, pd.DataFrame({"a": [1, 2]}))
+    assert storage.read_table(path)["a"].tolist() == [1, 2]
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CorruptArtefactError, match="t.parquet"):
+        storage.read_table(path)
+
+
+def test_nothing_but_storage_writes_files_or_pickles():
+    writers = re.compile(
+        r"\.write_text\(|\.write_bytes\(|torch\.save|pickle\.(dump|load)|Pickler|save_file\(|\.to_parquet\(|json\.dump\("
+    )
+    allowed = {"storage.py"}
+    for path in PACKAGE.rglob("*.py"):
+        if path.name in allowed:
+            continue
+        found = [line for line in path.read_text().splitlines() if writers.search(line) and "storage." not in line]
+        found = [line for line in found if not line.strip().startswith(("#", '"', ">>>"))]
+        assert not found, f"{path}: {found}"
