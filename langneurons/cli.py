@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import pandas as pd
 import typer
@@ -137,8 +137,19 @@ def make_method(name: str, options: Sequence[str]) -> Any:
             raise StatisticsError(f"An option reads field=value, not {option!r}. Possible fields: {', '.join(fields)}.")
         if key not in fields:
             raise StatisticsError(unknown(f"option of {name}", key, fields))
-        values[key] = _parsed(text)
+        values[key] = _fitting(key, _parsed(text), fields[key].type)
     return cls(**values)
+
+
+def _fitting(key: str, value: Any, kind: Any) -> Any:
+    """Check an option against its field's type, so that a wrong one is a sentence."""
+    kinds = get_args(kind) or (kind,)
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str) and {float, int} & set(kinds) and str not in kinds:
+        raise StatisticsError(f"{key} takes a number, not {value!r}.")
+    if numeric and not {float, int} & set(kinds):
+        raise StatisticsError(f"{key} takes a word, not {value!r}.")
+    return float(value) if numeric and int not in kinds else value
 
 
 def _parsed(text: str) -> Any:

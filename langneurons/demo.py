@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 import langneurons as ln
+from langneurons.views.page import write_page
 
 TOP = 0.01
 
@@ -18,8 +20,6 @@ def run_demo(out: Path) -> str:
     Returns:
         A readable summary, the files' places, and what to try next.
     """
-    from langneurons.views.page import write_page
-
     model, corpus = ln.load_model("babel"), ln.load_corpus("babel")
     stats = ln.record(model, corpus, context_length=256, out=out / "statistics")
     lape = ln.LAPE(top=TOP).identify(stats)
@@ -28,7 +28,8 @@ def run_demo(out: Path) -> str:
     pooled.save(out / "neurons.pooled-p90.json")
     summary = summarise(stats, lape, pooled)
     resolution = detectable(stats)
-    strongest = lape[lape.languages[-1]].to_dataframe().sort_values("score").iloc[0]
+    shown = stats.languages[-1]
+    neuron = clearest(stats, lape, shown)
     page = write_page(
         out / "index.html",
         "Which neurons of babel belong to which language?",
@@ -46,8 +47,8 @@ def run_demo(out: Path) -> str:
             (ln.plot.overlap(lape), "LAPE neurons that two languages share."),
             (ln.plot.overlap(lape, pooled, ("LAPE", "pooled-p90")), "Do the two methods choose the same neurons?"),
             (
-                ln.plot.histogram(stats, (int(strongest["layer"]), int(strongest["neuron"]))),
-                f"The LAPE neuron of {lape.languages[-1]} with the lowest entropy.",
+                ln.plot.histogram(stats, neuron),
+                f"The LAPE neuron of {shown} that is furthest ahead of every other language.",
             ),
         ],
         [
@@ -77,28 +78,39 @@ def run_demo(out: Path) -> str:
 
 def summarise(stats: "ln.ActivationStats", lape: "ln.NeuronSet", pooled: "ln.NeuronSet") -> pd.DataFrame:
     """One row a language: neurons each method names, their overlap, and the clearest neuron with its interval."""
+    low, high = ln.ActivationProbability().scores(stats).interval()
     probability = stats.probability()
     rows = []
     for position, language in enumerate(stats.languages):
-        best = lape[language].to_dataframe().sort_values("score").iloc[0] if language in lape.languages else None
-        row = {
-            "language": language,
-            "LAPE": len(lape[language]),
-            "pooled-p90": len(pooled[language]),
-            "overlap": f"{_jaccard(lape[language], pooled[language]):.2f}",
-        }
-        if best is not None:
-            layer, index = int(best["layer"]), int(best["neuron"])
-            low, high = (bound[position, layer, index] for bound in ln.ActivationProbability().scores(stats).interval())
-            others = probability[:, layer, index].clone()
-            others[position] = -1
-            row |= {
-                "clearest neuron": f"L{layer} N{index}",
-                "active in it": f"{probability[position, layer, index]:.2f} [{low:.2f}, {high:.2f}]",
-                "most in another": f"{others.max():.2f} ({stats.languages[int(others.argmax())]})",
+        layer, index = clearest(stats, lape, language)
+        own, others = probability[position, layer, index], probability[:, layer, index].clone()
+        others[position] = -1
+        rows.append(
+            {
+                "language": language,
+                "LAPE": len(lape[language]),
+                "pooled-p90": len(pooled[language]),
+                "overlap": f"{_jaccard(lape[language], pooled[language]):.2f}",
+                "clearest": f"L{layer} N{index}",
+                "active in it": f"{own:.2f} [{low[position, layer, index]:.2f}, {high[position, layer, index]:.2f}]",
+                "most elsewhere": f"{others.max():.2f} ({stats.languages[int(others.argmax())]})",
             }
-        rows.append(row)
+        )
     return pd.DataFrame(rows)
+
+
+def clearest(stats: "ln.ActivationStats", neurons: "ln.NeuronSet", language: str) -> tuple[int, int]:
+    """The neuron of a language whose activation probability is furthest above that of any other language.
+
+    Returns:
+        Layer and index.
+    """
+    probability = stats.probability()
+    position = stats.languages.index(language)
+    others = torch.cat([probability[:position], probability[position + 1 :]]).amax(0)
+    ahead = torch.where(neurons.mask(language), probability[position] - others, -torch.inf)
+    layer, index = divmod(int(ahead.argmax()), stats.shape[1])
+    return layer, index
 
 
 def detectable(stats: "ln.ActivationStats") -> str:

@@ -252,6 +252,7 @@ def write_model(
     model = model.to(torch.bfloat16)
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
+    (arguments.out / "model.safetensors").chmod(0o644)
     model = model.float().eval()
     heldout = read_lines(arguments.text, "heldout")
     rows = {}

@@ -79,6 +79,8 @@ def test_a_parquet_folder_in_the_schema_of_wikipedia_gives_the_same(texts, recor
         (["identify", "{out}", "--set", "tops=1"], "did you mean 'top'"),
         (["identify", "{out}", "--set", "top"], "field=value"),
         (["identify", "{out}", "--set", "top=7"], "top"),
+        (["identify", "{out}", "--set", "top=many"], "takes a number"),
+        (["identify", "{out}", "--set", "interpolation=3"], "takes a word"),
         (["identify", "{out}", "--languages", "hin"], "did you mean 'hi'"),
         (["identify", "{out}", "--site", "post"], "site"),
         (["record", "babel", "{texts}", "--out", "{new}", "--languages", "en,hii"], "did you mean 'hi'"),
@@ -111,7 +113,7 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
 def test_models_says_size_neurons_memory_and_backend(capsys, monkeypatch):
     status, said, _ = run(capsys, monkeypatch, "models", "babel")
     assert status == 0
-    for part in ("parameters", "12,288", "hooked", "B"):
+    for part in ("8,030,880 parameters", "act 12,288", "auto takes hooked", "GB"):
         assert part in said
 
 

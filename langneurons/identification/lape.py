@@ -112,7 +112,8 @@ class LAPE:
         passing = np.flatnonzero((p > threshold).any(0).flatten().numpy())
         kept = passing[lowest(scores.values.flatten().numpy()[passing], count, self.ties)]
         if len(kept) < count:
-            _warn(f"Only {len(kept):,} neurons exceed the filter in some language; {count:,} were asked for.")
+            message = f"Only {len(kept):,} neurons exceed the filter in some language; {count:,} were asked for."
+            warnings.warn(message, LangNeuronsWarning, stacklevel=2)
         same_bar = self.bar_quantile in (None, self.filter_quantile)
         bar = threshold if same_bar else level(p, self.bar_quantile or 0.0, self.interpolation)
         return _assigned(stats, scores, p, kept, bar)
@@ -248,13 +249,10 @@ def _assigned(stats: ActivationStats, scores: Scores, p: Tensor, kept: np.ndarra
     above = p.flatten(1)[:, torch.from_numpy(kept)].numpy() > bar
     homeless = int((~above.any(0)).sum())
     if homeless:
-        _warn(f"{homeless:,} of {len(kept):,} kept neurons exceed the bar in no language and belong to none.")
+        message = f"{homeless:,} of {len(kept):,} kept neurons exceed the bar in no language and belong to none."
+        warnings.warn(message, LangNeuronsWarning, stacklevel=3)
     members = {language: kept[above[i]] for i, language in enumerate(stats.languages)}
     return labelled(stats, scores, members)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, LangNeuronsWarning, stacklevel=4)
 
 
 def _check_choice(name: str, given: str, possible: tuple[str, ...]) -> None:

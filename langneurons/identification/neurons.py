@@ -65,7 +65,7 @@ class NeuronSet:
     @classmethod
     def of(
         cls,
-        neurons: Mapping[str, Iterable[Sequence[int]]],
+        neurons: Mapping[str, Iterable[Sequence]],
         shape: Shape,
         site: str,
         model: str | None = None,

@@ -45,7 +45,7 @@ def read_rucaibox(
             f"The width of {path.name} was inferred from its largest index as {largest + 1}, which may be too small: "
             "give shape=(layers, width).",
             LangNeuronsWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     if layers != shape[0] or largest >= shape[1]:
         raise NeuronSetError(

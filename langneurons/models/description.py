@@ -40,6 +40,16 @@ class ModelDescription:
     memory_to_load: dict[str, int]
     backend: str
 
+    def __str__(self) -> str:
+        neurons = ", ".join(f"{site} {self.layers * width:,}" for site, width in self.neurons.items())
+        memory = ", ".join(f"{backend} {size / 1e9:.2f} GB" for backend, size in self.memory_to_load.items())
+        return (
+            f"{self.name} ({self.architecture}): {self.parameters:,} parameters, {self.layers} layers, context "
+            f"{self.context_length:,}, {str(self.dtype).removeprefix('torch.')}\n"
+            f"neurons: {neurons}\n"
+            f"memory for the weights: {memory}; auto takes {self.backend}"
+        )
+
 
 def describe(name: str | Path, hf_config: PretrainedConfig | None = None) -> ModelDescription:
     """Describe a model from its configuration.

@@ -12,7 +12,7 @@ from langneurons.models import SITES, ModelView, view
 from langneurons.recording.accumulation import FOLDS
 from langneurons.recording.records import LanguageRecord
 from langneurons.recording.statistics import ActivationStats
-from langneurons.recording.sums import Calibration, LanguageSums, observing_cache, recorded_model
+from langneurons.recording.sums import Calibration, LanguageSums, observing_caches, recorded_model
 
 Caches = Sequence[tuple[Tensor, Any]]
 
@@ -58,40 +58,38 @@ def record_caches(
 def _record_language(
     seen: ModelView, language: str, pairs: Caches, sites: tuple[str, ...], like: ActivationStats | None
 ) -> dict[str, LanguageRecord]:
+    caches = [cache for _, cache in pairs]
     folds = _folds(seen.tokenizer, [tokens for tokens, _ in pairs])
-    counted = sum((torch.bincount(one[one >= 0], minlength=FOLDS) for one in folds), torch.zeros(FOLDS).long())
-    if not int(counted.sum()):
+    counted = (folds >= 0).nonzero()[:, 0]
+    if not len(counted):
         raise CorpusError(f"The caches of {language!r} hold no counted token.")
+    positions = sum(len(seen.cached(cache, sites[0], 0).flatten(0, 1)) for cache in caches)
+    if positions != len(folds):
+        raise StatisticsError(f"{len(folds)} tokens of {language!r} were given for caches of {positions} positions.")
     if like is not None and language in like.languages:
         grids = {site: like.records[site][language].grid() for site in sites}
     else:
-        longest = max(range(len(pairs)), key=lambda i: int((folds[i] >= 0).sum()))
-        calibration = Calibration(seen, sites, (folds[longest] >= 0).nonzero()[:, 0])
-        observing_cache(seen, pairs[longest][1], sites, calibration.see)
+        calibration = Calibration(seen, sites, counted)
+        observing_caches(seen, caches, sites, calibration.see)
         grids = calibration.grids()
-    sums = LanguageSums.empty(seen, grids, int(counted.sum()))
-    for (_, cache), kept in zip(pairs, folds, strict=True):
-        _add_cache(sums, seen, cache, kept.to(seen.device))
-    return sums.records(counted, {})
+    sums = LanguageSums.empty(seen, grids, len(counted))
+    on_device = folds.to(seen.device)
 
-
-def _add_cache(sums: LanguageSums, seen: ModelView, cache: Any, folds: Int[Tensor, " token"]) -> None:
     def add(site: str, layer: int, values: Tensor, z: Tensor) -> None:
-        if len(values) != len(folds):
-            raise StatisticsError(f"{len(folds)} tokens were given for a cache of {len(values)} positions.")
-        sums.add(site, layer, values, z, folds)
+        sums.add(site, layer, values, z, on_device)
 
-    observing_cache(seen, cache, tuple(sums.accumulators), add)
+    observing_caches(seen, caches, sites, add)
+    return sums.records(torch.bincount(folds[counted], minlength=FOLDS), {})
 
 
-def _folds(tokenizer: Any, batches: Sequence[Int[Tensor, "batch position"]]) -> list[Int[Tensor, " token"]]:
+def _folds(tokenizer: Any, batches: Sequence[Int[Tensor, "batch position"]]) -> Int[Tensor, " token"]:
     """The fold of each token, rows being documents; -1 where it is not counted."""
-    folds, rows = [], 0
+    folds, rows = [torch.empty(0, dtype=torch.int64)], 0
     for tokens in batches:
         documents = torch.arange(rows, rows + len(tokens))[:, None].expand(tokens.shape)
         folds.append(torch.where(_counted(tokenizer, tokens), documents % FOLDS, -1).flatten())
         rows += len(tokens)
-    return folds
+    return torch.cat(folds)
 
 
 def _counted(tokenizer: Any, tokens: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:

@@ -17,7 +17,7 @@ from langneurons.recording.records import LanguageRecord, RecordedModel
 
 CALIBRATION_TOKENS = 2048
 OPEN_ENDS = 0.0025  # share of the calibration tokens beyond each end of the grid
-LINEAR_PART = 0.25  # asinh coordinates are about linear below this share of the mean magnitude
+LINEAR_PART = 0.05  # asinh coordinates are about linear below this share of the mean magnitude
 
 Observe = Callable[[str, int, Tensor, Tensor], None]
 
@@ -53,15 +53,18 @@ def observing(seen: ModelView, sites: Sequence[str], observe: Observe) -> Iterat
         yield
 
 
-def observing_cache(seen: ModelView, cache: Any, sites: Sequence[str], observe: Observe) -> None:
-    """Call ``observe`` as a forward would, with what a TransformerLens cache holds."""
+def observing_caches(seen: ModelView, caches: Sequence[Any], sites: Sequence[str], observe: Observe) -> None:
+    """Call ``observe`` as one forward would, with what TransformerLens caches hold, one after the other."""
+
+    def joined(site: str, layer: int) -> Tensor:
+        return torch.cat([seen.cached(cache, site, layer).flatten(0, 1) for cache in caches])
+
     for layer in range(seen.n_layers):
         for site in sites:
-            values = seen.cached(cache, site, layer)
+            values = joined(site, layer)
             if site == "head":
                 values = torch.linalg.vector_norm(values.float(), dim=-1)
-            z = seen.cached(cache, "pre", layer) if site == "act" else values
-            observe(site, layer, values.flatten(0, 1), z.flatten(0, 1))
+            observe(site, layer, values, joined("pre", layer) if site == "act" else values)
 
 
 @dataclass

@@ -7,16 +7,16 @@ import langneurons as ln
 from tests.planted_model import LANGUAGES, LAYERS, PLANTS, Planted, planted
 
 METHODS = {
-    "LAPE": ln.LAPE(top=0.09, filter_quantile=0.75),
-    "LAPE, the paper's variant": ln.LAPE(top=0.09, filter_quantile=0.75, interpolation="linear", epsilon=1e-10),
-    "ActivationProbability > 0": ln.ActivationProbability(threshold=0.0, top=0.03),
-    "ActivationProbability > pooled-p90": ln.ActivationProbability(threshold="pooled-p90", top=0.03),
-    "MeanActivation": ln.MeanActivation(top=0.03),
-    "MeanDifference": ln.MeanDifference(top=0.03),
-    "TokenAP": ln.TokenAP(top=0.03),
-    "AUROC": ln.AUROC(top=0.03),
-    "EntropyLambda": ln.EntropyLambda(top=0.09),
-    "Random": ln.Random(top=0.03),
+    "LAPE": ln.LAPE(top=0.15, filter_quantile=0.75),
+    "LAPE, the paper's variant": ln.LAPE(top=0.15, filter_quantile=0.75, interpolation="linear", epsilon=1e-10),
+    "ActivationProbability > 0": ln.ActivationProbability(threshold=0.0, top=0.04),
+    "ActivationProbability > pooled-p90": ln.ActivationProbability(threshold="pooled-p90", top=0.04),
+    "MeanActivation": ln.MeanActivation(top=0.04),
+    "MeanDifference": ln.MeanDifference(top=0.04),
+    "TokenAP": ln.TokenAP(top=0.04),
+    "AUROC": ln.AUROC(top=0.04),
+    "EntropyLambda": ln.EntropyLambda(top=0.15),
+    "Random": ln.Random(top=0.04),
 }
 
 
@@ -59,8 +59,8 @@ def test_lape_finds_every_exclusive_and_shared_neuron_and_no_topic_neuron(result
 
 
 def test_separating_methods_find_the_exclusive_neurons(results):
-    for method in ("MeanDifference", "AUROC", "TokenAP"):
-        assert results.loc[method, "exclusive"] >= 0.9
+    for method in ("MeanDifference", "AUROC", "TokenAP", "ActivationProbability > pooled-p90"):
+        assert results.loc[method, "exclusive"] >= 0.8
 
 
 def test_the_control_finds_nothing_beyond_chance(results):

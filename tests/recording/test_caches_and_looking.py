@@ -39,7 +39,7 @@ def test_statistics_of_caches_equal_a_recording_of_the_same_blocks(tiny, corpus,
 def test_caches_without_given_edges_are_calibrated_on_themselves(tiny, corpus, tmp_path, whole):
     of_caches = ln.record_caches(tiny, packed_caches(tiny, corpus, tmp_path))
     assert torch.allclose(of_caches.mean(), whole.mean(), atol=1e-5)
-    assert (of_caches.quantile(0.9) - whole.quantile(0.9)).abs().max() < 0.1
+    assert (of_caches.quantile(0.9) - whole.quantile(0.9)).abs().median() < 0.01
 
 
 def test_a_cache_that_lacks_the_site_or_has_other_tokens_is_refused(tiny):

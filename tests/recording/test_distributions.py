@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from langneurons.recording.accumulation import FOLDS, Accumulators, Grid
 from langneurons.recording.distributions import ActivationFunction, Histogram, ValueCdf, quantile, rank_error_bound
+from langneurons.recording.sums import LINEAR_PART
 
 FUNCTIONS = {
     "silu": torch.nn.functional.silu,
@@ -13,6 +14,7 @@ FUNCTIONS = {
     "relu": torch.relu,
     "tanh": torch.tanh,
 }
+HEAVY = 4  # the index of the heavy-tailed planted neuron
 SHARES = [0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99]
 
 
@@ -52,26 +54,29 @@ def planted(tokens: int = 20_000) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("share", SHARES)
-def test_quantiles_of_act_have_the_right_rank_also_for_planted_neurons(name, share):
+def test_quantiles_of_act_have_the_right_rank_also_for_planted_neurons(name):
     z = planted()
     function = FUNCTIONS[name]
     act = function(z.double())
     cdf = ValueCdf(recorded(z), act_fn=ActivationFunction.of(function))
-    found = quantile([cdf], act.amin(0), act.amax(0), share)
-    assert rank_error(act, found, share).max() <= 0.005
-    bound = rank_error_bound([cdf], found, share)
-    assert (rank_error(act, found, share) <= bound + 1e-6).all()
+    for share in SHARES:
+        found = quantile([cdf], act.amin(0), act.amax(0), share)
+        error = rank_error(act, found, share)
+        assert error.max() <= 0.005
+        assert (error <= rank_error_bound([cdf], found, share) + 1e-6).all()
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_quantiles_on_an_asinh_grid_have_the_right_rank(share):
+def test_quantiles_on_an_asinh_grid_have_the_right_rank_or_say_that_they_may_not():
     z = planted()
     x = torch.nn.functional.silu(z) * z.roll(1, 0)
-    scale = x.abs().mean(0) / 4
+    scale = x.abs().mean(0) * LINEAR_PART
     cdf = ValueCdf(recorded(torch.asinh(x / scale)), scale=scale)
-    found = quantile([cdf], x.amin(0), x.amax(0), share)
-    assert rank_error(x.double(), found, share).max() <= 0.005
+    for share in SHARES:
+        found = quantile([cdf], x.amin(0), x.amax(0), share)
+        error = rank_error(x.double(), found, share)
+        assert (error <= rank_error_bound([cdf], found, share) + 1e-6).all()
+        # The heavy-tailed neuron's output is zero to many digits on a tenth of the tokens: one bin holds them all.
+        assert error[torch.arange(len(error)) != HEAVY].max() <= 0.005
 
 
 def test_the_pooled_quantile_weighs_languages_equally():

@@ -165,7 +165,7 @@ def test_ctrl_c_keeps_whole_batches_and_the_same_call_goes_on(tiny, corpus, whol
 
     def interrupted(self, *arguments):
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == 5 and self.run.folder.name == "run":
             os.kill(os.getpid(), signal.SIGINT)
         added(self, *arguments)
 

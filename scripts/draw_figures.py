@@ -1,0 +1,56 @@
+"""Draw the README's figures from saved statistics, through a headless Chromium or Chrome.
+
+Usage: ``python scripts/draw_figures.py runs/demo/statistics --out figures``
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from plotly.graph_objects import Figure
+
+import langneurons as ln
+from langneurons.demo import clearest
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def main() -> None:
+    """Draw every figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("statistics", type=Path, help="a folder that record wrote")
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    arguments = parser.parse_args()
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        sys.exit(f"No browser to draw with: install one of {', '.join(BROWSERS)}.")
+    stats = ln.ActivationStats.load(arguments.statistics)
+    neurons = ln.LAPE(top=0.01).identify(stats)
+    figures = {
+        "layer_heatmap": ln.plot.layer_heatmap(neurons),
+        "overlap": ln.plot.overlap(neurons),
+        "histogram": ln.plot.histogram(stats, clearest(stats, neurons, stats.languages[-1])),
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        draw(browser, figure, arguments.out / f"{name}.png")
+
+
+def draw(browser: str, figure: Figure, path: Path) -> None:
+    """Screenshot one figure at twice its size."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "figure.html"
+        figure.write_html(page, config={"displayModeBar": False})
+        size = f"{figure.layout.width + 16},{figure.layout.height + 16}"
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=2"]
+        flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=8000", f"--window-size={size}"]
+        subprocess.run(
+            [browser, *flags, f"--screenshot={path.resolve()}", page.as_uri()], check=True, capture_output=True
+        )
+
+
+if __name__ == "__main__":
+    main()
