@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, NoReturn, cast, get_args
 
 import pandas as pd
 import typer
@@ -15,6 +15,8 @@ import typer
 import langneurons as ln
 from langneurons.demo import run_demo
 from langneurons.errors import LangNeuronsError, StatisticsError, unknown
+
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 METHODS = {
     "lape": "LAPE",
@@ -176,14 +178,20 @@ def main() -> None:
     """Run the command line and turn errors into a sentence and an exit status."""
     debug = "--debug" in sys.argv
     try:
-        app()
+        # Not standalone: typer would answer Ctrl-C itself, without saying that the work goes on.
+        status = app(standalone_mode=False)
     except LangNeuronsError as error:
         if debug:
             raise
-        print(f"langneurons: {error}", file=sys.stderr)
+        _fail(str(error), 2)
+    except typer.TyperException as error:
+        cast(Any, error).show()
         sys.exit(2)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("langneurons: interrupted. Run the same command again to go on from here.", file=sys.stderr)
-        sys.exit(130)
+    if status == INTERRUPTED:
+        _fail("interrupted. Run the same command again to go on from here.", INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"langneurons: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 LANGUAGES = ("en", "hi", "ur", "zh")
 WORDS = 60
 LAYERS, WIDTH, HIDDEN = 2, 160, 64
-PLANTS = 3
+BARS = (0.4, 0.5, 0.6)  # how far the direction must exceed the bias; one plant a kind and layer for each
 FREQUENT = 0.12  # share of a language's tokens that are its one frequent word
 TOPIC_SHARE = 0.6  # of the words in a document of the topic
 
@@ -104,8 +104,8 @@ def _model(vocabulary: int, embedding: Tensor, generator: torch.Generator) -> Ll
                 weight.copy_(0.15 * torch.randn(weight.shape, generator=generator))
         for layer in model.model.layers:
             # Attention and MLP write little, so that every layer still reads the planted directions.
-            layer.self_attn.o_proj.weight.mul_(0.15)
-            layer.mlp.down_proj.weight.mul_(0.05)
+            layer.self_attn.o_proj.weight.mul_(0.03)
+            layer.mlp.down_proj.weight.mul_(0.01)
         model.model.embed_tokens.weight.copy_(embedding)
     return model
 
@@ -116,16 +116,21 @@ def _plant(
 ) -> dict[str, dict[tuple[int, int], str]]:
     bias = direction["bias"]
     gates: list[tuple[str, str, Tensor]] = []
-    for language in LANGUAGES:
-        gates += [("exclusive", language, direction[language] - 0.5 * bias)] * PLANTS
-        gates += [("leaning", language, direction[f"leaning {language}"])] * PLANTS
-        gates += [("token", language, direction[f"frequent {language}"] - 0.5 * bias)] * PLANTS
-    gates += [("pair", "hi&ur", direction["hi"] + direction["ur"] - 0.5 * bias)] * PLANTS
-    gates += [("topic", "", direction["topic"] - 0.5 * bias)] * PLANTS
+    for bar in BARS:
+        for language in LANGUAGES:
+            gates.append(("exclusive", language, direction[language] - bar * bias))
+            gates.append(("leaning", language, direction[f"leaning {language}"] - (bar - 0.5) * bias))
+            gates.append(("token", language, direction[f"frequent {language}"] - bar * bias))
+        gates.append(("pair", "hi&ur", direction["hi"] + direction["ur"] - bar * bias))
+        gates.append(("topic", "", direction["topic"] - bar * bias))
     planted: dict[str, dict[tuple[int, int], str]] = {kind: {} for kind, _, _ in gates}
     for index, layer in enumerate(model.model.layers):
         places = torch.randperm(WIDTH, generator=generator)[: len(gates)].tolist()
         norm = layer.post_attention_layernorm.weight
+        # Unplanted neurons cannot read what is planted, or some would be language neurons by chance.
+        readable = torch.stack([axis for name, axis in direction.items() if name != "bias"])
+        gate = layer.mlp.gate_proj.weight * norm
+        layer.mlp.gate_proj.weight.copy_((gate - gate @ readable.T @ readable) / norm)
         for place, (kind, owner, gate) in zip(places, gates, strict=True):
             layer.mlp.gate_proj.weight[place] = 2.0 * gate / norm
             planted[kind][index, place] = owner

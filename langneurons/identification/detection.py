@@ -3,6 +3,8 @@
 A neuron is read as a detector of language l: the tokens of l are positives, those of every other language negatives,
 each other language weighted equally and l one k-th of all k languages. Languages have histograms with different edges,
 so each language's cumulative distribution is evaluated at common points, between which tokens count as tied.
+Inside its own bins a language's tokens are taken as spread evenly: many tokens of exactly one value, as ReLU gives at
+``post``, are read as spread over a bin (at ``act`` they are not, bins are of z).
 
 Standard errors carry the histograms' sampling variance through the score to first order (for the area this is DeLong's
 variance, 1988) and multiply it with the design effect of the documents: folds have no histograms, so it is an
@@ -24,7 +26,7 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import best_per_language, check_share, wanted
 from langneurons.identification.uncertainty import DESIGN_EFFECT, degrees_of_freedom, design_effect
-from langneurons.recording.distributions import ValueCdf
+from langneurons.recording.distributions import ActivationFunction, ValueCdf
 from langneurons.recording.statistics import ActivationStats
 
 Side = Literal["top", "bottom", "both"]
@@ -229,28 +231,42 @@ def _spread(shares: Tensor, slope: Tensor) -> Tensor:
 
 
 def _cells(stats: ActivationStats, layer: int) -> Float[Tensor, "language neuron cell"]:
-    """Share of each language's tokens between common increasing points, and beyond them."""
+    """Share of each language's tokens in common cells, ordered by the activation's value."""
     cdfs = [stats._cdf(language, layer) for language in stats.languages]
     points = _common_points(cdfs)
-    cumulative = torch.stack([torch.stack([cdf(point) for point in points], dim=1) for cdf in cdfs])
-    ends = torch.ones_like(cumulative[..., :1])
-    return cumulative.diff(dim=-1, prepend=0 * ends, append=ends)
+    cumulative = [torch.stack([cdf.coordinate(_coordinate(cdf, point)) for point in points], dim=1) for cdf in cdfs]
+    at_most = torch.stack(cumulative)
+    cells = at_most.diff(dim=-1, prepend=torch.zeros_like(at_most[..., :1]))  # the first cell: all of it at the lowest
+    act_fn = cdfs[0].act_fn
+    return cells if act_fn is None else _ordered_by_value(cells, points, act_fn)
 
 
 def _common_points(cdfs: Sequence[ValueCdf]) -> Float[Tensor, "point neuron"]:
-    """Points spread as all languages' histogram edges are, in values."""
-    ordered = torch.cat([_edges_in_values(cdf) for cdf in cdfs], dim=1).sort(dim=1).values
+    """Points from the lowest to the highest, spread as all languages' edges are: in z at ``act``, else in values."""
+    edges = [
+        cdf.coordinate.edges if cdf.scale is None else torch.sinh(cdf.coordinate.edges) * cdf.scale.double()[:, None]
+        for cdf in cdfs
+    ]
+    ordered = torch.cat(edges, dim=1).sort(dim=1).values
     chosen = torch.linspace(0, ordered.shape[1] - 1, min(POINTS, ordered.shape[1])).round().long()
     return ordered[:, chosen].T.contiguous()
 
 
-def _edges_in_values(cdf: ValueCdf) -> Float[Tensor, "neuron edge"]:
-    edges = cdf.coordinate.edges
-    if cdf.scale is not None:
-        return torch.sinh(edges) * cdf.scale.double()[:, None]
-    if cdf.act_fn is None:
-        return edges
-    return torch.from_numpy(np.interp(edges.numpy(), cdf.act_fn.inputs.numpy(), cdf.act_fn.outputs.numpy()))
+def _coordinate(cdf: ValueCdf, point: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
+    return point if cdf.scale is None else torch.asinh(point / cdf.scale.double())
+
+
+def _ordered_by_value(
+    cells: Float[Tensor, "language neuron cell"], points: Float[Tensor, "point neuron"], act_fn: ActivationFunction
+) -> Float[Tensor, "language neuron cell"]:
+    """Reorder cells of z by act_fn(z), which need not rise with z; cells of equal value become one."""
+    middles = torch.cat([points[:1], (points[1:] + points[:-1]) / 2]).T
+    values = torch.from_numpy(np.interp(middles.numpy(), act_fn.inputs.numpy(), act_fn.outputs.numpy()))
+    values, order = values.sort(dim=1, stable=True)
+    last_of_value = torch.nn.functional.pad(values[:, 1:] > values[:, :-1], (0, 1), value=True)
+    at_most = torch.stack([one.gather(1, order) for one in cells]).cumsum(-1)
+    at_most = torch.where(last_of_value, at_most, 0.0).cummax(-1).values
+    return at_most.diff(dim=-1, prepend=torch.zeros_like(at_most[..., :1]))
 
 
 def _check_side(side: str) -> None:

@@ -201,7 +201,7 @@ class Malicious:
 def test_a_malicious_mask_is_refused_and_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save([Malicious()], tmp_path / "zip.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps([Malicious()]))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps([Malicious()], protocol=2))
     for name in ("zip.pth", "plain.pth"):
         with pytest.raises(StorageError) as caught:
             NeuronSet.from_rucaibox(tmp_path / name, languages=["en"], shape=SHAPE)

@@ -4,18 +4,18 @@ import pandas as pd
 import pytest
 
 import langneurons as ln
-from tests.planted_model import LANGUAGES, LAYERS, PLANTS, Planted, planted
+from tests.planted_model import BARS, LANGUAGES, LAYERS, Planted, planted
 
 METHODS = {
-    "LAPE": ln.LAPE(top=0.15, filter_quantile=0.75),
-    "LAPE, the paper's variant": ln.LAPE(top=0.15, filter_quantile=0.75, interpolation="linear", epsilon=1e-10),
+    "LAPE": ln.LAPE(top=0.1, filter_quantile=0.75),
+    "LAPE, the paper's variant": ln.LAPE(top=0.1, filter_quantile=0.75, interpolation="linear", epsilon=1e-10),
     "ActivationProbability > 0": ln.ActivationProbability(threshold=0.0, top=0.04),
     "ActivationProbability > pooled-p90": ln.ActivationProbability(threshold="pooled-p90", top=0.04),
     "MeanActivation": ln.MeanActivation(top=0.04),
     "MeanDifference": ln.MeanDifference(top=0.04),
     "TokenAP": ln.TokenAP(top=0.04),
     "AUROC": ln.AUROC(top=0.04),
-    "EntropyLambda": ln.EntropyLambda(top=0.15),
+    "EntropyLambda": ln.EntropyLambda(top=0.1),
     "Random": ln.Random(top=0.04),
 }
 
@@ -76,4 +76,4 @@ def test_no_method_is_right_about_everything(results):
 
 if __name__ == "__main__":
     print(table().round(2).to_string(index=False))
-    print(f"{PLANTS * LAYERS} plants a kind and language")
+    print(f"{len(BARS) * LAYERS} plants a kind and language")
