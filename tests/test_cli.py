@@ -121,14 +121,15 @@ def test_models_says_size_neurons_memory_and_backend(capsys, monkeypatch):
 def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(texts, tmp_path):
     for file in texts.iterdir():
         (tmp_path / "long").mkdir(exist_ok=True)
-        (tmp_path / "long" / file.name).write_text(file.read_text("utf-8") * 12, "utf-8")
+        (tmp_path / "long" / file.name).write_text(file.read_text("utf-8") * 4, "utf-8")
     out = tmp_path / "run"
     command = [sys.executable, "-c", "from langneurons.cli import main; main()"]
     command += ["record", "babel", str(tmp_path / "long"), "--out", str(out), "--batch-size", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not (out / "checkpoints").exists() and time.monotonic() < deadline:
+    while not (out / "packed" / "manifest.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    time.sleep(3)
     os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130, said
