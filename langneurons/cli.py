@@ -5,16 +5,17 @@ Exit status: 0 done; 2 the user can mend it (one or two lines on standard error)
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast, get_args
+from typing import Annotated, Any, NoReturn, TextIO, cast, get_args
 
 import pandas as pd
 import typer
 
 import langneurons as ln
 from langneurons.demo import run_demo
-from langneurons.errors import LangNeuronsError, StatisticsError, unknown
+from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StatisticsError, unknown
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -177,6 +178,7 @@ def _codes(text: str | None) -> list[str] | None:
 def main() -> None:
     """Run the command line and turn errors into a sentence and an exit status."""
     debug = "--debug" in sys.argv
+    warnings.showwarning = _warn
     try:
         # Not standalone: typer would answer Ctrl-C itself, without saying that the work goes on.
         status = app(standalone_mode=False)
@@ -190,6 +192,20 @@ def main() -> None:
     if status == INTERRUPTED:
         _fail("interrupted. Run the same command again to go on from here.", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Say our own warnings in a sentence, others as Python does."""
+    ours = issubclass(category, LangNeuronsWarning)
+    text = f"langneurons: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 def _fail(message: str, status: int) -> NoReturn:
