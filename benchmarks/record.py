@@ -5,7 +5,6 @@ medians are printed, each as a ratio to the row it is held against. Memory is th
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -147,11 +146,15 @@ def compare_memory() -> None:
 
 
 def print_peak(tokens: int) -> None:
-    """Record ``tokens`` tokens and print this process' peak memory in kilobytes."""
-    documents = list(ln.load_corpus("babel", ["en"]).documents("en"))
+    """Record ``tokens`` tokens and print this process' peak memory meanwhile in kilobytes (Linux)."""
+    model, phrasebook = ln.load_model("babel"), ln.load_corpus("babel", ["en"])
+    documents = list(phrasebook.documents("en"))
     corpus = ln.load_corpus({"en": (text for _ in range(1 + tokens // 4000) for text in documents)})
-    ln.record(ln.load_model("babel"), corpus, tokens_per_language=tokens, context_length=CONTEXT, progress=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    ln.record(model, phrasebook, context_length=CONTEXT, progress=False)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of imports and compilation
+    ln.record(model, corpus, tokens_per_language=tokens, context_length=CONTEXT, progress=False)
+    status = Path("/proc/self/status").read_text()
+    print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def compare_identification() -> None:

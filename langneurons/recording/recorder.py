@@ -96,7 +96,8 @@ def record(
         if (done := run.finished()) is not None:
             say(f"{folder} already holds this recording: nothing to do.")
             return done
-        run.check_corpus(corpus, say)
+        if run.resumable or progress:
+            run.check_corpus(corpus, say)
         packed = pack(corpus, seen.tokenizer, context_length, folder / "packed", tokens_per_language)
         say(forecast(seen, packed, sites, batch_size, shard))
         pass_ = Pass(seen, packed, sites, batch_size, shard, run, like)
@@ -217,11 +218,10 @@ class Run:
             )
 
     def check_corpus(self, corpus: Corpus, say: Callable[[str], None]) -> None:
-        """Store the purity report and say what looks wrong."""
-        if not self.resumable:
-            return
+        """Say what looks wrong with the corpus, and store the purity report where the recording is kept."""
         table = corpus.purity(sample=PURITY_SAMPLE)
-        storage.write_table(self.folder / "purity.parquet", table)
+        if self.resumable:
+            storage.write_table(self.folder / "purity.parquet", table)
         for sentence in purity_warnings(table):
             say(sentence)
 
