@@ -99,7 +99,8 @@ def record(
         if run.resumable or progress:
             run.check_corpus(corpus, say)
         packed = pack(corpus, seen.tokenizer, context_length, folder / "packed", tokens_per_language)
-        say(forecast(seen, packed, sites, batch_size, shard))
+        if progress:
+            say(forecast(seen, packed, sites, batch_size, shard))
         pass_ = Pass(seen, packed, sites, batch_size, shard, run, like)
         bar = tqdm(total=pass_.blocks, unit="block", disable=not progress, smoothing=0.1)
         with bar, seen.native_attention():
