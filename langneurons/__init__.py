@@ -4,10 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from langneurons.analysis.validity import nulls as nulls
+    from langneurons.analysis.validity import rerun as rerun
+    from langneurons.analysis.validity import split_half as split_half
     from langneurons.corpora import Corpus as Corpus
     from langneurons.corpora import load_corpus as load_corpus
     from langneurons.errors import LangNeuronsError as LangNeuronsError
     from langneurons.errors import LangNeuronsWarning as LangNeuronsWarning
+    from langneurons.evaluation.dose import dose as dose
+    from langneurons.evaluation.dose import equal_dose as equal_dose
+    from langneurons.evaluation.effect_table import EffectTable as EffectTable
+    from langneurons.evaluation.effects import effect as effect
+    from langneurons.evaluation.grids import perplexity_matrix as perplexity_matrix
+    from langneurons.evaluation.heldout_text import HeldoutText as HeldoutText
+    from langneurons.evaluation.language_modelling import perplexity as perplexity
+    from langneurons.evaluation.sweeps import Dose as Dose
+    from langneurons.evaluation.sweeps import sweep as sweep
     from langneurons.identification import AUROC as AUROC
     from langneurons.identification import LAPE as LAPE
     from langneurons.identification import SET1 as SET1
@@ -27,6 +39,14 @@ if TYPE_CHECKING:
     from langneurons.identification import TokenAP as TokenAP
     from langneurons.models import describe as describe
     from langneurons.models import load_model as load_model
+    from langneurons.patches import Add as Add
+    from langneurons.patches import Clamp as Clamp
+    from langneurons.patches import DiffMean as DiffMean
+    from langneurons.patches import Patch as Patch
+    from langneurons.patches import Scale as Scale
+    from langneurons.patches import Set as Set
+    from langneurons.patches import intervene as intervene
+    from langneurons.patches import unreachable as unreachable
     from langneurons.recording.caches import record_caches as record_caches
     from langneurons.recording.looking import activations as activations
     from langneurons.recording.looking import examples as examples
@@ -36,8 +56,16 @@ if TYPE_CHECKING:
     from langneurons.views import plot as plot
 
 _PLACES = {
+    "analysis.validity": ("nulls", "rerun", "split_half"),
     "corpora": ("Corpus", "load_corpus"),
     "errors": ("LangNeuronsError", "LangNeuronsWarning"),
+    "evaluation.dose": ("dose", "equal_dose"),
+    "evaluation.effect_table": ("EffectTable",),
+    "evaluation.effects": ("effect",),
+    "evaluation.grids": ("perplexity_matrix",),
+    "evaluation.heldout_text": ("HeldoutText",),
+    "evaluation.language_modelling": ("perplexity",),
+    "evaluation.sweeps": ("Dose", "sweep"),
     "identification": (
         "AUROC",
         "ActivationProbability",
@@ -58,6 +86,7 @@ _PLACES = {
         "TokenAP",
     ),
     "models": ("describe", "load_model"),
+    "patches": ("Add", "Clamp", "DiffMean", "Patch", "Scale", "Set", "intervene", "unreachable"),
     "recording.caches": ("record_caches",),
     "recording.looking": ("activations", "examples"),
     "recording.recorder": ("record",),

@@ -6,7 +6,7 @@ Exit status: 0 done; 2 the user can mend it (one or two lines on standard error)
 import dataclasses
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, cast, get_args
 
@@ -64,7 +64,7 @@ def record(
     tokens: Annotated[int | None, typer.Option(help="Counted tokens a language; as many as the smallest has.")] = None,
     context_length: Annotated[int, typer.Option(help="Positions a block, a multiple of 16.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Blocks a forward.")] = 8,
-    sites: Annotated[str, typer.Option(help="Comma-separated, among pre, act, post, head.")] = "act",
+    sites: Annotated[str, typer.Option(help="Comma-separated, among pre, act, post, head, resid_post.")] = "act",
     split: Annotated[str, typer.Option(help="Part of the corpus.")] = "train",
     text_column: Annotated[str, typer.Option(help="Column of the text in jsonl, parquet and hub data sets.")] = "text",
     seed: Annotated[int, typer.Option(help="Of the order in which documents are taken.")] = 0,
@@ -116,11 +116,110 @@ def identify(
 
 
 @app.command()
+def perplexity(
+    model: Annotated[str, typer.Argument(help="babel, a local folder, or a hub name.")],
+    corpus: Annotated[str, typer.Argument(help="Held-out text: a folder of <lang>*.{txt,jsonl,parquet}, babel, ...")],
+    neurons: Annotated[
+        Path | None, typer.Option(help="A file that identify wrote: patch each language's neurons.")
+    ] = None,
+    value: Annotated[str, typer.Option(help="What to write: a number, mean, or a percentile such as p90.")] = "0",
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="A folder that record wrote, for mean, percentiles and controls of equal magnitude."),
+    ] = None,
+    controls: Annotated[int, typer.Option(help="Draws of matched control neurons a language.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what was measured; the same command goes on.")
+    ] = None,
+    each: Annotated[str, typer.Option(help="block for running text, document for parallel sentences.")] = "block",
+    languages: Languages = None,
+    tokens: Annotated[int | None, typer.Option(help="Counted tokens a language; as many as the smallest has.")] = None,
+    context_length: Annotated[int | None, typer.Option(help="Positions read at once, a multiple of 16.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Blocks a forward.")] = 8,
+    split: Annotated[str, typer.Option(help="Part of the corpus.")] = "heldout",
+    text_column: Annotated[str, typer.Option(help="Column of the text in jsonl, parquet and hub data sets.")] = "text",
+    seed: Annotated[int, typer.Option(help="Of the order of documents, of controls and resampling.")] = 0,
+    backend: Backend = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Measure how well a model predicts each language, or what patching each language's neurons does to all of them."""
+    loaded = ln.load_corpus(corpus, _codes(languages), text_column=text_column, split=split).shuffle(seed)
+    # What can be wrong with the small files is said before the model is loaded.
+    chosen = None if neurons is None else ln.NeuronSet.load(neurons)
+    stats = None if statistics is None else ln.ActivationStats.load(statistics)
+    patch = patch_maker(value, stats)
+    seen = ln.load_model(model, backend=backend, dtype=dtype, device=device)
+    text = ln.HeldoutText.of(seen, loaded, tokens, context_length, each)
+    if chosen is None:
+        print(ln.perplexity(seen, text, batch_size=batch_size).to_string(index=False))
+        return
+    matrix = ln.perplexity_matrix(
+        seen, text, chosen, controls=controls, stats=stats, patch=patch, seed=seed, batch_size=batch_size, out=out
+    )
+    print(matrix)
+    if matrix.selectivity is not None and len(matrix.selectivity):
+        print("\nSelectivity: change of the patched language's loss minus the others' mean, beside matched controls")
+        print(matrix.selectivity.to_string(index=False))
+    if out is not None:
+        print(f"Written to {matrix.save(out / 'matrix')}")
+
+
+@app.command()
+def validity(
+    statistics: Annotated[Path, typer.Argument(help="A folder that record wrote.")],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lape",
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of the method, such as --set top=0.01; repeatable.")
+    ] = None,
+    languages: Languages = None,
+    site: Annotated[str | None, typer.Option(help="A recorded site; the first by default.")] = None,
+    splits: Annotated[int, typer.Option(help="Random halvings of the documents.")] = 20,
+    model: Annotated[str | None, typer.Option(help="With --corpus: record texts without language, the nulls.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text for the nulls, in the order of its sources.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Counted tokens a language of the nulls.")] = None,
+    context_length: Annotated[int, typer.Option(help="Positions a block of the nulls, a multiple of 16.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Blocks a forward.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of halvings and nulls.")] = 0,
+) -> None:
+    """Ask whether a method's score is real: does it repeat on other documents, and find nothing where nothing is?"""
+    if (model is None) != (corpus is None):
+        raise StatisticsError("The nulls need both --model and --corpus, or neither for split halves alone.")
+    stats = ln.ActivationStats.load(statistics)
+    stats = stats if site is None else stats.at(site)
+    codes, chosen = _codes(languages), make_method(method, option or [])
+    print(ln.split_half(chosen, stats if codes is None else stats.select(codes), splits, seed))
+    if model is not None and corpus is not None:
+        text = ln.load_corpus(corpus, codes)
+        print(ln.nulls(chosen, ln.load_model(model), text, tokens, context_length, batch_size, seed=seed))
+
+
+@app.command()
 def models(
     name: Annotated[str, typer.Argument(help="babel, a local folder, or a hub name.")],
 ) -> None:
     """Say how large a model is, what neurons it has, and how it would be loaded, without loading it."""
     print(ln.describe(name))
+
+
+def patch_maker(value: str, stats: "ln.ActivationStats | None") -> "Callable[[ln.NeuronSet, str], ln.Patch]":
+    """Build the patch of a language's neurons from the command line's ``--value``.
+
+    Raises:
+        StatisticsError: If it is no number, mean or percentile, or needs statistics that are not given.
+    """
+    number = _parsed(value)
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        return lambda neurons, language: ln.Set(neurons, number)
+    percentile = _parsed(value[1:]) if value.startswith("p") else None
+    if value != "mean" and not (isinstance(percentile, int | float) and 0 <= percentile <= 100):
+        raise StatisticsError(f"A value is a number, mean, or a percentile from p0 to p100, not {value!r}.")
+    if stats is None:
+        raise StatisticsError(f"The value {value!r} is read from statistics: give --statistics.")
+    if value == "mean":
+        return lambda neurons, language: ln.Set(neurons, stats.at(neurons.site)[language].mean())
+    share = cast(float, percentile) / 100
+    return lambda neurons, language: ln.Set(neurons, stats.at(neurons.site)[language].quantile(share))
 
 
 def make_method(name: str, options: Sequence[str]) -> Any:

@@ -36,6 +36,14 @@ class NeuronSetError(LangNeuronsError):
     """A neuron set is malformed or does not fit."""
 
 
+class PatchError(LangNeuronsError):
+    """A patch is malformed, or does not fit the model."""
+
+
+class EffectError(LangNeuronsError):
+    """An effect cannot be estimated from what was measured."""
+
+
 class StorageError(LangNeuronsError):
     """A file cannot be read or written."""
 

@@ -149,3 +149,60 @@ def test_the_demo_writes_an_offline_page_and_says_where_it_is(capsys, monkeypatc
     assert "<link" not in page
     neurons = json.loads(Path(tmp_path / "demo" / "neurons.lape.json").read_text("utf-8"))
     assert neurons["schema"].startswith("langneurons/neuron-set")
+
+
+def test_perplexity_of_the_model_as_it_is(capsys, monkeypatch, texts):
+    arguments = ["babel", str(texts), "--tokens", "300", "--context-length", "64", "--split", "train"]
+    status, said, _ = run(capsys, monkeypatch, "perplexity", *arguments)
+    assert status == 0
+    assert "bits_per_byte" in said
+    assert [line.split()[0] for line in said.splitlines()[1:]] == ["en", "hi", "zh"]
+
+
+def test_perplexity_with_neurons_is_the_matrix_with_its_controls(capsys, monkeypatch, texts, recorded, tmp_path):
+    stats, folder = recorded
+    neurons = ln.LAPE(top=0.01).identify(stats).save(tmp_path / "neurons.json")
+    arguments = ["babel", str(texts), "--neurons", str(neurons), "--statistics", str(folder), "--value", "p10"]
+    arguments += ["--controls", "1", "--tokens", "300", "--context-length", "64", "--split", "train"]
+    status, said, _ = run(capsys, monkeypatch, "perplexity", *arguments, "--out", str(tmp_path / "out"))
+    assert status == 0
+    assert "Selectivity" in said
+    kept = ln.EffectTable.load(tmp_path / "out" / "matrix")
+    assert set(kept.rows["patched"]) == set(stats.languages)
+    assert set(kept.controls["control"]) == {"matched", "other language", "neutral"}
+
+
+def test_validity_prints_the_split_half_and_the_nulls(capsys, monkeypatch, texts, recorded):
+    _, folder = recorded
+    status, said, _ = run(capsys, monkeypatch, "validity", str(folder), "--set", "top=0.02", "--splits", "3")
+    assert status == 0
+    assert "Split-half reliability of LAPE(top=0.02" in said
+    nulls = ["--model", "babel", "--corpus", str(texts), "--tokens", "400", "--context-length", "64", "--splits", "2"]
+    status, said, _ = run(capsys, monkeypatch, "validity", str(folder), *nulls)
+    assert status == 0
+    assert "shuffled" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["perplexity", "babel", "babel", "--value", "much"], "number, mean, or a percentile"),
+        (["perplexity", "babel", "babel", "--value", "p90"], "give --statistics"),
+        (["perplexity", "babel", "babel", "--neurons", "nowhere.json"], "no such file"),
+        (["perplexity", "babel", "babel", "--tokens", "9999999"], "counted tokens"),
+        (["perplexity", "babel", "babel", "--context-length", "4096"], "longer than babel's"),
+        (["perplexity", "babel", "babel", "--each", "line"], "Unknown each"),
+        (["validity", "nowhere"], "no such file"),
+    ],
+)
+def test_what_the_user_can_mend_is_a_sentence_and_status_2(capsys, monkeypatch, arguments, sentence):
+    status, _, said = run(capsys, monkeypatch, *arguments)
+    assert status == 2
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_nulls_need_a_model_and_a_corpus(capsys, monkeypatch, recorded):
+    status, _, said = run(capsys, monkeypatch, "validity", str(recorded[1]), "--model", "babel")
+    assert status == 2
+    assert "need both --model and --corpus" in said

@@ -2,7 +2,7 @@
 
 The tokens of a language's documents, each followed by a separator, are one stream; a block is a stretch of it, with the
 beginning-of-sequence token in front where the tokenizer has one. A counted token is never padding, a special token, a
-separator, or at position 0 of a block.
+separator, or at position 0 of a block. A document can also be read alone, in a block of its own.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from langneurons.errors import CorpusError, CorruptArtefactError, LanguageError,
 from langneurons.storage import read_json
 
 SCHEMA = "langneurons/packed-corpus/1"
+LENGTHS = 16  # the padded length of a document is a multiple of this
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,18 @@ class Blocks:
     """Some blocks of one language, ready for a model.
 
     Args:
-        tokens: Token ids; the last block of a language is right-padded.
+        tokens: Token ids; the last block of a language, and documents read alone, are right-padded.
         counted: Which tokens enter statistics and losses.
         document: The ordinal of the token's document within its language; -1 where the token is not counted.
         attention_mask: 1 for tokens, 0 for padding.
+        place: Where in the language's stream the token lies; -1 for padding and for the token in front.
     """
 
     tokens: Int[torch.Tensor, "block position"]
     counted: Bool[torch.Tensor, "block position"]
     document: Int[torch.Tensor, "block position"]
     attention_mask: Int[torch.Tensor, "block position"]
+    place: Int[torch.Tensor, "block position"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class BlockFormat:
     def stride(self) -> int:
         """Stream tokens a block."""
         return self.context_length - (self.bos is not None)
+
+    def padded(self, tokens: np.ndarray) -> np.ndarray:
+        """Positions a document takes alone, given its tokens: a multiple of 16, at most the context length."""
+        fronted = np.maximum(tokens + (self.bos is not None), 1)
+        return np.minimum(-(-fronted // LENGTHS) * LENGTHS, self.context_length)
 
     def counted(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Which stream tokens are counted, given their places in the stream."""
@@ -175,27 +183,54 @@ class PackedCorpus:
             LanguageError: If the packed corpus has no such language.
             CorpusError: If it has no such block.
         """
-        stop = self._of(language).stop
-        places = self._places(language, np.asarray(indices, np.int64))
-        inside = places < stop
-        within = np.minimum(places, stop - 1)
+        about, indices = self._of(language), np.asarray(indices, np.int64)
+        _check_ordinals(language, "blocks", indices, self.n_blocks(language))
+        places = indices[:, None] * self.format.stride + np.arange(self.format.stride)
+        return self._read(language, places, places < about.stop)
+
+    def lengths(self, language: str) -> Int[np.ndarray, " document"]:
+        """Tokens of each document in the files, its separator not included.
+
+        Raises:
+            LanguageError: If the packed corpus has no such language.
+        """
+        self._of(language)
+        return np.diff(self._ends[language], prepend=0) - (self.format.separator is not None)
+
+    def documents(self, language: str, ordinals: Sequence[int] | np.ndarray) -> Blocks:
+        """Read documents alone: each from its beginning in a block of its own, cut at the context length.
+
+        Args:
+            language: Which.
+            ordinals: Their ordinals among the documents in the files, in any order.
+
+        Returns:
+            One block a document, in the order asked, right-padded to the longest of them.
+
+        Raises:
+            LanguageError: If the packed corpus has no such language.
+            CorpusError: If its files have no such document.
+        """
+        about, ordinals = self._of(language), np.asarray(ordinals, np.int64)
+        _check_ordinals(language, "packed documents", ordinals, about.documents)
+        lengths = self.lengths(language)[ordinals]
+        starts = np.concatenate([[0], self._ends[language]])[ordinals]
+        within = np.arange(self.format.padded(lengths).max() - (self.format.bos is not None))
+        return self._read(language, starts[:, None] + within, within < lengths[:, None])
+
+    def _read(self, language: str, places: np.ndarray, inside: np.ndarray) -> Blocks:
+        within = np.where(inside, places, 0)
         tokens = self._streams[language][within].astype(np.int64)
-        counted = self.format.counted(tokens, places) & inside
+        counted = self.format.counted(tokens, np.arange(places.shape[1])) & inside
         document = np.where(counted, np.searchsorted(self._ends[language], within, side="right"), -1)
         tokens[~inside] = self.format.padding
-        return self._fronted(tokens, counted, document, inside.astype(np.int64))
-
-    def _places(self, language: str, indices: np.ndarray) -> np.ndarray:
-        last = self.n_blocks(language) - 1
-        if indices.ndim != 1 or not indices.size or indices.min() < 0 or indices.max() > last:
-            raise CorpusError(f"{language!r} has blocks 0 to {last}, not {np.array2string(indices, threshold=8)}.")
-        return indices[:, None] * self.format.stride + np.arange(self.format.stride)
+        return self._fronted(tokens, counted, document, inside.astype(np.int64), np.where(inside, places, -1))
 
     def _fronted(self, *parts: np.ndarray) -> Blocks:
         tensors = [torch.from_numpy(part) for part in parts]
         if self.format.bos is None:
             return Blocks(*tensors)
-        fronts = (self.format.bos, False, -1, 1)
+        fronts = (self.format.bos, False, -1, 1, -1)
         pairs = zip(tensors, fronts, strict=True)
         return Blocks(*(torch.nn.functional.pad(tensor, (1, 0), value=front) for tensor, front in pairs))
 
@@ -213,6 +248,11 @@ def stream_file(folder: Path, language: str) -> Path:
 def ends_file(folder: Path, language: str) -> Path:
     """Where the places in the stream just after each document and its separator lie: flat little-endian int64."""
     return folder / f"{language}.ends"
+
+
+def _check_ordinals(language: str, what: str, ordinals: np.ndarray, n: int) -> None:
+    if ordinals.ndim != 1 or not ordinals.size or ordinals.min() < 0 or ordinals.max() >= n:
+        raise CorpusError(f"{language!r} has {what} 0 to {n - 1}, not {np.array2string(ordinals, threshold=8)}.")
 
 
 def _mapped(path: Path, dtype: str, length: int) -> np.ndarray:

@@ -26,9 +26,9 @@ def check_sign_means_something(stats: ActivationStats) -> None:
     """Refuse sites where x > 0 does not mean that the neuron is active.
 
     Raises:
-        StatisticsError: At ``post`` of a gated MLP (the sign is that of act x up) and at ``head``.
+        StatisticsError: At ``post`` of a gated MLP (the sign is that of act x up), ``head`` and ``resid_post``.
     """
-    if stats.site == "head" or (stats.site == "post" and stats.model.gated):
+    if stats.site in ("head", "resid_post") or (stats.site == "post" and stats.model.gated):
         raise StatisticsError(
             f"At site {stats.site!r} the sign does not say whether a neuron is active: use statistics of 'act' or "
             "'pre', or give magnitude_threshold= to count |activation| > threshold."

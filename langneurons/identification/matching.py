@@ -3,32 +3,35 @@
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Int
 
 from langneurons import storage
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
+from langneurons.identification.firing import check_sign_means_something
 from langneurons.identification.flat_indices import shape_text
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 
 Match = Literal["layer+magnitude", "layer"]
 DECILES = 10
+FREQUENT = 0.75  # quantile of a layer's activation probabilities above which a neuron is called frequent
 
 
 def draw_matched(
     label: str,
     chosen: Int[np.ndarray, " chosen"],
     taken: Int[np.ndarray, " taken"],
-    stats: ActivationStats,
+    strata: Int[np.ndarray, " neuron"],
     seed: int,
     match: Match,
 ) -> Int[np.ndarray, " chosen"]:
     """Draw as many neurons as were chosen, stratum by stratum, none of them taken.
 
     Args:
-        label: The label they stand for; with ``layer+magnitude`` also the language whose magnitudes count.
+        label: The label they stand for.
         chosen: Flat indices to match.
         taken: Flat indices that cannot be drawn.
-        stats: Statistics of the model.
+        strata: Each neuron's stratum.
         seed: Of the draw.
         match: What a stratum is: a layer, or a decile of magnitude inside a layer.
 
@@ -37,11 +40,7 @@ def draw_matched(
 
     Raises:
         NeuronSetError: If a stratum has too few neurons left.
-        LanguageError: If the label was not recorded and the magnitude must match.
     """
-    if match not in get_args(Match):
-        raise NeuronSetError(unknown("match", match, get_args(Match)))
-    strata = _strata(label, stats, match)
     free = np.ones(strata.size, dtype=bool)
     free[taken] = False
     random = random_stream(seed, "control", label)
@@ -84,12 +83,58 @@ def random_stream(seed: int, *names: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int(storage.fingerprint(str(seed), *names), 16)))
 
 
-def _strata(label: str, stats: ActivationStats, match: Match) -> np.ndarray:
-    """One whole number per neuron, flat: the layer, or layer x 10 + decile."""
-    layers, width = stats.shape
+def choose_neutral(
+    label: str, chosen: Int[np.ndarray, " chosen"], taken: Int[np.ndarray, " taken"], stats: ActivationStats
+) -> Int[np.ndarray, " chosen"]:
+    """Choose as many frequent neurons a layer as were chosen, none of them taken, the least uneven over languages.
+
+    Args:
+        label: The label they stand for.
+        chosen: Flat indices whose layers to match.
+        taken: Flat indices that cannot be chosen.
+        stats: Statistics of the model.
+
+    Returns:
+        Flat indices, sorted.
+
+    Raises:
+        NeuronSetError: If a layer has too few frequent neurons.
+        StatisticsError: If the sign of the site means nothing.
+    """
+    check_sign_means_something(stats)
+    p = stats.probability()
+    frequent = p.mean(0) >= p.mean(0).quantile(FREQUENT, dim=1, keepdim=True)
+    frequent.view(-1)[torch.from_numpy(taken.copy())] = False
+    evenness = torch.special.entr(p / p.sum(0).clamp(min=1e-12)).sum(0).where(frequent, -torch.inf).numpy()
+    width, found = stats.shape[1], [np.empty(0, np.int64)]
+    for layer, wanted in zip(*np.unique(chosen // width, return_counts=True), strict=True):
+        available = int(frequent[layer].sum())
+        if available < wanted:
+            raise NeuronSetError(
+                f"Layer {layer} has {available} frequent neurons outside the set, and {wanted} are needed as a control "
+                f"of {label!r}: try a smaller set."
+            )
+        found.append(layer * width + np.argsort(-evenness[layer], kind="stable")[:wanted])
+    return np.sort(np.concatenate(found))
+
+
+def strata(
+    label: str, shape: tuple[int, int], stats: ActivationStats | None, match: Match
+) -> Int[np.ndarray, " neuron"]:
+    """Give each neuron its stratum, flat: the layer, or layer x 10 + decile of magnitude in the label's language.
+
+    Raises:
+        NeuronSetError: If the match is unknown, or the magnitude must match without statistics.
+        LanguageError: If the label was not recorded and the magnitude must match.
+    """
+    if match not in get_args(Match):
+        raise NeuronSetError(unknown("match", match, get_args(Match)))
+    layers, width = shape
     layer = np.repeat(np.arange(layers), width)
     if match == "layer":
         return layer
+    if stats is None:
+        raise NeuronSetError("Matching by magnitude needs statistics: give stats=, or match='layer'.")
     if label not in stats.languages:
         raise LanguageError(
             unknown("language", label, stats.languages)

@@ -3,13 +3,14 @@
 Write one as a frozen dataclass; nothing needs to be registered. Its options are its fields, so ``repr`` describes it.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.recording.statistics import ActivationStats
 
 
+@runtime_checkable
 class Method(Protocol):
     """A way to find the neurons of a language in activation statistics."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from langneurons import storage
 from langneurons.errors import CorruptArtefactError, LanguageError, NeuronSetError, SiteMismatchError, unknown
 from langneurons.identification.flat_indices import Shape, check_flat, checked_shape, flat_indices, overlap, shape_text
-from langneurons.identification.matching import Match, draw_matched, fitting_statistics
+from langneurons.identification.matching import Match, choose_neutral, draw_matched, fitting_statistics, strata
 from langneurons.identification.published import read_rucaibox
 from langneurons.identification.scores import Scores
 from langneurons.recording.statistics import ActivationStats
@@ -260,7 +260,9 @@ class NeuronSet:
         }
         return table
 
-    def matched_control(self, stats: ActivationStats, seed: int = 0, match: Match = "layer+magnitude") -> "NeuronSet":
+    def matched_control(
+        self, stats: ActivationStats | None, seed: int = 0, match: Match = "layer+magnitude"
+    ) -> "NeuronSet":
         """Draw neurons that belong to no label but are otherwise like each label's neurons.
 
         As many per label and layer as the label has and, with ``layer+magnitude``, per decile (within the layer) of
@@ -268,7 +270,7 @@ class NeuronSet:
         independently, so controls of two labels may share neurons.
 
         Args:
-            stats: Statistics of the same model.
+            stats: Statistics of the same model; None suffices for ``"layer"``.
             seed: Of the draw; a label's draw does not depend on the other labels' names.
             match: ``"layer+magnitude"`` or ``"layer"``.
 
@@ -277,10 +279,31 @@ class NeuronSet:
             LanguageError: If a label was not recorded and the magnitude must match.
             SiteMismatchError: If the statistics hold another site or model.
         """
-        stats = fitting_statistics(stats, self.shape, self.site, self.model)
+        if stats is not None:
+            stats = fitting_statistics(stats, self.shape, self.site, self.model)
         taken = self._union()
-        drawn = {label: draw_matched(label, flat, taken, stats, seed, match) for label, flat in self.members.items()}
+        drawn = {
+            label: draw_matched(label, flat, taken, strata(label, self.shape, stats, match), seed, match)
+            for label, flat in self.members.items()
+        }
         return replace(self, members=drawn, scores={}, method=f"control matched by {match}, seed {seed}: {self.method}")
+
+    def neutral_control(self, stats: ActivationStats) -> "NeuronSet":
+        """Choose neurons that fire often, and about as often in every language, in place of each label's neurons.
+
+        As many per label and layer as the label has: of the quarter of the layer's neurons that are most often active
+        over all languages and belong to no label, those whose activation probabilities have the highest entropy.
+
+        Args:
+            stats: Statistics of the same model, at a site where the sign means something.
+
+        Raises:
+            NeuronSetError: If a layer has too few such neurons.
+            StatisticsError: At sites where the sign means nothing.
+        """
+        stats = fitting_statistics(stats, self.shape, self.site, self.model)
+        chosen = {label: choose_neutral(label, flat, self._union(), stats) for label, flat in self.members.items()}
+        return replace(self, members=chosen, scores={}, method=f"frequent neutral neurons: {self.method}")
 
     def save(self, path: str | Path) -> Path:
         """Write the set as one JSON file that carries its own checksum; equal sets give equal bytes.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -102,4 +103,5 @@ def _parameters(config: PretrainedConfig, name: str) -> tuple[int, int]:
 
 def _neurons(text: PretrainedConfig) -> dict[str, int]:
     stored = next((size for field in _INTERMEDIATE if (size := getattr(text, field, None))), 4 * text.hidden_size)
-    return {"pre": stored, "act": stored, "post": stored, "head": text.num_attention_heads}
+    mlp: dict[str, Any] = dict.fromkeys(("pre", "act", "post"), stored)
+    return {**mlp, "head": text.num_attention_heads, "resid_post": text.hidden_size}

@@ -1,8 +1,9 @@
 """Reading and writing neurons while a model runs, in the same words on HookedTransformer and TransformerBridge.
 
-Four sites: ``pre`` (the gate's pre-activation z), ``act`` (act_fn(z)), ``post`` (what W_out reads) and ``head`` (the
-attention output of each head). Only the hook points both classes share are used: ``mlp.hook_pre``,
-``mlp.hook_pre_linear``, ``mlp.hook_post`` and ``attn.hook_z``.
+Five sites: ``pre`` (the gate's pre-activation z), ``act`` (act_fn(z)), ``post`` (what W_out reads), ``head`` (the
+attention output of each head) and ``resid_post`` (the residual stream after the layer, where the field steers). Only
+the hook points both classes share are used: ``mlp.hook_pre``, ``mlp.hook_pre_linear``, ``mlp.hook_post``,
+``attn.hook_z`` and ``hook_resid_post``.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 
-SITES = ("pre", "act", "post", "head")
+SITES = ("pre", "act", "post", "head", "resid_post")
 
 Reader = Callable[[int, torch.Tensor], object]
 Change = Callable[[int, torch.Tensor], torch.Tensor]
@@ -49,6 +50,7 @@ class Layer:
     mlp: Any
     attention: Any
     input_point: Any
+    output_point: Any
     act_fn: Callable[[torch.Tensor], torch.Tensor]
     gated: bool
     adds_bias: bool
@@ -64,6 +66,10 @@ class Layer:
         """Find the hook point whose tensor is the site's (for ``act`` on gated MLPs: its pre-activation's)."""
         if site == "head":
             return self.attention.hook_z
+        if site == "resid_post":
+            return self.output_point
+        if site == "up":
+            return self.mlp.hook_pre_linear
         reads_pre = site == "pre" or (site == "act" and self.gated)
         return self.mlp.hook_pre if reads_pre else self.mlp.hook_post
 

@@ -1,6 +1,7 @@
 """One vocabulary over HookedTransformer and TransformerBridge, whoever loaded them."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from langneurons.errors import HookSiteError, LangNeuronsError, ModelError, unknown
 from langneurons.models.bridge import bridge_activation, native_attention
 from langneurons.models.fingerprint import module_fingerprint, weights_version
+from langneurons.models.following import Following, following
 from langneurons.models.hooked import activation_of, hooked_class
 from langneurons.models.probe import Probe
 from langneurons.models.sites import SITES, Change, Layer, Reader, attached, reading_hooks, writing_hooks
@@ -70,6 +72,7 @@ class ModelView:
         self._widths: dict[str, int] = {}
         self._fingerprint: tuple[str, str] | None = None
         self._attention: str | None = None
+        self._act_range: tuple[float, float] | None = None
         vars(model)[_VIEW] = self
 
     @property
@@ -144,7 +147,7 @@ class ModelView:
     def native_attention(self) -> Iterator[None]:
         """Run a bridge's attention in transformers' own way inside the block, about as fast as the plain model.
 
-        All four sites can be read and written as ever; ``hook_pattern`` and ``hook_attn_scores`` stay silent. Nothing
+        Every site can be read and written as ever; ``hook_pattern`` and ``hook_attn_scores`` stay silent. Nothing
         changes for a HookedTransformer, nor for a bridge that failed the check of this at load, or was not loaded by
         load_model.
         """
@@ -164,18 +167,20 @@ class ModelView:
     def reading(self, readers: Mapping[str, Reader]) -> Iterator[None]:
         """Hand each site's tensor to a function, once a layer, during every forward inside the block.
 
-        ``pre``, ``act`` and ``post`` are "batch position neuron", ``head`` is "batch position head d_head". Values
+        ``head`` is "batch position head d_head", every other site "batch position neuron". Values
         written by a ``writing`` entered before are seen, with one exception: on gated MLPs ``act`` is act_fn of the
         pre-activation, so values written at ``act`` show only at ``post``.
 
         Args:
-            readers: From site to a function of (layer index, values); what it returns is ignored.
+            readers: From site to a function of (layer index, values); what it returns is ignored. On gated MLPs also
+                from ``"up"``, the factor that ``act`` is multiplied by.
 
         Raises:
             HookSiteError: If a site is unknown.
         """
         for site in readers:
-            self._known(site)
+            if not (site == "up" and self.gated):
+                self._known(site)
         with attached([hook for layer in self._layers for hook in reading_hooks(layer, readers)]):
             yield
 
@@ -195,8 +200,8 @@ class ModelView:
         """
         self._known(site)
         reads_pre = site == "pre" or (site == "act" and self.gated)
-        hook = "attn.hook_z" if site == "head" else "mlp.hook_pre" if reads_pre else "mlp.hook_post"
-        name = f"blocks.{layer}.{hook}"
+        hooks = {"head": "attn.hook_z", "resid_post": "hook_resid_post"}
+        name = f"blocks.{layer}.{hooks.get(site, 'mlp.hook_pre' if reads_pre else 'mlp.hook_post')}"
         try:
             values = cache[name]
         except KeyError as error:
@@ -210,7 +215,8 @@ class ModelView:
         """Write new values at some neurons during every forward inside the block.
 
         One indexed write a layer, out of place and differentiable; blocks nest in the order entered, each starting
-        from the values the one before wrote.
+        from the values the one before wrote. Enter ``act`` before ``post``, as the layer computes them: on gated MLPs
+        an ``act`` entered later gives its neurons the ``post`` that follows from it, whatever was written there.
 
         Args:
             site: Where to write.
@@ -230,7 +236,7 @@ class ModelView:
         """Measure how strongly each neuron can write: the norm of its row of W_out, of a head's block of W_O.
 
         Args:
-            site: Any site; the three of the MLP share W_out.
+            site: Any site; the three of the MLP share W_out, and a coordinate of the residual stream writes itself.
 
         Returns:
             Norms in float32, on CPU.
@@ -240,6 +246,8 @@ class ModelView:
 
     @torch.no_grad()
     def _output_norm(self, layer: Layer, site: str) -> Float[torch.Tensor, " unit"]:
+        if site == "resid_post":
+            return torch.ones(self.width(site))
         if site != "head":
             return layer.mlp.W_out.float().norm(dim=1).cpu()
         return layer.attention.W_O.float().reshape(layer.n_heads, -1).norm(dim=1).cpu()
@@ -275,6 +283,48 @@ class ModelView:
         assert logits is not None
         return logits
 
+    def output_weights(self, layer: int, site: str) -> Float[torch.Tensor, "unit d_model"]:
+        """Find what a layer's units write to the residual stream: W_out, or a head's W_O with its d_head rows in turn.
+
+        Args:
+            layer: The layer.
+            site: Any site of the MLP, or ``head``.
+        """
+        one = self._layers[layer]
+        return one.attention.W_O.flatten(0, -2) if site == "head" else one.mlp.W_out
+
+    def post_of(self, layer: int, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
+        """Compute ``post`` from ``pre`` (and ``up`` on gated MLPs), as the layer's MLP does."""
+        one = self._layers[layer]
+        act = one.act_fn(pre)
+        if up is None:
+            return act
+        return act * up + one.mlp.b_in if one.adds_bias else act * up
+
+    def act_range(self) -> tuple[float, float]:
+        """Find the least and the largest value that the activation function can give; inf where it has no bound."""
+        if self._act_range is None:
+            self._act_range = self._found_act_range()
+        return self._act_range
+
+    @torch.no_grad()
+    def _found_act_range(self) -> tuple[float, float]:
+        z = torch.cat([torch.linspace(-60, 60, 120_001), torch.tensor([-1e4, 1e4])]).to(self.device, torch.float32)
+        act = self.act_fn(0)(z).double()
+        unbounded_below, unbounded_above = bool(act[-2] < act[:-2].min() - 1), bool(act[-1] > act[:-2].max() + 1)
+        return (-math.inf if unbounded_below else float(act.min()), math.inf if unbounded_above else float(act.max()))
+
+    @contextmanager
+    def following(self) -> Iterator[Following]:
+        """Tell, inside the block, which positions of the running forward are prompt and which are generated.
+
+        Every forward that is not part of a ``generate`` (of the model, or of the Hugging Face model in a bridge) is all
+        prompt.
+        """
+        generators = [self.model] if self.backend == "hooked" else [self.model, self._hf_model]
+        with following(generators, self._layers[0].input_point) as progress:
+            yield progress
+
     @property
     def _hf_model(self) -> Any:
         return self.model.original_model
@@ -292,6 +342,7 @@ class ModelView:
             mlp=mlp,
             attention=attention,
             input_point=block.hook_resid_pre,
+            output_point=block.hook_resid_post,
             act_fn=mlp.act_fn if hooked else bridge_activation(mlp),
             gated=gated,
             adds_bias=hooked and gated,

@@ -53,7 +53,7 @@ def record(
         tokens_per_language: Counted tokens of each language; None takes as many as the smallest language has.
         context_length: Positions a block, a multiple of 16.
         batch_size: Blocks a forward.
-        sites: Among "pre", "act", "post", "head".
+        sites: Among "pre", "act", "post", "head", "resid_post".
         out: Folder for the statistics; the same call continues an interrupted run there. None keeps them in memory.
         like: Statistics whose histogram edges (where it has the language) and number of tokens to reuse, so that
             languages, or more of a language, can be added.

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,14 +41,15 @@ def observing(seen: ModelView, sites: Sequence[str], observe: Observe) -> Iterat
     def on_act(layer: int, act: Tensor) -> None:
         observe("act", layer, act.flatten(0, 1), pre.pop(layer).flatten(0, 1))
 
-    def on_post(layer: int, post: Tensor) -> None:
-        observe("post", layer, post.flatten(0, 1), post.flatten(0, 1))
+    def on_values(site: str, layer: int, values: Tensor) -> None:
+        observe(site, layer, values.flatten(0, 1), values.flatten(0, 1))
 
     def on_head(layer: int, outputs: Tensor) -> None:
         norms = torch.linalg.vector_norm(outputs.float(), dim=-1).flatten(0, 1)
         observe("head", layer, norms, norms)
 
-    functions = {"pre": on_pre, "act": on_act, "post": on_post, "head": on_head}
+    functions = {"pre": on_pre, "act": on_act, "head": on_head}
+    functions |= {site: partial(on_values, site) for site in ("post", "resid_post")}
     wanted = {"pre", *sites} if "act" in sites else set(sites)
     with seen.reading({site: function for site, function in functions.items() if site in wanted}):
         yield

@@ -1,4 +1,4 @@
-"""Figures of neuron sets and activation statistics (plotly, no network).
+"""Figures of neuron sets, activation statistics and effects (plotly, no network).
 
 Every function returns a ``plotly.graph_objects.Figure``: show it in a notebook, or write it with ``write_html``.
 """
@@ -11,12 +11,12 @@ import plotly.graph_objects as go
 from langneurons.errors import NeuronSetError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
+from langneurons.views.effect_figures import dose_response, perplexity_matrix
+from langneurons.views.style import COLOURS, DASHES, styled
 
-# Okabe and Ito's eight colours, told apart by colour-blind readers; black comes last.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
-DASHES = ("solid", "dash", "dot", "dashdot")
+__all__ = ["dose_response", "histogram", "layer_heatmap", "overlap", "perplexity_matrix"]
+
 SHADES = "Blues"
-FONT = "Inter, 'Noto Sans', 'Segoe UI', Helvetica, Arial, sans-serif"
 
 
 def layer_heatmap(neurons: NeuronSet) -> go.Figure:
@@ -58,7 +58,7 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
     )
     figure.update_xaxes(title="layer", tickmode="linear" if layers <= 40 else "auto", showgrid=False)
     figure.update_yaxes(title="language", autorange="reversed", showgrid=False)
-    return _styled(
+    return styled(
         figure, f"Neurons per language and layer ({len(neurons):,} of {layers * width:,})", 110 + 46 * len(counts)
     )
 
@@ -106,7 +106,7 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
         if other is None
         else f"Overlap of {names[0] or 'one set'} and {names[1] or 'the other'}"
     )
-    return _styled(figure, title, 140 + 46 * len(jaccard))
+    return styled(figure, title, 140 + 46 * len(jaccard))
 
 
 def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequence[str] | None = None) -> go.Figure:
@@ -158,19 +158,4 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
     quantity = "pre-activation z" if stats.site in ("pre", "act") else f"activation at {stats.site}"
     figure.update_xaxes(title=quantity)
     figure.update_yaxes(title="density", rangemode="tozero")
-    return _styled(figure, f"Neuron {index} of layer {layer}: {quantity} in each language", 420)
-
-
-def _styled(figure: go.Figure, title: str, height: int) -> go.Figure:
-    return figure.update_layout(
-        title={"text": title, "x": 0.0, "xref": "paper", "font": {"size": 17}},
-        font={"family": FONT, "size": 13, "color": "#222222"},
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        width=780,
-        height=max(height, 280),
-        margin={"l": 70, "r": 30, "t": 60, "b": 60},
-        colorway=list(COLOURS),
-        xaxis={"linecolor": "#888888", "gridcolor": "#eeeeee", "zeroline": False},
-        yaxis={"linecolor": "#888888", "gridcolor": "#eeeeee", "zeroline": False},
-    )
+    return styled(figure, f"Neuron {index} of layer {layer}: {quantity} in each language", 420)

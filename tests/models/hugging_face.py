@@ -15,31 +15,38 @@ class Parts:
     act: nn.Module
     down: nn.Module
     o: nn.Module
+    layer: nn.Module
 
 
 def parts(hf_model: Any) -> list[Parts]:
     kind = hf_model.config.model_type
     if kind == "gpt2":
-        return [Parts(b.mlp.c_fc, b.mlp.act, b.mlp.c_proj, b.attn.c_proj) for b in hf_model.transformer.h]
+        return [Parts(b.mlp.c_fc, b.mlp.act, b.mlp.c_proj, b.attn.c_proj, b) for b in hf_model.transformer.h]
     if kind == "bloom":
         return [
-            Parts(b.mlp.dense_h_to_4h, b.mlp.gelu_impl, b.mlp.dense_4h_to_h, b.self_attention.dense)
+            Parts(b.mlp.dense_h_to_4h, b.mlp.gelu_impl, b.mlp.dense_4h_to_h, b.self_attention.dense, b)
             for b in hf_model.transformer.h
         ]
     if kind == "opt":
         layers = hf_model.model.decoder.layers
-        return [Parts(b.fc1, b.activation_fn, b.fc2, b.self_attn.out_proj) for b in layers]
+        return [Parts(b.fc1, b.activation_fn, b.fc2, b.self_attn.out_proj, b) for b in layers]
     if kind == "phi3":
         layers = hf_model.model.layers
-        return [Parts(b.mlp.gate_up_proj, b.mlp.activation_fn, b.mlp.down_proj, b.self_attn.o_proj) for b in layers]
-    return [Parts(b.mlp.gate_proj, b.mlp.act_fn, b.mlp.down_proj, b.self_attn.o_proj) for b in hf_model.model.layers]
+        return [Parts(b.mlp.gate_up_proj, b.mlp.activation_fn, b.mlp.down_proj, b.self_attn.o_proj, b) for b in layers]
+    layers = hf_model.model.layers
+    return [Parts(b.mlp.gate_proj, b.mlp.act_fn, b.mlp.down_proj, b.self_attn.o_proj, b) for b in layers]
+
+
+def first_of(out: Any) -> torch.Tensor:
+    """Find the residual stream in what a layer returns: Bloom's gives its attention too."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 @torch.no_grad()
 def hf_sites(hf_model: Any, tokens: torch.Tensor) -> dict[str, list[torch.Tensor]]:
     """Read every site of every layer, each "batch position ...", and the logits."""
     batch, heads = tokens.shape[0], hf_model.config.num_attention_heads
-    sites: dict[str, list[torch.Tensor]] = {"pre": [], "act": [], "post": [], "head": []}
+    sites: dict[str, list[torch.Tensor]] = {"pre": [], "act": [], "post": [], "head": [], "resid_post": []}
 
     def note(site: str, values: torch.Tensor) -> None:
         sites[site].append(values.reshape(batch, tokens.shape[1], -1).clone())
@@ -51,6 +58,7 @@ def hf_sites(hf_model: Any, tokens: torch.Tensor) -> dict[str, list[torch.Tensor
             part.act.register_forward_hook(lambda _, inputs, out: note("act", out)),
             part.down.register_forward_pre_hook(lambda _, inputs: note("post", inputs[0])),
             part.o.register_forward_pre_hook(lambda _, inputs: note("head", inputs[0])),
+            part.layer.register_forward_hook(lambda _, inputs, out: note("resid_post", first_of(out))),
         ]
     logits = hf_model(tokens, use_cache=False).logits
     for handle in handles:

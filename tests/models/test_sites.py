@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from langneurons.errors import HookSiteError
+from langneurons.models import SITES
 from tests.models.hugging_face import hf_act_set
-
-SITES = ("pre", "act", "post", "head")
 
 
 def read(view, run):
@@ -132,7 +131,7 @@ def test_writing_pre_inside_writing_act_reaches_the_neurons_act_leaves_alone(loa
 
 def test_a_reading_inside_a_writing_sees_written_values(some, tokens):
     view = some.view
-    for site in ("pre", "post", "head"):
+    for site in ("pre", "post", "head", "resid_post"):
         with view.writing(site, all_units(view, site), lambda layer, now: torch.full_like(now, 0.5)):
             found, _ = read(view, lambda: view.forward(tokens))
         assert (found[site][0] == 0.5).all()

@@ -48,6 +48,40 @@ def test_output_norm_is_the_norm_of_what_a_unit_writes(loaded):
     torch.testing.assert_close(seen.output_norm("head"), heads)
 
 
+def test_post_follows_from_pre_and_up(loaded, tokens):
+    seen, found = loaded.view, {"pre": {}, "post": {}, **({"up": {}} if loaded.view.gated else {})}
+    with torch.no_grad(), seen.reading({site: values.__setitem__ for site, values in found.items()}):
+        seen.forward(tokens)
+    for layer in range(seen.n_layers):
+        up = found["up"][layer] if seen.gated else None
+        assert torch.equal(seen.post_of(layer, found["pre"][layer], up), found["post"][layer])
+
+
+def test_up_can_be_read_where_there_is_a_gate_only(load):
+    plain = load("gpt2", "bridge").view
+    with pytest.raises(HookSiteError, match="Unknown site 'up'"), plain.reading({"up": print}):
+        pass
+
+
+def test_output_weights_are_what_a_change_of_a_unit_adds_to_the_residual_stream(load, tokens):
+    # Attention and MLP of these write to the residual stream directly; gemma norms in between.
+    for pair in [("llama", "hooked"), ("llama", "bridge"), ("gpt2", "hooked"), ("opt", "bridge"), ("bloom", "bridge")]:
+        seen = load(*pair).view
+        for site, rows in (("post", slice(3, 4)), ("head", slice(8, 16))):
+            unit, weights = torch.tensor([3 if site == "post" else 1]), seen.output_weights(1, site)
+            point = "hook_mlp_out" if site == "post" else "hook_attn_out"
+            outs = []
+            for step in (0.0, 1.0):
+                noting = seen.model.hooks(
+                    fwd_hooks=[(f"blocks.1.{point}", lambda values, hook, outs=outs: outs.append(values))]
+                )
+                writing = seen.writing(site, {1: unit}, lambda layer, now, step=step: torch.full_like(now, step))
+                with torch.no_grad(), noting, writing:
+                    seen.forward(tokens)
+            added = weights[rows].sum(0).expand_as(outs[0])
+            torch.testing.assert_close(outs[1] - outs[0], added, rtol=1e-4, atol=1e-5, msg=f"{pair} {site}")
+
+
 def test_forward_without_logits_runs_the_layers_and_not_the_unembedding(some, tokens):
     layers, columns = [], []
     unembedding = some.view.model.unembed

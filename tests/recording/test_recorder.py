@@ -104,7 +104,7 @@ def test_more_documents_of_a_language_can_be_added_on_the_same_edges(tiny, corpu
 
 
 def test_every_site_is_recorded_in_one_pass_as_alone(tiny, corpus):
-    together = record(tiny, corpus, sites=("act", "pre", "post", "head"))
+    together = record(tiny, corpus, sites=("act", "pre", "post", "head", "resid_post"))
     for site in together.sites:
         assert same(together.at(site), record(tiny, corpus, sites=(site,)))
     assert together.at("head").shape == (2, 4)

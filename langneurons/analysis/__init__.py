@@ -1,0 +1,1 @@
+"""Analysis: understanding neurons and scores."""

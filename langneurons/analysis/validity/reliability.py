@@ -1,0 +1,282 @@
+"""Would the method find the same neurons again? Scores and selections of two halves of the text, compared.
+
+A method whose scores do not depend on the text at all agrees with itself perfectly: reliability is needed for validity
+and does not give it. The nulls catch what is reliable and meaningless.
+"""
+
+import functools
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from jaxtyping import Float, Int
+
+from langneurons.analysis.validity.selections import EVERY, Halves, Selection, selections
+from langneurons.errors import LanguageError, StatisticsError
+from langneurons.identification.methods import Method
+from langneurons.recording.accumulation import FOLDS
+from langneurons.recording.statistics import ActivationStats
+
+FIGURES = ("spearman", "spearman_chosen", "jaccard")
+RESAMPLES = 500
+LEAST_RANKED = 3  # a rank correlation of two neurons says nothing
+
+Pairs = Mapping[str, tuple[Selection, Selection]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SplitHalf:
+    """How well a method agrees with itself on two halves of the text.
+
+    Attributes:
+        method: The method and its options.
+        table: One row a language and a last one, "overall", their mean. ``spearman``: rank correlation of the scores of
+            all neurons; ``spearman_chosen``: of the neurons chosen in either half, which is about -0.5 for noise,
+            because a neuron is among them for being extreme in one half; ``jaccard``: chosen in both / chosen in
+            either; each with ``_low`` and ``_high``. ``jaccard_chance``: what two random sets of these sizes share.
+            ``chosen_first``, ``chosen_second``: how many were chosen. Means over splits; NaN where nothing varies.
+        interval: What the intervals are.
+        level: Of the intervals.
+    """
+
+    method: str
+    table: pd.DataFrame
+    interval: str
+    level: float
+
+    @property
+    def overall(self) -> dict[str, float]:
+        """The mean over languages of every figure."""
+        row = self.table.set_index("language").loc[EVERY]
+        return {str(name): float(value) for name, value in row.items()}
+
+    def __repr__(self) -> str:
+        text = self.table.round(3).to_string(index=False)
+        return f"Split-half reliability of {self.method}\n{text}\n{self.level:.0%} intervals: {self.interval}"
+
+
+def split_half(
+    method: Method,
+    stats: ActivationStats | Halves,
+    splits: int = 20,
+    seed: int = 0,
+    level: float = 0.95,
+) -> SplitHalf:
+    """Compare what a method says of two halves of the text.
+
+    Of one recording, random halves of its 20 document folds are compared, again and again. The interval then holds the
+    middle ``level`` of the splits: it says how much the figure depends on how these documents fell into halves, and
+    not how far it would move with other documents; splits share documents, so it is no confidence interval.
+
+    Of two recordings there is one split. The interval then is a percentile bootstrap over neurons (ranks held): how far
+    the figure would move with other neurons like these; it says nothing of other documents either.
+
+    Args:
+        method: Any method.
+        stats: A recording, whose folds know counts above zero and sums only; or, as methods that need histograms
+            require, two recordings: of two halves of the documents, or of two sources.
+        splits: How many random halvings of one recording; not used for two.
+        seed: Of the halvings, or of the bootstrap.
+        level: Of the intervals, between 0 and 1.
+
+    Returns:
+        The figures, a language and overall.
+
+    Raises:
+        StatisticsError: If the method needs more than the folds hold, documents are too few, or an option is out of
+            range.
+        LanguageError: If the two recordings hold different languages.
+
+    Example:
+        >>> split_half(ln.LAPE(top=0.01), stats, splits=5).overall["jaccard"] > 0.3
+        True
+    """
+    if not 0 < level < 1:
+        raise StatisticsError(f"The level of an interval lies between 0 and 1, not at {level}.")
+    if splits < 2:
+        raise StatisticsError(f"An interval over splits needs at least two, not {splits}.")
+    generator = np.random.default_rng(seed)
+    if isinstance(stats, tuple):
+        pairs = _pairs(method, *_same_languages(*stats))
+        draws, interval = _bootstrap(pairs, generator), f"{RESAMPLES} bootstrap samples of neurons, one split"
+        return SplitHalf(repr(method), _table([pairs], draws, level), interval, level)
+    several = [_pairs(method, *halves) for halves in _halvings(stats, splits, generator)]
+    draws = np.stack([_figures(pairs) for pairs in several])
+    return SplitHalf(repr(method), _table(several, draws, level), f"the middle of {splits} splits by document", level)
+
+
+def rerun(method: Method, stats: ActivationStats, parallel: ActivationStats, seed: int = 0) -> SplitHalf:
+    """Compare what a method says of all text and of parallel text only, where every language says the same.
+
+    What survives is not domain: the languages' texts differ in nothing but language.
+
+    Args:
+        method: Any method.
+        stats: Statistics of all text.
+        parallel: Of the parallel text, with the same model.
+        seed: Of the bootstrap.
+
+    Returns:
+        As ``split_half`` of two recordings.
+
+    Raises:
+        LanguageError: If the two recordings hold different languages.
+
+    Example:
+        >>> rerun(ln.LAPE(top=0.01), stats, stats).overall["jaccard"]
+        1.0
+    """
+    return split_half(method, (stats, parallel), seed=seed)
+
+
+def chance_jaccard(first: int, second: int, neurons: int) -> float:
+    """Expected Jaccard of two random sets: sum over the hypergeometric distribution of what they share.
+
+    Args:
+        first: Size of one set.
+        second: Size of the other.
+        neurons: How many there are to choose from.
+
+    Example:
+        >>> round(chance_jaccard(100, 100, 10_000), 4), chance_jaccard(0, 0, 10)
+        (0.0051, 0.0)
+    """
+    if first == 0 and second == 0:
+        return 0.0
+    shared = np.arange(max(0, first + second - neurons), min(first, second) + 1)
+    weights = scipy.stats.hypergeom.pmf(shared, neurons, first, second)
+    return float((weights * shared / (first + second - shared)).sum())
+
+
+def _same_languages(first: ActivationStats, second: ActivationStats) -> Halves:
+    if set(first.languages) != set(second.languages) or first.shape != second.shape:
+        raise LanguageError(
+            f"Two recordings of the same model and languages are compared, not {first!r} and {second!r}."
+        )
+    return first, second.select(first.languages)
+
+
+def _halvings(stats: ActivationStats, splits: int, generator: np.random.Generator) -> Iterator[Halves]:
+    folds = stats.folds(FOLDS)
+    for _ in range(splits):
+        order = generator.permutation(FOLDS)
+        parts = order[: FOLDS // 2], order[FOLDS // 2 :]
+        halves = [functools.reduce(operator.add, [folds[fold] for fold in part]) for part in parts]
+        for half in halves:
+            _check_filled(half)
+        yield halves[0], halves[1]
+
+
+def _check_filled(half: ActivationStats) -> None:
+    for language, tokens in zip(half.languages, half.tokens.tolist(), strict=True):
+        if not tokens:
+            raise StatisticsError(f"A half of the documents of {language!r} has no token: record more documents.")
+
+
+def _pairs(method: Method, first: ActivationStats, second: ActivationStats) -> Pairs:
+    one, other = selections(method, first), selections(method, second)
+    return {language: (one[language], other[language]) for language in one}
+
+
+def _figures(pairs: Pairs) -> Float[np.ndarray, "language figure"]:
+    return np.array([_Compared.of(*pair).figures() for pair in pairs.values()])
+
+
+def _bootstrap(pairs: Pairs, generator: np.random.Generator) -> Float[np.ndarray, "draw language figure"]:
+    compared = [_Compared.of(*pair) for pair in pairs.values()]
+    neurons = len(compared[0].ranks)
+    draws = np.empty((RESAMPLES, len(compared), len(FIGURES)))
+    for draw in draws:
+        counts = np.bincount(generator.integers(0, neurons, neurons), minlength=neurons).astype(float)
+        draw[:] = [one.figures(counts) for one in compared]
+    return draws
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """Two selections, ranked: what every figure is computed from, with a weight a neuron or without.
+
+    Attributes:
+        ranks: Of every neuron in both halves, centred.
+        either: Flat indices of the neurons chosen in either half.
+        ranks_of_either: Their ranks among themselves, centred.
+        in_both: Which of them were chosen in both.
+    """
+
+    ranks: Float[np.ndarray, "neuron half"]
+    either: Int[np.ndarray, " chosen"]
+    ranks_of_either: Float[np.ndarray, "chosen half"]
+    in_both: Float[np.ndarray, " chosen"]
+
+    @classmethod
+    def of(cls, first: Selection, second: Selection) -> "_Compared":
+        either = np.union1d(first.chosen, second.chosen)
+        both = np.isin(either, np.intersect1d(first.chosen, second.chosen))
+        scores = np.stack([first.scores, second.scores], axis=1)
+        return cls(_ranks(scores), either, _ranks(scores[either]), both.astype(float))
+
+    def figures(self, counts: Float[np.ndarray, " neuron"] | None = None) -> list[float]:
+        """The figures, in the order of FIGURES."""
+        counts = np.ones(len(self.ranks)) if counts is None else counts
+        of_either = counts[self.either]
+        total = of_either.sum()
+        return [
+            _correlation(self.ranks, counts),
+            _correlation(self.ranks_of_either, of_either),
+            float(of_either @ self.in_both / total) if total else np.nan,
+        ]
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    ranks = scipy.stats.rankdata(scores, axis=0) if len(scores) else scores
+    return ranks - (len(scores) + 1) / 2
+
+
+def _correlation(ranks: np.ndarray, counts: np.ndarray) -> float:
+    if np.count_nonzero(counts) < LEAST_RANKED:
+        return np.nan
+    mean = counts @ ranks / counts.sum()
+    moments = (ranks * counts[:, None]).T @ ranks / counts.sum() - np.outer(mean, mean)
+    spread = np.sqrt(moments[0, 0] * moments[1, 1])
+    return float(moments[0, 1] / spread) if spread > 0 else np.nan
+
+
+def _table(several: list[Pairs], draws: Float[np.ndarray, "draw language figure"], level: float) -> pd.DataFrame:
+    values = _mean(np.stack([_figures(pairs) for pairs in several]), 0)
+    rows = [_sizes(language, [pairs[language] for pairs in several]) for language in several[0]]
+    sizes = pd.DataFrame(rows).set_index("language")
+    sizes.loc[EVERY] = sizes.mean()
+    draws = np.concatenate([draws, _mean(draws, 1)[:, None]], axis=1)
+    values = np.concatenate([values, _mean(values, 0)[None]])
+    columns = {}
+    for index, name in enumerate(FIGURES):
+        columns[name] = values[:, index]
+        for end, share in (("low", (1 - level) / 2), ("high", (1 + level) / 2)):
+            columns[f"{name}_{end}"] = [_quantile(draws[:, row, index], share) for row in range(len(values))]
+    return pd.DataFrame(columns, index=sizes.index).join(sizes).reset_index()
+
+
+def _sizes(language: str, pairs: list[tuple[Selection, Selection]]) -> dict[str, float | str]:
+    sizes = [(len(first.chosen), len(second.chosen)) for first, second in pairs]
+    neurons = len(pairs[0][0].scores)
+    return {
+        "language": language,
+        "jaccard_chance": float(np.mean([chance_jaccard(*pair, neurons) for pair in sizes])),
+        "chosen_first": float(np.mean([first for first, _ in sizes])),
+        "chosen_second": float(np.mean([second for _, second in sizes])),
+    }
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean of what is a number; NaN where nothing is."""
+    known = ~np.isnan(values)
+    count = known.sum(axis)
+    return np.where(count > 0, np.where(known, values, 0).sum(axis) / np.maximum(count, 1), np.nan)
+
+
+def _quantile(values: np.ndarray, share: float) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.quantile(known, share)) if len(known) else np.nan

@@ -1,0 +1,58 @@
+"""What a method says of one recording: every neuron's score, and which neurons it chooses for whom."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from langneurons.errors import LangNeuronsWarning
+from langneurons.identification.methods import Method
+from langneurons.recording.statistics import ActivationStats
+
+EVERY = "overall"  # stands in tables for all languages together
+
+Halves = tuple[ActivationStats, ActivationStats]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The neurons a method chose under one label, and the scores it chose by.
+
+    Attributes:
+        scores: Of every neuron, flat (layer x width + neuron).
+        chosen: Flat indices of the chosen ones, increasing.
+    """
+
+    scores: Float[np.ndarray, " neuron"]
+    chosen: Int[np.ndarray, " chosen"]
+
+
+def selections(method: Method, stats: ActivationStats) -> dict[str, Selection]:
+    """Every language's selection.
+
+    What the method warns of is not passed on: halves and nulls are scored many times, and whoever identifies neurons
+    on the whole recording is told there.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LangNeuronsWarning)
+        scores, neurons = method.scores(stats), method.identify(stats)
+    empty = np.empty(0, np.int64)
+    return {
+        language: Selection(scores[language].double().flatten().numpy(), neurons.members.get(language, empty))
+        for language in stats.languages
+    }
+
+
+def deciding(method: Method, stats: ActivationStats) -> dict[str, Selection]:
+    """The selections by which the method decides: one a language, or one in all where its score knows no language."""
+    found = selections(method, stats)
+    if method.scores(stats).languages is not None:
+        return found
+    members = [one.chosen for one in found.values()]
+    return {EVERY: Selection(next(iter(found.values())).scores, np.unique(np.concatenate(members)))}
+
+
+def whole(recording: ActivationStats | Halves) -> ActivationStats:
+    """The sum of two halves, or the recording itself."""
+    return recording[0] + recording[1] if isinstance(recording, tuple) else recording

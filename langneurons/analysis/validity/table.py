@@ -1,0 +1,206 @@
+"""One table over methods: what each check says of each, and whether that passes a stated bar."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from langneurons import storage
+from langneurons.analysis.validity.false_discoveries import LIMIT, Nulls
+from langneurons.analysis.validity.reliability import SplitHalf
+from langneurons.errors import StatisticsError
+
+SCHEMA = "langneurons/validity-table/1"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One column of the table and what passes.
+
+    Attributes:
+        column: Its name.
+        title: What stands above it.
+        bar: The value that decides.
+        least: Whether the bar is the least that passes, or the most.
+    """
+
+    column: str
+    title: str
+    bar: float
+    least: bool = True
+
+    def passes(self, value: float | int) -> bool | None:
+        """Whether a value passes; None of NaN, which was not measured."""
+        if np.isnan(value):
+            return None
+        return bool(value >= self.bar if self.least else value <= self.bar)
+
+    def __str__(self) -> str:
+        return f"{self.title}: at {'least' if self.least else 'most'} {self.bar:g}"
+
+
+CHECKS = (
+    Check("recall", "recall on plants", 0.9),
+    Check("fdr", "FDR on plants", 0.1, least=False),
+    Check("spearman", "split-half Spearman", 0.8),
+    Check("jaccard", "split-half Jaccard", 0.5),
+    Check("source_jaccard", "by-source Jaccard", 0.5),
+    Check("parallel_jaccard", "parallel-text Jaccard", 0.5),
+    Check("null_shuffled", "null: shuffled", LIMIT, least=False),
+    Check("null_source", "null: source", LIMIT, least=False),
+    Check("null_topic", "null: topic", LIMIT, least=False),
+    Check("share_left", "left within tokens", 0.5),
+    Check("selectivity", "selectivity", 0.0),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of one method; None is not measured.
+
+    Attributes:
+        method: What to call it.
+        recall: Share of planted neurons it finds.
+        fdr: Share of the neurons it names that were not planted.
+        split_half: Of two halves of the documents.
+        by_source: Of two halves of different sources.
+        parallel: Of all text against parallel text.
+        nulls: What it finds in nulls.
+        conditioned: From ``condition``, of the neurons it chose.
+        selectivity: Of its perplexity matrix: above 0 where patching a language's neurons hurts that language most.
+    """
+
+    method: str
+    recall: float | None = None
+    fdr: float | None = None
+    split_half: SplitHalf | None = None
+    by_source: SplitHalf | None = None
+    parallel: SplitHalf | None = None
+    nulls: Nulls | None = None
+    conditioned: pd.DataFrame | None = None
+    selectivity: float | None = None
+
+    def figures(self) -> dict[str, float | str]:
+        """One row of the table; NaN where nothing was measured."""
+        halves, sources, parallel = (
+            {} if one is None else one.overall for one in (self.split_half, self.by_source, self.parallel)
+        )
+        row: dict[str, float | str] = {"method": self.method, "recall": _number(self.recall), "fdr": _number(self.fdr)}
+        for name in ("spearman", "jaccard", "jaccard_low", "jaccard_high", "jaccard_chance"):
+            row[name] = halves.get(name, np.nan)
+        for prefix, figures in (("source", sources), ("parallel", parallel)):
+            row |= {f"{prefix}_{name}": figures.get(name, np.nan) for name in ("jaccard", "jaccard_chance")}
+        for null in ("shuffled", "source", "topic"):
+            row[f"null_{null}"] = np.nan if self.nulls is None else self.nulls.share(null)
+        return {**row, **_left(self.conditioned), "selectivity": _number(self.selectivity)}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ValidityTable:
+    """Methods and checks.
+
+    Attributes:
+        rows: One row a method: every figure, and ``<column>_passes`` for every check (missing where not measured).
+        checks: What passes.
+    """
+
+    rows: pd.DataFrame
+    checks: tuple[Check, ...] = CHECKS
+
+    @property
+    def passing(self) -> list[str]:
+        """The methods that fail no check that was measured."""
+        failed = {method for check in self.checks for method in self.failing(check.column)}
+        return [method for method in self.rows["method"] if method not in failed]
+
+    def failing(self, column: str) -> list[str]:
+        """The methods that fail one check."""
+        verdicts = self.rows[f"{column}_passes"].fillna(True).astype(bool)
+        return [method for method, passes in zip(self.rows["method"], verdicts, strict=True) if not passes]
+
+    def __repr__(self) -> str:
+        return self.to_markdown()
+
+    def to_markdown(self) -> str:
+        """The table for a document: failed checks bold, checks that nobody measured left out, bars below it."""
+        rows = self.rows.to_dict("records")
+        measured = [check for check in self.checks if any(not np.isnan(row[check.column]) for row in rows)]
+        lines = [["method", *(check.title for check in measured)], ["---"] * (len(measured) + 1)]
+        lines += [[row["method"], *(_cell(row, check) for check in measured)] for row in rows]
+        bars = "; ".join(map(str, measured))
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nBold fails. Bars: {bars}.\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write validity.md, validity.parquet and validity.json (the bars) to a folder.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(folder)
+        storage.write_text(folder / "validity.md", self.to_markdown())
+        storage.write_table(folder / "validity.parquet", self.rows)
+        storage.write_json(folder / "validity.json", SCHEMA, {"checks": [asdict(check) for check in self.checks]})
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ValidityTable":
+        """Read a saved table.
+
+        Raises:
+            StorageError: If there is none.
+        """
+        content = storage.read_json(Path(folder) / "validity.json", SCHEMA)
+        rows = storage.read_table(Path(folder) / "validity.parquet")
+        return cls(rows, tuple(Check(**check) for check in content["checks"]))
+
+
+def validity_table(evidence: Sequence[Evidence], checks: Sequence[Check] = CHECKS) -> ValidityTable:
+    """Put what is known of several methods side by side.
+
+    Args:
+        evidence: One a method.
+        checks: What passes.
+
+    Returns:
+        The table.
+
+    Raises:
+        StatisticsError: If there is no method, or two have one name.
+
+    Example:
+        >>> table = validity_table([Evidence("good", recall=1.0, fdr=0.0), Evidence("bad", recall=0.2, fdr=0.0)])
+        >>> table.passing, table.failing("recall")
+        (['good'], ['bad'])
+    """
+    names = [one.method for one in evidence]
+    if not names or len(set(names)) < len(names):
+        raise StatisticsError(f"A validity table needs methods with different names, not {names}.")
+    rows = pd.DataFrame([one.figures() for one in evidence])
+    for check in checks:
+        rows[f"{check.column}_passes"] = pd.array([check.passes(value) for value in rows[check.column]], "boolean")
+    return ValidityTable(rows, tuple(checks))
+
+
+def _cell(row: Mapping[Hashable, Any], check: Check) -> str:
+    value = row[check.column]
+    if np.isnan(value):
+        return "-"
+    text = f"{value:.2f}" if check.passes(value) else f"**{value:.2f}**"
+    chance = row.get(f"{check.column}_chance", np.nan)
+    return text if np.isnan(chance) else f"{text} (chance {chance:.2f})"
+
+
+def _left(conditioned: pd.DataFrame | None) -> dict[str, float]:
+    """Medians over languages and neurons."""
+    columns = {"share_left": "share_left_token", "coverage": "coverage_token", "share_left_script": "share_left_script"}
+    if conditioned is None:
+        return dict.fromkeys(columns, np.nan)
+    medians = conditioned[list(columns.values())].median().to_dict()
+    return {name: float(medians[column]) for name, column in columns.items()}
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value

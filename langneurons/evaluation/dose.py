@@ -1,0 +1,204 @@
+"""How much a patch writes, so that patches can be compared at equal dose and not only at equal name."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import scipy.optimize
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from langneurons.corpora import Blocks
+from langneurons.errors import EffectError, LanguageError, PatchError, unknown
+from langneurons.evaluation.heldout_text import HeldoutText
+from langneurons.models import ModelView, view
+from langneurons.patches.intervening import check_fits, patching, reachable_range
+from langneurons.patches.patch import Patch
+
+Measure = Literal["write_norm", "relative_write_norm", "kl"]
+MLP_SITES = ("pre", "act", "post")
+
+
+def dose(
+    model: torch.nn.Module, patches: Patch | Sequence[Patch], text: HeldoutText, batch_size: int = 4
+) -> pd.DataFrame:
+    """Measure how much patches write on a text, and how far they move the model's predictions.
+
+    Args:
+        model: From ``load_model``.
+        patches: One, or several that are written together.
+        text: What the model reads.
+        batch_size: Blocks a forward.
+
+    Returns:
+        One row a language, means over its counted tokens: write_norm (norm of what the patches change in what their
+        layers add to the residual stream, root of the sum of squares over layers), relative_write_norm (the same with
+        each layer's change divided by the norm of the residual stream after it), kl (of the patched predictions from
+        the unpatched ones, in nats; off target in the languages that the patch does not mean), unreachable (share of
+        written values that the activation function cannot give).
+
+    Raises:
+        PatchError: If no patch is given, or one does not fit the model.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> text = ln.HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]).take(10), context_length=64)
+        >>> table = ln.dose(model, ln.Scale(neurons["hi"], 1.0), text)
+        >>> table["write_norm"].tolist(), table["kl"].tolist()
+        ([0.0, 0.0], [0.0, 0.0])
+    """
+    chosen = (patches,) if isinstance(patches, Patch) else tuple(patches)
+    if not chosen:
+        raise PatchError("No patch was given: there is no dose to measure.")
+    seen = view(model)
+    for patch in chosen:
+        check_fits(patch, seen)
+    with torch.inference_mode(), seen.native_attention():
+        rows = [{"language": one, **_dose(seen, chosen, text, one, batch_size)} for one in text.languages]
+    return pd.DataFrame(rows)
+
+
+def equal_dose(
+    model: torch.nn.Module,
+    make: Callable[[float], Patch | Sequence[Patch]],
+    text: HeldoutText,
+    target: float | int,
+    measure: str = "write_norm",
+    language: str | None = None,
+    between: tuple[float | int, float | int] = (0.0, 10.0),
+    tolerance: float = 0.01,
+) -> float:
+    """Find the amount at which a patch has the dose of another.
+
+    Args:
+        model: From ``load_model``.
+        make: From an amount, such as a strength or a factor, to the patch.
+        text: What the model reads.
+        target: The dose wanted, such as another patch's write_norm.
+        measure: Which dose: "write_norm", "relative_write_norm" or "kl".
+        language: In which language of the text; None is the mean over all.
+        between: The amounts to look between; the dose must be too small at one of them and too large at the other.
+        tolerance: Of the amount, as a share of the stretch between the two.
+
+    Raises:
+        LanguageError: If the text has no such language.
+        EffectError: If the target does not lie between the doses at the two amounts.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> text = ln.HeldoutText.of(model, ln.load_corpus("babel", ["hi"]).take(10), context_length=64)
+        >>> zero = ln.dose(model, ln.Set(neurons["hi"], 0.0), text)["write_norm"].item()
+        >>> amount = ln.equal_dose(model, lambda k: ln.DiffMean(neurons["hi"], stats, "hi", strength=k), text, zero)
+        >>> 0 < amount < 10
+        True
+    """
+    if measure not in get_args(Measure):
+        raise EffectError(unknown("measure of dose", measure, get_args(Measure)))
+    if language is not None and language not in text.languages:
+        raise LanguageError(unknown("language", language, text.languages))
+
+    def excess(amount: float) -> float:
+        table = dose(model, make(float(amount)), text)
+        chosen = table if language is None else table.query("language == @language")
+        return float(chosen[measure].to_numpy().mean()) - target
+
+    low, high = float(between[0]), float(between[1])
+    at_low, at_high = excess(low), excess(high)
+    if at_low * at_high > 0:
+        raise EffectError(
+            f"A {measure} of {target:.4g} does not lie between those at {low:g} and {high:g}, which are "
+            f"{at_low + target:.4g} and {at_high + target:.4g}: give other amounts as between=."
+        )
+    found: Any = scipy.optimize.brentq(excess, low, high, xtol=tolerance * abs(high - low))
+    return float(found)
+
+
+def _dose(
+    seen: ModelView, patches: Sequence[Patch], text: HeldoutText, language: str, batch_size: int
+) -> dict[str, float]:
+    sums = {"write_norm": 0.0, "relative_write_norm": 0.0, "kl": 0.0}
+    tokens, written, outside = 0, 0, 0
+    ranges = {id(patch): reachable_range(seen, patch.neurons.site) for patch in patches}
+    for _, batch in text.batches(language, batch_size):
+        counted, values = batch.counted.to(seen.device), []
+        predicted = _log_probabilities(seen, batch)
+        with _writes(seen, patches, lambda patch, new, values=values: values.append((patch, new))) as squares:
+            changed = _log_probabilities(seen, batch)
+        kl = (predicted.exp() * (predicted - changed)).sum(-1).clamp(min=0)
+        sums["kl"] += float(kl.double().sum())
+        for name, of_layers in squares.items():
+            sums[name] += float(torch.stack(of_layers).sum(0)[counted].sqrt().sum())
+        tokens += int(counted.sum())
+        for patch, new in values:
+            (low, high), of_tokens = ranges[id(patch)], new[counted]
+            written += of_tokens.numel()
+            outside += int(((of_tokens < low) | (of_tokens > high)).sum())
+    means = {name: total / tokens for name, total in sums.items()}
+    return {**means, "unreachable": outside / written if written else math.nan, "tokens": tokens}
+
+
+def _log_probabilities(seen: ModelView, batch: Blocks) -> Float[Tensor, "counted token"]:
+    """The model's prediction of every counted token of a batch."""
+    logits = seen.forward(batch.tokens)
+    assert logits is not None
+    block, position = batch.counted.nonzero(as_tuple=True)
+    return logits[block.to(logits.device), position.to(logits.device) - 1].float().log_softmax(-1)
+
+
+@contextmanager
+def _writes(
+    seen: ModelView, patches: Sequence[Patch], watch: Callable[[Patch, Tensor], object]
+) -> Iterator[dict[str, list[Float[Tensor, "block position"]]]]:
+    """Collect, of one patched forward inside, the squared norm of each patched layer's change; plain and relative."""
+    neurons = _written_neurons(patches)
+    before: dict[tuple[str, int], Tensor] = {}
+    changes: dict[int, Tensor] = {}
+    squares: dict[str, list[Tensor]] = {"write_norm": [], "relative_write_norm": []}
+
+    def keep(site: str) -> Callable[[int, Tensor], None]:
+        return lambda layer, values: before.__setitem__((site, layer), values) if layer in neurons else None
+
+    def add(layer: int, change: Tensor) -> None:
+        changes[layer] = changes.get(layer, 0) + change
+
+    def after_post(layer: int, post: Tensor) -> None:
+        if (units := neurons.get(layer, {}).get("mlp")) is not None:
+            up = before.pop(("up", layer), None)
+            plain = seen.post_of(layer, before.pop(("pre", layer)), up)
+            add(layer, (post - plain)[..., units].float() @ seen.output_weights(layer, "post")[units].float())
+
+    def after_head(layer: int, outputs: Tensor) -> None:
+        if "head" in neurons.get(layer, {}):
+            change = (outputs - before.pop(("head", layer))).flatten(2).float()
+            add(layer, change @ seen.output_weights(layer, "head").float())
+
+    def after_residual(layer: int, residual: Tensor) -> None:
+        if layer not in neurons:
+            return
+        plain = before.pop(("resid_post", layer))
+        if "resid_post" in neurons[layer]:
+            add(layer, (residual - plain).float())
+        square = changes.pop(layer).double().square().sum(-1)
+        squares["write_norm"].append(square)
+        squares["relative_write_norm"].append(square / residual.double().square().sum(-1).clamp(min=1e-30))
+
+    sites = ["pre", "head", "resid_post", *(["up"] if seen.gated else [])]
+    with ExitStack() as stack:
+        stack.enter_context(seen.reading({site: keep(site) for site in sites}))
+        stack.enter_context(patching(seen, patches, watch))
+        stack.enter_context(seen.reading({"post": after_post, "head": after_head, "resid_post": after_residual}))
+        yield squares
+
+
+def _written_neurons(patches: Sequence[Patch]) -> dict[int, dict[str, Int[Tensor, " unit"]]]:
+    """By layer, the units that patches write: ``mlp`` for its three sites, ``head``, ``resid_post``."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for patch in patches:
+        kind = "mlp" if patch.neurons.site in MLP_SITES else patch.neurons.site
+        for layer, units in patch.by_layer.items():
+            known = found.setdefault(layer, {})
+            known[kind] = torch.cat([known[kind], units]).unique() if kind in known else units
+    return found

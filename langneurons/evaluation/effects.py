@@ -1,0 +1,286 @@
+"""Effects: a paired difference with its interval, its p-value, and a verdict that knows how to say "nothing there".
+
+A difference that is not significant is no evidence of no difference. So each effect carries what it could have found
+(the minimal detectable effect) and is called equivalent only where its interval lies inside a stated margin.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+from langneurons.errors import EffectError
+from langneurons.evaluation.pairing import BASELINE, Paired, pair
+from langneurons.evaluation.resampling import SIGNIFICANCE, ClusterSums, Spread, sign_flip_p, spread
+
+Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
+LOSSES = ("nll", "loss", "perplexity", "bits_per_byte")
+LEAST_SEEDS = 6
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a condition changed, against the baseline, on the same items.
+
+    Attributes:
+        estimate: Sum of differences / sum of denominators; positive where the condition's values are larger.
+        low: Lower end of the interval.
+        high: Upper end.
+        p: Two-sided; None where fewer than six training seeds could not give one below 0.05.
+        verdict: "equivalent", "better", "worse" or "inconclusive".
+        delta: Margin of equivalence, in units of the estimate.
+        level: Confidence of the interval.
+        minimal_detectable: The true effect found with 80 % power by one two-sided 5 % test (no family counted);
+            infinite where no outcome could be significant.
+        standard_error: Of the estimate, from clusters (and seeds).
+        items: Distinct items.
+        clusters: What was resampled.
+        baseline: Level without the condition: sum of values / sum of denominators, or per row where ``per`` is
+            "baseline".
+        condition: Level with the condition.
+        per: What differences were divided by.
+        value: What was measured.
+        seed: Of the resampling.
+        resamples: How many.
+        lower_is_better: Whether a smaller value is better.
+        equivalent: Whether two one-sided 5 % tests place the effect inside +-delta.
+        seeds: Training seeds, None where nothing was trained.
+        seed_sd: Standard deviation of the effect between training seeds.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p: float | None
+    verdict: Verdict
+    delta: float
+    level: float
+    minimal_detectable: float
+    standard_error: float
+    items: int
+    clusters: int
+    baseline: float
+    condition: float
+    per: str
+    value: str
+    seed: int
+    resamples: int
+    lower_is_better: bool
+    equivalent: bool
+    seeds: int | None = None
+    seed_sd: float | None = None
+
+    def judged(self, p: float | None) -> Verdict:
+        """The verdict by a p-value, such as one adjusted for a family of tests.
+
+        A difference smaller than delta is equivalent even where it is significant.
+        """
+        return _verdict(self.estimate, p, self.equivalent, self.lower_is_better)
+
+    def __str__(self) -> str:
+        sizes = f"{self.items:,} items in {self.clusters:,} clusters"
+        seeds = "" if self.seeds is None else f", {self.seeds} seeds (SD {self.seed_sd or 0:.3g})"
+        tested = "no p-value" if self.p is None else f"p {self.p:.2g}"
+        return (
+            f"{self.value} per {self.per}: {self.estimate:+.4g} [{self.low:+.4g}, {self.high:+.4g}] {self.verdict} "
+            f"({tested}, minimal detectable {self.minimal_detectable:.2g}, {sizes}{seeds})"
+        )
+
+
+def effect(
+    condition: pd.DataFrame,
+    baseline: pd.DataFrame,
+    value: str = "nll",
+    per: str = BASELINE,
+    lower_is_better: bool | None = None,
+    delta: float | int = 0.01,
+    level: float = 0.95,
+    resamples: int = 5000,
+    seed: int = 0,
+) -> Effect:
+    """Compare two conditions measured on the same items.
+
+    The interval is a symmetric studentized bootstrap of clusters; the test flips the signs of clusters (exact McNemar
+    where every cluster is one row of 0 or 1). The interval is the more cautious of the two: with few clusters of very
+    unequal size it may hold 0 where the test rejects 0.
+
+    Rows with a column ``seed`` come from trained models: seeds and clusters are both resampled, the p-value is the
+    bootstrap's, and below six seeds there is none. The interval of a single seed says nothing about other seeds.
+
+    Args:
+        condition: Rows with ``item``, ``cluster`` and the value, perhaps ``seed``.
+        baseline: Rows of the same items in the same clusters.
+        value: The column compared.
+        per: What the summed differences are divided by: ``"baseline"`` (the baseline's own sum: relative change),
+            ``"row"`` (their number) or a column of the baseline such as ``"tokens"``.
+        lower_is_better: None knows that it is for losses (nll, loss, perplexity, bits_per_byte) and for nothing else.
+        delta: Differences within +-delta are of no interest; in units of the estimate.
+        level: Confidence of the interval.
+        resamples: Bootstrap samples, and sign patterns.
+        seed: Of the resampling.
+
+    Raises:
+        EffectError: If the rows cannot be paired, there are fewer than two clusters, or the denominators are not
+            positive.
+
+    Example:
+        >>> before = pd.DataFrame({"item": range(40), "cluster": [i // 2 for i in range(40)], "nll": 2.0})
+        >>> after = before.assign(nll=[2.2 + 0.01 * (i % 7) for i in range(40)])
+        >>> found = effect(after, before)
+        >>> round(found.estimate, 3), found.verdict, found.clusters
+        (0.114, 'worse', 20)
+    """
+    _check_options(delta, level, resamples)
+    rows = pair(condition, baseline, value, per)
+    sums = _sums(rows, per)
+    found = spread(sums, resamples, seed)
+    (low, high), (inner_low, inner_high) = found.interval(level), found.interval(1 - 2 * SIGNIFICANCE)
+    p = _p_value(rows, sums, found, resamples, seed)
+    lower_is_better = value in LOSSES if lower_is_better is None else lower_is_better
+    equivalent = -delta <= inner_low and inner_high <= delta and not (rows.trained and sums.shape[0] == 1)
+    return Effect(
+        estimate=found.estimate,
+        low=low,
+        high=high,
+        p=p,
+        verdict=_verdict(found.estimate, p, equivalent, lower_is_better),
+        delta=float(delta),
+        level=level,
+        minimal_detectable=found.minimal_detectable() if _can_be_significant(rows, sums) else float("inf"),
+        standard_error=found.standard_error,
+        items=rows.items,
+        clusters=sums.shape[1],
+        baseline=_level(rows.baseline, rows, per),
+        condition=_level(rows.condition, rows, per),
+        per=per,
+        value=value,
+        seed=seed,
+        resamples=resamples,
+        lower_is_better=lower_is_better,
+        equivalent=equivalent,
+        seeds=sums.shape[0] if rows.trained else None,
+        seed_sd=_seed_sd(sums) if rows.trained else None,
+    )
+
+
+def difference(condition: pd.DataFrame, baseline: pd.DataFrame, value: str = "nll", per: str = BASELINE) -> float:
+    """The estimate of ``effect`` alone, without resampling: for the many draws of a control.
+
+    Args:
+        condition: Rows as for ``effect``.
+        baseline: Rows as for ``effect``.
+        value: The column compared.
+        per: What the summed differences are divided by.
+
+    Raises:
+        EffectError: As ``effect``.
+
+    Example:
+        >>> before = pd.DataFrame({"item": [0, 1], "cluster": [0, 1], "nll": [2.0, 2.0]})
+        >>> difference(before.assign(nll=[2.0, 3.0]), before)
+        0.25
+    """
+    return _sums(pair(condition, baseline, value, per), per).ratio
+
+
+def holm(p: Sequence[float | None] | Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Adjust p-values so that one family makes any false claim with 5 % probability at most (Holm 1979).
+
+    Args:
+        p: One per test; None or NaN is no test, does not count in the family, and stays NaN.
+
+    Example:
+        >>> holm([0.01, None, 0.04, 0.03]).tolist()
+        [0.03, nan, 0.06, 0.06]
+    """
+    given, adjusted = _p_values(p)
+    order = np.argsort(given)
+    stepped = given[order] * np.arange(len(given), 0, -1)
+    adjusted[np.flatnonzero(~np.isnan(adjusted))[order]] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return adjusted
+
+
+def benjamini_hochberg(p: Sequence[float | None] | Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Adjust p-values so that at most 5 % of a long list of claims are false in expectation (Benjamini, Hochberg 1995).
+
+    Args:
+        p: One per test; None or NaN is no test, does not count, and stays NaN.
+
+    Example:
+        >>> benjamini_hochberg([0.01, None, 0.04, 0.03]).tolist()
+        [0.03, nan, 0.04, 0.04]
+    """
+    given, adjusted = _p_values(p)
+    if len(given):
+        adjusted[~np.isnan(adjusted)] = stats.false_discovery_control(given)
+    return adjusted
+
+
+def _check_options(delta: float | int, level: float, resamples: int) -> None:
+    if not 0 < delta < np.inf:
+        raise EffectError(f"delta is the largest difference of no interest: a positive number, given {delta}.")
+    if not 0 < level < 1:
+        raise EffectError(f"level is a confidence between 0 and 1, such as 0.95, given {level}.")
+    if resamples < 100:
+        raise EffectError(f"{resamples} resamples cannot give an interval: take at least 100, better 5000.")
+
+
+def _sums(rows: Paired, per: str) -> ClusterSums:
+    changes = rows.condition - rows.baseline
+    # Of values 0 and 1, no change among n rows does not prove that there is none: two changed rows, one each way, give
+    # an interval of about +-3/n, the rule of three.
+    least = 2 / (rows.denominators.sum() / rows.seed_count) ** 2 if rows.binary and rows.denominators.sum() else 0.0
+    sums = ClusterSums.of(changes, rows.denominators, rows.clusters, rows.seeds, least)
+    for axis, unit in ((0, "cluster"), (1, "seed")):
+        parts = sums.denominators.sum(axis)
+        if (rows.denominators < 0).any() or (len(parts) > 1 and (parts.sum() - parts <= 0).any()) or parts.sum() <= 0:
+            divisor = "the baseline's own values" if per == BASELINE else f"{per!r}"
+            raise EffectError(
+                f"Differences cannot be divided by {divisor}: they must not be negative, and positive in more than one "
+                f"{unit}; possible: per='row'."
+            )
+    return sums
+
+
+def _p_value(rows: Paired, sums: ClusterSums, found: Spread, resamples: int, seed: int) -> float | None:
+    if rows.trained:
+        return found.p() if sums.shape[0] >= LEAST_SEEDS else None
+    if rows.binary and rows.single_rows:
+        gained, lost = int((sums.differences > 0).sum()), int((sums.differences < 0).sum())
+        return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return sign_flip_p(sums.differences[0], resamples, seed)
+
+
+def _can_be_significant(rows: Paired, sums: ClusterSums) -> bool:
+    """Whether the test has any outcome below 0.05: of n signs, all equal has probability 2 / 2**n."""
+    return sums.shape[0] >= LEAST_SEEDS if rows.trained else 2.0 ** (1 - sums.shape[1]) < SIGNIFICANCE
+
+
+def _verdict(estimate: float, p: float | None, equivalent: bool, lower_is_better: bool) -> Verdict:
+    if equivalent:
+        return "equivalent"
+    if p is None or np.isnan(p) or p >= SIGNIFICANCE:
+        return "inconclusive"
+    return "better" if (estimate < 0) == lower_is_better else "worse"
+
+
+def _level(values: Float[np.ndarray, " row"], rows: Paired, per: str) -> float:
+    return float(values.mean() if per == BASELINE else values.sum() / rows.denominators.sum())
+
+
+def _seed_sd(sums: ClusterSums) -> float | None:
+    by_seed = sums.differences.sum(1) / sums.denominators.sum(1)
+    return float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
+
+
+def _p_values(p: Sequence[float | None] | Float[np.ndarray, " test"]) -> tuple[np.ndarray, np.ndarray]:
+    """The p-values given, and an array with a place for each (NaN where none was)."""
+    values = np.array([np.nan if one is None else one for one in p], dtype=float)
+    given = values[~np.isnan(values)]
+    if ((given < 0) | (given > 1)).any():
+        raise EffectError(f"p-values lie between 0 and 1, given {given[(given < 0) | (given > 1)][0]}.")
+    return given, values

@@ -1,0 +1,320 @@
+"""Held-out text, tokenised once, and a model's loss on it in rows that conditions can be paired by.
+
+Whatever hooks are attached to the model count: inside ``ln.intervene`` it is the patched model that is measured.
+"""
+
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from langneurons import storage
+from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
+from langneurons.corpora.blocks import LENGTHS
+from langneurons.corpora.text_bytes import stream_bytes
+from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
+from langneurons.models import ModelView, view
+
+EACH = ("block", "document")
+COLUMNS = ["language", "item", "cluster", "nll", "tokens", "bytes"]
+USUAL_CONTEXT_LENGTH = 512
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeldoutText:
+    """Held-out text, tokenised once and scored as often as wanted; ``HeldoutText.of`` makes it.
+
+    Args:
+        each: What is read at once: "block" of the packed stream, or "document" alone.
+        context_length: Positions read at once, at most.
+        tokenizer: What the text was tokenised with.
+        packed: Each language's tokens.
+        bytes_of: Each language's UTF-8 bytes, by place in its stream of tokens.
+    """
+
+    each: str
+    context_length: int
+    tokenizer: PreTrainedTokenizerBase
+    packed: Mapping[str, PackedCorpus]
+    bytes_of: Mapping[str, Int[np.ndarray, " place"]]
+
+    @classmethod
+    def of(
+        cls,
+        model: torch.nn.Module,
+        corpus: Corpus,
+        tokens_per_language: int | None = None,
+        context_length: int | None = None,
+        each: str = "block",
+        folder: str | Path | None = None,
+    ) -> "HeldoutText":
+        """Tokenise a corpus for a model.
+
+        Args:
+            model: From ``load_model``; its tokenizer is used, and nothing else of it is kept.
+            corpus: Text the model was not trained on, and from which no neuron was chosen.
+            tokens_per_language: Counted tokens of each language in blocks; None takes as many as the smallest has.
+            context_length: Positions read at once, a multiple of 16; None is 512, or the model's context if shorter.
+            each: "block" packs documents one after the other, for running text. "document" reads every document alone
+                from its beginning and cuts it at the context length, for parallel sentences.
+            folder: Where the tokens go; None is a temporary folder that lives as long as the held-out text.
+
+        Returns:
+            The tokenised text.
+
+        Raises:
+            CorpusError: If the corpus is empty, has too few tokens, or an argument is out of range.
+            ModelError: If the context is longer than the model's, or the model has no tokenizer.
+
+        Example:
+            >>> from langneurons.evaluation.heldout_text import HeldoutText
+            >>> HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]), tokens_per_language=500)
+            HeldoutText(blocks of 512 positions, counted tokens: en 500, hi 500)
+        """
+        seen = view(model)
+        context_length = _context_length(seen, context_length)
+        _check(corpus, each, tokens_per_language)
+        place = Path(tempfile.mkdtemp(prefix="langneurons-")) if folder is None else Path(folder)
+        try:
+            packed = _packed(corpus, seen.tokenizer, context_length, place, tokens_per_language, each)
+            counts = {name: stream_bytes(packed[name], corpus, seen.tokenizer, name) for name in packed}
+            text = cls(each, context_length, seen.tokenizer, packed, counts)
+            text._check_predictable()
+            text._check_whole()
+        except BaseException:
+            if folder is None:
+                storage.remove_folder(place)
+            raise
+        if folder is None:
+            weakref.finalize(text, storage.remove_folder, place)
+        return text
+
+    def __repr__(self) -> str:
+        tokens = ", ".join(f"{language} {tokens:,}" for language, tokens in self.tokens.items())
+        return f"HeldoutText({self.each}s of {self.context_length} positions, counted tokens: {tokens})"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages, in the order of the corpus."""
+        return tuple(self.packed)
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Counted tokens of each language: those whose loss is measured."""
+        return {
+            language: sum(int(batch.counted.sum()) for _, batch in self.batches(language, 256))
+            for language in self.languages
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the text, the tokenizer and how the text is read."""
+        about = [(name, packed.about[name]) for name, packed in self.packed.items()]
+        parts = [part for name, of in about for part in (name, of.source, of.fingerprint)]
+        tokenizer = str(next(iter(self.packed.values())).made_from["tokenizer"])
+        return storage.fingerprint(self.each, str(self.context_length), tokenizer, *parts)
+
+    def score(
+        self,
+        model: torch.nn.Module,
+        batch_size: int = 8,
+        languages: Sequence[str] | None = None,
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """Measure a model's loss on the text, with whatever is attached to the model at this moment.
+
+        The loss of a counted token is -log p(token | the tokens before it), in nats. Rows do not depend on the batch
+        size.
+
+        Args:
+            model: The model the text was tokenised for, or one with the same vocabulary.
+            batch_size: Blocks, or documents, a forward.
+            languages: Which; None is all.
+            progress: Show a progress bar on standard error.
+
+        Returns:
+            One row per stretch of a document: language; item, "block:document" in blocks and the document's ordinal
+            where documents are read alone; cluster, the document's ordinal; and nll (nats), tokens and bytes, summed
+            over the row's counted tokens.
+
+        Raises:
+            LanguageError: If the text has no such language.
+            ModelError: If the model's context is too short, or its vocabulary another.
+            CorpusError: If ``batch_size`` is below 1.
+
+        Example:
+            >>> from langneurons.evaluation.heldout_text import HeldoutText
+            >>> text = HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]).take(10), each="document")
+            >>> text.score(model, languages=["hi"])[["language", "item", "cluster", "tokens", "bytes"]].head(2)
+              language  item  cluster  tokens  bytes
+            0       hi     0        0 ...
+            1       hi     1        1 ...
+        """
+        chosen = self.languages if languages is None else tuple(languages)
+        seen = view(model)
+        self._check_score(seen, batch_size, chosen)
+        total = sum(len(group) for language in chosen for group in self._groups(language))
+        bar = tqdm(total=total, unit=self.each, disable=not progress, smoothing=0.1)
+        with bar, torch.inference_mode(), seen.native_attention(), _evaluating(model):
+            return pd.concat([self._scored(seen, name, batch_size, bar) for name in chosen], ignore_index=True)
+
+    def batches(self, language: str, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " block"], Blocks]]:
+        """Read a language's blocks, or documents, a batch at a time, each with its ordinals."""
+        packed = self.packed[language]
+        read = packed.blocks if self.each == "block" else packed.documents
+        for group in self._groups(language):
+            for start in range(0, len(group), batch_size):
+                ordinals = group[start : start + batch_size]
+                yield ordinals, read(language, ordinals)
+
+    def _scored(self, seen: ModelView, language: str, batch_size: int, bar: tqdm) -> pd.DataFrame:
+        bar.set_description(language)
+        found = []
+        for ordinals, batch in self.batches(language, batch_size):
+            bytes_of = self._bytes(language, batch)
+            found.append(_rows(ordinals, batch, bytes_of, losses(seen, batch)))
+            bar.update(len(ordinals))
+        rows = pd.concat(found, ignore_index=True).sort_values(["block", "cluster"], ignore_index=True)
+        alone = self.each == "document"
+        item = rows["cluster"] if alone else rows["block"].astype(str) + ":" + rows["cluster"].astype(str)
+        return rows.assign(language=language, item=item).reindex(columns=COLUMNS)
+
+    def _bytes(self, language: str, batch: Blocks) -> Int[np.ndarray, "block position"]:
+        place = batch.place.numpy()
+        return np.where(place >= 0, self.bytes_of[language][place], 0)
+
+    def _groups(self, language: str) -> list[Int[np.ndarray, " block"]]:
+        """What may share a batch: only blocks of one padded length, so that no row depends on its neighbours."""
+        packed = self.packed[language]
+        if self.each == "block":
+            return [np.arange(packed.n_blocks(language))]
+        lengths = packed.format.padded(packed.lengths(language))
+        return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+    def _check_predictable(self) -> None:
+        for language, tokens in self.tokens.items():
+            if not tokens:
+                raise CorpusError(
+                    f"{language!r} has no token to predict: its documents give one token each, or only special ones."
+                )
+
+    def _check_whole(self) -> None:
+        for language, packed in self.packed.items() if self.each == "document" else ():
+            lengths = packed.lengths(language) + (packed.format.bos is not None)
+            if cut := int((lengths > self.context_length).sum()):
+                warnings.warn(
+                    f"{language!r}: {cut} of {len(lengths)} documents exceed {self.context_length} positions and are "
+                    "cut; bits an item leave out what lies beyond.",
+                    LangNeuronsWarning,
+                    stacklevel=3,
+                )
+
+    def _check_score(self, seen: ModelView, batch_size: int, languages: Sequence[str]) -> None:
+        if not languages:
+            raise LanguageError(f"No language was given. Possible: {', '.join(self.languages)}.")
+        for language in languages:
+            if language not in self.packed:
+                raise LanguageError(unknown("language", language, self.languages))
+        if batch_size < 1:
+            raise CorpusError(f"A batch has at least one {self.each}, not {batch_size}.")
+        _context_length(seen, self.context_length)
+        if seen.tokenizer is not self.tokenizer and seen.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ModelError(
+                f"The text was tokenised with another vocabulary than {seen.name}'s: make another with HeldoutText.of."
+            )
+
+
+def losses(seen: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
+    """Compute the loss of every counted token of some blocks.
+
+    Args:
+        seen: A model.
+        batch: The blocks.
+
+    Returns:
+        -log p(token | the tokens before it) in nats, in double precision on CPU, block after block.
+    """
+    logits = seen.forward(batch.tokens)
+    assert logits is not None
+    found = []
+    # Block by block: the softmax then needs one block's logits again in single precision, never a batch's.
+    for scores, tokens, counted in zip(logits, batch.tokens, batch.counted, strict=True):
+        places = counted.nonzero()[:, 0]
+        predicted = scores[(places - 1).to(scores.device)].float()
+        found.append(torch.nn.functional.cross_entropy(predicted, tokens[places].to(scores.device), reduction="none"))
+    return torch.cat(found).cpu().double()
+
+
+def _rows(
+    blocks: Int[np.ndarray, " block"], batch: Blocks, bytes_of: np.ndarray, nll: Float[Tensor, " counted"]
+) -> pd.DataFrame:
+    """Sum over each document's counted tokens in each block."""
+    counted = batch.counted.numpy()
+    block, document = np.broadcast_to(blocks[:, None], counted.shape)[counted], batch.document.numpy()[counted]
+    starts = np.flatnonzero(np.diff(block, prepend=-1) | np.diff(document, prepend=-1))
+    sums = {
+        "nll": nll.numpy(),
+        "tokens": np.ones(len(block), np.int64),
+        "bytes": bytes_of[counted],
+    }
+    summed = {name: np.add.reduceat(values, starts) for name, values in sums.items()}
+    return pd.DataFrame({"block": block[starts], "cluster": document[starts], **summed})
+
+
+def _packed(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
+    folder: Path,
+    tokens_per_language: int | None,
+    each: str,
+) -> dict[str, PackedCorpus]:
+    if each == "block":
+        return dict.fromkeys(corpus.languages, pack(corpus, tokenizer, context_length, folder, tokens_per_language))
+    # Each language by itself, so that none is cut to the size of the smallest.
+    return {name: pack(corpus.select([name]), tokenizer, context_length, folder / name) for name in corpus.languages}
+
+
+def _context_length(seen: ModelView, context_length: int | None) -> int:
+    if seen.tokenizer is None:
+        raise ModelError(f"{seen.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+    if context_length is None:
+        return min(USUAL_CONTEXT_LENGTH, seen.context_length // LENGTHS * LENGTHS)
+    if context_length > seen.context_length:
+        raise ModelError(
+            f"A context of {context_length} positions is longer than {seen.name}'s, which is {seen.context_length}."
+        )
+    return context_length
+
+
+def _check(corpus: Corpus, each: str, tokens_per_language: int | None) -> None:
+    if each not in EACH:
+        raise CorpusError(unknown("each", each, EACH))
+    if not corpus.languages:
+        raise CorpusError("The corpus is empty: it has no language.")
+    if each == "document" and tokens_per_language is not None:
+        raise CorpusError("Documents are read whole: take fewer of them with corpus.take(), not tokens_per_language.")
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the block, and leave every module as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,93 @@
+"""Measuring one text under many patches: each condition once, kept on disk, so that an interrupted grid goes on."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from langneurons import storage
+from langneurons.corpora import Corpus
+from langneurons.errors import CorruptArtefactError, StorageError
+from langneurons.evaluation.language_modelling import HeldoutText
+from langneurons.models import view
+from langneurons.patches.intervening import check_fits, patching
+from langneurons.patches.patch import Patch
+
+Conditions = Mapping[tuple, Sequence[Patch]]
+
+
+def measure(
+    model: torch.nn.Module,
+    text: HeldoutText,
+    conditions: Conditions,
+    out: str | Path | None = None,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> dict[tuple, pd.DataFrame]:
+    """Score a text under every condition.
+
+    Args:
+        model: From ``load_model``; patches that are already written stay written.
+        text: What to score.
+        conditions: Name -> the patches written together; none for the unpatched model. All are checked before the first
+            is measured, and equal ones are measured once.
+        out: Folder that keeps what was measured; the same call goes on there.
+        batch_size: Blocks a forward.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        Name -> language-model rows: language, item, cluster, nll, tokens, bytes.
+
+    Raises:
+        PatchError: If a patch does not fit the model.
+        SiteMismatchError: If neurons or values belong to another model.
+        StorageError: If the folder cannot be written.
+    """
+    seen = view(model)
+    for patches in conditions.values():
+        for patch in patches:
+            check_fits(patch, seen)
+    by_key: dict[str, pd.DataFrame] = {}
+    keys = {
+        name: storage.fingerprint(
+            seen.fingerprint, seen.backend, str(seen.dtype), text.fingerprint, *(patch.fingerprint for patch in patches)
+        )
+        for name, patches in conditions.items()
+    }
+    for name in tqdm(conditions, unit="condition", disable=not progress):
+        if (key := keys[name]) in by_key:
+            continue
+        path = None if out is None else Path(out) / "rows" / f"{key}.parquet"
+        if path is not None and (kept := _kept(path)) is not None:
+            by_key[key] = kept
+            continue
+        with patching(seen, conditions[name]):
+            by_key[key] = text.score(model, batch_size=batch_size)
+        if path is not None:
+            storage.write_table(path, by_key[key])
+    return {name: by_key[keys[name]] for name in conditions}
+
+
+def as_text(
+    model: torch.nn.Module, text: Corpus | HeldoutText, tokens_per_language: int | None, context_length: int | None
+) -> HeldoutText:
+    """Tokenise a corpus for scoring, unless that is done."""
+    if isinstance(text, HeldoutText):
+        return text
+    return HeldoutText.of(model, text, tokens_per_language=tokens_per_language, context_length=context_length)
+
+
+def split_by_language(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Each language's rows, by language."""
+    return {str(language): part for language, part in rows.groupby("language", sort=False)}
+
+
+def _kept(path: Path) -> pd.DataFrame | None:
+    try:
+        return storage.read_table(path)
+    except CorruptArtefactError:
+        return None  # measured again and written over
+    except StorageError:
+        return None

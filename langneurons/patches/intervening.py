@@ -1,0 +1,174 @@
+"""Carrying patches out: vectorised writes at hook points, for as long as a block lasts."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from langneurons.errors import LangNeuronsWarning, PatchError, SiteMismatchError
+from langneurons.models import Following, ModelView, view
+from langneurons.patches.patch import Clamp, Patch, Set
+from langneurons.recording.site_values import SiteValues
+
+
+@contextmanager
+def intervene(model: torch.nn.Module, *patches: Patch) -> Iterator[None]:
+    """Write patches during everything the model does inside the block.
+
+    Forward, ``generate`` (with or without key-value cache, batched and left-padded), ``run_with_cache``, the Hugging
+    Face model inside a bridge: all see the written values. Gradients flow through. Patches act in the order given, each
+    from the values the one before wrote (those of several sites in the order in which a layer computes them); so do
+    nested blocks. When the block ends, also by an exception, nothing stays behind.
+
+    Args:
+        model: From ``load_model``.
+        patches: What to write.
+
+    Raises:
+        PatchError: If a patch does not fit the model.
+        SiteMismatchError: If neurons or values belong to another model.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> plain = model("Hello")
+        >>> with ln.intervene(model, ln.Set(neurons["en"], 0.0), ln.Set(neurons["hi"], stats["hi"].quantile(0.9))):
+        ...     patched = model("Hello")
+        >>> bool((patched != plain).any()), bool((model("Hello") == plain).all())
+        (True, True)
+    """
+    seen = view(model)
+    for patch in patches:
+        check_fits(patch, seen)
+        _warn_of_unreachable(patch, seen)
+    with patching(seen, patches):
+        yield
+
+
+@contextmanager
+def patching(
+    seen: ModelView, patches: Sequence[Patch], watch: Callable[[Patch, Tensor], object] | None = None
+) -> Iterator[None]:
+    """Write patches inside the block, as ``intervene`` does, without a word about what they are.
+
+    Args:
+        seen: The model.
+        patches: What to write.
+        watch: Called with every patch and its new values, "batch position neuron".
+    """
+    with ExitStack() as stack:
+        follows = any(patch.positions != "all" for patch in patches)
+        progress = stack.enter_context(seen.following()) if follows else None
+        # In the order in which a layer computes its sites: an act written after post would undo what post was given.
+        for patch in sorted(patches, key=lambda patch: seen.sites.index(patch.neurons.site)):
+            change = _change(patch, progress) if watch is None else _watched(patch, _change(patch, progress), watch)
+            stack.enter_context(seen.writing(patch.neurons.site, patch.by_layer, change))
+        yield
+
+
+def unreachable(model: torch.nn.Module, patch: Patch) -> float:
+    """Measure how many of the values a patch writes its site could never have by itself.
+
+    Only ``act`` (and ``post`` where the MLP has no gate) is bounded: SiLU gives nothing below -0.278, ReLU nothing
+    below 0. Said of Set and of the limits of Clamp, known before the model runs; ``dose`` measures it of every patch.
+
+    Args:
+        model: From ``load_model``.
+        patch: A patch.
+
+    Returns:
+        The share of written neurons, 0 to 1; NaN where the values depend on what the model does.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> ln.unreachable(model, ln.Set(neurons["hi"], -1.0)), ln.unreachable(model, ln.Set(neurons["hi"], 0.0))
+        (1.0, 0.0)
+    """
+    seen = view(model)
+    if not isinstance(patch, Set | Clamp):
+        return math.nan
+    low, high = reachable_range(seen, patch.neurons.site)
+    outside = []
+    for layer, units in patch.by_layer.items():
+        extremes = torch.tensor([low, high], dtype=torch.float64).view(1, 2, 1).expand(1, 2, len(units))
+        written = patch.written(extremes, **patch.values_of(layer))
+        outside.append(((written < low) | (written > high)).flatten(0, 1).any(0))
+    return float(torch.cat(outside).double().mean())
+
+
+def reachable_range(seen: ModelView, site: str) -> tuple[float, float]:
+    """The values that a site can have: the range of act_fn, widened by its rounding; no bounds where it has none."""
+    if site != "act" and not (site == "post" and not seen.gated):
+        return -math.inf, math.inf
+    low, high = seen.act_range()
+    slack = 4 * torch.finfo(seen.dtype).eps
+    return low - slack * max(1.0, abs(low)), high + slack * max(1.0, abs(high))
+
+
+def _change(patch: Patch, progress: Following | None) -> Callable[[int, Tensor], Tensor]:
+    values = {layer: patch.values_of(layer) for layer in patch.by_layer}
+    heads = patch.neurons.site == "head"
+
+    def ready(value: Tensor | float, current: Tensor) -> Tensor | float:
+        if not isinstance(value, Tensor):
+            return value
+        moved = value.to(current.device, current.dtype)
+        return moved[:, None] if heads else moved
+
+    def change(layer: int, current: Tensor) -> Tensor:
+        new = patch.written(current, **{name: ready(value, current) for name, value in values[layer].items()})
+        if progress is None or patch.positions == "all":
+            return new
+        generated = torch.arange(current.shape[1], device=current.device) >= progress.first_generated
+        chosen = generated if patch.positions == "generated" else ~generated
+        return torch.where(chosen.view(-1, *[1] * (current.ndim - 2)), new, current)
+
+    return change
+
+
+def _watched(
+    patch: Patch, change: Callable[[int, Tensor], Tensor], watch: Callable[[Patch, Tensor], object]
+) -> Callable[[int, Tensor], Tensor]:
+    def watched(layer: int, current: Tensor) -> Tensor:
+        new = change(layer, current)
+        watch(patch, new)
+        return new
+
+    return watched
+
+
+def check_fits(patch: Patch, seen: ModelView) -> None:
+    """Refuse a patch that is not of this model.
+
+    Raises:
+        PatchError: If its neurons are of a model of another shape.
+        SiteMismatchError: If its neurons or values belong to a model with other weights.
+    """
+    neurons = patch.neurons
+    fits = (seen.n_layers, seen.width(neurons.site))
+    if neurons.shape != fits:
+        raise PatchError(
+            f"The neuron set is of a model of {neurons.shape[0]} layers x {neurons.shape[1]} units at "
+            f"{neurons.site!r}; {seen.name!r} has {fits[0]} x {fits[1]}."
+        )
+    models = [value.model for value in patch.values.values() if isinstance(value, SiteValues)]
+    for model in (neurons.model, *models):
+        if model and model != seen.fingerprint and not patch.allow_site_mismatch:
+            raise SiteMismatchError(
+                f"The {'neurons' if model == neurons.model else 'values'} belong to model {model[:8]}, but "
+                f"{seen.name!r} is {seen.fingerprint[:8]}: record this model, or give allow_site_mismatch=True."
+            )
+
+
+def _warn_of_unreachable(patch: Patch, seen: ModelView) -> None:
+    share = unreachable(seen.model, patch)
+    if share > 0:
+        low, high = reachable_range(seen, patch.neurons.site)
+        warnings.warn(
+            f"{100 * share:.2g} % of the values that {patch!r} writes cannot come from this model's activation function, which "
+            f"gives {low:.3f} to {high:.3g}.",
+            LangNeuronsWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,345 @@
+"""What is written at which neurons: Set, Add, Scale, Clamp and DiffMean.
+
+A patch is a description, checked when it is made; ``intervene`` carries it out. Values know where they belong: a number
+fits anywhere, SiteValues carry their site and model, a raw tensor is given with ``site=``.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from numbers import Real
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from langneurons import storage
+from langneurons.errors import LanguageError, PatchError, SiteMismatchError, unknown
+from langneurons.identification.neurons import NeuronSet
+from langneurons.recording.site_values import SiteValues
+from langneurons.recording.statistics import ActivationStats
+
+Positions = Literal["all", "prompt", "generated"]
+POSITIONS = get_args(Positions)
+Value = float | int | SiteValues | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Patch(ABC):
+    """What is written at some neurons while a model runs: the base of Set, Add, Scale, Clamp and DiffMean.
+
+    Args:
+        neurons: Where; its site is the site that is written.
+        site: The site that raw tensors belong to; not needed for numbers and SiteValues.
+        positions: ``"all"``, only the ``"prompt"``, or only what is ``"generated"``. A forward that is not part of a
+            ``generate`` is all prompt.
+        layers: Only these layers, such as ``range(20, 32)``; None leaves none out.
+        allow_site_mismatch: Write SiteValues (or a raw tensor) of another site or model all the same, as the reference
+            implementation of Mondal et al. 2025 does: it writes statistics of ``pre`` at ``act``.
+    """
+
+    neurons: NeuronSet
+    _: KW_ONLY
+    site: str | None = None
+    positions: Positions = "all"
+    layers: Iterable[int] | None = None
+    allow_site_mismatch: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.neurons):
+            raise PatchError(f"The neuron set is empty ({self.neurons!r}): there is nothing to patch.")
+        if self.positions not in POSITIONS:
+            raise PatchError(unknown("positions", self.positions, POSITIONS))
+        self._check_layers()
+        for value in self.values.values():
+            self._spread(value)
+
+    @property
+    @abstractmethod
+    def values(self) -> dict[str, Value]:
+        """What is written, by the name it was given under."""
+
+    @abstractmethod
+    def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
+        """Compute the new values of some neurons from their current ones.
+
+        Args:
+            current: "batch position neuron", at ``head`` "batch position head d_head".
+            values: Each of ``self.values``, one a neuron or one for all, ready to broadcast.
+        """
+
+    @cached_property
+    def by_layer(self) -> dict[int, Int[Tensor, " unit"]]:
+        """The neurons that are written, as sorted indices by layer."""
+        indices = self.neurons.indices()
+        kept = {int(layer): indices[indices[:, 0] == layer, 1] for layer in indices[:, 0].unique()}
+        chosen = kept if self._chosen is None else self._chosen
+        return {layer: units for layer, units in kept.items() if layer in chosen}
+
+    def values_of(self, layer: int) -> dict[str, Float[Tensor, " unit"] | float]:
+        """What is written at one layer, in the order of its neurons."""
+        at_layer = self.neurons.indices()[:, 0] == layer
+        spread = {name: self._spread(value) for name, value in self.values.items()}
+        return {name: value[at_layer] if isinstance(value, Tensor) else value for name, value in spread.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identify what is written where: equal for equal patches."""
+        parts: list[str | bytes] = [type(self).__name__, self.neurons.site, str(self.neurons.shape), self.positions]
+        for layer, units in sorted(self.by_layer.items()):
+            parts += [str(layer), units.numpy().tobytes()]
+            for name, value in self.values_of(layer).items():
+                parts += [name, repr(value.detach().double().tolist() if isinstance(value, Tensor) else value)]
+        return storage.fingerprint(*parts)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={_said(value)}" for name, value in self.values.items())
+        where = "" if self._chosen is None else f", layers {min(self._chosen)} to {max(self._chosen)}"
+        at = "" if self.positions == "all" else f", {self.positions} only"
+        return f"{type(self).__name__}({self.neurons!r}, {values}{where}{at})"
+
+    @cached_property
+    def _chosen(self) -> frozenset[int] | None:
+        return None if self.layers is None else frozenset(self.layers)
+
+    def _check_layers(self) -> None:
+        depth = self.neurons.shape[0]
+        if self._chosen is None:
+            return
+        if outside := sorted(layer for layer in self._chosen if not 0 <= layer < depth):
+            raise PatchError(f"There is no layer {outside[0]}: the model has layers 0 to {depth - 1}.")
+        if not self.by_layer:
+            has = ", ".join(str(int(layer)) for layer in self.neurons.indices()[:, 0].unique())
+            raise PatchError(f"No neuron of the set lies in layers {sorted(self._chosen)}: they lie in {has}.")
+
+    def _spread(self, value: Value) -> Float[Tensor, " n"] | float:
+        """One number for all neurons, or one a neuron in the order of ``neurons.indices()``."""
+        if isinstance(value, SiteValues):
+            self._check_site_values(value)
+            return self._gathered(value.values)
+        if isinstance(value, Tensor):
+            if value.ndim:
+                self._check_site(self.site)
+            return self._gathered(value if value.ndim else value.expand(len(self.neurons)))
+        if not isinstance(value, Real):
+            raise PatchError(f"A value is a number, SiteValues or a tensor, not {type(value).__name__}.")
+        if not math.isfinite(value):
+            raise PatchError(f"A neuron cannot be given the value {value}: a finite number is needed.")
+        return float(value)
+
+    def _gathered(self, values: Tensor) -> Float[Tensor, " n"]:
+        indices, shape = self.neurons.indices(), tuple(values.shape)
+        if shape == self.neurons.shape:
+            values = values[indices[:, 0], indices[:, 1]]
+        elif shape != (len(indices),):
+            raise PatchError(
+                f"The values have shape {shape}: possible are one a neuron of the model, {self.neurons.shape}, or one "
+                f"a neuron of the set, {(len(indices),)}."
+            )
+        if not bool(values.isfinite().all()):
+            raise PatchError(f"{int((~values.isfinite()).sum())} of the {len(values)} values to write are not finite.")
+        return values if values.is_floating_point() else values.float()
+
+    def _check_site_values(self, values: SiteValues) -> None:
+        if values.site == "head":
+            raise PatchError("Statistics of 'head' are norms of heads' outputs, not values that a head could be given.")
+        self._check_site(values.site)
+        model = self.neurons.model
+        if model and values.model != model and not self.allow_site_mismatch:
+            raise SiteMismatchError(
+                f"The values belong to model {values.model[:8]}, the neurons to model {model[:8]}: record the same "
+                "model, or give allow_site_mismatch=True."
+            )
+
+    def _check_site(self, site: str | None) -> None:
+        if site is None:
+            raise PatchError(
+                "A raw tensor does not say where its values belong: give site=, such as "
+                f"site={self.neurons.site!r}, or SiteValues as the statistics give them."
+            )
+        if site != self.neurons.site and not self.allow_site_mismatch:
+            raise SiteMismatchError(
+                f"Values of site {site!r} would be written at site {self.neurons.site!r}: take statistics of "
+                f"{self.neurons.site!r}, or give allow_site_mismatch=True."
+            )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Set(Patch):
+    """Give neurons a value, whatever they would have had.
+
+    Args:
+        value: A number, SiteValues, or a raw tensor with ``site=``: one a neuron of the model, or one a neuron of the
+            set, in the order of ``neurons.indices()``. A tensor may require gradients.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> with ln.intervene(model, ln.Set(neurons["hi"], stats["hi"].mean())):
+        ...     model("Hello").shape[0]
+        1
+    """
+
+    value: Value = 0.0
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The value."""
+        return {"value": self.value}
+
+    def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
+        """The value."""
+        return torch.zeros_like(current) + values["value"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Add(Patch):
+    """Add a value to what neurons have.
+
+    Args:
+        value: As for Set.
+    """
+
+    value: Value = 0.0
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The value."""
+        return {"value": self.value}
+
+    def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
+        """What they have plus the value."""
+        return current + values["value"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scale(Patch):
+    """Multiply what neurons have.
+
+    Args:
+        factor: As the value of Set; SiteValues make no sense here, but numbers a neuron do.
+    """
+
+    factor: Value = 0.0
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The factor."""
+        return {"factor": self.factor}
+
+    def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
+        """What they have times the factor."""
+        return current * values["factor"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clamp(Patch):
+    """Keep neurons between two values.
+
+    Args:
+        low: The least they may have, as the value of Set; None for no limit.
+        high: The most they may have; None for no limit.
+    """
+
+    low: Value | None = None
+    high: Value | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.values:
+            raise PatchError("Clamp needs low=, high= or both.")
+        if len(self.values) == 2:
+            low, high = (torch.as_tensor(self._spread(value)) for value in self.values.values())
+            crossed = int((low > high).expand(len(self.neurons)).sum())
+            if crossed:
+                raise PatchError(f"Clamp's low lies above its high for {crossed} of {len(self.neurons)} neurons.")
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The limits that are given."""
+        return {name: value for name, value in (("low", self.low), ("high", self.high)) if value is not None}
+
+    def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
+        """What they have, between the limits."""
+        limits = {name: torch.as_tensor(value).to(current) for name, value in values.items()}
+        above = torch.maximum(current, limits["low"]) if "low" in limits else current
+        return torch.minimum(above, limits["high"]) if "high" in limits else above
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DiffMean(Patch):
+    """Add the difference between a language's mean activation and the mean of the other languages' means.
+
+    At MLP sites this is the "diffmean" of Gurgurov et al. 2025 (arXiv 2507.22608). With ``everywhere`` at
+    ``resid_post``, and layers to choose, it is the steering vector of the field, the baseline for patches of neurons.
+
+    Args:
+        stats: Statistics at the neurons' site.
+        language: Towards which language.
+        strength: Times this.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> with ln.intervene(model, ln.DiffMean(neurons["hi"], stats, "hi", strength=2.0)):
+        ...     model("Hello").shape[0]
+        1
+    """
+
+    stats: ActivationStats
+    language: str
+    strength: float | int = 1.0
+
+    @classmethod
+    def everywhere(
+        cls,
+        stats: ActivationStats,
+        language: str,
+        strength: float | int = 1.0,
+        layers: Iterable[int] | None = None,
+        positions: Positions = "all",
+    ) -> "DiffMean":
+        """Steer every unit of the statistics' site, such as the whole residual stream at ``resid_post``.
+
+        Args:
+            stats: Statistics at that site.
+            language: Towards which language.
+            strength: Times this.
+            layers: Only these; None for all.
+            positions: As for every patch.
+        """
+        layers_, width = stats.shape
+        units = {language: [(layer, unit) for layer in range(layers_) for unit in range(width)]}
+        neurons = NeuronSet.of(units, stats.shape, stats.site, stats.model.fingerprint, f"every unit at {stats.site}")
+        return cls(neurons, stats, language, strength, layers=layers, positions=positions)
+
+    @cached_property
+    def difference(self) -> SiteValues:
+        """The language's mean minus the mean of the other languages' means."""
+        stats = self.stats.at(self.neurons.site)
+        others = [language for language in stats.languages if language != self.language]
+        if self.language not in stats.languages:
+            raise LanguageError(unknown("language", self.language, stats.languages))
+        if not others:
+            raise LanguageError(f"Only {self.language!r} was recorded: DiffMean needs another language to differ from.")
+        return stats[self.language].mean() - stats.select(others).pooled().mean()
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The difference times the strength."""
+        if not math.isfinite(self.strength):
+            raise PatchError(f"A strength is a finite number, not {self.strength}.")
+        return {"difference": self.difference * self.strength}
+
+    def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
+        """What they have plus the difference."""
+        return current + values["difference"]
+
+
+def _said(value: Value) -> str:
+    if isinstance(value, SiteValues):
+        return f"values of {value.language or 'several languages'} at {value.site}"
+    if isinstance(value, Tensor) and value.ndim:
+        return f"{tuple(value.shape)} values"
+    return f"{float(value):g}"

@@ -1,0 +1,197 @@
+"""Figures of effects: the perplexity matrix, and dose-response curves over what neurons naturally do."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from langneurons.errors import EffectError, unknown
+from langneurons.evaluation.effect_table import EffectTable
+from langneurons.identification.neurons import NeuronSet
+from langneurons.recording.statistics import ActivationStats
+from langneurons.views.style import COLOURS, styled
+
+DIVERGING = "RdBu_r"
+MARKS = {"worse": "*", "better": "*", "equivalent": "", "inconclusive": "?"}
+NATURAL_SHARES = np.linspace(0.01, 0.99, 25)
+OWN, OTHER = COLOURS[1], COLOURS[0]
+
+
+def perplexity_matrix(table: EffectTable) -> go.Figure:
+    """Draw a perplexity matrix: which language's neurons were patched, which language's loss changed, by how much.
+
+    Args:
+        table: From ``ln.perplexity_matrix``.
+
+    Returns:
+        A heatmap in per cent of the measured language's own loss. A star marks a change that is significant in its
+        family (Holm) and larger than delta, a question mark an inconclusive one; unmarked cells are equivalent to no
+        change. Hovering shows interval, verdict, minimal detectable effect and what the controls did.
+
+    Raises:
+        EffectError: If the table is no matrix of patched and measured languages.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> text = ln.load_corpus("babel", ["en", "hi"]).take(20)
+        >>> table = ln.perplexity_matrix(
+        ...     model, text, neurons, controls=0, context_length=64, resamples=200, progress=False
+        ... )
+        >>> ln.plot.perplexity_matrix(table).data[0].type
+        'heatmap'
+    """
+    if not {"patched", "measured"} <= set(table.rows.columns):
+        raise EffectError("This table has no columns patched and measured: ln.perplexity_matrix makes one that has.")
+    estimate = 100 * table.matrix("estimate")
+    cells = {(cell["patched"], cell["measured"]): cell for cell in table.rows.to_dict("records")}
+    hover = [[_hover(cells[patched, measured]) for measured in estimate.columns] for patched in estimate.index]
+    verdicts = table.matrix("verdict")
+    text = [[f"{estimate.loc[a, b]:+.2f}{MARKS[verdicts.loc[a, b]]}" for b in estimate.columns] for a in estimate.index]
+    limit = max(float(np.abs(estimate.to_numpy()).max()), 100 * float(table.settings["delta"]))
+    figure = go.Figure(
+        go.Heatmap(
+            z=estimate.to_numpy(),
+            x=list(estimate.columns),
+            y=list(estimate.index),
+            text=text,
+            texttemplate="%{text}",
+            customdata=hover,
+            hovertemplate="patched %{y}, measured in %{x}<br>%{customdata}<extra></extra>",
+            colorscale=DIVERGING,
+            zmin=-limit,
+            zmax=limit,
+            xgap=1,
+            ygap=1,
+            colorbar={"title": "loss, %"},
+        )
+    )
+    figure.update_xaxes(title="measured in", showgrid=False)
+    figure.update_yaxes(title="patched neurons of", autorange="reversed", showgrid=False)
+    return styled(figure, "Change of each language's loss, % of its own", 150 + 46 * len(estimate))
+
+
+def dose_response(
+    table: EffectTable,
+    stats: ActivationStats,
+    neurons: NeuronSet,
+    language: str,
+    method: str | None = None,
+    layers: str = "all",
+) -> go.Figure:
+    """Draw what values written at a language's neurons do to losses, over what the neurons naturally do.
+
+    Args:
+        table: From ``ln.sweep``.
+        stats: Statistics at the neurons' site.
+        neurons: The neuron set that was swept.
+        language: Whose neurons were patched.
+        method: Which method's cells; None takes the only one there is.
+        layers: Which layer range's cells.
+
+    Returns:
+        Two panels on one axis of written values: above, the change of loss (the language itself with its interval, the
+        mean of the others), at constants and at percentiles; below, how often the neurons take which values in the
+        language and in the others.
+
+    Raises:
+        EffectError: If the table holds no such cells.
+    """
+    rows = _cells(table, language, method, layers)
+    natural = stats.at(neurons.site)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
+    own = rows.query("measured == @language").sort_values("written")
+    others = rows.query("measured != @language").pivot_table("estimate", "written", aggfunc="mean").reset_index()
+    if len(own):
+        _add_interval(figure, own)
+        figure.add_scatter(
+            x=own["written"],
+            y=100 * own["estimate"],
+            customdata=[f"{one['kind']} {one['amount']:g}, {one['verdict']}" for one in own.to_dict("records")],
+            name=f"loss in {language}",
+            mode="lines+markers",
+            line={"color": OWN, "width": 2},
+            hovertemplate="%{customdata}<br>wrote %{x:.3g}: %{y:+.2f} %<extra></extra>",
+            row=1,
+            col=1,
+        )
+    if len(others):
+        figure.add_scatter(
+            x=others["written"],
+            y=100 * others["estimate"],
+            name="mean of the other languages",
+            mode="lines+markers",
+            line={"color": OTHER, "width": 2, "dash": "dash"},
+            hovertemplate="wrote %{x:.3g}: %{y:+.2f} %<extra></extra>",
+            row=1,
+            col=1,
+        )
+    _add_natural(figure, natural, neurons, language)
+    zero = {"color": "#888888", "width": 1, "dash": "dot"}
+    figure.add_hline(y=0, line=zero, row=1, col=1)  # pyright: ignore[reportArgumentType] (their stub says str)
+    figure.update_xaxes(title=f"mean value written at {neurons.site}", row=2, col=1)
+    figure.update_yaxes(title="change of loss, %", row=1, col=1)
+    figure.update_yaxes(title="density", row=2, col=1)
+    styled(figure, f"What values written at the neurons of {language} do", 560)
+    return figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, margin={"t": 90})
+
+
+def _hover(cell: dict[str, Any]) -> str:
+    lines = [
+        f"{100 * cell['estimate']:+.2f} % [{100 * cell['low']:+.2f}, {100 * cell['high']:+.2f}], {cell['verdict']}",
+        f"minimal detectable {100 * cell['minimal_detectable']:.2f} %, {cell['clusters']:,} documents",
+    ]
+    if not np.isnan(low := cell.get("control_low", np.nan)):
+        lines.append(f"matched controls [{100 * low:+.2f}, {100 * cell['control_high']:+.2f}]")
+    return "<br>".join(lines)
+
+
+def _cells(table: EffectTable, language: str, method: str | None, layers: str) -> pd.DataFrame:
+    if "written" not in table.rows.columns:
+        raise EffectError("This table holds no written values: ln.sweep makes one that does.")
+    methods = list(table.rows["method"].unique())
+    if method is None and len(methods) > 1:
+        raise EffectError(f"The table holds several methods: give method=, one of {', '.join(methods)}.")
+    chosen = methods[0] if method is None else method
+    for column, given in (("method", chosen), ("patched", language), ("layers", layers)):
+        if given not in set(table.rows[column]):
+            raise EffectError(unknown(f"{column} of the sweep", given, table.rows[column].unique()))
+    return table.rows.query(
+        "kind in ['set', 'quantile'] and method == @chosen and patched == @language and layers == @layers"
+    )
+
+
+def _add_interval(figure: go.Figure, own: pd.DataFrame) -> None:
+    figure.add_scatter(
+        x=[*own["written"], *reversed(own["written"].tolist())],
+        y=[*(100 * own["high"]), *reversed((100 * own["low"]).tolist())],
+        fill="toself",
+        fillcolor="rgba(213, 94, 0, 0.18)",
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        row=1,
+        col=1,
+    )
+
+
+def _add_natural(figure: go.Figure, stats: ActivationStats, neurons: NeuronSet, language: str) -> None:
+    """How often the neurons take which values: all their quantiles together, as a histogram."""
+    mask = neurons.mask(language)
+    others = [other for other in stats.languages if other != language]
+    shown = [(language, stats[language], OWN)] if language in stats.languages else []
+    shown += [("the others", stats.select(others).pooled(), OTHER)] if others else []
+    for name, responses, colour in shown:
+        values = np.concatenate([responses.quantile(float(share)).values[mask].numpy() for share in NATURAL_SHARES])
+        density, edges = np.histogram(values, bins=60, density=True)
+        figure.add_scatter(
+            x=(edges[:-1] + edges[1:]) / 2,
+            y=density,
+            name=f"natural values in {name}",
+            mode="lines",
+            line={"shape": "hvh", "color": colour, "width": 1},
+            hovertemplate="%{x:.3g}: density %{y:.3g}<extra></extra>",
+            row=2,
+            col=1,
+        )
