@@ -39,6 +39,7 @@ wheel: install
 
 benchmark: install
 	$(BIN)/python benchmarks/record.py
+	$(BIN)/python benchmarks/patches.py
 
 clean:
 	rm -rf $(VENV) dist build

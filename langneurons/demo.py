@@ -1,4 +1,4 @@
-"""The whole study in small: record the phrasebook on babel, name each language's neurons, show them."""
+"""The whole study in small: record the phrasebook on babel, name each language's neurons, patch them, show it all."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import langneurons as ln
 from langneurons.views.page import write_page
 
 TOP = 0.01
+HELDOUT_TOKENS = 600
+CONTROLS = 2
 
 
 def run_demo(out: Path) -> str:
@@ -21,12 +23,16 @@ def run_demo(out: Path) -> str:
         A readable summary, the files' places, and what to try next.
     """
     model, corpus = ln.load_model("babel"), ln.load_corpus("babel")
-    stats = ln.record(model, corpus, context_length=256, out=out / "statistics")
+    train, heldout = corpus.split(heldout=0.3, seed=0)
+    stats = ln.record(model, train, context_length=256, out=out / "statistics")
     lape = ln.LAPE(top=TOP).identify(stats)
     pooled = ln.ActivationProbability(threshold="pooled-p90", top=TOP / len(stats.languages)).identify(stats)
     lape.save(out / "neurons.lape.json")
     pooled.save(out / "neurons.pooled-p90.json")
     summary = summarise(stats, lape, pooled)
+    text = ln.HeldoutText.of(model, heldout, HELDOUT_TOKENS, context_length=128)
+    matrix = ln.perplexity_matrix(model, text, lape, 0.0, CONTROLS, stats, out=out / "matrix")
+    matrix.save(out / "matrix" / "effects")
     resolution = detectable(stats)
     shown = stats.languages[-1]
     neuron = clearest(stats, lape, shown)
@@ -40,10 +46,16 @@ def run_demo(out: Path) -> str:
             "uneven over languages; pooled-p90 keeps, for each language, the neurons that most often exceed their own "
             "90th percentile over all languages.",
             resolution,
+            concluded(matrix),
         ],
         [("Neurons per language", summary)],
         [
             (ln.plot.layer_heatmap(lape), "LAPE neurons. A neuron can belong to several languages."),
+            (
+                ln.plot.perplexity_matrix(matrix),
+                f"Each language's LAPE neurons set to zero, the loss measured in every language, on {HELDOUT_TOKENS} "
+                "held-out tokens of each. Hover for intervals and matched controls.",
+            ),
             (ln.plot.overlap(lape), "LAPE neurons that two languages share."),
             (ln.plot.overlap(lape, pooled, ("LAPE", "pooled-p90")), "Do the two methods choose the same neurons?"),
             (
@@ -64,6 +76,7 @@ def run_demo(out: Path) -> str:
             "",
             f"LAPE {len(lape)} neurons, pooled-p90 {len(pooled)}, Jaccard overlap {_jaccard(lape, pooled):.2f}.",
             resolution,
+            concluded(matrix),
             "",
             f"Statistics and neuron sets: {out}",
             f"Pictures: {page} (open it in a browser)",
@@ -71,7 +84,8 @@ def run_demo(out: Path) -> str:
             "Next: record your own text,",
             "  langneurons record babel FOLDER --languages en,hi --out runs/mine",
             "  langneurons identify runs/mine",
-            "or follow notebooks/01_find_language_neurons.ipynb.",
+            "  langneurons perplexity babel FOLDER --neurons runs/mine/neurons.lape.json --statistics runs/mine",
+            "or follow notebooks/01_find_language_neurons.ipynb and 02_patch_and_measure.ipynb.",
         ]
     )
 
@@ -122,6 +136,21 @@ def detectable(stats: "ln.ActivationStats") -> str:
         f"With {int(stats.tokens[0]):,} tokens a language, a difference of {smallest:.3f} between two languages' "
         "activation probabilities of a typical neuron is the smallest this recording can detect (80 % power, two-sided "
         "5 % test, jackknife over documents)."
+    )
+
+
+def concluded(matrix: "ln.EffectTable") -> str:
+    """Say what zeroing the neurons did, in one sentence a number, with what could have been seen."""
+    own = matrix.rows.query("patched == measured")
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in own["verdict"].value_counts().items())
+    assert matrix.selectivity is not None
+    overall = matrix.selectivity.set_index("language").loc["all"].to_dict()
+    low, high = 100 * overall["low"], 100 * overall["high"]
+    return (
+        f"Setting a language's LAPE neurons to zero changes its own loss by {100 * own['estimate'].mean():+.2f} % on "
+        f"average ({verdicts}; equivalent means within 1 %; detectable {100 * own['minimal_detectable'].max():.2f} % "
+        f"or less), and by {100 * overall['selectivity']:+.2f} points [{low:+.2f}, {high:+.2f}] more than the others'; "
+        f"{CONTROLS} draws of matched control neurons give {100 * overall['control_mean']:+.2f} on average."
     )
 
 

@@ -1,6 +1,6 @@
 """Draw the README's figures from saved statistics, through a headless Chromium or Chrome.
 
-Usage: ``python scripts/draw_figures.py runs/demo/statistics --out figures``
+Usage: ``python scripts/draw_figures.py runs/real --matrix runs/matrix/matrix --sweep runs/sweep/sweep-hi``
 """
 
 import argparse
@@ -22,6 +22,9 @@ def main() -> None:
     """Draw every figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("statistics", type=Path, help="a folder that record wrote")
+    parser.add_argument("--matrix", type=Path, help="a perplexity matrix that was saved")
+    parser.add_argument("--sweep", type=Path, help="a sweep that was saved")
+    parser.add_argument("--language", default="hi", help="whose sweep to draw")
     parser.add_argument("--out", type=Path, default=Path("figures"))
     arguments = parser.parse_args()
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -34,6 +37,11 @@ def main() -> None:
         "overlap": ln.plot.overlap(neurons),
         "histogram": ln.plot.histogram(stats, clearest(stats, neurons, stats.languages[-1])),
     }
+    if arguments.matrix is not None:
+        figures["perplexity_matrix"] = ln.plot.perplexity_matrix(ln.EffectTable.load(arguments.matrix))
+    if arguments.sweep is not None:
+        swept = ln.EffectTable.load(arguments.sweep)
+        figures["dose_response"] = ln.plot.dose_response(swept, stats, neurons, arguments.language)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         draw(browser, figure, arguments.out / f"{name}.png")

@@ -49,8 +49,8 @@ def selectivity(model, text: ln.HeldoutText, stats: ln.ActivationStats, argument
             model, text, method.identify(stats), arguments.value, controls=0, resamples=1000, out=arguments.out
         )
         overall = table.selectivity.set_index("language").loc["all"]
-        found[name] = float(overall["selectivity"])
-        print(f"{name}: {overall['selectivity']:.5f} [{overall['low']:.5f}, {overall['high']:.5f}]", flush=True)
+        found[name], low, high = (100 * float(overall[column]) for column in ("selectivity", "low", "high"))
+        print(f"{name}: {found[name]:.3f} points [{low:.3f}, {high:.3f}]", flush=True)
     storage.write_text(arguments.out / "selectivity.json", json.dumps(found, indent=1))
 
 

@@ -26,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the planted 
 import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.validity import (
+    CHECKS,
     NULLS,
+    Check,
     DocumentHeterogeneity,
     Evidence,
     OwnQuantile,
@@ -110,7 +112,10 @@ def main() -> None:
                 selectivity=selectivity.get(name),
             )
         )
-    write(evidence, out)
+    checks = [
+        replace(check, bar=arguments.selectivity_bar) if check.column == "selectivity" else check for check in CHECKS
+    ]
+    write(evidence, checks, out)
     say(f"wrote {out / 'validity.md'}")
 
 
@@ -128,7 +133,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--parallel", type=int, help="how many of each language's first documents are parallel")
-    parser.add_argument("--selectivity", type=Path, help="JSON file: method -> selectivity of its perplexity matrix")
+    parser.add_argument(
+        "--selectivity", type=Path, help="JSON file: method -> selectivity of its perplexity matrix, in points"
+    )
+    parser.add_argument("--selectivity-bar", type=float, default=0.0, help="in points: what matched controls reach")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -208,9 +216,9 @@ def grades(neurons: ln.NeuronSet, truth: Planted) -> dict[str, float]:
     return {"recall": float(np.mean(recall)), "fdr": float(np.mean(wrong)) if wrong else float("nan")}
 
 
-def write(evidence: list[Evidence], out: Path) -> None:
+def write(evidence: list[Evidence], checks: list[Check], out: Path) -> None:
     """The table, and the details of every check."""
-    validity_table(evidence).save(out)
+    validity_table(evidence, checks).save(out)
     named = [(one.method, one) for one in evidence]
     details = {
         "split_half": [(name, one.split_half.table) for name, one in named if one.split_half is not None],

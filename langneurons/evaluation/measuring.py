@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.corpora import Corpus
-from langneurons.errors import CorruptArtefactError, StorageError
+from langneurons.errors import StorageError
 from langneurons.evaluation.language_modelling import HeldoutText
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
@@ -87,7 +87,5 @@ def split_by_language(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _kept(path: Path) -> pd.DataFrame | None:
     try:
         return storage.read_table(path)
-    except CorruptArtefactError:
-        return None  # measured again and written over
     except StorageError:
-        return None
+        return None  # not there, or not whole: it is measured, and written over

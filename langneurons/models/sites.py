@@ -120,7 +120,11 @@ def _reader(layer: Layer, sites: list[str], readers: Mapping[str, Reader]) -> Ho
 
 @contextmanager
 def writing_hooks(
-    layers: list[Layer], site: str, neurons: Mapping[int, Int[torch.Tensor, " unit"]], change: Change
+    layers: list[Layer],
+    site: str,
+    neurons: Mapping[int, Int[torch.Tensor, " unit"]],
+    change: Change,
+    replaces: bool = False,
 ) -> Iterator[None]:
     """Write new values at some neurons (or heads) during every forward inside the block, one indexed write a layer.
 
@@ -129,6 +133,7 @@ def writing_hooks(
         site: Where to write.
         neurons: From layer index to sorted indices of neurons, or of heads at ``head``.
         change: From (layer index, current values) to new values of that shape.
+        replaces: Whether ``change`` asks only for the shape of the current values; they need not be computed then.
     """
     hooks: list[tuple[Any, Hook]] = []
     gated = [layers[index] for index in neurons if site == "act" and layers[index].gated]
@@ -136,8 +141,11 @@ def writing_hooks(
         for layer in gated:
             layer.act_writers += 1
         for index, units in neurons.items():
-            build = _gated_act_hooks if layers[index] in gated else _plain_hooks
-            hooks += layers[index].batch_hooks() + build(layers[index], site, units, change)
+            hooks += layers[index].batch_hooks()
+            if layers[index] in gated:
+                hooks += _gated_act_hooks(layers[index], units, change, replaces)
+            else:
+                hooks += _plain_hooks(layers[index], site, units, change)
         with attached(hooks):
             yield
     finally:
@@ -157,34 +165,42 @@ def _plain_hooks(layer: Layer, site: str, units: torch.Tensor, change: Change) -
     return [(layer.point(site), write)]
 
 
-def _gated_act_hooks(layer: Layer, site: str, units: torch.Tensor, change: Change) -> list[tuple[Any, Hook]]:
+def _gated_act_hooks(layer: Layer, units: torch.Tensor, change: Change, replaces: bool) -> list[tuple[Any, Hook]]:
     """Write act(z) = v exactly, as v x up at what W_out reads: no hook point lies between act_fn and the product."""
     order = layer.act_writers
 
     def save_pre(values: torch.Tensor) -> None:
-        layer.pre, layer.act = layer.shaped(site, values), None
+        layer.pre, layer.act = layer.shaped("act", values), None
 
     def save_up(values: torch.Tensor) -> None:
-        layer.up = layer.shaped(site, values)
+        layer.up = layer.shaped("act", values)
 
     def write(values: torch.Tensor) -> torch.Tensor:
-        assert layer.pre is not None
         assert layer.up is not None
-        shaped, index = layer.shaped(site, values), units.to(values.device)
-        # act_fn of the whole tensor, then the columns: of gathered columns its last bits may differ.
-        act = layer.act_fn(layer.pre) if layer.act is None else layer.act
-        new = change(layer.index, act.index_select(_UNIT_AXIS, index)).to(act.dtype)
-        product = new * layer.up.index_select(_UNIT_AXIS, index)
+        shaped, index = layer.shaped("act", values), units.to(values.device)
+        up = layer.up.index_select(_UNIT_AXIS, index)
+        act = _current_act(layer, wanted=not replaces or order < layer.act_writers)
+        new = change(layer.index, up if act is None else act.index_select(_UNIT_AXIS, index)).to(up.dtype)
+        product = new * up
         if layer.adds_bias:
             product = product + layer.mlp.b_in[index]
         # A writing entered later starts from these values; the last one lets go of the tensors.
-        if order < layer.act_writers:
-            layer.act = _written(act, index, new)
-        else:
+        if order == layer.act_writers:
             layer.forget()
+        elif act is not None:
+            layer.act = _written(act, index, new)
         return _written(shaped, index, product).reshape(values.shape)
 
-    return [(layer.mlp.hook_pre, save_pre), (layer.mlp.hook_pre_linear, save_up), (layer.mlp.hook_post, write)]
+    saving = [] if replaces else [(layer.mlp.hook_pre, save_pre)]
+    return [*saving, (layer.mlp.hook_pre_linear, save_up), (layer.mlp.hook_post, write)]
+
+
+def _current_act(layer: Layer, wanted: bool) -> torch.Tensor | None:
+    """The activation as written so far; None where nobody asks for it, or nobody kept what it is computed from."""
+    if not wanted or layer.act is not None or layer.pre is None:
+        return layer.act if wanted else None
+    # act_fn of the whole tensor, then the columns: of gathered columns its last bits may differ.
+    return layer.act_fn(layer.pre)
 
 
 def _written(values: torch.Tensor, index: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

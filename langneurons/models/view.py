@@ -211,7 +211,9 @@ class ModelView:
         return one.act_fn(shaped) if site == "act" and self.gated else shaped
 
     @contextmanager
-    def writing(self, site: str, neurons: Mapping[int, Int[torch.Tensor, " unit"]], change: Change) -> Iterator[None]:
+    def writing(
+        self, site: str, neurons: Mapping[int, Int[torch.Tensor, " unit"]], change: Change, replaces: bool = False
+    ) -> Iterator[None]:
         """Write new values at some neurons during every forward inside the block.
 
         One indexed write a layer, out of place and differentiable; blocks nest in the order entered, each starting
@@ -223,13 +225,14 @@ class ModelView:
             neurons: From layer index to sorted indices of neurons, or of heads at ``head``.
             change: A function of (layer index, current values) that returns the new ones, for the neurons given only:
                 "batch position neuron", at ``head`` "batch position head d_head".
+            replaces: Whether ``change`` looks only at the shape of the current values, which are then not computed.
 
         Raises:
             HookSiteError: If the site, a layer or an index does not exist.
         """
         self._known(site)
         on_device = {layer: self._indices(site, layer, units) for layer, units in neurons.items() if len(units)}
-        with writing_hooks(self._layers, site, on_device, change):
+        with writing_hooks(self._layers, site, on_device, change, replaces):
             yield
 
     def output_norm(self, site: str) -> Float[torch.Tensor, "layer unit"]:

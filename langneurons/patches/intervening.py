@@ -64,7 +64,7 @@ def patching(
         # In the order in which a layer computes its sites: an act written after post would undo what post was given.
         for patch in sorted(patches, key=lambda patch: seen.sites.index(patch.neurons.site)):
             change = _change(patch, progress) if watch is None else _watched(patch, _change(patch, progress), watch)
-            stack.enter_context(seen.writing(patch.neurons.site, patch.by_layer, change))
+            stack.enter_context(seen.writing(patch.neurons.site, patch.by_layer, change, patch.replaces))
         yield
 
 
@@ -167,8 +167,8 @@ def _warn_of_unreachable(patch: Patch, seen: ModelView) -> None:
     if share > 0:
         low, high = reachable_range(seen, patch.neurons.site)
         warnings.warn(
-            f"{100 * share:.2g} % of the values that {patch!r} writes cannot come from this model's activation function, which "
-            f"gives {low:.3f} to {high:.3g}.",
+            f"{100 * share:.3g}% of the values that {patch!r} writes cannot come from this model's activation "
+            f"function, which gives {low:.3f} to {high:.3g}.",
             LangNeuronsWarning,
             stacklevel=4,
         )

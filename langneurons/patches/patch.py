@@ -71,6 +71,11 @@ class Patch(ABC):
             values: Each of ``self.values``, one a neuron or one for all, ready to broadcast.
         """
 
+    @property
+    def replaces(self) -> bool:
+        """Whether what is written does not depend on what was there; then that need not be computed."""
+        return False
+
     @cached_property
     def by_layer(self) -> dict[int, Int[Tensor, " unit"]]:
         """The neurons that are written, as sorted indices by layer."""
@@ -188,6 +193,11 @@ class Set(Patch):
     def values(self) -> dict[str, Value]:
         """The value."""
         return {"value": self.value}
+
+    @property
+    def replaces(self) -> bool:
+        """Yes, unless some positions keep what they have."""
+        return self.positions == "all"
 
     def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
         """The value."""

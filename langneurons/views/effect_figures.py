@@ -15,8 +15,10 @@ from langneurons.views.style import COLOURS, styled
 
 DIVERGING = "RdBu_r"
 MARKS = {"worse": "*", "better": "*", "equivalent": "", "inconclusive": "?"}
-NATURAL_SHARES = np.linspace(0.01, 0.99, 25)
+NATURAL_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 OWN, OTHER = COLOURS[1], COLOURS[0]
+SYMBOLS = {"set": "circle", "quantile": "diamond-open"}
+NAMES = {"set": "one constant", "quantile": "own quantiles"}
 
 
 def perplexity_matrix(table: EffectTable) -> go.Figure:
@@ -92,8 +94,8 @@ def dose_response(
 
     Returns:
         Two panels on one axis of written values: above, the change of loss (the language itself with its interval, the
-        mean of the others), at constants and at percentiles; below, how often the neurons take which values in the
-        language and in the others.
+        mean of the others) where every neuron is set to one constant, and where each is set to a quantile of its own;
+        below, how often the neurons take which values in the language and in the others.
 
     Raises:
         EffectError: If the table holds no such cells.
@@ -102,31 +104,11 @@ def dose_response(
     natural = stats.at(neurons.site)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
     own = rows.query("measured == @language").sort_values("written")
-    others = rows.query("measured != @language").pivot_table("estimate", "written", aggfunc="mean").reset_index()
-    if len(own):
-        _add_interval(figure, own)
-        figure.add_scatter(
-            x=own["written"],
-            y=100 * own["estimate"],
-            customdata=[f"{one['kind']} {one['amount']:g}, {one['verdict']}" for one in own.to_dict("records")],
-            name=f"loss in {language}",
-            mode="lines+markers",
-            line={"color": OWN, "width": 2},
-            hovertemplate="%{customdata}<br>wrote %{x:.3g}: %{y:+.2f} %<extra></extra>",
-            row=1,
-            col=1,
-        )
-    if len(others):
-        figure.add_scatter(
-            x=others["written"],
-            y=100 * others["estimate"],
-            name="mean of the other languages",
-            mode="lines+markers",
-            line={"color": OTHER, "width": 2, "dash": "dash"},
-            hovertemplate="wrote %{x:.3g}: %{y:+.2f} %<extra></extra>",
-            row=1,
-            col=1,
-        )
+    others = rows.query("measured != @language").pivot_table("estimate", ["kind", "amount", "written"]).reset_index()
+    for name, cells, colour in ((language, own, OWN), ("the others (mean)", others.sort_values("written"), OTHER)):
+        for kind, symbol in SYMBOLS.items():
+            if len(cells.query("kind == @kind")):
+                _add_curve(figure, f"{name}, {NAMES[kind]}", cells.query("kind == @kind"), colour, symbol)
     _add_natural(figure, natural, neurons, language)
     zero = {"color": "#888888", "width": 1, "dash": "dot"}
     figure.add_hline(y=0, line=zero, row=1, col=1)  # pyright: ignore[reportArgumentType] (their stub says str)
@@ -134,7 +116,7 @@ def dose_response(
     figure.update_yaxes(title="change of loss, %", row=1, col=1)
     figure.update_yaxes(title="density", row=2, col=1)
     styled(figure, f"What values written at the neurons of {language} do", 560)
-    return figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, margin={"t": 90})
+    return figure.update_layout(legend={"orientation": "h", "y": -0.2, "yanchor": "top"}, margin={"b": 140})
 
 
 def _hover(cell: dict[str, Any]) -> str:
@@ -162,33 +144,51 @@ def _cells(table: EffectTable, language: str, method: str | None, layers: str) -
     )
 
 
-def _add_interval(figure: go.Figure, own: pd.DataFrame) -> None:
+def _add_curve(figure: go.Figure, name: str, cells: pd.DataFrame, colour: str, symbol: str) -> None:
+    """One kind of written value; with its interval where the cells are effects, not means of effects."""
+    constants = symbol == SYMBOLS["set"]
+    percent = 100 * cells["estimate"]
     figure.add_scatter(
-        x=[*own["written"], *reversed(own["written"].tolist())],
-        y=[*(100 * own["high"]), *reversed((100 * own["low"]).tolist())],
-        fill="toself",
-        fillcolor="rgba(213, 94, 0, 0.18)",
-        line={"width": 0},
-        hoverinfo="skip",
-        showlegend=False,
+        x=cells["written"],
+        y=percent,
+        error_y={
+            "array": 100 * cells["high"] - percent,
+            "arrayminus": percent - 100 * cells["low"],
+            "color": colour,
+            "thickness": 1,
+        }
+        if "low" in cells.columns
+        else None,
+        customdata=[f"{one['kind']} {one['amount']:g}" + _verdict(one) for one in cells.to_dict("records")],
+        name=name,
+        mode="lines+markers",
+        marker={"symbol": symbol, "size": 7},
+        line={"color": colour, "width": 2 if constants else 1, "dash": "solid" if constants else "dot"},
+        hovertemplate=name + "<br>%{customdata}<br>wrote %{x:.3g}: %{y:+.2f} %<extra></extra>",
         row=1,
         col=1,
     )
 
 
+def _verdict(cell: dict[str, Any]) -> str:
+    return f", {cell['verdict']}" if "verdict" in cell else ""
+
+
 def _add_natural(figure: go.Figure, stats: ActivationStats, neurons: NeuronSet, language: str) -> None:
-    """How often the neurons take which values: all their quantiles together, as a histogram."""
+    """How often the neurons take which values: the mixture of their distributions, interpolated between quantiles."""
     mask = neurons.mask(language)
     others = [other for other in stats.languages if other != language]
     shown = [(language, stats[language], OWN)] if language in stats.languages else []
     shown += [("the others", stats.select(others).pooled(), OTHER)] if others else []
     for name, responses, colour in shown:
-        values = np.concatenate([responses.quantile(float(share)).values[mask].numpy() for share in NATURAL_SHARES])
+        quantiles = np.stack([responses.quantile(share).values[mask].numpy() for share in NATURAL_SHARES])
+        between = np.linspace(NATURAL_SHARES[0], NATURAL_SHARES[-1], 200)
+        values = np.concatenate([np.interp(between, NATURAL_SHARES, neuron) for neuron in quantiles.T])
         density, edges = np.histogram(values, bins=60, density=True)
         figure.add_scatter(
             x=(edges[:-1] + edges[1:]) / 2,
             y=density,
-            name=f"natural values in {name}",
+            name=f"natural values, {name}",
             mode="lines",
             line={"shape": "hvh", "color": colour, "width": 1},
             hovertemplate="%{x:.3g}: density %{y:.3g}<extra></extra>",

@@ -92,16 +92,15 @@ def test_bad_input_is_one_sentence(model_and_corpus):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_script_measures_everything_and_finds_its_recordings_again(tmp_path):
-    methods = ["LAPE", "AUROC", "Random, drawn anew for every text"]
+    methods = ["LAPE", "Random, drawn anew for every text"]
     command = [sys.executable, "scripts/measure_validity.py", "babel", str(tmp_path), "--languages", "en", "hi"]
     command += ["--tokens", "400", "--context", "64", "--nulls", "shuffled", "--parallel", "40", "--methods", *methods]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     table = ValidityTable.load(tmp_path)
     assert table.rows["method"].tolist() == methods
-    assert methods[2] in table.failing("null_shuffled")
-    assert methods[2] in table.failing("jaccard")
+    assert methods[1] in table.failing("null_shuffled")
+    assert methods[1] in table.failing("jaccard")
     assert "| LAPE |" in (tmp_path / "validity.md").read_text("utf-8")
     again = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert again.stderr.count("already holds this recording") == 7

@@ -62,14 +62,14 @@ def recorded():
     return statistics_from(values), ln.NeuronSet.of({"hi": [(0, 1), (1, 2)]}, (2, 4), "act")
 
 
-def test_dose_response_draws_written_values_with_the_own_interval_and_the_others_mean(swept, recorded):
-    figure = ln.plot.dose_response(swept, *recorded, "hi")
-    own = next(trace for trace in figure.data if trace.name == "loss in hi")
-    others = next(trace for trace in figure.data if trace.name == "mean of the other languages")
-    assert list(own.x) == [-1.0, 0.0, 0.7]  # a factor writes no value of its own
-    assert own.y[0] == pytest.approx(10, abs=0.2)
-    assert others.y[0] == pytest.approx(0, abs=0.2)
-    assert "natural values in hi" in [trace.name for trace in figure.data]
+def test_dose_response_draws_constants_and_quantiles_with_the_own_interval_and_the_others_mean(swept, recorded):
+    traces = {trace.name: trace for trace in ln.plot.dose_response(swept, *recorded, "hi").data}
+    assert list(traces["hi, one constant"].x) == [-1.0, 0.0]
+    assert list(traces["hi, own quantiles"].x) == [0.7]  # a factor writes no value of its own
+    assert traces["hi, one constant"].y[0] == pytest.approx(10, abs=0.2)
+    assert traces["hi, one constant"].error_y.array[0] > 0
+    assert traces["the others (mean), one constant"].y[0] == pytest.approx(0, abs=0.2)
+    assert "natural values, hi" in traces
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ CHECKS = (
     Check("null_source", "null: source", LIMIT, least=False),
     Check("null_topic", "null: topic", LIMIT, least=False),
     Check("share_left", "left within tokens", 0.5),
-    Check("selectivity", "selectivity", 0.0),
+    Check("selectivity", "selectivity, points", 0.0),
 )
 
 
@@ -70,7 +70,7 @@ class Evidence:
         parallel: Of all text against parallel text.
         nulls: What it finds in nulls.
         conditioned: From ``condition``, of the neurons it chose.
-        selectivity: Of its perplexity matrix: above 0 where patching a language's neurons hurts that language most.
+        selectivity: Of its perplexity matrix, in points: above 0 where patching a language's neurons hurts it most.
     """
 
     method: str
