@@ -201,7 +201,8 @@ class Set(Patch):
 
     def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
         """The value."""
-        return torch.zeros_like(current) + values["value"]
+        value = values["value"]
+        return value.expand_as(current) if isinstance(value, Tensor) else torch.full_like(current, value)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
