@@ -136,7 +136,7 @@ def perplexity(
     tokens: Annotated[int | None, typer.Option(help="Counted tokens a language; as many as the smallest has.")] = None,
     context_length: Annotated[int | None, typer.Option(help="Positions read at once, a multiple of 16.")] = None,
     batch_size: Annotated[int, typer.Option(help="Blocks a forward.")] = 8,
-    split: Annotated[str, typer.Option(help="Part of the corpus.")] = "heldout",
+    split: Annotated[str, typer.Option(help="Part of the corpus: files with this word in their name.")] = "heldout",
     text_column: Annotated[str, typer.Option(help="Column of the text in jsonl, parquet and hub data sets.")] = "text",
     seed: Annotated[int, typer.Option(help="Of the order of documents, of controls and resampling.")] = 0,
     backend: Backend = "auto",
@@ -144,6 +144,8 @@ def perplexity(
     device: Device = None,
 ) -> None:
     """Measure how well a model predicts each language, or what patching each language's neurons does to all of them."""
+    if neurons is None and (statistics, out, value) != (None, None, "0"):
+        raise StatisticsError("--value, --statistics and --out are about patching: give --neurons too.")
     loaded = ln.load_corpus(corpus, _codes(languages), text_column=text_column, split=split).shuffle(seed)
     # What can be wrong with the small files is said before the model is loaded.
     chosen = None if neurons is None else ln.NeuronSet.load(neurons)
@@ -187,6 +189,10 @@ def validity(
         raise StatisticsError("The nulls need both --model and --corpus, or neither for split halves alone.")
     stats = ln.ActivationStats.load(statistics)
     stats = stats if site is None else stats.at(site)
+    if model is not None and stats.site != "act":
+        raise StatisticsError(
+            f"The nulls are recorded at 'act', these statistics at {stats.site!r}: leave --model away."
+        )
     codes, chosen = _codes(languages), make_method(method, option or [])
     print(ln.split_half(chosen, stats if codes is None else stats.select(codes), splits, seed))
     if model is not None and corpus is not None:

@@ -186,8 +186,8 @@ def test_validity_prints_the_split_half_and_the_nulls(capsys, monkeypatch, texts
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["perplexity", "babel", "babel", "--value", "much"], "number, mean, or a percentile"),
-        (["perplexity", "babel", "babel", "--value", "p90"], "give --statistics"),
+        (["perplexity", "babel", "babel", "--value", "much"], "give --neurons too"),
+        (["perplexity", "babel", "babel", "--value", "p90", "--neurons", "nowhere.json"], "no such file"),
         (["perplexity", "babel", "babel", "--neurons", "nowhere.json"], "no such file"),
         (["perplexity", "babel", "babel", "--tokens", "9999999"], "counted tokens"),
         (["perplexity", "babel", "babel", "--context-length", "4096"], "longer than babel's"),
@@ -206,3 +206,11 @@ def test_nulls_need_a_model_and_a_corpus(capsys, monkeypatch, recorded):
     status, _, said = run(capsys, monkeypatch, "validity", str(recorded[1]), "--model", "babel")
     assert status == 2
     assert "need both --model and --corpus" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"), [("much", "number, mean, or a percentile"), ("p101", "percentile"), ("p90", "--statistics")]
+)
+def test_a_value_that_cannot_be_written_is_a_sentence(value, sentence):
+    with pytest.raises(LangNeuronsError, match=sentence):
+        cli.patch_maker(value, None)

@@ -14,6 +14,7 @@ from torch import Tensor
 from langneurons.corpora import Blocks
 from langneurons.errors import EffectError, LanguageError, PatchError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText
+from langneurons.evaluation.measuring import check_reads_text
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, patching, reachable_range
 from langneurons.patches.patch import Patch
@@ -41,7 +42,8 @@ def dose(
         written values that the activation function cannot give).
 
     Raises:
-        PatchError: If no patch is given, or one does not fit the model.
+        PatchError: If no patch is given, one does not fit the model or is of generated positions only, or something
+            else is attached to the model, whose dose would be counted too.
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
@@ -54,8 +56,11 @@ def dose(
     if not chosen:
         raise PatchError("No patch was given: there is no dose to measure.")
     seen = view(model)
+    if seen.hooked:
+        raise PatchError(f"Something is attached to {seen.name!r} already, such as a patch: leave that block first.")
     for patch in chosen:
         check_fits(patch, seen)
+        check_reads_text(patch)
     with torch.inference_mode(), seen.native_attention():
         rows = [{"language": one, **_dose(seen, chosen, text, one, batch_size)} for one in text.languages]
     return pd.DataFrame(rows)
@@ -133,7 +138,7 @@ def _dose(
             sums[name] += float(torch.stack(of_layers).sum(0)[counted].sqrt().sum())
         tokens += int(counted.sum())
         for patch, new in values:
-            (low, high), of_tokens = ranges[id(patch)], new[counted]
+            (low, high), of_tokens = ranges[id(patch)], new[counted.to(new.device)]
             written += of_tokens.numel()
             outside += int(((of_tokens < low) | (of_tokens > high)).sum())
     means = {name: total / tokens for name, total in sums.items()}
@@ -181,9 +186,11 @@ def _writes(
         plain = before.pop(("resid_post", layer))
         if "resid_post" in neurons[layer]:
             add(layer, (residual - plain).float())
-        square = changes.pop(layer).double().square().sum(-1)
+        square = changes.pop(layer).double().square().sum(-1).to(seen.device)
         squares["write_norm"].append(square)
-        squares["relative_write_norm"].append(square / residual.double().square().sum(-1).clamp(min=1e-30))
+        squares["relative_write_norm"].append(
+            square / residual.double().square().sum(-1).clamp(min=1e-30).to(seen.device)
+        )
 
     sites = ["pre", "head", "resid_post", *(["up"] if seen.gated else [])]
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from langneurons.corpora import Corpus
-from langneurons.errors import EffectError, StatisticsError
+from langneurons.errors import EffectError, PatchError, StatisticsError
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.effects import Effect, effect
 from langneurons.evaluation.language_modelling import HeldoutText
@@ -70,13 +70,14 @@ def perplexity_matrix(
 
     Returns:
         Effects by ``patched`` and ``measured``, all one Holm family. On each row also what the matched controls did
-        (mean, SD, prediction interval, position, rank p where their number allows one), what patching the other
-        languages' sets did to this language, and what frequent neutral neurons did. ``.controls`` lists every draw,
+        (mean, SD, prediction interval, position, rank p where their number allows one), on the diagonal what patching
+        the other languages' sets did to this language, and, with ``stats`` at a site where the sign means something,
+        what frequent neutral neurons did. ``.controls`` lists every draw,
         ``.selectivity`` the diagonal against the off-diagonal with its control distribution.
 
     Raises:
         NeuronSetError: If a layer has too few neurons for a control: nothing is padded.
-        PatchError: If the patch does not fit.
+        PatchError: If the patch does not fit, or ``patch`` is given beside ``value`` or ``layers``.
         EffectError: If a language's text is one document: clusters cannot be resampled.
 
     Example:
@@ -90,6 +91,8 @@ def perplexity_matrix(
     """
     if controls < 0:
         raise EffectError(f"The number of control draws cannot be negative, given {controls}.")
+    if patch is not None and (layers is not None or not isinstance(value, int | float) or value != 0):
+        raise PatchError("Give either patch=, which says what is written where, or value= and layers=.")
     make = patch or (lambda chosen, language: Set(chosen, value, layers=layers))
     labels = [label for label in neurons.languages if len(neurons[label])]
     sets = _sets(neurons, labels, controls, stats, seed)
@@ -114,6 +117,7 @@ def perplexity_matrix(
     settings = {
         **options,
         "patch": repr(conditions["set", labels[0]][0]),
+        "patches": {label: conditions["set", label][0].fingerprint for label in labels},
         "neurons": neurons.method,
         "controls": controls,
         "match": _match(stats),

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.corpora import Corpus
-from langneurons.errors import StorageError
+from langneurons.errors import CorpusError, PatchError, StorageError
 from langneurons.evaluation.language_modelling import HeldoutText
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
@@ -29,7 +29,7 @@ def measure(
     """Score a text under every condition.
 
     Args:
-        model: From ``load_model``; patches that are already written stay written.
+        model: From ``load_model``; patches that are already written stay written, but then nothing can be kept.
         text: What to score.
         conditions: Name -> the patches written together; none for the unpatched model. All are checked before the first
             is measured, and equal ones are measured once.
@@ -41,14 +41,21 @@ def measure(
         Name -> language-model rows: language, item, cluster, nll, tokens, bytes.
 
     Raises:
-        PatchError: If a patch does not fit the model.
+        PatchError: If a patch does not fit the model, or is of generated positions only, of which a text has none; or
+            if something else is attached to the model while ``out`` is given.
         SiteMismatchError: If neurons or values belong to another model.
         StorageError: If the folder cannot be written.
     """
     seen = view(model)
+    if out is not None and seen.hooked:
+        raise PatchError(
+            f"Something is attached to {seen.name!r}, such as a patch, so what is measured cannot be kept for the "
+            "model as it is: leave the block first, or leave out= away."
+        )
     for patches in conditions.values():
         for patch in patches:
             check_fits(patch, seen)
+            check_reads_text(patch)
     by_key: dict[str, pd.DataFrame] = {}
     keys = {
         name: storage.fingerprint(
@@ -70,11 +77,30 @@ def measure(
     return {name: by_key[keys[name]] for name in conditions}
 
 
+def check_reads_text(patch: Patch) -> None:
+    """Refuse a patch that would do nothing while a text is scored.
+
+    Raises:
+        PatchError: If it is of generated positions only.
+    """
+    if patch.positions == "generated":
+        raise PatchError(
+            "While a text is scored nothing is generated, so a patch with positions='generated' would do nothing: "
+            "possible are 'all' and 'prompt'."
+        )
+
+
 def as_text(
     model: torch.nn.Module, text: Corpus | HeldoutText, tokens_per_language: int | None, context_length: int | None
 ) -> HeldoutText:
-    """Tokenise a corpus for scoring, unless that is done."""
+    """Tokenise a corpus for scoring, unless that is done.
+
+    Raises:
+        CorpusError: If the text is tokenised and yet told how to be.
+    """
     if isinstance(text, HeldoutText):
+        if (tokens_per_language, context_length) != (None, None):
+            raise CorpusError("A HeldoutText is tokenised already: its tokens and context length cannot change.")
         return text
     return HeldoutText.of(model, text, tokens_per_language=tokens_per_language, context_length=context_length)
 

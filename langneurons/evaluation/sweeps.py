@@ -184,7 +184,13 @@ def sweep(
         for measured in text.languages
     }
     family = f"model {view(model).name}, held-out text, nll relative to the unpatched model: {len(effects)} effects"
-    settings = {**options, "tokens": text.tokens, "text": text.fingerprint, "model": view(model).fingerprint}
+    settings = {
+        **options,
+        "tokens": text.tokens,
+        "text": text.fingerprint,
+        "model": view(model).fingerprint,
+        "methods": {name: one.method for name, one in named.items()},
+    }
     table = EffectTable.of(effects, KEYS, family, settings)
     described = {name: _described(model, patch) for name, patch in patches.items()}
     of_rows = [described[keys] for keys in table.rows[list(KEYS[:-1])].itertuples(index=False, name=None)]
@@ -205,6 +211,7 @@ def _patches(
             for layers_name, layers in ranges.items():
                 if layers is not None and not set(mine.per_layer()) & set(layers):
                     continue
+                Set(mine, 0.0, layers=layers)  # a range outside the model is an error, not an empty share
                 for dose in doses:
                     try:
                         patch = dose.patch(mine, language, stats, layers)

@@ -296,6 +296,11 @@ class ModelView:
         one = self._layers[layer]
         return one.attention.W_O.flatten(0, -2) if site == "head" else one.mlp.W_out
 
+    @property
+    def hooked(self) -> bool:
+        """Whether anything is attached to the model's hook points at this moment, such as a patch."""
+        return any(point.fwd_hooks for point in self.model.hook_dict.values())
+
     def post_of(self, layer: int, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
         """Compute ``post`` from ``pre`` (and ``up`` on gated MLPs), as the layer's MLP does."""
         one = self._layers[layer]

@@ -21,7 +21,8 @@ def intervene(model: torch.nn.Module, *patches: Patch) -> Iterator[None]:
     Forward, ``generate`` (with or without key-value cache, batched and left-padded), ``run_with_cache``, the Hugging
     Face model inside a bridge: all see the written values. Gradients flow through. Patches act in the order given, each
     from the values the one before wrote (those of several sites in the order in which a layer computes them); so do
-    nested blocks. When the block ends, also by an exception, nothing stays behind.
+    nested blocks, but on gated MLPs ``act`` in an inner block overrides what an outer one wrote at ``post`` of the same
+    neuron. When the block ends, also by an exception, nothing stays behind.
 
     Args:
         model: From ``load_model``.

@@ -90,9 +90,9 @@ class Patch(ABC):
         spread = {name: self._spread(value) for name, value in self.values.items()}
         return {name: value[at_layer] if isinstance(value, Tensor) else value for name, value in spread.items()}
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Identify what is written where: equal for equal patches."""
+        """Identify what is written where at this moment: equal for equal patches."""
         parts: list[str | bytes] = [type(self).__name__, self.neurons.site, str(self.neurons.shape), self.positions]
         for layer, units in sorted(self.by_layer.items()):
             parts += [str(layer), units.numpy().tobytes()]

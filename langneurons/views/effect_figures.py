@@ -29,8 +29,8 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
 
     Returns:
         A heatmap in per cent of the measured language's own loss. A star marks a change that is significant in its
-        family (Holm) and larger than delta, a question mark an inconclusive one; unmarked cells are equivalent to no
-        change. Hovering shows interval, verdict, minimal detectable effect and what the controls did.
+        family (Holm) and not equivalent to none, a question mark an inconclusive one; unmarked cells are equivalent to
+        no change. Hovering shows interval, verdict, minimal detectable effect and what the controls did.
 
     Raises:
         EffectError: If the table is no matrix of patched and measured languages.

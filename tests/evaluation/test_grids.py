@@ -1,9 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import langneurons as ln
-from langneurons.errors import EffectError, NeuronSetError, SiteMismatchError
+from langneurons.errors import EffectError, NeuronSetError, PatchError, SiteMismatchError
 from langneurons.evaluation.selectivity_index import selectivity
 from tests.evaluation.planted_patching import Amplify, setting
 
@@ -185,3 +186,41 @@ def _rows(generator, language):
     return pd.DataFrame(
         {"language": language, "item": range(30), "cluster": np.arange(30) // 3, "nll": generator.uniform(1, 9, 30)}
     )
+
+
+def test_a_patch_of_generated_positions_is_refused_where_nothing_is_generated():
+    model, heldout, _, neurons = setting()
+    with pytest.raises(PatchError, match="nothing is generated"):
+        ln.perplexity_matrix(
+            model,
+            heldout,
+            neurons,
+            patch=lambda chosen, language: ln.Set(chosen, 0.0, positions="generated"),
+            controls=0,
+            **QUICK,
+        )
+
+
+def test_what_is_measured_inside_another_patch_is_not_kept_for_the_plain_model(tmp_path):
+    model, heldout, _, neurons = setting()
+    inside = ln.Set(neurons["en"], 1.0)
+    with ln.intervene(model, inside), pytest.raises(PatchError, match="leave the block first"):
+        ln.perplexity_matrix(model, heldout, neurons, controls=0, out=tmp_path, **QUICK)
+    text = ln.HeldoutText.of(model, heldout.take(2), context_length=64)
+    with ln.intervene(model, inside), pytest.raises(PatchError, match="leave that block first"):
+        ln.dose(model, ln.Set(neurons["hi"], 0.0), text)
+
+
+def test_a_patch_beside_a_value_is_refused():
+    model, heldout, _, neurons = setting()
+    with pytest.raises(PatchError, match="either patch="):
+        ln.perplexity_matrix(model, heldout, neurons, 1.0, patch=amplify, controls=0, **QUICK)
+
+
+def test_a_tensor_that_was_trained_on_is_another_patch():
+    _, _, _, neurons = setting()
+    values = torch.zeros(len(neurons["hi"]))
+    patch = ln.Set(neurons["hi"], values, site="act")
+    before = patch.fingerprint
+    values += 1
+    assert patch.fingerprint != before

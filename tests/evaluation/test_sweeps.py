@@ -111,3 +111,8 @@ def test_the_deactivation_sweep_holds_what_the_question_asks_for():
 def test_bad_input_is_one_sentence(make, error, sentence):
     with pytest.raises(error, match=sentence):
         make()
+
+
+def test_a_layer_outside_the_model_is_named_also_for_shares():
+    with pytest.raises(PatchError, match="There is no layer 40"):
+        swept([ln.Dose("cumulative", 0.5)], layers={"some": [0, 1, 40]})
