@@ -40,8 +40,8 @@ def run_demo(out: Path) -> str:
         out / "index.html",
         "Which neurons of babel belong to which language?",
         [
-            f"babel read {int(stats.tokens[0]):,} counted tokens of each of {len(stats.languages)} languages, the same "
-            "sentences in every language. LAPE keeps the "
+            f"babel read {int(stats.tokens[0]):,} counted tokens of each of {len(stats.languages)} languages, seven "
+            "tenths of its phrasebook; the rest is held out. LAPE keeps the "
             f"{TOP:.0%} of its {stats.shape[0] * stats.shape[1]:,} MLP neurons whose activation probability is most "
             "uneven over languages; pooled-p90 keeps, for each language, the neurons that most often exceed their own "
             "90th percentile over all languages.",
