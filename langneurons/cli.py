@@ -41,6 +41,12 @@ app = typer.Typer(
 Languages = Annotated[str | None, typer.Option(help="Comma-separated codes, for example en,hi; all by default.")]
 Backend = Annotated[str, typer.Option(help="auto, hooked or bridge.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own by default.")]
+MethodName = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+MethodOptions = Annotated[
+    list[str] | None, typer.Option("--set", help="An option of the method, such as --set top=0.01; repeatable.")
+]
+RecordedSite = Annotated[str | None, typer.Option(help="A recorded site; the first by default.")]
+TextColumn = Annotated[str, typer.Option(help="Column of the text in jsonl, parquet and hub data sets.")]
 Device = Annotated[str | None, typer.Option(help="For example cpu or cuda.")]
 
 
@@ -66,7 +72,7 @@ def record(
     batch_size: Annotated[int, typer.Option(help="Blocks a forward.")] = 8,
     sites: Annotated[str, typer.Option(help="Comma-separated, among pre, act, post, head, resid_post.")] = "act",
     split: Annotated[str, typer.Option(help="Part of the corpus.")] = "train",
-    text_column: Annotated[str, typer.Option(help="Column of the text in jsonl, parquet and hub data sets.")] = "text",
+    text_column: TextColumn = "text",
     seed: Annotated[int, typer.Option(help="Of the order in which documents are taken.")] = 0,
     backend: Backend = "auto",
     dtype: Dtype = None,
@@ -89,12 +95,10 @@ def record(
 @app.command()
 def identify(
     statistics: Annotated[Path, typer.Argument(help="A folder that record wrote.")],
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lape",
-    option: Annotated[
-        list[str] | None, typer.Option("--set", help="An option of the method, such as --set top=0.01; repeatable.")
-    ] = None,
+    method: MethodName = "lape",
+    option: MethodOptions = None,
     languages: Languages = None,
-    site: Annotated[str | None, typer.Option(help="A recorded site; the first by default.")] = None,
+    site: RecordedSite = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; STATISTICS/neurons.<method>.json.")] = None,
 ) -> None:
     """Name each language's neurons from recorded statistics."""
@@ -137,7 +141,7 @@ def perplexity(
     context_length: Annotated[int | None, typer.Option(help="Positions read at once, a multiple of 16.")] = None,
     batch_size: Annotated[int, typer.Option(help="Blocks a forward.")] = 8,
     split: Annotated[str, typer.Option(help="Part of the corpus: files with this word in their name.")] = "heldout",
-    text_column: Annotated[str, typer.Option(help="Column of the text in jsonl, parquet and hub data sets.")] = "text",
+    text_column: TextColumn = "text",
     seed: Annotated[int, typer.Option(help="Of the order of documents, of controls and resampling.")] = 0,
     backend: Backend = "auto",
     dtype: Dtype = None,
@@ -170,12 +174,10 @@ def perplexity(
 @app.command()
 def validity(
     statistics: Annotated[Path, typer.Argument(help="A folder that record wrote.")],
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "lape",
-    option: Annotated[
-        list[str] | None, typer.Option("--set", help="An option of the method, such as --set top=0.01; repeatable.")
-    ] = None,
+    method: MethodName = "lape",
+    option: MethodOptions = None,
     languages: Languages = None,
-    site: Annotated[str | None, typer.Option(help="A recorded site; the first by default.")] = None,
+    site: RecordedSite = None,
     splits: Annotated[int, typer.Option(help="Random halvings of the documents.")] = 20,
     model: Annotated[str | None, typer.Option(help="With --corpus: record texts without language, the nulls.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Text for the nulls, in the order of its sources.")] = None,

@@ -10,14 +10,12 @@ import torch
 from langneurons.corpora import Corpus
 from langneurons.errors import EffectError, PatchError, StatisticsError
 from langneurons.evaluation.effect_table import EffectTable
-from langneurons.evaluation.effects import Effect, effect
-from langneurons.evaluation.language_modelling import HeldoutText
-from langneurons.evaluation.measuring import as_text, measure, split_by_language
+from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
+from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
 from langneurons.evaluation.placement import Placement, placed
 from langneurons.evaluation.selectivity_index import relative_changes, selectivity
 from langneurons.identification.matching import Match
 from langneurons.identification.neurons import NeuronSet
-from langneurons.models import view
 from langneurons.patches.patch import Patch, Set, Value
 from langneurons.recording.statistics import ActivationStats
 
@@ -97,44 +95,27 @@ def perplexity_matrix(
     labels = [label for label in neurons.languages if len(neurons[label])]
     sets = _sets(neurons, labels, controls, stats, seed)
     conditions = {UNPATCHED: []} | {name: [make(chosen, name[1])] for name, chosen in sets.items()}
-    text = as_text(model, heldout, tokens_per_language, context_length)
+    text = as_heldout_text(model, heldout, tokens_per_language, context_length)
     rows = measure(model, text, conditions, out, batch_size, progress)
     by_language = {name: split_by_language(one) for name, one in rows.items()}
     baseline = by_language.pop(UNPATCHED)
     options = {"delta": delta, "seed": seed, "resamples": resamples}
-    effects = {
-        (label, measured): effect(
-            by_language["set", label][measured],
-            baseline[measured],
-            value="nll",
-            per="baseline",
-            lower_is_better=True,
-            **options,
-        )
-        for label in labels
-        for measured in text.languages
-    }
+    patched = {label: by_language["set", label] for label in labels}
     settings = {
-        **options,
         "patch": repr(conditions["set", labels[0]][0]),
         "patches": {label: conditions["set", label][0].fingerprint for label in labels},
         "neurons": neurons.method,
         "controls": controls,
         "match": _match(stats),
-        "tokens": text.tokens,
-        "text": text.fingerprint,
-        "model": view(model).fingerprint,
     }
-    family = f"model {view(model).name}, held-out text, nll relative to the unpatched model: {len(effects)} effects"
-    table = EffectTable.of(effects, ("patched", "measured"), family, settings)
+    scored = {(label,): rows for label, rows in patched.items()}
+    table = loss_effects(model, text, scored, baseline, ("patched", "measured"), settings, **options)
     drawn = _drawn(by_language, baseline, text.languages)
     return replace(
         table,
-        rows=_beside_controls(table.rows, effects, drawn),
+        rows=_beside_controls(table.rows, drawn),
         controls=drawn,
-        selectivity=selectivity(
-            {label: by_language["set", label] for label in labels}, baseline, drawn, seed=seed, resamples=resamples
-        ),
+        selectivity=selectivity(patched, baseline, drawn, seed=seed, resamples=resamples),
     )
 
 
@@ -178,15 +159,13 @@ def _drawn(
     return pd.DataFrame(rows, columns=["patched", "measured", "control", "draw", "estimate"])
 
 
-def _beside_controls(
-    table: pd.DataFrame, effects: Mapping[tuple[str, str], Effect], drawn: pd.DataFrame
-) -> pd.DataFrame:
+def _beside_controls(table: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
     """Add what the controls of each cell did to its row."""
     grouped = {keys: part["estimate"].tolist() for keys, part in drawn.groupby(["patched", "measured", "control"])}
     columns: dict[str, list] = {}
-    for patched, measured in zip(table["patched"], table["measured"], strict=True):
+    for patched, measured, estimate in zip(table["patched"], table["measured"], table["estimate"], strict=True):
         matched = grouped.get((patched, measured, "matched"))
-        where = placed(effects[patched, measured].estimate, matched) if matched else None
+        where = placed(estimate, matched) if matched else None
         for name, found in _said(where).items():
             columns.setdefault(f"control_{name}", []).append(found)
         others = grouped.get((patched, measured, "other language"), [])

@@ -236,6 +236,25 @@ class HeldoutText:
             )
 
 
+def as_heldout_text(
+    model: torch.nn.Module,
+    text: Corpus | HeldoutText,
+    tokens_per_language: int | None = None,
+    context_length: int | None = None,
+    each: str = "block",
+) -> HeldoutText:
+    """Tokenise a corpus for a model, unless that is done.
+
+    Raises:
+        CorpusError: If the text is tokenised and yet told how to be, or as ``HeldoutText.of``.
+    """
+    if not isinstance(text, HeldoutText):
+        return HeldoutText.of(model, text, tokens_per_language, context_length, each)
+    if (tokens_per_language, context_length, each) != (None, None, "block"):
+        raise CorpusError("A HeldoutText is tokenised already: its tokens, context length and each= cannot change.")
+    return text
+
+
 def losses(seen: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
     """Compute the loss of every counted token of some blocks.
 

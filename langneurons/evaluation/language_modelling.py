@@ -5,8 +5,8 @@ import pandas as pd
 import torch
 
 from langneurons.corpora import Corpus
-from langneurons.errors import CorpusError, EffectError
-from langneurons.evaluation.heldout_text import HeldoutText
+from langneurons.errors import EffectError
+from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
 
 __all__ = ["HeldoutText", "perplexity", "summarise"]
 
@@ -49,11 +49,8 @@ def perplexity(
         >>> perplexity(model, phrases, each="document", progress=False).columns.tolist()
         ['language', 'nll', 'perplexity', 'bits_per_byte', 'bits_per_item', 'tokens', 'bytes', 'documents']
     """
-    if not isinstance(corpus, HeldoutText):
-        corpus = HeldoutText.of(model, corpus, tokens_per_language, context_length, each)
-    elif (tokens_per_language, context_length, each) != (None, None, "block"):
-        raise CorpusError("A HeldoutText is tokenised already: its tokens, context length and each= cannot change.")
-    return summarise(corpus.score(model, batch_size, progress=progress))
+    text = as_heldout_text(model, corpus, tokens_per_language, context_length, each)
+    return summarise(text.score(model, batch_size, progress=progress))
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:

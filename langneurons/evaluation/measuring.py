@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from langneurons import storage
-from langneurons.corpora import Corpus
-from langneurons.errors import CorpusError, PatchError, StorageError
-from langneurons.evaluation.language_modelling import HeldoutText
+from langneurons.errors import PatchError, StorageError
+from langneurons.evaluation.effect_table import EffectTable
+from langneurons.evaluation.effects import effect
+from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
@@ -57,10 +59,9 @@ def measure(
             check_fits(patch, seen)
             check_reads_text(patch)
     by_key: dict[str, pd.DataFrame] = {}
+    plain = (seen.fingerprint, seen.backend, str(seen.dtype), text.fingerprint)
     keys = {
-        name: storage.fingerprint(
-            seen.fingerprint, seen.backend, str(seen.dtype), text.fingerprint, *(patch.fingerprint for patch in patches)
-        )
+        name: storage.fingerprint(*plain, *(patch.fingerprint for patch in patches))
         for name, patches in conditions.items()
     }
     for name in tqdm(conditions, unit="condition", disable=not progress):
@@ -90,19 +91,40 @@ def check_reads_text(patch: Patch) -> None:
         )
 
 
-def as_text(
-    model: torch.nn.Module, text: Corpus | HeldoutText, tokens_per_language: int | None, context_length: int | None
-) -> HeldoutText:
-    """Tokenise a corpus for scoring, unless that is done.
+def loss_effects(
+    model: torch.nn.Module,
+    text: HeldoutText,
+    scored: Mapping[tuple, Mapping[str, pd.DataFrame]],
+    baseline: Mapping[str, pd.DataFrame],
+    keys: Sequence[str],
+    settings: Mapping[str, Any],
+    **options: Any,
+) -> EffectTable:
+    """Compare every condition with the unpatched model in every language, as one family.
 
-    Raises:
-        CorpusError: If the text is tokenised and yet told how to be.
+    Args:
+        model: From ``load_model``.
+        text: What was scored.
+        scored: Condition -> language -> rows.
+        baseline: Language -> rows of the unpatched model.
+        keys: Names of a condition's parts, and of the measured language.
+        settings: What to store beside the options, the text and the model.
+        options: Of ``effect``.
+
+    Returns:
+        Effects: change of the measured language's loss relative to its own baseline.
     """
-    if isinstance(text, HeldoutText):
-        if (tokens_per_language, context_length) != (None, None):
-            raise CorpusError("A HeldoutText is tokenised already: its tokens and context length cannot change.")
-        return text
-    return HeldoutText.of(model, text, tokens_per_language=tokens_per_language, context_length=context_length)
+    effects = {
+        (*name, language): effect(
+            rows[language], baseline[language], value="nll", per="baseline", lower_is_better=True, **options
+        )
+        for name, rows in scored.items()
+        for language in text.languages
+    }
+    seen = view(model)
+    family = f"model {seen.name}, held-out text, nll relative to the unpatched model: {len(effects)} effects"
+    about = {"tokens": text.tokens, "text": text.fingerprint, "model": seen.fingerprint}
+    return EffectTable.of(effects, keys, family, {**options, **settings, **about})
 
 
 def split_by_language(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

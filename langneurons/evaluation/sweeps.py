@@ -17,11 +17,9 @@ import torch
 from langneurons.corpora import Corpus
 from langneurons.errors import EffectError, PatchError, StatisticsError, unknown
 from langneurons.evaluation.effect_table import EffectTable
-from langneurons.evaluation.effects import effect
-from langneurons.evaluation.heldout_text import HeldoutText
-from langneurons.evaluation.measuring import as_text, measure, split_by_language
+from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
+from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
 from langneurons.identification.neurons import NeuronSet
-from langneurons.models import view
 from langneurons.patches.intervening import unreachable
 from langneurons.patches.patch import Patch, Scale, Set
 from langneurons.recording.statistics import ActivationStats
@@ -169,29 +167,15 @@ def sweep(
         {EVERY_LAYER: None} if layers is None else {name: tuple(members) for name, members in layers.items()}
     )
     patches = _patches(named, chosen, stats, languages, ranges)
-    text = as_text(model, heldout, tokens_per_language, context_length)
+    text = as_heldout_text(model, heldout, tokens_per_language, context_length)
     conditions = {(): []} | {name: [patch] for name, patch in patches.items()}
     rows = measure(model, text, conditions, out, batch_size, progress)
     by_language = {name: split_by_language(one) for name, one in rows.items()}
     baseline = by_language.pop(())
     needed = round(RESAMPLES_PER_EFFECT * len(patches) * len(text.languages))
     options = {"delta": delta, "seed": seed, "resamples": resamples or max(LEAST_RESAMPLES, needed)}
-    effects = {
-        (*name, measured): effect(
-            scored[measured], baseline[measured], value="nll", per="baseline", lower_is_better=True, **options
-        )
-        for name, scored in by_language.items()
-        for measured in text.languages
-    }
-    family = f"model {view(model).name}, held-out text, nll relative to the unpatched model: {len(effects)} effects"
-    settings = {
-        **options,
-        "tokens": text.tokens,
-        "text": text.fingerprint,
-        "model": view(model).fingerprint,
-        "methods": {name: one.method for name, one in named.items()},
-    }
-    table = EffectTable.of(effects, KEYS, family, settings)
+    settings = {"methods": {name: one.method for name, one in named.items()}}
+    table = loss_effects(model, text, by_language, baseline, KEYS, settings, **options)
     described = {name: _described(model, patch) for name, patch in patches.items()}
     of_rows = [described[keys] for keys in table.rows[list(KEYS[:-1])].itertuples(index=False, name=None)]
     return replace(table, rows=pd.concat([table.rows, pd.DataFrame(of_rows, index=table.rows.index)], axis=1))

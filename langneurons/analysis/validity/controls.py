@@ -41,8 +41,9 @@ class RedrawnRandom:
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Uniform random numbers that depend on the recording."""
-        seed = np.frombuffer(stats.probability(0.0).numpy().tobytes(), np.uint32)
-        return _scores(self, stats, torch.from_numpy(np.random.default_rng(seed).random(stats.probability().shape)))
+        recorded = stats.probability().numpy()
+        generator = np.random.default_rng(np.frombuffer(recorded.tobytes(), np.uint32))
+        return _scores(self, stats, torch.from_numpy(generator.random(recorded.shape)))
 
     def identify(self, stats: ActivationStats) -> NeuronSet:
         """Label, in each language, randomly drawn neurons."""

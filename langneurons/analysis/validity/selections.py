@@ -34,23 +34,29 @@ def selections(method: Method, stats: ActivationStats) -> dict[str, Selection]:
     What the method warns of is not passed on: halves and nulls are scored many times, and whoever identifies neurons
     on the whole recording is told there.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LangNeuronsWarning)
-        scores, neurons = method.scores(stats), method.identify(stats)
-    empty = np.empty(0, np.int64)
-    return {
-        language: Selection(scores[language].double().flatten().numpy(), neurons.members.get(language, empty))
-        for language in stats.languages
-    }
+    return _selected(method, stats)[0]
 
 
 def deciding(method: Method, stats: ActivationStats) -> dict[str, Selection]:
     """The selections by which the method decides: one a language, or one in all where its score knows no language."""
-    found = selections(method, stats)
-    if method.scores(stats).languages is not None:
+    found, knows_languages = _selected(method, stats)
+    if knows_languages:
         return found
     members = [one.chosen for one in found.values()]
     return {EVERY: Selection(next(iter(found.values())).scores, np.unique(np.concatenate(members)))}
+
+
+def _selected(method: Method, stats: ActivationStats) -> tuple[dict[str, Selection], bool]:
+    """Every language's selection, and whether the score knows languages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LangNeuronsWarning)
+        scores, neurons = method.scores(stats), method.identify(stats)
+    empty = np.empty(0, np.int64)
+    found = {
+        language: Selection(scores[language].double().flatten().numpy(), neurons.members.get(language, empty))
+        for language in stats.languages
+    }
+    return found, scores.languages is not None
 
 
 def whole(recording: ActivationStats | Halves) -> ActivationStats:
