@@ -15,11 +15,20 @@ if TYPE_CHECKING:
     from langneurons.evaluation.dose import equal_dose as equal_dose
     from langneurons.evaluation.effect_table import EffectTable as EffectTable
     from langneurons.evaluation.effects import effect as effect
+    from langneurons.evaluation.evaluating import evaluate as evaluate
+    from langneurons.evaluation.evaluation import Evaluation as Evaluation
+    from langneurons.evaluation.factorial import Factorial as Factorial
+    from langneurons.evaluation.factorial import factorial as factorial
     from langneurons.evaluation.grids import perplexity_matrix as perplexity_matrix
     from langneurons.evaluation.heldout_text import HeldoutText as HeldoutText
     from langneurons.evaluation.language_modelling import perplexity as perplexity
     from langneurons.evaluation.sweeps import Dose as Dose
     from langneurons.evaluation.sweeps import sweep as sweep
+    from langneurons.evaluation.tasks.completing import completions as completions
+    from langneurons.evaluation.tasks.generation import Generation as Generation
+    from langneurons.evaluation.tasks.heads import ClassificationHead as ClassificationHead
+    from langneurons.evaluation.tasks.xnli import XNLI as XNLI
+    from langneurons.evaluation.tasks.xquad import XQuAD as XQuAD
     from langneurons.identification import AUROC as AUROC
     from langneurons.identification import LAPE as LAPE
     from langneurons.identification import SET1 as SET1
@@ -62,10 +71,18 @@ _PLACES = {
     "evaluation.dose": ("dose", "equal_dose"),
     "evaluation.effect_table": ("EffectTable",),
     "evaluation.effects": ("effect",),
+    "evaluation.evaluating": ("evaluate",),
+    "evaluation.evaluation": ("Evaluation",),
+    "evaluation.factorial": ("Factorial", "factorial"),
     "evaluation.grids": ("perplexity_matrix",),
     "evaluation.heldout_text": ("HeldoutText",),
     "evaluation.language_modelling": ("perplexity",),
     "evaluation.sweeps": ("Dose", "sweep"),
+    "evaluation.tasks.completing": ("completions",),
+    "evaluation.tasks.generation": ("Generation",),
+    "evaluation.tasks.heads": ("ClassificationHead",),
+    "evaluation.tasks.xnli": ("XNLI",),
+    "evaluation.tasks.xquad": ("XQuAD",),
     "identification": (
         "AUROC",
         "ActivationProbability",

@@ -44,6 +44,10 @@ class EffectError(LangNeuronsError):
     """An effect cannot be estimated from what was measured."""
 
 
+class TaskError(LangNeuronsError):
+    """A task's items, templates or predictions are malformed, or do not fit the model."""
+
+
 class StorageError(LangNeuronsError):
     """A file cannot be read or written."""
 

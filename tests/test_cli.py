@@ -10,9 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import langneurons as ln
 from langneurons import cli
+from langneurons.cli.parsing import patch_maker
 from langneurons.errors import LangNeuronsError
 
 
@@ -208,9 +210,98 @@ def test_nulls_need_a_model_and_a_corpus(capsys, monkeypatch, recorded):
     assert "need both --model and --corpus" in said
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A folder of XNLI files of three languages."""
+    folder, labels = tmp_path_factory.mktemp("pairs"), ["entailment", "neutral", "contradiction"]
+    for language in ("en", "hi", "zh"):
+        lines = [f"premise {row // 3}\thypothesis {row}\t{labels[row % 3]}" for row in range(18)]
+        (folder / f"test-{language}.tsv").write_text("\n".join(["premise\thypothesis\tlabel", *lines]), "utf-8")
+    return folder
+
+
+def test_evaluate_prints_scores_and_effects_and_goes_on(capsys, monkeypatch, recorded, pairs, tmp_path):
+    stats, folder = recorded
+    neurons = ln.LAPE(top=0.02).identify(stats).save(tmp_path / "neurons.json")
+    command = ["evaluate", "babel", "--xnli", str(pairs), "--languages", "en,hi", "--items", "5"]
+    command += ["--neurons", str(neurons), "--patch", "0", "--patch", "add:mean", "--statistics", str(folder)]
+    command += ["--controls", "1", "--out", str(tmp_path / "run")]
+    status, said, _ = run(capsys, monkeypatch, *command)
+    assert status == 0
+    assert "chance" in said
+    assert "add:mean" in said
+    kept = ln.Evaluation.load(tmp_path / "run" / "evaluation")
+    assert len(kept.effects()) == 4
+    monkeypatch.setattr(ln.XNLI, "measure", lambda *arguments: pytest.fail("measured again"))
+    assert run(capsys, monkeypatch, *command)[0] == 0
+
+
+def test_evaluate_asks_whatever_tasks_are_given(capsys, monkeypatch, texts, pairs, tmp_path):
+    saved = ln.ClassificationHead(torch.zeros(3, 160), torch.zeros(3), ("entailment", "neutral", "contradiction"))
+    saved.save(tmp_path / "head")
+    heldout = tmp_path / "texts"
+    heldout.mkdir()
+    for path in texts.iterdir():
+        (heldout / f"{path.stem}.heldout.txt").write_text(path.read_text("utf-8"), "utf-8")
+    command = ["evaluate", "babel", "--xnli", str(pairs), "--head", str(tmp_path / "head"), "--prompts", str(heldout)]
+    status, said, _ = run(
+        capsys, monkeypatch, *command, "--source", "en", "--languages", "hi", "--items", "4", "--max-new-tokens", "4"
+    )
+    assert status == 0
+    assert "language forcing" in said
+    assert "head" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["evaluate", "babel"], "give --xnli, --xquad or --prompts"),
+        (["evaluate", "babel", "--xnli", "nowhere"], "no folder nowhere"),
+        (["evaluate", "babel", "--xnli", "PAIRS", "--patch", "0"], "give --neurons too"),
+        (["evaluate", "babel", "--xnli", "PAIRS", "--languages", "fr"], "Unknown language 'fr'"),
+        (["evaluate", "babel", "--xnli", "PAIRS", "--calibration", "some"], "Unknown calibration 'some'"),
+        (["evaluate", "babel", "--xnli", "PAIRS", "--items", "0"], "least is 1"),
+        (["evaluate", "babel", "--xnli", "PAIRS", "--head", "nowhere"], "no such file"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_a_sentence(capsys, monkeypatch, pairs, arguments, sentence):
+    given = [str(pairs) if argument == "PAIRS" else argument for argument in arguments]
+    status, _, said = run(capsys, monkeypatch, *given)
+    assert status == 2
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "patch"),
+    [
+        ("0", "Set"),
+        ("set:1.5", "Set"),
+        ("mean", "Set"),
+        ("add:p90", "Add"),
+        ("scale:2", "Scale"),
+        ("diffmean", "DiffMean"),
+        ("diffmean:2", "DiffMean"),
+    ],
+)
+def test_patches_are_written_as_operation_and_value(recorded, text, patch):
+    stats, _ = recorded
+    neurons = ln.LAPE(top=0.02).identify(stats)
+    assert type(patch_maker(text, stats)(neurons["hi"], "hi")).__name__ == patch
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("sett:1", "did you mean 'set'"), ("scale:much", "factor is a number"), ("diffmean", "--stat")],
+)
+def test_operations_that_cannot_be_meant_are_sentences(text, sentence):
+    with pytest.raises(LangNeuronsError, match=sentence):
+        patch_maker(text, None)
+
+
 @pytest.mark.parametrize(
     ("value", "sentence"), [("much", "number, mean, or a percentile"), ("p101", "percentile"), ("p90", "--statistics")]
 )
 def test_a_value_that_cannot_be_written_is_a_sentence(value, sentence):
     with pytest.raises(LangNeuronsError, match=sentence):
-        cli.patch_maker(value, None)
+        patch_maker(value, None)

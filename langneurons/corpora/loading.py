@@ -61,12 +61,12 @@ def load_corpus(
         >>> load_corpus({"hi": ["नमस्ते"], "en": ["Hello.", " "]})
         Corpus(en: 1 document, hi: 1 document)
     """
-    wanted = None if languages is None else _distinct(languages)
+    wanted = None if languages is None else distinct(languages)
     if isinstance(source, Mapping):
         tables = _from_documents(source, wanted)
     elif str(source) == "babel":
         tables = _from_documents(_phrasebook(babel.FOLDER / "phrasebook.tsv"), wanted)
-    elif isinstance(source, str) and _is_hub_id(source):
+    elif isinstance(source, str) and is_hub_id(source):
         tables = _from_hub(source, wanted, text_column, split, revision)
     else:
         tables = _from_folder(Path(source).expanduser(), wanted, text_column, split)
@@ -80,7 +80,8 @@ def _named(source: str | Path | Mapping[str, Iterable[str]]) -> str:
     return "the dict given" if isinstance(source, Mapping) else str(source)
 
 
-def _distinct(languages: Iterable[str]) -> list[str]:
+def distinct(languages: Iterable[str]) -> list[str]:
+    """The languages, each once, after refusing a text or none."""
     if isinstance(languages, str):
         raise LanguageError(f"Give the languages as a list, such as [{languages!r}], not as the text {languages!r}.")
     chosen = list(dict.fromkeys(languages))
@@ -270,24 +271,41 @@ def _quiet() -> Iterator[None]:
 # ---- a hub data set ----
 
 
-def _is_hub_id(source: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source)) and not Path(source).exists()
-
-
 def _from_hub(
     name: str, wanted: list[str] | None, text_column: str, split: str, revision: str | None
 ) -> dict[str, Dataset]:
+    tables = hub_tables(name, wanted, split, revision)
+    return {language: _text_of(table, name, text_column) for language, table in tables.items()}
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a text looks like the id of a hub data set, and is no path that exists."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source)) and not Path(source).exists()
+
+
+def hub_tables(name: str, wanted: list[str] | None, split: str, revision: str | None) -> dict[str, Dataset]:
+    """Load a hub data set that has a configuration a language, such as ``20231101.hi`` or ``xquad.hi``.
+
+    Args:
+        name: Its id.
+        wanted: Which languages, in which order.
+        split: Which split.
+        revision: A branch, tag or commit.
+
+    Raises:
+        CorpusError: If it cannot be read, or no languages are given.
+        LanguageError: If a language is not there.
+    """
     try:
         configs = _configs_by_language(get_dataset_config_names(name, revision=revision))
         if wanted is None:
             raise CorpusError(f"Say which languages of {name} to load; it has {', '.join(sorted(configs)[:30])}.")
         chosen = {language: configs[language] for language in _choose(wanted, configs)}
-        loaded = {
+        return {
             language: load_dataset(name, config, split=split, revision=revision) for language, config in chosen.items()
         }
     except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
         raise CorpusError(f"{name} is neither a folder here nor a hub data set that can be read: {error}") from error
-    return {language: _text_of(table, name, text_column) for language, table in loaded.items()}
 
 
 def _configs_by_language(configs: Iterable[str]) -> dict[str, str]:

@@ -50,7 +50,7 @@ def pack(
         raise CorpusError(f"{type(tokenizer).__name__} is not a fast tokenizer; load it with AutoTokenizer.")
     _check(context_length, tokens_per_language)
     how = _format_of(tokenizer, context_length)
-    made_from = {"tokenizer": _tokenizer_fingerprint(tokenizer), "tokens_per_language": tokens_per_language}
+    made_from = {"tokenizer": tokenizer_fingerprint(tokenizer), "tokens_per_language": tokens_per_language}
     try:
         packed = PackedCorpus(folder)
         if packed.format == how and packed.made_from == made_from and _holds(packed, corpus):
@@ -86,7 +86,8 @@ def _format_of(tokenizer: PreTrainedTokenizerFast, context_length: int) -> Block
     )
 
 
-def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of how texts become tokens, special tokens that the tokenizer object adds aside."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     # Whoever used the tokenizer last left its truncation and padding there; packing sets both aside.
     lasting = {key: value for key, value in content.items() if key not in ("truncation", "padding")}

@@ -32,7 +32,7 @@ _SCRIPTS = {
 }
 
 # What ISO 639 counts as part of a language with a two-letter code, and py3langid tells apart.
-_MEMBERS = {"zh": {"wuu", "yue"}, "ar": {"arz", "ary"}, "no": {"nn"}, "ku": {"sdh"}, "uz": {"uzs"}}
+MEMBERS = {"zh": {"wuu", "yue"}, "ar": {"arz", "ary"}, "no": {"nn"}, "ku": {"sdh"}, "uz": {"uzs"}}
 
 
 def purity(corpus: Mapping[str, Sequence[str]], sample: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -122,11 +122,10 @@ def _script(letter: str) -> str:
 
 
 def _elsewhere(language: str, documents: Mapping[int, str]) -> dict[str, object]:
-    identifier = _identifier()
     long_enough = {i: text for i, text in documents.items() if sum(map(str.isalpha, text)) >= LEAST_LETTERS}
-    known = language in identifier.labels
-    placed = {i: identifier.classify(text[:CHARACTERS_READ])[0] for i, text in long_enough.items()} if known else {}
-    other = {i: found for i, found in placed.items() if found not in {language, *_MEMBERS.get(language, ())}}
+    known = language in identifier().labels
+    placed = {i: identifier().classify(text[:CHARACTERS_READ])[0] for i, text in long_enough.items()} if known else {}
+    other = {i: found for i, found in placed.items() if found not in {language, *MEMBERS.get(language, ())}}
     return {
         "identified": len(placed),
         "elsewhere": len(other),
@@ -137,6 +136,6 @@ def _elsewhere(language: str, documents: Mapping[int, str]) -> dict[str, object]
 
 
 @cache
-def _identifier() -> LanguageIdentifier:
-    # A private one: whoever restricts py3langid's languages elsewhere does not change a purity table.
-    return LanguageIdentifier.from_model_file(MODEL_FILE)
+def identifier() -> LanguageIdentifier:
+    """Load py3langid, with all of its languages and with probabilities; not to be restricted, for it is shared."""
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -134,7 +134,7 @@ def effect(
         >>> round(found.estimate, 3), found.verdict, found.clusters
         (0.114, 'worse', 20)
     """
-    _check_options(delta, level, resamples)
+    check_options(delta, level, resamples)
     rows = pair(condition, baseline, value, per)
     sums = _sums(rows, per)
     found = spread(sums, resamples, seed)
@@ -220,7 +220,12 @@ def benjamini_hochberg(p: Sequence[float | None] | Float[np.ndarray, " test"]) -
     return adjusted
 
 
-def _check_options(delta: float | int, level: float, resamples: int) -> None:
+def check_options(delta: float | int, level: float, resamples: int) -> None:
+    """Refuse options that no effect can be estimated with, before anything is measured.
+
+    Raises:
+        EffectError: If one is out of range.
+    """
     if not 0 < delta < np.inf:
         raise EffectError(f"delta is the largest difference of no interest: a positive number, given {delta}.")
     if not 0 < level < 1:

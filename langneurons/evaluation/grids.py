@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -12,7 +13,7 @@ from langneurons.errors import EffectError, PatchError, StatisticsError
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
 from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
-from langneurons.evaluation.placement import Placement, placed
+from langneurons.evaluation.placement import placement_columns
 from langneurons.evaluation.selectivity_index import relative_changes, selectivity
 from langneurons.identification.matching import Match
 from langneurons.identification.neurons import NeuronSet
@@ -162,18 +163,11 @@ def _drawn(
 def _beside_controls(table: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
     """Add what the controls of each cell did to its row."""
     grouped = {keys: part["estimate"].tolist() for keys, part in drawn.groupby(["patched", "measured", "control"])}
-    columns: dict[str, list] = {}
-    for patched, measured, estimate in zip(table["patched"], table["measured"], table["estimate"], strict=True):
-        matched = grouped.get((patched, measured, "matched"))
-        where = placed(estimate, matched) if matched else None
-        for name, found in _said(where).items():
-            columns.setdefault(f"control_{name}", []).append(found)
-        others = grouped.get((patched, measured, "other language"), [])
-        columns.setdefault("other_languages_mean", []).append(sum(others) / len(others) if others else None)
-        columns.setdefault("neutral", []).append(next(iter(grouped.get((patched, measured, "neutral"), [])), None))
-    return table.assign(**{name: pd.Series(found, dtype="float64").to_numpy() for name, found in columns.items()})
-
-
-def _said(where: Placement | None) -> dict[str, float | int | None]:
-    names = ("mean", "sd", "low", "high", "position", "p", "draws")
-    return {name: None if where is None else getattr(where, name) for name in names}
+    cells = list(zip(table["patched"], table["measured"], strict=True))
+    others = [grouped.get((*cell, "other language"), []) for cell in cells]
+    neutral = [grouped.get((*cell, "neutral"), [None])[0] for cell in cells]
+    return table.assign(
+        **placement_columns(table["estimate"].tolist(), [grouped.get((*cell, "matched"), []) for cell in cells]),
+        other_languages_mean=np.array([np.mean(one) if one else np.nan for one in others]),
+        neutral=np.array(neutral, dtype=float),
+    )

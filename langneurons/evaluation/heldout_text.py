@@ -7,7 +7,6 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,7 @@ from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
 from langneurons.corpora.blocks import LENGTHS
 from langneurons.corpora.text_bytes import stream_bytes
 from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
+from langneurons.evaluation.scoring import scoring
 from langneurons.models import ModelView, view
 
 EACH = ("block", "document")
@@ -167,7 +167,7 @@ class HeldoutText:
         self._check_score(seen, batch_size, chosen)
         total = sum(len(group) for language in chosen for group in self._groups(language))
         bar = tqdm(total=total, unit=self.each, disable=not progress, smoothing=0.1)
-        with bar, torch.inference_mode(), seen.native_attention(), _evaluating(model):
+        with bar, scoring(model):
             return pd.concat([self._scored(seen, name, batch_size, bar) for name in chosen], ignore_index=True)
 
     def batches(self, language: str, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " block"], Blocks]]:
@@ -325,15 +325,3 @@ def _check(corpus: Corpus, each: str, tokens_per_language: int | None) -> None:
         raise CorpusError("The corpus is empty: it has no language.")
     if each == "document" and tokens_per_language is not None:
         raise CorpusError("Documents are read whole: take fewer of them with corpus.take(), not tokens_per_language.")
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block, and leave every module as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,23 +1,44 @@
 """Measuring one text under many patches: each condition once, kept on disk, so that an interrupted grid goes on."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from langneurons import storage
+from langneurons.corpora.packing import tokenizer_fingerprint
 from langneurons.errors import PatchError, StorageError
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.effects import effect
 from langneurons.evaluation.heldout_text import HeldoutText
-from langneurons.models import view
+from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
 
 Conditions = Mapping[tuple, Sequence[Patch]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to measure under some patches.
+
+    Attributes:
+        patches: Written together while it is measured; none for the unpatched model.
+        about: A hash of everything else that decides what comes out, but not of the model.
+        score: Measures it.
+        generates: Whether the model generates meanwhile.
+    """
+
+    patches: Sequence[Patch]
+    about: str
+    score: Callable[[], pd.DataFrame]
+    generates: bool = False
 
 
 def measure(
@@ -33,9 +54,8 @@ def measure(
     Args:
         model: From ``load_model``; patches that are already written stay written, but then nothing can be kept.
         text: What to score.
-        conditions: Name -> the patches written together; none for the unpatched model. All are checked before the first
-            is measured, and equal ones are measured once.
-        out: Folder that keeps what was measured; the same call goes on there.
+        conditions: Name -> the patches written together; none for the unpatched model.
+        out: As for ``measure_jobs``.
         batch_size: Blocks a forward.
         progress: Show a progress bar on standard error.
 
@@ -43,7 +63,36 @@ def measure(
         Name -> language-model rows: language, item, cluster, nll, tokens, bytes.
 
     Raises:
-        PatchError: If a patch does not fit the model, or is of generated positions only, of which a text has none; or
+        LangNeuronsError: As ``measure_jobs``.
+    """
+    jobs = {
+        name: Job(patches, text.fingerprint, lambda: text.score(model, batch_size=batch_size))
+        for name, patches in conditions.items()
+    }
+    return measure_jobs(model, jobs, out, progress)
+
+
+def measure_jobs(
+    model: torch.nn.Module,
+    jobs: Mapping[tuple, Job],
+    out: str | Path | None = None,
+    progress: bool = True,
+    then: Callable[[tuple, pd.DataFrame], Any] | None = None,
+) -> dict[tuple, Any]:
+    """Measure every job once, and equal ones together.
+
+    Args:
+        model: From ``load_model``; patches that are already written stay written, but then nothing can be kept.
+        jobs: What to measure, by name. All patches are checked before the first is measured.
+        out: Folder that keeps what was measured; the same call goes on there.
+        progress: Show a progress bar on standard error.
+        then: What to keep of a job's name and rows, in the order of the jobs; None keeps the rows.
+
+    Returns:
+        Name -> rows, or what ``then`` made of them.
+
+    Raises:
+        PatchError: If a patch does not fit the model, or is of generated positions only where nothing is generated; or
             if something else is attached to the model while ``out`` is given.
         SiteMismatchError: If neurons or values belong to another model.
         StorageError: If the folder cannot be written.
@@ -54,28 +103,48 @@ def measure(
             f"Something is attached to {seen.name!r}, such as a patch, so what is measured cannot be kept for the "
             "model as it is: leave the block first, or leave out= away."
         )
-    for patches in conditions.values():
-        for patch in patches:
+    for job in jobs.values():
+        for patch in job.patches:
             check_fits(patch, seen)
-            check_reads_text(patch)
-    by_key: dict[str, pd.DataFrame] = {}
-    plain = (seen.fingerprint, seen.backend, str(seen.dtype), text.fingerprint)
+            if not job.generates:
+                check_reads_text(patch)
+    plain = (seen.fingerprint, seen.backend, str(seen.dtype), str(seen.context_length), *_tokenizer_parts(seen))
     keys = {
-        name: storage.fingerprint(*plain, *(patch.fingerprint for patch in patches))
-        for name, patches in conditions.items()
+        name: storage.fingerprint(*plain, job.about, *(patch.fingerprint for patch in job.patches))
+        for name, job in jobs.items()
     }
-    for name in tqdm(conditions, unit="condition", disable=not progress):
-        if (key := keys[name]) in by_key:
-            continue
-        path = None if out is None else Path(out) / "rows" / f"{key}.parquet"
-        if path is not None and (kept := _kept(path)) is not None:
-            by_key[key] = kept
-            continue
-        with patching(seen, conditions[name]):
-            by_key[key] = text.score(model, batch_size=batch_size)
-        if path is not None:
-            storage.write_table(path, by_key[key])
-    return {name: by_key[keys[name]] for name in conditions}
+    uses = Counter(keys.values())
+    by_key: dict[str, pd.DataFrame] = {}
+    found: dict[tuple, Any] = {}
+    for name, job in tqdm(jobs.items(), unit="condition", disable=not progress):
+        key = keys[name]
+        if key not in by_key:
+            by_key[key] = _measured(seen, job, None if out is None else Path(out) / "rows" / f"{key}.parquet")
+        found[name] = by_key[key] if then is None else then(name, by_key[key])
+        uses[key] -= 1
+        if not uses[key]:
+            del by_key[key]  # with many controls, rows that nobody keeps would fill the memory
+    return found
+
+
+def _tokenizer_parts(seen: ModelView) -> list[str]:
+    """What decides how texts become tokens: the same weights may come with another tokenizer."""
+    tokenizer = seen.tokenizer
+    if tokenizer is None:
+        return []
+    fast = isinstance(tokenizer, PreTrainedTokenizerFast)
+    rules = tokenizer_fingerprint(tokenizer) if fast else repr(sorted(tokenizer.get_vocab().items()))
+    return [rules, repr(sorted(tokenizer.special_tokens_map.items()))]
+
+
+def _measured(seen: ModelView, job: Job, path: Path | None) -> pd.DataFrame:
+    if path is not None and (kept := _kept(path)) is not None:
+        return kept
+    with patching(seen, job.patches):
+        rows = job.score()
+    if path is not None:
+        storage.write_table(path, rows)
+    return rows
 
 
 def check_reads_text(patch: Patch) -> None:

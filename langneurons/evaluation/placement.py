@@ -81,6 +81,26 @@ def placed(
     )
 
 
+def placement_columns(
+    estimates: Sequence[float | int], controls: Sequence[Sequence[float | int]]
+) -> dict[str, Float[np.ndarray, " row"]]:
+    """Say in columns of a table where each of its estimates lies among its controls; NaN where it has none.
+
+    Args:
+        estimates: One a row.
+        controls: Of each row.
+
+    Returns:
+        control_mean, control_sd, control_low, control_high, control_position, control_p, control_draws.
+    """
+    found = [placed(value, drawn) if len(drawn) else None for value, drawn in zip(estimates, controls, strict=True)]
+    names = ("mean", "sd", "low", "high", "position", "p", "draws")
+    return {
+        f"control_{name}": np.array([np.nan if one is None else getattr(one, name) for one in found], dtype=float)
+        for name in names
+    }
+
+
 def _rank_p(value: float, drawn: Float[np.ndarray, " draw"]) -> float:
     centre = (drawn.sum() + value) / (len(drawn) + 1)
     tolerance = 1e-12 * max(abs(value), float(np.abs(drawn).max()))

@@ -261,7 +261,11 @@ class NeuronSet:
         return table
 
     def matched_control(
-        self, stats: ActivationStats | None, seed: int = 0, match: Match = "layer+magnitude"
+        self,
+        stats: ActivationStats | None,
+        seed: int = 0,
+        match: Match = "layer+magnitude",
+        exclude: "NeuronSet | None" = None,
     ) -> "NeuronSet":
         """Draw neurons that belong to no label but are otherwise like each label's neurons.
 
@@ -273,6 +277,7 @@ class NeuronSet:
             stats: Statistics of the same model; None suffices for ``"layer"``.
             seed: Of the draw; a label's draw does not depend on the other labels' names.
             match: ``"layer+magnitude"`` or ``"layer"``.
+            exclude: Neurons that cannot be drawn either, such as those of labels that this set was taken from.
 
         Raises:
             NeuronSetError: If a layer (or a decile of it) has too few neurons left: nothing is padded.
@@ -282,6 +287,9 @@ class NeuronSet:
         if stats is not None:
             stats = fitting_statistics(stats, self.shape, self.site, self.model)
         taken = self._union()
+        if exclude is not None:
+            self._check_comparable(exclude)
+            taken = np.union1d(taken, exclude._union())
         drawn = {
             label: draw_matched(label, flat, taken, strata(label, self.shape, stats, match), seed, match)
             for label, flat in self.members.items()

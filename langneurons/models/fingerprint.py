@@ -1,6 +1,7 @@
 """One short text that says which weights a model has."""
 
 import hashlib
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -41,13 +42,27 @@ def module_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in module.named_parameters(remove_duplicate=False)}
 
 
-def weights_version(module: nn.Module) -> str:
-    """Say cheaply whether weights may have changed: it differs after any in-place change, exchange or cast.
+class WeightsVersion:
+    """Which parameters a module has, and how often each was changed: cheap to compare, without reading a weight.
 
     Changes made through ``parameter.data`` escape it, as they escape autograd.
+
+    Args:
+        module: The module as it is at this moment.
     """
-    weights = module.named_parameters(remove_duplicate=False)
-    return fingerprint(*(f"{name} {weight._version} {weight.dtype}" for name, weight in weights))
+
+    def __init__(self, module: nn.Module) -> None:
+        weights = module.named_parameters(remove_duplicate=False)
+        # Held weakly and compared by identity: the id of a parameter that is gone may be given to another.
+        self._seen = [(name, weakref.ref(weight), weight._version, weight.dtype) for name, weight in weights]
+
+    def current(self, module: nn.Module) -> bool:
+        """Whether no parameter was changed in place, exchanged or cast since."""
+        weights = list(module.named_parameters(remove_duplicate=False))
+        return len(weights) == len(self._seen) and all(
+            reference() is weight and (name, version, dtype) == (now, weight._version, weight.dtype)
+            for (name, reference, version, dtype), (now, weight) in zip(self._seen, weights, strict=True)
+        )
 
 
 def _tensor_parts(name: str, weight: torch.Tensor) -> tuple[str, bytes, bytes]:

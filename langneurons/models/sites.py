@@ -6,6 +6,7 @@ the hook points both classes share are used: ``mlp.hook_pre``, ``mlp.hook_pre_li
 ``attn.hook_z`` and ``hook_resid_post``.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,26 @@ class Layer:
             return values if values.ndim == 4 else values.unflatten(-1, (self.n_heads, -1))
         return values if values.ndim == 3 else values.unflatten(0, (self.batch_size, -1))
 
+    def output_weights(self, site: str) -> torch.Tensor:
+        """What the site's units write to the residual stream: W_out, or each head's rows of W_O in turn."""
+        return self.attention.W_O.flatten(0, -2) if site == "head" else self.mlp.W_out
+
+    @torch.no_grad()
+    def output_norm(self, site: str) -> torch.Tensor:
+        """The norm of what each of the site's units writes, in float32 on CPU."""
+        if site == "resid_post":
+            return torch.ones(self.mlp.W_out.shape[1])
+        weights = self.output_weights(site).float()
+        by_unit = weights.reshape(self.n_heads, -1) if site == "head" else weights
+        return by_unit.norm(dim=1).cpu()
+
+    def post_of(self, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
+        """Compute ``post`` from ``pre`` (and ``up`` on gated MLPs), as the MLP does."""
+        act = self.act_fn(pre)
+        if up is None:
+            return act
+        return act * up + self.mlp.b_in if self.adds_bias else act * up
+
     def batch_hooks(self) -> list[tuple[Any, Hook]]:
         """Remember the batch size, where the MLP does not see it."""
 
@@ -90,6 +111,15 @@ class Layer:
     def forget(self) -> None:
         """Let go of the tensors of the last forward."""
         self.pre = self.up = self.act = None
+
+
+@torch.no_grad()
+def range_of(act_fn: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> tuple[float, float]:
+    """Find the least and the largest value of an activation function; inf where it has no bound."""
+    z = torch.cat([torch.linspace(-60, 60, 120_001), torch.tensor([-1e4, 1e4])]).to(device, torch.float32)
+    act = act_fn(z).double()
+    unbounded_below, unbounded_above = bool(act[-2] < act[:-2].min() - 1), bool(act[-1] > act[:-2].max() + 1)
+    return (-math.inf if unbounded_below else float(act.min()), math.inf if unbounded_above else float(act.max()))
 
 
 def reading_hooks(layer: Layer, readers: Mapping[str, Reader]) -> list[tuple[Any, Hook]]:

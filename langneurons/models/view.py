@@ -1,8 +1,7 @@
 """One vocabulary over HookedTransformer and TransformerBridge, whoever loaded them."""
 
 import inspect
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -13,11 +12,22 @@ from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import HookSiteError, LangNeuronsError, ModelError, unknown
 from langneurons.models.bridge import bridge_activation, native_attention
-from langneurons.models.fingerprint import module_fingerprint, weights_version
+from langneurons.models.fingerprint import WeightsVersion, module_fingerprint
 from langneurons.models.following import Following, following
+from langneurons.models.generating import GeneratedRows, Stop, generate_hooked, generate_hugging_face
 from langneurons.models.hooked import activation_of, hooked_class
 from langneurons.models.probe import Probe
-from langneurons.models.sites import SITES, Change, Layer, Reader, attached, reading_hooks, writing_hooks
+from langneurons.models.sites import (
+    SITES,
+    Change,
+    Hook,
+    Layer,
+    Reader,
+    attached,
+    range_of,
+    reading_hooks,
+    writing_hooks,
+)
 
 _VIEW = "_langneurons_view"
 
@@ -70,7 +80,8 @@ class ModelView:
         self.gated = self._layers[0].gated
         self.act_fn_name: str = model.cfg.act_fn if self.backend == "hooked" else activation_of(self._hf_model.config)
         self._widths: dict[str, int] = {}
-        self._fingerprint: tuple[str, str] | None = None
+        self._fingerprint: tuple[WeightsVersion, str] | None = None
+        self._held_fingerprint: str | None = None
         self._attention: str | None = None
         self._act_range: tuple[float, float] | None = None
         vars(model)[_VIEW] = self
@@ -91,14 +102,15 @@ class ModelView:
 
         Equal for both backends loaded through load_model from the same weights and dtype.
         """
-        version = weights_version(self.model)
-        if self._fingerprint is None or self._fingerprint[0] != version:
-            self._fingerprint = (version, module_fingerprint(self.model))
+        if self._held_fingerprint is not None:
+            return self._held_fingerprint
+        if self._fingerprint is None or not self._fingerprint[0].current(self.model):
+            self._fingerprint = (WeightsVersion(self.model), module_fingerprint(self.model))
         return self._fingerprint[1]
 
     def remember_fingerprint(self, fingerprint: str) -> None:
         """Keep the fingerprint of the weights the model was loaded with, until they change."""
-        self._fingerprint = (weights_version(self.model), fingerprint)
+        self._fingerprint = (WeightsVersion(self.model), fingerprint)
 
     def width(self, site: str) -> int:
         """Count a layer's neurons at a site (its heads at ``head``), as read from the site's tensor."""
@@ -129,9 +141,7 @@ class ModelView:
         return run(tokens.to(self.device), attention_mask, logits)
 
     def _run_hooked(self, tokens: torch.Tensor, mask: torch.Tensor | None, logits: bool) -> torch.Tensor | None:
-        if mask is None and getattr(self.model.tokenizer, "padding_side", "right") == "left":
-            # Without a mask HookedTransformer would take every padding token's id for padding.
-            mask = torch.ones_like(tokens)
+        mask = self._mask(tokens, mask)
         out = self.model(tokens, attention_mask=mask, stop_at_layer=None if logits else self.n_layers)
         return out if logits else None
 
@@ -143,6 +153,87 @@ class ModelView:
         out = self.model(tokens, attention_mask=mask, **options)
         return out if logits else None
 
+    def hidden(
+        self,
+        tokens: Int[torch.Tensor, "batch position"],
+        attention_mask: Int[torch.Tensor, "batch position"] | None = None,
+    ) -> Float[torch.Tensor, "batch position d_model"]:
+        """Run the model up to what its unembedding reads: the residual stream after the final norm.
+
+        Args:
+            tokens: Token ids, special tokens included, padding on the right.
+            attention_mask: 0 for what no position attends to; None hides nothing. Padding is read like any other
+                position, numbered on from the text, as transformers does.
+        """
+        tokens = tokens.to(self.device)
+        if self.backend == "bridge":
+            return self._hf_model.base_model(tokens, attention_mask=attention_mask).last_hidden_state
+        # Not by TransformerLens' own mask, which would number padding as the last real token.
+        with attached([] if attention_mask is None else self._hiding(attention_mask.to(self.device) == 0)):
+            residual = self.model(tokens, attention_mask=self._mask(tokens, None), stop_at_layer=self.n_layers)
+        return self.model.ln_final(residual)
+
+    def _hiding(self, keys: torch.Tensor) -> list[tuple[Any, Hook]]:
+        def hide(scores: torch.Tensor) -> torch.Tensor:
+            return scores.masked_fill(keys[:, None, None].to(scores.device), -torch.inf)
+
+        return [(layer.attention.hook_attn_scores, hide) for layer in self._layers]
+
+    def logits_at(
+        self, tokens: Int[torch.Tensor, "batch position"], positions: Sequence[int]
+    ) -> Float[torch.Tensor, "batch chosen token"]:
+        """Run the model and unembed some positions only: all of them would fill the memory for a large vocabulary.
+
+        Args:
+            tokens: Token ids, special tokens included, padding on the right.
+            positions: Which.
+        """
+        tokens, kept = tokens.to(self.device), torch.tensor(list(positions), device=self.device)
+        if self.backend == "hooked" and not self.model.cfg.output_logits_soft_cap > 0:
+            return self.model.unembed(self.hidden(tokens)[:, kept])
+        if self.backend == "bridge" and "logits_to_keep" in inspect.signature(self._hf_model.forward).parameters:
+            return self.model(tokens, use_cache=False, logits_to_keep=kept)
+        logits = self.forward(tokens)
+        assert logits is not None
+        return logits[:, kept]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Int[torch.Tensor, "row position"],
+        attention_mask: Int[torch.Tensor, "row position"],
+        max_new_tokens: int,
+        stop: Stop | None = None,
+        eos: int | None = None,
+        min_new_tokens: int = 0,
+    ) -> list[list[int]]:
+        """Generate greedily, with a key-value cache; hooks see every step.
+
+        Args:
+            tokens: Left-padded prompts; with the padding and the new tokens they must fit in the context.
+            attention_mask: 0 for padding, 1 for real tokens.
+            max_new_tokens: The most that a row generates.
+            stop: Whether a row ends with the ids it has generated so far.
+            eos: The id that ends a row.
+            min_new_tokens: How long that id is not chosen.
+
+        Returns:
+            The ids that each row generated, up to and with what ended it.
+        """
+        tokens, attention_mask = tokens.to(self.device), attention_mask.to(self.device)
+        rows = GeneratedRows(len(tokens), max_new_tokens, stop, eos, min_new_tokens)
+        if self.backend == "hooked":
+            generate_hooked(self.model, tokens, attention_mask, rows)
+        else:
+            generate_hugging_face(self._hf_model, tokens, attention_mask, rows, max_new_tokens)
+        return rows.ids
+
+    def _mask(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        if mask is None and getattr(self.model.tokenizer, "padding_side", "right") == "left":
+            # Without a mask HookedTransformer would take every padding token's id for padding.
+            return torch.ones_like(tokens)
+        return mask
+
     @contextmanager
     def native_attention(self) -> Iterator[None]:
         """Run a bridge's attention in transformers' own way inside the block, about as fast as the plain model.
@@ -151,8 +242,14 @@ class ModelView:
         changes for a HookedTransformer, nor for a bridge that failed the check of this at load, or was not loaded by
         load_model.
         """
-        with native_attention(self.model, self._attention) if self._attention else nullcontext():
-            yield
+        before = self._held_fingerprint
+        if self._fingerprint is not None:
+            self._held_fingerprint = self.fingerprint  # inside, parameters have other names
+        try:
+            with native_attention(self.model, self._attention) if self._attention else nullcontext():
+                yield
+        finally:
+            self._held_fingerprint = before
 
     def try_native_attention(self, implementation: str, probe: Probe) -> None:
         """Make ``native_attention`` available if, with it, sites still fire once and logits are still right."""
@@ -199,9 +296,7 @@ class ModelView:
             HookSiteError: If the cache does not hold the hook the site is read from.
         """
         self._known(site)
-        reads_pre = site == "pre" or (site == "act" and self.gated)
-        hooks = {"head": "attn.hook_z", "resid_post": "hook_resid_post"}
-        name = f"blocks.{layer}.{hooks.get(site, 'mlp.hook_pre' if reads_pre else 'mlp.hook_post')}"
+        name = self._layers[layer].point(site).name
         try:
             values = cache[name]
         except KeyError as error:
@@ -245,15 +340,7 @@ class ModelView:
             Norms in float32, on CPU.
         """
         self._known(site)
-        return torch.stack([self._output_norm(layer, site) for layer in self._layers])
-
-    @torch.no_grad()
-    def _output_norm(self, layer: Layer, site: str) -> Float[torch.Tensor, " unit"]:
-        if site == "resid_post":
-            return torch.ones(self.width(site))
-        if site != "head":
-            return layer.mlp.W_out.float().norm(dim=1).cpu()
-        return layer.attention.W_O.float().reshape(layer.n_heads, -1).norm(dim=1).cpu()
+        return torch.stack([layer.output_norm(site) for layer in self._layers])
 
     @torch.no_grad()
     def check_sites(self, tokens: Int[torch.Tensor, "batch position"]) -> Float[torch.Tensor, "batch position token"]:
@@ -293,8 +380,7 @@ class ModelView:
             layer: The layer.
             site: Any site of the MLP, or ``head``.
         """
-        one = self._layers[layer]
-        return one.attention.W_O.flatten(0, -2) if site == "head" else one.mlp.W_out
+        return self._layers[layer].output_weights(site)
 
     @property
     def hooked(self) -> bool:
@@ -303,33 +389,22 @@ class ModelView:
 
     def post_of(self, layer: int, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
         """Compute ``post`` from ``pre`` (and ``up`` on gated MLPs), as the layer's MLP does."""
-        one = self._layers[layer]
-        act = one.act_fn(pre)
-        if up is None:
-            return act
-        return act * up + one.mlp.b_in if one.adds_bias else act * up
+        return self._layers[layer].post_of(pre, up)
 
     def act_range(self) -> tuple[float, float]:
         """Find the least and the largest value that the activation function can give; inf where it has no bound."""
         if self._act_range is None:
-            self._act_range = self._found_act_range()
+            self._act_range = range_of(self.act_fn(0), self.device)
         return self._act_range
-
-    @torch.no_grad()
-    def _found_act_range(self) -> tuple[float, float]:
-        z = torch.cat([torch.linspace(-60, 60, 120_001), torch.tensor([-1e4, 1e4])]).to(self.device, torch.float32)
-        act = self.act_fn(0)(z).double()
-        unbounded_below, unbounded_above = bool(act[-2] < act[:-2].min() - 1), bool(act[-1] > act[:-2].max() + 1)
-        return (-math.inf if unbounded_below else float(act.min()), math.inf if unbounded_above else float(act.max()))
 
     @contextmanager
     def following(self) -> Iterator[Following]:
         """Tell, inside the block, which positions of the running forward are prompt and which are generated.
 
-        Every forward that is not part of a ``generate`` (of the model, or of the Hugging Face model in a bridge) is all
-        prompt.
+        Every forward that is not part of a ``generate`` (of this view, of the model, or of the Hugging Face model in a
+        bridge) is all prompt.
         """
-        generators = [self.model] if self.backend == "hooked" else [self.model, self._hf_model]
+        generators = [self, self.model] if self.backend == "hooked" else [self, self.model, self._hf_model]
         with following(generators, self._layers[0].input_point) as progress:
             yield progress
 

@@ -49,6 +49,8 @@ class Patch(ABC):
     allow_site_mismatch: bool = False
 
     def __post_init__(self) -> None:
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))  # a generator could be read once only
         if not len(self.neurons):
             raise PatchError(f"The neuron set is empty ({self.neurons!r}): there is nothing to patch.")
         if self.positions not in POSITIONS:

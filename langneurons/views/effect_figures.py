@@ -17,6 +17,7 @@ DIVERGING = "RdBu_r"
 MARKS = {"worse": "*", "better": "*", "equivalent": "", "inconclusive": "?"}
 NATURAL_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 OWN, OTHER = COLOURS[1], COLOURS[0]
+CONTROL_INTERVAL = {"control_mean", "control_low", "control_high"}
 SYMBOLS = {"set": "circle", "quantile": "diamond-open"}
 NAMES = {"set": "one constant", "quantile": "own quantiles"}
 
@@ -72,6 +73,72 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
     figure.update_xaxes(title="measured in", showgrid=False)
     figure.update_yaxes(title="patched neurons of", autorange="reversed", showgrid=False)
     return styled(figure, "Change of each language's loss, % of its own", 150 + 46 * len(estimate))
+
+
+def effects(table: EffectTable) -> go.Figure:
+    """Draw effects with their intervals: a point for each patch and language, beside what its controls did.
+
+    Args:
+        table: With the keys ``patch`` and ``language``, from ``Evaluation.effects``.
+
+    Returns:
+        A forest plot in points. The grey band is what counts as no difference; a hollow mark is an effect that is
+        neither significant in its family (Holm) nor equivalent to none; a grey bar is the interval in which one more
+        matched control would lie. Hovering shows verdict, minimal detectable effect and sizes.
+
+    Raises:
+        EffectError: If the table has other keys.
+
+    Example:
+        >>> before = pd.DataFrame({"item": range(40), "cluster": range(40), "accuracy": [0.0, 1.0] * 20})
+        >>> found = ln.effect(before, before, "accuracy", "row")
+        >>> ln.plot.effects(EffectTable.of({("zero", "hi"): found}, ("patch", "language"), "1 effect")).data[0].name
+        'zero'
+    """
+    if table.keys != ["patch", "language"]:
+        raise EffectError(f"This table has the keys {', '.join(table.keys)}; drawn are those of patch and language.")
+    delta, patches = 100 * float(table.settings["delta"]), list(table.rows["patch"].unique())
+    figure = go.Figure()
+    if set(table.rows.columns) >= CONTROL_INTERVAL:
+        figure.add_trace(_control_bars(table.rows))
+    for number, patch in enumerate(patches):
+        figure.add_trace(_forest(table.rows.query("patch == @patch"), patch, number))
+    figure.add_vrect(x0=-delta, x1=delta, fillcolor="#999999", opacity=0.15, line_width=0, layer="below")
+    figure.add_vline(x=0, line_width=1, line_color="#555555")
+    measured = table.settings.get("measured", table.settings["value"])
+    figure.update_xaxes(title=f"change of {measured} against the unpatched model, points")
+    figure.update_yaxes(autorange="reversed", type="multicategory")
+    title = " ".join(str(table.settings.get(name, "")) for name in ("task", "protocol")).strip() or "Effects"
+    return styled(figure, f"{title}: {measured} under each patch", 170 + 26 * len(table))
+
+
+def _forest(rows: pd.DataFrame, patch: str, number: int) -> go.Scatter:
+    sure = [verdict != "inconclusive" for verdict in rows["verdict"]]
+    colour = COLOURS[number % len(COLOURS)]
+    estimate, low, high = (100 * rows[name].to_numpy(float) for name in ("estimate", "low", "high"))
+    return go.Scatter(
+        x=estimate,
+        y=[rows["language"].tolist(), rows["patch"].tolist()],
+        error_x={"type": "data", "array": high - estimate, "arrayminus": estimate - low, "color": colour},
+        mode="markers",
+        name=patch,
+        marker={"color": colour, "size": 9, "symbol": ["circle" if one else "circle-open" for one in sure]},
+        customdata=[_hover(cell) for cell in rows.to_dict("records")],
+        hovertemplate="%{y}<br>%{customdata}<extra></extra>",
+    )
+
+
+def _control_bars(rows: pd.DataFrame) -> go.Scatter:
+    mean, low, high = (100 * rows[f"control_{name}"].to_numpy(float) for name in ("mean", "low", "high"))
+    return go.Scatter(
+        x=mean,
+        y=[rows["language"].tolist(), rows["patch"].tolist()],
+        error_x={"type": "data", "array": high - mean, "arrayminus": mean - low, "color": "#bbbbbb", "thickness": 6},
+        mode="markers",
+        name="matched controls",
+        marker={"color": "#888888", "size": 6, "symbol": "line-ns-open"},
+        hoverinfo="skip",
+    )
 
 
 def dose_response(

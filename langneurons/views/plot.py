@@ -11,10 +11,10 @@ import plotly.graph_objects as go
 from langneurons.errors import NeuronSetError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
-from langneurons.views.effect_figures import dose_response, perplexity_matrix
+from langneurons.views.effect_figures import dose_response, effects, perplexity_matrix
 from langneurons.views.style import COLOURS, DASHES, styled
 
-__all__ = ["dose_response", "histogram", "layer_heatmap", "overlap", "perplexity_matrix"]
+__all__ = ["dose_response", "effects", "histogram", "layer_heatmap", "overlap", "perplexity_matrix"]
 
 SHADES = "Blues"
 

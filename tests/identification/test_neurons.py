@@ -294,3 +294,10 @@ def test_controls_refuse_other_statistics(magnitudes):
     counts = ActivationStats.from_counts(torch.zeros(1, 2, 9, dtype=torch.long), torch.tensor([4]), ["hi"])
     with pytest.raises(NeuronSetError, match="different models"):
         NeuronSet.of({"hi": []}, (2, 200), "act").matched_control(counts)
+
+
+def test_controls_leave_out_what_is_excluded():
+    neurons = NeuronSet.of({"hi": [(0, 0)]}, (1, 4), "act")
+    others = NeuronSet.of({"en": [(0, 1), (0, 2)]}, (1, 4), "act")
+    drawn = neurons.matched_control(None, match="layer", exclude=others)
+    assert drawn.indices().tolist() == [[0, 3]]

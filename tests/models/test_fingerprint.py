@@ -4,7 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langneurons.models.fingerprint import module_fingerprint, weights_fingerprint
+import langneurons as ln
+from langneurons.models import view
+from langneurons.models.fingerprint import WeightsVersion, module_fingerprint, weights_fingerprint
+from tests.tiny_models import save_tiny
 
 
 def weights():
@@ -44,3 +47,28 @@ def test_buffers_do_not_count():
 def test_empty_scalar_and_half_precision_tensors_are_hashed():
     tensors = {"a": torch.empty(0, 3), "b": torch.tensor(1.0), "c": torch.ones(2, dtype=torch.float16)}
     assert len(weights_fingerprint(tensors)) == 32
+
+
+def test_changed_exchanged_and_swapped_parameters_are_noticed():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    version = WeightsVersion(module)
+    assert version.current(module)
+    with torch.no_grad():
+        module[0].weight.add_(1)
+    assert not version.current(module)
+    for _ in range(20):  # ids of freed parameters are given again
+        version = WeightsVersion(module)
+        module[0].weight = torch.nn.Parameter(module[0].weight.detach() + 1)
+        module[0].weight = torch.nn.Parameter(module[0].weight.detach() + 1)
+        assert not version.current(module)
+    version = WeightsVersion(module)
+    module[0].weight, module[1].weight = module[1].weight, module[0].weight
+    assert not version.current(module)
+
+
+def test_a_bridge_has_one_fingerprint_whatever_attention_it_runs(tmp_path):
+    seen = view(ln.load_model(str(save_tiny(tmp_path, "llama")), backend="bridge"))
+    with seen.native_attention():
+        assert seen.fingerprint == view(seen.model).fingerprint
+        inside = seen.fingerprint
+    assert inside == seen.fingerprint

@@ -1,5 +1,6 @@
 """Patches are checked when they are made: what does not fit is refused in a sentence."""
 
+import dataclasses
 import math
 
 import jaxtyping
@@ -253,3 +254,9 @@ def test_diffmean_needs_the_language_another_one_and_the_site():
     assert "'post'" in text
     counts = ln.ActivationStats.from_counts(torch.ones(2, *SHAPE).long(), torch.tensor([5, 5]), ["en", "hi"])
     refused(StatisticsError, lambda: ln.DiffMean(neurons_at(), counts, "hi"))
+
+
+def test_layers_may_be_given_as_a_generator_and_copied():
+    neurons = ln.NeuronSet.of({"hi": [(0, 1), (1, 2)]}, (2, 8), "act")
+    patch = ln.Set(neurons, 0.0, layers=(layer for layer in [1]))
+    assert set(dataclasses.replace(patch).by_layer) == {1}

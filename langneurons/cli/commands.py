@@ -3,32 +3,21 @@
 Exit status: 0 done; 2 the user can mend it (one or two lines on standard error); 130 interrupted, run again to go on.
 """
 
-import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO, cast, get_args
+from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import pandas as pd
 import typer
 
 import langneurons as ln
+from langneurons.cli.parsing import METHODS, codes, language_patches, listed, make_method, patch_maker
 from langneurons.demo import run_demo
-from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StatisticsError, unknown
+from langneurons.errors import LangNeuronsError, LangNeuronsWarning, PatchError, StatisticsError, TaskError
+from langneurons.evaluation.evaluating import chosen_languages
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
-
-METHODS = {
-    "lape": "LAPE",
-    "activation-probability": "ActivationProbability",
-    "mean-activation": "MeanActivation",
-    "mean-difference": "MeanDifference",
-    "token-ap": "TokenAP",
-    "auroc": "AUROC",
-    "entropy-lambda": "EntropyLambda",
-    "random": "Random",
-}
 
 app = typer.Typer(
     help="Find the language-specific neurons of multilingual language models.",
@@ -79,14 +68,14 @@ def record(
     device: Device = None,
 ) -> None:
     """Record what every neuron does in every language."""
-    loaded = ln.load_corpus(corpus, _codes(languages), text_column=text_column, split=split).shuffle(seed)
+    loaded = ln.load_corpus(corpus, codes(languages), text_column=text_column, split=split).shuffle(seed)
     stats = ln.record(
         ln.load_model(model, backend=backend, dtype=dtype, device=device),
         loaded,
         tokens_per_language=tokens,
         context_length=context_length,
         batch_size=batch_size,
-        sites=tuple(_listed(sites)),
+        sites=tuple(listed(sites)),
         out=out,
     )
     print(f"{stats}\nNext: langneurons identify {out}")
@@ -104,8 +93,8 @@ def identify(
     """Name each language's neurons from recorded statistics."""
     stats = ln.ActivationStats.load(statistics)
     stats = stats if site is None else stats.at(site)
-    codes = _codes(languages)
-    neurons = make_method(method, option or []).identify(stats if codes is None else stats.select(codes))
+    wanted = codes(languages)
+    neurons = make_method(method, option or []).identify(stats if wanted is None else stats.select(wanted))
     path = neurons.save(out or statistics / f"neurons.{method}.json")
     layers = neurons.counts()
     table = pd.DataFrame(
@@ -126,7 +115,9 @@ def perplexity(
     neurons: Annotated[
         Path | None, typer.Option(help="A file that identify wrote: patch each language's neurons.")
     ] = None,
-    value: Annotated[str, typer.Option(help="What to write: a number, mean, or a percentile such as p90.")] = "0",
+    value: Annotated[
+        str, typer.Option(help="What to write: a number, mean, a percentile such as p90; or add:mean, scale:2, ...")
+    ] = "0",
     statistics: Annotated[
         Path | None,
         typer.Option(help="A folder that record wrote, for mean, percentiles and controls of equal magnitude."),
@@ -150,7 +141,7 @@ def perplexity(
     """Measure how well a model predicts each language, or what patching each language's neurons does to all of them."""
     if neurons is None and (statistics, out, value) != (None, None, "0"):
         raise StatisticsError("--value, --statistics and --out are about patching: give --neurons too.")
-    loaded = ln.load_corpus(corpus, _codes(languages), text_column=text_column, split=split).shuffle(seed)
+    loaded = ln.load_corpus(corpus, codes(languages), text_column=text_column, split=split).shuffle(seed)
     # What can be wrong with the small files is said before the model is loaded.
     chosen = None if neurons is None else ln.NeuronSet.load(neurons)
     stats = None if statistics is None else ln.ActivationStats.load(statistics)
@@ -169,6 +160,74 @@ def perplexity(
         print(matrix.selectivity.to_string(index=False))
     if out is not None:
         print(f"Written to {matrix.save(out / 'matrix')}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="babel, a local folder, or a hub name.")],
+    xnli: Annotated[str | None, typer.Option(help="A folder of XNLI files, or facebook/xnli.")] = None,
+    xquad: Annotated[str | None, typer.Option(help="A folder of XQuAD files, or google/xquad.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Text whose beginnings are continued: in which language does the model write?")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Language of those beginnings; else each language's own.")] = None,
+    languages: Languages = None,
+    items: Annotated[int, typer.Option(help="Premises, questions and prompts a language.")] = 200,
+    head: Annotated[Path | None, typer.Option(help="A saved classification head that answers XNLI.")] = None,
+    calibration: Annotated[str, typer.Option(help="Of XNLI's label likelihoods: content-free, batch, none.")] = (
+        "content-free"
+    ),
+    neurons: Annotated[Path | None, typer.Option(help="A file that identify wrote: patch each language's own.")] = None,
+    patch: Annotated[
+        list[str] | None,
+        typer.Option(help="0, mean, p90 (set); add:mean, scale:2, diffmean; repeatable; 0 by default."),
+    ] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="A folder that record wrote, for mean, percentiles, diffmean and controls.")
+    ] = None,
+    controls: Annotated[int, typer.Option(help="Draws of matched control neurons a patch and language.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what was measured; the same command goes on.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer or a continuation.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Texts a forward.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the choice of items, of controls and resampling.")] = 0,
+    backend: Backend = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Score a model on XNLI, XQuAD and generation, without and with patches of each language's neurons."""
+    wanted, tasks = codes(languages), []
+    if patch and neurons is None:
+        raise PatchError("--patch says what is written at neurons: give --neurons too.")
+    if xnli is not None:
+        asked = ln.XNLI.load(xnli, wanted, calibration=None if calibration == "none" else calibration, seed=seed)
+        tasks.append(asked.take(items, seed))
+    if xquad is not None:
+        tasks.append(ln.XQuAD.load(xquad, wanted, max_new_tokens=max_new_tokens).take(items, seed))
+    if prompts is not None:
+        text = ln.load_corpus(prompts, wanted if source is None else None, split="heldout")
+        given = {"max_new_tokens": max_new_tokens, "source": source, "documents": items, "seed": seed}
+        tasks.append(ln.Generation.of(text, **given))
+    if not tasks:
+        raise TaskError("Nothing to evaluate on: give --xnli, --xquad or --prompts.")
+    # What can be wrong with the small files is said before the model is loaded.
+    stats = None if statistics is None else ln.ActivationStats.load(statistics)
+    patches = {}
+    if neurons is not None:
+        labelled = ln.NeuronSet.load(neurons)
+        patches = language_patches(labelled, patch or ["0"], stats)
+        wanted = wanted or [name for name in chosen_languages(tasks, None) if name in labelled.languages]
+    fitted = None if head is None else ln.ClassificationHead.load(head)
+    loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
+    found = ln.evaluate(
+        loaded, tasks, wanted, patches, fitted, controls, stats, seed=seed, batch_size=batch_size, out=out
+    )
+    print(found)
+    for task in tasks if patches else []:
+        print(f"\n{found.effects(task.name)}")
+    if out is not None:
+        print(f"Written to {found.save(out / 'evaluation')}")
 
 
 @app.command()
@@ -195,10 +254,10 @@ def validity(
         raise StatisticsError(
             f"The nulls are recorded at 'act', these statistics at {stats.site!r}: leave --model away."
         )
-    codes, chosen = _codes(languages), make_method(method, option or [])
-    print(ln.split_half(chosen, stats if codes is None else stats.select(codes), splits, seed))
+    wanted, chosen = codes(languages), make_method(method, option or [])
+    print(ln.split_half(chosen, stats if wanted is None else stats.select(wanted), splits, seed))
     if model is not None and corpus is not None:
-        text = ln.load_corpus(corpus, codes)
+        text = ln.load_corpus(corpus, wanted)
         print(ln.nulls(chosen, ln.load_model(model), text, tokens, context_length, batch_size, seed=seed))
 
 
@@ -208,78 +267,6 @@ def models(
 ) -> None:
     """Say how large a model is, what neurons it has, and how it would be loaded, without loading it."""
     print(ln.describe(name))
-
-
-def patch_maker(value: str, stats: "ln.ActivationStats | None") -> "Callable[[ln.NeuronSet, str], ln.Patch]":
-    """Build the patch of a language's neurons from the command line's ``--value``.
-
-    Raises:
-        StatisticsError: If it is no number, mean or percentile, or needs statistics that are not given.
-    """
-    number = _parsed(value)
-    if isinstance(number, int | float) and not isinstance(number, bool):
-        return lambda neurons, language: ln.Set(neurons, number)
-    percentile = _parsed(value[1:]) if value.startswith("p") else None
-    if value != "mean" and not (isinstance(percentile, int | float) and 0 <= percentile <= 100):
-        raise StatisticsError(f"A value is a number, mean, or a percentile from p0 to p100, not {value!r}.")
-    if stats is None:
-        raise StatisticsError(f"The value {value!r} is read from statistics: give --statistics.")
-    if value == "mean":
-        return lambda neurons, language: ln.Set(neurons, stats.at(neurons.site)[language].mean())
-    share = cast(float, percentile) / 100
-    return lambda neurons, language: ln.Set(neurons, stats.at(neurons.site)[language].quantile(share))
-
-
-def make_method(name: str, options: Sequence[str]) -> Any:
-    """Build a method from its command-line name and ``field=value`` options.
-
-    Raises:
-        StatisticsError: If the method or an option is unknown, or a value is of the wrong kind.
-    """
-    if name not in METHODS:
-        raise StatisticsError(unknown("method", name, METHODS))
-    cls = getattr(ln, METHODS[name])
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    values = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals:
-            raise StatisticsError(f"An option reads field=value, not {option!r}. Possible fields: {', '.join(fields)}.")
-        if key not in fields:
-            raise StatisticsError(unknown(f"option of {name}", key, fields))
-        values[key] = _fitting(key, _parsed(text), fields[key].type)
-    return cls(**values)
-
-
-def _fitting(key: str, value: Any, kind: Any) -> Any:
-    """Check an option against its field's type, so that a wrong one is a sentence."""
-    kinds = get_args(kind) or (kind,)
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(value, str) and {float, int} & set(kinds) and str not in kinds:
-        raise StatisticsError(f"{key} takes a number, not {value!r}.")
-    if numeric and not {float, int} & set(kinds):
-        raise StatisticsError(f"{key} takes a word, not {value!r}.")
-    return float(value) if numeric and int not in kinds else value
-
-
-def _parsed(text: str) -> Any:
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _codes(text: str | None) -> list[str] | None:
-    return None if text is None else _listed(text)
 
 
 def main() -> None:

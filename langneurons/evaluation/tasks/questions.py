@@ -1,0 +1,179 @@
+"""Questions about paragraphs, in several languages: read from SQuAD 1.1 files or the hub, checked, made parallel."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from langneurons.errors import TaskError, unknown
+from langneurons.evaluation.tasks.reading import read_items
+
+COLUMNS = ["item", "cluster", "context", "question", "answers"]
+_OF_SOURCES = ["id", "context", "question", "answers"]
+_XQUAD_PARAGRAPHS, _AN_ARTICLE = 240, 5  # all of XQuAD; each article gives five in a row
+
+
+def read_questions(
+    source: str | Path, languages: Iterable[str] | None, split: str, revision: str | None = None
+) -> dict[str, pd.DataFrame]:
+    """Read the questions of several languages.
+
+    Args:
+        source: A folder of SQuAD 1.1 files (``.json``) or of parquet with the hub's columns, or the id of a hub data
+            set.
+        languages: Which; the first gives the order of items and their clusters.
+        split: Which split.
+        revision: Of a hub data set.
+
+    Returns:
+        Language -> one row a question: item, cluster, context, question, answers (a list), items in the same order in
+        every language that has the same ones.
+
+    Raises:
+        TaskError: If a file is malformed, or an answer is not where it should be in its paragraph.
+        LanguageError: If a language is not there.
+        CorpusError: If a hub data set cannot be read.
+    """
+    tables = read_items(source, languages, split, {".json": _squad}, _OF_SOURCES, revision)
+    found = {language: _with_answers(language, table) for language, table in tables.items()}
+    first = next(iter(found.values()))
+    order = {item: place for place, item in enumerate(first["item"])}
+    cluster = dict(zip(first["item"], _clusters(first), strict=True))
+    return {
+        language: table.assign(cluster=table["item"].map(cluster.get))
+        .sort_values("item", key=lambda items: items.map(order.get), ignore_index=True)
+        .reindex(columns=COLUMNS)
+        for language, table in found.items()
+    }
+
+
+def check_questions(items: Mapping[str, pd.DataFrame]) -> None:
+    """Check that every question is whole and that all languages have the same, in the same order.
+
+    Raises:
+        TaskError: If not.
+    """
+    if not items:
+        raise TaskError("There is no item: give those of at least one language.")
+    first = next(iter(items))
+    for language, table in items.items():
+        _check_table(language, table)
+        _check_parallel(first, items[first], language, table)
+
+
+def other_answers(table: pd.DataFrame) -> list[list[str]]:
+    """Find the first right answers to the other questions about each item's paragraph.
+
+    Args:
+        table: Questions; a column ``others``, from before some were left out, comes first.
+
+    Returns:
+        One list an item, empty where its paragraph has no other question.
+    """
+    if "others" in table:
+        return list(table["others"])
+    gold = {context: [answers[0] for answers in rows] for context, rows in table.groupby("context")["answers"]}
+    place = table.groupby("context").cumcount()
+    return [
+        [*gold[context][:at], *gold[context][at + 1 :]] for context, at in zip(table["context"], place, strict=True)
+    ]
+
+
+# ---- reading ----
+
+
+def _squad(path: Path) -> pd.DataFrame:
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+        rows = [
+            {"title": article.get("title"), "context": paragraph["context"], **question}
+            for article in content["data"]
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{path} is not whole JSON in UTF-8 ({error}).") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TaskError(
+            f"{path} is not laid out as SQuAD 1.1, data > paragraphs > context and qas: {type(error).__name__} {error}."
+        ) from error
+    return pd.DataFrame(rows, columns=None if rows else _OF_SOURCES)
+
+
+def _with_answers(language: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Name the items, and make of each one's answers a list of texts."""
+    rows = zip(table["id"], table["context"], table["answers"], strict=True)
+    answers = [_answers(language, str(item), str(context), found) for item, context, found in rows]
+    return table.assign(item=table["id"].astype(str), answers=answers)
+
+
+def _answers(language: str, item: str, context: str, found: Any) -> list[str]:
+    """Read SQuAD's list of answers, or the hub's lists of texts and starts, and check where they stand."""
+    try:
+        if isinstance(found, Mapping):
+            pairs = list(zip(found["text"], map(int, found["answer_start"]), strict=True))
+        else:
+            pairs = [(one["text"], int(one["answer_start"])) for one in found]
+        wrong = [(text, start) for text, start in pairs if context[start : start + len(text)] != text]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise TaskError(
+            f"The answers of item {item!r} in {language!r} are not texts, each with answer_start, but {found!r:.60}."
+        ) from error
+    for text, start in wrong:
+        stands = context[start : start + len(text)]
+        raise TaskError(
+            f"The answer {text!r:.60} of item {item!r} in {language!r} is not in its context at {start}, where "
+            f"{stands!r:.60} stands."
+        )
+    return [text for text, _ in pairs]
+
+
+def _clusters(table: pd.DataFrame) -> list[str]:
+    """Name each item's article by its title; without titles by its first item, for data other than XQuAD a paragraph.
+
+    The hub leaves titles out, and XQuAD takes five paragraphs in a row from each article.
+    """
+    if "title" in table and all(map(_visible, table["title"])):
+        return list(table["title"])
+    cluster = pd.factorize(table["context"])[0]
+    if cluster.max() + 1 == _XQUAD_PARAGRAPHS:
+        cluster //= _AN_ARTICLE
+    named: dict[int, str] = {}
+    return [named.setdefault(number, item) for number, item in zip(cluster, table["item"], strict=True)]
+
+
+# ---- checks ----
+
+
+def _check_table(language: str, table: pd.DataFrame) -> None:
+    for column in COLUMNS:
+        if column not in table:
+            raise TaskError(f"The items of {language!r} lack a column. {unknown('column', column, table.columns)}")
+    if table.empty:
+        raise TaskError(f"{language!r} has no item.")
+    for item in table["item"][table["item"].duplicated()]:
+        raise TaskError(f"The item {item!r} stands twice among those of {language!r}; ids must be distinct.")
+    for name in ("context", "question"):
+        for item, text in zip(table["item"], table[name], strict=True):
+            if not _visible(text):
+                raise TaskError(f"The {name} of item {item!r} in {language!r} is blank or no text: {text!r:.60}.")
+    for item, answers in zip(table["item"], table["answers"], strict=True):
+        if not isinstance(answers, list) or not answers or not all(map(_visible, answers)):
+            raise TaskError(f"The item {item!r} in {language!r} needs a list of answers, none blank, not {answers!r}.")
+
+
+def _check_parallel(first: str, reference: pd.DataFrame, language: str, table: pd.DataFrame) -> None:
+    ours, theirs = list(reference["item"]), list(table["item"])
+    if alone := sorted(set(ours) ^ set(theirs)):
+        raise TaskError(
+            f"{first!r} and {language!r} must have the same items, but {len(alone)} are in one of them only, such as "
+            f"{alone[0]!r}."
+        )
+    if ours != theirs or list(reference["cluster"]) != list(table["cluster"]):
+        raise TaskError(f"The items of {first!r} and {language!r} stand in different orders or clusters.")
+
+
+def _visible(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip())
