@@ -1,6 +1,7 @@
 """Draw the README's figures from saved statistics, through a headless Chromium or Chrome.
 
-Usage: ``python scripts/draw_figures.py runs/real --matrix runs/matrix/matrix --sweep runs/sweep/sweep-hi``
+Usage: ``python scripts/draw_figures.py runs/real --matrix runs/matrix/matrix --sweep runs/sweep/sweep-hi
+--tasks runs/tasks/xnli-head``
 """
 
 import argparse
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("statistics", type=Path, help="a folder that record wrote")
     parser.add_argument("--matrix", type=Path, help="a perplexity matrix that was saved")
     parser.add_argument("--sweep", type=Path, help="a sweep that was saved")
+    parser.add_argument("--tasks", type=Path, help="an evaluation that was saved")
     parser.add_argument("--language", default="hi", help="whose sweep to draw")
     parser.add_argument("--out", type=Path, default=Path("figures"))
     arguments = parser.parse_args()
@@ -42,6 +44,8 @@ def main() -> None:
     if arguments.sweep is not None:
         swept = ln.EffectTable.load(arguments.sweep)
         figures["dose_response"] = ln.plot.dose_response(swept, stats, neurons, arguments.language)
+    if arguments.tasks is not None:
+        figures["tasks"] = ln.Evaluation.load(arguments.tasks).plot()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         draw(browser, figure, arguments.out / f"{name}.png")

@@ -17,7 +17,6 @@ DIVERGING = "RdBu_r"
 MARKS = {"worse": "*", "better": "*", "equivalent": "", "inconclusive": "?"}
 NATURAL_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 OWN, OTHER = COLOURS[1], COLOURS[0]
-CONTROL_INTERVAL = {"control_mean", "control_low", "control_high"}
 SYMBOLS = {"set": "circle", "quantile": "diamond-open"}
 NAMES = {"set": "one constant", "quantile": "own quantiles"}
 
@@ -83,8 +82,8 @@ def effects(table: EffectTable) -> go.Figure:
 
     Returns:
         A forest plot in points. The grey band is what counts as no difference; a hollow mark is an effect that is
-        neither significant in its family (Holm) nor equivalent to none; a grey bar is the interval in which one more
-        matched control would lie. Hovering shows verdict, minimal detectable effect and sizes.
+        neither significant in its family (Holm) nor equivalent to none; grey ticks are what the same patch did to
+        matched controls. Hovering shows verdict, minimal detectable effect and sizes.
 
     Raises:
         EffectError: If the table has other keys.
@@ -99,8 +98,8 @@ def effects(table: EffectTable) -> go.Figure:
         raise EffectError(f"This table has the keys {', '.join(table.keys)}; drawn are those of patch and language.")
     delta, patches = 100 * float(table.settings["delta"]), list(table.rows["patch"].unique())
     figure = go.Figure()
-    if set(table.rows.columns) >= CONTROL_INTERVAL:
-        figure.add_trace(_control_bars(table.rows))
+    if table.controls is not None:
+        figure.add_trace(_control_draws(table.controls))
     for number, patch in enumerate(patches):
         figure.add_trace(_forest(table.rows.query("patch == @patch"), patch, number))
     figure.add_vrect(x0=-delta, x1=delta, fillcolor="#999999", opacity=0.15, line_width=0, layer="below")
@@ -128,16 +127,14 @@ def _forest(rows: pd.DataFrame, patch: str, number: int) -> go.Scatter:
     )
 
 
-def _control_bars(rows: pd.DataFrame) -> go.Scatter:
-    mean, low, high = (100 * rows[f"control_{name}"].to_numpy(float) for name in ("mean", "low", "high"))
+def _control_draws(drawn: pd.DataFrame) -> go.Scatter:
     return go.Scatter(
-        x=mean,
-        y=[rows["language"].tolist(), rows["patch"].tolist()],
-        error_x={"type": "data", "array": high - mean, "arrayminus": mean - low, "color": "#bbbbbb", "thickness": 6},
+        x=100 * drawn["estimate"].to_numpy(float),
+        y=[drawn["language"].tolist(), drawn["patch"].tolist()],
         mode="markers",
         name="matched controls",
-        marker={"color": "#888888", "size": 6, "symbol": "line-ns-open"},
-        hoverinfo="skip",
+        marker={"color": "#777777", "size": 12, "symbol": "line-ns-open"},
+        hovertemplate="%{y}<br>a matched control: %{x:+.2f}<extra></extra>",
     )
 
 
@@ -189,7 +186,7 @@ def dose_response(
 def _hover(cell: dict[str, Any]) -> str:
     lines = [
         f"{100 * cell['estimate']:+.2f} % [{100 * cell['low']:+.2f}, {100 * cell['high']:+.2f}], {cell['verdict']}",
-        f"minimal detectable {100 * cell['minimal_detectable']:.2f} %, {cell['clusters']:,} documents",
+        f"minimal detectable {100 * cell['minimal_detectable']:.2f} %, {cell['clusters']:,} clusters",
     ]
     if not np.isnan(low := cell.get("control_low", np.nan)):
         lines.append(f"matched controls [{100 * low:+.2f}, {100 * cell['control_high']:+.2f}]")

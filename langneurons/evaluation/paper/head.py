@@ -6,16 +6,15 @@ from functools import cached_property
 from typing import cast
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from langneurons import storage
-from langneurons.errors import LanguageError, ModelError, TaskError, unknown
+from langneurons.errors import ModelError, TaskError
 from langneurons.evaluation.scoring import scoring
-from langneurons.evaluation.tasks.heads import ClassificationHead, LabelledPairs, Pair, pairs_of
+from langneurons.evaluation.tasks.heads import ClassificationHead, LabelledPairs, Pair, items_of, pairs_of
 from langneurons.models import ModelView, view
 
 POSITIONS = 256
@@ -73,13 +72,7 @@ class PadPositionHead:
             LanguageError: If the task has no such language.
             TaskError: If there are fewer than two labels, or the tokenizer has no end-of-sequence token.
         """
-        chosen = list(task.items) if languages is None else list(languages)
-        for language in chosen:
-            if language not in task.items:
-                raise LanguageError(unknown("language", language, task.items))
-        if not chosen:
-            raise LanguageError("No language was given to fit a head on.")
-        table = pd.concat([task.items[language] for language in chosen], ignore_index=True)
+        table = items_of(task, languages)
         features = last_position(model, pairs_of(table), batch_size, positions)
         linear = ClassificationHead.of_features(features, list(table["label"]), view(model).fingerprint, penalty)
         return cls(linear, positions)
@@ -111,14 +104,8 @@ class PadPositionHead:
         Raises:
             TaskError: If the head belongs to another model, or the tokenizer has no end-of-sequence token.
         """
-        seen = view(model)
-        if self.linear.model not in ("", seen.fingerprint):
-            raise TaskError(
-                f"The head was fitted on model {self.linear.model[:8]}, but {seen.name!r} is {seen.fingerprint[:8]}: "
-                "fit one on this model."
-            )
-        weight, bias = (tensor.detach().float().cpu() for tensor in (self.linear.weight, self.linear.bias))
-        return last_position(model, pairs, batch_size, self.positions) @ weight.T + bias
+        self.linear.check_fits(view(model))
+        return self.linear.read(last_position(model, pairs, batch_size, self.positions))
 
     def cut(self, model: torch.nn.Module, pairs: Sequence[Pair]) -> Bool[np.ndarray, " item"]:
         """Which pairs have more tokens than are read."""

@@ -124,13 +124,7 @@ class ClassificationHead:
             >>> head.logits(model, [("It rains.", "It is dry.")]).argmax(1)
             tensor([0])
         """
-        chosen = list(task.items) if languages is None else list(languages)
-        for language in chosen:
-            if language not in task.items:
-                raise LanguageError(unknown("language", language, task.items))
-        if not chosen:
-            raise LanguageError("No language was given to fit a head on.")
-        table = pd.concat([task.items[language] for language in chosen], ignore_index=True)
+        table = items_of(task, languages)
         features = last_hidden(model, pairs_of(table), batch_size)
         return cls.of_features(features, list(table["label"]), view(model).fingerprint, penalty)
 
@@ -198,8 +192,11 @@ class ClassificationHead:
         Raises:
             TaskError: If the head belongs to another model.
         """
-        self._check_fits(view(model))
-        hidden = last_hidden(model, pairs, batch_size)
+        self.check_fits(view(model))
+        return self.read(last_hidden(model, pairs, batch_size))
+
+    def read(self, hidden: Float[Tensor, "item d_model"]) -> Float[Tensor, "item label"]:
+        """Compute logits from hidden states at hand, in single precision, on CPU."""
         weight, bias = self.weight.detach().float().cpu(), self.bias.detach().float().cpu()
         return hidden @ weight.T + bias
 
@@ -239,10 +236,15 @@ class ClassificationHead:
         tensors = storage.read_tensors(Path(path) / "head.safetensors", about["checksum"])
         head = cls(tensors["weight"], tensors["bias"], tuple(about["labels"]), about["model"])
         if model is not None:
-            head._check_fits(view(model))
+            head.check_fits(view(model))
         return head
 
-    def _check_fits(self, seen: ModelView) -> None:
+    def check_fits(self, seen: ModelView) -> None:
+        """Refuse a model of another size, or with other weights than the head was fitted on.
+
+        Raises:
+            TaskError: If so.
+        """
         if (d_model := seen.model.cfg.d_model) != self.weight.shape[1]:
             raise TaskError(f"The head reads {self.weight.shape[1]} dimensions; {seen.name!r} has {d_model}.")
         if self.model and self.model != seen.fingerprint:
@@ -304,6 +306,21 @@ def pair_tokens(seen: ModelView, pairs: Sequence[Pair]) -> tuple[list[Tokens], B
         sequences.append((*start, *premise[:room], *rest))
         cut.append(len(premise) > room)
     return sequences, np.array(cut, bool)
+
+
+def items_of(task: LabelledPairs, languages: Iterable[str] | None = None) -> pd.DataFrame:
+    """The items of some languages, one after the other; None is all.
+
+    Raises:
+        LanguageError: If the task has no such language, or none is given.
+    """
+    chosen = list(task.items) if languages is None else list(languages)
+    for language in chosen:
+        if language not in task.items:
+            raise LanguageError(unknown("language", language, task.items))
+    if not chosen:
+        raise LanguageError("No language was given to fit a head on.")
+    return pd.concat([task.items[language] for language in chosen], ignore_index=True)
 
 
 def pairs_of(table: pd.DataFrame) -> list[Pair]:
