@@ -34,8 +34,8 @@ class Effect:
         verdict: "equivalent", "better", "worse" or "inconclusive".
         delta: Margin of equivalence, in units of the estimate.
         level: Confidence of the interval.
-        minimal_detectable: The true effect found with 80 % power by one two-sided 5 % test (no family counted);
-            infinite where no outcome could be significant.
+        minimal_detectable: The true effect found with 80 % power by one two-sided 5 % test (no family counted), and
+            never less than half the 95 % interval; infinite where no outcome could be significant.
         standard_error: Of the estimate, from clusters (and seeds).
         items: Distinct items.
         clusters: What was resampled.
@@ -136,7 +136,7 @@ def effect(
     """
     check_options(delta, level, resamples)
     rows = pair(condition, baseline, value, per)
-    sums = _sums(rows, per)
+    sums = _sums(rows, per, value)
     found = spread(sums, resamples, seed)
     (low, high), (inner_low, inner_high) = found.interval(level), found.interval(1 - 2 * SIGNIFICANCE)
     p = _p_value(rows, sums, found, resamples, seed)
@@ -150,7 +150,7 @@ def effect(
         verdict=_verdict(found.estimate, p, equivalent, lower_is_better),
         delta=float(delta),
         level=level,
-        minimal_detectable=found.minimal_detectable() if _can_be_significant(rows, sums) else float("inf"),
+        minimal_detectable=_detectable(found) if _can_be_significant(rows, sums) else float("inf"),
         standard_error=found.standard_error,
         items=rows.items,
         clusters=sums.shape[1],
@@ -184,7 +184,7 @@ def difference(condition: pd.DataFrame, baseline: pd.DataFrame, value: str = "nl
         >>> difference(before.assign(nll=[2.0, 3.0]), before)
         0.25
     """
-    return _sums(pair(condition, baseline, value, per), per).ratio
+    return _sums(pair(condition, baseline, value, per), per, value).ratio
 
 
 def holm(p: Sequence[float | None] | Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
@@ -234,11 +234,12 @@ def check_options(delta: float | int, level: float, resamples: int) -> None:
         raise EffectError(f"{resamples} resamples cannot give an interval: take at least 100, better 5000.")
 
 
-def _sums(rows: Paired, per: str) -> ClusterSums:
+def _sums(rows: Paired, per: str, value: str) -> ClusterSums:
     changes = rows.condition - rows.baseline
-    # Of values 0 and 1, no change among n rows does not prove that there is none: two changed rows, one each way, give
-    # an interval of about +-3/n, the rule of three.
-    least = 2 / (rows.denominators.sum() / rows.seed_count) ** 2 if rows.binary and rows.denominators.sum() else 0.0
+    # Of scores from 0 to 1, no change among n rows does not prove that there is none: two changed rows, one each way,
+    # give an interval of about +-3/n, the rule of three.
+    scores = rows.binary or (rows.unchanged_shares and value not in LOSSES)
+    least = 2 / (rows.denominators.sum() / rows.seed_count) ** 2 if scores and rows.denominators.sum() else 0.0
     sums = ClusterSums.of(changes, rows.denominators, rows.clusters, rows.seeds, least)
     for axis, unit in ((0, "cluster"), (1, "seed")):
         parts = sums.denominators.sum(axis)
@@ -258,6 +259,12 @@ def _p_value(rows: Paired, sums: ClusterSums, found: Spread, resamples: int, see
         gained, lost = int((sums.differences > 0).sum()), int((sums.differences < 0).sum())
         return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     return sign_flip_p(sums.differences[0], resamples, seed)
+
+
+def _detectable(found: Spread) -> float:
+    """At least half the interval: where only few rows change, the standard error alone would promise too much."""
+    low, high = found.interval(1 - SIGNIFICANCE)
+    return max(found.minimal_detectable(), (high - low) / 2)
 
 
 def _can_be_significant(rows: Paired, sums: ClusterSums) -> bool:

@@ -45,6 +45,12 @@ class Paired:
         return bool((_zero_or_one(self.condition) & _zero_or_one(self.baseline)).all())
 
     @property
+    def unchanged_shares(self) -> bool:
+        """Whether every value is a share, from 0 to 1, and none of them changed."""
+        shares = ((self.baseline >= 0) & (self.baseline <= 1)).all()
+        return bool(shares and (self.condition == self.baseline).all())
+
+    @property
     def single_rows(self) -> bool:
         """Whether every cluster is one row."""
         return int(self.clusters.max()) + 1 == len(self.clusters)

@@ -253,3 +253,14 @@ def test_adjusted_p_values_follow_their_tests(p, random):
         assert (adjusted >= np.array(p) - 1e-12).all()
         assert (adjusted <= 1).all()
     assert (holm(p) >= benjamini_hochberg(p) - 1e-12).all()
+
+
+def test_shares_that_never_changed_prove_no_more_than_their_number_allows():
+    rows = pd.DataFrame({"item": range(48), "cluster": range(48), "f1": [0.0, 0.25, 0.5] * 16})
+    found = effect(rows, rows, "f1", "row", resamples=400)
+    assert found.estimate == 0
+    assert found.high > 2.7 / 48
+    assert found.minimal_detectable > 0.03
+    assert found.verdict == "inconclusive"
+    losses = rows.rename(columns={"f1": "nll"})
+    assert effect(losses, losses, "nll", "row", resamples=400).high == 0
