@@ -18,10 +18,7 @@ Tokens = tuple[int, ...]
 def batches(
     inputs: Sequence[Tokens], batch_size: int, context_length: int
 ) -> Iterator[tuple[Int[np.ndarray, " row"], Int[Tensor, "row position"]]]:
-    """Right-pad token sequences to multiples of 16 positions; only those of one padded length share a batch.
-
-    The longest come first, so that a batch too big for the memory fails at once. Causal models need no mask for
-    padding on the right.
+    """Right-pad token sequences; causal models need no mask for that.
 
     Args:
         inputs: Token sequences, none empty or longer than the context.
@@ -36,16 +33,34 @@ def batches(
     """
     if batch_size < 1:
         raise TaskError(f"A batch has at least one item, not {batch_size}.")
+    for length, rows in groups(inputs, batch_size, context_length):
+        tokens = torch.zeros(len(rows), length, dtype=torch.int64)
+        for place, row in enumerate(rows):
+            tokens[place, : len(inputs[row])] = torch.tensor(inputs[row])
+        yield rows, tokens
+
+
+def groups(
+    inputs: Sequence[Sequence[int]], batch_size: int, longest: int
+) -> Iterator[tuple[int, Int[np.ndarray, " row"]]]:
+    """Divide token sequences into batches: only those of one length, rounded up to a multiple of 16, share one.
+
+    The longest come first, so that a batch too big for the memory fails at once.
+
+    Args:
+        inputs: Token sequences.
+        batch_size: Sequences a batch, at most.
+        longest: Positions that none exceeds.
+
+    Yields:
+        The padded length of a batch, and the ordinals of its sequences.
+    """
     lengths = np.array([len(tokens) for tokens in inputs], np.int64)
-    padded = np.minimum(-(-lengths // LENGTHS) * LENGTHS, context_length)
-    for length in np.unique(padded)[::-1]:
+    padded = np.minimum(-(-lengths // LENGTHS) * LENGTHS, longest)
+    for length in np.unique(padded)[::-1].tolist():
         group = np.flatnonzero(padded == length)
         for start in range(0, len(group), batch_size):
-            rows = group[start : start + batch_size]
-            tokens = torch.zeros(len(rows), int(length), dtype=torch.int64)
-            for place, row in enumerate(rows):
-                tokens[place, : lengths[row]] = torch.tensor(inputs[row])
-            yield rows, tokens
+            yield length, group[start : start + batch_size]
 
 
 def token_ids(seen: ModelView, texts: Sequence[str]) -> list[list[int]]:

@@ -9,9 +9,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from langneurons.corpora.blocks import LENGTHS
 from langneurons.errors import TaskError
 from langneurons.evaluation.scoring import scoring
+from langneurons.evaluation.tasks.batching import groups
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
@@ -85,7 +85,8 @@ def complete(
     found: dict[int, Completion] = {}
     bar = tqdm(total=len(prompts), unit="prompt", disable=not progress, smoothing=0.1)
     with bar, scoring(model):
-        for length, chosen in _batches(prompts, seen.context_length - max_new_tokens, batch_size):
+        for length, rows in groups(prompts, batch_size, seen.context_length - max_new_tokens):
+            chosen = rows.tolist()
             batch = [prompts[index] for index in chosen]
             found |= zip(chosen, _completed(seen, batch, length, max_new_tokens, stop, min_new_tokens), strict=True)
             bar.update(len(chosen))
@@ -179,16 +180,6 @@ def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     visible = len(text) - len(text.lstrip())
     places = [place for string in stop if (place := text.find(string, visible)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
-
-
-def _batches(prompts: Sequence[Sequence[int]], longest: int, batch_size: int) -> Iterator[tuple[int, list[int]]]:
-    """Padded length and indices of the prompts of each batch, the longest first: what is left shows early."""
-    by_length: dict[int, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        by_length.setdefault(min(-(-len(prompt) // LENGTHS) * LENGTHS, longest), []).append(index)
-    for length in sorted(by_length, reverse=True):
-        for start in range(0, len(by_length[length]), batch_size):
-            yield length, by_length[length][start : start + batch_size]
 
 
 def _check(

@@ -133,10 +133,6 @@ def _named_labels(table: pd.DataFrame, features: Features) -> pd.DataFrame:
 def _check(language: str, table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
     for column in columns:
         if column not in table.columns:
-            raise TaskError(f"The items of {language!r} in {where} lack a column. {_missing(column, table)}")
+            raise TaskError(f"The items of {language!r} in {where} lack a column. {unknown('column', column, table)}")
     if table.empty:
         raise TaskError(f"{language!r} has no item in {where}.")
-
-
-def _missing(column: str, table: pd.DataFrame) -> str:
-    return unknown("column", column, table.columns)
