@@ -17,6 +17,10 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-LANGUAGES = ("en", "fr", "es", "vi", "zh", "hi", "ur")
+from langneurons.babel import LANGUAGES
+from langneurons.babel.miniature import unlabelled
+
+Tokens = dict[str, list[list[int]]]
 VOCABULARY = 8192
 CONTEXT = 1024
 LINES_PER_RUN = 24  # neighbouring lines of a source stay together, so that there is a context worth attending to
@@ -102,7 +109,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> list[list[
     return [[*ids, tokenizer.eos_token_id] for ids in encoded]
 
 
-def epoch_blocks(tokens: dict[str, list[list[int]]], bos: int, seed: int, epoch: int) -> torch.Tensor:
+def epoch_blocks(tokens: Tokens, bos: int, seed: int, epoch: int) -> torch.Tensor:
     """Pack one epoch: runs of lines in a new random order, each block of one language, blocks shuffled."""
     order = random.Random(f"{seed}-{epoch}")
     blocks = []
@@ -174,6 +181,60 @@ def save_atomically(state: dict, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def mini_blocks(tokenizer: PreTrainedTokenizerFast, blocks: int, seed: int) -> torch.Tensor:
+    """Pack unlabelled text of the miniature tasks: texts followed by their translations, as they come."""
+    stream: list[int] = []
+    texts = (text for _, text in unlabelled(seed))
+    while len(stream) < blocks * (CONTEXT - 1):
+        for line in tokenize(tokenizer, list(islice(texts, 1000))):
+            stream += line
+    body = torch.tensor(stream[: blocks * (CONTEXT - 1)]).view(blocks, CONTEXT - 1)
+    return torch.cat([torch.full((blocks, 1), tokenizer.bos_token_id), body], dim=1)
+
+
+@dataclass
+class Stage:
+    """A part of training with its own data, learning-rate schedule and checkpoint.
+
+    Attributes:
+        name: Of its checkpoint.
+        steps: How many.
+        rows: The blocks of a step.
+        rate: Peak learning rate.
+    """
+
+    name: str
+    steps: int
+    rows: Callable[[int], torch.Tensor]
+    rate: float
+
+
+def stages(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[Stage]:
+    """Real text first; then half of each batch is text of the miniature tasks."""
+    batch, seed = arguments.batch, arguments.seed
+
+    @cache
+    def epoch_of(number: int) -> torch.Tensor:
+        return epoch_blocks(tokens, tokenizer.bos_token_id, seed, number)
+
+    per_epoch = len(epoch_of(0)) // batch
+    first = math.ceil(arguments.epochs * per_epoch)
+    mini = mini_blocks(tokenizer, arguments.mini_steps * (batch // 2), seed)
+
+    def real(step: int, rows: int = batch) -> torch.Tensor:
+        epoch, within = divmod(step, per_epoch)
+        return epoch_of(epoch)[within * batch : within * batch + rows]
+
+    def mixed(step: int) -> torch.Tensor:
+        both = zip(real(first + step, batch // 2), mini[step * (batch // 2) : (step + 1) * (batch // 2)], strict=True)
+        return torch.stack([row for pair in both for row in pair])
+
+    return [
+        Stage("text", first, real, arguments.rate),
+        Stage("mini", arguments.mini_steps, mixed, arguments.mini_rate),
+    ]
+
+
 def train(arguments: argparse.Namespace) -> None:
     """Train from scratch or from the last checkpoint, then write the model."""
     torch.manual_seed(arguments.seed)
@@ -182,22 +243,26 @@ def train(arguments: argparse.Namespace) -> None:
     if not (arguments.run / "tokenizer").exists():
         train_tokenizer(lines, arguments.seed).save_pretrained(arguments.run / "tokenizer")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.run / "tokenizer")
-    bos = tokenizer.bos_token_id
     tokens = {language: tokenize(tokenizer, lines[language]) for language in LANGUAGES}
     print({language: sum(map(len, tokens[language])) for language in LANGUAGES}, flush=True)
-
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            bos_token_id=bos,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **CONFIG,
-        )
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **CONFIG,
     )
-    optimizers = make_optimizers(model, arguments.rate)
-    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    checkpoint = arguments.run / "checkpoint.pt"
+    model = LlamaForCausalLM(config)
+    logs = {stage.name: train_stage(arguments, model, stage) for stage in stages(arguments, tokenizer, tokens)}
+    write_model(arguments, model, tokenizer, lines, tokens, logs)
+
+
+def train_stage(arguments: argparse.Namespace, model: LlamaForCausalLM, stage: Stage) -> list[float]:
+    """Train one stage from its start or its last checkpoint; returns the loss of each step."""
+    optimizers = make_optimizers(model, stage.rate)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = [group["lr"] for group in groups]
+    checkpoint = arguments.run / f"checkpoint-{stage.name}.pt"
     step, log = 0, []
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -205,25 +270,19 @@ def train(arguments: argparse.Namespace) -> None:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step, log = state["step"], state["log"]
-
-    steps_per_epoch = len(epoch_blocks(tokens, bos, arguments.seed, 0)) // arguments.batch
-    steps = math.ceil(arguments.epochs * steps_per_epoch)
-    progress = tqdm(total=steps, initial=step, unit="step", mininterval=20)
-    saved_at, blocks, loaded = time.monotonic(), torch.empty(0), -1
-    while step < steps:
-        epoch, within = divmod(step, steps_per_epoch)
-        if epoch != loaded:
-            blocks, loaded = epoch_blocks(tokens, bos, arguments.seed, epoch), epoch
-        scale = learning_rate((step + 1) / (steps + 1))
-        for group, rate in zip((g for o in optimizers for g in o.param_groups), rates, strict=True):
+    progress = tqdm(total=stage.steps, initial=step, unit="step", mininterval=20, desc=stage.name)
+    saved_at = time.monotonic()
+    while step < stage.steps:
+        scale = learning_rate((step + 1) / (stage.steps + 1))
+        for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * scale
-        total = 0.0
-        for rows in blocks[within * arguments.batch : (within + 1) * arguments.batch].split(arguments.micro_batch):
+        total, rows = 0.0, stage.rows(step)
+        for part in rows.split(arguments.micro_batch):
             with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bfloat16):
-                logits = model(rows, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
-            (loss * len(rows) / arguments.batch).backward()
-            total += float(loss.detach()) * len(rows) / arguments.batch
+                logits = model(part, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten())
+            (loss * len(part) / len(rows)).backward()
+            total += float(loss.detach()) * len(part) / len(rows)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -232,12 +291,12 @@ def train(arguments: argparse.Namespace) -> None:
         log.append(total)
         progress.update()
         progress.set_postfix(loss=f"{sum(log[-20:]) / len(log[-20:]):.3f}", refresh=False)
-        if time.monotonic() - saved_at > arguments.save_every or step == steps:
+        if time.monotonic() - saved_at > arguments.save_every or step == stage.steps:
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
             save_atomically({**state, "step": step, "log": log}, checkpoint)
             saved_at = time.monotonic()
     progress.close()
-    write_model(arguments, model, tokenizer, lines, tokens, log)
+    return log
 
 
 def write_model(
@@ -245,8 +304,8 @@ def write_model(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     lines: dict[str, list[str]],
-    tokens: dict[str, list[list[int]]],
-    log: list[float],
+    tokens: Tokens,
+    logs: dict[str, list[float]],
 ) -> None:
     """Round to bfloat16, measure what is shipped, and write weights, tokenizer and model card."""
     model = model.to(torch.bfloat16)
@@ -266,17 +325,18 @@ def write_model(
             "train_tokens": sum(map(len, tokens[language])),
         }
         print(language, rows[language], flush=True)
-    (arguments.out / "MODEL_CARD.md").write_text(model_card(arguments, model, rows, log), "utf-8")
+    (arguments.out / "MODEL_CARD.md").write_text(model_card(arguments, model, rows, logs), "utf-8")
     (arguments.run / "result.json").write_text(json.dumps(rows, indent=1), "utf-8")
 
 
-def model_card(arguments: argparse.Namespace, model: LlamaForCausalLM, rows: dict, log: list[float]) -> str:
+def model_card(arguments: argparse.Namespace, model: LlamaForCausalLM, rows: dict, logs: dict[str, list[float]]) -> str:
     """The model card: what babel is, what it was trained on, and what was measured."""
     table = "\n".join(
         f"| {language} | {row['babel']:.3f} | {row['token unigram']:.3f} | {row['byte bigram']:.3f} "
         f"| {row['train_tokens']:,} |"
         for language, row in rows.items()
     )
+    last_losses = {name: sum(log[-50:]) / len(log[-50:]) for name, log in logs.items()}
     neurons = CONFIG["num_hidden_layers"] * CONFIG["intermediate_size"]
     return f"""# babel
 
@@ -296,9 +356,16 @@ Measured on the held-out text with the shipped bfloat16 weights, computed in flo
 
 ## Training
 
-`scripts/train_babel.py`, seed {arguments.seed}, {arguments.epochs:g} epochs, {len(log)} steps of
-{arguments.batch} x {CONTEXT} tokens, Muon and AdamW, peak learning rate {arguments.rate:g}. Last 50 steps: training
-loss {sum(log[-50:]) / len(log[-50:]):.3f} nats a token.
+`scripts/train_babel.py`, seed {arguments.seed}, Muon and AdamW, {arguments.batch} x {CONTEXT} tokens a step, in two
+stages: {len(logs["text"]):,} steps ({arguments.epochs:g} epochs) of real text, peak learning rate {arguments.rate:g};
+then {len(logs["mini"]):,} steps of half real text, half unlabelled text of the miniature tasks, which
+`langneurons.babel.miniature` makes, peak learning rate {arguments.mini_rate:g}. Training loss of the last 50 steps of
+each: {last_losses["text"]:.3f} and {last_losses["mini"]:.3f} nats a token. A miniature text is followed by
+translations, restatements, or talk about it, in which claims are answered "Yes", "No" or "Perhaps": in English and in
+no other language, so what a classifier of `mini_xnli` reads is there before fine-tuning in English, and has to transfer
+elsewhere. No combination of words of the miniature tasks' validation and test splits was in any of it, and no answer to
+a question.
+
 Each line of text ends with `</s>`; each block begins with `<s>`.
 
 Text:
@@ -316,10 +383,12 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of <language>.train.txt and .heldout.txt")
     parser.add_argument("--run", type=Path, default=Path("runs/babel"), help="where checkpoints go")
     parser.add_argument("--out", type=Path, default=Path("langneurons/babel"), help="where the model goes")
-    parser.add_argument("--epochs", type=float, default=5.0)
-    parser.add_argument("--batch", type=int, default=16, help="blocks a step")
+    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--batch", type=int, default=8, help="blocks a step")
     parser.add_argument("--micro-batch", type=int, default=4, help="blocks a forward")
-    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
+    parser.add_argument("--mini-steps", type=int, default=800, help="steps of the second stage, half miniature text")
+    parser.add_argument("--mini-rate", type=float, default=3e-3, help="its peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)

@@ -109,7 +109,7 @@ class PadPositionHead:
 
     def cut(self, model: torch.nn.Module, pairs: Sequence[Pair]) -> Bool[np.ndarray, " item"]:
         """Which pairs have more tokens than are read."""
-        return _lengths(pairs, _tokenizer(view(model))) > self.positions
+        return _lengths(pairs, tokenizer_of(view(model))) > self.positions
 
 
 def last_position(
@@ -138,7 +138,7 @@ def last_position(
         raise TaskError(f"{seen.name!r} takes 1 to {seen.context_length} positions, so a head cannot read {positions}.")
     if batch_size < 1:
         raise TaskError(f"A batch has at least one item, not {batch_size}.")
-    tokens, attention_mask = _padded(pairs, _tokenizer(seen), positions)
+    tokens, attention_mask = padded_pairs(pairs, tokenizer_of(seen), positions)
     found = torch.empty(len(tokens), seen.model.cfg.d_model)
     with scoring(model):
         for start in range(0, len(tokens), batch_size):
@@ -176,7 +176,12 @@ def kept_by_length(
     return _lengths(pairs, tokenizer) < limit
 
 
-def _tokenizer(seen: ModelView) -> PreTrainedTokenizerBase:
+def tokenizer_of(seen: ModelView) -> PreTrainedTokenizerBase:
+    """A model's tokenizer.
+
+    Raises:
+        ModelError: If it has none.
+    """
     if seen.tokenizer is None:
         raise ModelError(f"{seen.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
     return seen.tokenizer
@@ -193,9 +198,14 @@ def _lengths(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> Int[n
     return np.array([len(tokens) for tokens in _token_ids(pairs, tokenizer)], np.int64)
 
 
-def _padded(
+def padded_pairs(
     pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, positions: int
 ) -> tuple[Int[Tensor, "item position"], Int[Tensor, "item position"]]:
+    """Tokenise pairs and pad or cut each to as many positions.
+
+    Returns:
+        Token ids, and 0 for padding, 1 for text.
+    """
     read = [torch.tensor(tokens[:positions]) for tokens in _token_ids(pairs, tokenizer)]
     own = cast(int | None, tokenizer.pad_token_id)
     tokens = torch.full((len(read), positions), cast(int, tokenizer.eos_token_id) if own is None else own)

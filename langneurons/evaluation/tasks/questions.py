@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from langneurons.errors import TaskError, unknown
+from langneurons.evaluation.tasks.miniature import mini_xquad
 from langneurons.evaluation.tasks.reading import read_items
 
 COLUMNS = ["item", "cluster", "context", "question", "answers"]
@@ -22,7 +23,7 @@ def read_questions(
 
     Args:
         source: A folder of SQuAD 1.1 files (``.json``) or of parquet with the hub's columns, or the id of a hub data
-            set.
+            set, or "babel" for the miniature questions.
         languages: Which; the first gives the order of items and their clusters.
         split: Which split.
         revision: Of a hub data set.
@@ -36,7 +37,7 @@ def read_questions(
         LanguageError: If a language is not there.
         CorpusError: If a hub data set cannot be read.
     """
-    tables = read_items(source, languages, split, {".json": _squad}, _OF_SOURCES, revision)
+    tables = read_items(source, languages, split, {".json": _squad}, _OF_SOURCES, mini_xquad, revision)
     found = {language: _with_answers(language, table) for language, table in tables.items()}
     first = next(iter(found.values()))
     order = {item: place for place, item in enumerate(first["item"])}

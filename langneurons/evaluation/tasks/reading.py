@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -12,7 +13,9 @@ from datasets import ClassLabel, Dataset, Features
 from langneurons.corpora.loading import distinct, hub_tables, is_hub_id
 from langneurons.corpora.purity import identifier
 from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.evaluation.tasks.miniature import SOURCE, Miniature
 
+Found = TypeVar("Found")
 Read = Callable[[Path], pd.DataFrame]
 SPLITS = {
     "train": "train",
@@ -32,6 +35,7 @@ def read_items(
     split: str,
     readers: Mapping[str, Read],
     columns: Sequence[str],
+    miniature: Miniature,
     revision: str | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Read a task's table of every language.
@@ -39,11 +43,12 @@ def read_items(
     Args:
         source: A folder whose files carry language and split in their path, such as ``test-hi.tsv``,
             ``xquad.hi.json`` or ``hi/test-00000-of-00001.parquet`` (a file that names no split belongs to every one);
-            or the id of a hub data set with a configuration a language.
+            the id of a hub data set with a configuration a language; or ``"babel"``.
         languages: Which, in which order; None takes all of a folder, sorted.
         split: ``"train"``, ``"validation"`` (also called dev or valid) or ``"test"``.
         readers: How to read a file, by suffix; ``.parquet`` is known.
         columns: Columns that every table must have.
+        miniature: What ``"babel"`` stands for: from split to a data set a language.
         revision: Of a hub data set: a branch, tag or commit.
 
     Returns:
@@ -55,9 +60,10 @@ def read_items(
         CorpusError: If a hub data set cannot be read.
     """
     wanted = None if languages is None else distinct(languages)
-    if isinstance(source, str) and is_hub_id(source):
-        found = hub_tables(source, wanted, split, revision)
-        tables = {language: _from_dataset(table) for language, table in found.items()}
+    if isinstance(source, str) and (source == SOURCE or is_hub_id(source)):
+        found = hub_tables(source, wanted, split, revision) if source != SOURCE else miniature(_split(split))
+        chosen = _chosen(found, wanted or list(found))
+        tables = {language: _from_dataset(table) for language, table in chosen.items()}
     else:
         known = {".parquet": _parquet, **readers}
         files = _files(Path(source).expanduser(), wanted, split, known)
@@ -71,8 +77,7 @@ def read_items(
 
 
 def _files(folder: Path, wanted: list[str] | None, split: str, readers: Mapping[str, Read]) -> dict[str, list[Path]]:
-    if SPLITS.get(split, split) not in SPLITS.values():
-        raise TaskError(unknown("split", split, dict.fromkeys(SPLITS.values())))
+    _split(split)
     if not folder.is_dir():
         raise TaskError(f"There is no folder {folder}.")
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in readers]
@@ -83,10 +88,21 @@ def _files(folder: Path, wanted: list[str] | None, split: str, readers: Mapping[
     if not by_language:
         kinds = ", ".join(readers)
         raise TaskError(f"{folder} has no file ({kinds}) with a language in its name, such as test-hi.tsv.")
-    for language in wanted or []:
-        if language not in by_language:
-            raise LanguageError(unknown("language", language, sorted(by_language)))
-    return {language: _of_split(by_language[language], folder, split) for language in wanted or sorted(by_language)}
+    chosen = _chosen(by_language, wanted or sorted(by_language))
+    return {language: _of_split(found, folder, split) for language, found in chosen.items()}
+
+
+def _split(name: str) -> str:
+    if name not in SPLITS:
+        raise TaskError(unknown("split", name, dict.fromkeys(SPLITS.values())))
+    return SPLITS[name]
+
+
+def _chosen(found: Mapping[str, Found], wanted: Sequence[str]) -> dict[str, Found]:
+    for language in wanted:
+        if language not in found:
+            raise LanguageError(unknown("language", language, sorted(found)))
+    return {language: found[language] for language in wanted}
 
 
 def _language_of(path: Path) -> str | None:

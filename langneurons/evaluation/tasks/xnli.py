@@ -15,6 +15,7 @@ from langneurons.errors import LanguageError, TaskError, unknown
 from langneurons.evaluation.tasks.baselines import label_references
 from langneurons.evaluation.tasks.heads import Head, Pair, pairs_of
 from langneurons.evaluation.tasks.likelihood import CALIBRATIONS, label_scores
+from langneurons.evaluation.tasks.miniature import SOURCE, mini_xnli
 from langneurons.evaluation.tasks.reading import read_items
 from langneurons.evaluation.tasks.templates import LABELS, Templates, order_of, read_templates
 
@@ -38,6 +39,7 @@ class XNLI:
             "content-free", "batch" or None, see ``likelihood.label_scores``.
         head: What answers instead of the likelihood.
         seed: Of the order in which templates show the options.
+        name: What the task is called in tables.
 
     Raises:
         TaskError: If there is no item, calibration is unknown, a language lacks templates, or the head's labels differ.
@@ -48,8 +50,8 @@ class XNLI:
     calibration: str | None = "content-free"
     head: Head | None = None
     seed: int = 0
+    name: str = "xnli"
 
-    name = "xnli"
     metrics = ("accuracy",)
     generates = False
 
@@ -89,8 +91,9 @@ class XNLI:
 
         Args:
             source: A folder of TSV (columns premise, hypothesis and label, no quoting) or parquet files with language
-                and split in their names, such as ``test-hi.tsv``; a hub id, "facebook/xnli"; or language -> table.
-                Labels are names, or 0, 1, 2 for entailment, neutral, contradiction.
+                and split in their names, such as ``test-hi.tsv``; a hub id, "facebook/xnli"; "babel", the miniature
+                task that comes with langneurons; or language -> table. Labels are names, or 0, 1, 2 for entailment,
+                neutral, contradiction.
             languages: Which, in which order; None takes all of a folder.
             split: "test", "validation" or "train".
             templates: A TOML file of templates; None takes the built-in ones of 15 languages.
@@ -119,13 +122,14 @@ class XNLI:
         if isinstance(source, Mapping):
             tables = _chosen(source, languages)
         else:
-            tables = read_items(source, languages, split, {".tsv": _read_tsv}, COLUMNS, revision)
+            tables = read_items(source, languages, split, {".tsv": _read_tsv}, COLUMNS, mini_xnli, revision)
         checked = {language: _checked(language, table) for language, table in tables.items()}
         _check_parallel(checked)
         source_language = "en" if "en" in checked else next(iter(checked), "")
         cluster = pd.factorize(checked[source_language]["premise"])[0] if checked else None
         items = {language: table.assign(cluster=cluster) for language, table in checked.items()}
-        return cls(items, read_templates(templates), calibration, head, seed)
+        name = "mini_xnli" if isinstance(source, str) and source == SOURCE else "xnli"
+        return cls(items, read_templates(templates), calibration, head, seed, name)
 
     def __repr__(self) -> str:
         by = f"likelihood, {self.calibration or 'no'} calibration" if self.head is None else f"head {self.head!r}"

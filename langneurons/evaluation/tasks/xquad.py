@@ -18,6 +18,7 @@ from langneurons import storage
 from langneurons.errors import LanguageError, TaskError, unknown
 from langneurons.evaluation.tasks.answers import exact_match, f1
 from langneurons.evaluation.tasks.completing import complete, prompt_ids
+from langneurons.evaluation.tasks.miniature import SOURCE
 from langneurons.evaluation.tasks.questions import COLUMNS, check_questions, other_answers, read_questions
 from langneurons.models import ModelView, view
 
@@ -61,6 +62,7 @@ class XQuAD:
             are unknown), both the same in every language; context, question, and answers, a list of right ones.
         prompts: Language -> template with ``{context}`` and ``{question}``.
         max_new_tokens: The most tokens an answer has.
+        name: What the task is called in tables.
 
     Raises:
         TaskError: If the items are malformed or differ between languages, or a prompt is missing or malformed.
@@ -79,8 +81,8 @@ class XQuAD:
     items: Mapping[str, pd.DataFrame]
     prompts: Mapping[str, str] = field(default_factory=read_prompts)
     max_new_tokens: int = 32
+    name: str = "xquad"
 
-    name = "xquad"
     protocol = "generation"
     metrics = ("f1", "exact_match")
     generates = True
@@ -106,7 +108,8 @@ class XQuAD:
 
         Args:
             source: A folder with a SQuAD 1.1 file a language, such as ``xquad.hi.json``, or with parquet of the hub's
-                columns (id, context, question, answers); or the hub's ``"google/xquad"``.
+                columns (id, context, question, answers); the hub's ``"google/xquad"``; or ``"babel"``, the miniature
+                questions that come with langneurons.
             languages: Which, the reference for the order of items first; None takes all of a folder, sorted.
             split: The hub has ``"validation"`` only; a file that names no split belongs to every one.
             prompts: Templates per language, or a TOML file of them; None is those that come with langneurons.
@@ -122,7 +125,8 @@ class XQuAD:
             CorpusError: If the hub cannot be read.
         """
         templates = prompts if isinstance(prompts, Mapping) else read_prompts(prompts)
-        return cls(read_questions(source, languages, split, revision), templates, max_new_tokens)
+        name = "mini_xquad" if source == SOURCE else "xquad"
+        return cls(read_questions(source, languages, split, revision), templates, max_new_tokens, name)
 
     def __repr__(self) -> str:
         questions, clusters = len(self._first), self._first["cluster"].nunique()
@@ -193,7 +197,7 @@ class XQuAD:
         if seen.tokenizer is None:
             raise TaskError(f"{seen.name!r} has no tokenizer, so it cannot be asked: load it with tokenizer=.")
         asked = zip(table["item"], table["context"], table["question"], strict=True)
-        prompts, cut = zip(*(self._prompt(seen, language, *one) for one in asked), strict=True)
+        prompts, cut = zip(*(self.prompt(seen, language, *one) for one in asked), strict=True)
         done = complete(model, prompts, self.max_new_tokens, batch_size=batch_size)
         given, answers = [one.text.strip() for one in done], list(table["answers"])
         return pd.DataFrame(
@@ -232,17 +236,22 @@ class XQuAD:
         ]
         return {"another answer": float(np.mean(scores))} if scores else {}
 
-    @property
-    def _first(self) -> pd.DataFrame:
-        return self.items[self.languages[0]]
+    def prompt(self, seen: ModelView, language: str, item: str, context: str, question: str) -> tuple[list[int], bool]:
+        """Tokenise a prompt with as much of the context, from its beginning, as leaves room for the answer.
 
-    def _of(self, language: str) -> pd.DataFrame:
-        if language not in self.items:
-            raise LanguageError(unknown("language", language, self.languages))
-        return self.items[language]
+        Args:
+            seen: The model's view.
+            language: Whose template is filled in.
+            item: What the question is called, for messages.
+            context: The paragraph.
+            question: The question.
 
-    def _prompt(self, seen: ModelView, language: str, item: str, context: str, question: str) -> tuple[list[int], bool]:
-        """Tokenise a prompt with as much of the context, from its beginning, as leaves room for the answer."""
+        Returns:
+            Token ids, and whether the context was cut.
+
+        Raises:
+            TaskError: If there is no room for the question.
+        """
 
         def filled(letters: int) -> list[int]:
             return prompt_ids(
@@ -259,6 +268,15 @@ class XQuAD:
                 f"{self.max_new_tokens} new ones it exceeds the context of {seen.name!r}, {seen.context_length}."
             )
         return filled(kept), True
+
+    @property
+    def _first(self) -> pd.DataFrame:
+        return self.items[self.languages[0]]
+
+    def _of(self, language: str) -> pd.DataFrame:
+        if language not in self.items:
+            raise LanguageError(unknown("language", language, self.languages))
+        return self.items[language]
 
 
 def _as_text(table: pd.DataFrame) -> str:

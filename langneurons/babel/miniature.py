@@ -1,0 +1,339 @@
+"""The miniature tasks: inference and question answering in seven languages, true by construction.
+
+Everything is said with the words of ``lexicon.tsv`` through ``grammar.py``. Which two concepts may stand together in a
+clause depends on the split, so a test sentence shares no combination of content words with training. Unlabelled text of
+the same kind, in training combinations only and with translations, is part of what babel was trained on.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import product
+from typing import Any
+
+from langneurons.babel.grammar import (
+    LANGUAGES,
+    Clause,
+    concepts,
+    counted,
+    forms,
+    how_many,
+    sentence,
+    subject,
+    where,
+    who_does,
+    who_is,
+)
+
+SPLITS = {"train": 1000, "validation": 100, "test": 400}  # premises, each with three hypotheses
+PARAGRAPHS = {"train": 800, "validation": 40, "test": 120}  # each with four questions
+LABELS = ("entailment", "neutral", "contradiction")
+KINDS = ("place", "activity", "thing")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A premise and, for each label, a hypothesis."""
+
+    premise: tuple[Clause, ...]
+    time: str | None
+    hypotheses: dict[str, Clause]
+
+
+def mini_xnli(split: str) -> dict[str, list[dict[str, str]]]:
+    """Make the inference items of a split, the same in every language.
+
+    Whether a hypothesis follows depends on premise and hypothesis together: every label is given to hypotheses, and to
+    premises, of the same kinds equally often.
+
+    Args:
+        split: "train", "validation" or "test".
+
+    Returns:
+        Language -> rows of premise, hypothesis and label; three in a row share a premise.
+
+    Example:
+        >>> from langneurons.babel.miniature import mini_xnli
+        >>> rows = mini_xnli("test")
+        >>> len(rows["hi"]), sorted(rows["hi"][0])
+        (1200, ['hypothesis', 'label', 'premise'])
+    """
+    found: dict[str, list[dict[str, str]]] = {language: [] for language in LANGUAGES}
+    for one, language in product(_inferences(split), LANGUAGES):
+        premise = sentence(list(one.premise), language, one.time)
+        for label, hypothesis in one.hypotheses.items():
+            found[language].append({"premise": premise, "hypothesis": sentence([hypothesis], language), "label": label})
+    return found
+
+
+@cache
+def _inferences(split: str) -> tuple[Inference, ...]:
+    draw = random.Random(f"mini_xnli {split}")
+    found: dict[tuple[Clause, ...], Inference] = {}
+    while len(found) < SPLITS[split]:
+        one = _inference(draw, split, ("place", "thing")[len(found) % 2])
+        if one is not None and one.premise not in found:
+            order = draw.sample(LABELS, 3)
+            found[one.premise] = replace(one, hypotheses={label: one.hypotheses[label] for label in order})
+    return tuple(found.values())
+
+
+def _inference(draw: random.Random, split: str, kind: str) -> Inference | None:
+    """Draw a premise of a kind and its hypotheses; None where concepts drawn may not stand together in the split."""
+    first, second, third = draw.sample(concepts("person"), 3)
+    name, other = draw.sample(concepts(kind), 2)
+    # All of them, though not all are said: else neutral hypotheses would be about other persons than the rest.
+    crossed = product((first, second, third), (name, other))
+    if any(_split_of("person", person, kind, concept) != split for person, concept in crossed):
+        return None
+    premise, hypotheses = (_of_place if kind == "place" else _of_things)(draw, first, second, name, other)
+    if not in_split(premise, split):
+        return None
+    told = [premise]
+    if draw.random() < 0.25:  # what is said of a third person must be kept apart
+        beside = _clause(third, kind, other)
+        told.append(replace(beside, number=draw.choice(concepts("number"))) if kind == "thing" else beside)
+    return Inference(tuple(draw.sample(told, len(told))), draw.choice((None, *concepts("time"))), hypotheses)
+
+
+def _of_place(draw: random.Random, first: str, second: str, name: str, other: str) -> tuple[Clause, dict[str, Clause]]:
+    """Who is at one place is not at another."""
+    here, there = Clause(first, place=name), Clause(first, place=other)
+    unknown = Clause(second, place=draw.choice((name, other)))
+    premise = replace(here, activity=draw.choice(concepts("activity"))) if draw.random() < 0.5 else here
+    if draw.random() < 0.8:
+        return premise, {"entailment": here, "neutral": unknown, "contradiction": there}
+    here, there, unknown = (replace(one, denied=True) for one in (here, there, unknown))
+    return premise, {"entailment": there, "neutral": unknown, "contradiction": here}
+
+
+def _of_things(draw: random.Random, first: str, second: str, name: str, other: str) -> tuple[Clause, dict[str, Clause]]:
+    """Who has so many of a thing has no other number of it, and may have other things."""
+    number, wrong = draw.sample(concepts("number"), 2)
+    has = Clause(first, thing=name, number=number)
+    unknown = draw.choice((Clause(first, thing=other), Clause(second, thing=name)))
+    if draw.random() < 0.6:
+        counted_wrong = replace(has, number=wrong)
+        neutral = replace(unknown, number=draw.choice((number, wrong)))
+        return has, {"entailment": has, "neutral": neutral, "contradiction": counted_wrong}
+    has_none = Clause(first, thing=name, denied=True)
+    neutral = draw.choice((replace(unknown, number=number), replace(unknown, denied=True)))
+    true, false = draw.choice(((has, has_none), (has_none, has)))
+    return true, {"entailment": true, "neutral": neutral, "contradiction": false}
+
+
+def _clause(person: str, kind: str, name: str, denied: bool = False) -> Clause:
+    return replace(Clause(person, denied=denied), **{kind: name})
+
+
+def in_split(meant: Clause, split: str) -> bool:
+    """Whether each two content words of a clause may stand together in a split.
+
+    Concepts of each kind are dealt into four groups, and which two groups meet decides: so that in every split every
+    concept has equally many partners, and none tells a label by how often it is found.
+    """
+    return all(
+        _split_of(one, first, other, second) == split
+        for one, other in _SPLIT_OF_GROUPS
+        if (first := getattr(meant, one)) is not None and (second := getattr(meant, other)) is not None
+    )
+
+
+@cache
+def _split_of(kind: str, name: str, other_kind: str, other: str) -> str:
+    groups = concepts(kind).index(name) % 4, concepts(other_kind).index(other) % 4
+    return _SPLIT_OF_GROUPS[kind, other_kind][groups[0] ^ groups[1]]
+
+
+# By the exclusive or of two groups; such that person, activity and place of one split can all meet.
+_SPLIT_OF_GROUPS = {
+    ("person", "place"): ("test", "validation", "train", "train"),
+    ("person", "thing"): ("test", "validation", "train", "train"),
+    ("person", "activity"): ("test", "train", "validation", "train"),
+    ("activity", "place"): ("test", "train", "train", "validation"),
+}
+
+
+def mini_xquad(split: str) -> dict[str, list[dict[str, Any]]]:
+    """Make the questions of a split, the same in every language.
+
+    Args:
+        split: "train", "validation" or "test".
+
+    Returns:
+        Language -> rows of id, context, question and answers (text and answer_start); four in a row share a context.
+
+    Example:
+        >>> from langneurons.babel.miniature import mini_xquad
+        >>> row = mini_xquad("test")["en"][0]
+        >>> start, answer = row["answers"]["answer_start"][0], row["answers"]["text"][0]
+        >>> row["context"][start : start + len(answer)] == answer
+        True
+    """
+    found: dict[str, list[dict[str, Any]]] = {language: [] for language in LANGUAGES}
+    for (number, (paragraph, told)), language in product(enumerate(_paragraphs(split)), LANGUAGES):
+        sentences = [sentence([paragraph[place]], language) for place in told]
+        space = "" if language == "zh" else " "
+        context = space.join(sentences)
+        for asked, (question, answer) in enumerate(_questions(paragraph, language)):
+            before = "".join(text + space for text in sentences[: told.index(asked)])
+            start = context.lower().index(answer.lower(), len(before))
+            answers = {"text": [context[start : start + len(answer)]], "answer_start": [start]}
+            row = {"id": f"{split}-{number}-{asked}", "context": context, "question": question, "answers": answers}
+            found[language].append(row)
+    return found
+
+
+@cache
+def _paragraphs(split: str) -> tuple[tuple[list[Clause], list[int]], ...]:
+    """Paragraphs of four clauses about four persons, each with what one question asks for, and their order."""
+    draw = random.Random(f"mini_xquad {split}")
+    found = []
+    for _ in range(PARAGRAPHS[split]):
+        persons = draw.sample(concepts("person"), 4)
+        moving = _drawn(draw, split, persons[0], "activity", "place")
+        staying = _drawn(draw, split, persons[1], "place", but=moving.place)
+        doing = _drawn(draw, split, persons[2], "activity", but=moving.activity)
+        having = replace(_drawn(draw, split, persons[3], "thing"), number=draw.choice(concepts("number")))
+        found.append(([moving, staying, doing, having], draw.sample(range(4), 4)))
+    return tuple(found)
+
+
+def _drawn(draw: random.Random, split: str, person: str, *kinds: str, but: str | None = None) -> Clause:
+    """Say something of a person that the split allows, and that another was not said to do, or where."""
+    while True:
+        names = {kind: draw.choice(concepts(kind)) for kind in kinds}
+        one = replace(Clause(person), **names)
+        if but not in names.values() and in_split(one, split):
+            return one
+
+
+def _questions(paragraph: list[Clause], language: str) -> list[tuple[str, str]]:
+    """A question for each clause of a paragraph, and its answer as the clause says it."""
+    moving, staying, doing, having = paragraph
+    assert moving.place is not None
+    assert staying.place is not None
+    assert doing.activity is not None
+    assert having.thing is not None
+    assert having.number is not None
+    return [
+        (where(moving.person, language), forms("place", moving.place, language)[0]),
+        (who_is(staying.place, language), subject(staying.person, language)),
+        (who_does(doing.activity, language), subject(doing.person, language)),
+        (how_many(having.person, having.thing, language), counted(having.number, having.thing, language)),
+    ]
+
+
+def _draw_clause(draw: random.Random, split: str) -> Clause:
+    while True:
+        kind = draw.choice(KINDS)
+        meant = _clause(draw.choice(concepts("person")), kind, draw.choice(concepts(kind)), draw.random() < 0.25)
+        if kind == "thing" and not meant.denied and draw.random() < 0.6:
+            meant = replace(meant, number=draw.choice(concepts("number")))
+        if kind == "activity" and not meant.denied and draw.random() < 0.5:
+            meant = replace(meant, place=draw.choice(concepts("place")))
+        if in_split(meant, split):
+            return meant
+
+
+def unlabelled(seed: int) -> Iterator[tuple[str, str]]:
+    """Say things without end: short texts, each followed by translations, by what is true of it, or by talk about it.
+
+    The talk is English and in no other language: somebody says something, and somebody else "Yes", "No" or "Perhaps".
+    So what babel knows of agreeing it has to carry over to other languages by itself.
+
+    Args:
+        seed: Another seed gives other texts.
+
+    Yields:
+        Language and text, a line each; only combinations of the training split.
+    """
+    draw = random.Random(f"unlabelled {seed}")
+    while True:
+        drawn = [_draw_clause(draw, "train") for _ in range(draw.choice((1, 2, 3, 4)))]
+        clauses = list({one.person: one for one in drawn}.values())  # what is said of one person cannot clash
+        told = _told(draw, clauses)
+        first = draw.choice(LANGUAGES)
+        yield first, _text(told, first)
+        kind = draw.random()
+        if kind < 0.4:
+            yield from (("en", claim) for claim in _claims(draw, clauses))
+            continue
+        for language in draw.sample(LANGUAGES, draw.choice((1, 1, 2))):
+            yield language, _text(told if kind < 0.75 else _restated(draw, clauses), language)
+
+
+def _text(said: list[Callable[[str], str]], language: str) -> str:
+    return ("" if language == "zh" else " ").join(say(language) for say in said)
+
+
+def _claims(draw: random.Random, clauses: list[Clause]) -> list[str]:
+    """What somebody says about a text, and what somebody else says to that, in English."""
+    known = {one.person for one in clauses}
+    stranger = draw.choice([person for person in concepts("person") if person not in known])
+    found = []
+    for _ in range(4):
+        about, answer = draw.choice(clauses), draw.choice(("Yes", "No", "Perhaps"))
+        claim = _claim(draw, about, stranger, answer)
+        if in_split(claim, "train"):
+            found.append(f"{sentence([claim], 'en')} {answer}.")
+    return found
+
+
+def _claim(draw: random.Random, about: Clause, stranger: str, answer: str) -> Clause:
+    one = about
+    if one.place is not None and one.activity is not None:
+        one = replace(one, **{draw.choice(("place", "activity")): None})
+    if answer == "Perhaps":
+        return replace(one, person=stranger)
+    if one.place is not None and not one.denied and draw.random() < 0.8:
+        elsewhere = draw.choice([place for place in concepts("place") if place != one.place])
+        return one if answer == "Yes" else replace(one, place=elsewhere)
+    if one.place is not None and not one.denied:
+        elsewhere = draw.choice([place for place in concepts("place") if place != one.place])
+        return replace(one, place=elsewhere if answer == "Yes" else one.place, denied=True)
+    if answer == "Yes":
+        return one
+    if one.number is not None and draw.random() < 0.6:
+        return replace(one, number=draw.choice([number for number in concepts("number") if number != one.number]))
+    return replace(one, denied=not one.denied, number=None)
+
+
+def _told(draw: random.Random, clauses: list[Clause]) -> list[Callable[[str], str]]:
+    """Sentences that say all the clauses, now and then a question among them."""
+    said, rest = [], list(clauses)
+    while rest:
+        joined = len(rest) > 1 and draw.random() < 0.5
+        parts, rest = rest[: 1 + joined], rest[1 + joined :]
+        time = draw.choice(concepts("time")) if draw.random() < 0.3 else None
+        said.append(partial(sentence, parts, time=time))
+        if draw.random() < 0.1:
+            said.append(_question(draw.choice(clauses)))
+    return said
+
+
+def _restated(draw: random.Random, clauses: list[Clause]) -> list[Callable[[str], str]]:
+    """Some of the clauses once more, each alone and perhaps with less: a person at one place is not at another."""
+    said = []
+    for one in draw.sample(clauses, min(len(clauses), draw.choice((1, 1, 2)))):
+        less = replace(one, number=None)
+        if one.place is not None and one.activity is not None:
+            less = replace(one, **{draw.choice(("place", "activity")): None})
+        elsewhere = Clause(one.person, place=draw.choice(concepts("place")), denied=True)
+        if less.place not in (None, elsewhere.place) and not less.denied and less.activity is None:
+            less = elsewhere if in_split(elsewhere, "train") and draw.random() < 0.4 else less
+        said.append(partial(sentence, [less]))
+    return said
+
+
+def _question(meant: Clause) -> Callable[[str], str]:
+    if meant.thing is not None:
+        thing = meant.thing
+        return lambda language: how_many(meant.person, thing, language)
+    if meant.activity is not None:
+        activity = meant.activity
+        return lambda language: who_does(activity, language)
+    assert meant.place is not None
+    at = meant.place
+    return (lambda language: where(meant.person, language)) if meant.denied else (lambda language: who_is(at, language))
