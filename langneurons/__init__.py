@@ -62,6 +62,13 @@ if TYPE_CHECKING:
     from langneurons.recording.recorder import record as record
     from langneurons.recording.site_values import SiteValues as SiteValues
     from langneurons.recording.statistics import ActivationStats as ActivationStats
+    from langneurons.training.finetuned import Finetuned as Finetuned
+    from langneurons.training.finetuning import finetune as finetune
+    from langneurons.training.lora import MaskedIA3 as MaskedIA3
+    from langneurons.training.lora import MaskedLoRA as MaskedLoRA
+    from langneurons.training.lora import MaskedRows as MaskedRows
+    from langneurons.training.transfer import transfer_experiment as transfer_experiment
+    from langneurons.training.transfer_table import Transfer as Transfer
     from langneurons.views import plot as plot
 
 _PLACES = {
@@ -109,6 +116,11 @@ _PLACES = {
     "recording.recorder": ("record",),
     "recording.site_values": ("SiteValues",),
     "recording.statistics": ("ActivationStats",),
+    "training.finetuned": ("Finetuned",),
+    "training.finetuning": ("finetune",),
+    "training.lora": ("MaskedIA3", "MaskedLoRA", "MaskedRows"),
+    "training.transfer": ("transfer_experiment",),
+    "training.transfer_table": ("Transfer",),
     "views": ("plot",),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}

@@ -48,6 +48,10 @@ class TaskError(LangNeuronsError):
     """A task's items, templates or predictions are malformed, or do not fit the model."""
 
 
+class TrainingError(LangNeuronsError):
+    """Something cannot be trained, or training went wrong."""
+
+
 class StorageError(LangNeuronsError):
     """A file cannot be read or written."""
 

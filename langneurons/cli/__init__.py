@@ -1,5 +1,6 @@
 """The command line."""
 
+from langneurons.cli import training_commands
 from langneurons.cli.commands import main
 
-__all__ = ["main"]
+__all__ = ["main", "training_commands"]

@@ -10,13 +10,17 @@ from jaxtyping import Float, Int
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from langneurons.errors import HookSiteError, LangNeuronsError, ModelError, unknown
+from langneurons.errors import HookSiteError, LangNeuronsError, ModelError, TrainingError, unknown
 from langneurons.models.bridge import bridge_activation, native_attention
+from langneurons.models.bridge_projections import bridge_projection
+from langneurons.models.checkpointing import checkpointed
 from langneurons.models.fingerprint import WeightsVersion, module_fingerprint
 from langneurons.models.following import Following, following
 from langneurons.models.generating import GeneratedRows, Stop, generate_hooked, generate_hugging_face
 from langneurons.models.hooked import activation_of, hooked_class
+from langneurons.models.hooked_projections import hooked_projection
 from langneurons.models.probe import Probe
+from langneurons.models.projections import Projection, check_target
 from langneurons.models.sites import (
     SITES,
     Change,
@@ -83,7 +87,9 @@ class ModelView:
         self._fingerprint: tuple[WeightsVersion, str] | None = None
         self._held_fingerprint: str | None = None
         self._attention: str | None = None
+        self._running_again = False
         self._act_range: tuple[float, float] | None = None
+        self._projections: dict[tuple[int, str], Projection] = {}
         vars(model)[_VIEW] = self
 
     @property
@@ -278,7 +284,8 @@ class ModelView:
         for site in readers:
             if not (site == "up" and self.gated):
                 self._known(site)
-        with attached([hook for layer in self._layers for hook in reading_hooks(layer, readers)]):
+        once = {site: self._once(reader) for site, reader in readers.items()}
+        with attached([hook for layer in self._layers for hook in reading_hooks(layer, once)]):
             yield
 
     def cached(self, cache: Any, site: str, layer: int) -> torch.Tensor:
@@ -384,8 +391,9 @@ class ModelView:
 
     @property
     def hooked(self) -> bool:
-        """Whether anything is attached to the model's hook points at this moment, such as a patch."""
-        return any(point.fwd_hooks for point in self.model.hook_dict.values())
+        """Whether anything is attached to the model at this moment, such as a patch or a trained update."""
+        trained = any(projection.changes for projection in self._projections.values())
+        return trained or any(point.fwd_hooks for point in self.model.hook_dict.values())
 
     def post_of(self, layer: int, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
         """Compute ``post`` from ``pre`` (and ``up`` on gated MLPs), as the layer's MLP does."""
@@ -407,6 +415,53 @@ class ModelView:
         generators = [self, self.model] if self.backend == "hooked" else [self, self.model, self._hf_model]
         with following(generators, self._layers[0].input_point) as progress:
             yield progress
+
+    @contextmanager
+    def gradient_checkpointing(self) -> Iterator[None]:
+        """Keep of each layer only its input for a backward pass, inside the block, and run the layer again there.
+
+        Gradients stay what they are and memory shrinks, for the time of another forward. Patches are written again
+        when a layer runs again; ``reading`` still hands on every tensor once.
+        """
+        config = None if self.backend == "hooked" else self._hf_model.config
+        with checkpointed(self.model.blocks, config, self._again):
+            yield
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        self._running_again = True
+        try:
+            yield
+        finally:
+            self._running_again = False
+
+    def _once(self, reader: Reader) -> Reader:
+        return lambda layer, values: None if self._running_again else reader(layer, values)
+
+    def projection(self, layer: int, target: str) -> Projection:
+        """Find a matrix of a layer that can be trained: gate, up, down, q, k, v or o.
+
+        Args:
+            layer: The layer.
+            target: Which one.
+
+        Raises:
+            TrainingError: If the model has no such projection, or it cannot be reached.
+        """
+        check_target(target, self.gated)
+        if (layer, target) not in self._projections:
+            build = hooked_projection if self.backend == "hooked" else bridge_projection
+            self._projections[layer, target] = build(self.model, self.gated, layer, target)
+        return self._projections[layer, target]
+
+    def check_weights_writable(self) -> None:
+        """Refuse to have weights written where the change would not be noticed.
+
+        Raises:
+            TrainingError: Inside ``native_attention``.
+        """
+        if self._held_fingerprint is not None:
+            raise TrainingError("Weights cannot be written inside native_attention(): leave it first.")
 
     @property
     def _hf_model(self) -> Any:

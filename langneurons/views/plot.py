@@ -13,8 +13,18 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.effect_figures import dose_response, effects, perplexity_matrix
 from langneurons.views.style import COLOURS, DASHES, styled
+from langneurons.views.training_figures import training, transfer
 
-__all__ = ["dose_response", "effects", "histogram", "layer_heatmap", "overlap", "perplexity_matrix"]
+__all__ = [
+    "dose_response",
+    "effects",
+    "histogram",
+    "layer_heatmap",
+    "overlap",
+    "perplexity_matrix",
+    "training",
+    "transfer",
+]
 
 SHADES = "Blues"
 

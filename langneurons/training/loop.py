@@ -1,0 +1,251 @@
+"""The loop of a fine-tuning: steps, evaluations, the best parameters, checkpoints, and stopping where it must."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from langneurons.errors import TrainingError
+from langneurons.models import ModelView
+from langneurons.patches import Patch, intervene
+from langneurons.training.history import History
+from langneurons.training.objectives import Objective
+from langneurons.training.resuming import RunFolder
+from langneurons.training.schedule import Order, Settings
+from langneurons.training.update import Update
+from langneurons.training.watching import Watch
+
+
+class Loop:
+    """A fine-tuning that can stop after any step and go on exactly.
+
+    Args:
+        seen: The model.
+        objective: What is minimised.
+        updates: What is trained, prepared for the model.
+        settings: How.
+        patches: Held while it is trained and evaluated.
+        evaluate: Gives the score of the model as it is, higher is better; None where nothing is evaluated.
+        folder: Where checkpoints go; None keeps none.
+        save_every: Seconds between checkpoints.
+
+    Attributes:
+        steps: How many there will be, if it does not stop early.
+        history: What happened.
+        best_step: After which step the parameters that are kept at the end stood.
+        stopped_early: Whether evaluations no longer improved.
+    """
+
+    def __init__(
+        self,
+        seen: ModelView,
+        objective: Objective,
+        updates: Sequence[Update],
+        settings: Settings,
+        patches: Sequence[Patch] = (),
+        evaluate: Callable[[], float] | None = None,
+        folder: RunFolder | None = None,
+        save_every: float | int = 60.0,
+    ) -> None:
+        self._seen, self._objective, self._updates, self._settings = seen, objective, updates, settings
+        self._patches, self._evaluate, self._folder, self._save_every = patches, evaluate, folder, save_every
+        self.parameters = trained(objective, updates)
+        self._order = Order(objective.lengths, settings.batch_size, settings.accumulate, settings.seed)
+        self.steps = settings.steps or settings.epochs * self._order.steps_per_epoch
+        self._optimizer = torch.optim.AdamW(
+            list(self.parameters.values()),
+            lr=float(settings.learning_rate),
+            betas=(float(settings.betas[0]), float(settings.betas[1])),
+            weight_decay=float(settings.weight_decay),
+            fused=True,
+        )
+        self.history = History()
+        self.best_step, self.stopped_early, self.done = 0, False, False
+        self._best: dict[str, Tensor] | None = None
+        self._best_score, self._since_best = -math.inf, 0
+        self._whole, self._saved = True, time.monotonic()
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return len(self.history.rows)
+
+    def run(self, watch: Watch) -> None:
+        """Train until it is done; then the parameters are the best, or the last where nothing is evaluated.
+
+        Args:
+            watch: Shown every row of the history.
+
+        Raises:
+            TrainingError: If the loss or its gradient is not finite.
+        """
+        with _left_as_it_was(self._seen.model), ExitStack() as stack:
+            for update in self._updates:
+                stack.enter_context(update.attach(self._seen.model))
+            stack.enter_context(intervene(self._seen.model, *self._patches))
+            try:
+                while not self.done:
+                    self._stretch(watch)
+                    self._end_stretch()
+            except KeyboardInterrupt:
+                # In the middle of an update parameters are of no step: the checkpoint before stands.
+                if self._whole:
+                    self._save()
+                raise
+        self._saved_result()
+
+    def restore(self) -> None:
+        """Go on where the last checkpoint of the folder stands, if there is one."""
+        found = None if self._folder is None else self._folder.load()
+        if found is None:
+            return
+        tensors, about = found
+        self.history.restore(tensors["history"])
+        self._set({name: tensors[f"parameter.{name}"] for name in self.parameters})
+        state = {
+            index: {name: tensors[f"optimizer.{index}.{name}"] for name in about["optimizer"]}
+            for index in range(len(self.parameters) if about["optimizer"] else 0)
+        }
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        if about["best_step"] and not about["done"]:
+            self._best = {name: tensors[f"best.{name}"] for name in self.parameters}
+        self.best_step, self._since_best = about["best_step"], about["since_best"]
+        self._best_score = -math.inf if about["best_score"] is None else about["best_score"]
+        self.stopped_early, self.done = about["stopped_early"], about["done"]
+
+    def _stretch(self, watch: Watch) -> None:
+        """Take steps up to the next evaluation, or the end."""
+        checkpointing = self._settings.gradient_checkpointing
+        with self._seen.native_attention(), self._seen.gradient_checkpointing() if checkpointing else nullcontext():
+            for step in range(self.step, self._next_stop()):
+                self._take(step)
+                watch(self.history.rows[-1])
+                if time.monotonic() - self._saved > self._save_every:
+                    self._save()
+
+    def _next_stop(self) -> int:
+        if self._evaluate is None:
+            return self.steps
+        every = self._settings.evaluate_every or self._order.steps_per_epoch
+        # A run that stopped between a step and its evaluation begins with the evaluation.
+        last = self.step - 1 if self.history.rows and math.isnan(self.history.rows[-1]["dev"]) else self.step
+        return min(self.steps, (last // every + 1) * every)
+
+    def _take(self, step: int) -> None:
+        rate = self._settings.rate(step, self.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        loss = self._backward(step)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self._settings.clip or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(self._said_of_failure(step, loss, norm))
+        self._whole = False
+        self._optimizer.step()
+        self.history.add(step // self._order.steps_per_epoch, loss, rate, norm)
+        self._whole = True
+
+    def _backward(self, step: int) -> float:
+        """Gradients of the mean loss over all batches of a step: how they are divided changes nothing."""
+        batches = self._order.batches(step)
+        counted = sum(int(self._objective.weights[rows].sum()) for rows in batches)
+        total = torch.zeros((), dtype=torch.float64)
+        for rows in batches:
+            with self._precision():
+                loss = self._objective.loss(self._seen, rows) / counted
+            loss.backward()
+            total = total.to(loss.device) + loss.detach()
+        return float(total)
+
+    def _precision(self) -> Any:
+        if not self._settings.bfloat16:
+            return nullcontext()
+        return torch.autocast(self._seen.device.type, torch.bfloat16)
+
+    def _end_stretch(self) -> None:
+        if self._evaluate is not None:
+            score = self._evaluate()
+            self._whole = False
+            self.history.measured(score)
+            self._since_best += 1
+            if score > self._best_score:
+                self._best = self._copied()
+                self._best_score, self.best_step, self._since_best = score, self.step, 0
+            self.stopped_early = self._since_best >= (self._settings.patience or math.inf) and self.step < self.steps
+        self.done = self.stopped_early or self.step >= self.steps
+        self._whole = True
+        if not self.done:
+            self._save()
+
+    def _saved_result(self) -> None:
+        if self._best is not None:
+            self._set(self._best)
+        else:
+            self.best_step = self.step
+        self._best = None
+        self._save()
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        if self._folder is None:
+            return
+        state = {} if self.done else self._optimizer.state_dict()["state"]
+        tensors = {f"parameter.{name}": one for name, one in self._copied().items()}
+        tensors |= {f"best.{name}": one for name, one in (self._best or {}).items()}
+        tensors |= {f"optimizer.{index}.{name}": one for index, kept in state.items() for name, one in kept.items()}
+        about = {
+            "optimizer": sorted(next(iter(state.values()), {})),
+            "best_step": self.best_step,
+            "best_score": self._best_score if math.isfinite(self._best_score) else None,
+            "since_best": self._since_best,
+            "stopped_early": self.stopped_early,
+            "done": self.done,
+        }
+        self._folder.save({**tensors, "history": self.history.tensor()}, about)
+        self.history.write_log(self._folder.log)
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def _said_of_failure(self, step: int, loss: float, norm: float) -> str:
+        kept = "Nothing was kept: give out= to keep checkpoints"
+        if self._folder is not None and self._folder.checkpoint.exists():
+            kept = f"The last good checkpoint is {self._folder.checkpoint}"
+        return (
+            f"At step {step + 1} of {self.steps} the loss is {loss} and its gradient's norm {norm} (learning rate "
+            f"{self._settings.rate(step, self.steps):.3g}). {kept}; a lower learning_rate or clip may help."
+        )
+
+
+def trained(objective: Objective, updates: Sequence[Update]) -> dict[str, nn.Parameter]:
+    """Everything that is trained, by a name of its own."""
+    named = dict(objective.parameters())
+    for index, update in enumerate(updates):
+        named |= {f"{index}.{name}": parameter for name, parameter in update.named_parameters().items()}
+    return named
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """No dropout inside the block, and no gradients of the model's own parameters; afterwards all is as before."""
+    training = [module for module in model.modules() if module.training]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -1,0 +1,182 @@
+"""MaskedLoRA, MaskedRows and MaskedIA3: train the weights of chosen neurons and no others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from langneurons.errors import TrainingError
+from langneurons.identification.neurons import NeuronSet
+from langneurons.models import view
+from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
+from langneurons.training import adapters, peft_format
+from langneurons.training.forms import Direct, Form, LowRank, ScaledInputs, ScaledOutputs
+from langneurons.training.masked import MaskedUpdate
+from langneurons.training.pieces import Piece
+
+
+class MaskedLoRA(MaskedUpdate):
+    """LoRA on the weights of chosen neurons: dW = alpha / rank x M (B A), computed for the neurons' rows alone.
+
+    The neurons' rows of ``gate`` and ``up`` (A "rank d_model", B "neuron rank"), their columns of ``down`` (A "rank
+    neuron", B "d_model rank"), and whole matrices of attention. Every layer has the same rank, also one in which fewer
+    neurons were chosen.
+
+    Args:
+        neurons: Whose weights are trained, those of all of its languages; None trains attention only.
+        rank: Of LoRA; at most the number of neurons.
+        alpha: What LoRA adds is scaled by alpha / rank.
+        targets: Projections of the MLP: gate (where there is no gate: the first matrix), up, down.
+        attention: Projections of attention: q, k, v, o; all of their rows.
+        seed: Of A; a layer's projection of attention starts equal whichever neurons are trained.
+
+    Raises:
+        TrainingError: If nothing would be trained, or the rank is larger than the selection.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> from langneurons.training.lora import MaskedLoRA
+        >>> lora = MaskedLoRA(neurons["hi"], rank=4, targets=("gate", "up", "down"))
+        >>> with lora.attach(model):
+        ...     model("नमस्ते", return_type="loss").backward()
+        >>> all(parameter.grad is not None for parameter in lora.parameters())
+        True
+        >>> any(parameter.grad is not None for parameter in model.parameters())
+        False
+    """
+
+    kind = "masked LoRA"
+
+    def __init__(
+        self,
+        neurons: NeuronSet | None,
+        rank: int = 8,
+        alpha: float | int = 16,
+        targets: Sequence[str] = ("gate",),
+        attention: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(neurons, rank, alpha, targets, attention, seed)
+        if neurons is not None and rank > len(neurons):
+            raise TrainingError(f"Rank {rank} is larger than the selection of {len(neurons)} neurons: lower the rank.")
+
+    def form(self, target: str) -> Form:
+        """Low rank, whatever the projection."""
+        return LowRank(self.rank, self.alpha)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module | None = None) -> "MaskedLoRA":
+        """Read a saved masked LoRA, or an adapter that peft wrote.
+
+        Args:
+            folder: Where it was saved. Of peft's adapters the neurons are those with a row (of down: a column) that is
+                not zero, and all of them where B is still zero.
+            model: Checks that the update was made for it; needed for an adapter of peft's.
+
+        Raises:
+            StorageError: If there is neither.
+            CorruptArtefactError: If a file of ours was changed since.
+            TrainingError: If keys or shapes are not the model's, or it is of another class.
+        """
+        if adapters.is_ours(Path(folder)):
+            return super().load(folder, model)
+        if model is None:
+            raise TrainingError(f"{folder} was written by peft: give model=, to find what its keys stand for.")
+        seen = view(model)
+        neurons, pieces = peft_format.read(Path(folder), seen)
+        update = cls(neurons, *_settings(pieces))
+        update.pieces, update._model = pieces, seen.fingerprint
+        return update
+
+
+class MaskedRows(MaskedUpdate):
+    """Every weight in the rows (of down: the columns) of chosen neurons, trained by itself.
+
+    Args:
+        neurons: Whose weights are trained, those of all of its languages; None trains attention only.
+        targets: Projections of the MLP: gate, up, down.
+        attention: Projections of attention, trained by LoRA.
+        rank: Of that LoRA.
+        alpha: What it adds is scaled by alpha / rank.
+        seed: Of its first values.
+
+    Raises:
+        TrainingError: If nothing would be trained.
+
+    Example:
+        >>> from langneurons.training.lora import MaskedRows
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> rows = MaskedRows(neurons["hi"])
+        >>> rows.prepare(model)
+        >>> rows.count() == len(neurons["hi"]) * model.cfg.d_model
+        True
+    """
+
+    kind = "masked rows"
+
+    def __init__(
+        self,
+        neurons: NeuronSet | None,
+        targets: Sequence[str] = ("gate",),
+        attention: Sequence[str] = (),
+        rank: int = 8,
+        alpha: float | int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(neurons, rank, alpha, targets, attention, seed)
+
+    def form(self, target: str) -> Form:
+        """Direct, whatever the projection."""
+        return Direct()
+
+
+class MaskedIA3(MaskedUpdate):
+    """One factor a chosen neuron and projection, starting at 1 (IA3: Liu et al. 2022, arXiv 2205.05638).
+
+    On ``down`` it scales the model's own columns, not what another update attached beside it adds to them.
+
+    Args:
+        neurons: Whose pre-activation (gate, bias included), factor (up) or activation as down reads it (down) is
+            scaled, those of all of its languages; None trains attention only.
+        targets: Projections of the MLP: gate, up, down.
+        attention: Projections of attention, trained by LoRA.
+        rank: Of that LoRA.
+        alpha: What it adds is scaled by alpha / rank.
+        seed: Of its first values.
+
+    Raises:
+        TrainingError: If nothing would be trained.
+
+    Example:
+        >>> from langneurons.training.lora import MaskedIA3
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> factors = MaskedIA3(neurons["hi"], targets=("gate", "down"))
+        >>> factors.prepare(model)
+        >>> factors.count() == 2 * len(neurons["hi"])
+        True
+    """
+
+    kind = "masked IA3"
+
+    def __init__(
+        self,
+        neurons: NeuronSet | None,
+        targets: Sequence[str] = ("gate",),
+        attention: Sequence[str] = (),
+        rank: int = 8,
+        alpha: float | int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(neurons, rank, alpha, targets, attention, seed)
+
+    def form(self, target: str) -> Form:
+        """Factors on what gate and up give, and on what down reads."""
+        return ScaledInputs() if target == "down" else ScaledOutputs()
+
+
+def _settings(pieces: Sequence[Piece]) -> tuple[int, float | int, tuple[str, ...], tuple[str, ...]]:
+    """The smallest rank of some pieces, its alpha, and what they are of."""
+    form = min((piece.form for piece in pieces if isinstance(piece.form, LowRank)), key=lambda form: form.rank)
+    present = {piece.target for piece in pieces}
+    of_mlp = tuple(target for target in MLP_TARGETS if target in present)
+    return form.rank, form.alpha, of_mlp, tuple(target for target in ATTENTION_TARGETS if target in present)

@@ -1,0 +1,347 @@
+"""The machinery of every masked update: parameters for a model, attaching, merging, keeping."""
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from langneurons.errors import SiteMismatchError, TrainingError, unknown
+from langneurons.identification.neurons import NeuronSet
+from langneurons.models import ModelView, view
+from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
+from langneurons.storage import fingerprint
+from langneurons.training import adapters
+from langneurons.training.forms import Form, LowRank
+from langneurons.training.pieces import Piece
+
+_Kind = TypeVar("_Kind", bound="MaskedUpdate")
+MLP_SITES = ("pre", "act", "post")
+
+
+@dataclass
+class Merged:
+    """What unmerging needs: which model, its weights' fingerprints, and what stood where the update was written."""
+
+    model: weakref.ref
+    before: str
+    after: str
+    overwritten: list[dict[str, Tensor]]
+
+
+class MaskedUpdate:
+    """A change of chosen neurons' weights, and of whole matrices of attention by LoRA.
+
+    Subclasses say by ``form`` how a neuron's rows and columns are changed; everything else is shared.
+
+    Args:
+        neurons: Whose rows of gate and up and columns of down are trained, those of all of its languages; None trains
+            attention only.
+        rank: Of LoRA.
+        alpha: What LoRA adds is scaled by alpha / rank.
+        targets: Of the MLP: gate, up, down.
+        attention: Of attention: q, k, v, o.
+        seed: Of the first values; those of a layer's projection do not depend on what else is trained.
+    """
+
+    kind = ""
+
+    def __init__(
+        self,
+        neurons: NeuronSet | None,
+        rank: int,
+        alpha: float | int,
+        targets: Sequence[str],
+        attention: Sequence[str],
+        seed: int,
+    ) -> None:
+        _check_names("projection of the MLP", targets, MLP_TARGETS)
+        _check_names("projection of attention", attention, ATTENTION_TARGETS)
+        _check_selection(neurons, targets, attention)
+        if rank < 1:
+            raise TrainingError(f"The rank must be at least 1, not {rank}.")
+        self.neurons = neurons
+        self.rank = rank
+        self.alpha = alpha
+        self.targets = tuple(targets) if neurons is not None else ()
+        self.attention = tuple(attention)
+        self.seed = seed
+        self.pieces: list[Piece] = []
+        self._model: str | None = None
+        self._attached = False
+        self._merged: Merged | None = None
+
+    def form(self, target: str) -> Form:
+        """How the rows or columns of a projection of the MLP are changed."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """What kind of update this is, and of which projections."""
+        return f"{self.kind} on {', '.join(self.targets + self.attention)}"
+
+    def __repr__(self) -> str:
+        of = f" of {len(self.neurons):,} neurons" if self.neurons is not None else ""
+        trained = f": {self.count():,} parameters" if self.pieces else ""
+        return f"{self.name}{of}{trained}"
+
+    def prepare(self, model: nn.Module) -> None:
+        """Create the parameters for a model; where that was done before, check that it is the same model.
+
+        Args:
+            model: From ``load_model``.
+
+        Raises:
+            TrainingError: If the model is another one, or lacks a projection.
+            SiteMismatchError: If the neurons belong to a model with other weights.
+        """
+        seen = view(model)
+        if self.pieces:
+            self._check_model(seen)
+            return
+        pieces = self._new_pieces(seen)
+        for piece in pieces:
+            weight = seen.projection(piece.layer, piece.target).matrix()
+            piece.begin(_generator(self.seed, piece.name), weight)
+        self.pieces, self._model = pieces, seen.fingerprint
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained."""
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The same by name, such as ``"3.gate.lora_A"``."""
+        return {f"{piece.name}.{name}": value for piece in self.pieces for name, value in piece.parameters.items()}
+
+    def count(self) -> int:
+        """Count the trained numbers; 0 before parameters exist."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @contextmanager
+    def attach(self, model: nn.Module) -> Iterator[None]:
+        """Let the model compute with the update during everything inside the block.
+
+        Inside, of the model and this update, only ``parameters()`` get gradients. Several updates act in the order
+        attached, as if merged in that order. Patches, entered before or inside, see the trained values. Keep the block
+        open until after ``backward`` where gradients are checkpointed.
+
+        Args:
+            model: From ``load_model``.
+
+        Raises:
+            TrainingError: If the update was made for another model, is merged, or attached already.
+        """
+        if self._merged is not None:
+            raise TrainingError(f"{self!r} is merged into a model: unmerge it first.")
+        if self._attached:
+            raise TrainingError(f"{self!r} is attached already.")
+        self.prepare(model)
+        seen = view(model)
+        with ExitStack() as stack:
+            stack.enter_context(_frozen(model))
+            for piece in self.pieces:
+                projection = seen.projection(piece.layer, piece.target)
+                stack.enter_context(projection.changed(piece.change_of(projection)))
+            self._attached = True
+            try:
+                yield
+            finally:
+                self._attached = False
+
+    def merge(self, model: nn.Module) -> None:
+        """Write the update into the model's weights: only the rows and columns of its neurons (and attention) change.
+
+        Args:
+            model: From ``load_model``.
+
+        Raises:
+            TrainingError: If the update was made for another model, is merged, or attached.
+        """
+        if self._merged is not None or self._attached:
+            raise TrainingError(f"{self!r} is {'merged' if self._merged else 'attached'} already.")
+        self.prepare(model)
+        seen = view(model)
+        seen.check_weights_writable()
+        before = seen.fingerprint
+        overwritten = [piece.merge(seen.projection(piece.layer, piece.target)) for piece in self.pieces]
+        self._merged = Merged(weakref.ref(model), before, seen.fingerprint, overwritten)
+
+    def unmerge(self, model: nn.Module) -> None:
+        """Give the model the weights it had before ``merge``, bit for bit.
+
+        Args:
+            model: The same model.
+
+        Raises:
+            TrainingError: If the update is not merged into it, or the weights were changed since.
+        """
+        if self._merged is None or self._merged.model() is not model:
+            raise TrainingError(f"{self!r} is not merged into this model.")
+        seen = view(model)
+        if seen.fingerprint != self._merged.after:
+            raise TrainingError("The model's weights were changed since: unmerge in the reverse order of merging.")
+        for piece, values in zip(self.pieces, self._merged.overwritten, strict=True):
+            piece.write(seen.projection(piece.layer, piece.target), values)
+        seen.remember_fingerprint(self._merged.before)
+        self._merged = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copy the parameters' values, by name."""
+        return {name: parameter.detach().clone() for name, parameter in self.named_parameters().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Set the parameters' values.
+
+        Args:
+            state: From ``state_dict`` of the same update.
+
+        Raises:
+            TrainingError: If names or shapes are not this update's.
+        """
+        own = self.named_parameters()
+        check_keys(own, state)
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise TrainingError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}.")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the update into a folder: the neurons, the parameters, and LoRA also as plain peft reads it.
+
+        Args:
+            folder: Created where it is missing.
+
+        Returns:
+            The folder.
+
+        Raises:
+            TrainingError: If there are no parameters yet.
+        """
+        if not self.pieces:
+            raise TrainingError(f"{self!r} has no parameters yet: attach it to a model, or prepare(model), first.")
+        settings = {"neurons": self.neurons, "rank": self.rank, "alpha": self.alpha, "seed": self.seed}
+        settings |= {"targets": self.targets, "attention": self.attention}
+        adapters.write_update(Path(folder), self.kind, settings, self._model, self.pieces)
+        return Path(folder)
+
+    @classmethod
+    def load(cls: type[_Kind], folder: str | Path, model: nn.Module | None = None) -> _Kind:
+        """Read a saved update.
+
+        Args:
+            folder: Where it was saved.
+            model: Checks that the update was made for it.
+
+        Raises:
+            StorageError: If there is no update.
+            CorruptArtefactError: If a file was changed since.
+            TrainingError: If it is of another class, or of another model.
+        """
+        saved = adapters.read_update(Path(folder))
+        if saved.kind != cls.kind:
+            raise TrainingError(f"{folder} holds {saved.kind}, not {cls.kind}.")
+        update = cls(**saved.settings)
+        update.pieces = [piece.piece(update.neurons, update.form(piece.target)) for piece in saved.pieces]
+        update._model = saved.model
+        if model is not None:
+            update.prepare(model)
+        return update
+
+    def _new_pieces(self, seen: ModelView) -> list[Piece]:
+        by_layer = {} if self.neurons is None else self.neurons.per_layer()
+        if self.neurons is not None:
+            _check_fits(self.neurons, seen)
+        low_rank = LowRank(self.rank, self.alpha)
+        chosen = [(layer, target, units) for layer, units in by_layer.items() for target in self.targets]
+        chosen += [(layer, target, None) for layer in range(seen.n_layers) for target in self.attention]
+        pieces = []
+        for layer, target, units in chosen:
+            projection = seen.projection(layer, target)
+            form = low_rank if units is None else self.form(target)
+            pieces.append(Piece(layer, target, projection.shape, units, form, projection.hugging_face))
+        return pieces
+
+    def _check_model(self, seen: ModelView) -> None:
+        if self._model is not None and self._model != seen.fingerprint:
+            raise TrainingError(
+                f"{self!r} was made for the weights {self._model[:8]}; {seen.name!r} is {seen.fingerprint[:8]}."
+            )
+        for piece in self.pieces:
+            piece.move(seen.projection(piece.layer, piece.target).matrix().device)
+
+
+def check_keys(own: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """Refuse other keys than a mapping has, naming them.
+
+    Raises:
+        TrainingError: If keys are missing or unknown.
+    """
+    missing, surplus = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or surplus:
+        said = [
+            f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
+            for what, keys in (("missing:", missing), ("unknown:", surplus))
+            if keys
+        ]
+        raise TrainingError(f"The parameters do not fit this update; {'; '.join(said)}.")
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(int(fingerprint(str(seed), name)[:12], 16))
+
+
+def _check_names(what: str, given: Sequence[str], possible: Sequence[str]) -> None:
+    if isinstance(given, str):
+        raise TrainingError(f"Give the names as a tuple, such as ({given!r},), not as {given!r}.")
+    for name in given:
+        if name not in possible:
+            raise TrainingError(unknown(what, name, possible))
+    if len(set(given)) < len(given):
+        raise TrainingError(f"Each {what} can be named once, not as in {tuple(given)}.")
+
+
+def _check_selection(neurons: NeuronSet | None, targets: Sequence[str], attention: Sequence[str]) -> None:
+    if neurons is None:
+        if not attention:
+            raise TrainingError("Nothing would be trained: give neurons, or attention=('q', 'k', 'v', 'o') or some.")
+        return
+    if neurons.site not in MLP_SITES:
+        raise TrainingError(
+            f"Neurons at {neurons.site!r} have no rows in the MLP: possible are {', '.join(MLP_SITES)}."
+        )
+    if not len(neurons):
+        raise TrainingError("The neuron set is empty: for attention only give neurons=None.")
+    if not targets:
+        raise TrainingError(f"Name at least one of {', '.join(MLP_TARGETS)} as targets.")
+
+
+def _check_fits(neurons: NeuronSet, seen: ModelView) -> None:
+    fits = (seen.n_layers, seen.width(neurons.site))
+    if neurons.shape != fits:
+        raise TrainingError(
+            f"The neurons are of a model of {neurons.shape[0]} layers x {neurons.shape[1]}; {seen.name!r} has "
+            f"{fits[0]} x {fits[1]}."
+        )
+    if neurons.model and neurons.model != seen.fingerprint:
+        raise SiteMismatchError(
+            f"The neurons belong to model {neurons.model[:8]}, but {seen.name!r} is {seen.fingerprint[:8]}: record and "
+            "identify with this model."
+        )

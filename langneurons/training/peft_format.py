@@ -1,0 +1,230 @@
+"""LoRA as peft stores it: ``adapter_config.json`` and ``adapter_model.safetensors``, full-size, zero where not trained.
+
+Projections that the Hugging Face model fuses in one module become one adapter with a block for each: A stacked, B
+block-diagonal, ranks and alphas summed, which is exact.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from langneurons import storage
+from langneurons.errors import CorruptArtefactError, TrainingError
+from langneurons.identification.neurons import NeuronSet
+from langneurons.models import ModelView, Projection
+from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS, rows_of
+from langneurons.training.forms import LowRank
+from langneurons.training.pieces import Piece
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "modules_to_save",
+    "trainable_token_indices",
+    "lora_bias",
+    "layer_replication",
+)
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """A and B of one module of the Hugging Face model, and what scales their product."""
+
+    A: Tensor
+    B: Tensor
+    alpha: float | int
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return len(self.A)
+
+
+def write(folder: Path, pieces: Sequence[Piece]) -> dict[str, str]:
+    """Write LoRA such that plain peft loads it onto the plain Hugging Face model.
+
+    Args:
+        folder: Where to.
+        pieces: Each of form LowRank.
+
+    Returns:
+        The checksum of each file.
+    """
+    by_module: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        by_module[piece.module.name].append(piece)
+    full = {name: _full_size(fused) for name, fused in by_module.items()}
+    tensors = {}
+    for name, module in full.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = module.A
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = module.B
+    checksum = storage.write_tensors(folder / WEIGHTS, tensors)
+    transposed = any(piece.module.transposed for piece in pieces)
+    storage.write_text(folder / CONFIG, json.dumps(_config(full, transposed), indent=1, sort_keys=True) + "\n")
+    return {WEIGHTS: checksum, CONFIG: storage.checksum(folder / CONFIG)}
+
+
+def _full_size(pieces: Sequence[Piece]) -> FullSize:
+    rank, alpha = 0, 0
+    A, columns = [], []
+    for piece in pieces:
+        form = piece.form
+        assert isinstance(form, LowRank)
+        one_A, one_B = _unmasked(piece)
+        column = torch.zeros(piece.module.size, form.rank, dtype=one_B.dtype)
+        columns.append(column.index_copy(0, rows_of(piece.module.runs), one_B))
+        A.append(one_A)
+        rank, alpha = rank + form.rank, alpha + form.alpha
+    return FullSize(torch.cat(A), torch.cat(columns, dim=1), alpha)
+
+
+def _unmasked(piece: Piece) -> tuple[Tensor, Tensor]:
+    """A and B with zeros for the neurons that are not trained."""
+    A, B = (piece.parameters[name].detach().cpu() for name in ("lora_A", "lora_B"))
+    if piece.units is None:
+        return A, B
+    units, (outputs, inputs) = piece.units.cpu(), piece.shape
+    if piece.axis == 0:
+        return A, torch.zeros(outputs, B.shape[1], dtype=B.dtype).index_copy(0, units, B)
+    return torch.zeros(A.shape[0], inputs, dtype=A.dtype).index_copy(1, units, A), B
+
+
+def _config(full: Mapping[str, FullSize], transposed: bool) -> dict[str, Any]:
+    smallest = min(full.values(), key=lambda module: module.rank)
+    others = {name: module for name, module in full.items() if module.rank != smallest.rank}
+    scaled = {name: module for name, module in full.items() if module.alpha != smallest.alpha}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": smallest.rank,
+        "lora_alpha": smallest.alpha,
+        "rank_pattern": {name: module.rank for name, module in others.items()},
+        "alpha_pattern": {name: module.alpha for name, module in scaled.items()},
+        "target_modules": sorted(full),
+        "fan_in_fan_out": transposed,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def read(folder: Path, seen: ModelView) -> tuple[NeuronSet | None, list[Piece]]:
+    """Read an adapter that peft wrote, for the projections of a model.
+
+    Args:
+        folder: With both files.
+        seen: The model.
+
+    Returns:
+        The neurons with a row (of down: a column) that is not zero, or all where nothing was trained yet; the pieces.
+
+    Raises:
+        TrainingError: If the adapter is of another kind, or its keys or shapes are not the model's.
+    """
+    full = _read_modules(folder)
+    own = _projections_by_module(seen)
+    if unknown_names := sorted(full.keys() - own.keys()):
+        raise TrainingError(f"{folder} has keys that fit nothing in {seen.name!r}: {', '.join(unknown_names[:3])}.")
+    found = [(projection, _block(module, projection)) for name, module in full.items() for projection in own[name]]
+    found = [(projection, block) for projection, block in found if _trained(block, full, projection)]
+    neurons = _neurons(seen, [each for each in found if each[0].target in MLP_TARGETS])
+    return neurons, [_piece(projection, block, neurons) for projection, block in found]
+
+
+def _read_modules(folder: Path) -> dict[str, FullSize]:
+    config = _read_config(folder)
+    tensors = storage.read_tensors(folder / WEIGHTS)
+    names = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
+    expected = {f"{_PREFIX}{name}.lora_{factor}.weight" for name in names for factor in "AB"}
+    if expected != tensors.keys():
+        odd = sorted(expected ^ tensors.keys())
+        raise TrainingError(
+            f"{folder / WEIGHTS} should hold lora_A and lora_B of every module; odd: {', '.join(odd[:3])}."
+        )
+    modules = {}
+    for name in names:
+        A, B = (tensors[f"{_PREFIX}{name}.lora_{factor}.weight"] for factor in "AB")
+        alpha = _by_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
+        modules[name] = FullSize(A, B, alpha)
+    return modules
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        kind, bias, _ = config["peft_type"], config.get("bias", "none"), config["lora_alpha"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptArtefactError(f"{folder / CONFIG} is no configuration of a LoRA adapter.") from error
+    if kind != "LORA" or bias != "none":
+        raise TrainingError(f"{folder} is {kind} with bias {bias!r}: possible is LORA with bias 'none'.")
+    if used := [name for name in _UNSUPPORTED if config.get(name)]:
+        raise TrainingError(f"{folder} uses {used[0]}, which masked LoRA does not have.")
+    return config
+
+
+def _by_pattern(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
+    return next((value for key, value in pattern.items() if name == key or name.endswith(f".{key}")), default)
+
+
+def _projections_by_module(seen: ModelView) -> dict[str, list[Projection]]:
+    targets = [target for target in MLP_TARGETS + ATTENTION_TARGETS if target != "up" or seen.gated]
+    found: dict[str, list[Projection]] = defaultdict(list)
+    for layer in range(seen.n_layers):
+        for target in targets:
+            projection = seen.projection(layer, target)
+            found[projection.hugging_face.name].append(projection)
+    return found
+
+
+def _block(module: FullSize, projection: Projection) -> FullSize:
+    """The part of a module's adapter that belongs to one of the projections fused in it."""
+    outputs, inputs = projection.shape
+    name, size = projection.hugging_face.name, projection.hugging_face.size
+    if module.A.shape[1] != inputs or module.B.shape != (size, module.rank):
+        raise TrainingError(
+            f"The adapter of {name} is {tuple(module.B.shape)} x {tuple(module.A.shape)}; the model's weight is "
+            f"{size} x {inputs}."
+        )
+    return FullSize(module.A, module.B.index_select(0, rows_of(projection.hugging_face.runs)), module.alpha)
+
+
+def _trained(block: FullSize, full: Mapping[str, FullSize], projection: Projection) -> bool:
+    return bool(block.B.any()) or not bool(full[projection.hugging_face.name].B.any())
+
+
+def _touched(projection: Projection, block: FullSize) -> Tensor:
+    """Which neurons a block of gate, up or down changes; all where it changes nothing yet."""
+    touched = block.A.any(dim=0) if projection.target == "down" else block.B.any(dim=1)
+    return touched if bool(touched.any()) else torch.ones_like(touched)
+
+
+def _neurons(seen: ModelView, found: Sequence[tuple[Projection, FullSize]]) -> NeuronSet | None:
+    if not found:
+        return None
+    shape = (seen.n_layers, seen.width("act"))
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for projection, block in found:
+        mask[projection.layer] |= _touched(projection, block)
+    return NeuronSet.of({"adapter": mask.nonzero().tolist()}, shape, "act", seen.fingerprint, "adapter")
+
+
+def _piece(projection: Projection, block: FullSize, neurons: NeuronSet | None) -> Piece:
+    units = None
+    A, B = block.A.clone(), block.B
+    if projection.target in MLP_TARGETS:
+        assert neurons is not None
+        units = neurons.per_layer()[projection.layer]
+        A, B = (A.index_select(1, units), B) if projection.target == "down" else (A, B.index_select(0, units))
+    form = LowRank(block.rank, block.alpha)
+    parameters = {"lora_A": nn.Parameter(A), "lora_B": nn.Parameter(B)}
+    return Piece(
+        projection.layer, projection.target, projection.shape, units, form, projection.hugging_face, parameters
+    )

@@ -1,0 +1,350 @@
+"""Transfer: what models trained under several conditions scored in other languages, and what can be said of it."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from langneurons import storage
+from langneurons.errors import CorruptArtefactError, EffectError, unknown
+from langneurons.evaluation.effect_table import EffectTable
+from langneurons.evaluation.effects import LEAST_SEEDS, difference, effect
+from langneurons.evaluation.evaluation import UNPATCHED
+from langneurons.evaluation.placement import placement_columns
+from langneurons.training.conditions import ALL, CONTROL_OF, NONE
+
+SCHEMA = "langneurons/transfer/1"
+TABLES = ("rows", "trainings", "references")
+ROWS = ["condition", "target", "seed", "draw", "patch", "language", "item", "cluster", "metric", "value"]
+ROWS += ["prediction", "gold"]
+TRAININGS = ["condition", "target", "seed", "draw", "neurons", "parameters", "loss"]
+CELL = ["condition", "target", "language", "patch"]
+RANDOM, EVERY = "random", "every"
+NAMES = {
+    NONE: "training attention and head only",
+    RANDOM: "training as many random neurons of the same layers",
+    ALL: "training all neurons",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Transfer:
+    """Scores of models trained on one language, in others, by what was trained; ``transfer_experiment`` makes it.
+
+    Attributes:
+        rows: One row an item, metric, language, patch and training: condition, target ("" where one training serves
+            every target), seed, draw, patch ("unpatched" among them), language, item, cluster, metric, value (0 to 1),
+            prediction, gold.
+        trainings: One row a fine-tuning: condition, target, seed, draw, neurons (trained), parameters (trained, the
+            head's too), loss (at the end).
+        references: What the task is worth without a model, such as chance: language, reference, value.
+        settings: Model, source, targets, task, protocol, options of the effects, and how everything was trained.
+    """
+
+    rows: pd.DataFrame
+    trainings: pd.DataFrame
+    references: pd.DataFrame
+    settings: Mapping[str, Any]
+
+    @property
+    def conditions(self) -> list[str]:
+        """What was trained, in the order asked for."""
+        return self.rows["condition"].unique().tolist()
+
+    @property
+    def reference(self) -> str:
+        """What to compare with: attention and head alone, else random neurons, else the first condition."""
+        trained = self.conditions
+        like = any(control in trained and chosen in trained for chosen, control in CONTROL_OF.items())
+        return NONE if NONE in trained else RANDOM if like else trained[0]
+
+    def scores(self, metric: str | None = None) -> pd.DataFrame:
+        """Every score, over the training seeds, beside what it cost and what it must exceed.
+
+        Args:
+            metric: Which; None takes the task's main one.
+
+        Returns:
+            One row a condition, target, language and patch: score, its 95 % interval over seeds, then clusters (low,
+            high), seed_sd, seeds, draws (of random neurons, a seed), items, clusters, neurons, parameters (trained),
+            then one column a reference of the main metric.
+
+        Raises:
+            EffectError: If there is no such metric.
+        """
+        chosen = self._metric(metric)
+        return pd.DataFrame([self._score(chosen, key, part) for key, part in self._by_metric[chosen].items()])
+
+    def effects(self, against: str = NONE, metric: str | None = None, on: str = "targets") -> EffectTable:
+        """What training some neurons changed, against training others, on the same items with the same seeds.
+
+        The interval is over seeds, then clusters; below six seeds there is no p-value.
+
+        Args:
+            against: A trained condition; "random" compares every set of neurons with the random ones that are as many
+                in every layer, and leaves out the sets that have none.
+            metric: Which; None takes the task's main one.
+            on: "targets", the languages transferred to, or "source", the language of the training data.
+
+        Returns:
+            Effects by ``trained`` and ``language`` (on the source: ``trained`` and ``target``), differences of scores,
+            one Holm family. Against anything but random, sets that have random ones are placed among them: the mean
+            effect over seeds among the effects of single trainings, which vary more, so that the placement is cautious.
+
+        Raises:
+            EffectError: If that condition was not trained, or nothing can be compared with it.
+
+        Example:
+            >>> cells = [(name, seed, item) for name in ("none", "source") for seed in range(6) for item in range(60)]
+            >>> right = {"none": 2, "source": 4}
+            >>> rows = [
+            ...     (name, "", seed, 0, "unpatched", "hi", item, item // 2, "accuracy",
+            ...      float((item * 7 + seed) % 5 < right[name]), "", "") for name, seed, item in cells
+            ... ]
+            >>> trained = [(name, "", seed, 0, 9, 90, 0.5) for name in right for seed in range(6)]
+            >>> about = {"model": "m", "task": "xnli", "protocol": "head", "source": "en", "targets": ["hi"]}
+            >>> options = {"delta": 0.01, "seed": 0, "resamples": 1000}
+            >>> found = Transfer(
+            ...     pd.DataFrame(rows, columns=ROWS), pd.DataFrame(trained, columns=TRAININGS),
+            ...     pd.DataFrame(columns=["language", "reference", "value"]), {**about, "options": options},
+            ... )
+            >>> found.effects().rows[["trained", "language", "estimate", "verdict"]].to_numpy().tolist()
+            [['source', 'hi', 0.4, 'better']]
+        """
+        chosen, (place, pairs) = self._metric(metric), self._compared(against, on)
+        cells = self._by_metric[chosen]
+        found = {
+            (mine[0], shown): effect(
+                cells[mine], cells[theirs], "value", "row", lower_is_better=False, **self.settings["options"]
+            )
+            for shown, mine, theirs in pairs
+        }
+        if not found:
+            raise EffectError(f"Nothing was trained that can be compared with {NAMES.get(against, repr(against))}.")
+        family = f"{self._about(chosen)}, against {NAMES.get(against, against)}: {len(found)} effects"
+        stored = {"measured": chosen, "against": NAMES.get(against, against), **self._named()}
+        table = EffectTable.of(found, ("trained", place), family, stored)
+        return table if against == RANDOM else self._beside_random(table, pairs, chosen)
+
+    def patch_effects(self, metric: str | None = None) -> EffectTable:
+        """What each patch changed in each trained model, in the languages transferred to.
+
+        Args:
+            metric: Which; None takes the task's main one.
+
+        Returns:
+            Effects by ``trained``, ``patch`` and ``language`` against the same models unpatched, one Holm family.
+
+        Raises:
+            EffectError: If no patch was evaluated.
+        """
+        chosen = self._metric(metric)
+        cells = self._by_metric[chosen]
+        found = {
+            (condition, patch, language): effect(
+                part,
+                cells[condition, target, language, UNPATCHED],
+                "value",
+                "row",
+                lower_is_better=False,
+                **self.settings["options"],
+            )
+            for (condition, target, language, patch), part in cells.items()
+            if patch != UNPATCHED and language in self.settings["targets"]
+        }
+        if not found:
+            raise EffectError("No trained model was patched: give patches= to transfer_experiment().")
+        family = f"{self._about(chosen)}, patched against unpatched: {len(found)} effects"
+        return EffectTable.of(found, ("trained", "patch", "language"), family, {"measured": chosen, **self._named()})
+
+    def verdict(self) -> str:
+        """Say in one sentence what was found, against ``reference``.
+
+        A sentence more where no trained model beats chance in the source language: then nothing can transfer.
+
+        Raises:
+            EffectError: If only one condition was trained.
+        """
+        table = self.effects(self.reference)
+        rows, delta = table.rows, 100 * table.settings["delta"]
+        groups = {verdict: part for verdict, part in rows.groupby("verdict")}
+        said = [f"{name}: {_listed(groups[name])}" for name in ("better", "worse") if name in groups]
+        said = said or ["nothing better or worse"]
+        if "equivalent" in groups:
+            said.append(f"equivalent within {delta:g} points: {_listed(groups['equivalent'])}")
+        if "inconclusive" in groups:
+            least, most = (100 * groups["inconclusive"]["minimal_detectable"]).agg(["min", "max"])
+            missed = "" if most == float("inf") else f" (detectable: {least:.1f} to {most:.1f} points)"
+            said.append(f"inconclusive: {_listed(groups['inconclusive'])}{missed}")
+        seeds = int(rows["seeds"].to_numpy().min())
+        few = f" {seeds} seeds give no p-value; {LEAST_SEEDS} do." if seeds < LEAST_SEEDS else ""
+        return f"Against {table.settings['against']}, {'; '.join(said)}.{few}{self._unlearned()}"
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a folder: ``transfer.json`` (settings, checksums) and one parquet file a table.
+
+        Returns:
+            The folder.
+        """
+        folder, checksums = Path(path), {}
+        for name in TABLES:
+            storage.write_table(folder / f"{name}.parquet", getattr(self, name))
+            checksums[name] = storage.checksum(folder / f"{name}.parquet")
+        storage.write_json(folder / "transfer.json", SCHEMA, {"settings": dict(self.settings), "checksums": checksums})
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Transfer":
+        """Read a saved transfer experiment; no model is needed.
+
+        Raises:
+            StorageError: If a file is missing.
+            CorruptArtefactError: If it is no transfer experiment, or was changed.
+        """
+        folder = Path(path)
+        content = storage.read_json(folder / "transfer.json", SCHEMA)
+        checksums = content.get("checksums")
+        if not isinstance(checksums, dict) or set(checksums) != set(TABLES) or "settings" not in content:
+            raise CorruptArtefactError(f"{folder / 'transfer.json'} does not name all tables: save it again.")
+        for name in TABLES:
+            storage.verify(folder / f"{name}.parquet", checksums[name])
+        tables = {name: storage.read_table(folder / f"{name}.parquet") for name in TABLES}
+        return cls(**tables, settings=content["settings"])
+
+    def __repr__(self) -> str:
+        return f"{self._about(self._metric(None))}\n{self._shown().to_string(index=False)}\n{self._conclusion()}"
+
+    def _repr_html_(self) -> str:
+        return f"{self._shown().to_html(index=False, border=0)}<p>{self._conclusion()}</p>"
+
+    def _conclusion(self) -> str:
+        return self.verdict() if len(self.conditions) > 1 else "One condition: nothing to compare it with."
+
+    def _shown(self) -> pd.DataFrame:
+        """Scores in per cent, as a reader wants them."""
+        table = self.scores()
+        shares = ["score", "low", "high", "seed_sd", *self.references["reference"].unique()]
+        return table.assign(**{name: (100 * table[name]).round(1) for name in shares})
+
+    def _about(self, metric: str) -> str:
+        named = self._named()
+        return f"{named['model']}, {named['task']} {named['protocol']} {metric}, fine-tuned on {named['source']}"
+
+    def _named(self) -> dict[str, Any]:
+        return {name: self.settings[name] for name in ("model", "task", "protocol", "source")}
+
+    def _metric(self, metric: str | None) -> str:
+        possible = self.rows["metric"].unique().tolist()
+        if metric is not None and metric not in possible:
+            raise EffectError(unknown("metric", metric, possible))
+        return possible[0] if metric is None else metric
+
+    @cached_property
+    def _by_metric(self) -> dict[str, dict[tuple, pd.DataFrame]]:
+        """Metric -> (condition, target, language, patch) -> rows; several draws of one seed are averaged."""
+        found: dict[str, dict[tuple, pd.DataFrame]] = {}
+        for (metric, *cell), part in _grouped(self.rows, ["metric", *CELL]):
+            one = part if len(set(part["draw"])) == 1 else _mean_over_draws(part)
+            found.setdefault(metric, {})[tuple(cell)] = one
+        return found
+
+    def _compared(self, against: str, on: str) -> tuple[str, list[tuple[str, tuple, tuple]]]:
+        """What is shown in the second key, the name shown, and the two cells compared."""
+        if on not in ("targets", "source"):
+            raise EffectError(unknown("place", on, ("targets", "source")))
+        if against not in (possible := [*self.conditions, RANDOM]):
+            raise EffectError(unknown("trained condition", against, dict.fromkeys(possible)))
+        targets, source = self.settings["targets"], self.settings["source"]
+        pairs = []
+        for condition in self.conditions:
+            other = CONTROL_OF.get(condition, "") if against == RANDOM else against
+            if other == condition or other not in self.conditions:
+                continue
+            for target in targets:
+                mine, theirs = (self._training(name, target) for name in (condition, other))
+                language, shown = (target, target) if on == "targets" else (source, mine or theirs or EVERY)
+                pair = shown, (condition, mine, language, UNPATCHED), (other, theirs, language, UNPATCHED)
+                pairs += [pair] if pair not in pairs else []
+        return ("language" if on == "targets" else "target"), pairs
+
+    def _training(self, condition: str, target: str) -> str:
+        """The target that a condition was trained for, where it was trained once for every target."""
+        return target if (condition, target) in self._trained else ""
+
+    @cached_property
+    def _trained(self) -> set[tuple[str, str]]:
+        return set(self.trainings[["condition", "target"]].itertuples(index=False, name=None))
+
+    def _score(self, metric: str, key: tuple, part: pd.DataFrame) -> dict[str, Any]:
+        about = dict(zip(CELL, key, strict=True))
+        trained = self.trainings.loc[(self.trainings[["condition", "target"]] == list(key[:2])).all(axis=1)]
+        low = high = seed_sd = math.nan
+        if len(set(part["cluster"])) > 1:
+            # From zero: of answers right or wrong, an all-right score is then not taken for a certain one.
+            options = self.settings["options"]
+            found = effect(part, part.assign(value=0.0), "value", "row", lower_is_better=False, **options)
+            low, high = max(found.low, 0.0), min(found.high, 1.0)
+            seed_sd = math.nan if found.seed_sd is None else found.seed_sd
+        main = metric == self._metric(None)
+        known = self.references.loc[self.references["language"] == about["language"]] if main else self.references[:0]
+        return {
+            **about,
+            "score": float(part["value"].to_numpy().mean()),
+            "low": low,
+            "high": high,
+            "seed_sd": seed_sd,
+            "seeds": trained["seed"].nunique(),
+            "draws": trained["draw"].nunique(),
+            "items": part["item"].nunique(),
+            "clusters": part["cluster"].nunique(),
+            "neurons": int(trained["neurons"].to_numpy()[0]),
+            "parameters": int(trained["parameters"].to_numpy()[0]),
+            **dict(zip(known["reference"], known["value"], strict=True)),
+        }
+
+    def _beside_random(self, table: EffectTable, pairs: list[tuple[str, tuple, tuple]], metric: str) -> EffectTable:
+        """The table with every set of neurons placed among single trainings of its random ones."""
+        if not set(CONTROL_OF.values()) & set(self.conditions):
+            return table
+        single = dict(_grouped(self.rows.loc[self.rows["metric"] == metric], [*CELL, "seed", "draw"]))
+        cells, drawn = self._by_metric[metric], []
+        for shown, (condition, target, *where), theirs in pairs:
+            like = (CONTROL_OF.get(condition), target, *where)
+            for (*cell, seed, draw), part in single.items():
+                if tuple(cell) == like:
+                    baseline = cells[theirs].query("seed == @seed")
+                    drawn.append((condition, shown, seed, draw, difference(part, baseline, "value", "row")))
+        controls = pd.DataFrame(drawn, columns=[*table.keys, "seed", "draw", "estimate"])
+        by_cell = {key: part["estimate"].tolist() for key, part in _grouped(controls, table.keys)}
+        keys = table.rows[table.keys].itertuples(index=False, name=None)
+        placed = placement_columns(table.rows["estimate"].tolist(), [by_cell.get(key, []) for key in keys])
+        return EffectTable(table.rows.assign(**placed), table.settings, controls)
+
+    def _unlearned(self) -> str:
+        """A sentence where no model beats chance in the language it was trained on."""
+        metric, source = self._metric(None), self.settings["source"]
+        known = self.references.query("language == @source and reference == 'chance'")["value"]
+        cells = [(key, part) for key, part in self._by_metric[metric].items() if key[2:] == (source, UNPATCHED)]
+        lows = [low for key, part in cells if not math.isnan(low := self._score(metric, key, part)["low"])]
+        if known.empty or not lows or max(lows) > float(known.to_numpy()[0]):
+            return ""
+        return f" No trained model beats chance in {source}, so there is nothing that could transfer."
+
+
+def _grouped(rows: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    for key, part in rows.groupby(keys, sort=False):
+        yield (key if isinstance(key, tuple) else (key,)), part
+
+
+def _mean_over_draws(part: pd.DataFrame) -> pd.DataFrame:
+    return part.groupby(["language", "seed", "item", "cluster"], sort=False, as_index=False).agg({"value": "mean"})
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    """Conditions, each with the languages in which it is so."""
+    place = "language" if "language" in rows.columns else "target"
+    return ", ".join(f"{name} ({', '.join(part[place])})" for name, part in rows.groupby("trained", sort=False))

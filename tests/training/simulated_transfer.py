@@ -1,0 +1,78 @@
+"""Transfer experiments with a known truth: scores of models that were never trained."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from langneurons.training.conditions import CONTROL_OF, needs_target
+from langneurons.training.transfer_table import ROWS, TRAININGS, Transfer
+
+SOURCE, TARGETS = "en", ("hi", "zh")
+
+
+def simulated(
+    planted: Mapping[str, float],
+    seed: int = 0,
+    seeds: int = 6,
+    clusters: int = 60,
+    draws: int = 1,
+    patches: Mapping[str, float] | None = None,
+    level: float = 0.6,
+    noise: tuple[float, float, float] = (0.02, 0.02, 0.02),
+    resamples: int = 1000,
+) -> Transfer:
+    """Make a transfer experiment whose conditions shift the mean score of every item by what was planted.
+
+    Args:
+        planted: Condition -> true change of the score, in every language.
+        seed: Of the simulation.
+        seeds: Training seeds.
+        clusters: Clusters of three items.
+        draws: Random draws a seed.
+        patches: Patch -> true change of every trained model's score.
+        level: The mean score without any change.
+        noise: SD of what a training seed, a cluster (the same in every training of a condition) and a single item of a
+            single training add.
+        resamples: Of the effects.
+    """
+    generator = np.random.default_rng(seed)
+    item = np.arange(3 * clusters)
+    easy = {name: generator.normal(level, 0.15, len(item)) for name in (SOURCE, *TARGETS)}
+    seed_sd, cluster_sd, row_sd = noise
+    parts, trainings = [], []
+    for condition, shift in planted.items():
+        for target in TARGETS if needs_target(condition) else [""]:
+            liking = {name: generator.normal(0, cluster_sd, clusters)[item // 3] for name in easy}
+            for number in range(seeds):
+                for draw in range(draws if condition in CONTROL_OF.values() else 1):
+                    trainings.append((condition, target, number, draw, 30, 300, 0.5))
+                    luck = generator.normal(0, seed_sd)
+                    for language in (SOURCE, target) if target else easy:
+                        for patch, change in {"unpatched": 0.0, **(patches or {})}.items():
+                            own = generator.normal(0, row_sd, len(item))
+                            value = easy[language] + liking[language] + shift + luck + own + change
+                            about = (condition, target, number, draw, patch, language)
+                            parts.append(_rows(about, item, value))
+    references = [(name, "chance", 1 / 3) for name in easy]
+    return Transfer(
+        pd.concat(parts, ignore_index=True).reindex(columns=ROWS),
+        pd.DataFrame(trainings, columns=TRAININGS),
+        pd.DataFrame(references, columns=["language", "reference", "value"]),
+        {
+            "model": "made up",
+            "task": "xnli",
+            "protocol": "head",
+            "source": SOURCE,
+            "targets": list(TARGETS),
+            "options": {"delta": 0.01, "seed": 0, "resamples": resamples},
+        },
+    )
+
+
+def _rows(about: tuple, item: np.ndarray, value: np.ndarray) -> pd.DataFrame:
+    names = ["condition", "target", "seed", "draw", "patch", "language"]
+    same = dict(zip(names, about, strict=True))
+    return pd.DataFrame({"item": item, "cluster": item // 3, "value": value}).assign(
+        **same, metric="accuracy", prediction="", gold=""
+    )
