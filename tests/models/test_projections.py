@@ -94,7 +94,7 @@ def test_adding_to_what_is_given_is_the_same_as_adding_to_the_weight(pair, load,
         assert torch.equal(plain, again)
 
 
-def noted(name: str, order: list[str], added: int):
+def counted(name: str, order: list[str], added: int):
     def change(read: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         order.append(name)
         return given + added
@@ -108,7 +108,7 @@ def test_changes_act_in_the_order_entered_and_leave_nothing_behind(some: Loaded,
         projection, order = seen.projection(0, target), []
         with torch.no_grad():
             plain = seen.forward(tokens)
-            with projection.changed(noted("first", order, 0)), projection.changed(noted("second", order, 1)):
+            with projection.changed(counted("first", order, 0)), projection.changed(noted("second", order, 1)):
                 assert seen.hooked
                 assert not torch.equal(seen.forward(tokens), plain)
             assert torch.equal(seen.forward(tokens), plain)
