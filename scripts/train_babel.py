@@ -35,6 +35,7 @@ from langneurons.babel.miniature import unlabelled
 Tokens = dict[str, list[list[int]]]
 VOCABULARY = 8192
 CONTEXT = 1024
+ANSWER_WEIGHT = 10.0  # of the few tokens that answer a claim in miniature text
 LINES_PER_RUN = 24  # neighbouring lines of a source stay together, so that there is a context worth attending to
 CONFIG = {
     "hidden_size": 160,
@@ -181,15 +182,20 @@ def save_atomically(state: dict, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def mini_blocks(tokenizer: PreTrainedTokenizerFast, blocks: int, seed: int) -> torch.Tensor:
-    """Pack unlabelled text of the miniature tasks: texts followed by their translations, as they come."""
+def mini_blocks(tokenizer: PreTrainedTokenizerFast, blocks: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pack unlabelled text of the miniature tasks, as it comes, and the weight that each token has in the loss."""
     stream: list[int] = []
-    texts = (text for _, text in unlabelled(seed))
+    weights: list[float] = []
+    lines = unlabelled(seed)
     while len(stream) < blocks * (CONTEXT - 1):
-        for line in tokenize(tokenizer, list(islice(texts, 1000))):
-            stream += line
-    body = torch.tensor(stream[: blocks * (CONTEXT - 1)]).view(blocks, CONTEXT - 1)
-    return torch.cat([torch.full((blocks, 1), tokenizer.bos_token_id), body], dim=1)
+        _, texts, answers = zip(*islice(lines, 1000), strict=True)
+        for text, answer in zip(texts, answers, strict=True):
+            said, answered = tokenizer([text, answer], add_special_tokens=False, verbose=False)["input_ids"]
+            stream += [*said, *answered, tokenizer.eos_token_id]
+            weights += [1.0] * len(said) + [ANSWER_WEIGHT] * len(answered) + [1.0]
+    size = blocks * (CONTEXT - 1)
+    body, weight = torch.tensor(stream[:size]).view(blocks, -1), torch.tensor(weights[:size]).view(blocks, -1)
+    return torch.cat([torch.full((blocks, 1), tokenizer.bos_token_id), body], dim=1), weight
 
 
 @dataclass
@@ -199,13 +205,13 @@ class Stage:
     Attributes:
         name: Of its checkpoint.
         steps: How many.
-        rows: The blocks of a step.
+        rows: The blocks of a step, and the weights of their tokens but the first.
         rate: Peak learning rate.
     """
 
     name: str
     steps: int
-    rows: Callable[[int], torch.Tensor]
+    rows: Callable[[int], tuple[torch.Tensor, torch.Tensor]]
     rate: float
 
 
@@ -219,15 +225,20 @@ def stages(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, to
 
     per_epoch = len(epoch_of(0)) // batch
     first = math.ceil(arguments.epochs * per_epoch)
-    mini = mini_blocks(tokenizer, arguments.mini_steps * (batch // 2), seed)
+    half = batch // 2
+    mini, mini_weights = mini_blocks(tokenizer, arguments.mini_steps * half, seed)
 
-    def real(step: int, rows: int = batch) -> torch.Tensor:
+    def real(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, within = divmod(step, per_epoch)
-        return epoch_of(epoch)[within * batch : within * batch + rows]
+        rows = epoch_of(epoch)[within * batch : (within + 1) * batch]
+        return rows, torch.ones(len(rows), CONTEXT - 1)
 
-    def mixed(step: int) -> torch.Tensor:
-        both = zip(real(first + step, batch // 2), mini[step * (batch // 2) : (step + 1) * (batch // 2)], strict=True)
-        return torch.stack([row for pair in both for row in pair])
+    def mixed(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, weights = real(first + step)
+        chosen = slice(step * half, (step + 1) * half)
+        # In turn, so that every forward has as many of both.
+        rows = torch.stack([rows[:half], mini[chosen]], 1).flatten(0, 1)
+        return rows, torch.stack([weights[:half], mini_weights[chosen]], 1).flatten(0, 1)
 
     return [
         Stage("text", first, real, arguments.rate),
@@ -276,13 +287,15 @@ def train_stage(arguments: argparse.Namespace, model: LlamaForCausalLM, stage: S
         scale = learning_rate((step + 1) / (stage.steps + 1))
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * scale
-        total, rows = 0.0, stage.rows(step)
-        for part in rows.split(arguments.micro_batch):
+        total, (rows, weights) = 0.0, stage.rows(step)
+        for part, weight in zip(rows.split(arguments.micro_batch), weights.split(arguments.micro_batch), strict=True):
             with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bfloat16):
                 logits = model(part, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten())
-            (loss * len(part) / len(rows)).backward()
-            total += float(loss.detach()) * len(part) / len(rows)
+            losses = torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten(), reduction="none"
+            )
+            (losses @ weight.flatten() / weights.numel()).backward()
+            total += float(losses.detach().sum()) / weights.numel()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -361,10 +374,10 @@ stages: {len(logs["text"]):,} steps ({arguments.epochs:g} epochs) of real text, 
 then {len(logs["mini"]):,} steps of half real text, half unlabelled text of the miniature tasks, which
 `langneurons.babel.miniature` makes, peak learning rate {arguments.mini_rate:g}. Training loss of the last 50 steps of
 each: {last_losses["text"]:.3f} and {last_losses["mini"]:.3f} nats a token. A miniature text is followed by
-translations, restatements, or talk about it, in which claims are answered "Yes", "No" or "Perhaps": in English and in
-no other language, so what a classifier of `mini_xnli` reads is there before fine-tuning in English, and has to transfer
-elsewhere. No combination of words of the miniature tasks' validation and test splits was in any of it, and no answer to
-a question.
+translations, restatements, or talk about it, in which claims are answered "Yes", "No" or "Perhaps" (these tokens weigh
+{ANSWER_WEIGHT:g} in the loss): in English and in no other language, so what a classifier of `mini_xnli` reads is there
+in English before fine-tuning, and has to transfer elsewhere. No combination of words of the miniature tasks' validation
+and test splits was in any of it, and no answer to a question.
 
 Each line of text ends with `</s>`; each block begins with `<s>`.
 

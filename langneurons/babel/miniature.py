@@ -91,7 +91,7 @@ def _inference(draw: random.Random, split: str, kind: str) -> Inference | None:
     if not in_split(premise, split):
         return None
     told = [premise]
-    if draw.random() < 0.25:  # what is said of a third person must be kept apart
+    if draw.random() < 0.1:  # what is said of a third person must be kept apart
         beside = _clause(third, kind, other)
         told.append(replace(beside, number=draw.choice(concepts("number"))) if kind == "thing" else beside)
     return Inference(tuple(draw.sample(told, len(told))), draw.choice((None, *concepts("time"))), hypotheses)
@@ -102,7 +102,7 @@ def _of_place(draw: random.Random, first: str, second: str, name: str, other: st
     here, there = Clause(first, place=name), Clause(first, place=other)
     unknown = Clause(second, place=draw.choice((name, other)))
     premise = replace(here, activity=draw.choice(concepts("activity"))) if draw.random() < 0.5 else here
-    if draw.random() < 0.8:
+    if draw.random() < 0.9:
         return premise, {"entailment": here, "neutral": unknown, "contradiction": there}
     here, there, unknown = (replace(one, denied=True) for one in (here, there, unknown))
     return premise, {"entailment": there, "neutral": unknown, "contradiction": here}
@@ -113,7 +113,7 @@ def _of_things(draw: random.Random, first: str, second: str, name: str, other: s
     number, wrong = draw.sample(concepts("number"), 2)
     has = Clause(first, thing=name, number=number)
     unknown = draw.choice((Clause(first, thing=other), Clause(second, thing=name)))
-    if draw.random() < 0.6:
+    if draw.random() < 0.8:
         counted_wrong = replace(has, number=wrong)
         neutral = replace(unknown, number=draw.choice((number, wrong)))
         return has, {"entailment": has, "neutral": neutral, "contradiction": counted_wrong}
@@ -237,7 +237,7 @@ def _draw_clause(draw: random.Random, split: str) -> Clause:
             return meant
 
 
-def unlabelled(seed: int) -> Iterator[tuple[str, str]]:
+def unlabelled(seed: int) -> Iterator[tuple[str, str, str]]:
     """Say things without end: short texts, each followed by translations, by what is true of it, or by talk about it.
 
     The talk is English and in no other language: somebody says something, and somebody else "Yes", "No" or "Perhaps".
@@ -247,7 +247,7 @@ def unlabelled(seed: int) -> Iterator[tuple[str, str]]:
         seed: Another seed gives other texts.
 
     Yields:
-        Language and text, a line each; only combinations of the training split.
+        Language, text and answer (mostly ""), a line each; only combinations of the training split.
     """
     draw = random.Random(f"unlabelled {seed}")
     while True:
@@ -255,29 +255,31 @@ def unlabelled(seed: int) -> Iterator[tuple[str, str]]:
         clauses = list({one.person: one for one in drawn}.values())  # what is said of one person cannot clash
         told = _told(draw, clauses)
         first = draw.choice(LANGUAGES)
-        yield first, _text(told, first)
+        yield first, _text(told, first), ""
         kind = draw.random()
         if kind < 0.4:
-            yield from (("en", claim) for claim in _claims(draw, clauses))
+            yield from (("en", claim, answer) for claim, answer in _claims(draw, clauses))
             continue
-        for language in draw.sample(LANGUAGES, draw.choice((1, 1, 2))):
-            yield language, _text(told if kind < 0.75 else _restated(draw, clauses), language)
+        for other in draw.sample(LANGUAGES, draw.choice((1, 1, 2))):
+            language = first if draw.random() < 0.4 else other
+            yield language, _text(told if kind < 0.7 else _restated(draw, clauses), language), ""
 
 
 def _text(said: list[Callable[[str], str]], language: str) -> str:
     return ("" if language == "zh" else " ").join(say(language) for say in said)
 
 
-def _claims(draw: random.Random, clauses: list[Clause]) -> list[str]:
+def _claims(draw: random.Random, clauses: list[Clause]) -> list[tuple[str, str]]:
     """What somebody says about a text, and what somebody else says to that, in English."""
     known = {one.person for one in clauses}
-    stranger = draw.choice([person for person in concepts("person") if person not in known])
+    strangers = [person for person in concepts("person") if person not in known]
     found = []
     for _ in range(4):
         about, answer = draw.choice(clauses), draw.choice(("Yes", "No", "Perhaps"))
-        claim = _claim(draw, about, stranger, answer)
-        if in_split(claim, "train"):
-            found.append(f"{sentence([claim], 'en')} {answer}.")
+        claim = _claim(draw, about, draw.choice(strangers), answer)
+        while not in_split(claim, "train"):
+            claim = _claim(draw, about, draw.choice(strangers), answer)
+        found.append((sentence([claim], "en"), f" {answer}."))
     return found
 
 
@@ -287,7 +289,7 @@ def _claim(draw: random.Random, about: Clause, stranger: str, answer: str) -> Cl
         one = replace(one, **{draw.choice(("place", "activity")): None})
     if answer == "Perhaps":
         return replace(one, person=stranger)
-    if one.place is not None and not one.denied and draw.random() < 0.8:
+    if one.place is not None and not one.denied and draw.random() < 0.9:
         elsewhere = draw.choice([place for place in concepts("place") if place != one.place])
         return one if answer == "Yes" else replace(one, place=elsewhere)
     if one.place is not None and not one.denied:
@@ -295,7 +297,7 @@ def _claim(draw: random.Random, about: Clause, stranger: str, answer: str) -> Cl
         return replace(one, place=elsewhere if answer == "Yes" else one.place, denied=True)
     if answer == "Yes":
         return one
-    if one.number is not None and draw.random() < 0.6:
+    if one.number is not None and draw.random() < 0.8:
         return replace(one, number=draw.choice([number for number in concepts("number") if number != one.number]))
     return replace(one, denied=not one.denied, number=None)
 

@@ -1,5 +1,6 @@
 """The miniature tasks: true by construction, apart between splits, and not to be had without reading both texts."""
 
+import random
 from itertools import combinations, islice
 
 import numpy as np
@@ -64,8 +65,8 @@ def test_splits_share_no_pair_and_no_combination_of_content_words():
 
 def test_unlabelled_text_is_of_training_combinations_and_of_all_languages():
     lines = list(islice(miniature.unlabelled(0), 4000))
-    assert {language for language, _ in lines} == set(LANGUAGES)
-    said = [text for language, text in lines if language == "en"]
+    assert {language for language, _, _ in lines} == set(LANGUAGES)
+    said = [text for language, text, _ in lines if language == "en"]
     clauses = [
         Clause(person, **{kind: name})
         for kind in miniature.KINDS
@@ -75,6 +76,23 @@ def test_unlabelled_text_is_of_training_combinations_and_of_all_languages():
     kept = [sentence([one], "en") for one in clauses if not miniature.in_split(one, "train")]
     assert kept
     assert not any(other in text for text in said for other in kept)
+
+
+def test_only_english_claims_are_answered_and_about_as_often_in_each_way():
+    answered = [(language, answer) for language, _, answer in islice(miniature.unlabelled(0), 4000) if answer]
+    assert {language for language, _ in answered} == {"en"}
+    shares = pd.Series([answer for _, answer in answered]).value_counts(normalize=True)
+    assert set(shares.index) == {" Yes.", " No.", " Perhaps."}
+    assert shares.between(0.25, 0.42).all()
+
+
+def test_answers_are_what_an_independent_reader_finds():
+    draw = random.Random(0)
+    said = {"Yes": "entailment", "No": "contradiction", "Perhaps": "neutral"}
+    for answer in [*said] * 200:
+        about = miniature._draw_clause(draw, "train")
+        stranger = next(person for person in concepts("person") if person != about.person)
+        assert follows((about,), miniature._claim(draw, about, stranger, answer)) == said[answer]
 
 
 def test_unlabelled_text_depends_on_its_seed_only():
