@@ -40,6 +40,7 @@ wheel: install
 benchmark: install
 	$(BIN)/python benchmarks/record.py
 	$(BIN)/python benchmarks/patches.py
+	$(BIN)/python benchmarks/lora.py
 
 clean:
 	rm -rf $(VENV) dist build

@@ -12,7 +12,7 @@ from langneurons.errors import TaskError, TrainingError, unknown
 from langneurons.training.conditions import CONDITIONS, NONE, conditions
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA
-from langneurons.training.transfer import transfer_experiment
+from langneurons.training.transfer import check_apart, transfer_experiment
 
 KINDS = {"xnli": ln.XNLI, "xquad": ln.XQuAD}
 
@@ -63,15 +63,14 @@ def finetune_command(
     """Fine-tune the neurons of a language, with attention and a head, and evaluate what came of it."""
     places = [source] if language is None else list(dict.fromkeys([source, language]))
     train, test = _tasks(kind, task, train_split, test_split, places, train_items, test_items, seed)
+    check_apart(train, test, source, "training")
     name = condition or (NONE if neurons is None else "source" if language is None else "target")
     chosen = None
     if name != NONE:
         if neurons is None or (language is None and "target" in name):
             raise TrainingError(f"The condition {name!r} needs --neurons{', and --language' * ('target' in name)}.")
         known = ln.NeuronSet.load(neurons)
-        # A language that is not asked for plays no part, but transfer needs one.
-        others = [language] if language else [one for one in known.languages if one != source]
-        chosen = conditions(known, source, others, [name], [seed])[0].neurons
+        chosen = conditions(known, source, [language] if language else [], [name], [seed])[0].neurons
     parts = tuple(listed(projections)), tuple(listed(attention))
     lora = None if chosen is None and not parts[1] else MaskedLoRA(chosen, rank, 16, *parts, seed)
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
@@ -134,11 +133,12 @@ def transfer_command(
     options |= {"conditions": listed(conditions), "seeds": seeds, "draws": draws, "stats": stats, "out": out}
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
     found = transfer_experiment(loaded, train, test, known, source, places[1:], **options)
-    print(found)
-    print(f"\n{found.effects(found.reference)}" if len(found.conditions) > 1 else "")
+    written = found.save(out / "transfer")
+    print(f"{found}\nWritten to {written}")
+    if len(found.conditions) > 1:
+        print(f"\n{found.effects(found.reference)}")
     if patch:
         print(f"\n{found.patch_effects()}")
-    print(f"Written to {found.save(out / 'transfer')}")
 
 
 def _tasks(

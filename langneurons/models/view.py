@@ -86,6 +86,7 @@ class ModelView:
         self._widths: dict[str, int] = {}
         self._fingerprint: tuple[WeightsVersion, str] | None = None
         self._held_fingerprint: str | None = None
+        self._before_merging: dict[str, str] = {}
         self._attention: str | None = None
         self._running_again = False
         self._act_range: tuple[float, float] | None = None
@@ -117,6 +118,14 @@ class ModelView:
     def remember_fingerprint(self, fingerprint: str) -> None:
         """Keep the fingerprint of the weights the model was loaded with, until they change."""
         self._fingerprint = (WeightsVersion(self.model), fingerprint)
+
+    def remember_merging(self, before: str) -> None:
+        """Keep what the weights were before an update was written into them, ``before`` and as they are now."""
+        self._before_merging[self.fingerprint] = self._before_merging.get(before, before)
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether the weights are these, or were before updates were merged into them."""
+        return fingerprint in (self.fingerprint, self._before_merging.get(self.fingerprint))
 
     def width(self, site: str) -> int:
         """Count a layer's neurons at a site (its heads at ``head``), as read from the site's tensor."""

@@ -149,10 +149,11 @@ def _check(names: Sequence[str], source: str, targets: Sequence[str], seeds: Seq
     for name in names:
         if name not in POSSIBLE:
             raise TrainingError(unknown("condition", name, POSSIBLE))
-    if not names or not targets or not seeds:
-        what = "condition" if not names else "target language" if not targets else "training seed"
+    needed = any(map(needs_target, names))
+    if not names or (needed and not targets) or not seeds:
+        what = "condition" if not names else "training seed" if not seeds else "target language"
         raise TrainingError(f"A transfer experiment needs at least one {what}, none was given.")
-    if source in targets:
+    if needed and source in targets:
         raise TrainingError(f"{source!r} is both the source and a target: transfer is to another language.")
     if draws < 1:
         raise TrainingError(f"A random condition needs at least one draw a seed, given {draws}.")

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from langneurons import storage
-from langneurons.errors import TrainingError, unknown
+from langneurons.errors import CorruptArtefactError, TrainingError, unknown
 from langneurons.evaluation.evaluating import evaluate
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.evaluation.paper.head import PadPositionHead
@@ -55,7 +55,9 @@ class Finetuned:
         counts = {f"{index}: {one.name}": one.count() for index, one in enumerate(self.updates)}
         if len(counts) == 1:
             counts = {self.updates[0].name: self.updates[0].count()}
-        return counts | ({} if self.head is None else {"head": self.about["head_parameters"]})
+        linear = self.head.linear if isinstance(self.head, PadPositionHead) else self.head
+        trained = linear.weight.numel() + linear.bias.numel() if isinstance(linear, ClassificationHead) else 0
+        return counts | ({} if self.head is None else {"head": trained})
 
     def __repr__(self) -> str:
         trained = " + ".join(f"{name} ({count:,})" for name, count in self.trainable.items())
@@ -106,6 +108,10 @@ class Finetuned:
         """
         folder = Path(path).expanduser()
         content = storage.read_json(folder / "finetuned.json", SCHEMA)
+        if missing := {"updates", "several", "head", "positions", "history", "about"} - set(content):
+            raise CorruptArtefactError(
+                f"{folder / 'finetuned.json'} lacks {', '.join(sorted(missing))}: save it again."
+            )
         storage.verify(folder / "history.parquet", content["history"])
         loaded = [_UPDATES[kind].load(folder / f"update-{place}") for place, kind in enumerate(content["updates"])]
         several = tuple(cast(list[Update], loaded))

@@ -20,7 +20,7 @@ from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.loop import Loop, trained
-from langneurons.training.objectives import Answering, Classifying, Objective
+from langneurons.training.objectives import LOSSES, Answering, Classifying, Objective
 from langneurons.training.resuming import RunFolder
 from langneurons.training.schedule import Settings
 from langneurons.training.update import Update
@@ -116,6 +116,7 @@ def finetune(
         >>> task.by_head(tuned.head).measure(model, "en")["accuracy"].tolist()
         [1.0, 1.0]
     """
+    _check_choices(task, loss_on, progress)
     seen = view(model)
     held = [patches] if isinstance(patches, Patch) else list(patches)
     for patch in held:
@@ -161,6 +162,15 @@ def finetune(
         with watching(loop.steps, loop.step, progress, events) as watch:
             loop.run(watch)
     return _result(loop, objective, updates, lora, identity, dev)
+
+
+def _check_choices(task: object, loss_on: str, progress: bool | str) -> None:
+    if not hasattr(task, "items"):
+        raise TrainingError(f"A task is an XNLI, an XQuAD or a table of labelled pairs, not {type(task).__name__}.")
+    if loss_on not in LOSSES:
+        raise TrainingError(unknown("loss_on", loss_on, LOSSES))
+    if progress not in (True, False, "notebook"):
+        raise TrainingError(unknown("progress", progress, (True, False, "notebook")))
 
 
 def _can_autocast(seen: ModelView) -> bool:
@@ -264,7 +274,6 @@ def _result(
         "best_step": loop.best_step,
         "stopped_early": loop.stopped_early,
         "metric": None if dev is None else dev.metrics[0],
-        "head_parameters": sum(parameter.numel() for parameter in objective.parameters().values()),
         "settings": identity,
     }
     one = updates[0] if isinstance(lora, Update) else tuple(updates) or None

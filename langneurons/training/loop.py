@@ -218,6 +218,8 @@ class Loop:
 
     def _said_of_failure(self, step: int, loss: float, norm: float) -> str:
         kept = "Nothing was kept: give out= to keep checkpoints"
+        if self._folder is not None:
+            kept = "It came before the first checkpoint"
         if self._folder is not None and self._folder.checkpoint.exists():
             kept = f"The last good checkpoint is {self._folder.checkpoint}"
         return (

@@ -1,5 +1,6 @@
 """The machinery of every masked update: parameters for a model, attaching, merging, keeping."""
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -62,8 +63,10 @@ class MaskedUpdate:
         _check_names("projection of the MLP", targets, MLP_TARGETS)
         _check_names("projection of attention", attention, ATTENTION_TARGETS)
         _check_selection(neurons, targets, attention)
-        if rank < 1:
-            raise TrainingError(f"The rank must be at least 1, not {rank}.")
+        if rank < 1 or rank != int(rank):
+            raise TrainingError(f"The rank is a whole number from 1 on, given {rank}.")
+        if not math.isfinite(alpha):
+            raise TrainingError(f"alpha is a finite number, given {alpha}.")
         self.neurons = neurons
         self.rank = rank
         self.alpha = alpha
@@ -168,6 +171,7 @@ class MaskedUpdate:
         seen.check_weights_writable()
         before = seen.fingerprint
         overwritten = [piece.merge(seen.projection(piece.layer, piece.target)) for piece in self.pieces]
+        seen.remember_merging(before)
         self._merged = Merged(weakref.ref(model), before, seen.fingerprint, overwritten)
 
     def unmerge(self, model: nn.Module) -> None:
@@ -268,7 +272,7 @@ class MaskedUpdate:
         return pieces
 
     def _check_model(self, seen: ModelView) -> None:
-        if self._model is not None and self._model != seen.fingerprint:
+        if self._model is not None and not seen.is_of(self._model):
             raise TrainingError(
                 f"{self!r} was made for the weights {self._model[:8]}; {seen.name!r} is {seen.fingerprint[:8]}."
             )
@@ -340,7 +344,7 @@ def _check_fits(neurons: NeuronSet, seen: ModelView) -> None:
             f"The neurons are of a model of {neurons.shape[0]} layers x {neurons.shape[1]}; {seen.name!r} has "
             f"{fits[0]} x {fits[1]}."
         )
-    if neurons.model and neurons.model != seen.fingerprint:
+    if neurons.model and not seen.is_of(neurons.model):
         raise SiteMismatchError(
             f"The neurons belong to model {neurons.model[:8]}, but {seen.name!r} is {seen.fingerprint[:8]}: record and "
             "identify with this model."

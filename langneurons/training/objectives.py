@@ -97,6 +97,10 @@ class Classifying:
     ) -> None:
         if position not in PLACES:
             raise TrainingError(unknown("position", position, PLACES))
+        if position == "padding" and not 1 <= positions <= seen.context_length:
+            raise TrainingError(
+                f"{seen.name!r} takes 1 to {seen.context_length} tokens, so pairs cannot be padded to {positions}."
+            )
         table = items_of(task, languages)
         pairs, labels = pairs_of(table), [str(label) for label in table["label"]]
         self._seen, self._positions = seen, positions if position == "padding" else None

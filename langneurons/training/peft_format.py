@@ -31,7 +31,15 @@ _UNSUPPORTED = (
     "trainable_token_indices",
     "lora_bias",
     "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "velora_config",
+    "kasa_config",
+    "monteclora_config",
+    "arrow_config",
 )
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal")  # others change the base weights
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,9 @@ def read(folder: Path, seen: ModelView) -> tuple[NeuronSet | None, list[Piece]]:
     if unknown_names := sorted(full.keys() - own.keys()):
         raise TrainingError(f"{folder} has keys that fit nothing in {seen.name!r}: {', '.join(unknown_names[:3])}.")
     found = [(projection, _block(module, projection)) for name, module in full.items() for projection in own[name]]
-    found = [(projection, block) for projection, block in found if _trained(block, full, projection)]
+    # Beside modules that were trained, one whose B is zero does nothing and may be left out.
+    begun = any(bool(module.B.any()) for module in full.values())
+    found = [(projection, block) for projection, block in found if not begun or bool(block.B.any())]
     neurons = _neurons(seen, [each for each in found if each[0].target in MLP_TARGETS])
     return neurons, [_piece(projection, block, neurons) for projection, block in found]
 
@@ -167,6 +177,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise TrainingError(f"{folder} is {kind} with bias {bias!r}: possible is LORA with bias 'none'.")
     if used := [name for name in _UNSUPPORTED if config.get(name)]:
         raise TrainingError(f"{folder} uses {used[0]}, which masked LoRA does not have.")
+    if (start := config.get("init_lora_weights")) not in _PLAIN_STARTS:
+        raise TrainingError(f"{folder} was started by {start!r}, which changes the model's weights, too.")
     return config
 
 
@@ -194,10 +206,6 @@ def _block(module: FullSize, projection: Projection) -> FullSize:
             f"{size} x {inputs}."
         )
     return FullSize(module.A, module.B.index_select(0, rows_of(projection.hugging_face.runs)), module.alpha)
-
-
-def _trained(block: FullSize, full: Mapping[str, FullSize], projection: Projection) -> bool:
-    return bool(block.B.any()) or not bool(full[projection.hugging_face.name].B.any())
 
 
 def _touched(projection: Projection, block: FullSize) -> Tensor:

@@ -1,5 +1,6 @@
 """What decides each step of a fine-tuning besides the data: its settings, the learning rate, the order of examples."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +43,14 @@ class Settings:
         counts = ("epochs", "steps", "batch_size", "accumulate", "evaluate_every", "patience")
         wrong: dict[str, Any] = {name: "at least 1" for name in counts if (getattr(self, name) or 1) < 1}
         wrong |= {name: "at least 1" for name in counts if getattr(self, name) == 0}
-        if not self.learning_rate > 0:
-            wrong["learning_rate"] = "above 0"
-        if not self.weight_decay >= 0:
-            wrong["weight_decay"] = "at least 0"
-        if not all(0 <= beta < 1 for beta in self.betas):
+        wrong |= {name: "a whole number" for name in (*counts, "seed") if (getattr(self, name) or 0) % 1}
+        if self.seed < 0:
+            wrong["seed"] = "at least 0"
+        if not 0 < self.learning_rate < math.inf:
+            wrong["learning_rate"] = "above 0, and finite"
+        if not 0 <= self.weight_decay < math.inf:
+            wrong["weight_decay"] = "at least 0, and finite"
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             wrong["betas"] = "two numbers from 0 to below 1"
         if not 0 <= self.warmup < 1:
             wrong["warmup"] = "a share of the steps, from 0 to below 1"

@@ -19,6 +19,7 @@ from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.measuring import Job, check_reads_text, measure_jobs
 from langneurons.evaluation.tasks.heads import LabelledPairs
 from langneurons.evaluation.tasks.task import Task
+from langneurons.evaluation.tasks.xquad import XQuAD
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
@@ -120,8 +121,13 @@ def transfer_experiment(
         [2.0]
     """
     check_options(delta, LEVEL, resamples)
+    if "languages" in training:
+        raise TrainingError("The training data is in one language: say which by source=, not by languages=.")
     places = _places(test, source, targets)
-    _check_apart(task, test, source)
+    _check_kinds(task, test)
+    for name, items in (("training", task), ("dev", training.get("dev"))):
+        if items is not None:
+            check_apart(items, test, source, name)
     trained = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     chosen = chosen_conditions(neurons, source, places[1:], conditions, trained, draws, stats)
     make = _maker(rank, alpha, projections, attention) if update is None else update
@@ -134,7 +140,8 @@ def transfer_experiment(
     written = written_patches(patches or {}, places[1:])
     folder = None if out is None else Path(out).expanduser()
     measuring = Measuring(model, test, written, places, training.get("batch_size", 8), folder)
-    held = {"languages": [source], "patches": training_patches, "progress": False, **training}
+    held_patches = [training_patches] if isinstance(training_patches, Patch) else list(training_patches)
+    held = {"languages": [source], "patches": held_patches, "progress": False, **training}
     trainings, rows = [], []
     bar = tqdm(runs, unit="training", disable=not progress)
     for run in bar:
@@ -154,7 +161,7 @@ def transfer_experiment(
             "neurons": repr(neurons),
             "update": next((repr(run.update) for run in runs if run.update is not None), "the head only"),
             "training": {name: repr(value) for name, value in training.items()},
-            "training_patches": repr(training_patches),
+            "training_patches": [repr(one) for one in held_patches],
             "patches": {" ".join(name): [repr(one) for one in parts] for name, parts in written.items()},
             "options": {"delta": delta, "seed": seed, "resamples": resamples},
         },
@@ -250,13 +257,34 @@ class Measuring:
 
 def _places(test: Task, source: str, targets: Iterable[str] | None) -> list[str]:
     asked = [name for name in test.languages if name != source] if targets is None else distinct(targets)
-    return chosen_languages([test], [source]) + (chosen_languages([test], asked) if asked else [])
+    if not asked or source in asked:
+        given = f"given {', '.join(asked)}" if asked else "none was given"
+        raise TrainingError(f"A transfer experiment needs at least one target beside the source {source!r}, {given}.")
+    return chosen_languages([test], [source]) + chosen_languages([test], asked)
 
 
-def _check_apart(task: LabelledPairs, test: Task, source: str) -> None:
-    """Refuse test items that are trained on."""
+def _check_kinds(task: Any, test: Any) -> None:
+    answering = isinstance(task, XQuAD)
+    if answering != bool(test.generates) or not (answering or hasattr(test, "by_head")):
+        learned = "answers questions" if answering else "has a head"
+        raise TrainingError(f"A model that {learned} cannot be tested by {test.name!r}: give a test of the same kind.")
+
+
+def check_apart(task: Any, test: Any, source: str, name: str) -> None:
+    """Refuse test items that are trained on, or that decide which parameters are kept.
+
+    Args:
+        task: What has ``items``: the training or the dev task.
+        test: What is evaluated.
+        source: The language of the training data.
+        name: What the task is for: "training" or "dev".
+
+    Raises:
+        LanguageError: If the task has no items in that language.
+        TrainingError: If it shares items with the test.
+    """
     if source not in task.items:
-        raise LanguageError(f"The task has no training data. {unknown('language', source, task.items)}")
+        raise LanguageError(f"The task has no {name} data. {unknown('language', source, task.items)}")
     tested = getattr(test, "items", {}).get(source)
     if tested is None:
         return
@@ -264,7 +292,7 @@ def _check_apart(task: LabelledPairs, test: Task, source: str) -> None:
     same = tested[shared].drop_duplicates().merge(task.items[source][shared].drop_duplicates()) if shared else []
     if len(same):
         raise TrainingError(
-            f"{len(same)} of the test items in {source!r} are among the training items: take another split, or divide "
+            f"{len(same)} of the test items in {source!r} are among the {name} items: take another split, or divide "
             "the items by cluster."
         )
 

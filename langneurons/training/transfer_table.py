@@ -60,7 +60,7 @@ class Transfer:
         """What to compare with: attention and head alone, else random neurons, else the first condition."""
         trained = self.conditions
         like = any(control in trained and chosen in trained for chosen, control in CONTROL_OF.items())
-        return NONE if NONE in trained else RANDOM if like else trained[0]
+        return NONE if NONE in trained else RANDOM if like else next((one for one in trained if one != RANDOM), RANDOM)
 
     def scores(self, metric: str | None = None) -> pd.DataFrame:
         """Every score, over the training seeds, beside what it cost and what it must exceed.
@@ -222,7 +222,12 @@ class Transfer:
         return f"{self._shown().to_html(index=False, border=0)}<p>{self._conclusion()}</p>"
 
     def _conclusion(self) -> str:
-        return self.verdict() if len(self.conditions) > 1 else "One condition: nothing to compare it with."
+        if len(self.conditions) < 2:
+            return "One condition: nothing to compare it with."
+        try:
+            return self.verdict()
+        except EffectError as error:  # scores are worth showing all the same
+            return str(error)
 
     def _shown(self) -> pd.DataFrame:
         """Scores in per cent, as a reader wants them."""

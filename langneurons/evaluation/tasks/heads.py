@@ -247,7 +247,7 @@ class ClassificationHead:
         """
         if (d_model := seen.model.cfg.d_model) != self.weight.shape[1]:
             raise TaskError(f"The head reads {self.weight.shape[1]} dimensions; {seen.name!r} has {d_model}.")
-        if self.model and self.model != seen.fingerprint:
+        if self.model and not seen.is_of(self.model):
             raise TaskError(
                 f"The head was fitted on model {self.model[:8]}, but {seen.name!r} is {seen.fingerprint[:8]}: fit one "
                 "on this model."
