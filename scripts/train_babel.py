@@ -35,6 +35,7 @@ from langneurons.babel.miniature import unlabelled
 Tokens = dict[str, list[list[int]]]
 VOCABULARY = 8192
 CONTEXT = 1024
+MINI_TEXTS = 60_000  # for the tokenizer
 ANSWER_WEIGHT = 10.0  # of the few tokens that answer a claim in miniature text
 LINES_PER_RUN = 24  # neighbouring lines of a source stay together, so that there is a context worth attending to
 CONFIG = {
@@ -69,7 +70,11 @@ def read_lines(folder: Path, split: str) -> dict[str, list[str]]:
 
 
 def train_tokenizer(lines: dict[str, list[str]], seed: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE that sees about as many characters of each language (Chinese: a third)."""
+    """Train a byte-level BPE that sees about as many characters of each language (Chinese: a third).
+
+    And enough text of the miniature tasks that their words are single tokens: a word of four tokens is hard to match
+    with itself for a model of this size.
+    """
     tokenizer = Tokenizer(models.BPE())
     # Marks stay with their letters: without \p{M} every Devanagari vowel sign would start a word.
     words = Regex(r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+")
@@ -87,6 +92,7 @@ def train_tokenizer(lines: dict[str, list[str]], seed: int) -> PreTrainedTokeniz
             budget -= len(line)
             if budget < 0:
                 break
+    sample += [text + answer for _, text, answer in islice(unlabelled(seed), MINI_TEXTS)]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=["<pad>", "<s>", "</s>"],
