@@ -50,7 +50,10 @@ def training(history: pd.DataFrame) -> go.Figure:
     if len(measured):
         marks = {"mode": "lines+markers", "line": {"color": COLOURS[1]}, "yaxis": "y2", "hovertemplate": shown}
         figure.add_scatter(x=measured["step"], y=measured["dev"], name="dev", **marks)
-        figure.update_layout(yaxis2={"title": "development score", "overlaying": "y", "side": "right"})
+        right = {"title": "development score", "overlaying": "y", "side": "right", "showgrid": False}
+        # Beside the figure the legend would stand on the right axis.
+        above = {"orientation": "h", "x": 0.3, "y": 1.12}
+        figure.update_layout(yaxis2=right | {"tickformat": ".2f"}, legend=above)
     figure.update_xaxes(title="step")
     figure.update_yaxes(title="loss", selector={"side": None})
     return styled(figure, "Fine-tuning", 420).update_layout(margin={"r": 70})
