@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,51 @@ def read_table(path: Path) -> pd.DataFrame:
             return pd.read_parquet(path)
         except pyarrow.ArrowException as error:
             raise CorruptArtefactError(f"{path} is not a whole parquet file ({error}).") from error
+
+
+def write_result(path: Path, schema: str, settings: Mapping[str, Any], tables: Mapping[str, Any]) -> Path:
+    """Write a result: a parquet file a table, and last a JSON file with the settings and the tables' checksums.
+
+    Args:
+        path: The JSON file; the tables are written beside it.
+        schema: Of the JSON file.
+        settings: What JSON can hold.
+        tables: Name -> table; those that are None are left out.
+
+    Returns:
+        The folder.
+    """
+    kept = {name: path.parent / f"{name}.parquet" for name, table in tables.items() if table is not None}
+    for name, file in kept.items():
+        write_table(file, tables[name])
+    checksums = {name: checksum(file) for name, file in kept.items()}
+    write_json(path, schema, {"settings": dict(settings), "checksums": checksums})
+    return path.parent
+
+
+def read_result(path: Path, schema: str, needed: Iterable[str]) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """Read what ``write_result`` wrote.
+
+    Args:
+        path: The JSON file.
+        schema: Of the JSON file.
+        needed: Tables without which it is no such result.
+
+    Returns:
+        The settings, and the tables by name.
+
+    Raises:
+        StorageError: If a file is missing.
+        CorruptArtefactError: If a file is truncated or changed, or the JSON file lacks a table.
+    """
+    content = read_json(path, schema)
+    checksums = content.get("checksums")
+    if not isinstance(checksums, dict) or not set(needed) <= set(checksums) or "settings" not in content:
+        raise CorruptArtefactError(f"{path} does not name {', '.join(needed)} and the settings: save it again.")
+    files = {name: path.parent / f"{name}.parquet" for name in checksums}
+    for name, file in files.items():
+        verify(file, checksums[name])
+    return content["settings"], {name: read_table(file) for name, file in files.items()}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, EffectError, LangNeuronsWarning, unknown
+from langneurons.errors import EffectError, LangNeuronsWarning, unknown
 from langneurons.evaluation.effects import Effect, holm
 from langneurons.evaluation.resampling import SIGNIFICANCE
 
@@ -146,14 +146,8 @@ class EffectTable:
         Returns:
             The folder.
         """
-        folder, checksums = Path(path), {}
-        for name in TABLES:
-            table = getattr(self, name)
-            if table is not None:
-                storage.write_table(folder / f"{name}.parquet", table)
-                checksums[name] = storage.checksum(folder / f"{name}.parquet")
-        storage.write_json(folder / "effects.json", SCHEMA, {"settings": dict(self.settings), "checksums": checksums})
-        return folder
+        tables = {name: getattr(self, name) for name in TABLES}
+        return storage.write_result(Path(path) / "effects.json", SCHEMA, self.settings, tables)
 
     @classmethod
     def load(cls, path: str | Path) -> "EffectTable":
@@ -163,17 +157,8 @@ class EffectTable:
             StorageError: If a file is missing.
             CorruptArtefactError: If it is no effect table, or was changed.
         """
-        folder = Path(path)
-        content = storage.read_json(folder / "effects.json", SCHEMA)
-        checksums = content.get("checksums")
-        if not isinstance(checksums, dict) or "rows" not in checksums or "settings" not in content:
-            raise CorruptArtefactError(f"{folder / 'effects.json'} names no rows: save the table again.")
-        tables = {}
-        for name in TABLES:
-            if name in checksums:
-                storage.verify(folder / f"{name}.parquet", checksums[name])
-                tables[name] = storage.read_table(folder / f"{name}.parquet")
-        return cls(settings=content["settings"], **tables)
+        settings, tables = storage.read_result(Path(path) / "effects.json", SCHEMA, ["rows"])
+        return cls(settings=settings, **tables)
 
     def _wide(self, rows: pd.DataFrame) -> pd.DataFrame:
         down, across = self.keys

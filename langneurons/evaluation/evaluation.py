@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, EffectError, unknown
+from langneurons.errors import EffectError, unknown
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.effects import effect
 from langneurons.evaluation.placement import placement_columns
@@ -124,14 +124,8 @@ class Evaluation:
         Returns:
             The folder.
         """
-        folder, checksums = Path(path), {}
-        for name in TABLES:
-            if (table := getattr(self, name)) is not None:
-                storage.write_table(folder / f"{name}.parquet", table)
-                checksums[name] = storage.checksum(folder / f"{name}.parquet")
-        content = {"settings": dict(self.settings), "checksums": checksums}
-        storage.write_json(folder / "evaluation.json", SCHEMA, content)
-        return folder
+        tables = {name: getattr(self, name) for name in TABLES}
+        return storage.write_result(Path(path) / "evaluation.json", SCHEMA, self.settings, tables)
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":
@@ -141,16 +135,8 @@ class Evaluation:
             StorageError: If a file is missing.
             CorruptArtefactError: If it is no evaluation, or was changed.
         """
-        folder = Path(path)
-        content = storage.read_json(folder / "evaluation.json", SCHEMA)
-        checksums = content.get("checksums")
-        if not isinstance(checksums, dict) or not {"rows", "references"} <= set(checksums) or "settings" not in content:
-            raise CorruptArtefactError(f"{folder / 'evaluation.json'} names no rows: save the evaluation again.")
-        tables = {}
-        for name in checksums:
-            storage.verify(folder / f"{name}.parquet", checksums[name])
-            tables[name] = storage.read_table(folder / f"{name}.parquet")
-        return cls(**{"controls": None, **tables}, settings=content["settings"])
+        settings, tables = storage.read_result(Path(path) / "evaluation.json", SCHEMA, ["rows", "references"])
+        return cls(**{"controls": None, **tables}, settings=settings)
 
     def __repr__(self) -> str:
         return f"Evaluation of {self.settings['model']}\n{self._shown().to_string(index=False)}"

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, EffectError, unknown
+from langneurons.errors import EffectError, unknown
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.effects import LEAST_SEEDS, difference, effect
 from langneurons.evaluation.evaluation import UNPATCHED
@@ -190,12 +190,8 @@ class Transfer:
         Returns:
             The folder.
         """
-        folder, checksums = Path(path), {}
-        for name in TABLES:
-            storage.write_table(folder / f"{name}.parquet", getattr(self, name))
-            checksums[name] = storage.checksum(folder / f"{name}.parquet")
-        storage.write_json(folder / "transfer.json", SCHEMA, {"settings": dict(self.settings), "checksums": checksums})
-        return folder
+        tables = {name: getattr(self, name) for name in TABLES}
+        return storage.write_result(Path(path) / "transfer.json", SCHEMA, self.settings, tables)
 
     @classmethod
     def load(cls, path: str | Path) -> "Transfer":
@@ -205,15 +201,8 @@ class Transfer:
             StorageError: If a file is missing.
             CorruptArtefactError: If it is no transfer experiment, or was changed.
         """
-        folder = Path(path)
-        content = storage.read_json(folder / "transfer.json", SCHEMA)
-        checksums = content.get("checksums")
-        if not isinstance(checksums, dict) or set(checksums) != set(TABLES) or "settings" not in content:
-            raise CorruptArtefactError(f"{folder / 'transfer.json'} does not name all tables: save it again.")
-        for name in TABLES:
-            storage.verify(folder / f"{name}.parquet", checksums[name])
-        tables = {name: storage.read_table(folder / f"{name}.parquet") for name in TABLES}
-        return cls(**tables, settings=content["settings"])
+        settings, tables = storage.read_result(Path(path) / "transfer.json", SCHEMA, TABLES)
+        return cls(**tables, settings=settings)
 
     def __repr__(self) -> str:
         return f"{self._about(self._metric(None))}\n{self._shown().to_string(index=False)}\n{self._conclusion()}"

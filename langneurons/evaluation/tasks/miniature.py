@@ -30,7 +30,7 @@ def mini_xnli(split: str) -> dict[str, Dataset]:
         split: "train", "validation" or "test"; combinations of content words in one are in no other.
 
     Returns:
-        Language -> data set; ``.to_parquet(path)`` writes one.
+        Language -> data set.
 
     Raises:
         TaskError: If there is no such split.
