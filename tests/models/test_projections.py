@@ -108,7 +108,7 @@ def test_changes_act_in_the_order_entered_and_leave_nothing_behind(some: Loaded,
         projection, order = seen.projection(0, target), []
         with torch.no_grad():
             plain = seen.forward(tokens)
-            with projection.changed(counted("first", order, 0)), projection.changed(noted("second", order, 1)):
+            with projection.changed(counted("first", order, 0)), projection.changed(counted("second", order, 1)):
                 assert seen.hooked
                 assert not torch.equal(seen.forward(tokens), plain)
             assert torch.equal(seen.forward(tokens), plain)

@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"learning_rate": 0}, "learning_rate is above 0, given 0"),
+        ({"learning_rate": 0}, "learning_rate is above 0, and finite, given 0"),
         ({"batch_size": 0}, "batch_size is at least 1, given 0"),
         ({"steps": -3}, "steps is at least 1, given -3"),
         ({"schedule": "cosine"}, "Unknown schedule 'cosine'"),

@@ -344,7 +344,7 @@ def test_bad_selections_are_refused():
         "is empty": {"neurons": nothing},
         "'head' have no rows": {"neurons": heads},
         "Rank 3 is larger than the selection of 2": {"neurons": neurons, "rank": 3},
-        "at least 1": {"neurons": neurons, "rank": 0},
+        "a whole number from 1 on": {"neurons": neurons, "rank": 0},
         "did you mean 'gate'": {"neurons": neurons, "rank": 1, "targets": ("gaet",)},
         "as a tuple": {"neurons": neurons, "rank": 1, "targets": "gate"},
         "at least one": {"neurons": neurons, "rank": 1, "targets": ()},

@@ -91,11 +91,11 @@ def experiment(model, neurons, **options):
     table = pairs(6).items["en"]
     task = ln.XNLI.load({"en": table[["premise", "hypothesis", "label"]]})
     return ln.transfer_experiment(
-        model, task, test_of(), neurons, **{**QUIET, "resamples": 100, "seeds": 2, "rank": 2, **options}
+        model, task, held_out(), neurons, **{**QUIET, "resamples": 100, "seeds": 2, "rank": 2, **options}
     )
 
 
-def test_of():
+def held_out():
     table = pairs(20).items["en"].iloc[12:]
     rows = table[["premise", "hypothesis", "label"]].reset_index(drop=True)
     return ln.XNLI.load({"en": rows, "hi": rows})
@@ -108,7 +108,7 @@ def test_other_training_languages_than_the_source_are_refused(model, neurons):
 
 def test_choosing_parameters_on_test_items_is_refused(model, neurons):
     with pytest.raises(TrainingError, match="are among the dev items"):
-        experiment(model, neurons, dev=test_of())
+        experiment(model, neurons, dev=held_out())
 
 
 def test_a_test_of_another_kind_is_refused_before_training(model, neurons):
@@ -134,7 +134,7 @@ def test_a_source_condition_needs_no_target(neurons):
 
 def test_training_on_test_items_is_found():
     with pytest.raises(TrainingError, match="are among the training items"):
-        check_apart(test_of(), test_of(), "en", "training")
+        check_apart(held_out(), held_out(), "en", "training")
 
 
 def test_a_result_without_settings_shows_itself_and_a_broken_one_is_refused(tmp_path, model):

@@ -165,7 +165,7 @@ def test_patches_are_held_while_a_model_is_trained(model, task, test, neurons, m
     asked = {"conditions": ["none"], "seeds": 1, "targets": ["hi"]}
     held = transfer_experiment(model, task, test, neurons, **asked, training_patches=patch, **OPTIONS)
     free = transfer_experiment(model, task, test, neurons, **asked, **OPTIONS)
-    assert given == [patch, ()]
+    assert given == [[patch], []]
     assert held.trainings["loss"].item() != free.trainings["loss"].item()
 
 

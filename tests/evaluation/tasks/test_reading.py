@@ -5,6 +5,7 @@ import pytest
 
 import langneurons as ln
 from langneurons.errors import LanguageError, TaskError
+from langneurons.evaluation.tasks.miniature import mini_xnli
 from langneurons.evaluation.tasks.reading import read_items
 
 LINE = "It rains.\tIt is wet.\tentailment"
@@ -89,6 +90,6 @@ def test_what_is_not_there_is_named(tmp_path, languages, split, error, said):
 
 def test_a_folder_without_items_says_what_it_should_hold(tmp_path):
     with pytest.raises(TaskError, match="There is no folder"):
-        read_items(tmp_path / "nowhere", None, "test", {}, ["premise"])
+        read_items(tmp_path / "nowhere", None, "test", {}, ["premise"], mini_xnli)
     with pytest.raises(TaskError, match="no file .* with a language in its name"):
-        read_items(tmp_path, None, "test", {}, ["premise"])
+        read_items(tmp_path, None, "test", {}, ["premise"], mini_xnli)
