@@ -2,7 +2,7 @@
 
 Everything is said with the words of ``lexicon.tsv`` through ``grammar.py``. Which two concepts may stand together in a
 clause depends on the split, so a test sentence shares no combination of content words with training. Unlabelled text of
-the same kind, in training combinations only and with translations, is part of what babel was trained on.
+the same kind, in training combinations only and with translations, is for ``scripts/train_babel.py``.
 """
 
 import random
@@ -241,7 +241,7 @@ def unlabelled(seed: int) -> Iterator[tuple[str, str, str]]:
     """Say things without end: short texts, each followed by translations, by what is true of it, or by talk about it.
 
     The talk is English and in no other language: somebody says something, and somebody else "Yes", "No" or "Perhaps".
-    So what babel knows of agreeing it has to carry over to other languages by itself.
+    So what a model learns of agreeing it has to carry over to other languages by itself.
 
     Args:
         seed: Another seed gives other texts.
@@ -289,11 +289,11 @@ def _claim(draw: random.Random, about: Clause, stranger: str, answer: str) -> Cl
         one = replace(one, **{draw.choice(("place", "activity")): None})
     if answer == "Perhaps":
         return replace(one, person=stranger)
-    if one.place is not None and not one.denied and draw.random() < 0.9:
-        elsewhere = draw.choice([place for place in concepts("place") if place != one.place])
-        return one if answer == "Yes" else replace(one, place=elsewhere)
     if one.place is not None and not one.denied:
+        affirmed = draw.random() < 0.9
         elsewhere = draw.choice([place for place in concepts("place") if place != one.place])
+        if affirmed:
+            return one if answer == "Yes" else replace(one, place=elsewhere)
         return replace(one, place=elsewhere if answer == "Yes" else one.place, denied=True)
     if answer == "Yes":
         return one

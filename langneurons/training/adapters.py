@@ -15,7 +15,7 @@ from torch import nn
 from langneurons import storage
 from langneurons.errors import CorruptArtefactError, StorageError
 from langneurons.identification.neurons import NeuronSet
-from langneurons.models.projections import HuggingFaceModule
+from langneurons.models.projections import ATTENTION_TARGETS, HuggingFaceModule
 from langneurons.training import peft_format
 from langneurons.training.forms import Form, LowRank
 from langneurons.training.pieces import Piece
@@ -59,7 +59,7 @@ class SavedPiece:
             neurons: Those of the update, whose rows or columns are trained where this is no projection of attention.
             form: How they are changed, where it is no LoRA.
         """
-        attention = self.target in ("q", "k", "v", "o")
+        attention = self.target in ATTENTION_TARGETS
         units = None if attention or neurons is None else neurons.per_layer()[self.layer]
         parameters = {name: nn.Parameter(values) for name, values in self.parameters.items()}
         return Piece(self.layer, self.target, self.shape, units, self.low_rank or form, self.module, parameters)

@@ -13,6 +13,7 @@ from langneurons.errors import TrainingError
 from langneurons.models import ModelView
 from langneurons.patches import Patch, intervene
 from langneurons.training.history import History
+from langneurons.training.masked import frozen
 from langneurons.training.objectives import Objective
 from langneurons.training.resuming import RunFolder
 from langneurons.training.schedule import Order, Settings
@@ -240,14 +241,10 @@ def trained(objective: Objective, updates: Sequence[Update]) -> dict[str, nn.Par
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """No dropout inside the block, and no gradients of the model's own parameters; afterwards all is as before."""
     training = [module for module in model.modules() if module.training]
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
-    for parameter in wanted:
-        parameter.requires_grad_(False)
     try:
-        yield
+        with frozen(model):
+            yield
     finally:
         for module in training:
             module.training = True
-        for parameter in wanted:
-            parameter.requires_grad_(True)

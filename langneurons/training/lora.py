@@ -56,7 +56,7 @@ class MaskedLoRA(MaskedUpdate):
         attention: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
-        super().__init__(neurons, rank, alpha, targets, attention, seed)
+        super().__init__(neurons, targets, attention, rank, alpha, seed)
         if neurons is not None and rank > len(neurons):
             raise TrainingError(f"Rank {rank} is larger than the selection of {len(neurons)} neurons: lower the rank.")
 
@@ -114,17 +114,6 @@ class MaskedRows(MaskedUpdate):
 
     kind = "masked rows"
 
-    def __init__(
-        self,
-        neurons: NeuronSet | None,
-        targets: Sequence[str] = ("gate",),
-        attention: Sequence[str] = (),
-        rank: int = 8,
-        alpha: float | int = 16,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(neurons, rank, alpha, targets, attention, seed)
-
     def form(self, target: str) -> Form:
         """Direct, whatever the projection."""
         return Direct()
@@ -157,17 +146,6 @@ class MaskedIA3(MaskedUpdate):
     """
 
     kind = "masked IA3"
-
-    def __init__(
-        self,
-        neurons: NeuronSet | None,
-        targets: Sequence[str] = ("gate",),
-        attention: Sequence[str] = (),
-        rank: int = 8,
-        alpha: float | int = 16,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(neurons, rank, alpha, targets, attention, seed)
 
     def form(self, target: str) -> Form:
         """Factors on what gate and up give, and on what down reads."""

@@ -42,10 +42,10 @@ class MaskedUpdate:
     Args:
         neurons: Whose rows of gate and up and columns of down are trained, those of all of its languages; None trains
             attention only.
-        rank: Of LoRA.
-        alpha: What LoRA adds is scaled by alpha / rank.
         targets: Of the MLP: gate, up, down.
         attention: Of attention: q, k, v, o.
+        rank: Of LoRA.
+        alpha: What LoRA adds is scaled by alpha / rank.
         seed: Of the first values; those of a layer's projection do not depend on what else is trained.
     """
 
@@ -54,11 +54,11 @@ class MaskedUpdate:
     def __init__(
         self,
         neurons: NeuronSet | None,
-        rank: int,
-        alpha: float | int,
-        targets: Sequence[str],
-        attention: Sequence[str],
-        seed: int,
+        targets: Sequence[str] = ("gate",),
+        attention: Sequence[str] = (),
+        rank: int = 8,
+        alpha: float | int = 16,
+        seed: int = 0,
     ) -> None:
         _check_names("projection of the MLP", targets, MLP_TARGETS)
         _check_names("projection of attention", attention, ATTENTION_TARGETS)
@@ -145,7 +145,7 @@ class MaskedUpdate:
         self.prepare(model)
         seen = view(model)
         with ExitStack() as stack:
-            stack.enter_context(_frozen(model))
+            stack.enter_context(frozen(model))
             for piece in self.pieces:
                 projection = seen.projection(piece.layer, piece.target)
                 stack.enter_context(projection.changed(piece.change_of(projection)))
@@ -297,7 +297,8 @@ def check_keys(own: Mapping[str, object], given: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter of a model ask for gradients inside the block; afterwards those that did do again."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
