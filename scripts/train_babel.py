@@ -48,6 +48,9 @@ CONFIG = {
     "max_position_embeddings": CONTEXT,
     "tie_word_embeddings": True,
 }
+START = """\
+It began as another babel, trained on the same real text with another tokenizer (`--start`): a token that the other
+  lacked began as the mean of its tokens for the same text."""
 LICENCES = """\
 | source | licence |
 |---|---|
@@ -222,7 +225,7 @@ class Stage:
 
 
 def stages(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[Stage]:
-    """Real text first; then half of each batch is text of the miniature tasks."""
+    """Real text first; then part of each batch is text of the miniature tasks."""
     batch, seed = arguments.batch, arguments.seed
 
     @cache
@@ -231,8 +234,8 @@ def stages(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, to
 
     per_epoch = len(epoch_of(0)) // batch
     first = math.ceil(arguments.epochs * per_epoch)
-    half = batch // 2
-    mini, mini_weights = mini_blocks(tokenizer, arguments.mini_steps * half, seed)
+    share = arguments.mini_blocks
+    mini, mini_weights = mini_blocks(tokenizer, arguments.mini_steps * share, seed)
 
     def real(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, within = divmod(step, per_epoch)
@@ -241,15 +244,14 @@ def stages(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, to
 
     def mixed(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows, weights = real(first + step)
-        chosen = slice(step * half, (step + 1) * half)
-        # In turn, so that every forward has as many of both.
-        rows = torch.stack([rows[:half], mini[chosen]], 1).flatten(0, 1)
-        return rows, torch.stack([weights[:half], mini_weights[chosen]], 1).flatten(0, 1)
+        chosen = slice(step * share, (step + 1) * share)
+        return torch.cat([rows[share:], mini[chosen]]), torch.cat([weights[share:], mini_weights[chosen]])
 
-    return [
+    planned = [
         Stage("text", first, real, arguments.rate),
         Stage("mini", arguments.mini_steps, mixed, arguments.mini_rate),
     ]
+    return [stage for stage in planned if stage.steps]
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -269,9 +271,24 @@ def train(arguments: argparse.Namespace) -> None:
         pad_token_id=tokenizer.pad_token_id,
         **CONFIG,
     )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config) if arguments.start is None else started(arguments.start, tokenizer)
     logs = {stage.name: train_stage(arguments, model, stage) for stage in stages(arguments, tokenizer, tokens)}
     write_model(arguments, model, tokenizer, lines, tokens, logs)
+
+
+def started(folder: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Go on from another model: a token that it lacks begins as the mean of its tokens for the same text."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    before = PreTrainedTokenizerFast.from_pretrained(folder)
+    known, pieces = before.get_vocab(), before.backend_tokenizer.model.tokenize
+    embeddings = model.get_input_embeddings().weight.data
+    carried = torch.empty(len(tokenizer), embeddings.shape[1])
+    for token, place in tokenizer.get_vocab().items():
+        sources = [known[token]] if token in known else [piece.id for piece in pieces(token)]
+        carried[place] = embeddings[sources].mean(0)
+    model.resize_token_embeddings(len(tokenizer))
+    model.get_input_embeddings().weight.data.copy_(carried)
+    return model
 
 
 def train_stage(arguments: argparse.Namespace, model: LlamaForCausalLM, stage: Stage) -> list[float]:
@@ -355,7 +372,9 @@ def model_card(arguments: argparse.Namespace, model: LlamaForCausalLM, rows: dic
         f"| {row['train_tokens']:,} |"
         for language, row in rows.items()
     )
-    last_losses = {name: sum(log[-50:]) / len(log[-50:]) for name, log in logs.items()}
+    training = "\n".join(
+        ["- " + START] * bool(arguments.start) + [stage_line(arguments, name, logs[name]) for name in logs]
+    )
     neurons = CONFIG["num_hidden_layers"] * CONFIG["intermediate_size"]
     return f"""# babel
 
@@ -375,15 +394,14 @@ Measured on the held-out text with the shipped bfloat16 weights, computed in flo
 
 ## Training
 
-`scripts/train_babel.py`, seed {arguments.seed}, Muon and AdamW, {arguments.batch} x {CONTEXT} tokens a step, in two
-stages: {len(logs["text"]):,} steps ({arguments.epochs:g} epochs) of real text, peak learning rate {arguments.rate:g};
-then {len(logs["mini"]):,} steps of half real text, half unlabelled text of the miniature tasks, which
-`langneurons.babel.miniature` makes, peak learning rate {arguments.mini_rate:g}. Training loss of the last 50 steps of
-each: {last_losses["text"]:.3f} and {last_losses["mini"]:.3f} nats a token. A miniature text is followed by
-translations, restatements, or talk about it, in which claims are answered "Yes", "No" or "Perhaps" (these tokens weigh
-{ANSWER_WEIGHT:g} in the loss): in English and in no other language, so what a classifier of `mini_xnli` reads is there
-in English before fine-tuning, and has to transfer elsewhere. No combination of words of the miniature tasks' validation
-and test splits was in any of it, and no answer to a question.
+`scripts/train_babel.py`, seed {arguments.seed}, Muon and AdamW, {arguments.batch} x {CONTEXT} tokens a step.
+{training}
+
+A miniature text (`langneurons.babel.miniature`) is followed by translations, restatements, or talk about it, in which
+claims are answered "Yes", "No" or "Perhaps" (these tokens weigh {ANSWER_WEIGHT:g} in the loss). Claims and answers are
+English, half of the claims with the nouns of another language, and in no other language's sentences: what a classifier
+of `mini_xnli` reads is there in English before fine-tuning, and has to transfer to whole sentences elsewhere. No
+combination of words of the miniature tasks' validation and test splits was in any of it, and no answer to a question.
 
 Each line of text ends with `</s>`; each block begins with `<s>`.
 
@@ -396,17 +414,27 @@ CC-BY-SA-4.0.
 """
 
 
+def stage_line(arguments: argparse.Namespace, name: str, log: list[float]) -> str:
+    """What the model card says of a stage."""
+    mini = f"{arguments.mini_blocks} of {arguments.batch} blocks text of the miniature tasks, the rest real text"
+    data, rate = {"text": ("real text", arguments.rate), "mini": (mini, arguments.mini_rate)}[name]
+    last = sum(log[-50:]) / len(log[-50:])
+    return f"- {len(log):,} steps of {data}, peak learning rate {rate:g}; loss of the last 50: {last:.3f} nats a token."
+
+
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder of <language>.train.txt and .heldout.txt")
     parser.add_argument("--run", type=Path, default=Path("runs/babel"), help="where checkpoints go")
     parser.add_argument("--out", type=Path, default=Path("langneurons/babel"), help="where the model goes")
-    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--start", type=Path, help="folder of a babel to go on from, perhaps with another tokenizer")
+    parser.add_argument("--epochs", type=float, default=4.0, help="of real text, before the second stage")
     parser.add_argument("--batch", type=int, default=8, help="blocks a step")
     parser.add_argument("--micro-batch", type=int, default=4, help="blocks a forward")
     parser.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
-    parser.add_argument("--mini-steps", type=int, default=800, help="steps of the second stage, half miniature text")
+    parser.add_argument("--mini-steps", type=int, default=900, help="steps of the second stage")
+    parser.add_argument("--mini-blocks", type=int, default=5, help="blocks of its steps that are miniature text")
     parser.add_argument("--mini-rate", type=float, default=3e-3, help="its peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")

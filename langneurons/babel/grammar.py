@@ -102,6 +102,18 @@ def sentence(parts: list[Clause], language: str, time: str | None = None) -> str
     return capitalised(text) + FULL_STOP.get(language, ".")
 
 
+def code_switched(meant: Clause, language: str) -> str:
+    """Say a clause as an English sentence with the persons, places, things and full stop of another language.
+
+    Example:
+        >>> code_switched(Clause("girl", place="kitchen", denied=True), "es")
+        'La niña is not en la cocina.'
+        >>> code_switched(Clause("girl", thing="book", number="two"), "zh")
+        '女孩 has 两本书。'
+    """
+    return capitalised(_english(meant, language)) + FULL_STOP.get(language, ".")
+
+
 def capitalised(text: str) -> str:
     """A text with its first letter as a sentence begins."""
     return text[0].upper() + text[1:]
@@ -176,12 +188,12 @@ def how_many(person: str, thing: str, language: str) -> str:
     return capitalised(asked[language]())
 
 
-def _english(meant: Clause) -> str:
-    who = subject(meant.person, "en")
+def _english(meant: Clause, nouns: str = "en") -> str:
+    who = subject(meant.person, nouns)
     if meant.thing is not None:
-        return f"{who} has {'no ' if meant.denied else ''}{_things(meant, 'en')}"
+        return f"{who} has {'no ' if meant.denied else ''}{_things(meant, nouns)}"
     done = "" if meant.activity is None else f" {forms('activity', meant.activity, 'en')[0]}"
-    return f"{who} is{' not' if meant.denied else ''}{done}{_at(meant, 'en')}"
+    return f"{who} is{' not' if meant.denied else ''}{done}{_at(meant, nouns)}"
 
 
 def _french(meant: Clause) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from langneurons.babel.grammar import (
     LANGUAGES,
     Clause,
+    code_switched,
     concepts,
     counted,
     forms,
@@ -240,8 +241,8 @@ def _draw_clause(draw: random.Random, split: str) -> Clause:
 def unlabelled(seed: int) -> Iterator[tuple[str, str, str]]:
     """Say things without end: short texts, each followed by translations, by what is true of it, or by talk about it.
 
-    The talk is English and in no other language: somebody says something, and somebody else "Yes", "No" or "Perhaps".
-    So what a model learns of agreeing it has to carry over to other languages by itself.
+    The talk is English, half of it with nouns of another language: somebody says something, and somebody else "Yes",
+    "No" or "Perhaps". What a model learns of agreeing it has to carry over to other languages' sentences by itself.
 
     Args:
         seed: Another seed gives other texts.
@@ -251,26 +252,27 @@ def unlabelled(seed: int) -> Iterator[tuple[str, str, str]]:
     """
     draw = random.Random(f"unlabelled {seed}")
     while True:
-        drawn = [_draw_clause(draw, "train") for _ in range(draw.choice((1, 2, 3, 4)))]
+        kind = draw.random()
+        discussed = kind < 0.5
+        drawn = [_draw_clause(draw, "train") for _ in range(draw.choice((1, 1, 2) if discussed else (1, 2, 3, 4)))]
         clauses = list({one.person: one for one in drawn}.values())  # what is said of one person cannot clash
         told = _told(draw, clauses)
-        first = draw.choice(LANGUAGES)
+        first = "en" if discussed and draw.random() < 0.5 else draw.choice(LANGUAGES)
         yield first, _text(told, first), ""
-        kind = draw.random()
-        if kind < 0.4:
-            yield from (("en", claim, answer) for claim, answer in _claims(draw, clauses))
+        if discussed:
+            yield from (("en", claim, answer) for claim, answer in _claims(draw, clauses, first))
             continue
         for other in draw.sample(LANGUAGES, draw.choice((1, 1, 2))):
             language = first if draw.random() < 0.4 else other
-            yield language, _text(told if kind < 0.7 else _restated(draw, clauses), language), ""
+            yield language, _text(told if kind < 0.75 else _restated(draw, clauses), language), ""
 
 
 def _text(said: list[Callable[[str], str]], language: str) -> str:
     return ("" if language == "zh" else " ").join(say(language) for say in said)
 
 
-def _claims(draw: random.Random, clauses: list[Clause]) -> list[tuple[str, str]]:
-    """What somebody says about a text, and what somebody else says to that, in English."""
+def _claims(draw: random.Random, clauses: list[Clause], told_in: str) -> list[tuple[str, str]]:
+    """What somebody says about a text in English, half of it with foreign nouns, and what somebody else says to it."""
     known = {one.person for one in clauses}
     strangers = [person for person in concepts("person") if person not in known]
     found = []
@@ -279,7 +281,8 @@ def _claims(draw: random.Random, clauses: list[Clause]) -> list[tuple[str, str]]
         claim = _claim(draw, about, draw.choice(strangers), answer)
         while not in_split(claim, "train"):
             claim = _claim(draw, about, draw.choice(strangers), answer)
-        found.append((sentence([claim], "en"), f" {answer}."))
+        nouns = draw.choice(("en", told_in if told_in != "en" else draw.choice(LANGUAGES)))
+        found.append((code_switched(claim, nouns), f" {answer}."))
     return found
 
 
