@@ -60,6 +60,11 @@ def record(
     context_length: Annotated[int, typer.Option(help="Positions a block, a multiple of 16.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Blocks a forward.")] = 8,
     sites: Annotated[str, typer.Option(help="Comma-separated, among pre, act, post, head, resid_post.")] = "act",
+    also: Annotated[
+        str,
+        typer.Option(help="What some methods need: sentence (sentence-ap), gradient (gradient-relevance), or both."),
+    ] = "",
+    sentences: Annotated[int, typer.Option(help="Documents a language that --also sentence keeps.")] = 500,
     split: Annotated[str, typer.Option(help="Part of the corpus.")] = "train",
     text_column: TextColumn = "text",
     seed: Annotated[int, typer.Option(help="Of the order in which documents are taken.")] = 0,
@@ -77,6 +82,8 @@ def record(
         batch_size=batch_size,
         sites=tuple(listed(sites)),
         out=out,
+        also=listed(also),
+        sentences=sentences,
     )
     print(f"{stats}\nNext: langneurons identify {out}")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import langneurons as ln
+from langneurons import identification
 from langneurons.errors import PatchError, StatisticsError, unknown
 
 METHODS = {
@@ -15,6 +16,9 @@ METHODS = {
     "token-ap": "TokenAP",
     "auroc": "AUROC",
     "entropy-lambda": "EntropyLambda",
+    "sentence-ap": "SentenceAP",
+    "contrast": "Contrast",
+    "gradient-relevance": "GradientRelevance",
     "random": "Random",
 }
 OPERATIONS = ("set", "add", "scale", "diffmean")
@@ -106,7 +110,7 @@ def make_method(name: str, options: Sequence[str]) -> Any:
     """
     if name not in METHODS:
         raise StatisticsError(unknown("method", name, METHODS))
-    cls = getattr(ln, METHODS[name])
+    cls = getattr(identification, METHODS[name])
     fields = {field.name: field for field in dataclasses.fields(cls)}
     values = {}
     for option in options:

@@ -61,6 +61,10 @@ def dose(
     for patch in chosen:
         check_fits(patch, seen)
         check_reads_text(patch)
+        if patch.neurons.site in seen.feature_sites:
+            raise PatchError(
+                f"{patch.neurons.site!r} is a site of features: the dose of what a dictionary decodes is not measured."
+            )
     with torch.inference_mode(), seen.native_attention():
         rows = [{"language": one, **_dose(seen, chosen, text, one, batch_size)} for one in text.languages]
     return pd.DataFrame(rows)

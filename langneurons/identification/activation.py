@@ -1,6 +1,5 @@
 """Methods that rank neurons in each language: how often or how strongly active, or how much more than elsewhere."""
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from langneurons.identification.firing import (
     check_sign_means_something,
     firing_probability,
     how_uncertain,
+    pooled_share,
 )
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
@@ -29,7 +29,6 @@ from langneurons.recording.statistics import ActivationStats
 
 PER_LANGUAGE = 0.00125
 DENSITY_STEP = 0.02
-POOLED_QUANTILE = re.compile(r"pooled-p(\d{1,2}(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ActivationProbability:
     def __post_init__(self):
         check_share("top", self.top)
         check_magnitude_threshold(self.magnitude_threshold)
-        if isinstance(self.threshold, str) and not POOLED_QUANTILE.fullmatch(self.threshold):
+        if isinstance(self.threshold, str) and pooled_share(self.threshold) is None:
             raise StatisticsError(
                 f"A threshold is a number or 'pooled-pNN' such as 'pooled-p90', not {self.threshold!r}."
             )
@@ -112,8 +111,7 @@ class ActivationProbability:
         return best_per_language(stats, self.scores(stats), wanted(self.top, stats))
 
     def _share(self) -> float:
-        (percent,) = POOLED_QUANTILE.findall(str(self.threshold))
-        return float(percent) / 100
+        return pooled_share(str(self.threshold)) or 0.0
 
     def _with_moving_threshold(self, stats: ActivationStats, own: Tensor) -> Tensor:
         """Variances of P_l(x > t) where t keeps the mean of P over languages fixed.
@@ -218,11 +216,11 @@ class MeanDifference:
 
         def standard_error() -> Tensor:
             own = _variances_of_means(stats)
-            return (own + _others(own) / (len(own) - 1)).sqrt() * scale
+            return (own + others_mean(own) / (len(own) - 1)).sqrt() * scale
 
         means = stats.mean()
         return Scores(
-            values=(means - _others(means)) * scale,
+            values=(means - others_mean(means)) * scale,
             languages=stats.languages,
             method=repr(self),
             uncertainty=JACKKNIFE,
@@ -251,7 +249,7 @@ def check_several(stats: ActivationStats) -> None:
         )
 
 
-def _others(per_language: Tensor) -> Tensor:
+def others_mean(per_language: Float[Tensor, "language layer neuron"]) -> Float[Tensor, "language layer neuron"]:
     """For each language, the mean over the other languages."""
     return (per_language.sum(0) - per_language) / (len(per_language) - 1)
 

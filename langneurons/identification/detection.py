@@ -144,14 +144,16 @@ def area_under_roc(
 
 
 def average_precision(
-    positives: Float[Tensor, "*any cell"], negatives: Float[Tensor, "*any cell"], prior: float
+    positives: Float[Tensor, "*any cell"], negatives: Float[Tensor, "*any cell"], prior: float, tied: float = 0.5
 ) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any cell"], Float[Tensor, "*any cell"]]:
-    """Average precision of two distributions over increasing cells; ties inside a cell count half.
+    """Average precision of two distributions over increasing cells.
 
     Args:
         positives: Share of the positives in each cell.
         negatives: Share of the negatives in each cell.
         prior: Share of positives among all.
+        tied: Share of its own cell that counts as at least as high: a half where the values of a cell are not known to
+            be equal, all of it (1, as scikit-learn counts) where they are.
 
     Returns:
         The average precision, and its slope in the positives and negatives of every cell.
@@ -160,24 +162,30 @@ def average_precision(
         >>> float(average_precision(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]), 0.5)[0])
         1.0
     """
-    found = _at_least(positives) * prior
-    missed = _at_least(negatives) * (1 - prior)
+    found = _at_least(positives, tied) * prior
+    missed = _at_least(negatives, tied) * (1 - prior)
     total = found + missed
     total = torch.where(total > 0, total, 1.0)
     precision = found / total
     gained = positives * missed / total**2 * prior
     lost = -positives * found / total**2 * (1 - prior)
-    return (positives * precision).sum(-1), precision + _at_most(gained), _at_most(lost)
+    return (positives * precision).sum(-1), precision + _at_most(gained, tied), _at_most(lost, tied)
 
 
-def _at_least(shares: Tensor) -> Tensor:
-    """Share in higher cells and half of this one."""
-    return shares.sum(-1, keepdim=True) - shares.cumsum(-1) + shares / 2
+def _at_least(shares: Tensor, tied: float) -> Tensor:
+    """Share in higher cells and, as far as it is ``tied``, in this one."""
+    return shares.sum(-1, keepdim=True) - shares.cumsum(-1) + tied * shares
 
 
-def _at_most(values: Tensor) -> Tensor:
-    """Sum over lower cells and half of this one."""
-    return values.cumsum(-1) - values / 2
+def _at_most(values: Tensor, tied: float) -> Tensor:
+    """Sum over lower cells and, as far as it is ``tied``, over this one."""
+    return values.cumsum(-1) - (1 - tied) * values
+
+
+def detection(cells: Float[Tensor, "language neuron cell"], detect: Detection) -> Float[Tensor, "language neuron"]:
+    """Score each language's distribution over cells against the others', each of them weighted equally."""
+    total = cells.sum(0)
+    return torch.stack([detect(one, (total - one) / (len(cells) - 1))[0] for one in cells])
 
 
 def _detection_scores(stats: ActivationStats, method: str, detect: Detection) -> Scores:
@@ -195,11 +203,7 @@ def _detection_scores(stats: ActivationStats, method: str, detect: Detection) ->
 
 def _layer_scores(stats: ActivationStats, layer: int, detect: Detection) -> Float[Tensor, "language neuron"]:
     cells = _cells(stats, layer)
-    pieces = []
-    for part in cells.split(CHUNK, dim=1):
-        total = part.sum(0)
-        pieces.append(torch.stack([detect(one, (total - one) / (len(part) - 1))[0] for one in part]))
-    return torch.cat(pieces, dim=1)
+    return torch.cat([detection(part, detect) for part in cells.split(CHUNK, dim=1)], dim=1)
 
 
 def _standard_error(stats: ActivationStats, detect: Detection) -> Float[Tensor, "language layer neuron"]:
@@ -209,12 +213,22 @@ def _standard_error(stats: ActivationStats, detect: Detection) -> Float[Tensor, 
     for layer in range(stats.shape[0]):
         cells = _cells(stats, layer).split(CHUNK, dim=1)
         weights = per_token[:, layer].split(CHUNK, dim=1)
-        rows.append(torch.cat([_variances(part, one, detect) for part, one in zip(cells, weights, strict=True)], dim=1))
+        pairs = zip(cells, weights, strict=True)
+        rows.append(torch.cat([first_order_variances(part, one, detect) for part, one in pairs], dim=1))
     return torch.stack(rows, dim=1).sqrt()
 
 
-def _variances(cells: Tensor, per_token: Tensor, detect: Detection) -> Float[Tensor, "language neuron"]:
-    """First-order variance: that of each score's slope under every language's own distribution."""
+def first_order_variances(
+    cells: Float[Tensor, "language neuron cell"], per_token: Float[Tensor, "language #neuron"], detect: Detection
+) -> Float[Tensor, "language neuron"]:
+    """Variance of every score to first order: that of its slope under every language's own distribution.
+
+    Args:
+        cells: Share of each language's tokens in each cell.
+        per_token: Variance of a mean over the language's tokens, in variances of one token: 1 / n where they are
+            independent.
+        detect: The score.
+    """
     total, others = cells.sum(0), len(cells) - 1
     rows = []
     for i, one in enumerate(cells):
@@ -263,9 +277,20 @@ def _ordered_by_value(
     middles = torch.cat([points[:1], (points[1:] + points[:-1]) / 2]).T
     values = torch.from_numpy(np.interp(middles.numpy(), act_fn.inputs.numpy(), act_fn.outputs.numpy()))
     values, order = values.sort(dim=1, stable=True)
+    return joined_ties(torch.stack([one.gather(1, order) for one in cells]), values)
+
+
+def joined_ties(
+    cells: Float[Tensor, "language neuron cell"], values: Float[Tensor, "neuron cell"]
+) -> Float[Tensor, "language neuron cell"]:
+    """Make one cell, the last, of those that stand for equal values; values must not fall.
+
+    Example:
+        >>> joined_ties(torch.tensor([[[0.25, 0.25, 0.5]]]), torch.tensor([[1.0, 1.0, 2.0]])).tolist()
+        [[[0.0, 0.5, 0.5]]]
+    """
     last_of_value = torch.nn.functional.pad(values[:, 1:] > values[:, :-1], (0, 1), value=True)
-    at_most = torch.stack([one.gather(1, order) for one in cells]).cumsum(-1)
-    at_most = torch.where(last_of_value, at_most, 0.0).cummax(-1).values
+    at_most = torch.where(last_of_value, cells.cumsum(-1), 0.0).cummax(-1).values
     return at_most.diff(dim=-1, prepend=torch.zeros_like(at_most[..., :1]))
 
 

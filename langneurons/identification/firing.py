@@ -1,5 +1,6 @@
 """How often a neuron counts as active, at sites where the sign means something and, by magnitude, where it does not."""
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -20,43 +21,78 @@ from langneurons.recording.statistics import ActivationStats
 # What an entropy-like score needs to know of the other languages: sum of p, sum of p log p, largest p.
 Others = tuple[Tensor, Tensor, Tensor]
 ScoreOfOne = Callable[[Others, Tensor], Tensor]
+POOLED_QUANTILE = re.compile(r"pooled-p(\d{1,2}(?:\.\d+)?)")
 
 
 def check_sign_means_something(stats: ActivationStats) -> None:
     """Refuse sites where x > 0 does not mean that the neuron is active.
 
     Raises:
-        StatisticsError: At ``post`` of a gated MLP (the sign is that of act x up), ``head`` and ``resid_post``.
+        StatisticsError: At ``post`` of a gated MLP (the sign is that of act x up), ``head``, ``resid_post``, and where
+            features of a dictionary can be negative.
     """
-    if stats.site in ("head", "resid_post") or (stats.site == "post" and stats.model.gated):
+    signless = stats.site in ("head", "resid_post") or (stats.site == "post" and stats.model.gated)
+    if signless or (stats.site in stats.of_features and bool((stats.pooled().minimum().values < 0).any())):
         raise StatisticsError(
             f"At site {stats.site!r} the sign does not say whether a neuron is active: use statistics of 'act' or "
             "'pre', or give magnitude_threshold= to count |activation| > threshold."
         )
 
 
-def check_magnitude_threshold(threshold: float | None) -> None:
-    """Refuse thresholds on |activation| that are not positive.
+def pooled_share(threshold: str) -> float | None:
+    """The share that a threshold such as "pooled-p90" names: each neuron's own quantile over the pooled languages.
+
+    Example:
+        >>> pooled_share("pooled-p90"), pooled_share("p90")
+        (0.9, None)
+    """
+    named = POOLED_QUANTILE.fullmatch(threshold)
+    return float(named[1]) / 100 if named else None
+
+
+def check_magnitude_threshold(threshold: float | str | None) -> None:
+    """Refuse thresholds on |activation| that are neither positive nor a pooled quantile.
 
     Raises:
-        StatisticsError: If it is not.
+        StatisticsError: If it is neither.
     """
-    if threshold is not None and not threshold > 0:
+    if isinstance(threshold, str):
+        if pooled_share(threshold) is None:
+            raise StatisticsError(
+                f"A threshold on |activation| is a number or 'pooled-pNN' such as 'pooled-p75', not {threshold!r}."
+            )
+    elif threshold is not None and not threshold > 0:
         raise StatisticsError(f"A threshold on |activation| is a positive number or None, not {threshold}.")
 
 
 def firing_probability(
-    stats: ActivationStats, magnitude_threshold: float | None
+    stats: ActivationStats, magnitude_threshold: float | str | None
 ) -> Float[Tensor, "language layer neuron"]:
-    """P(activation > 0), or P(|activation| > threshold) where one is given."""
+    """P(activation > 0), or P(|activation| > threshold) where one is given.
+
+    Raises:
+        StatisticsError: If the site's sign means nothing and no threshold is given, or the threshold is a pooled
+            quantile and some activation is negative.
+    """
     if magnitude_threshold is None:
         check_sign_means_something(stats)
         return stats.probability(0.0)
+    if isinstance(magnitude_threshold, str):
+        return _above_pooled_quantile(stats, pooled_share(magnitude_threshold) or 0.0)
     above, above_negative = stats.probability(magnitude_threshold), stats.probability(-magnitude_threshold)
     return (above + 1 - above_negative).clamp(0, 1)
 
 
-def how_uncertain(magnitude_threshold: float | None) -> str:
+def _above_pooled_quantile(stats: ActivationStats, share: float) -> Tensor:
+    if bool((stats.pooled().minimum().values < 0).any()):
+        raise StatisticsError(
+            f"A pooled quantile of |activation| is known only where nothing is negative, as norms are at 'head'; at "
+            f"{stats.site!r} give a number as magnitude_threshold=."
+        )
+    return stats.probability(stats.pooled().quantile(share))
+
+
+def how_uncertain(magnitude_threshold: float | str | None) -> str:
     """The description of the standard errors below."""
     return JACKKNIFE if magnitude_threshold is None else DESIGN_EFFECT
 
@@ -64,7 +100,7 @@ def how_uncertain(magnitude_threshold: float | None) -> str:
 def standard_error_across_languages(
     stats: ActivationStats,
     p: Float[Tensor, "language layer neuron"],
-    magnitude_threshold: float | None,
+    magnitude_threshold: float | str | None,
     score: ScoreOfOne,
 ) -> Float[Tensor, "layer neuron"]:
     """Standard error of a score of all languages' firing probabilities.

@@ -50,6 +50,8 @@ class LAPE:
         epsilon: Added to sum_m p_m and inside the logarithm.
         ties: ``"exact"``, or ``"keep"`` to keep also the neurons that tie with the last one kept.
         magnitude_threshold: Count |activation| > this instead of activation > 0; for sites without a meaningful sign.
+            ``"pooled-pNN"`` is each neuron's own NN % quantile over the pooled languages, for whole heads, whose norms
+            differ in scale.
 
     Example:
         >>> active = torch.tensor([[[90, 50, 40, 1]], [[2, 50, 41, 1]]])
@@ -64,7 +66,7 @@ class LAPE:
     interpolation: Interpolation = "kthvalue"
     epsilon: float = 0.0
     ties: Ties = "exact"
-    magnitude_threshold: float | None = None
+    magnitude_threshold: float | str | None = None
 
     def __post_init__(self):
         check_share("top", self.top)
@@ -163,7 +165,7 @@ class EntropyLambda:
     top: float = 0.01
     penalty: float = 0.109375
     bar_quantile: float = 0.95
-    magnitude_threshold: float | None = None
+    magnitude_threshold: float | str | None = None
 
     def __post_init__(self):
         check_share("top", self.top)
@@ -237,7 +239,7 @@ def _entropy_of_one(others: Others, one: Tensor) -> Tensor:
     return torch.where(total > 0, (safe.log() - log_terms / safe).clamp(min=0), 0.0)
 
 
-def _probabilities(stats: ActivationStats, magnitude_threshold: float | None) -> Tensor:
+def _probabilities(stats: ActivationStats, magnitude_threshold: float | str | None) -> Tensor:
     if len(stats.languages) < 2:
         raise StatisticsError(
             f"Entropy over languages needs two or more; these statistics hold {', '.join(stats.languages)}."

@@ -61,10 +61,8 @@ def fitting_statistics(stats: ActivationStats, shape: tuple[int, int], site: str
         NeuronSetError: If their shape is another.
     """
     stats = stats.at(site)
-    if model and stats.model.fingerprint not in (model, PUBLISHED):
-        raise SiteMismatchError(
-            f"The statistics belong to model {stats.model.fingerprint[:8]}, this set to {model[:8]}."
-        )
+    if model and stats.fingerprint not in (model, PUBLISHED):
+        raise SiteMismatchError(f"The statistics belong to model {stats.fingerprint[:8]}, this set to {model[:8]}.")
     if stats.shape != shape:
         raise NeuronSetError(
             f"The statistics have {shape_text(stats.shape)}, this set {shape_text(shape)}: "

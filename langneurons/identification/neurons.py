@@ -22,6 +22,7 @@ from langneurons.identification.flat_indices import Shape, check_flat, checked_s
 from langneurons.identification.matching import Match, choose_neutral, draw_matched, fitting_statistics, strata
 from langneurons.identification.published import read_rucaibox
 from langneurons.identification.scores import Scores
+from langneurons.recording.site_values import basis_note
 from langneurons.recording.statistics import ActivationStats
 
 SCHEMA = "langneurons/neuron-set/1"
@@ -147,9 +148,10 @@ class NeuronSet:
 
     def __repr__(self) -> str:
         counted = ", ".join(f"{label} {len(flat):,}" for label, flat in self.members.items())
-        return (
+        text = (
             f"NeuronSet of {len(self):,} neurons at {self.site} ({shape_text(self.shape)}): {counted or 'no language'}"
         )
+        return f"{text} ({note})" if (note := basis_note(self.site)) else text
 
     def __eq__(self, other: object) -> bool:
         """Whether the same neurons of the same model and site carry the same labels, however they were found."""
@@ -241,7 +243,8 @@ class NeuronSet:
             level: Of the interval.
 
         Returns:
-            Columns language, layer, neuron; score where known; low and high where ``scores`` is given.
+            Columns language, layer, neuron; score where known; low and high where ``scores`` is given; ``basis`` at a
+            site whose single units depend on the basis.
         """
         pieces = [self._rows(label) for label in self.languages]
         empty = pd.DataFrame({"language": pd.Series(dtype="str"), "layer": [], "neuron": []})
@@ -251,6 +254,8 @@ class NeuronSet:
             low, high = scores.interval(level)
             for name, values in {"score": scores.values, "low": low, "high": high}.items():
                 table[name] = scores.looked_up(values, table["language"], table["layer"], table["neuron"])
+        if note := basis_note(self.site):
+            table["basis"] = note
         table.attrs = {
             "shape": list(self.shape),
             "site": self.site,

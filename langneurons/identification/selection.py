@@ -23,13 +23,29 @@ def check_share(name: str, value: float, zero_allowed: bool = False) -> None:
         raise StatisticsError(f"{name} is a share, {lowest} {name} <= 1, not {value}.")
 
 
-def wanted(top: float, stats: ActivationStats) -> int:
-    """How many neurons ``top`` stands for: round(top x layers x width).
+def check_amount(name: str, value: float | int, zero_allowed: bool = False) -> None:
+    """Refuse what is neither a number of neurons (an int) nor a share of them.
 
     Raises:
-        StatisticsError: If that is none.
+        StatisticsError: If it is neither.
+    """
+    if not isinstance(value, int):
+        check_share(name, value, zero_allowed)
+    elif value < (0 if zero_allowed else 1):
+        raise StatisticsError(f"{name} is a number of neurons or a share of them, not {value}.")
+
+
+def wanted(top: float | int, stats: ActivationStats) -> int:
+    """How many neurons ``top`` stands for: round(top x layers x width), or itself where it is a whole number.
+
+    Raises:
+        StatisticsError: If that is none, or more than there are.
     """
     layers, width = stats.shape
+    if isinstance(top, int):
+        if top > layers * width:
+            raise StatisticsError(f"{top:,} neurons were asked for; there are {layers} layers x {width}.")
+        return top
     count = round(layers * width * top)
     if count == 0:
         raise StatisticsError(
@@ -85,13 +101,28 @@ def _extreme(values: np.ndarray, count: int, side: str) -> np.ndarray:
         return lowest(-values, count)
     if side == "bottom":
         return lowest(values, count)
-    high = lowest(-values, count - count // 2)
-    return np.union1d(high, lowest(values, count // 2))
+    return extremes(values, count - count // 2, count // 2)
+
+
+def extremes(values: Float[np.ndarray, " n"], high: int, low: int) -> Int[np.ndarray, " kept"]:
+    """Positions of the ``high`` largest and the ``low`` smallest values, increasing.
+
+    Raises:
+        StatisticsError: If more are asked for than there are.
+
+    Example:
+        >>> extremes(np.array([2.0, 1.0, 5.0, 3.0]), 1, 1).tolist()
+        [1, 2]
+    """
+    if high + low > len(values):
+        raise StatisticsError(f"{high:,} highest and {low:,} lowest were asked for; there are {len(values):,} neurons.")
+    ends = [lowest(-values, high)] * bool(high) + [lowest(values, low)] * bool(low)
+    return np.union1d(ends[0], ends[-1])
 
 
 def labelled(stats: ActivationStats, scores: Scores, members: Mapping[str, np.ndarray]) -> NeuronSet:
     """The neuron set with these members and their scores."""
-    fingerprint = stats.model.fingerprint
+    fingerprint = stats.fingerprint
     return NeuronSet(
         members={language: flat.astype(np.int64) for language, flat in members.items()},
         shape=stats.shape,

@@ -110,6 +110,11 @@ def variance_of_mean(stats: ActivationStats, language: str) -> Float[Tensor, "la
     return _variance(stats, language, stats.fold_mean)
 
 
+def variance_of_relevance(stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:
+    """Jackknife variance of the mean relevance in one language."""
+    return _variance(stats, language, stats.fold_relevance)
+
+
 def design_effect(stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:
     """How many times larger the documents make a variance than independent tokens would.
 

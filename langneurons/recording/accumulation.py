@@ -141,10 +141,56 @@ class Accumulators:
         """
         add = _add_fused if values.device.type == "cpu" else _add_with_torch
         if not add(self, layer, coordinate, values, folds, grid):
-            raise StatisticsError(
-                f"Layer {layer} produced activations that are not finite or too large to sum. "
-                "Load the model with dtype='float32' (or 'bfloat16'); float16 overflows in many models."
-            )
+            raise _not_finite(layer)
+
+
+@dataclass(frozen=True)
+class GroupedSums:
+    """Exact sums by group of tokens, such as the sentence or the fold they are part of.
+
+    Attributes:
+        unit: The power of two that each neuron's sums are counted in; a sum counts in unit * 2^-20.
+        sum: The sums.
+    """
+
+    unit: Float[Tensor, "layer neuron"]
+    sum: Int[Tensor, "group layer neuron"]
+
+    @classmethod
+    def zeros(cls, unit: Float[Tensor, "layer neuron"], groups: int) -> "GroupedSums":
+        """Empty sums, on the unit's device.
+
+        Example:
+            >>> sums = GroupedSums.zeros(torch.ones(1, 2), groups=2)
+            >>> sums.add(0, torch.tensor([[1.0, 2.0], [5.0, 6.0]]), torch.tensor([1, -1]))
+            >>> (sums.sum * 2.0**-SUM_UNITS).tolist()
+            [[[0.0, 0.0]], [[1.0, 2.0]]]
+        """
+        return cls(unit, torch.zeros((groups, *unit.shape), dtype=torch.int64, device=unit.device))
+
+    def add(self, layer: int, values: Float[Tensor, "token neuron"], groups: Int[Tensor, " token"]) -> None:
+        """Add one layer's values of a batch.
+
+        Args:
+            layer: The layer.
+            values: What is summed.
+            groups: The group of each token, -1 where it is in none.
+
+        Raises:
+            StatisticsError: If a value is not finite or too large.
+        """
+        kept = groups >= 0
+        rounded = torch.round(values[kept].double() / self.unit[layer] * 2.0**SUM_UNITS)
+        if not bool((rounded.abs() < EXACT).all()):
+            raise _not_finite(layer)
+        self.sum[:, layer].index_add_(0, groups[kept], rounded.long())
+
+
+def _not_finite(layer: int) -> StatisticsError:
+    return StatisticsError(
+        f"Layer {layer} produced activations that are not finite or too large to sum. "
+        "Load the model with dtype='float32' (or 'bfloat16'); float16 overflows in many models."
+    )
 
 
 def count_dtype(tokens: int) -> torch.dtype:

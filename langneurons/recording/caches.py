@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from langneurons.errors import CorpusError, HookSiteError, StatisticsError, unknown
-from langneurons.models import SITES, ModelView, view
+from langneurons.models import ModelView, view
 from langneurons.recording.accumulation import FOLDS
 from langneurons.recording.records import LanguageRecord
 from langneurons.recording.statistics import ActivationStats
@@ -17,6 +17,7 @@ from langneurons.recording.sums import Calibration, LanguageSums, observing_cach
 Caches = Sequence[tuple[Tensor, Any]]
 
 
+@torch.no_grad()
 def record_caches(
     model: torch.nn.Module,
     caches: Mapping[str, Caches],
@@ -29,7 +30,7 @@ def record_caches(
         model: The model that made the caches.
         caches: Per language, pairs of tokens ("batch position") and the ActivationCache that ``run_with_cache`` gave
             for them. Each row of tokens counts as one document; special tokens and position 0 are not counted.
-        sites: Among "pre", "act", "post", "head", "resid_post".
+        sites: Among "pre", "act", "post", "head", "resid_post", and names given to ``add_dictionary``.
         like: Statistics whose histogram edges to reuse for the languages it has.
 
     Returns:
@@ -48,8 +49,8 @@ def record_caches(
     """
     seen, sites = view(model), tuple(sites)
     for site in sites:
-        if site not in SITES:
-            raise HookSiteError(unknown("site", site, SITES))
+        if site not in seen.sites:
+            raise HookSiteError(unknown("site", site, seen.sites))
     by_language = {language: _record_language(seen, language, pairs, sites, like) for language, pairs in caches.items()}
     records = {site: {language: of[site] for language, of in by_language.items()} for site in sites}
     return ActivationStats(recorded_model(seen, sites), 0 if like is None else like.context_length, records)

@@ -2,32 +2,31 @@
 
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from langneurons import storage
-from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack, purity_warnings
-from langneurons.errors import HookSiteError, ModelError, StaleArtefactError, StatisticsError, StorageError, unknown
-from langneurons.models import SITES, ModelView, view
-from langneurons.recording.accumulation import BINS, FOLDS
+from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
+from langneurons.errors import HookSiteError, ModelError, StaleArtefactError, StatisticsError, unknown
+from langneurons.models import ModelView, view
+from langneurons.recording.accumulation import FOLDS, Grid, GroupedSums
+from langneurons.recording.forecasting import forecast
+from langneurons.recording.gradients import relevance_units
+from langneurons.recording.optional import GRADIENT, SENTENCE, SENTENCES, Sentences, check_optional, held
 from langneurons.recording.records import LanguageRecord
+from langneurons.recording.run_folder import Run, run_folder
 from langneurons.recording.statistics import ActivationStats
-from langneurons.recording.sums import Calibration, LanguageSums, recorded_model
+from langneurons.recording.sums import Calibration, LanguageSums, features_recorded, recorded_model
 
-PLAN = "langneurons/recording/1"
 CALIBRATION_BLOCKS = 8
-PURITY_SAMPLE = 300
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
@@ -42,6 +41,8 @@ def record(
     like: ActivationStats | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
+    also: Sequence[str] = (),
+    sentences: int = SENTENCES,
 ) -> ActivationStats:
     """Run a corpus through a model once and keep what every neuron did in every language.
 
@@ -53,12 +54,16 @@ def record(
         tokens_per_language: Counted tokens of each language; None takes as many as the smallest language has.
         context_length: Positions a block, a multiple of 16.
         batch_size: Blocks a forward.
-        sites: Among "pre", "act", "post", "head", "resid_post".
+        sites: Among "pre", "act", "post", "head", "resid_post", and names given to ``add_dictionary``.
         out: Folder for the statistics; the same call continues an interrupted run there. None keeps them in memory.
         like: Statistics whose histogram edges (where it has the language) and number of tokens to reuse, so that
             languages, or more of a language, can be added.
         shard: ``(i, n)`` records the i-th of n parts; the sum of the parts' statistics equals recording at once.
         progress: Show the plan, doubts about the corpus and a progress bar on standard error.
+        also: What some methods need (their ``needs``): ``"sentence"``, the mean of every neuron over each of some
+            documents (8 bytes a neuron and document); ``"gradient"``, every neuron's relevance to the loss (a backward
+            pass, about four times the time).
+        sentences: Of how many documents a language, spread evenly over its text, for ``also=("sentence",)``; or all.
 
     Returns:
         The statistics.
@@ -73,8 +78,8 @@ def record(
         >>> ln.record(model, corpus, context_length=32, progress=False).languages
         ('en', 'hi')
     """
-    seen, sites = view(model), tuple(sites)
-    _check_arguments(seen, context_length, batch_size, sites, shard)
+    seen, sites, also = view(model), tuple(sites), check_optional(also)
+    _check_arguments(seen, context_length, batch_size, sites, shard, sentences)
     if like is not None:
         _check_like(like, seen, context_length, sites)
         tokens_per_language = tokens_per_language or int(like.tokens.max())
@@ -83,14 +88,16 @@ def record(
         "backend": seen.backend,
         "dtype": str(seen.dtype),
         "sites": list(sites),
+        **{f"features at {site}": found for site, found in features_recorded(seen, sites).items()},
         "context_length": context_length,
         "tokens_per_language": tokens_per_language,
         "corpus": dict(corpus.fingerprints),
         "shard": list(shard),
         "like": None if like is None else like.edges_fingerprint(),
+        **({"also": list(also), "sentences": sentences} if also else {}),
     }
     say = (lambda text: tqdm.write(text, file=sys.stderr)) if progress else (lambda text: None)
-    with _run_folder(out) as folder:
+    with run_folder(out) as folder:
         run = Run(folder, resumable=out is not None)
         run.claim(plan)
         if (done := run.finished()) is not None:
@@ -100,8 +107,8 @@ def record(
             run.check_corpus(corpus, say)
         packed = pack(corpus, seen.tokenizer, context_length, folder / "packed", tokens_per_language)
         if progress:
-            say(forecast(seen, packed, sites, batch_size, shard))
-        pass_ = Pass(seen, packed, sites, batch_size, shard, run, like)
+            say(forecast(seen, packed, sites, batch_size, shard, also, sentences))
+        pass_ = Pass(seen, packed, sites, batch_size, shard, run, like, also, sentences)
         bar = tqdm(total=pass_.blocks, unit="block", disable=not progress, smoothing=0.1)
         with bar, seen.native_attention():
             by_language = {language: pass_.record(language, bar) for language in packed.languages}
@@ -118,8 +125,10 @@ class Pass:
     sites: tuple[str, ...]
     batch_size: int
     shard: tuple[int, int]
-    run: "Run"
+    run: Run
     like: ActivationStats | None
+    also: tuple[str, ...] = ()
+    sentences: int = SENTENCES
 
     @property
     def blocks(self) -> int:
@@ -146,7 +155,12 @@ class Pass:
                 if interrupted():
                     break
         sources = {self.packed.fingerprints[language]: ((blocks.start, blocks.stop),)} if blocks else {}
-        return state.records(self._fold_tokens(language, blocks), sources)
+        tokens = self._counts(language, blocks, FOLDS, _folds)
+        if SENTENCE not in self.also:
+            return state.records(tokens, sources)
+        kept = self._sentences(language)
+        of_sentences = self._counts(language, blocks, len(kept.ordinals), lambda batch: kept.rows(batch.document))
+        return state.records(tokens, sources, (kept, of_sentences))
 
     def _range(self, language: str) -> range:
         part, parts = self.shard
@@ -158,13 +172,42 @@ class Pass:
             grids = {site: self.like.records[site][language].grid() for site in self.sites}
         else:
             grids = self._calibrated(language)
-        return LanguageSums.empty(self.seen, grids, self.packed.tokens[language], blocks.start)
+        state = LanguageSums.empty(self.seen, grids, self.packed.tokens[language], blocks.start)
+        state.grouped |= self._grouped(language, grids)
+        return state
 
-    def _calibrated(self, language: str) -> dict:
-        """Edges from blocks spread evenly over the whole language, whatever the shard."""
+    def _grouped(self, language: str, grids: Mapping[str, Grid]) -> dict[tuple[str, str], GroupedSums]:
+        """Empty sums of what is optional."""
+        made = {}
+        if SENTENCE in self.also:
+            kept = len(self._sentences(language).ordinals)
+            made |= {(SENTENCE, site): GroupedSums.zeros(self._here(grid.units), kept) for site, grid in grids.items()}
+        if GRADIENT in self.also:
+            units = self._relevance_units(language)
+            made |= {(GRADIENT, site): GroupedSums.zeros(self._here(unit), FOLDS) for site, unit in units.items()}
+        return made
+
+    def _relevance_units(self, language: str) -> dict[str, Tensor]:
+        if self.like is not None and language in self.like.languages:
+            known = {site: self.like.records[site][language].tensors for site in self.sites}
+            if all(GRADIENT in held(tensors) for tensors in known.values()):
+                return {site: tensors["relevance_unit"] for site, tensors in known.items()}
+        return relevance_units(self.seen, self._sample(language), self.sites)
+
+    def _sentences(self, language: str) -> Sentences:
+        documents = self.packed.document_count(language)
+        return Sentences.spread(self.packed.fingerprints[language], documents, self.sentences)
+
+    def _here(self, values: Tensor) -> Tensor:
+        return values.to(self.seen.device)
+
+    def _sample(self, language: str) -> Blocks:
+        """Blocks spread evenly over the whole language, whatever the shard."""
         n = self.packed.n_blocks(language)
-        chosen = sorted({i * n // CALIBRATION_BLOCKS for i in range(CALIBRATION_BLOCKS)})
-        batch = self.packed.blocks(language, chosen)
+        return self.packed.blocks(language, sorted({i * n // CALIBRATION_BLOCKS for i in range(CALIBRATION_BLOCKS)}))
+
+    def _calibrated(self, language: str) -> dict[str, Grid]:
+        batch = self._sample(language)
         calibration = Calibration(self.seen, self.sites, batch.counted.flatten().nonzero()[:, 0])
         with torch.no_grad(), calibration.looking():
             self._forward(batch)
@@ -172,94 +215,30 @@ class Pass:
 
     def _add(self, state: LanguageSums, language: str, blocks: range) -> None:
         batch = self.packed.blocks(language, blocks)
-        with torch.no_grad(), state.adding(self.seen, _folds(batch).flatten().to(self.seen.device)):
+        folds, sentences = self._here(_folds(batch)), None
+        if SENTENCE in self.also:
+            sentences = self._here(self._sentences(language).rows(batch.document).flatten())
+        with torch.no_grad(), state.adding(self.seen, folds.flatten(), sentences):
             self._forward(batch)
+        if GRADIENT in self.also:
+            state.add_relevance(self.seen, batch, folds)
 
     def _forward(self, batch: Blocks) -> None:
-        self.seen.forward(batch.tokens.to(self.seen.device), logits=False)
+        self.seen.forward(self._here(batch.tokens), logits=False)
 
-    def _fold_tokens(self, language: str, blocks: range) -> Int[Tensor, " fold"]:
-        tokens = torch.zeros(FOLDS, dtype=torch.int64)
+    def _counts(
+        self, language: str, blocks: range, groups: int, group_of: Callable[[Blocks], Tensor]
+    ) -> Int[Tensor, " group"]:
+        """Counted tokens of each group."""
+        tokens = torch.zeros(groups, dtype=torch.int64)
         for start in range(blocks.start, blocks.stop, 1024):
-            folds = _folds(self.packed.blocks(language, range(start, min(start + 1024, blocks.stop))))
-            tokens += torch.bincount(folds[folds >= 0], minlength=FOLDS)
+            found = group_of(self.packed.blocks(language, range(start, min(start + 1024, blocks.stop))))
+            tokens += torch.bincount(found[found >= 0], minlength=groups)
         return tokens
 
 
 def _folds(batch: Blocks) -> Int[Tensor, "block position"]:
     return torch.where(batch.counted, batch.document % FOLDS, -1)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A recording on disk: what it is of, its checkpoints, its result."""
-
-    folder: Path
-    resumable: bool
-
-    def claim(self, plan: Mapping[str, Any]) -> None:
-        """Make the folder ours, or check that it already is.
-
-        Raises:
-            StaleArtefactError: If it holds a recording of something else.
-            StorageError: If it holds other files.
-        """
-        path = self.folder / "recording.json"
-        if not path.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise StorageError(f"{self.folder} holds files that are no recording: give another folder as out.")
-            storage.write_json(path, PLAN, plan)
-            return
-        found = storage.read_json(path, PLAN)
-        differing = [f"{key} (there {found.get(key)}, here {plan[key]})" for key in plan if found.get(key) != plan[key]]
-        if differing:
-            raise StaleArtefactError(
-                f"{self.folder} holds another recording, which differs in {'; '.join(differing)}. "
-                "Give another folder as out."
-            )
-
-    def check_corpus(self, corpus: Corpus, say: Callable[[str], None]) -> None:
-        """Say what looks wrong with the corpus, and store the purity report where the recording is kept."""
-        table = corpus.purity(sample=PURITY_SAMPLE)
-        if self.resumable:
-            storage.write_table(self.folder / "purity.parquet", table)
-        for sentence in purity_warnings(table):
-            say(sentence)
-
-    def finished(self) -> ActivationStats | None:
-        """The statistics, if the recording was completed before."""
-        return ActivationStats.load(self.folder) if (self.folder / "statistics.json").exists() else None
-
-    def load(self, language: str, sites: Sequence[str], device: torch.device) -> LanguageSums | None:
-        """A language's checkpoint."""
-        path = self._checkpoint(language)
-        return LanguageSums.of(storage.read_tensors(path), sites, device) if path.exists() else None
-
-    def save(self, language: str, state: LanguageSums) -> None:
-        """Keep a language's sums and how far they reach."""
-        if self.resumable:
-            storage.write_tensors(self._checkpoint(language), state.tensors())
-
-    def finish(self, statistics: ActivationStats) -> ActivationStats:
-        """Write the statistics and drop what only the run needed."""
-        if not self.resumable:
-            return statistics
-        statistics.save(self.folder)
-        storage.remove_folder(self.folder / "checkpoints")
-        storage.remove_folder(self.folder / "packed")
-        return ActivationStats.load(self.folder)
-
-    def _checkpoint(self, language: str) -> Path:
-        return self.folder / "checkpoints" / f"{language}.safetensors"
-
-
-@contextmanager
-def _run_folder(out: str | Path | None) -> Iterator[Path]:
-    if out is not None:
-        yield Path(out)
-        return
-    with tempfile.TemporaryDirectory(prefix="langneurons-") as folder:
-        yield Path(folder)
 
 
 @contextmanager
@@ -278,53 +257,19 @@ def _interrupts_deferred() -> Iterator[Callable[[], bool]]:
         raise KeyboardInterrupt
 
 
-def forecast(
-    seen: ModelView, packed: PackedCorpus, sites: Sequence[str], batch_size: int, shard: tuple[int, int] = (0, 1)
-) -> str:
-    """Say what a recording will cost: tokens, memory beside the model, disk, and time from one timed block."""
-    neurons = sum(seen.n_layers * seen.width(site) for site in sites)
-    per_neuron = BINS * 4 + FOLDS * (4 + 8) + 40
-    languages = len(packed.languages)
-    batch = batch_size * packed.context_length * max(seen.width(site) for site in sites) * 4 * 3
-    block = packed.blocks(packed.languages[0], range(1)).tokens.to(seen.device)
-    blocks = sum(packed.n_blocks(language) for language in packed.languages) / shard[1]
-    seconds = _seconds_of_a_forward(seen, block) * blocks
-    return (
-        f"Recording {languages} languages x {next(iter(packed.tokens.values())):,} counted tokens of {seen.name} at "
-        f"{', '.join(sites)}: {neurons:,} neurons, about {_bytes(per_neuron * neurons + batch)} of memory beside the "
-        f"model, {_bytes(per_neuron * neurons * languages)} on disk, {_duration(seconds)}."
-    )
-
-
-def _seconds_of_a_forward(seen: ModelView, block: Int[Tensor, "row position"]) -> float:
-    """The quickest of three, the first of which also warms up."""
-    taken = []
-    with torch.no_grad():
-        for _ in range(3):
-            start = time.perf_counter()
-            seen.forward(block, logits=False)
-            taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
-def _bytes(n: float | int) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
-
-
-def _duration(seconds: float | int) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
 def _check_arguments(
-    seen: ModelView, context_length: int, batch_size: int, sites: tuple[str, ...], shard: tuple[int, int]
+    seen: ModelView,
+    context_length: int,
+    batch_size: int,
+    sites: tuple[str, ...],
+    shard: tuple[int, int],
+    sentences: int,
 ) -> None:
     if not sites:
-        raise HookSiteError(f"No site was given. Possible: {', '.join(SITES)}.")
+        raise HookSiteError(f"No site was given. Possible: {', '.join(seen.sites)}.")
     for site in sites:
-        if site not in SITES:
-            raise HookSiteError(unknown("site", site, SITES))
+        if site not in seen.sites:
+            raise HookSiteError(unknown("site", site, seen.sites))
     if context_length > seen.context_length:
         raise ModelError(
             f"A context of {context_length} positions is longer than {seen.name}'s, which is {seen.context_length}."
@@ -336,6 +281,8 @@ def _check_arguments(
     part, parts = shard
     if not 0 <= part < parts:
         raise StatisticsError(f"A shard is (i, n) with 0 <= i < n, not {shard}.")
+    if sentences < 1:
+        raise StatisticsError(f"At least one sentence a language is kept, not {sentences}.")
 
 
 def _check_like(like: ActivationStats, seen: ModelView, context_length: int, sites: tuple[str, ...]) -> None:
@@ -343,6 +290,7 @@ def _check_like(like: ActivationStats, seen: ModelView, context_length: int, sit
         "model": (like.model.fingerprint, seen.fingerprint),
         "dtype": (like.model.dtype, str(seen.dtype).removeprefix("torch.")),
         "sites": (like.sites, sites),
+        "features": (like.of_features, features_recorded(seen, sites)),
         "context length": (like.context_length, context_length),
     }
     differing = [f"{what} ({theirs} there, {mine} here)" for what, (theirs, mine) in pairs.items() if theirs != mine]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from langneurons import storage
 from langneurons.errors import StatisticsError
+from langneurons.recording import optional
 from langneurons.recording.accumulation import Accumulators, Grid, count_dtype
 from langneurons.recording.distributions import ActivationFunction
 
@@ -41,11 +42,12 @@ class LanguageRecord:
         grid: Grid,
         tokens: Int[Tensor, " fold"],
         sources: Mapping[str, tuple[tuple[int, int], ...]],
+        also: Mapping[str, Tensor] | None = None,
     ) -> "LanguageRecord":
-        """Make a record of finished sums; what can be derived from the rest is dropped."""
+        """Make a record of finished sums, and of optional tensors; what can be derived from the rest is dropped."""
         tensors = {name: getattr(sums, name).cpu() for name in (*COUNTS, *SUMS, *LOWS, *HIGHS)}
         tensors |= {name: value for name in GRID if (value := getattr(grid, name)) is not None}
-        return cls(tokens, tensors, sources)
+        return cls(tokens, {**tensors, **(also or {})}, sources)
 
     def __add__(self, other: "LanguageRecord") -> "LanguageRecord":
         for name in GRID:
@@ -62,6 +64,7 @@ class LanguageRecord:
         merged |= {name: _added(self.tensors[name], other.tensors[name]) for name in SUMS if name in self.tensors}
         merged |= {n: torch.minimum(self.tensors[n], other.tensors[n]) for n in LOWS if n in self.tensors}
         merged |= {n: torch.maximum(self.tensors[n], other.tensors[n]) for n in HIGHS if n in self.tensors}
+        merged |= optional.added(self.tensors, other.tensors)
         return LanguageRecord(tokens, merged, _merged_sources(self.sources, other.sources))
 
     def grid(self) -> Grid:
@@ -69,9 +72,10 @@ class LanguageRecord:
         return Grid(self.tensors["width"], self.tensors["first"], self.tensors.get("scale"))
 
     def fold(self, members: Sequence[int]) -> "LanguageRecord":
-        """Only some document folds: counts above zero and sums, without histograms."""
+        """Only some document folds: counts above zero, sums and what is optional, without histograms."""
         rows = list(members)
-        tensors = {name: self.tensors[name][rows] for name in ("active", "sum") if name in self.tensors}
+        tensors = optional.of_folds(self.tensors, rows)
+        tensors |= {name: self.tensors[name][rows] for name in ("active", "sum") if name in self.tensors}
         tensors |= {name: self.tensors[name] for name in GRID if name in self.tensors}
         return LanguageRecord(self.tokens[rows], tensors)
 
@@ -113,6 +117,7 @@ class RecordedModel:
         gated: Whether its MLP has a gate (then ``post`` is act x up).
         output_norm: Per site, the norm of each neuron's output weights.
         act_fn: Its activation function, tabulated; None for published counts.
+        of_features: Per site of features, the fingerprint of weights and dictionaries together.
     """
 
     name: str
@@ -121,6 +126,11 @@ class RecordedModel:
     gated: bool
     output_norm: Mapping[str, Float[Tensor, "layer neuron"]] = field(default_factory=dict)
     act_fn: ActivationFunction | None = None
+    of_features: Mapping[str, str] = field(default_factory=dict)
+
+    def fingerprint_at(self, site: str) -> str:
+        """What values at a site come from: the weights, at a site of features with the dictionaries."""
+        return self.of_features.get(site, self.fingerprint)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store."""

@@ -10,6 +10,20 @@ from torch import Tensor
 
 from langneurons.errors import SiteMismatchError
 
+# Rotating the residual stream, and all weights with it, gives the same model with other coordinates. Neurons behind an
+# activation function have no such freedom; a head's norm is the same however the head's own coordinates are turned.
+_ANY_BASIS = ("resid_post",)
+
+
+def basis_note(site: str) -> str:
+    """What must be said of results for single units of a site; nothing where a unit means something by itself.
+
+    Example:
+        >>> basis_note("resid_post"), basis_note("head")
+        ('basis-dependent', '')
+    """
+    return "basis-dependent" if site in _ANY_BASIS else ""
+
 
 @dataclass(frozen=True, eq=False)
 class SiteValues:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from langneurons import storage
 from langneurons.errors import LanguageError, SiteMismatchError, StaleArtefactError, StatisticsError, unknown
 from langneurons.recording.accumulation import SQUARE_UNITS, SUM_UNITS
 from langneurons.recording.distributions import ActivationFunction, Histogram, ValueCdf, quantile, rank_error_bound
+from langneurons.recording.optional import TENSORS, check_held, check_optional, held
 from langneurons.recording.records import LanguageRecord, RecordedModel, StoredTensors
 from langneurons.recording.site_values import SiteValues
 
@@ -86,14 +87,19 @@ class Responses:
         rows = [
             quantile(self._cdfs(layer), low[layer], high[layer], share) for layer in range(self._statistics.shape[0])
         ]
-        values = torch.stack(rows)
-        return self._labelled(torch.minimum(torch.maximum(values, low), high))
+        values = torch.minimum(torch.maximum(torch.stack(rows), low), high)
+        return self._labelled(values.where(~self._exactly_zero(share), 0.0))
 
     def rank_error(self, share: float | int) -> SiteValues:
         """The most by which the rank of ``quantile(share)`` can differ from ``share``, whatever the bins hide."""
         values = self.quantile(share).values.double()
         rows = [rank_error_bound(self._cdfs(layer), values[layer], share) for layer in range(self._statistics.shape[0])]
-        return self._labelled(torch.stack(rows))
+        return self._labelled(torch.stack(rows).where(~self._exactly_zero(share), 0.0))
+
+    def _exactly_zero(self, share: float | int) -> Bool[Tensor, "layer neuron"]:
+        """Where the quantile is known: of units that are never negative and silent on ``share`` of the tokens."""
+        active = self._averaged(lambda one: self._statistics._probability(one, 0.0))
+        return (self.minimum().values == 0) & (share <= 1 - active)
 
     def _cdfs(self, layer: int) -> list[ValueCdf]:
         return [self._statistics._cdf(language, layer) for language in self.languages]
@@ -105,7 +111,7 @@ class Responses:
         return total / len(self.languages)
 
     def _labelled(self, values: Tensor) -> SiteValues:
-        return SiteValues(values.float(), self._statistics.site, self._statistics.model.fingerprint, self.language)
+        return SiteValues(values.float(), self._statistics.site, self._statistics.fingerprint, self.language)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +143,16 @@ class ActivationStats:
     def site(self) -> str:
         """The site that questions are answered for: the first one, see ``at``."""
         return self.sites[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """What the values at the site come from: the model's weights, at a site of features with its dictionaries."""
+        return self.model.fingerprint_at(self.site)
+
+    @property
+    def of_features(self) -> dict[str, str]:
+        """Recorded sites of features, and the fingerprint of weights and dictionaries that each comes from."""
+        return {site: found for site, found in self.model.of_features.items() if site in self.records}
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -290,6 +306,45 @@ class ActivationStats:
         unit = self._units(language) * 2.0**-SUM_UNITS
         return self._tensor(language, "sum").double() * unit / self.fold_tokens(language)[:, None, None]
 
+    @property
+    def also(self) -> tuple[str, ...]:
+        """The optional statistics that every language holds at the site, see ``record(also=...)``."""
+        of_each = [set(held(record.tensors)) for record in self.records[self.site].values()]
+        return check_optional(set.intersection(*of_each))
+
+    def sentence_means(self, language: str, layer: int) -> Float[Tensor, "sentence neuron"]:
+        """Mean activation of a layer's neurons over each document that was kept by itself.
+
+        Raises:
+            StatisticsError: If it was not recorded with ``also=("sentence",)``.
+
+        Example:
+            >>> corpus = ln.load_corpus("babel", ["en", "hi"])
+            >>> kept = ln.record(model, corpus, 500, 64, progress=False, also=("sentence",), sentences=20)
+            >>> len(kept.sentence_means("hi", layer=0))
+            20
+        """
+        sums, tokens = self._tensor(language, "sentence_sum"), self._tensor(language, "sentence_tokens")
+        unit = self._units(language)[layer] * 2.0**-SUM_UNITS
+        return sums[:, layer].double() * unit / tokens[:, None]
+
+    def relevance(self) -> Float[Tensor, "language layer neuron"]:
+        """Mean over counted tokens of abs(activation x slope of the loss in it), in nats.
+
+        Raises:
+            StatisticsError: If it was not recorded with ``also=("gradient",)``.
+        """
+        tokens = [self.fold_tokens(language) for language in self.languages]
+        per_fold = [self.fold_relevance(language).nan_to_num(nan=0.0) for language in self.languages]
+        return torch.stack(
+            [torch.einsum("fln,f->ln", r, n.double()) / n.sum() for r, n in zip(per_fold, tokens, strict=True)]
+        )
+
+    def fold_relevance(self, language: str) -> Float[Tensor, "fold layer neuron"]:
+        """The relevance in each document fold; NaN in a fold without tokens."""
+        unit = self._tensor(language, "relevance_unit").double() * 2.0**-SUM_UNITS
+        return self._tensor(language, "relevance_sum").double() * unit / self.fold_tokens(language)[:, None, None]
+
     def folds(self, n: int) -> "list[ActivationStats]":
         """Split by document into ``n`` parts: counts above zero and sums, without histograms.
 
@@ -320,6 +375,7 @@ class ActivationStats:
                 ("model", self.model.fingerprint[:8], other.model.fingerprint[:8]),
                 ("dtype", self.model.dtype, other.model.dtype),
                 ("sites", self.sites, other.sites),
+                ("features", self.of_features, other.of_features),
                 ("context length", self.context_length, other.context_length),
             )
             if mine != theirs
@@ -391,7 +447,10 @@ class ActivationStats:
     def manifest(self) -> dict[str, Any]:
         """What the JSON file says: model, settings, languages, tokens a fold and what they were counted on."""
         return {
-            "model": {name: getattr(self.model, name) for name in ("name", "fingerprint", "dtype", "gated")},
+            "model": {
+                **{name: getattr(self.model, name) for name in ("name", "fingerprint", "dtype", "gated")},
+                **({"of_features": self.of_features} if self.of_features else {}),
+            },
             "context_length": self.context_length,
             "sites": list(self.sites),
             "order": list(self.languages),
@@ -443,6 +502,7 @@ class ActivationStats:
     def _tensor(self, language: str, name: str) -> Tensor:
         tensors = self.records[self.site][language].tensors
         if name not in tensors:
+            check_held([TENSORS[name]] if name in TENSORS else [], tensors)
             raise StatisticsError(
                 f"These statistics hold no {name} (they are published counts or single folds): "
                 "they answer probability(0)" + (" and mean()." if "sum" in tensors else ".")
@@ -464,10 +524,10 @@ class ActivationStats:
 
     def _threshold(self, threshold: "float | int | Tensor | SiteValues") -> Tensor:
         if isinstance(threshold, SiteValues):
-            if (threshold.site, threshold.model) != (self.site, self.model.fingerprint):
+            if (threshold.site, threshold.model) != (self.site, self.fingerprint):
                 raise SiteMismatchError(
                     f"The threshold belongs to site {threshold.site!r} of model {threshold.model[:8]}, "
-                    f"these statistics to site {self.site!r} of model {self.model.fingerprint[:8]}."
+                    f"these statistics to site {self.site!r} of model {self.fingerprint[:8]}."
                 )
             threshold = threshold.values
         values = torch.as_tensor(threshold, dtype=torch.float64)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from langneurons.corpora import Blocks
 from langneurons.models import ModelView
-from langneurons.recording.accumulation import Accumulators, Grid
+from langneurons.recording.accumulation import Accumulators, Grid, GroupedSums
 from langneurons.recording.distributions import ActivationFunction
+from langneurons.recording.gradients import relevance
+from langneurons.recording.optional import GRADIENT, OPTIONAL, SENTENCE, Sentences
 from langneurons.recording.records import LanguageRecord, RecordedModel
 
 CALIBRATION_TOKENS = 2048
 OPEN_ENDS = 0.0025  # share of the calibration tokens beyond each end of the grid
 LINEAR_PART = 0.05  # asinh coordinates are about linear below this share of the mean magnitude
+SILENT = 0.5  # a unit with more exact zeros than this is sparse: a sample shows too little of it
+SPARSE_LINEAR_PART = 1e-3  # of its peak
+LEAST_PEAK = 0.1  # of the layer's: a sparse unit may fire later as strongly as others do now
 
 Observe = Callable[[str, int, Tensor, Tensor], None]
 
@@ -49,9 +55,8 @@ def observing(seen: ModelView, sites: Sequence[str], observe: Observe) -> Iterat
         observe("head", layer, norms, norms)
 
     functions = {"pre": on_pre, "act": on_act, "head": on_head}
-    functions |= {site: partial(on_values, site) for site in ("post", "resid_post")}
-    wanted = {"pre", *sites} if "act" in sites else set(sites)
-    with seen.reading({site: function for site, function in functions.items() if site in wanted}):
+    wanted = ("pre", *sites) if "act" in sites else sites
+    with seen.reading({site: functions.get(site, partial(on_values, site)) for site in wanted}):
         yield
 
 
@@ -61,8 +66,8 @@ def observing_caches(seen: ModelView, caches: Sequence[Any], sites: Sequence[str
     def joined(site: str, layer: int) -> Tensor:
         return torch.cat([seen.cached(cache, site, layer).flatten(0, 1) for cache in caches])
 
-    for layer in range(seen.n_layers):
-        for site in sites:
+    for site in sites:
+        for layer in range(seen.shape(site)[0]):
             values = joined(site, layer)
             if site == "head":
                 values = torch.linalg.vector_norm(values.float(), dim=-1)
@@ -71,26 +76,35 @@ def observing_caches(seen: ModelView, caches: Sequence[Any], sites: Sequence[str
 
 @dataclass
 class LanguageSums:
-    """The sums of one language at all sites, and the next block to add."""
+    """The sums of one language at all sites, and the next block to add; ``grouped`` by optional name and site."""
 
     accumulators: dict[str, Accumulators]
     grids: dict[str, Grid]
     next_block: int = 0
+    grouped: dict[tuple[str, str], GroupedSums] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, seen: ModelView, grids: Mapping[str, Grid], tokens: int, next_block: int = 0) -> "LanguageSums":
-        """Sums of nothing, on the model's device, wide enough for ``tokens`` tokens."""
-        accumulators = {
-            site: Accumulators.zeros(seen.n_layers, seen.width(site), tokens, seen.device) for site in grids
-        }
+        """Sums of nothing, on the model's device, wide enough for ``tokens`` tokens; nothing optional."""
+        accumulators = {site: Accumulators.zeros(*seen.shape(site), tokens, seen.device) for site in grids}
         return cls(accumulators, {site: grid.to(seen.device) for site, grid in grids.items()}, next_block)
 
     @contextmanager
-    def adding(self, seen: ModelView, folds: Int[Tensor, " token"]) -> Iterator[None]:
-        """Add what one forward inside shows; ``folds`` is -1 where a token is not counted."""
+    def adding(
+        self, seen: ModelView, folds: Int[Tensor, " token"], sentences: Int[Tensor, " token"] | None = None
+    ) -> Iterator[None]:
+        """Add what one forward inside shows.
+
+        Args:
+            seen: The model.
+            folds: The fold of each token's document, -1 where a token is not counted.
+            sentences: The sentence of each token, -1 where it is in none that is kept; None keeps no sentences.
+        """
 
         def add(site: str, layer: int, values: Tensor, z: Tensor) -> None:
             self.add(site, layer, values, z, folds)
+            if sentences is not None:
+                self.grouped[SENTENCE, site].add(layer, values.float(), sentences)
 
         with observing(seen, tuple(self.accumulators), add):
             yield
@@ -102,21 +116,46 @@ class LanguageSums:
         coordinate = z.float() if grid.scale is None else grid.coordinate(layer, values)
         self.accumulators[site].add(layer, coordinate, values, folds, grid)
 
+    def add_relevance(self, seen: ModelView, batch: Blocks, folds: Int[Tensor, "block position"]) -> None:
+        """Run a batch forward and backward, and add the relevance of every neuron."""
+        for row, site, layer, values in relevance(seen, batch, tuple(self.accumulators)):
+            self.grouped[GRADIENT, site].add(layer, values, folds[row])
+
     def records(
-        self, tokens: Int[Tensor, " fold"], sources: Mapping[str, tuple[tuple[int, int], ...]]
+        self,
+        tokens: Int[Tensor, " fold"],
+        sources: Mapping[str, tuple[tuple[int, int], ...]],
+        sentences: tuple[Sentences, Int[Tensor, " sentence"]] | None = None,
     ) -> dict[str, LanguageRecord]:
-        """The finished record of each site."""
+        """The finished record of each site.
+
+        Args:
+            tokens: Counted tokens of each fold.
+            sources: Which blocks were added.
+            sentences: Which sentences were kept, and the tokens of each.
+        """
         cpu = torch.device("cpu")
         return {
-            site: LanguageRecord.of(sums, self.grids[site].to(cpu), tokens, sources)
+            site: LanguageRecord.of(sums, self.grids[site].to(cpu), tokens, sources, self._optional(site, sentences))
             for site, sums in self.accumulators.items()
         }
+
+    def _optional(self, site: str, sentences: tuple[Sentences, Tensor] | None) -> dict[str, Tensor]:
+        tensors = {}
+        if sentences is not None:
+            kept, tokens = sentences
+            tensors |= kept.tensors(tokens, self.grouped[SENTENCE, site].sum.cpu())
+        if (sums := self.grouped.get((GRADIENT, site))) is not None:
+            tensors |= {"relevance_sum": sums.sum.cpu(), "relevance_unit": sums.unit.cpu()}
+        return tensors
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, to be stored."""
         named = {
             f"{s}/{name}": value.cpu() for s, sums in self.accumulators.items() for name, value in vars(sums).items()
         }
+        for (name, site), sums in self.grouped.items():
+            named |= {f"{site}/{name}/{part}": value.cpu() for part, value in vars(sums).items()}
         for site, grid in self.grids.items():
             parts = {"width": grid.width, "first": grid.first, "scale": grid.scale}
             named |= {f"{site}/grid/{name}": value.cpu() for name, value in parts.items() if value is not None}
@@ -131,7 +170,13 @@ class LanguageSums:
             s: Grid(stored[f"{s}/grid/width"], stored[f"{s}/grid/first"], stored.get(f"{s}/grid/scale")).to(device)
             for s in sites
         }
-        return cls(sums, grids, int(stored["next_block"]))
+        grouped = {
+            (name, s): GroupedSums(*(stored[f"{s}/{name}/{part}"].clone().to(device) for part in ("unit", "sum")))
+            for name in OPTIONAL
+            for s in sites
+            if f"{s}/{name}/sum" in stored
+        }
+        return cls(sums, grids, int(stored["next_block"]), grouped)
 
 
 class Calibration:
@@ -153,14 +198,18 @@ class Calibration:
     def see(self, site: str, layer: int, values: Tensor, z: Tensor) -> None:
         """Look at one layer's values."""
         sample = z[self.tokens.to(z.device)].float()
-        scale = None
-        if site not in ("pre", "act"):
+        if site in ("pre", "act"):
+            scale, (low, high) = None, _ends(sample)
+        else:
+            sparse = (sample == 0).float().mean(0) > SILENT
+            peak = _peak(sample)
             scale = (sample.abs().mean(0) * LINEAR_PART).clamp(min=1e-12)
-            sample = torch.asinh(sample / scale)
-        beyond = max(1, math.ceil(OPEN_ENDS * len(sample)))
-        columns = sample.t().contiguous()
-        self.lows[site].append(columns.topk(beyond, largest=False).values[:, -1].cpu())
-        self.highs[site].append(columns.topk(beyond).values[:, -1].cpu())
+            scale = torch.where(sparse, scale.maximum(SPARSE_LINEAR_PART * peak), scale)
+            low, high = _ends(torch.asinh(sample / scale))
+            low = torch.where(sparse, torch.asinh(sample.amin(0).clamp(max=0) / scale), low)
+            high = torch.where(sparse, torch.asinh(peak / scale), high)
+        self.lows[site].append(low.cpu())
+        self.highs[site].append(high.cpu())
         self.scales[site].append(scale if scale is None else scale.cpu())
 
     def grids(self) -> dict[str, Grid]:
@@ -175,6 +224,19 @@ class Calibration:
         }
 
 
+def _ends(sample: Float[Tensor, "token neuron"]) -> tuple[Tensor, Tensor]:
+    """Where the open end bins begin."""
+    beyond = max(1, math.ceil(OPEN_ENDS * len(sample)))
+    columns = sample.t().contiguous()
+    return columns.topk(beyond, largest=False).values[:, -1], columns.topk(beyond).values[:, -1]
+
+
+def _peak(sample: Float[Tensor, "token neuron"]) -> Float[Tensor, " neuron"]:
+    """How far each sparse unit goes, at least about as far as others of its layer; 1 where all were silent."""
+    peak = sample.abs().amax(0)
+    return peak.clamp(min=LEAST_PEAK * float(peak.max()) or 1.0)
+
+
 def _finite(edges: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer neuron"]:
     return torch.nan_to_num(edges, nan=0.0, posinf=1e30, neginf=-1e30)
 
@@ -187,5 +249,11 @@ def recorded_model(seen: ModelView, sites: Sequence[str]) -> RecordedModel:
         dtype=str(seen.dtype).removeprefix("torch."),
         gated=seen.gated,
         output_norm={site: seen.output_norm(site).cpu() for site in sites},
+        of_features=features_recorded(seen, sites),
         act_fn=ActivationFunction.of(seen.act_fn(0)),
     )
+
+
+def features_recorded(seen: ModelView, sites: Sequence[str]) -> dict[str, str]:
+    """Which weights and dictionaries the features among the sites come from."""
+    return {site: seen.fingerprint_at(site) for site in sites if site in seen.feature_sites}

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 import langneurons as ln
+from langneurons.identification import Contrast, GradientRelevance, SentenceAP
 from tests.planted_model import BARS, LANGUAGES, LAYERS, Planted, planted
 
 METHODS = {
@@ -15,6 +16,10 @@ METHODS = {
     "MeanDifference": ln.MeanDifference(top=0.04),
     "TokenAP": ln.TokenAP(top=0.04),
     "AUROC": ln.AUROC(top=0.04),
+    "SentenceAP, high": SentenceAP(top=0.04, bottom=0.0),
+    "Contrast": Contrast(top=0.04),
+    "GradientRelevance": GradientRelevance(top=0.04),
+    "GradientRelevance, specific": GradientRelevance(top=0.04, specific=True),
     "EntropyLambda": ln.EntropyLambda(top=0.1),
     "Random": ln.Random(top=0.04),
 }
@@ -29,7 +34,8 @@ def table(seed: int = 0) -> pd.DataFrame:
 
 def recorded(truth: Planted) -> ln.ActivationStats:
     model = ln.load_model("planted", hf_model=truth.model, tokenizer=truth.tokenizer)
-    return ln.record(model, ln.load_corpus(truth.documents), context_length=128, progress=False)
+    corpus = ln.load_corpus(truth.documents)
+    return ln.record(model, corpus, context_length=128, progress=False, also=("sentence", "gradient"))
 
 
 def graded(neurons: ln.NeuronSet, truth: Planted) -> dict[str, float]:
@@ -59,7 +65,15 @@ def test_lape_finds_every_exclusive_and_shared_neuron_and_no_topic_neuron(result
 
 
 def test_separating_methods_find_the_exclusive_neurons(results):
-    for method in ("MeanDifference", "AUROC", "TokenAP", "ActivationProbability > pooled-p90"):
+    separating = (
+        "MeanDifference",
+        "AUROC",
+        "TokenAP",
+        "ActivationProbability > pooled-p90",
+        "SentenceAP, high",
+        "Contrast",
+    )
+    for method in separating:
         assert results.loc[method, "exclusive"] >= 0.8
 
 

@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 
 from langneurons.analysis.validity.reliability import split_half
-from langneurons.analysis.validity.selections import Halves, Selection, deciding, whole
+from langneurons.analysis.validity.selections import Halves, Selection, deciding, high_ones, whole
 from langneurons.errors import StatisticsError
 from langneurons.identification.methods import Method
 from langneurons.recording.statistics import ActivationStats
 
 LIMIT = 0.05  # estimated share of false discoveries that a method may have
-ONE_SIDED = 0.9  # share of the choice on one side of the median score, from which on the other side is an accident
 REAL = "real"
 
 
@@ -124,12 +123,7 @@ class _Cutoff:
 
     @classmethod
     def of(cls, selection: Selection) -> "_Cutoff":
-        scores = selection.scores[selection.chosen]
-        upper = scores > np.median(selection.scores)
-        if upper.mean() >= ONE_SIDED:
-            upper[:] = True
-        elif upper.mean() <= 1 - ONE_SIDED:
-            upper[:] = False
+        scores, upper = selection.scores[selection.chosen], high_ones(selection)
         low, high = scores[~upper].max(initial=-np.inf), scores[upper].min(initial=np.inf)
         return cls(float(low), float(high), len(scores))
 

@@ -82,8 +82,9 @@ def nulls(
         ['real', 'shuffled']
     """
     recorded = record_nulls(
-        model, corpus, tokens_per_language, context_length, batch_size, which, language, seed, None, progress
-    )
+        model, corpus, tokens_per_language, context_length, batch_size, which, language, seed, None, progress,
+        also=method.needs,
+    )  # fmt: skip
     return nulls_of(method, recorded.real, recorded.nulls, limit)
 
 
@@ -98,6 +99,8 @@ def record_nulls(
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
+    sites: Sequence[str] = ("act",),
+    also: Sequence[str] = (),
 ) -> Recordings:
     """Record the real languages and some nulls, with equally many tokens, each in two halves by document.
 
@@ -112,6 +115,8 @@ def record_nulls(
         seed: Of every deal.
         out: Folder for the recordings; the same call finds them there, or goes on with what is missing.
         progress: Show progress on standard error.
+        sites: As in ``record``.
+        also: What is optional and some method needs, as in ``record``.
 
     Returns:
         The recordings.
@@ -139,6 +144,8 @@ def record_nulls(
             seed,
             None if out is None else Path(out) / name,
             progress,
+            sites,
+            also,
         )
         for name, halves in halved.items()
     }
@@ -154,6 +161,8 @@ def record_halves(
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
+    sites: Sequence[str] = ("act",),
+    also: Sequence[str] = (),
 ) -> Halves:
     """Record two halves of a corpus with the same histogram edges, so that they can also be added.
 
@@ -166,6 +175,8 @@ def record_halves(
         seed: Of the order in which each half's documents are taken, until there are tokens enough.
         out: Folder for the recordings; the same call finds them there.
         progress: Show progress on standard error.
+        sites: As in ``record``.
+        also: What is optional and some method needs, as in ``record``.
 
     Returns:
         Statistics of each half.
@@ -180,7 +191,10 @@ def record_halves(
         [1000, 1000]
     """
     folders = (None, None) if out is None else (Path(out) / "first", Path(out) / "second")
-    each, options = tokens_per_language // 2, {"batch_size": batch_size, "progress": progress}
+    each, options = (
+        tokens_per_language // 2,
+        {"batch_size": batch_size, "progress": progress, "sites": sites, "also": also},
+    )
     first, second = (half.shuffle(seed) for half in halves)
     one = record(model, first, each, context_length, out=folders[0], **options)
     return one, record(model, second, each, context_length, out=folders[1], like=one, **options)

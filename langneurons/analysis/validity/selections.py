@@ -4,12 +4,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from langneurons.errors import LangNeuronsWarning
 from langneurons.identification.methods import Method
 from langneurons.recording.statistics import ActivationStats
 
+ONE_SIDED = 0.9  # share of the choice on one side of the median score, from which on the other side is an accident
 EVERY = "overall"  # stands in tables for all languages together
 
 Halves = tuple[ActivationStats, ActivationStats]
@@ -57,6 +58,21 @@ def _selected(method: Method, stats: ActivationStats) -> tuple[dict[str, Selecti
         for language in stats.languages
     }
     return found, scores.languages is not None
+
+
+def high_ones(selection: Selection) -> Bool[np.ndarray, " chosen"]:
+    """Which of the chosen neurons were chosen for a high score: all, none, or those above the median of all scores.
+
+    Where less than a tenth of the choice lies on one side of the median, that is an accident.
+    """
+    upper = selection.scores[selection.chosen] > np.median(selection.scores)
+    if not len(upper):
+        return upper
+    if upper.mean() >= ONE_SIDED:
+        upper[:] = True
+    elif upper.mean() <= 1 - ONE_SIDED:
+        upper[:] = False
+    return upper
 
 
 def whole(recording: ActivationStats | Halves) -> ActivationStats:

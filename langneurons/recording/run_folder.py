@@ -1,0 +1,96 @@
+"""A recording on disk: what it is of, its checkpoints, its result."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from langneurons import storage
+from langneurons.corpora import Corpus, purity_warnings
+from langneurons.errors import StaleArtefactError, StorageError
+from langneurons.recording.statistics import ActivationStats
+from langneurons.recording.sums import LanguageSums
+
+PLAN = "langneurons/recording/1"
+PURITY_SAMPLE = 300
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recording on disk: what it is of, its checkpoints, its result."""
+
+    folder: Path
+    resumable: bool
+
+    def claim(self, plan: Mapping[str, Any]) -> None:
+        """Make the folder ours, or check that it already is.
+
+        Raises:
+            StaleArtefactError: If it holds a recording of something else.
+            StorageError: If it holds other files.
+        """
+        path = self.folder / "recording.json"
+        if not path.exists():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise StorageError(f"{self.folder} holds files that are no recording: give another folder as out.")
+            storage.write_json(path, PLAN, plan)
+            return
+        found = storage.read_json(path, PLAN)
+        differing = [
+            f"{key} (there {found.get(key)}, here {plan.get(key)})"
+            for key in {**plan, **found}
+            if found.get(key) != plan.get(key)
+        ]
+        if differing:
+            raise StaleArtefactError(
+                f"{self.folder} holds another recording, which differs in {'; '.join(differing)}. "
+                "Give another folder as out."
+            )
+
+    def check_corpus(self, corpus: Corpus, say: Callable[[str], None]) -> None:
+        """Say what looks wrong with the corpus, and store the purity report where the recording is kept."""
+        table = corpus.purity(sample=PURITY_SAMPLE)
+        if self.resumable:
+            storage.write_table(self.folder / "purity.parquet", table)
+        for sentence in purity_warnings(table):
+            say(sentence)
+
+    def finished(self) -> ActivationStats | None:
+        """The statistics, if the recording was completed before."""
+        return ActivationStats.load(self.folder) if (self.folder / "statistics.json").exists() else None
+
+    def load(self, language: str, sites: Sequence[str], device: torch.device) -> LanguageSums | None:
+        """A language's checkpoint."""
+        path = self._checkpoint(language)
+        return LanguageSums.of(storage.read_tensors(path), sites, device) if path.exists() else None
+
+    def save(self, language: str, state: LanguageSums) -> None:
+        """Keep a language's sums and how far they reach."""
+        if self.resumable:
+            storage.write_tensors(self._checkpoint(language), state.tensors())
+
+    def finish(self, statistics: ActivationStats) -> ActivationStats:
+        """Write the statistics and drop what only the run needed."""
+        if not self.resumable:
+            return statistics
+        statistics.save(self.folder)
+        storage.remove_folder(self.folder / "checkpoints")
+        storage.remove_folder(self.folder / "packed")
+        return ActivationStats.load(self.folder)
+
+    def _checkpoint(self, language: str) -> Path:
+        return self.folder / "checkpoints" / f"{language}.safetensors"
+
+
+@contextmanager
+def run_folder(out: str | Path | None) -> Iterator[Path]:
+    """Give the folder to record in, a temporary one where none is asked for."""
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="langneurons-") as folder:
+        yield Path(folder)
