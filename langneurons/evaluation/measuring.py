@@ -108,7 +108,9 @@ def measure_jobs(
             check_fits(patch, seen)
             if not job.generates:
                 check_reads_text(patch)
-    plain = (seen.fingerprint, seen.backend, str(seen.dtype), str(seen.context_length), *_tokenizer_parts(seen))
+    features = (f"{name} {site.fingerprint}" for name, site in seen.feature_sites.items())
+    shape = (seen.backend, str(seen.dtype), str(seen.context_length))
+    plain = (seen.fingerprint, *shape, *_tokenizer_parts(seen), *features)
     keys = {
         name: storage.fingerprint(*plain, job.about, *(patch.fingerprint for patch in job.patches))
         for name, job in jobs.items()

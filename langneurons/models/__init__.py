@@ -5,10 +5,25 @@ knows how the two classes differ and what their hook points are called.
 """
 
 from langneurons.models.description import ModelDescription, describe
+from langneurons.models.dictionaries import add_dictionary, remove_dictionary
+from langneurons.models.feature_sites import Dictionary, FeatureSite
 from langneurons.models.following import Following
 from langneurons.models.loading import load_model
 from langneurons.models.projections import Projection
 from langneurons.models.sites import SITES
 from langneurons.models.view import ModelView, view
 
-__all__ = ["SITES", "Following", "ModelDescription", "ModelView", "Projection", "describe", "load_model", "view"]
+__all__ = [
+    "SITES",
+    "Dictionary",
+    "FeatureSite",
+    "Following",
+    "ModelDescription",
+    "ModelView",
+    "Projection",
+    "add_dictionary",
+    "describe",
+    "load_model",
+    "remove_dictionary",
+    "view",
+]

@@ -187,10 +187,10 @@ def writing_hooks(
 def _plain_hooks(layer: Layer, site: str, units: torch.Tensor, change: Change) -> list[tuple[Any, Hook]]:
     def write(values: torch.Tensor) -> torch.Tensor:
         shaped, index = layer.shaped(site, values), units.to(values.device)
-        written = _written(shaped, index, change(layer.index, shaped.index_select(_UNIT_AXIS, index)))
+        out = written(shaped, index, change(layer.index, shaped.index_select(_UNIT_AXIS, index)))
         if site == "pre" and layer.act_writers:
-            layer.pre = written
-        return written.reshape(values.shape)
+            layer.pre = out
+        return out.reshape(values.shape)
 
     return [(layer.point(site), write)]
 
@@ -218,8 +218,8 @@ def _gated_act_hooks(layer: Layer, units: torch.Tensor, change: Change, replaces
         if order == layer.act_writers:
             layer.forget()
         elif act is not None:
-            layer.act = _written(act, index, new)
-        return _written(shaped, index, product).reshape(values.shape)
+            layer.act = written(act, index, new)
+        return written(shaped, index, product).reshape(values.shape)
 
     saving = [] if replaces else [(layer.mlp.hook_pre, save_pre)]
     return [*saving, (layer.mlp.hook_pre_linear, save_up), (layer.mlp.hook_post, write)]
@@ -233,6 +233,7 @@ def _current_act(layer: Layer, wanted: bool) -> torch.Tensor | None:
     return layer.act_fn(layer.pre)
 
 
-def _written(values: torch.Tensor, index: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+def written(values: torch.Tensor, index: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Write some units' values into a site's tensor, out of place."""
     shape = (*values.shape[:_UNIT_AXIS], len(index), *values.shape[_UNIT_AXIS + 1 :])
     return values.index_copy(_UNIT_AXIS, index, new.to(values.dtype).expand(shape))

@@ -11,9 +11,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import HookSiteError, LangNeuronsError, ModelError, TrainingError, unknown
+from langneurons.models.above import ResidualOf, resumed_above
 from langneurons.models.bridge import bridge_activation, native_attention
 from langneurons.models.bridge_projections import bridge_projection
 from langneurons.models.checkpointing import checkpointed
+from langneurons.models.feature_sites import FeatureSite
 from langneurons.models.fingerprint import WeightsVersion, module_fingerprint
 from langneurons.models.following import Following, following
 from langneurons.models.generating import GeneratedRows, Stop, generate_hooked, generate_hugging_face
@@ -32,6 +34,7 @@ from langneurons.models.sites import (
     reading_hooks,
     writing_hooks,
 )
+from langneurons.storage import fingerprint
 
 _VIEW = "_langneurons_view"
 
@@ -68,10 +71,8 @@ class ModelView:
         context_length: The longest text it takes, in tokens.
         gated: Whether its MLP multiplies act by up, so that ``act`` and ``post`` differ.
         act_fn_name: Its activation function, as the checkpoint's configuration names it.
-        sites: The sites it has.
+        feature_sites: The sites that dictionaries were added as, by name.
     """
-
-    sites: tuple[str, ...] = SITES
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> None:
         self.model = model
@@ -83,6 +84,7 @@ class ModelView:
         self._layers = [self._layer(index) for index in range(self.n_layers)]
         self.gated = self._layers[0].gated
         self.act_fn_name: str = model.cfg.act_fn if self.backend == "hooked" else activation_of(self._hf_model.config)
+        self.feature_sites: dict[str, FeatureSite] = {}
         self._widths: dict[str, int] = {}
         self._fingerprint: tuple[WeightsVersion, str] | None = None
         self._held_fingerprint: str | None = None
@@ -92,6 +94,11 @@ class ModelView:
         self._act_range: tuple[float, float] | None = None
         self._projections: dict[tuple[int, str], Projection] = {}
         vars(model)[_VIEW] = self
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites it has."""
+        return (*SITES, *self.feature_sites)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,10 +134,43 @@ class ModelView:
         """Whether the weights are these, or were before updates were merged into them."""
         return fingerprint in (self.fingerprint, self._before_merging.get(self.fingerprint))
 
+    def fingerprint_at(self, site: str) -> str:
+        """Which weights, and at a site of features also which dictionaries, its values come from."""
+        self._known(site)
+        features = self.feature_sites.get(site)
+        return self.fingerprint if features is None else fingerprint(self.fingerprint, features.fingerprint)
+
     def width(self, site: str) -> int:
         """Count a layer's neurons at a site (its heads at ``head``), as read from the site's tensor."""
+        return self.shape(site)[1]
+
+    def shape(self, site: str) -> tuple[int, int]:
+        """Count a site's layers and units a layer; a site of features has as many layers as dictionaries."""
         self._known(site)
-        return self._widths[site]
+        features = self.feature_sites.get(site)
+        return (self.n_layers, self._widths[site]) if features is None else features.shape
+
+    def add_features(self, site: FeatureSite) -> None:
+        """Add a site of features.
+
+        Raises:
+            HookSiteError: If there is a site of that name, or a dictionary does not fit.
+        """
+        if site.name in (*self.sites, "up"):
+            raise HookSiteError(f"{self.name!r} has a site {site.name!r} already: give another name=, or remove it.")
+        with torch.no_grad():
+            site.check(lambda: self.forward(torch.arange(min(4, self.context_length))[None], logits=False))
+        self.feature_sites[site.name] = site
+
+    def layer(self, index: int) -> Layer:
+        """Find a layer and its hook points.
+
+        Raises:
+            HookSiteError: If there is no such layer.
+        """
+        if not 0 <= index < self.n_layers:
+            raise HookSiteError(f"{self.name!r} has no layer {index}: its layers are 0 to {self.n_layers - 1}.")
+        return self._layers[index]
 
     def act_fn(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """Find the activation function a layer's MLP really calls."""
@@ -293,8 +333,11 @@ class ModelView:
         for site in readers:
             if not (site == "up" and self.gated):
                 self._known(site)
-        once = {site: self._once(reader) for site, reader in readers.items()}
-        with attached([hook for layer in self._layers for hook in reading_hooks(layer, once)]):
+        once = {site: self._once(reader) for site, reader in readers.items() if site not in self.feature_sites}
+        with ExitStack() as stack:
+            stack.enter_context(attached([hook for layer in self._layers for hook in reading_hooks(layer, once)]))
+            for site in readers.keys() - once.keys():
+                stack.enter_context(self.feature_sites[site].reading(self._once(readers[site])))
             yield
 
     def cached(self, cache: Any, site: str, layer: int) -> torch.Tensor:
@@ -312,11 +355,14 @@ class ModelView:
             HookSiteError: If the cache does not hold the hook the site is read from.
         """
         self._known(site)
-        name = self._layers[layer].point(site).name
+        features = self.feature_sites.get(site)
+        name = (self._layers[layer].point(site) if features is None else features.placed[layer].reads).name
         try:
             values = cache[name]
         except KeyError as error:
             raise HookSiteError(f"The cache lacks {name}, which site {site!r} is read from; cache it too.") from error
+        if features is not None:
+            return features.placed[layer].encoded(values)
         one = self._layers[layer]
         shaped = one.shaped(site, values)
         return one.act_fn(shaped) if site == "act" and self.gated else shaped
@@ -343,7 +389,12 @@ class ModelView:
         """
         self._known(site)
         on_device = {layer: self._indices(site, layer, units) for layer, units in neurons.items() if len(units)}
-        with writing_hooks(self._layers, site, on_device, change, replaces):
+        features = self.feature_sites.get(site)
+        with (
+            writing_hooks(self._layers, site, on_device, change, replaces)
+            if features is None
+            else features.writing(on_device, change)
+        ):
             yield
 
     def output_norm(self, site: str) -> Float[torch.Tensor, "layer unit"]:
@@ -356,6 +407,8 @@ class ModelView:
             Norms in float32, on CPU.
         """
         self._known(site)
+        if site in self.feature_sites:
+            return self.feature_sites[site].output_norm()
         return torch.stack([layer.output_norm(site) for layer in self._layers])
 
     @torch.no_grad()
@@ -371,7 +424,7 @@ class ModelView:
         Raises:
             HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
         """
-        seen: dict[str, list[tuple[int, int]]] = {site: [] for site in self.sites}
+        seen: dict[str, list[tuple[int, int]]] = {site: [] for site in SITES}
         with ExitStack() as stack:
             stack.enter_context(attached([hook for layer in self._layers for hook in _find_shapes(layer)]))
             stack.enter_context(self.reading({site: _note(found) for site, found in seen.items()}))
@@ -424,6 +477,28 @@ class ModelView:
         generators = [self, self.model] if self.backend == "hooked" else [self, self.model, self._hf_model]
         with following(generators, self._layers[0].input_point) as progress:
             yield progress
+
+    @contextmanager
+    def above(self, layer: int, residual_of: ResidualOf) -> Iterator[None]:
+        """Run only the layers above one, inside the block, from a residual stream that is known already.
+
+        Whatever runs the model counts, such as scoring a text; positions and masks are those of the whole forward, and
+        sites above the layer are read and written as ever, those up to it not at all.
+
+        Args:
+            layer: The last layer that is not run; -1 runs all.
+            residual_of: From a forward's tokens, "batch position", to the residual stream after the layer, "batch
+                position d_model"; None for tokens that shall be run whole.
+
+        Raises:
+            HookSiteError: If there is no such layer.
+        """
+        if not -1 <= layer < self.n_layers:
+            raise HookSiteError(f"{self.name!r} has no layer {layer}: its layers are 0 to {self.n_layers - 1}.")
+        hooked = self.backend == "hooked"
+        embedding = self.model.embed if hooked else self._hf_model.get_input_embeddings()
+        with resumed_above(self.model.blocks, embedding, layer, residual_of):
+            yield
 
     @contextmanager
     def gradient_checkpointing(self) -> Iterator[None]:
@@ -501,12 +576,13 @@ class ModelView:
             raise HookSiteError(unknown("site", site, self.sites))
 
     def _indices(self, site: str, layer: int, units: torch.Tensor) -> torch.Tensor:
-        if not 0 <= layer < self.n_layers:
-            raise HookSiteError(f"{self.name!r} has no layer {layer}: its layers are 0 to {self.n_layers - 1}.")
+        layers, width = self.shape(site)
+        if not 0 <= layer < layers:
+            raise HookSiteError(f"{self.name!r} has no layer {layer} at site {site!r}: there are 0 to {layers - 1}.")
         low, high = int(units.min()), int(units.max())
-        if low < 0 or high >= self.width(site):
+        if low < 0 or high >= width:
             raise HookSiteError(
-                f"{self.name!r} has {self.width(site)} units a layer at site {site!r}, so none of index "
+                f"{self.name!r} has {width} units a layer at site {site!r}, so none of index "
                 f"{low if low < 0 else high}."
             )
         return units.to(self.device, torch.int64)

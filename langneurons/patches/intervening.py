@@ -148,18 +148,19 @@ def check_fits(patch: Patch, seen: ModelView) -> None:
         SiteMismatchError: If its neurons or values belong to a model with other weights.
     """
     neurons = patch.neurons
-    fits = (seen.n_layers, seen.width(neurons.site))
+    fits = seen.shape(neurons.site)
     if neurons.shape != fits:
         raise PatchError(
             f"The neuron set is of a model of {neurons.shape[0]} layers x {neurons.shape[1]} units at "
             f"{neurons.site!r}; {seen.name!r} has {fits[0]} x {fits[1]}."
         )
     models = [value.model for value in patch.values.values() if isinstance(value, SiteValues)]
+    here = seen.fingerprint_at(neurons.site)
     for model in (neurons.model, *models):
-        if model and model != seen.fingerprint and not patch.allow_site_mismatch:
+        if model and model != here and not patch.allow_site_mismatch:
             raise SiteMismatchError(
                 f"The {'neurons' if model == neurons.model else 'values'} belong to model {model[:8]}, but "
-                f"{seen.name!r} is {seen.fingerprint[:8]}: record this model, or give allow_site_mismatch=True."
+                f"{seen.name!r} is {here[:8]} at {neurons.site!r}: record this model, or give allow_site_mismatch=True."
             )
 
 

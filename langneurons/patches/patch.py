@@ -324,7 +324,7 @@ class DiffMean(Patch):
         """
         layers_, width = stats.shape
         units = {language: [(layer, unit) for layer in range(layers_) for unit in range(width)]}
-        neurons = NeuronSet.of(units, stats.shape, stats.site, stats.model.fingerprint, f"every unit at {stats.site}")
+        neurons = NeuronSet.of(units, stats.shape, stats.site, stats.fingerprint, f"every unit at {stats.site}")
         return cls(neurons, stats, language, strength, layers=layers, positions=positions)
 
     @cached_property

@@ -1,0 +1,96 @@
+"""A sparse autoencoder computes what its architecture says, and goes to disk and back in SAELens' format."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from langneurons.errors import CorruptArtefactError, ModelError, StorageError
+from langneurons.models.sparse_dictionary import SparseDictionary, SparseDictionaryConfig
+
+X = torch.randn(2, 7, 8, generator=torch.Generator().manual_seed(0))
+
+
+def made(architecture="topk", **options):
+    cfg = SparseDictionaryConfig(8, 24, architecture, "blocks.1.hook_resid_post", **options)
+    dictionary, generator = SparseDictionary(cfg), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in dictionary.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return dictionary.requires_grad_(False)
+
+
+def naive(dictionary, token):
+    """One token, one feature after the other."""
+    cfg = dictionary.cfg
+    x = token - dictionary.b_dec if cfg.apply_b_dec_to_input else token
+    wanted = [float(x @ dictionary.W_enc[:, j] + dictionary.b_enc[j]) for j in range(cfg.d_sae)]
+    if cfg.architecture == "jumprelu":
+        return [max(z, 0) if z > float(dictionary.threshold[j]) else 0.0 for j, z in enumerate(wanted)]
+    least = sorted(wanted)[-cfg.k] if cfg.k else -float("inf")
+    return [max(z, 0.0) if z >= least else 0.0 for z in wanted]
+
+
+@pytest.mark.parametrize(
+    "dictionary",
+    [made("standard"), made("topk", k=3), made("jumprelu"), made("topk", k=24, apply_b_dec_to_input=False)],
+    ids=["standard", "topk", "jumprelu", "input as it is"],
+)
+def test_features_equal_a_loop_over_them(dictionary):
+    found = dictionary.encode(X)
+    for row in range(2):
+        for position in range(7):
+            expected = torch.tensor(naive(dictionary, X[row, position]))
+            torch.testing.assert_close(found[row, position], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(dictionary.decode(found), found @ dictionary.W_dec + dictionary.b_dec)
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    dictionary = made("topk", k=3)
+    again = SparseDictionary.load(dictionary.save(tmp_path))
+    assert again.cfg == dictionary.cfg
+    assert torch.equal(again.encode(X), dictionary.encode(X))
+
+
+def test_a_folder_that_saelens_wrote_is_read(tmp_path):
+    dictionary = made("jumprelu")
+    save_file(
+        {name: weight.clone() for name, weight in dictionary.state_dict().items()}, tmp_path / "sae_weights.safetensors"
+    )
+    about = {
+        "d_in": 8, "d_sae": 24, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
+        "normalize_activations": "none", "reshape_activations": "none", "architecture": "jumprelu",
+        "metadata": {"sae_lens_version": "6.12.1", "hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"},
+    }  # fmt: skip
+    (tmp_path / "cfg.json").write_text(json.dumps(about))
+    again = SparseDictionary.load(tmp_path)
+    assert again.cfg.hook_name == "blocks.1.hook_resid_post"
+    assert torch.equal(again.encode(X), dictionary.encode(X))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"architecture": "gated"}, "Unknown architecture of a dictionary 'gated'"),
+        ({"normalize_activations": "layer_norm"}, "needs SAELens"),
+        ({"d_sae": 25}, "its configuration asks for"),
+        ({"k": 0}, "needs k from 1"),
+    ],
+)
+def test_what_it_cannot_compute_is_refused(tmp_path, changed, message):
+    made("topk", k=3).save(tmp_path)
+    about = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps({**about, **changed}))
+    with pytest.raises(ModelError, match=message):
+        SparseDictionary.load(tmp_path)
+
+
+def test_a_damaged_or_missing_file_is_said_to_be(tmp_path):
+    made("topk", k=3).save(tmp_path / "one")
+    weights = tmp_path / "one" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(CorruptArtefactError):
+        SparseDictionary.load(tmp_path / "one")
+    with pytest.raises(StorageError, match="no configuration"):
+        SparseDictionary.load(tmp_path / "two")
