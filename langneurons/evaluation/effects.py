@@ -79,7 +79,7 @@ class Effect:
 
         A difference smaller than delta is equivalent even where it is significant.
         """
-        return _verdict(self.estimate, p, self.equivalent, self.lower_is_better)
+        return verdict_of(self.estimate, p, self.equivalent, self.lower_is_better)
 
     def __str__(self) -> str:
         sizes = f"{self.items:,} items in {self.clusters:,} clusters"
@@ -136,10 +136,10 @@ def effect(
     """
     check_options(delta, level, resamples)
     rows = pair(condition, baseline, value, per)
-    sums = _sums(rows, per, value)
+    sums = sums_of(rows, per, value)
     found = spread(sums, resamples, seed)
     (low, high), (inner_low, inner_high) = found.interval(level), found.interval(1 - 2 * SIGNIFICANCE)
-    p = _p_value(rows, sums, found, resamples, seed)
+    p = p_value_of(rows, sums, found, resamples, seed)
     lower_is_better = value in LOSSES if lower_is_better is None else lower_is_better
     equivalent = -delta <= inner_low and inner_high <= delta and not (rows.trained and sums.shape[0] == 1)
     return Effect(
@@ -147,15 +147,15 @@ def effect(
         low=low,
         high=high,
         p=p,
-        verdict=_verdict(found.estimate, p, equivalent, lower_is_better),
+        verdict=verdict_of(found.estimate, p, equivalent, lower_is_better),
         delta=float(delta),
         level=level,
-        minimal_detectable=_detectable(found) if _can_be_significant(rows, sums) else float("inf"),
+        minimal_detectable=detectable_size(found) if can_be_significant(rows, sums) else float("inf"),
         standard_error=found.standard_error,
         items=rows.items,
         clusters=sums.shape[1],
-        baseline=_level(rows.baseline, rows, per),
-        condition=_level(rows.condition, rows, per),
+        baseline=level_of(rows.baseline, rows, per),
+        condition=level_of(rows.condition, rows, per),
         per=per,
         value=value,
         seed=seed,
@@ -184,7 +184,7 @@ def difference(condition: pd.DataFrame, baseline: pd.DataFrame, value: str = "nl
         >>> difference(before.assign(nll=[2.0, 3.0]), before)
         0.25
     """
-    return _sums(pair(condition, baseline, value, per), per, value).ratio
+    return sums_of(pair(condition, baseline, value, per), per, value).ratio
 
 
 def holm(p: Sequence[float | None] | Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
@@ -234,7 +234,8 @@ def check_options(delta: float | int, level: float, resamples: int) -> None:
         raise EffectError(f"{resamples} resamples cannot give an interval: take at least 100, better 5000.")
 
 
-def _sums(rows: Paired, per: str, value: str) -> ClusterSums:
+def sums_of(rows: Paired, per: str, value: str) -> ClusterSums:
+    """Differences and denominators of paired rows, summed by seed and cluster."""
     changes = rows.condition - rows.baseline
     # Of scores from 0 to 1, no change among n rows does not prove that there is none: two changed rows, one each way,
     # give an interval of about +-3/n, the rule of three.
@@ -252,7 +253,8 @@ def _sums(rows: Paired, per: str, value: str) -> ClusterSums:
     return sums
 
 
-def _p_value(rows: Paired, sums: ClusterSums, found: Spread, resamples: int, seed: int) -> float | None:
+def p_value_of(rows: Paired, sums: ClusterSums, found: Spread, resamples: int, seed: int) -> float | None:
+    """The test that fits the rows: over seeds, of single right or wrong answers, or by flipping clusters' signs."""
     if rows.trained:
         return found.p() if sums.shape[0] >= LEAST_SEEDS else None
     if rows.binary and rows.single_rows:
@@ -261,18 +263,19 @@ def _p_value(rows: Paired, sums: ClusterSums, found: Spread, resamples: int, see
     return sign_flip_p(sums.differences[0], resamples, seed)
 
 
-def _detectable(found: Spread) -> float:
+def detectable_size(found: Spread) -> float:
     """At least half the interval: where only few rows change, the standard error alone would promise too much."""
     low, high = found.interval(1 - SIGNIFICANCE)
     return max(found.minimal_detectable(), (high - low) / 2)
 
 
-def _can_be_significant(rows: Paired, sums: ClusterSums) -> bool:
+def can_be_significant(rows: Paired, sums: ClusterSums) -> bool:
     """Whether the test has any outcome below 0.05: of n signs, all equal has probability 2 / 2**n."""
     return sums.shape[0] >= LEAST_SEEDS if rows.trained else 2.0 ** (1 - sums.shape[1]) < SIGNIFICANCE
 
 
-def _verdict(estimate: float, p: float | None, equivalent: bool, lower_is_better: bool) -> Verdict:
+def verdict_of(estimate: float, p: float | None, equivalent: bool, lower_is_better: bool) -> Verdict:
+    """Better, worse, equivalent or inconclusive."""
     if equivalent:
         return "equivalent"
     if p is None or np.isnan(p) or p >= SIGNIFICANCE:
@@ -280,7 +283,8 @@ def _verdict(estimate: float, p: float | None, equivalent: bool, lower_is_better
     return "better" if (estimate < 0) == lower_is_better else "worse"
 
 
-def _level(values: Float[np.ndarray, " row"], rows: Paired, per: str) -> float:
+def level_of(values: Float[np.ndarray, " row"], rows: Paired, per: str) -> float:
+    """What one condition is worth by itself, in the unit of its effect."""
     return float(values.mean() if per == BASELINE else values.sum() / rows.denominators.sum())
 
 

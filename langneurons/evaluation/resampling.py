@@ -125,8 +125,8 @@ def spread(sums: ClusterSums, resamples: int, seed: int) -> Spread:
         resamples: How many to draw.
         seed: Of the draws.
     """
-    seed_variance = _jackknife_variance(sums, axis=1)
-    cluster_variance = _jackknife_variance(sums, axis=0)
+    seed_variance = jackknife_variance(sums, axis=1)
+    cluster_variance = jackknife_variance(sums, axis=0)
     variance = seed_variance + cluster_variance
     error = float(np.sqrt(max(variance, sums.least_variance)))
     magnitudes = _magnitudes(sums, resamples, seed, DEGENERATE * np.sqrt(variance)) if variance > 0 else np.empty(0)
@@ -153,12 +153,12 @@ def sign_flip_p(differences: Float[np.ndarray, " cluster"], resamples: int, seed
     """
     bar = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
     exact = 2 ** (len(differences) - 1) <= resamples
-    chunks = [_all_signs(len(differences))] if exact else _sign_chunks(len(differences), resamples, seed)
+    chunks = [all_signs(len(differences))] if exact else sign_chunks(len(differences), resamples, seed)
     extreme = sum(int(np.count_nonzero(np.abs(signs @ differences) >= bar)) for signs in chunks)
     return extreme / 2 ** (len(differences) - 1) if exact else (1 + extreme) / (1 + resamples)
 
 
-def _jackknife_variance(sums: ClusterSums, axis: int) -> float:
+def jackknife_variance(sums: ClusterSums, axis: int) -> float:
     """Variance of the ratio when one cluster (summing over axis 0) or one seed (over axis 1) is left out in turn."""
     differences, denominators = sums.differences.sum(axis), sums.denominators.sum(axis)
     count = len(differences)
@@ -180,7 +180,7 @@ def _degrees(seed_variance: float, cluster_variance: float, shape: tuple[int, in
 
 def _magnitudes(sums: ClusterSums, resamples: int, seed: int, least: float) -> Float[np.ndarray, " resample"]:
     """|ratio* - ratio| / standard error*, sorted, of the resamples whose standard error exceeds ``least``."""
-    chunks = _weight_chunks(sums.shape, resamples, seed)
+    chunks = weight_chunks(sums.shape, resamples, seed)
     moved, error = np.concatenate([_studentized(sums, *chunk) for chunk in chunks], axis=1)
     kept = error > least
     return np.sort(np.abs(moved[kept]) / error[kept])
@@ -212,7 +212,7 @@ def _studentized(
     return np.stack([moved, error])
 
 
-def _weight_chunks(
+def weight_chunks(
     shape: tuple[int, int], resamples: int, seed: int
 ) -> Iterator[tuple[Float[np.ndarray, "resample seed"], Float[np.ndarray, "resample cluster"]]]:
     """How often each resample drew each seed and each cluster, some resamples at a time."""
@@ -221,7 +221,8 @@ def _weight_chunks(
         yield _counts(seeds, count, seed, -1 - chunk).astype(float), _counts(clusters, count, seed, chunk).astype(float)
 
 
-def _sign_chunks(clusters: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "resample cluster"]]:
+def sign_chunks(clusters: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "resample cluster"]]:
+    """A random sign for each cluster, some resamples at a time."""
     for chunk, count in enumerate(_chunked(resamples, clusters)):
         yield _signs(clusters, count, seed, chunk).astype(float)
 
@@ -246,7 +247,7 @@ def _signs(clusters: int, resamples: int, seed: int, stream: int) -> Int8[np.nda
 
 
 @lru_cache(maxsize=32)
-def _all_signs(clusters: int) -> Float[np.ndarray, "pattern cluster"]:
+def all_signs(clusters: int) -> Float[np.ndarray, "pattern cluster"]:
     """Every pattern of signs, up to the sign of the whole."""
     bits = np.arange(2 ** (clusters - 1))[:, None] >> np.arange(clusters) & 1
     return 2.0 * bits - 1

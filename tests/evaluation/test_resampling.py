@@ -29,7 +29,7 @@ def naive_studentized(sums, drawn_seeds, drawn_clusters):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_studentized_resamples_equal_a_loop_over_drawn_clusters(seeds):
     sums = sums_of(np.random.default_rng(0), seeds)
-    ((seed_weights, cluster_weights),) = resampling._weight_chunks(sums.shape, 50, 7)
+    ((seed_weights, cluster_weights),) = resampling.weight_chunks(sums.shape, 50, 7)
     moved, error = resampling._studentized(sums, seed_weights, cluster_weights)
     for index in range(50):
         drawn = [
@@ -93,7 +93,7 @@ def ours(sums):
 
 
 def percentile(sums):
-    ((_, weights),) = resampling._weight_chunks(sums.shape, 1000, 0)
+    ((_, weights),) = resampling.weight_chunks(sums.shape, 1000, 0)
     return np.quantile(weights @ sums.differences[0] / (weights @ sums.denominators[0]), [0.025, 0.975])
 
 

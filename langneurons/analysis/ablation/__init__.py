@@ -1,0 +1,1 @@
+"""What single neurons do: each one's exact effect, among matched controls and against zero."""

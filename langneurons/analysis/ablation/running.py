@@ -1,0 +1,192 @@
+"""Measuring every ablation once: neurons alone from what is remembered below them, sets of neurons whole."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from langneurons import storage
+from langneurons.analysis.ablation.conditions import Written
+from langneurons.analysis.ablation.measured import TEXTS, Measured, Streamed
+from langneurons.analysis.ablation.remembering import Remembered
+from langneurons.errors import EffectError
+from langneurons.evaluation.measuring import Job, measure_jobs
+from langneurons.evaluation.scoring import scoring
+from langneurons.identification.neurons import NeuronSet
+from langneurons.models import view
+from langneurons.patches.intervening import check_fits
+from langneurons.patches.patch import Patch
+
+PROCEDURE = "langneurons/ablated-rows/1"  # part of the name under which rows are kept
+UNPATCHED = "unpatched"
+SHARD = 256  # neurons that are measured and kept together
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Where, on what and how neurons are ablated.
+
+    Args:
+        model: From ``load_model``.
+        source: What is measured.
+        written: What neurons are given.
+        languages: Measured ones.
+        rows: Rows of a forward, at most: neurons x texts.
+        out: Folder that keeps what was measured.
+        progress: Show progress bars on standard error.
+    """
+
+    model: torch.nn.Module
+    source: Measured
+    written: Written
+    languages: Sequence[str]
+    rows: int
+    out: str | Path | None
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.source.fingerprint is None:
+            raise EffectError(
+                f"What {self.source.name} gives cannot be kept, because a function does not say what it computes: give "
+                "it an attribute fingerprint, a text that changes with it, or leave out= away."
+            )
+
+    def alone(self, neurons: NeuronSet) -> dict[str, pd.DataFrame]:
+        """Ablate every neuron by itself.
+
+        Returns:
+            Language -> one row an item: item, cluster, unpatched, and a column a neuron, named by its flat index.
+        """
+        if isinstance(self.source, Streamed):
+            return self._measured(self._shards(self.source, neurons))
+        return self._measured(self._one_by_one(neurons))
+
+    def together(self, sets: Mapping[str, NeuronSet]) -> dict[str, pd.DataFrame]:
+        """Ablate whole sets of neurons.
+
+        Returns:
+            Language -> one row an item: item, cluster, unpatched, and a column a set, by its name.
+        """
+        return self._measured(self._sets(sets))
+
+    def rows_of(self, language: str, name: str) -> pd.DataFrame:
+        """Measure the model with whatever is attached to it: item, cluster, and the value in a column of that name."""
+        return self.source.rows(self.model, language, self.rows).rename(columns={"value": name})
+
+    def _measured(self, jobs: Mapping[tuple, Job]) -> dict[str, pd.DataFrame]:
+        parts: dict[str, list[pd.DataFrame]] = {}
+        for (language, *_), rows in measure_jobs(self.model, jobs, self.out, self.progress).items():
+            parts.setdefault(language, []).append(rows.set_index(["item", "cluster"]))
+        tables = {language: pd.concat(shards, axis=1) for language, shards in parts.items()}
+        return {language: table.loc[:, ~table.columns.duplicated()].reset_index() for language, table in tables.items()}
+
+    def _sets(self, sets: Mapping[str, NeuronSet]) -> dict[tuple, Job]:
+        jobs = {}
+        for language in self.languages:
+            patches: dict[str, list[Patch]] = {UNPATCHED: []}
+            patches |= {name: [self.written.patch(one, language)] for name, one in sets.items()}
+            for name, parts in patches.items():
+                score = partial(self.rows_of, language, name)
+                jobs[language, name] = Job(parts, self._about(language, name), score, self.source.generates)
+        return jobs
+
+    def _about(self, language: str, *more: str) -> str:
+        return storage.fingerprint(PROCEDURE, str(self.source.fingerprint), language, *more)
+
+    def _shards(self, source: Streamed, neurons: NeuronSet) -> dict[tuple, Job]:
+        jobs = {}
+        flat = neurons.members["all"]
+        shards = np.split(flat, range(SHARD, len(flat), SHARD))
+        for language in self.languages:
+            for number, part in enumerate(shards):
+                patch = self._checked(part, neurons, language)
+
+                score = partial(self._streamed, source, language, patch)
+                jobs[language, number] = Job((), self._about(language, patch.fingerprint), score)
+        return jobs
+
+    def _checked(self, flat: np.ndarray, neurons: NeuronSet, language: str) -> Patch:
+        """The patch of some neurons; it is not entered, but written one neuron at a time."""
+        chosen = NeuronSet({"all": flat.copy()}, neurons.shape, neurons.site, neurons.model)
+        patch = self.written.patch(chosen, language)
+        check_fits(patch, view(self.model))
+        return patch
+
+    def _streamed(self, source: Streamed, language: str, patch: Patch) -> pd.DataFrame:
+        width, values = patch.neurons.shape[1], _values(patch)
+        names = [str(layer * width + int(unit)) for layer, units in patch.by_layer.items() for unit in units]
+        parts = []
+        with scoring(self.model) as seen:
+            memory = Remembered(seen, patch.neurons.site, patch.by_layer)
+            texts = source.batches(seen, language, min(TEXTS, self.rows))
+            for batch in tqdm(texts, unit="batch", desc=language, leave=False, disable=not self.progress):
+                memory.forget()
+                with memory.remembering():
+                    found = [batch.read(seen, 1)]
+                for layer, given in values.items():
+                    for chosen in torch.arange(len(given)).split(max(1, self.rows // len(batch.tokens))):
+                        with memory.ablated(layer, chosen, given[chosen]):
+                            found.append(batch.read(seen, len(chosen)))
+                table = pd.DataFrame(np.concatenate(found).T, columns=pd.Index([UNPATCHED, *names]))
+                table.insert(0, "item", batch.items)
+                table.insert(1, "cluster", batch.clusters)
+                parts.append(table)
+        # Texts of one length share a batch; in this order clusters are resampled as those of the whole text are.
+        return pd.concat(parts).sort_values("cluster", kind="stable", ignore_index=True)
+
+    def _one_by_one(self, neurons: NeuronSet) -> dict[tuple, Job]:
+        flat, width = neurons.members["all"], neurons.shape[1]
+        if self.source.generates:
+            return self._sets({str(one): replace(neurons, members={"all": flat[[i]]}) for i, one in enumerate(flat)})
+        jobs, known = {}, _KnownTexts(self)
+        for language in self.languages:
+            patch = self._checked(flat, neurons, language)
+            jobs[language, UNPATCHED] = Job((), self._about(language, UNPATCHED), partial(known.read, language, patch))
+            for layer, units in patch.by_layer.items():
+                for place, unit in enumerate(units.tolist()):
+                    name = str(layer * width + unit)
+                    about = self._about(language, self._checked(np.array([int(name)]), neurons, language).fingerprint)
+                    jobs[language, name] = Job((), about, partial(known.ablated, language, patch, layer, place, name))
+        return jobs
+
+
+class _KnownTexts:
+    """A task's texts in one language, remembered while its neurons are ablated one by one."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._language: str | None = None
+        self._memory: Remembered | None = None
+
+    def read(self, language: str, patch: Patch) -> pd.DataFrame:
+        """Measure the unpatched model, and remember its texts."""
+        seen = view(self._runner.model)
+        self._memory = None  # of another language: gone before this one's is built up
+        memory = Remembered(seen, patch.neurons.site, patch.by_layer)
+        with memory.remembering():
+            rows = self._runner.rows_of(language, UNPATCHED)
+        self._language, self._memory = language, memory
+        return rows
+
+    def ablated(self, language: str, patch: Patch, layer: int, place: int, name: str) -> pd.DataFrame:
+        """Measure the model without one neuron."""
+        if self._language != language:
+            self.read(language, patch)
+        assert self._memory is not None
+        with self._memory.ablated(layer, torch.tensor([place]), _values(patch)[layer][[place]]):
+            return self._runner.rows_of(language, name)
+
+
+def _values(patch: Patch) -> dict[int, Tensor]:
+    """Each layer's values, one a neuron."""
+    found = {}
+    for layer, units in patch.by_layer.items():
+        value = patch.values_of(layer)["value"]
+        found[layer] = value if isinstance(value, Tensor) else torch.full((len(units),), float(value))
+    return found

@@ -1,0 +1,298 @@
+"""ablate() gives what a whole forward inside intervene() gives for every neuron by itself."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import langneurons as ln
+from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablation.remembering import Remembered, writes_directly
+from langneurons.analysis.ablation.result import Ablation
+from langneurons.errors import EffectError, LanguageError, NeuronSetError, PatchError, StatisticsError
+from langneurons.evaluation.effects import effect
+from langneurons.models import add_dictionary, remove_dictionary, view
+from tests.analysis.ablation_models import PAIRS, QUICK, NextWord, needed, neurons_at, texts, tiny
+from tests.evaluation.planted_patching import setting
+from tests.models.dictionaries import RandomDictionary
+
+TOKENS = torch.randint(4, 101, (3, 16), generator=torch.Generator().manual_seed(1))
+VALUE = 1.5
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def model(request):
+    return tiny(*request.param)
+
+
+@pytest.mark.parametrize("site", ["pre", "act", "post", "head", "resid_post"])
+@torch.no_grad()
+def test_batched_ablation_gives_the_logits_of_one_patched_forward_a_neuron(model, site):
+    seen, neurons = view(model), neurons_at(model, site)
+    memory, plain = Remembered(seen, site, neurons.per_layer()), seen.forward(TOKENS)
+    with memory.remembering():
+        seen.forward(TOKENS)
+    for layer, units in neurons.per_layer().items():
+        with memory.ablated(layer, torch.arange(len(units)), torch.full((len(units),), VALUE)):
+            batched = seen.forward(TOKENS.repeat(len(units), 1)).unflatten(0, (len(units), -1))
+        for unit, found in zip(units.tolist(), batched, strict=True):
+            with ln.intervene(model, ln.Set(neurons_at(model, site, units=[(layer, unit)]), VALUE, site=site)):
+                expected = seen.forward(TOKENS)
+            assert (found - expected).abs().max() <= 1e-5 * plain.std()
+            assert (expected - plain).abs().max() > 1e-3 * plain.std()
+
+
+@torch.no_grad()
+def test_texts_that_are_not_remembered_are_run_whole(model):
+    seen, neurons = view(model), neurons_at(model)
+    memory = Remembered(seen, "act", neurons.per_layer(), limit=0)
+    with memory.remembering():
+        seen.forward(TOKENS)
+    with memory.ablated(0, torch.tensor([1, 3]), torch.zeros(2)):
+        found = seen.forward(TOKENS.repeat(2, 1))[3:]
+    with ln.intervene(model, ln.Set(neurons_at(model, units=[(0, 47)]), 0.0)):
+        assert (found - seen.forward(TOKENS)).abs().max() <= 1e-5 * found.std()
+
+
+@pytest.mark.parametrize("at", ["resid_post", "mlp_out"])
+@torch.no_grad()
+def test_features_are_ablated_where_their_dictionary_stands(at):
+    model = tiny(*PAIRS[1])
+    seen = view(model)
+    add_dictionary(model, {1: RandomDictionary(32, seed=1)}, at=at)
+    try:
+        units = torch.tensor([0, 3, 9])
+        memory = Remembered(seen, "features", {0: units})
+        with memory.remembering():
+            plain = seen.forward(TOKENS)
+        with memory.ablated(0, torch.arange(3), torch.full((3,), 2.0)):
+            batched = seen.forward(TOKENS.repeat(3, 1)).unflatten(0, (3, -1))
+        for unit, found in zip(units.tolist(), batched, strict=True):
+            feature = ln.NeuronSet.of({"hi": [(0, unit)]}, seen.shape("features"), "features")
+            with ln.intervene(model, ln.Set(feature, 2.0)):
+                expected = seen.forward(TOKENS)
+            assert (found - expected).abs().max() <= 1e-5 * plain.std()
+            assert (expected - plain).abs().max() > 1e-3 * plain.std()
+    finally:
+        remove_dictionary(model)
+
+
+def test_an_mlp_output_that_is_normed_before_it_is_added_is_noticed():
+    assert all(writes_directly(view(tiny(*pair)), 1) == (pair[0] != "gemma2") for pair in PAIRS)
+
+
+@pytest.mark.parametrize("each", ["block", "document"])
+def test_losses_and_effects_are_those_of_intervene_and_score(model, each):
+    neurons = neurons_at(model)
+    text = ln.HeldoutText.of(model, texts(), context_length=32, each=each)
+    found = ablate(model, neurons, text, rows=7, **QUICK)
+    before = text.score(model)
+    for (layer, unit, language), row in found.rows.set_index(["layer", "neuron", "language"]).iterrows():
+        with ln.intervene(model, ln.Set(neurons_at(model, units=[(layer, unit)]), 0.0)):
+            after = text.score(model, languages=[language])
+        expected = effect(after, before.query("language == @language"), resamples=100)
+        assert row["effect"] == pytest.approx(expected.estimate, abs=2e-6)
+        assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), abs=1e-5)
+        assert row["items"] == expected.items
+    assert len(found.rows) == 2 * len(neurons)
+
+
+def test_the_mean_is_that_of_the_measured_language():
+    model, heldout, stats, _ = setting()
+    neurons = ln.NeuronSet.of({"hi": [(0, 3), (1, 9)]}, stats.shape, "act")
+    text = ln.HeldoutText.of(model, heldout.take(8), context_length=64)
+    found = ablate(model, neurons, text, value="mean", stats=stats, languages=["en", "zh"], **QUICK)
+    for language in ("en", "zh"):
+        given = ablate(model, neurons, text, value=stats[language].mean(), languages=[language], **QUICK)
+        assert found.rows.query("language == @language")["effect"].tolist() == given.rows["effect"].tolist()
+
+
+def test_one_value_a_neuron_of_the_set_is_read_in_its_order():
+    model = tiny(*PAIRS[0])
+    neurons, text = neurons_at(model), texts()
+    values = torch.linspace(-1, 1, len(neurons))
+    found = ablate(model, neurons, text, value=values, **QUICK)
+    third = ablate(model, neurons_at(model, units=[(0, 6)]), text, value=float(values[2]), **QUICK)
+    chosen = found.rows.query("layer == 0 and neuron == 6")
+    assert chosen["effect"].tolist() == pytest.approx(third.rows["effect"].tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_a_task_is_scored_as_it_is_under_intervene(model, metric):
+    neurons, task = neurons_at(model), NextWord()
+    found = ablate(model, neurons, task, metric=metric, value=VALUE, languages=["hi"], rows=5, **QUICK)
+    before = task.measure(model, "hi").assign(nll=lambda rows: -rows["score_seven"])
+    for row in found.rows.itertuples():
+        with ln.intervene(model, ln.Set(neurons_at(model, units=[(row.layer, row.neuron)]), VALUE)):
+            after = task.measure(model, "hi").assign(nll=lambda rows: -rows["score_seven"])
+        per = "baseline" if metric == "nll" else "row"
+        assert row.effect == pytest.approx(effect(after, before, metric, per, resamples=100).estimate, abs=1e-5)
+
+
+def test_a_task_that_generates_is_run_whole_and_gives_the_same():
+    model = tiny(*PAIRS[0])
+    quick, slow = (
+        ablate(model, neurons_at(model), NextWord(generates=generates), "nll", **QUICK) for generates in (False, True)
+    )
+    assert quick.rows["effect"].tolist() == pytest.approx(slow.rows["effect"].tolist(), abs=1e-6)
+
+
+def mean_logit(logits, tokens, mask, labels):
+    wanted = torch.tensor([4 if label == "en" else 5 for label in labels])
+    return (logits[torch.arange(len(logits)), :, wanted] * mask).sum(1) / mask.sum(1)
+
+
+def test_a_function_gives_one_number_a_text(model):
+    neurons = neurons_at(model)
+    found = ablate(model, neurons, texts(), mean_logit, languages=["hi"], rows=5, **QUICK)
+    seen = view(model)
+
+    @torch.no_grad()
+    def mean():
+        rows = [torch.tensor([[1, *seen.tokenizer(text)["input_ids"]]]) for text in texts()["hi"]]
+        return np.mean([float(seen.forward(row)[0, :, 5].mean()) for row in rows])
+
+    before = mean()
+    for row in found.rows.itertuples():
+        with ln.intervene(model, ln.Set(neurons_at(model, units=[(row.layer, row.neuron)]), 0.0)):
+            assert row.effect == pytest.approx(mean() - before, abs=1e-5)
+
+
+def test_labelled_texts_hand_their_labels_to_the_function():
+    model, seen = tiny(*PAIRS[0]), []
+
+    def metric(logits, tokens, mask, labels):
+        seen.extend(zip(tokens[:, 1].tolist(), labels, strict=True))
+        return logits[:, 0, 4]
+
+    rows = [(item, item, f"w{4 + item} w9", "even" if item % 2 == 0 else "odd") for item in range(8)]
+    table = pd.DataFrame(rows, columns=["item", "cluster", "text", "label"])
+    ablate(model, neurons_at(model, units=[(0, 1)]), {"en": table}, metric, **QUICK)
+    assert set(seen) == {(4 + item, "even" if item % 2 == 0 else "odd") for item in range(8)}
+
+
+def test_a_group_is_ablated_together_and_a_sum_of_prefixes_ends_there():
+    model = tiny(*PAIRS[0])
+    neurons, text = neurons_at(model), ln.HeldoutText.of(model, texts(), context_length=32)
+    group = ablate(model, neurons, text, each="group", controls=3, **QUICK)
+    with ln.intervene(model, ln.Set(neurons, 0.0)):
+        after = ln.perplexity(model, text, progress=False)["nll"].to_numpy()
+    before = ln.perplexity(model, text, progress=False)["nll"].to_numpy()
+    assert group.rows["effect"].to_numpy() == pytest.approx(after / before - 1, abs=1e-6)
+    assert group.rows["control_draws"].tolist() == [3, 3]
+    added = ablate(model, neurons, text, each="cumulative", **QUICK).rows.query("language == 'hi'")
+    assert added["neurons"].tolist() == [1, 2, 4, 6]
+    assert added["effect"].iloc[-1] == pytest.approx(group.rows.query("language == 'hi'")["effect"].iloc[0], abs=1e-9)
+    singles = ablate(model, neurons, text, **QUICK).rows.query("language == 'hi'")
+    largest = singles.loc[singles["effect"].abs().idxmax()]
+    assert added.iloc[0][["layer", "neuron"]].tolist() == largest[["layer", "neuron"]].tolist()
+    assert added.iloc[0]["effect"] == pytest.approx(largest["effect"], abs=1e-6)
+
+
+def test_an_order_says_which_neurons_are_added_first():
+    model = tiny(*PAIRS[0])
+    neurons = neurons_at(model)
+    order = -torch.arange(96.0).view(2, 48)
+    added = ablate(model, neurons, texts(), each="cumulative", order=order, languages=["en"], **QUICK).rows
+    assert added[["layer", "neuron"]].values.tolist() == [[0, 1], [0, 5], [0, 47], [1, 20]]
+
+
+def test_a_neuron_that_a_language_hangs_on_stands_out_against_zero_and_among_its_controls():
+    model, text, exclusive, planted = needed()
+    found = ablate(model, exclusive["zh"], text, controls=60, **QUICK)
+    places = found.rows[["layer", "neuron"]].apply(tuple, axis=1)
+    rows = found.rows.assign(planted=places == planted)
+    zh = rows.query("language == 'zh'").set_index("planted").sort_index()
+    assert zh.loc[True, "effect"] > 0.02
+    assert zh.loc[True, "verdict"] == "worse"
+    assert zh.loc[True, "control_position"] == 1.0
+    assert zh.loc[True, "control_p"] < 0.05
+    assert zh.loc[False, "effect"].abs().max() < 0.005
+    assert set(zh.loc[False, "verdict"]) == {"equivalent"}
+    assert rows.query("language == 'en'")["effect"].max() < 0.001  # it never helps English
+    drawn = set(map(tuple, found.controls[["layer", "neuron"]].values.tolist()))
+    assert len(drawn) > 50
+    assert not drawn & set(map(tuple, exclusive["zh"].indices().tolist()))
+    row = zh.loc[True]
+    pool = found.controls.query("language == 'zh'")
+    pool = pool.loc[pool["layer"] == row["layer"]] if row["control_pool"] == "layer" else pool
+    assert row["control_draws"] == len(pool)
+
+
+def test_an_interrupted_ablation_goes_on_from_what_was_kept(tmp_path, monkeypatch):
+    model = tiny(*PAIRS[0])
+    whole = ablate(model, neurons_at(model), NextWord(), "nll", **QUICK)
+    measure, calls = NextWord.measure, []
+
+    def failing(task, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return measure(task, *arguments, **options)
+
+    monkeypatch.setattr(NextWord, "measure", failing)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(model, neurons_at(model), NextWord(), "nll", out=tmp_path, **QUICK)
+    again = ablate(model, neurons_at(model), NextWord(), "nll", out=tmp_path, **QUICK)
+    assert len(calls) == 5 + 1 + 3 + 7  # four were kept; the texts are read once more; the second language
+    assert again.rows["effect"].tolist() == pytest.approx(whole.rows["effect"].tolist(), abs=1e-12)
+    ablate(model, neurons_at(model), NextWord(), "nll", out=tmp_path, **QUICK)
+    assert len(calls) == 16
+
+
+def test_texts_are_kept_too(tmp_path, monkeypatch):
+    model = tiny(*PAIRS[0])
+    first = ablate(model, neurons_at(model), texts(), out=tmp_path, **QUICK)
+    monkeypatch.setattr(Remembered, "remembering", lambda memory: pytest.fail("measured again"))
+    assert ablate(model, neurons_at(model), texts(), out=tmp_path, **QUICK).rows.equals(first.rows)
+
+
+def test_a_result_is_printed_saved_and_loaded(tmp_path):
+    model = tiny(*PAIRS[0])
+    neurons = neurons_at(model, languages=("hi", "en"))
+    found = ablate(model, neurons, texts(), controls=4, min_effect=1e-4, **QUICK)
+    loaded = Ablation.load(found.save(tmp_path))
+    assert loaded.rows.equals(found.rows)
+    assert loaded.controls.equals(found.controls)
+    assert repr(loaded) == repr(found)
+    assert len(found.rows) == 2 * 2 * len(neurons)
+    assert len(found.table()) == (found.rows["effect"].abs() >= 1e-4).sum()
+    sizes = [abs(float(text)) for text in found.table(5)["effect"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert r"\%" in found.latex(3)
+    assert found.latex(3).count(r"\\") == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"each": "neurons"}, EffectError, "did you mean 'neuron'"),
+        ({"controls": -1}, EffectError, "0 or more"),
+        ({"rows": 0}, EffectError, "1 or more"),
+        ({"controls": 2, "each": "cumulative"}, EffectError, "no controls"),
+        ({"min_effect": -0.1}, EffectError, "smallest effect"),
+        ({"metric": "loss"}, EffectError, "Possible: nll"),
+        ({"value": "mean"}, StatisticsError, "stats="),
+        ({"value": "median"}, StatisticsError, "Possible: mean"),
+        ({"value": torch.zeros(3)}, EffectError, "3 values for 6"),
+        ({"value": torch.zeros(6), "controls": 2}, EffectError, "control neurons"),
+        ({"languages": ["fr"]}, LanguageError, "Possible: en, hi"),
+        ({"metric": mean_logit, "out": "folder"}, EffectError, "fingerprint"),
+        ({"metric": lambda logits, tokens, mask, labels: logits}, EffectError, "one number a row"),
+        ({"each": "cumulative", "order": torch.zeros(3, 4)}, EffectError, "one number a neuron"),
+    ],
+)
+def test_bad_input_is_a_sentence(changes, error, message):
+    model = tiny(*PAIRS[0])
+    with pytest.raises(error, match=message):
+        ablate(model, neurons_at(model), texts(), **changes, **QUICK)
+
+
+def test_sets_that_fit_no_model_or_are_empty_are_refused():
+    model = tiny(*PAIRS[0])
+    with pytest.raises(PatchError, match="layers"):
+        ablate(model, ln.NeuronSet.of({"hi": [(0, 1)]}, (3, 48), "act"), texts(), **QUICK)
+    with pytest.raises(NeuronSetError, match="nothing to ablate"):
+        ablate(model, ln.NeuronSet.of({"hi": []}, (2, 48), "act"), texts(), **QUICK)
+    with pytest.raises(EffectError, match="accuracy"):
+        ablate(model, neurons_at(model), NextWord(), "f1", **QUICK)

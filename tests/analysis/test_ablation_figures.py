@@ -1,0 +1,37 @@
+"""Ablations drawn: neurons alone, together, one after the other."""
+
+import pytest
+
+from langneurons.analysis.ablation.ablating import ablate
+from langneurons.errors import EffectError
+from langneurons.views.ablation_figures import ablation
+from tests.analysis.ablation_models import QUICK, neurons_at, texts, tiny
+
+
+def made(**options):
+    model = tiny("llama", "hooked")
+    return ablate(model, neurons_at(model, languages=("hi", "en")), texts(), **options, **QUICK)
+
+
+def test_the_largest_effects_are_drawn_with_intervals_and_controls():
+    result = made(controls=4)
+    figure = ablation(result, top=3)
+    neurons = [trace for trace in figure.data if trace.mode == "markers"]
+    assert [trace.name for trace in neurons] == ["en", "hi"]
+    assert all(len(trace.x) == 3 for trace in neurons)
+    largest = result.rows["effect"].abs().max()
+    assert max(abs(value) for trace in neurons for value in trace.x) == pytest.approx(100 * largest)
+    assert sum(trace.name == "one more matched control" for trace in figure.data) == 6
+    assert "% of its own unpatched loss" in figure.layout.xaxis.title.text
+
+
+def test_groups_and_prefixes_are_drawn_too():
+    assert [len(trace.x) for trace in ablation(made(each="group")).data] == [2, 2]
+    curves = ablation(made(each="cumulative"), languages=["hi"]).data
+    assert [trace.name for trace in curves] == ["hi measured in hi", "en measured in hi"]
+    assert list(curves[0].x) == [1, 2, 4, 6]
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(EffectError, match="fr"):
+        ablation(made(), languages=["fr"])
