@@ -41,6 +41,7 @@ benchmark: install
 	$(BIN)/python benchmarks/record.py
 	$(BIN)/python benchmarks/patches.py
 	$(BIN)/python benchmarks/lora.py
+	$(BIN)/python benchmarks/ablation.py
 
 clean:
 	rm -rf $(VENV) dist build

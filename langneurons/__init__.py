@@ -4,6 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from langneurons.analysis.ablation.ablating import ablate as ablate
+    from langneurons.analysis.ablation.result import Ablation as Ablation
+    from langneurons.analysis.comparison import Comparison as Comparison
+    from langneurons.analysis.comparison import compare_methods as compare_methods
+    from langneurons.analysis.screening import Screen as Screen
+    from langneurons.analysis.screening import screen as screen
+    from langneurons.analysis.selectivity.polysemanticity import polysemanticity as polysemanticity
+    from langneurons.analysis.selectivity.reading import decompose as decompose
+    from langneurons.analysis.selectivity.result import Polysemanticity as Polysemanticity
+    from langneurons.analysis.selectivity.texts import LabelledTexts as LabelledTexts
     from langneurons.analysis.validity import nulls as nulls
     from langneurons.analysis.validity import rerun as rerun
     from langneurons.analysis.validity import split_half as split_half
@@ -39,15 +49,21 @@ if TYPE_CHECKING:
     from langneurons.identification import SET6 as SET6
     from langneurons.identification import SET_XNLI as SET_XNLI
     from langneurons.identification import ActivationProbability as ActivationProbability
+    from langneurons.identification import Contrast as Contrast
     from langneurons.identification import EntropyLambda as EntropyLambda
+    from langneurons.identification import GradientRelevance as GradientRelevance
     from langneurons.identification import MeanActivation as MeanActivation
     from langneurons.identification import MeanDifference as MeanDifference
     from langneurons.identification import NeuronSet as NeuronSet
     from langneurons.identification import Random as Random
     from langneurons.identification import Scores as Scores
+    from langneurons.identification import SentenceAP as SentenceAP
     from langneurons.identification import TokenAP as TokenAP
     from langneurons.models import describe as describe
     from langneurons.models import load_model as load_model
+    from langneurons.models.dictionaries import add_dictionary as add_dictionary
+    from langneurons.models.dictionaries import remove_dictionary as remove_dictionary
+    from langneurons.models.sparse_dictionary import SparseDictionary as SparseDictionary
     from langneurons.patches import Add as Add
     from langneurons.patches import Clamp as Clamp
     from langneurons.patches import DiffMean as DiffMean
@@ -72,6 +88,25 @@ if TYPE_CHECKING:
     from langneurons.views import plot as plot
 
 _PLACES = {
+    "analysis.ablation.ablating": ("ablate",),
+    "analysis.ablation.result": ("Ablation",),
+    "analysis.comparison": (
+        "Comparison",
+        "compare_methods",
+    ),
+    "analysis.screening": (
+        "Screen",
+        "screen",
+    ),
+    "analysis.selectivity.polysemanticity": ("polysemanticity",),
+    "analysis.selectivity.reading": ("decompose",),
+    "analysis.selectivity.result": ("Polysemanticity",),
+    "analysis.selectivity.texts": ("LabelledTexts",),
+    "models.dictionaries": (
+        "add_dictionary",
+        "remove_dictionary",
+    ),
+    "models.sparse_dictionary": ("SparseDictionary",),
     "analysis.validity": ("nulls", "rerun", "split_half"),
     "corpora": ("Corpus", "load_corpus"),
     "errors": ("LangNeuronsError", "LangNeuronsWarning"),
@@ -93,7 +128,9 @@ _PLACES = {
     "identification": (
         "AUROC",
         "ActivationProbability",
+        "Contrast",
         "EntropyLambda",
+        "GradientRelevance",
         "LAPE",
         "SET1",
         "SET2",
@@ -107,6 +144,7 @@ _PLACES = {
         "NeuronSet",
         "Random",
         "Scores",
+        "SentenceAP",
         "TokenAP",
     ),
     "models": ("describe", "load_model"),

@@ -11,17 +11,21 @@ import plotly.graph_objects as go
 from langneurons.errors import NeuronSetError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
+from langneurons.views.ablation_figures import ablation
 from langneurons.views.effect_figures import dose_response, effects, perplexity_matrix
+from langneurons.views.selectivity_figures import selectivity
 from langneurons.views.style import COLOURS, DASHES, styled
 from langneurons.views.training_figures import training, transfer
 
 __all__ = [
+    "ablation",
     "dose_response",
     "effects",
     "histogram",
     "layer_heatmap",
     "overlap",
     "perplexity_matrix",
+    "selectivity",
     "training",
     "transfer",
 ]

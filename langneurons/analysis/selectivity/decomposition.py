@@ -1,0 +1,182 @@
+"""How much of each neuron's variance language, label and their interaction explain: type II sums of squares."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from langneurons.analysis.selectivity.moments import Moments
+from langneurons.errors import StatisticsError, unknown
+
+Source = Literal["language", "task", "interaction"]
+SOURCES: tuple[str, ...] = get_args(Source)
+# A neuron whose values differ by less than this share of their size differs by the rounding of single precision.
+CONSTANT = 1e-5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Decomposition:
+    """The variance of every neuron, divided among language, task label, their interaction and the rest.
+
+    ``squares`` has type II sums of squares: "language" (given the label), "task" (the label, given the language),
+    "interaction" (given both) and "residual"; "total"; and type I, entered first: "language_first" and "task_first".
+    The two types are equal where cells are balanced. A neuron that never changes has none of anything.
+
+    Attributes:
+        languages: The languages.
+        labels: The task's labels.
+        counts: Texts of each language and label.
+        site: Which tensor of a layer is the neuron.
+        squares: Name -> sum of squares of every neuron.
+
+    Example:
+        >>> values = np.array([[1.0], [2.0], [5.0], [6.0]])
+        >>> found = Decomposition.of(Moments.of(values, np.arange(4), 4), ("en", "hi"), ("no", "yes"), (1, 1), "act")
+        >>> [round(float(found.share(source)), 3) for source in ("language", "task", "interaction")]
+        [0.941, 0.059, 0.0]
+    """
+
+    languages: tuple[str, ...]
+    labels: tuple[str, ...]
+    counts: Int[np.ndarray, "language label"]
+    site: str
+    squares: dict[str, Float[np.ndarray, "layer neuron"]]
+
+    @classmethod
+    def of(
+        cls, moments: Moments, languages: tuple[str, ...], labels: tuple[str, ...], shape: tuple[int, int], site: str
+    ) -> "Decomposition":
+        """Decompose the variance that moments hold.
+
+        Args:
+            moments: Of every language and label: a cell each, languages one after the other.
+            languages: The languages.
+            labels: The labels.
+            shape: Layers and neurons a layer.
+            site: Where the values were read.
+        """
+        counts = moments.counts.reshape(len(languages), len(labels))
+        grand = moments.counts @ moments.means / moments.counts.sum()
+        apart = moments.means - grand
+        sums = moments.counts[:, None] * apart
+        residual = moments.squares.sum(0)
+        total = residual + (sums * apart).sum(0)
+        changes = total > moments.counts.sum() * np.square(CONSTANT) * (np.square(grand) + total / moments.counts.sum())
+        forms = quadratic_forms(counts[None].astype(float))
+        found = {name: _of_form(form[0], sums) for name, form in forms.items()}
+        found |= {"residual": residual, "total": total}
+        return cls(
+            languages,
+            labels,
+            counts,
+            site,
+            {name: np.where(changes, values, 0.0).reshape(shape) for name, values in found.items()},
+        )
+
+    def __repr__(self) -> str:
+        layers, width = self.shape
+        return (
+            f"Decomposition of {layers} layers x {width} at {self.site}: {', '.join(self.languages)} by "
+            f"{', '.join(self.labels)}, {int(self.counts.sum()):,} texts"
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and neurons a layer."""
+        layers, width = self.squares["total"].shape
+        return layers, width
+
+    @property
+    def balanced(self) -> bool:
+        """Whether languages have equal shares of every label, so that the order of factors does not matter."""
+        expected = self.counts.sum(1, keepdims=True) * self.counts.sum(0) / self.counts.sum()
+        return bool(np.allclose(self.counts, expected, rtol=0, atol=1e-9))
+
+    def share(self, source: str) -> Float[Tensor, "layer neuron"]:
+        """Share of a neuron's variance that a source explains (eta squared); 0 where the neuron never changes.
+
+        Args:
+            source: "language", "task" or "interaction", or entered first, "language_first" or "task_first".
+
+        Raises:
+            StatisticsError: If the source is unknown.
+        """
+        return torch.from_numpy(ratio(self._of(source), self.squares["total"]))
+
+    def partial(self, source: str) -> Float[Tensor, "layer neuron"]:
+        """Share that a source explains of what the other sources leave (partial eta squared); 0 where nothing changes.
+
+        Args:
+            source: "language", "task" or "interaction".
+
+        Raises:
+            StatisticsError: If the source is unknown.
+        """
+        own = self._of(source)
+        return torch.from_numpy(ratio(own, own + self.squares["residual"]))
+
+    def table(self) -> pd.DataFrame:
+        """One row a neuron: layer, neuron, and shares of every kind."""
+        layer, neuron = np.divmod(np.arange(self.squares["total"].size), self.shape[1])
+        names = [*SOURCES, "language_first", "task_first"]
+        shares = {f"{name}_share": self.share(name).numpy().ravel() for name in names}
+        partials = {f"{name}_partial": self.partial(name).numpy().ravel() for name in SOURCES}
+        return pd.DataFrame({"layer": layer, "neuron": neuron, **shares, **partials})
+
+    def _of(self, source: str) -> Float[np.ndarray, "layer neuron"]:
+        if source not in self.squares:
+            raise StatisticsError(unknown("source", source, SOURCES))
+        return self.squares[source]
+
+
+def quadratic_forms(counts: Float[np.ndarray, "draw language label"]) -> dict[str, Float[np.ndarray, "draw cell cell"]]:
+    """Matrices that turn a neuron's cell sums s into sums of squares, s' Q s, one for each way the cells are filled.
+
+    A model's sum of squares is s' X (X'NX)^+ X' s; every source's is the difference of two models'. Cells may be empty.
+
+    Args:
+        counts: Texts of each cell.
+
+    Returns:
+        Source -> matrices: "language", "task", "interaction", "language_first", "task_first".
+    """
+    languages, labels = counts.shape[1:]
+    by_language = np.kron(np.eye(languages), np.ones((labels, 1)))
+    by_label = np.kron(np.ones((languages, 1)), np.eye(labels))
+    filled = counts.reshape(len(counts), -1)
+    mean, language, label, both = (
+        _projection(design, filled)
+        for design in (np.ones((filled.shape[1], 1)), by_language, by_label, np.hstack([by_language, by_label]))
+    )
+    every = np.einsum(
+        "dc,ce->dce", np.divide(1, filled, where=filled > 0, out=np.zeros_like(filled)), np.eye(filled.shape[1])
+    )
+    return {
+        "language": both - label,
+        "task": both - language,
+        "interaction": every - both,
+        "language_first": language - mean,
+        "task_first": label - mean,
+    }
+
+
+def _projection(
+    design: Float[np.ndarray, "cell column"], counts: Float[np.ndarray, "draw cell"]
+) -> Float[np.ndarray, "draw cell cell"]:
+    normal = np.einsum("ca,dc,cb->dab", design, counts, design, optimize=True)
+    return design @ np.linalg.pinv(normal, rcond=1e-10, hermitian=True) @ design.T
+
+
+def _of_form(
+    form: Float[np.ndarray, "cell cell"], sums: Float[np.ndarray, "cell neuron"]
+) -> Float[np.ndarray, " neuron"]:
+    return np.maximum((sums * (form @ sums)).sum(0), 0.0)
+
+
+def ratio(part: Float[np.ndarray, "*shape"], whole: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Divide, with 0 where there is nothing to be a part of."""
+    return np.divide(part, whole, where=whole > 0, out=np.zeros_like(whole))

@@ -1,0 +1,293 @@
+"""Running a model over labelled texts: moments of every neuron, and single texts' values of some neurons."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from langneurons import storage
+from langneurons.analysis.selectivity.decomposition import Decomposition
+from langneurons.analysis.selectivity.moments import Moments
+from langneurons.analysis.selectivity.texts import LabelledTexts, Text
+from langneurons.errors import PatchError, StorageError, TaskError, unknown
+from langneurons.evaluation.scoring import scoring
+from langneurons.evaluation.tasks.batching import Tokens, batches, front, token_ids
+from langneurons.evaluation.tasks.heads import pair_tokens
+from langneurons.models import ModelView, view
+
+POSITIONS = ("mean", "last")
+READING = "selectivity/1"  # to be raised with every change of what is read: values that were kept are then left alone
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """What neurons did on labelled texts.
+
+    Attributes:
+        texts: The texts.
+        site: Where they were read.
+        shape: Layers and neurons a layer.
+        moments: Language -> moments of every neuron for each label.
+        values: Language -> values of the neurons chosen, memory-mapped where they were kept on disk.
+        cut: How many texts were too long for the model, and were cut.
+        model: Fingerprint of the model's weights.
+    """
+
+    texts: LabelledTexts
+    site: str
+    shape: tuple[int, int]
+    moments: Mapping[str, Moments]
+    values: Mapping[str, Float32[np.ndarray, "text neuron"]]
+    cut: int
+    model: str
+
+    def decomposition(self) -> Decomposition:
+        """Divide the variance of every neuron among language, label, and their interaction."""
+        together = Moments.stacked(list(self.moments.values()))
+        return Decomposition.of(together, self.texts.languages, self.texts.labels, self.shape, self.site)
+
+
+def decompose(
+    model: torch.nn.Module,
+    task: Any,
+    site: str = "act",
+    languages: Iterable[str] | None = None,
+    position: str = "mean",
+    max_items: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Decomposition:
+    """Measure how much of every neuron's activation language, task label and their interaction explain.
+
+    One pass over the texts; memory does not grow with them.
+
+    Args:
+        model: From ``load_model``; whatever is attached to it counts.
+        task: ``XNLI``, ``XQuAD`` or ``LabelledTexts``, in at least two languages.
+        site: Which tensor of a layer is the neuron (a head is its output's norm).
+        languages: Which; None is all of the task's.
+        position: "mean" over a text's counted tokens, or its "last" token.
+        max_items: Draw clusters at random until there are so many items; None takes all.
+        batch_size: Texts a forward; sums agree to the rounding of single precision whatever it is.
+        seed: Of the draw.
+        out: Folder that keeps what was read; the same call goes on there.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        Sums of squares of every neuron.
+
+    Raises:
+        TaskError: If texts or labels are malformed, or there is only one language.
+        LanguageError: If the task lacks a language.
+        HookSiteError: If the model has no such site.
+
+    Example:
+        >>> texts = {"en": ["It rains.", "Dry.", "Rain.", "Sun."], "fr": ["Il pleut.", "Sec.", "Pluie.", "Beau."]}
+        >>> task = LabelledTexts.parallel(texts, ["wet", "dry", "wet", "dry"], name="weather")
+        >>> bool(decompose(model, task, progress=False).share("language").max() > 0.5)
+        True
+    """
+    texts = chosen_texts(task, languages, max_items, seed)
+    nothing = np.empty(0, np.int64)
+    return read(model, texts, site, position, nothing, batch_size, out, progress).decomposition()
+
+
+def chosen_texts(task: Any, languages: Iterable[str] | None, max_items: int | None, seed: int) -> LabelledTexts:
+    """Take the texts of some languages, at least two, and draw some of their items.
+
+    Raises:
+        TaskError: If texts or labels are malformed, or there is only one language.
+        LanguageError: If the task lacks a language.
+    """
+    texts = LabelledTexts.of(task).select(languages)
+    if len(texts.languages) < 2:
+        given = ", ".join(texts.languages)
+        raise TaskError(f"What language explains shows between languages: give at least two, not {given!r} alone.")
+    return texts if max_items is None else texts.take(max_items, seed)
+
+
+def read(
+    model: torch.nn.Module,
+    texts: LabelledTexts,
+    site: str,
+    position: str,
+    chosen: Int[np.ndarray, " chosen"],
+    batch_size: int = 8,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Readings:
+    """Run a model over labelled texts, language by language.
+
+    Args:
+        model: From ``load_model``; whatever is attached to it counts, but then nothing can be kept.
+        texts: What to read.
+        site: Where.
+        position: "mean" over a text's counted tokens (never special tokens, separators or position 0), or "last".
+        chosen: Neurons, by flat index, whose value on every text is kept.
+        batch_size: Texts a forward.
+        out: Folder that keeps each language; the same call goes on there.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        TaskError: If the position is unknown, or a text has no counted token.
+        ModelError: If the model has no tokenizer.
+        PatchError: If something is attached to the model while ``out`` is given.
+        HookSiteError: If the model has no such site.
+        StorageError: If the folder cannot be written.
+    """
+    seen = view(model)
+    if position not in POSITIONS:
+        raise TaskError(unknown("position", position, POSITIONS))
+    if out is not None and seen.hooked:
+        raise PatchError(
+            f"Something is attached to {seen.name!r}, such as a patch, so what is read cannot be kept for the model as "
+            "it is: leave the block first, or leave out= away."
+        )
+    shape = seen.shape(site)
+    prepared = {language: _tokens(seen, list(table["text"]), position) for language, table in texts.items.items()}
+    moments, values = {}, {}
+    with tqdm(total=sum(map(len, texts.items.values())), unit="text", disable=not progress) as bar:
+        for language, (sequences, _) in prepared.items():
+            labels = np.searchsorted(texts.labels, texts.items[language]["label"].astype(str))
+            collected = _Collected(len(texts.labels), labels, chosen, shape)
+            ask = partial(_run, model, sequences, site, position, batch_size, collected)
+            about = (
+                *_plain(seen),
+                site,
+                seen.fingerprint_at(site),
+                position,
+                *texts.labels,
+                repr(sequences),
+                labels.tobytes(),
+                chosen.tobytes(),
+            )
+            found = _kept_or_run(None if out is None else Path(out), storage.fingerprint(READING, *about), ask)
+            moments[language], values[language] = _from_tensors(found)
+            bar.update(len(sequences))
+    cut = sum(count for _, count in prepared.values())
+    return Readings(texts, site, shape, moments, values, cut, seen.fingerprint)
+
+
+def _kept_or_run(out: Path | None, key: str, run: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Give back what was kept, or run and keep it; what is kept is memory-mapped."""
+    if out is None:
+        return run()
+    path = out / "readings" / f"{key}.safetensors"
+    try:
+        return storage.read_tensors(path)
+    except StorageError:
+        storage.write_tensors(path, run())  # it was not there, or not whole
+        return storage.read_tensors(path)
+
+
+class _Collected:
+    """One language's moments, and its values of the chosen neurons, while the model runs."""
+
+    def __init__(
+        self,
+        label_count: int,
+        labels: Int[np.ndarray, " text"],
+        chosen: Int[np.ndarray, " chosen"],
+        shape: tuple[int, int],
+    ) -> None:
+        self._labels, self._chosen, self.shape = labels, chosen, shape
+        size = shape[0] * shape[1]
+        empty = np.zeros((label_count, size))
+        self._moments = Moments(np.zeros(label_count, np.int64), empty, empty)
+        self._values = np.empty((len(labels), len(chosen)), np.float32)
+
+    def add(self, rows: Int[np.ndarray, " row"], values: Float32[np.ndarray, "row neuron"]) -> None:
+        self._moments = self._moments + Moments.of(values, self._labels[rows], len(self._moments.counts))
+        self._values[rows] = values[:, self._chosen]
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = self._moments
+        arrays = {"counts": found.counts, "means": found.means, "squares": found.squares, "values": self._values}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Moments, Float32[np.ndarray, "text neuron"]]:
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return Moments(arrays["counts"], arrays["means"], arrays["squares"]), arrays["values"]
+
+
+def _run(
+    model: torch.nn.Module,
+    sequences: Sequence[Tokens],
+    site: str,
+    position: str,
+    batch_size: int,
+    into: _Collected,
+) -> dict[str, Tensor]:
+    with scoring(model) as seen, _pooled(seen, site, into.shape) as pooled:
+        special = torch.tensor(sorted(_special(seen)), dtype=torch.int64)
+        for rows, tokens in batches(sequences, batch_size, seen.context_length):
+            lengths = torch.tensor([len(sequences[row]) for row in rows])
+            into.add(rows, pooled(tokens, _weights(tokens, lengths, special, position)))
+    return into.tensors()
+
+
+@contextmanager
+def _pooled(seen: ModelView, site: str, shape: tuple[int, int]) -> Iterator[Any]:
+    """Give a function from tokens and weights to every neuron's weighted sum over positions."""
+    held: dict[int, Tensor] = {}
+    weighting: list[Tensor] = []
+
+    def keep(layer: int, values: Tensor) -> None:
+        numbers = torch.linalg.vector_norm(values.float(), dim=-1) if values.ndim == 4 else values.float()
+        weights = weighting[0].to(numbers.device)
+        held[layer] = torch.einsum("bp,bpn->bn", weights, numbers).cpu()
+
+    def pooled(tokens: Tensor, weights: Float[Tensor, "row position"]) -> Float32[np.ndarray, "row neuron"]:
+        weighting[:] = [weights]
+        seen.forward(tokens, logits=False)
+        absent = torch.zeros(len(tokens), shape[1])
+        return torch.cat([held.pop(layer, absent) for layer in range(shape[0])], dim=1).numpy()
+
+    with seen.reading({site: keep}):
+        yield pooled
+
+
+def _weights(
+    tokens: Int[Tensor, "row position"], lengths: Int[Tensor, " row"], special: Int[Tensor, " id"], position: str
+) -> Float[Tensor, "row position"]:
+    """How much each position counts: they sum to 1 in every row."""
+    place = torch.arange(tokens.shape[1])
+    if position == "last":
+        return (place == lengths[:, None] - 1).float()
+    counted = (place > 0) & (place < lengths[:, None]) & ~torch.isin(tokens, special)
+    return counted.float() / counted.sum(1, keepdim=True)
+
+
+def _tokens(seen: ModelView, texts: Sequence[Text], position: str) -> tuple[list[Tokens], int]:
+    """Tokenise texts and pairs, cut to the model's context, and count those that were cut."""
+    pairs = {place: text for place, text in enumerate(texts) if isinstance(text, tuple)}
+    paired, too_long = pair_tokens(seen, list(pairs.values())) if pairs else ([], np.empty(0, bool))
+    singles = {place: text for place, text in enumerate(texts) if isinstance(text, str)}
+    whole = [(*front(seen), *ids) for ids in token_ids(seen, list(singles.values()))]
+    sequences = dict(zip(pairs, paired, strict=True))
+    sequences |= {place: ids[: seen.context_length] for place, ids in zip(singles, whole, strict=True)}
+    found, special = [sequences[place] for place in range(len(texts))], _special(seen)
+    for text, ids in zip(texts, found, strict=True):
+        if not ids or (position == "mean" and not set(ids[1:]) - special):
+            raise TaskError(f"The text {text!r:.60} has no counted token: only special ones, or one at position 0.")
+    return found, int(too_long.sum()) + sum(len(ids) > seen.context_length for ids in whole)
+
+
+def _special(seen: ModelView) -> set[int]:
+    return set() if seen.tokenizer is None else set(seen.tokenizer.all_special_ids)
+
+
+def _plain(seen: ModelView) -> list[str]:
+    """What of the model decides the values, the text being tokens already."""
+    return [seen.fingerprint, seen.backend, str(seen.dtype), repr(sorted(_special(seen)))]

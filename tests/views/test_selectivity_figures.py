@@ -1,0 +1,38 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from langneurons.analysis.selectivity.decomposition import Decomposition
+from langneurons.analysis.selectivity.moments import Moments
+from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.analysis.selectivity.verdicts import VERDICTS
+from langneurons.views.selectivity_figures import selectivity
+
+
+@pytest.fixture
+def found():
+    draw = np.random.default_rng(0)
+    moments = Moments.of(draw.normal(size=(40, 24)), np.arange(40) % 4, 4)
+    whole = Decomposition.of(moments, ("en", "hi"), ("no", "yes"), (2, 12), "act")
+    detectable = [0.1, 0.2, 0.3, np.inf]
+    known = {"language": "hi", "verdict": list(VERDICTS), "task_bits": 0.1, "task_detectable": detectable}
+    known |= {"language_p_adjusted": 0.5, "task_p_adjusted": 0.5}
+    rows = whole.table().iloc[[0, 5, 13, 20]].assign(**known)
+    settings = {"items": 20, "site": "act", "task": "cues"}
+    return Polysemanticity(rows, pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), whole, settings)
+
+
+def test_each_verdict_has_its_neurons_and_all_others_stand_behind(found):
+    figure = selectivity(found)
+    assert [trace.name for trace in figure.data] == [
+        "other neurons",
+        *(f"{one} (1)" for one in ("language", "task", "both", "neither")),
+    ]
+    assert len(figure.data[0].x) == 20
+    shown = found.rows[found.rows["verdict"] == "both"].iloc[0]
+    assert figure.data[3].x[0] == shown["language_partial"]
+    assert figure.data[3].y[0] == shown["task_partial"] + shown["interaction_partial"]
+
+
+def test_the_line_is_at_what_the_median_neuron_could_show(found):
+    assert selectivity(found).layout.shapes[0].y0 == pytest.approx(0.2)
