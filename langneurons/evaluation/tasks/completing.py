@@ -78,7 +78,7 @@ def complete(
         >>> prompt = prompt_ids(model.tokenizer, "The children went to")
         >>> [completion] = complete(model, [prompt], max_new_tokens=5)
         >>> completion.text, completion.stopped
-        (' the world.', True)
+        (' the word.', True)
     """
     seen = view(model)
     _check(seen, prompts, max_new_tokens, stop, batch_size)
