@@ -1,6 +1,5 @@
 """One vocabulary over HookedTransformer and TransformerBridge, whoever loaded them."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -12,21 +11,19 @@ from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import HookSiteError, LangNeuronsError, ModelError, TrainingError, unknown
 from langneurons.models.above import ResidualOf, resumed_above
-from langneurons.models.bridge import bridge_activation, native_attention
-from langneurons.models.bridge_projections import bridge_projection
+from langneurons.models.bridge import native_attention
 from langneurons.models.checkpointing import checkpointed
 from langneurons.models.feature_sites import FeatureSite
 from langneurons.models.fingerprint import WeightsVersion, module_fingerprint
 from langneurons.models.following import Following, following
-from langneurons.models.generating import GeneratedRows, Stop, generate_hooked, generate_hugging_face
-from langneurons.models.hooked import activation_of, hooked_class
-from langneurons.models.hooked_projections import hooked_projection
+from langneurons.models.generating import GeneratedRows, Stop
+from langneurons.models.hooked import hooked_class
 from langneurons.models.probe import Probe
 from langneurons.models.projections import Projection, check_target
+from langneurons.models.running import RunningBridge, RunningHooked
 from langneurons.models.sites import (
     SITES,
     Change,
-    Hook,
     Layer,
     Reader,
     attached,
@@ -77,13 +74,14 @@ class ModelView:
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> None:
         self.model = model
         self.backend = _backend_of(model)
+        self._running = RunningHooked(model) if self.backend == "hooked" else RunningBridge(model)
         self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         self.name: str = name or model.cfg.model_name
         self.n_layers: int = model.cfg.n_layers
         self.context_length: int = model.cfg.n_ctx
         self._layers = [self._layer(index) for index in range(self.n_layers)]
         self.gated = self._layers[0].gated
-        self.act_fn_name: str = model.cfg.act_fn if self.backend == "hooked" else activation_of(self._hf_model.config)
+        self.act_fn_name: str = self._running.act_fn_name
         self.feature_sites: dict[str, FeatureSite] = {}
         self._widths: dict[str, int] = {}
         self._fingerprint: tuple[WeightsVersion, str] | None = None
@@ -192,21 +190,7 @@ class ModelView:
         Returns:
             Logits, or None.
         """
-        run = self._run_hooked if self.backend == "hooked" else self._run_bridge
-        return run(tokens.to(self.device), attention_mask, logits)
-
-    def _run_hooked(self, tokens: torch.Tensor, mask: torch.Tensor | None, logits: bool) -> torch.Tensor | None:
-        mask = self._mask(tokens, mask)
-        out = self.model(tokens, attention_mask=mask, stop_at_layer=None if logits else self.n_layers)
-        return out if logits else None
-
-    def _run_bridge(self, tokens: torch.Tensor, mask: torch.Tensor | None, logits: bool) -> torch.Tensor | None:
-        accepted = inspect.signature(self._hf_model.forward).parameters
-        options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
-        if not logits and "logits_to_keep" in accepted:
-            options["logits_to_keep"] = 1
-        out = self.model(tokens, attention_mask=mask, **options)
-        return out if logits else None
+        return self._running.forward(tokens.to(self.device), attention_mask, logits)
 
     def hidden(
         self,
@@ -220,19 +204,7 @@ class ModelView:
             attention_mask: 0 for what no position attends to; None hides nothing. Padding is read like any other
                 position, numbered on from the text, as transformers does.
         """
-        tokens = tokens.to(self.device)
-        if self.backend == "bridge":
-            return self._hf_model.base_model(tokens, attention_mask=attention_mask).last_hidden_state
-        # Not by TransformerLens' own mask, which would number padding as the last real token.
-        with attached([] if attention_mask is None else self._hiding(attention_mask.to(self.device) == 0)):
-            residual = self.model(tokens, attention_mask=self._mask(tokens, None), stop_at_layer=self.n_layers)
-        return self.model.ln_final(residual)
-
-    def _hiding(self, keys: torch.Tensor) -> list[tuple[Any, Hook]]:
-        def hide(scores: torch.Tensor) -> torch.Tensor:
-            return scores.masked_fill(keys[:, None, None].to(scores.device), -torch.inf)
-
-        return [(layer.attention.hook_attn_scores, hide) for layer in self._layers]
+        return self._running.hidden(tokens.to(self.device), attention_mask)
 
     def logits_at(
         self, tokens: Int[torch.Tensor, "batch position"], positions: Sequence[int]
@@ -243,14 +215,7 @@ class ModelView:
             tokens: Token ids, special tokens included, padding on the right.
             positions: Which.
         """
-        tokens, kept = tokens.to(self.device), torch.tensor(list(positions), device=self.device)
-        if self.backend == "hooked" and not self.model.cfg.output_logits_soft_cap > 0:
-            return self.model.unembed(self.hidden(tokens)[:, kept])
-        if self.backend == "bridge" and "logits_to_keep" in inspect.signature(self._hf_model.forward).parameters:
-            return self.model(tokens, use_cache=False, logits_to_keep=kept)
-        logits = self.forward(tokens)
-        assert logits is not None
-        return logits[:, kept]
+        return self._running.logits_at(tokens.to(self.device), torch.tensor(list(positions), device=self.device))
 
     @torch.no_grad()
     def generate(
@@ -277,17 +242,8 @@ class ModelView:
         """
         tokens, attention_mask = tokens.to(self.device), attention_mask.to(self.device)
         rows = GeneratedRows(len(tokens), max_new_tokens, stop, eos, min_new_tokens)
-        if self.backend == "hooked":
-            generate_hooked(self.model, tokens, attention_mask, rows)
-        else:
-            generate_hugging_face(self._hf_model, tokens, attention_mask, rows, max_new_tokens)
+        self._running.generate(tokens, attention_mask, rows, max_new_tokens)
         return rows.ids
-
-    def _mask(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-        if mask is None and getattr(self.model.tokenizer, "padding_side", "right") == "left":
-            # Without a mask HookedTransformer would take every padding token's id for padding.
-            return torch.ones_like(tokens)
-        return mask
 
     @contextmanager
     def native_attention(self) -> Iterator[None]:
@@ -474,8 +430,7 @@ class ModelView:
         Every forward that is not part of a ``generate`` (of this view, of the model, or of the Hugging Face model in a
         bridge) is all prompt.
         """
-        generators = [self, self.model] if self.backend == "hooked" else [self, self.model, self._hf_model]
-        with following(generators, self._layers[0].input_point) as progress:
+        with following([self, *self._running.generators], self._layers[0].input_point) as progress:
             yield progress
 
     @contextmanager
@@ -495,9 +450,7 @@ class ModelView:
         """
         if not -1 <= layer < self.n_layers:
             raise HookSiteError(f"{self.name!r} has no layer {layer}: its layers are 0 to {self.n_layers - 1}.")
-        hooked = self.backend == "hooked"
-        embedding = self.model.embed if hooked else self._hf_model.get_input_embeddings()
-        with resumed_above(self.model.blocks, embedding, layer, residual_of):
+        with resumed_above(self.model.blocks, self._running.embedding, layer, residual_of):
             yield
 
     @contextmanager
@@ -507,8 +460,7 @@ class ModelView:
         Gradients stay what they are and memory shrinks, for the time of another forward. Patches are written again
         when a layer runs again; ``reading`` still hands on every tensor once.
         """
-        config = None if self.backend == "hooked" else self._hf_model.config
-        with checkpointed(self.model.blocks, config, self._again):
+        with checkpointed(self.model.blocks, self._running.checkpointing_config, self._again):
             yield
 
     @contextmanager
@@ -534,8 +486,8 @@ class ModelView:
         """
         check_target(target, self.gated)
         if (layer, target) not in self._projections:
-            build = hooked_projection if self.backend == "hooked" else bridge_projection
-            self._projections[layer, target] = build(self.model, self.gated, layer, target)
+            built = self._running.build_projection(self.model, self.gated, layer, target)
+            self._projections[layer, target] = built
         return self._projections[layer, target]
 
     def check_weights_writable(self) -> None:
@@ -547,17 +499,12 @@ class ModelView:
         if self._held_fingerprint is not None:
             raise TrainingError("Weights cannot be written inside native_attention(): leave it first.")
 
-    @property
-    def _hf_model(self) -> Any:
-        return self.model.original_model
-
     def _layer(self, index: int) -> Layer:
         block = self.model.blocks[index]
         mlp, attention = getattr(block, "mlp", None), getattr(block, "attn", None)
         points = [getattr(mlp, "hook_pre", None), getattr(mlp, "hook_post", None), getattr(attention, "hook_z", None)]
         if mlp is None or attention is None or None in points:
             raise HookSiteError(f"Layer {index} of {self.name!r} lacks an MLP or an attention that hooks can reach.")
-        hooked = self.backend == "hooked"
         gated = getattr(mlp, "hook_pre_linear", None) is not None
         return Layer(
             index=index,
@@ -565,9 +512,9 @@ class ModelView:
             attention=attention,
             input_point=block.hook_resid_pre,
             output_point=block.hook_resid_post,
-            act_fn=mlp.act_fn if hooked else bridge_activation(mlp),
+            act_fn=self._running.act_fn(mlp),
             gated=gated,
-            adds_bias=hooked and gated,
+            adds_bias=gated and self.backend == "hooked",
             n_heads=self.model.cfg.n_heads,
         )
 
