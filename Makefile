@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: install demo test lint types contracts wheel notebooks benchmark clean
+.PHONY: install demo test lint types contracts wheel notebooks docs figures benchmark clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,14 @@ contracts: install
 notebooks: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --nbmake --no-header -p no:jaxtyping --override-ini addopts= notebooks
 
+# FROM draws larger results in place of the study's: make figures FROM='--from matrix=runs/large/matrix'
+figures: install
+	test -d $(RUN)/statistics || $(BIN)/langneurons demo --out $(RUN)
+	$(BIN)/python scripts/draw_figures.py $(RUN) $(FROM)
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 wheel: install
 	rm -rf dist
 	$(BIN)/python -m build --wheel --sdist --outdir dist
@@ -44,4 +52,4 @@ benchmark: install
 	$(BIN)/python benchmarks/ablation.py
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) dist build site

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from langneurons.analysis.ablation.result import Ablation as Ablation
     from langneurons.analysis.comparison import Comparison as Comparison
     from langneurons.analysis.comparison import compare_methods as compare_methods
+    from langneurons.analysis.profiles.profiling import profile as profile
+    from langneurons.analysis.profiles.result import Profiles as Profiles
     from langneurons.analysis.screening import Screen as Screen
     from langneurons.analysis.screening import screen as screen
     from langneurons.analysis.selectivity.polysemanticity import polysemanticity as polysemanticity
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from langneurons.recording.recorder import record as record
     from langneurons.recording.site_values import SiteValues as SiteValues
     from langneurons.recording.statistics import ActivationStats as ActivationStats
+    from langneurons.study.study import Study as Study
     from langneurons.training.finetuned import Finetuned as Finetuned
     from langneurons.training.finetuning import finetune as finetune
     from langneurons.training.lora import MaskedIA3 as MaskedIA3
@@ -86,6 +89,10 @@ if TYPE_CHECKING:
     from langneurons.training.transfer import transfer_experiment as transfer_experiment
     from langneurons.training.transfer_table import Transfer as Transfer
     from langneurons.views import plot as plot
+    from langneurons.views.explorer import explore as explore
+    from langneurons.views.neuron_page import neuron_page as neuron_page
+    from langneurons.views.report import Findings as Findings
+    from langneurons.views.report import write_report as write_report
 
 _PLACES = {
     "analysis.ablation.ablating": ("ablate",),
@@ -94,6 +101,8 @@ _PLACES = {
         "Comparison",
         "compare_methods",
     ),
+    "analysis.profiles.profiling": ("profile",),
+    "analysis.profiles.result": ("Profiles",),
     "analysis.screening": (
         "Screen",
         "screen",
@@ -160,6 +169,10 @@ _PLACES = {
     "training.transfer": ("transfer_experiment",),
     "training.transfer_table": ("Transfer",),
     "views": ("plot",),
+    "views.neuron_page": ("neuron_page",),
+    "views.report": ("Findings", "write_report"),
+    "study.study": ("Study",),
+    "views.explorer": ("explore",),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 

@@ -6,11 +6,13 @@ import pandas as pd
 import torch
 
 import langneurons as ln
-from langneurons.views.page import write_page
+from langneurons.analysis.profiles.choosing import clearest_neurons
 
 TOP = 0.01
 HELDOUT_TOKENS = 600
 CONTROLS = 2
+PAGES = 70  # neurons that get one
+TEXTS = 80  # a language that their pages choose from
 
 
 def run_demo(out: Path) -> str:
@@ -33,41 +35,21 @@ def run_demo(out: Path) -> str:
     text = ln.HeldoutText.of(model, heldout, HELDOUT_TOKENS, context_length=128)
     matrix = ln.perplexity_matrix(model, text, lape, 0.0, CONTROLS, stats, out=out / "matrix")
     matrix.save(out / "matrix" / "effects")
+    shown = clearest_neurons(lape, stats, PAGES)
+    profiles = ln.profile(model, shown, train, stats, k=3, documents=TEXTS)
+    profiles.save(out / "profiles")
     resolution = detectable(stats)
-    shown = stats.languages[-1]
-    neuron = clearest(stats, lape, shown)
-    page = write_page(
+    page = ln.write_report(
         out / "index.html",
-        "Which neurons of babel belong to which language?",
-        [
-            f"babel read {int(stats.tokens[0]):,} counted tokens of each of {len(stats.languages)} languages, seven "
-            "tenths of its phrasebook; the rest is held out. LAPE keeps the "
-            f"{TOP:.0%} of its {stats.shape[0] * stats.shape[1]:,} MLP neurons whose activation probability is most "
-            "uneven over languages; pooled-p90 keeps, for each language, the neurons that most often exceed their own "
-            "90th percentile over all languages.",
-            resolution,
-            concluded(matrix),
-        ],
-        [("Neurons per language", summary)],
-        [
-            (ln.plot.layer_heatmap(lape), "LAPE neurons. A neuron can belong to several languages."),
-            (
-                ln.plot.perplexity_matrix(matrix),
-                f"Each language's LAPE neurons set to zero, the loss measured in every language, on {HELDOUT_TOKENS} "
-                "held-out tokens of each. Hover for intervals and matched controls.",
-            ),
-            (ln.plot.overlap(lape), "LAPE neurons that two languages share."),
-            (ln.plot.overlap(lape, pooled, ("LAPE", "pooled-p90")), "Do the two methods choose the same neurons?"),
-            (
-                ln.plot.histogram(stats, neuron),
-                f"The LAPE neuron of {shown} that is furthest ahead of every other language.",
-            ),
-        ],
-        [
-            f"Model {stats.model.name}, weights {stats.model.fingerprint}, {stats.model.dtype}; site {stats.site}; "
-            f"context {stats.context_length}.",
-            f"langneurons {ln.__version__}; {lape.method}; {pooled.method}.",
-        ],
+        ln.Findings(
+            "Which neurons of babel belong to which language?",
+            answer=[introduction(stats), resolution, concluded(matrix)],
+            stats=stats,
+            neurons={"LAPE": lape, "pooled-p90": pooled},
+            matrix=matrix,
+            profiles=profiles,
+            config="langneurons demo",
+        ),
     )
     return "\n".join(
         [
@@ -79,7 +61,7 @@ def run_demo(out: Path) -> str:
             concluded(matrix),
             "",
             f"Statistics and neuron sets: {out}",
-            f"Pictures: {page} (open it in a browser)",
+            f"Report: {page} (open it in a browser)",
             "",
             "Next: record your own text,",
             "  langneurons record babel FOLDER --languages en,hi --out runs/mine",
@@ -88,6 +70,17 @@ def run_demo(out: Path) -> str:
             "  langneurons perplexity babel FOLDER --neurons runs/mine/neurons.lape.json --statistics runs/mine",
             "or follow notebooks/01_find_language_neurons.ipynb and 02_patch_and_measure.ipynb.",
         ]
+    )
+
+
+def introduction(stats: "ln.ActivationStats") -> str:
+    """Say what was read, and what the two methods keep."""
+    return (
+        f"babel read {int(stats.tokens[0]):,} counted tokens of each of {len(stats.languages)} languages, seven "
+        f"tenths of its phrasebook; the rest is held out. LAPE keeps the {TOP:.0%} of its "
+        f"{stats.shape[0] * stats.shape[1]:,} MLP neurons whose activation probability is most uneven over languages; "
+        "pooled-p90 keeps, for each language, the neurons that most often exceed their own 90th percentile over all "
+        "languages."
     )
 
 

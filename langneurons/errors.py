@@ -64,6 +64,10 @@ class StaleArtefactError(StorageError):
     """A file of ours belongs to another model, corpus or configuration."""
 
 
+class StudyError(LangNeuronsError):
+    """A study's configuration is wrong, or its run directory cannot be used."""
+
+
 class LangNeuronsWarning(UserWarning):
     """Something the user should know that does not stop the work."""
 

@@ -5,6 +5,7 @@ A file appears whole under its name or not at all. JSON artefacts carry a ``sche
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -75,10 +76,63 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
     return content
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before anything is computed for it.
+
+    Raises:
+        StorageError: If it is a file, or must not be written.
+    """
+    with _said_plainly(folder, "write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+def schema_of(path: Path) -> str:
+    """The schema that a JSON file carries, "" where it is no artefact of ours.
+
+    Raises:
+        StorageError: If the file is missing or unreadable.
+    """
+    with _said_plainly(path, "read"):
+        data = path.read_bytes()
+    try:
+        schema = json.loads(data)["schema"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return schema if isinstance(schema, str) else ""
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically (UTF-8)."""
     with replacing(path) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, in one write."""
+    with _said_plainly(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Try to hold a lock inside the block; it ends with the process, however that ends.
+
+    Yields:
+        Whether it is held; False where another process, or another block of this one, holds it.
+    """
+    with _said_plainly(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:

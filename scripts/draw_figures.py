@@ -1,67 +1,226 @@
-"""Draw the README's figures from saved statistics, through a headless Chromium or Chrome.
+"""Draw every figure from a saved demo study: ``make figures``, or ``python scripts/draw_figures.py runs/demo``.
 
-Usage: ``python scripts/draw_figures.py runs/real --matrix runs/matrix/matrix --sweep runs/sweep/sweep-hi
---tasks runs/tasks/xnli-head``
+What the demo does not hold (a sweep, a task, ablations, a transfer experiment, ...) is made on babel in some minutes
+and kept in the study's folder ``for-figures``; run again, only the drawing is done anew. A larger result is drawn in
+place of the study's by naming it: ``--from matrix=runs/large/matrix --from statistics=runs/large``.
 """
 
 import argparse
-import shutil
-import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from plotly.graph_objects import Figure
 
 import langneurons as ln
+from langneurons.analysis.validity import Evidence, RedrawnRandom, nulls_of, record_nulls, split_half, validity_table
+from langneurons.analysis.validity.table import ValidityTable
 from langneurons.demo import clearest
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+HELDOUT_TOKENS = 600
+SHOWN = "hi"  # the language whose neurons are swept and ablated
+TRAINED = {"batch_size": 32, "learning_rate": 8e-4, "bfloat16": True}
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Study:
+    """A saved demo study and what is made beside it.
+
+    Attributes:
+        folder: What ``langneurons demo`` wrote.
+        given: Result -> folder of a larger one, drawn in its place.
+    """
+
+    folder: Path
+    given: dict[str, Path]
+
+    @cached_property
+    def stats(self) -> ln.ActivationStats:
+        """Activation statistics."""
+        return ln.ActivationStats.load(self.given.get("statistics", self.folder / "statistics"))
+
+    @cached_property
+    def neurons(self) -> ln.NeuronSet:
+        """LAPE's neurons."""
+        return ln.LAPE(top=0.01).identify(self.stats)
+
+    @cached_property
+    def sets(self) -> dict[str, ln.NeuronSet]:
+        """What several methods choose."""
+        return {name: method.identify(self.stats) for name, method in methods(self.stats).items()}
+
+    @cached_property
+    def own_stats(self) -> ln.ActivationStats:
+        """The study's own statistics, whatever is drawn: what is made is made with these."""
+        return ln.ActivationStats.load(self.folder / "statistics")
+
+    @cached_property
+    def own_neurons(self) -> ln.NeuronSet:
+        """LAPE's neurons in the study's own statistics."""
+        return ln.LAPE(top=0.01).identify(self.own_stats)
+
+    @cached_property
+    def swept(self) -> ln.ActivationStats:
+        """The statistics of the model that was swept, which may be another than the study's."""
+        return ln.ActivationStats.load(self.given.get("sweep-statistics", self.folder / "statistics"))
+
+    @cached_property
+    def model(self) -> Any:
+        """The embedded model."""
+        return ln.load_model("babel")
+
+    @cached_property
+    def text(self) -> ln.HeldoutText:
+        """What the demo holds out."""
+        _, heldout = ln.load_corpus("babel").split(heldout=0.3, seed=0)
+        return ln.HeldoutText.of(self.model, heldout, HELDOUT_TOKENS, context_length=128)
+
+    def result(self, name: str, kind: Any, make: Callable[["Study"], Any]) -> Any:
+        """A result that was given, or was made before, or is made now."""
+        folder = self.given.get(name, self.folder / "for-figures" / name)
+        if not folder.is_dir():
+            print(f"making {name}", file=sys.stderr)
+            make(self).save(folder)
+        return kind.load(folder)
+
+
+def methods(stats: ln.ActivationStats) -> dict[str, Any]:
+    """Methods that name about as many neurons."""
+    top = 0.01 / len(stats.languages)
+    return {
+        "LAPE": ln.LAPE(top=0.01),
+        "pooled-p90": ln.ActivationProbability(threshold="pooled-p90", top=top),
+        "MeanDifference": ln.MeanDifference(top=top),
+        "often active": ln.ActivationProbability(top=top),
+    }
+
+
+def sweep(study: Study) -> ln.EffectTable:
+    """One language's neurons set to many values."""
+    doses = [ln.Dose("set", value) for value in (-10, -5, -2, -1, 0, 1, 2, 5, 10)]
+    doses += [ln.Dose("quantile", share) for share in (0.1, 0.5, 0.9)]
+    return ln.sweep(study.model, study.text, study.own_neurons, doses, study.own_stats, languages=[SHOWN])
+
+
+def tasks(study: Study) -> ln.Evaluation:
+    """The miniature XNLI by a head fitted on English, under three patches."""
+    head = ln.ClassificationHead.fit(study.model, ln.XNLI.load("babel", ["en"], split="train"), languages=["en"])
+    test, neurons, stats = ln.XNLI.load("babel", split="test").take(40), study.own_neurons, study.own_stats
+    patches = {
+        "zero": lambda language: ln.Set(neurons[language], 0.0),
+        "mean": lambda language: ln.Set(neurons[language], stats[language].mean()),
+        "p90": lambda language: ln.Set(neurons[language], stats[language].quantile(0.9)),
+    }
+    return ln.evaluate(study.model, test, patches=patches, head=head, controls=3, stats=stats, resamples=RESAMPLES)
+
+
+def ablation(study: Study) -> ln.Ablation:
+    """Each neuron of one language alone."""
+    return ln.ablate(
+        study.model, study.own_neurons[SHOWN], study.text, languages=["en", SHOWN, "ur"], value=0.0, controls=40,
+        stats=study.own_stats, resamples=RESAMPLES,
+    )  # fmt: skip
+
+
+def cumulative(study: Study) -> ln.Ablation:
+    """The neurons of one language, one after the other."""
+    return ln.ablate(
+        study.model, study.own_neurons[SHOWN], study.text, each="cumulative", languages=["en", SHOWN, "ur"], value=0.0,
+        resamples=RESAMPLES,
+    )  # fmt: skip
+
+
+def carried(study: Study) -> ln.Polysemanticity:
+    """What else the neurons carry, of the miniature XNLI."""
+    return ln.polysemanticity(
+        study.model, study.own_neurons, ln.XNLI.load("babel", split="test"), position="last", controls=5,
+        permutations=200, stats=study.own_stats, max_items=240, probe_sizes=(1,),
+    )  # fmt: skip
+
+
+def transfer(study: Study) -> ln.Transfer:
+    """English neurons trained on English, in other languages; six seeds, which is what a p-value needs."""
+    task, test = ln.XNLI.load("babel", ["en"], split="train"), ln.XNLI.load("babel", split="test").take(40)
+    return ln.transfer_experiment(
+        study.model, task, test, study.own_neurons, source="en", targets=["es", "hi"],
+        conditions=["none", "source", "random"], seeds=6, projections=("gate", "up", "down"), stats=study.own_stats,
+        resamples=RESAMPLES, steps=30, **TRAINED,
+    )  # fmt: skip
+
+
+def training(study: Study) -> ln.Finetuned:
+    """One fine-tuning, its development score measured on the way."""
+    task, dev = ln.XNLI.load("babel", ["en"], split="train"), ln.XNLI.load("babel", ["en"], split="test").take(40)
+    lora = ln.MaskedLoRA(study.own_neurons["en"], rank=8, alpha=16, attention=("q", "k", "v", "o"))
+    return ln.finetune(study.model, task, lora, dev=dev, evaluate_every=10, steps=50, **TRAINED)
+
+
+def validity(study: Study) -> ValidityTable:
+    """Do the methods find the same neurons again, and nothing in text without languages?"""
+    corpus, _ = ln.load_corpus("babel").split(heldout=0.3, seed=0)
+    recorded = record_nulls(study.model, corpus, context_length=256, which=("shuffled",))
+    checked = methods(study.own_stats) | {"Random, drawn anew for every text": RedrawnRandom(top=0.01)}
+    return validity_table(
+        [
+            Evidence(
+                name,
+                split_half=split_half(method, study.own_stats),
+                nulls=nulls_of(method, recorded.real, recorded.nulls),
+            )
+            for name, method in checked.items()
+        ]
+    )
+
+
+def figures(study: Study) -> dict[str, Callable[[], Figure]]:
+    """Name -> what draws it."""
+    plot, folder = ln.plot, study.folder
+    return {
+        "layer_heatmap": lambda: plot.layer_heatmap(study.neurons),
+        "layer_profile": lambda: plot.layer_profile(study.neurons),
+        "layer_profile_methods": lambda: plot.layer_profile(study.sets),
+        "overlap": lambda: plot.overlap(study.neurons),
+        "overlap_methods": lambda: plot.overlap(study.sets["LAPE"], study.sets["pooled-p90"], ("LAPE", "pooled-p90")),
+        "sets": lambda: plot.sets(study.neurons),
+        "methods": lambda: plot.methods(study.sets),
+        "histogram": lambda: plot.histogram(study.stats, clearest(study.stats, study.neurons, SHOWN)),
+        "perplexity_matrix": lambda: plot.perplexity_matrix(
+            ln.EffectTable.load(study.given.get("matrix", folder / "matrix" / "effects"))
+        ),
+        "dose_response": lambda: plot.dose_response(
+            study.result("sweep", ln.EffectTable, sweep), study.swept, ln.LAPE(top=0.01).identify(study.swept), SHOWN
+        ),
+        "tasks": lambda: plot.effects(study.result("tasks", ln.Evaluation, tasks)),
+        "ablation": lambda: plot.ablation(study.result("ablation", ln.Ablation, ablation), top=15),
+        "cumulative": lambda: plot.ablation(study.result("cumulative", ln.Ablation, cumulative)),
+        "carried": lambda: plot.selectivity(study.result("carried", ln.Polysemanticity, carried)),
+        "transfer": lambda: plot.transfer(study.result("transfer", ln.Transfer, transfer)),
+        "transfer_effects": lambda: plot.effects(study.result("transfer", ln.Transfer, transfer)),
+        "training": lambda: plot.training(study.result("training", ln.Finetuned, training)),
+        "validity": lambda: plot.validity(study.result("validity", ValidityTable, validity)),
+    }
 
 
 def main() -> None:
-    """Draw every figure."""
+    """Draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("statistics", type=Path, help="a folder that record wrote")
-    parser.add_argument("--matrix", type=Path, help="a perplexity matrix that was saved")
-    parser.add_argument("--sweep", type=Path, help="a sweep that was saved")
-    parser.add_argument("--tasks", type=Path, help="an evaluation that was saved")
-    parser.add_argument("--language", default="hi", help="whose sweep to draw")
+    parser.add_argument("study", type=Path, help="a folder that langneurons demo wrote")
+    parser.add_argument("--from", dest="given", action="append", default=[], help="RESULT=FOLDER, drawn instead")
+    parser.add_argument("--only", action="append", help="names of figures; all without it")
     parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--kind", default="png", help="png, svg, pdf or html")
     arguments = parser.parse_args()
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        sys.exit(f"No browser to draw with: install one of {', '.join(BROWSERS)}.")
-    stats = ln.ActivationStats.load(arguments.statistics)
-    neurons = ln.LAPE(top=0.01).identify(stats)
-    figures = {
-        "layer_heatmap": ln.plot.layer_heatmap(neurons),
-        "overlap": ln.plot.overlap(neurons),
-        "histogram": ln.plot.histogram(stats, clearest(stats, neurons, stats.languages[-1])),
-    }
-    if arguments.matrix is not None:
-        figures["perplexity_matrix"] = ln.plot.perplexity_matrix(ln.EffectTable.load(arguments.matrix))
-    if arguments.sweep is not None:
-        swept = ln.EffectTable.load(arguments.sweep)
-        figures["dose_response"] = ln.plot.dose_response(swept, stats, neurons, arguments.language)
-    if arguments.tasks is not None:
-        figures["tasks"] = ln.Evaluation.load(arguments.tasks).plot()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        draw(browser, figure, arguments.out / f"{name}.png")
-
-
-def draw(browser: str, figure: Figure, path: Path) -> None:
-    """Screenshot one figure at twice its size."""
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "figure.html"
-        figure.write_html(page, config={"displayModeBar": False})
-        size = f"{figure.layout.width + 16},{figure.layout.height + 16}"
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=2"]
-        flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=8000", f"--window-size={size}"]
-        subprocess.run(
-            [browser, *flags, f"--screenshot={path.resolve()}", page.as_uri()], check=True, capture_output=True
-        )
+    given = {name: Path(folder) for name, _, folder in (text.partition("=") for text in arguments.given)}
+    try:
+        drawn = figures(Study(arguments.study, given))
+        for name in arguments.only or drawn:
+            print(ln.plot.save(drawn[name](), arguments.out / f"{name}.{arguments.kind}"))
+    except ln.LangNeuronsError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

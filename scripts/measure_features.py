@@ -46,7 +46,7 @@ def main() -> None:
     stats = ln.record(model, corpus, arguments.tokens, context_length=256, sites=tuple(sites))
     rows = []
     for site, places in sites.items():
-        parts = decompose(model, task, site=site, max_items=arguments.items)
+        parts = decompose(model, task, site=site, position=arguments.position, max_items=arguments.items)
         for place, layer in zip(places, trained, strict=True):
             rows.append({"layer": layer, "units": site, **described(parts, stats.at(site), place)})
     remove_dictionary(model, "features")
@@ -92,6 +92,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="babel")
     parser.add_argument("--task", default="babel", help="as ln.XNLI.load takes it")
+    parser.add_argument("--position", choices=["mean", "last"], default="mean", help="a unit's value on a text")
     parser.add_argument("--items", type=int, default=None, help="how many; all by default")
     parser.add_argument("--tokens", type=int, default=20_000, help="of each language, to see where units fire")
     parser.add_argument("--seed", type=int, default=0)

@@ -14,8 +14,8 @@ import torch
 
 import langneurons as ln
 from langneurons import cli
-from langneurons.cli.parsing import patch_maker
 from langneurons.errors import LangNeuronsError
+from langneurons.study.wording import patch_maker
 
 
 def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:

@@ -12,20 +12,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 import torch
-from jaxtyping import Float, Int
 
 from langneurons import storage
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.agreement import AblatedSample
 from langneurons.analysis.validity import Recordings, chance_jaccard, nulls_of, record_nulls, split_half
-from langneurons.analysis.validity.selections import Halves, Selection, deciding, high_ones, selections, whole
+from langneurons.analysis.validity.selections import Halves, deciding, selections, whole
 from langneurons.corpora import Corpus
-from langneurons.errors import LangNeuronsWarning, StatisticsError
+from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsError, TaskError
 from langneurons.evaluation.grids import perplexity_matrix
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
 from langneurons.evaluation.selectivity_index import ALL
-from langneurons.identification.matching import random_stream
 from langneurons.identification.methods import Method
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Value
@@ -33,8 +30,6 @@ from langneurons.recording.optional import check_optional
 from langneurons.recording.statistics import ActivationStats
 
 SCHEMA = "langneurons/comparison/1"
-RESAMPLES = 500
-SAMPLED = "sampled"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,11 +64,15 @@ class Comparison:
         return matrix
 
     def __repr__(self) -> str:
-        shown = self.table.set_index("method").dropna(axis=1, how="all")
-        shown = shown[[name for name in shown.columns if not name.endswith(("_low", "_high"))]]
+        known = self.table.set_index("method").dropna(axis=1, how="all")
+        shown = known[[name for name in known.columns if not name.endswith(("_low", "_high"))]].round(3).astype(object)
+        for name in shown.columns.intersection([one.removesuffix("_low") for one in known.columns]):
+            if f"{name}_low" in known.columns:
+                ends = known[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
+                shown[name] = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in ends]
         parts = [
-            f"{len(self.table)} methods at {self.settings['site']}",
-            shown.round(3).to_string(),
+            f"{len(self.table)} methods at {self.settings['site']} (with 95 % intervals where there are any)",
+            shown.to_string(),
             "Shared neurons (Jaccard, mean over languages)",
             self.jaccard().round(2).to_string(),
             *self.settings["notes"],
@@ -102,10 +101,10 @@ class Comparison:
 
 
 def compare_methods(
-    methods: Mapping[str, Method] | Sequence[Method],
+    methods: Mapping[str, Any] | Sequence[Any],
     model: torch.nn.Module,
     recorded: Corpus | Recordings | ActivationStats,
-    heldout: Corpus | HeldoutText | None = None,
+    heldout: Any = None,
     site: str = "act",
     tokens_per_language: int | None = None,
     context_length: int = 512,
@@ -121,11 +120,11 @@ def compare_methods(
     """Compare methods on the same text, and by what the neurons they choose, or score, do.
 
     Args:
-        methods: By name; without names, by what they are.
+        methods: Methods by name; without names, by what they are.
         model: From ``load_model``.
         recorded: Text to record in halves, with its nulls and all that the methods need; or what ``record_nulls`` gave;
             or plain statistics, which have no nulls and whose halves some methods cannot score.
-        heldout: Text on which neurons are patched and ablated; None leaves that out.
+        heldout: A corpus or ``HeldoutText`` on which neurons are patched and ablated; None leaves that out.
         site: Of the neurons.
         tokens_per_language: Counted tokens of each language to record.
         context_length: Positions a block to record.
@@ -143,6 +142,8 @@ def compare_methods(
 
     Raises:
         StatisticsError: If there is no method, two have one name, or a method lacks what it needs.
+        TaskError: If the held-out text is none.
+        LanguageError: If it has no language in common with what is recorded.
         LangNeuronsError: As ``record_nulls``, ``perplexity_matrix`` and ``ablate``.
 
     Example:
@@ -151,6 +152,8 @@ def compare_methods(
         ['LAPE', 'mean']
     """
     named = _named(methods)
+    if heldout is not None:
+        _check_heldout(heldout, recorded)
     if sample < 0:
         raise StatisticsError(f"The number of neurons to ablate cannot be negative, given {sample}.")
     folder = None if out is None else Path(out)
@@ -166,7 +169,7 @@ def compare_methods(
     if heldout is not None:
         text = as_heldout_text(model, heldout)
         options = {"value": value, "seed": seed, "progress": progress}
-        ablated = _Ablated.of(model, text, stats, sample, _inside(folder, "ablation"), options) if sample else None
+        ablated = AblatedSample.of(model, text, stats, sample, _inside(folder, "ablation"), options) if sample else None
         matrix = {**options, "controls": controls, "stats": stats, "batch_size": batch_size}
         for name, method in named.items():
             rows[name] |= _selectivity(model, text, _identified(method, stats), _inside(folder, "matrix"), matrix)
@@ -188,11 +191,26 @@ def _inside(folder: Path | None, name: str) -> Path | None:
     return None if folder is None else folder / name
 
 
-def _named(methods: Mapping[str, Method] | Sequence[Method]) -> dict[str, Method]:
+def _named(methods: Mapping[str, Any] | Sequence[Any]) -> dict[str, Method]:
     named = dict(methods) if isinstance(methods, Mapping) else {repr(method): method for method in methods}
     if not named or len(named) < len(methods):
         raise StatisticsError(f"A comparison needs methods, each with a name of its own, not {list(methods)}.")
+    for name, method in named.items():
+        if not isinstance(method, Method):
+            raise StatisticsError(f"{name!r} is no method such as ln.LAPE(top=0.01), but a {type(method).__name__}.")
     return named
+
+
+def _check_heldout(heldout: Any, recorded: Corpus | Recordings | ActivationStats) -> None:
+    """Refuse text on which nothing could be compared, before anything is recorded."""
+    if not isinstance(heldout, Corpus | HeldoutText):
+        raise TaskError(f"Methods are compared on a held-out corpus or HeldoutText, not on a {type(heldout).__name__}.")
+    known = whole(recorded.real).languages if isinstance(recorded, Recordings) else recorded.languages
+    if not set(known) & set(heldout.languages):
+        raise LanguageError(
+            f"The held-out text is in {', '.join(heldout.languages)}, what is recorded in {', '.join(known)}: they "
+            "need a language in common."
+        )
 
 
 def _identified(method: Method, stats: ActivationStats) -> NeuronSet:
@@ -244,94 +262,3 @@ def _selectivity(
     columns = {"selectivity": "selectivity", "selectivity_low": "low", "selectivity_high": "high"}
     columns |= {"selectivity_control": "control_mean"} if "control_mean" in found.columns else {}
     return {name: 100 * float(row[column]) for name, column in columns.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class _Ablated:
-    """Some neurons' exact effects on the loss of every language.
-
-    Attributes:
-        neurons: Flat indices.
-        effects: Relative change of the loss.
-        languages: What the columns stand for.
-    """
-
-    neurons: Int[np.ndarray, " neuron"]
-    effects: Float[np.ndarray, "neuron language"]
-    languages: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls,
-        model: torch.nn.Module,
-        text: HeldoutText,
-        stats: ActivationStats,
-        sample: int,
-        out: Path | None,
-        options: Mapping[str, Any],
-    ) -> "_Ablated":
-        """Ablate a uniform random sample of all neurons, one by one."""
-        layers, width = stats.shape
-        random = random_stream(int(options["seed"]), "compared")
-        flat = np.sort(random.choice(layers * width, min(sample, layers * width), replace=False))
-        fingerprint = stats.model.fingerprint
-        neurons = NeuronSet({SAMPLED: flat}, stats.shape, stats.site, fingerprint, "a uniform random sample")
-        rows = ablate(model, neurons, text, metric="nll", each="neuron", out=out, **options).rows
-        rows = rows.assign(flat=rows["layer"] * width + rows["neuron"])
-        table = rows.pivot(index="flat", columns="language", values="effect").loc[flat]
-        languages = tuple(language for language in stats.languages if language in table.columns)
-        return cls(flat, table[list(languages)].to_numpy(dtype=float), languages)
-
-    def agreement(self, decided: Mapping[str, Selection], seed: int) -> dict[str, float]:
-        """Rank correlation of a method's scores with the effects, mean over languages, and intervals."""
-        by_language = {name: one for name, one in decided.items() if name in self.languages} or decided
-        scores = np.stack([_strength(one)[self.neurons] for one in by_language.values()])
-        draws = np.random.default_rng(seed).integers(0, len(self.neurons), (RESAMPLES, len(self.neurons)))
-        row = {"ablated": float(len(self.neurons))}
-        for name, effects in (("ablation", self._sizes()), ("ablation_selective", self._selective())):
-            targets = np.stack([effects[language] for language in by_language])
-            sampled = _spearman(scores[:, draws], targets[:, draws])
-            low, high = np.nanquantile(sampled, [0.025, 0.975]) if not np.isnan(sampled).all() else (np.nan, np.nan)
-            row |= {name: float(_spearman(scores, targets)), f"{name}_low": low, f"{name}_high": high}
-        return row
-
-    def _sizes(self) -> "_Targets":
-        sizes = np.abs(self.effects)
-        return _Targets(dict(zip(self.languages, sizes.T, strict=True)), sizes.mean(1))
-
-    def _selective(self) -> "_Targets":
-        others = (self.effects.sum(1, keepdims=True) - self.effects) / max(len(self.languages) - 1, 1)
-        beyond = self.effects - others
-        return _Targets(dict(zip(self.languages, beyond.T, strict=True)), beyond.max(1))
-
-
-@dataclass(frozen=True)
-class _Targets:
-    """What scores should agree with: per language, and for a score that knows no language."""
-
-    by_language: dict[str, np.ndarray]
-    overall: np.ndarray
-
-    def __getitem__(self, label: str) -> np.ndarray:
-        return self.by_language.get(label, self.overall)
-
-
-def _strength(selection: Selection) -> Float[np.ndarray, " neuron"]:
-    """Scores turned so that what the method looks for is high, at one end or at both."""
-    high, middle = high_ones(selection), float(np.median(selection.scores))
-    if high.any() and not high.all():
-        return np.abs(selection.scores - middle)
-    return selection.scores if high.any() or not len(high) else -selection.scores
-
-
-def _spearman(
-    scores: Float[np.ndarray, "language *draw neuron"], targets: Float[np.ndarray, "language *draw neuron"]
-) -> Float[np.ndarray, "*draw"]:
-    """Rank correlation over neurons, the mean over languages; NaN where nothing varies."""
-    left, right = (scipy.stats.rankdata(one, axis=-1) for one in (scores, targets))
-    left, right = left - left.mean(-1, keepdims=True), right - right.mean(-1, keepdims=True)
-    spread = np.sqrt((left**2).sum(-1) * (right**2).sum(-1))
-    found = np.divide((left * right).sum(-1), spread, out=np.full(spread.shape, np.nan), where=spread > 0)
-    known = ~np.isnan(found)
-    total = np.where(known, found, 0).sum(0)
-    return np.divide(total, known.sum(0), out=np.full(total.shape, np.nan), where=known.sum(0) > 0)

@@ -22,7 +22,7 @@ from langneurons.analysis.ablation.ablating import ablate
 from langneurons.analysis.ablation.conditions import Written
 from langneurons.analysis.ablation.measured import check_languages, measured
 from langneurons.corpora import Blocks, Corpus
-from langneurons.errors import EffectError
+from langneurons.errors import EffectError, TaskError
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text, losses
 from langneurons.evaluation.scoring import scoring
 from langneurons.identification.matching import random_stream
@@ -67,7 +67,7 @@ class Screen:
 
 def screen(
     model: torch.nn.Module,
-    data: Corpus | HeldoutText,
+    data: Any,
     value: Value | str = 0.0,
     top: int = 100,
     sample: int = 200,
@@ -82,9 +82,11 @@ def screen(
 ) -> Screen:
     """Predict the effect of ablating each neuron of a model from one backward pass, and check it on a sample.
 
+    Neurons named for large effects on a text look larger on that text than they are: ablate them on another.
+
     Args:
         model: From ``load_model``.
-        data: Held-out text.
+        data: Held-out text: a corpus or a ``HeldoutText``.
         value: What ablated neurons are given, as for ``ablate``.
         top: How many neurons a language to name, for ``ablate``.
         sample: Neurons, drawn uniformly from the whole model, that are ablated exactly to see how well the screen does;
@@ -103,6 +105,7 @@ def screen(
 
     Raises:
         EffectError: If ``top`` or ``sample`` is out of range.
+        TaskError: If the data is no text.
         LangNeuronsError: As ``ablate``.
 
     Example:
@@ -119,8 +122,10 @@ def screen(
             f"A screen of {total:,} neurons names 1 or more of them (top={top}), and is checked on at least "
             f"{min(LEAST_SAMPLE, total)} (sample={sample})."
         )
+    if not isinstance(data, Corpus | HeldoutText):
+        raise TaskError(f"A model is screened on a corpus or a HeldoutText, not on a {type(data).__name__}.")
     text = as_heldout_text(model, data)
-    chosen = check_languages(measured(model, text, "nll"), None if languages is None else list(languages))
+    chosen = check_languages(measured(model, text, "nll"), languages)
     every = _set({"all": np.arange(total)}, shape, site, seen, "every neuron")
     written = Written.of(value, stats, every, controls=0)
     predicted = torch.stack(
@@ -215,7 +220,8 @@ def _agreement(language: str, table: pd.DataFrame, seed: int) -> dict[str, Any]:
     interval = scipy_stats.binomtest(found, k).proportion_ci(LEVEL)
     draws = np.random.default_rng([seed, len(part)]).integers(len(part), size=(RESAMPLES, len(part)))
     correlations = [_spearman(predicted[drawn], exact[drawn]) for drawn in draws]
-    low, high = np.nanquantile(correlations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    known = [one for one in correlations if not np.isnan(one)] or [np.nan]
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {
         "language": language,
         "spearman": _spearman(predicted, exact),

@@ -10,8 +10,9 @@ from langneurons import storage
 from langneurons.analysis.ablation.ablating import ablate
 from langneurons.analysis.screening import screen
 from langneurons.cli.commands import Backend, Device, Dtype, Languages, TextColumn, app
-from langneurons.cli.parsing import codes, parsed
+from langneurons.cli.parsing import codes
 from langneurons.errors import EffectError
+from langneurons.study.wording import parsed
 
 SAMPLE = 200  # neurons that the screen is checked on
 
@@ -23,7 +24,8 @@ def ablate_command(
     neurons: Annotated[Path | None, typer.Option(help="A file that identify wrote.")] = None,
     label: Annotated[str | None, typer.Option(help="Only this language's neurons.")] = None,
     top: Annotated[
-        int | None, typer.Option(help="Instead of --neurons: those of the largest effects a gradient predicts.")
+        int | None,
+        typer.Option(help="Instead of --neurons: so many a language, which a gradient predicts from half of the text."),
     ] = None,
     xnli: Annotated[bool, typer.Option("--xnli", help="Measure XNLI instead of the loss on a text.")] = False,
     metric: Annotated[str, typer.Option(help="nll, or a score of the task such as accuracy.")] = "nll",
@@ -66,13 +68,16 @@ def ablate_command(
     stats = None if statistics is None else ln.ActivationStats.load(statistics)
     given = parsed(value)
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
-    if not xnli:
-        data = ln.HeldoutText.of(loaded, data, tokens, context_length)
     if known is None:
         assert top is not None
-        screened = screen(loaded, data, given, top, SAMPLE, stats=stats, rows=rows, seed=seed, out=out)
-        print(f"{screened}\n")
+        # Neurons chosen for large effects on some text look larger there than they are.
+        screened_on, data = data.split(0.5, seed)
+        text = ln.HeldoutText.of(loaded, screened_on, tokens, context_length)
+        screened = screen(loaded, text, given, top, SAMPLE, stats=stats, rows=rows, seed=seed, out=out)
+        print(f"{screened}\nScreened on one half of the documents; their effects on the other half:\n")
         known = screened.neurons if label is None else screened.neurons[label]
+    if not xnli:
+        data = ln.HeldoutText.of(loaded, data, tokens, context_length)
     options: dict[str, Any] = {"each": each, "controls": 0 if each == "cumulative" else controls, "stats": stats}
     options |= {"rows": rows, "min_effect": min_effect, "seed": seed, "out": out}
     found = ablate(loaded, known, data, metric, given, **options)

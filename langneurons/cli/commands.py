@@ -12,10 +12,11 @@ import pandas as pd
 import typer
 
 import langneurons as ln
-from langneurons.cli.parsing import METHODS, codes, language_patches, listed, make_method, patch_maker
+from langneurons.cli.parsing import codes, listed, make_method
 from langneurons.demo import run_demo
 from langneurons.errors import LangNeuronsError, LangNeuronsWarning, PatchError, StatisticsError, TaskError
 from langneurons.evaluation.evaluating import chosen_languages
+from langneurons.study.wording import METHODS, language_patches, patch_maker
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 

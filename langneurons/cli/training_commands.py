@@ -7,8 +7,9 @@ import typer
 
 import langneurons as ln
 from langneurons.cli.commands import Backend, Device, Dtype, MethodName, MethodOptions, app
-from langneurons.cli.parsing import codes, language_patches, listed, make_method
+from langneurons.cli.parsing import codes, listed, make_method
 from langneurons.errors import TaskError, TrainingError, unknown
+from langneurons.study.wording import language_patches
 from langneurons.training.conditions import CONDITIONS, NONE, conditions
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA

@@ -111,13 +111,13 @@ def _script_share(language: str, documents: Iterable[str]) -> float:
     counts = {letter: count for letter, count in letters.items() if letter.isalpha()}
     if language not in _SCRIPTS or not counts:
         return float("nan")
-    expected = sum(count for letter, count in counts.items() if _script(letter) in _SCRIPTS[language])
+    expected = sum(count for letter, count in counts.items() if script(letter) in _SCRIPTS[language])
     return expected / sum(counts.values())
 
 
 @cache
-def _script(letter: str) -> str:
-    # The first word of a letter's Unicode name is its script.
+def script(letter: str) -> str:
+    """Name the script of a letter, as Unicode does: the first word of its name, such as "DEVANAGARI"."""
     return unicodedata.name(letter, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ").partition(" ")[0]
 
 

@@ -5,7 +5,7 @@ A difference that is not significant is no evidence of no difference. So each ef
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy import stats
 
 from langneurons.errors import EffectError
 from langneurons.evaluation.pairing import BASELINE, Paired, pair
-from langneurons.evaluation.resampling import SIGNIFICANCE, ClusterSums, Spread, sign_flip_p, spread
+from langneurons.evaluation.resampling import SIGNIFICANCE, ClusterSums, Spread, sign_flip_p_values, spreads
 
 Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
 LOSSES = ("nll", "loss", "perplexity", "bits_per_byte")
@@ -134,36 +134,60 @@ def effect(
         >>> round(found.estimate, 3), found.verdict, found.clusters
         (0.114, 'worse', 20)
     """
-    check_options(delta, level, resamples)
-    rows = pair(condition, baseline, value, per)
-    sums = sums_of(rows, per, value)
-    found = spread(sums, resamples, seed)
-    (low, high), (inner_low, inner_high) = found.interval(level), found.interval(1 - 2 * SIGNIFICANCE)
-    p = p_value_of(rows, sums, found, resamples, seed)
     lower_is_better = value in LOSSES if lower_is_better is None else lower_is_better
-    equivalent = -delta <= inner_low and inner_high <= delta and not (rows.trained and sums.shape[0] == 1)
+    options = Options(value, per, lower_is_better, float(delta), level, resamples, seed)
+    return effects_of([pair(condition, baseline, value, per)], options)[0]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How effects are estimated; ``effect`` says what each means."""
+
+    value: str
+    per: str
+    lower_is_better: bool
+    delta: float
+    level: float
+    resamples: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_options(self.delta, self.level, self.resamples)
+
+
+def effects_of(paired: Sequence[Paired], options: Options) -> list[Effect]:
+    """Estimate the effects of conditions that share one baseline; all are resampled alike.
+
+    Args:
+        paired: Each condition beside the baseline.
+        options: How.
+    """
+    sums = [sums_of(rows, options.per, options.value) for rows in paired]
+    found = spreads(sums, options.resamples, options.seed)
+    p = _p_values_of(paired, sums, found, options)
+    return [_judged(*one, options) for one in zip(paired, sums, found, p, strict=True)]
+
+
+def _judged(rows: Paired, sums: ClusterSums, found: Spread, p: float | None, options: Options) -> Effect:
+    (low, high), (inner_low, inner_high) = found.interval(options.level), found.interval(1 - 2 * SIGNIFICANCE)
+    one_seed = rows.trained and sums.shape[0] == 1
+    equivalent = -options.delta <= inner_low and inner_high <= options.delta and not one_seed
     return Effect(
         estimate=found.estimate,
         low=low,
         high=high,
         p=p,
-        verdict=verdict_of(found.estimate, p, equivalent, lower_is_better),
-        delta=float(delta),
-        level=level,
-        minimal_detectable=detectable_size(found) if can_be_significant(rows, sums) else float("inf"),
+        verdict=verdict_of(found.estimate, p, equivalent, options.lower_is_better),
+        minimal_detectable=_detectable_size(found) if _can_be_significant(rows, sums) else float("inf"),
         standard_error=found.standard_error,
         items=rows.items,
         clusters=sums.shape[1],
-        baseline=level_of(rows.baseline, rows, per),
-        condition=level_of(rows.condition, rows, per),
-        per=per,
-        value=value,
-        seed=seed,
-        resamples=resamples,
-        lower_is_better=lower_is_better,
+        baseline=_level_of(rows.baseline, rows, options.per),
+        condition=_level_of(rows.condition, rows, options.per),
         equivalent=equivalent,
         seeds=sums.shape[0] if rows.trained else None,
         seed_sd=_seed_sd(sums) if rows.trained else None,
+        **asdict(options),
     )
 
 
@@ -253,23 +277,35 @@ def sums_of(rows: Paired, per: str, value: str) -> ClusterSums:
     return sums
 
 
-def p_value_of(rows: Paired, sums: ClusterSums, found: Spread, resamples: int, seed: int) -> float | None:
+def _p_values_of(
+    paired: Sequence[Paired], sums: Sequence[ClusterSums], found: Sequence[Spread], options: Options
+) -> list[float | None]:
     """The test that fits the rows: over seeds, of single right or wrong answers, or by flipping clusters' signs."""
-    if rows.trained:
-        return found.p() if sums.shape[0] >= LEAST_SEEDS else None
-    if rows.binary and rows.single_rows:
-        gained, lost = int((sums.differences > 0).sum()), int((sums.differences < 0).sum())
-        return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return sign_flip_p(sums.differences[0], resamples, seed)
+    if paired[0].trained:
+        return [one.p() if of.shape[0] >= LEAST_SEEDS else None for of, one in zip(sums, found, strict=True)]
+    p: list[float | None] = [
+        _mcnemar(of) if rows.binary and rows.single_rows else None for rows, of in zip(paired, sums, strict=True)
+    ]
+    if flipped := [place for place, one in enumerate(p) if one is None]:
+        differences = np.stack([sums[place].differences[0] for place in flipped], axis=1)
+        values = sign_flip_p_values(differences, options.resamples, options.seed)
+        for place, value in zip(flipped, values.tolist(), strict=True):
+            p[place] = value
+    return p
 
 
-def detectable_size(found: Spread) -> float:
+def _mcnemar(sums: ClusterSums) -> float:
+    gained, lost = int((sums.differences > 0).sum()), int((sums.differences < 0).sum())
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def _detectable_size(found: Spread) -> float:
     """At least half the interval: where only few rows change, the standard error alone would promise too much."""
     low, high = found.interval(1 - SIGNIFICANCE)
     return max(found.minimal_detectable(), (high - low) / 2)
 
 
-def can_be_significant(rows: Paired, sums: ClusterSums) -> bool:
+def _can_be_significant(rows: Paired, sums: ClusterSums) -> bool:
     """Whether the test has any outcome below 0.05: of n signs, all equal has probability 2 / 2**n."""
     return sums.shape[0] >= LEAST_SEEDS if rows.trained else 2.0 ** (1 - sums.shape[1]) < SIGNIFICANCE
 
@@ -283,7 +319,7 @@ def verdict_of(estimate: float, p: float | None, equivalent: bool, lower_is_bett
     return "better" if (estimate < 0) == lower_is_better else "worse"
 
 
-def level_of(values: Float[np.ndarray, " row"], rows: Paired, per: str) -> float:
+def _level_of(values: Float[np.ndarray, " row"], rows: Paired, per: str) -> float:
     """What one condition is worth by itself, in the unit of its effect."""
     return float(values.mean() if per == BASELINE else values.sum() / rows.denominators.sum())
 

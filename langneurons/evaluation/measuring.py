@@ -103,6 +103,8 @@ def measure_jobs(
             f"Something is attached to {seen.name!r}, such as a patch, so what is measured cannot be kept for the "
             "model as it is: leave the block first, or leave out= away."
         )
+    if out is not None:
+        storage.check_writable(Path(out))
     for job in jobs.values():
         for patch in job.patches:
             check_fits(patch, seen)

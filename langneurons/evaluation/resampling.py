@@ -4,7 +4,7 @@ Everything works on ``ClusterSums``: sums per training seed and cluster, so its 
 random draws depend on the number of clusters (and seeds) only and are kept, so a table of effects draws them once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -125,12 +125,27 @@ def spread(sums: ClusterSums, resamples: int, seed: int) -> Spread:
         resamples: How many to draw.
         seed: Of the draws.
     """
-    seed_variance = jackknife_variance(sums, axis=1)
-    cluster_variance = jackknife_variance(sums, axis=0)
-    variance = seed_variance + cluster_variance
-    error = float(np.sqrt(max(variance, sums.least_variance)))
-    magnitudes = _magnitudes(sums, resamples, seed, DEGENERATE * np.sqrt(variance)) if variance > 0 else np.empty(0)
-    return Spread(sums.ratio, error, _degrees(seed_variance, cluster_variance, sums.shape), magnitudes)
+    return spreads([sums], resamples, seed)[0]
+
+
+def spreads(sums: Sequence[ClusterSums], resamples: int, seed: int) -> list[Spread]:
+    """As ``spread`` of each; one product of matrices resamples them all.
+
+    Args:
+        sums: Of the same clusters (and seeds), with the same denominators.
+        resamples: How many to draw.
+        seed: Of the draws.
+    """
+    by_seed, by_cluster = (np.array([jackknife_variance(one, axis) for one in sums]) for axis in (1, 0))
+    variances = by_seed + by_cluster
+    errors = np.sqrt(np.maximum(variances, [one.least_variance for one in sums]))
+    magnitudes = _magnitudes(sums, resamples, seed, DEGENERATE * np.sqrt(variances))
+    return [
+        Spread(one.ratio, float(error), _degrees(*parts, one.shape), drawn)
+        for one, error, parts, drawn in zip(
+            sums, errors, zip(by_seed.tolist(), by_cluster.tolist(), strict=True), magnitudes, strict=True
+        )
+    ]
 
 
 def sign_flip_p(differences: Float[np.ndarray, " cluster"], resamples: int, seed: int) -> float:
@@ -151,11 +166,19 @@ def sign_flip_p(differences: Float[np.ndarray, " cluster"], resamples: int, seed
         >>> sign_flip_p(np.array([1.0, 2.0, 3.0]), resamples=5000, seed=0)
         0.25
     """
-    bar = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
-    exact = 2 ** (len(differences) - 1) <= resamples
-    chunks = [all_signs(len(differences))] if exact else sign_chunks(len(differences), resamples, seed)
-    extreme = sum(int(np.count_nonzero(np.abs(signs @ differences) >= bar)) for signs in chunks)
-    return extreme / 2 ** (len(differences) - 1) if exact else (1 + extreme) / (1 + resamples)
+    return float(sign_flip_p_values(differences[:, None], resamples, seed)[0])
+
+
+def sign_flip_p_values(
+    differences: Float[np.ndarray, "cluster condition"], resamples: int, seed: int
+) -> Float[np.ndarray, " condition"]:
+    """As ``sign_flip_p`` of each condition, all with the same signs."""
+    clusters = len(differences)
+    bar = np.abs(differences.sum(0)) - 1e-9 * np.abs(differences).sum(0)
+    exact = 2 ** (clusters - 1) <= resamples
+    chunks = [all_signs(clusters)] if exact else sign_chunks(clusters, resamples, seed)
+    extreme = np.sum([(np.abs(signs @ differences) >= bar).sum(0) for signs in chunks], axis=0)
+    return extreme / 2 ** (clusters - 1) if exact else (1 + extreme) / (1 + resamples)
 
 
 def jackknife_variance(sums: ClusterSums, axis: int) -> float:
@@ -178,38 +201,59 @@ def _degrees(seed_variance: float, cluster_variance: float, shape: tuple[int, in
     return (seed_variance + cluster_variance) ** 2 / rates
 
 
-def _magnitudes(sums: ClusterSums, resamples: int, seed: int, least: float) -> Float[np.ndarray, " resample"]:
-    """|ratio* - ratio| / standard error*, sorted, of the resamples whose standard error exceeds ``least``."""
-    chunks = weight_chunks(sums.shape, resamples, seed)
-    moved, error = np.concatenate([_studentized(sums, *chunk) for chunk in chunks], axis=1)
-    kept = error > least
-    return np.sort(np.abs(moved[kept]) / error[kept])
+def _magnitudes(
+    sums: Sequence[ClusterSums], resamples: int, seed: int, least: Float[np.ndarray, " condition"]
+) -> list[Float[np.ndarray, " resample"]]:
+    """|ratio* - ratio| / standard error* of each, sorted, of the resamples whose standard error exceeds ``least``.
+
+    None where nothing varies.
+    """
+    if not (least > 0).any():
+        return [np.empty(0)] * len(sums)
+    chunks = [_studentized(sums, *chunk) for chunk in weight_chunks(sums[0].shape, resamples, seed)]
+    moved, error = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    kept = (error > least) & (least > 0)
+    return [np.sort(np.abs(moved[own, i]) / error[own, i]) for i, own in enumerate(kept.T)]
 
 
 def _studentized(
-    sums: ClusterSums,
+    sums: Sequence[ClusterSums],
     seed_weights: Float[np.ndarray, "resample seed"],
     cluster_weights: Float[np.ndarray, "resample cluster"],
-) -> Float[np.ndarray, "2 resample"]:
+) -> tuple[Float[np.ndarray, "resample condition"], Float[np.ndarray, "resample condition"]]:
     """How far each resample's ratio moved, and its linearised standard error (0 where it has no denominator)."""
-    seeds, clusters = sums.shape
-    centred, size = sums.differences - sums.ratio * sums.denominators, sums.denominators
-    pairs = [
-        np.einsum("sc,tc->stc", one, other).reshape(-1, clusters)
-        for one, other in ((centred, centred), (centred, size), (size, size))
-    ]
-    products = cluster_weights @ np.concatenate([centred, size, *pairs]).T
-    by_seed, size_by_seed, *squares = np.split(products, np.cumsum([seeds, seeds, seeds**2, seeds**2]), axis=1)
+    size = sums[0].denominators
+    seeds, clusters = size.shape
+    centred = np.stack([one.differences - one.ratio * size for one in sums])
+    by_seed, size_by_seed, own, cross, both = _weighted(
+        cluster_weights,
+        centred,
+        size,
+        np.einsum("nsc,ntc->nstc", centred, centred),
+        np.einsum("nsc,tc->nstc", centred, size),
+        np.einsum("sc,tc->stc", size, size),
+    )
     total = np.einsum("bs,bs->b", seed_weights, size_by_seed)
-    moved = np.divide(np.einsum("bs,bs->b", seed_weights, by_seed), total, where=total > 0, out=np.zeros_like(total))
-    twice = np.einsum("bs,bt->bst", seed_weights, seed_weights).reshape(len(total), -1)
-    own, cross, both = (np.einsum("bp,bp->b", twice, square) for square in squares)
+    divisor = np.where(total > 0, total, np.inf)[:, None]
+    moved = np.einsum("bs,bns->bn", seed_weights, by_seed) / divisor
+    twice = np.einsum("bs,bt->bst", seed_weights, seed_weights)
+    own, cross = (np.einsum("bst,bnst->bn", twice, part) for part in (own, cross))
+    both = np.einsum("bst,bst->b", twice, both)[:, None]
     variance = clusters / (clusters - 1) * (own - 2 * moved * cross + moved**2 * both)
     if seeds > 1:
-        residuals = by_seed - moved[:, None] * size_by_seed
-        variance += seeds / (seeds - 1) * np.einsum("bs,bs->b", seed_weights, residuals**2)
-    error = np.divide(np.sqrt(np.maximum(variance, 0)), total, where=total > 0, out=np.zeros_like(total))
-    return np.stack([moved, error])
+        residuals = by_seed - moved[..., None] * size_by_seed[:, None]
+        variance += seeds / (seeds - 1) * np.einsum("bs,bns->bn", seed_weights, residuals**2)
+    return moved, np.sqrt(np.maximum(variance, 0)) / divisor
+
+
+def _weighted(
+    weights: Float[np.ndarray, "resample cluster"], *parts: Float[np.ndarray, "... cluster"]
+) -> list[Float[np.ndarray, "resample ..."]]:
+    """Sum arrays over clusters by the weights of every resample, in one product of matrices."""
+    flat = [part.reshape(-1, weights.shape[1]) for part in parts]
+    products = weights @ np.concatenate(flat).T
+    split = np.split(products, np.cumsum([len(part) for part in flat])[:-1], axis=1)
+    return [one.reshape(len(weights), *part.shape[:-1]) for one, part in zip(split, parts, strict=True)]
 
 
 def weight_chunks(

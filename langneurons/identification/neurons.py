@@ -166,9 +166,19 @@ class NeuronSet:
         Raises:
             LanguageError: If there is no such label.
         """
-        self._check_label(language)
-        scores = {language: self.scores[language]} if language in self.scores else {}
-        return replace(self, members={language: self.members[language]}, scores=scores)
+        return self.select([language])
+
+    def select(self, languages: Iterable[str]) -> "NeuronSet":
+        """Keep some labels, in the order given.
+
+        Raises:
+            LanguageError: If one is not there.
+        """
+        chosen = list(languages)
+        for language in chosen:
+            self._check_label(language)
+        scores = {language: self.scores[language] for language in chosen if language in self.scores}
+        return replace(self, members={language: self.members[language] for language in chosen}, scores=scores)
 
     def __and__(self, other: "NeuronSet") -> "NeuronSet":
         return self._combined(other, "&", lambda mine, theirs: np.intersect1d(mine, theirs, assume_unique=True))

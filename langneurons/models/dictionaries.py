@@ -6,6 +6,7 @@ recorded, identified, patched and ablated as neurons are.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ _HOOK = re.compile(r"blocks\.(\d+)\.")
 
 def add_dictionary(
     model: torch.nn.Module,
-    dictionaries: Dictionary | Mapping[int, Dictionary],
+    dictionaries: Any,
     name: str = "features",
     at: str | None = None,
     reads: str | None = None,
@@ -59,8 +60,7 @@ def add_dictionary(
         raise HookSiteError(f"A site's name is made of letters, digits, '_', '-' and '.', unlike {name!r}.")
     seen = view(model)
     by_layer = dictionaries if isinstance(dictionaries, Mapping) else _layer_it_names(dictionaries)
-    if not by_layer:
-        raise HookSiteError("No dictionary was given.")
+    _check_dictionaries(by_layer)
     if at is None:
         told, at = _place_they_name(by_layer)
         reads = reads or told
@@ -75,6 +75,16 @@ def add_dictionary(
     site = FeatureSite(name, at, reads, tuple(placed))
     seen.add_features(site)
     return site
+
+
+def _check_dictionaries(by_layer: Mapping[Any, Any]) -> None:
+    if not by_layer:
+        raise HookSiteError("No dictionary was given.")
+    for layer, dictionary in by_layer.items():
+        if not isinstance(layer, int):
+            raise HookSiteError(f"Dictionaries are given by the number of their layer, not by {layer!r}.")
+        if not isinstance(dictionary, Dictionary):
+            raise HookSiteError(f"A dictionary has encode and decode; a {type(dictionary).__name__} does not.")
 
 
 def remove_dictionary(model: torch.nn.Module, name: str = "features") -> None:

@@ -147,11 +147,17 @@ class PlacedDictionary:
         """Decode what was read, if something was, and count the features.
 
         Raises:
-            HookSiteError: If what is decoded has not the shape of what stands at the hook point.
+            HookSiteError: If features are no finite numbers "batch position feature", or what is decoded has not the
+                shape of what stands at the hook point.
         """
         if self._features is None:
             return
-        decoded, there = self.dictionary.decode(self.features), self._shaped(values)
+        there = self._shaped(values)
+        if not isinstance(self._features, torch.Tensor) or self._features.shape[:2] != there.shape[:2]:
+            raise HookSiteError(f"The dictionary of layer {self.layer.index} does not encode to a tensor of tokens.")
+        if not self._features.isfinite().all():
+            raise HookSiteError(f"The dictionary of layer {self.layer.index} gives features that are not finite.")
+        decoded = self.dictionary.decode(self.features)
         if decoded.shape != there.shape:
             raise HookSiteError(
                 f"The dictionary of layer {self.layer.index} decodes to {decoded.shape[-1]} values a token; at its "

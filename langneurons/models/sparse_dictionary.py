@@ -124,7 +124,7 @@ class SparseDictionary(nn.Module):
         for name, value in _MUST_BE.items():
             if about.get(name, value) != value:
                 raise ModelError(f"A dictionary with {name}={about[name]!r} needs SAELens: load it there.")
-        place = about.get("metadata", about).get("hook_name")
+        place = (about.get("metadata") or about).get("hook_name")
         known = {name: about[name] for name in ("d_in", "d_sae", "k", "apply_b_dec_to_input") if name in about}
         made = cls(SparseDictionaryConfig(**known, architecture=about["architecture"], hook_name=place))
         expected = {name: tuple(weight.shape) for name, weight in made.state_dict().items()}
@@ -142,4 +142,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise StorageError(f"{path} is no configuration of a dictionary: {error}") from error
     if missing := {"d_in", "d_sae", "architecture"} - set(about):
         raise StorageError(f"{path} is no configuration of a dictionary: it lacks {', '.join(sorted(missing))}.")
+    for name in ("d_in", "d_sae"):
+        if not isinstance(about[name], int) or about[name] < 1:
+            raise StorageError(f"{path} is no configuration of a dictionary: {name} is {about[name]!r}.")
     return about

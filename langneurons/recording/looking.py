@@ -54,7 +54,7 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
         >>> ln.activations(model, "The boy drinks water.", neurons["en"]).index.names
         FrozenList(['position', 'token'])
     """
-    seen, chosen = view(model), _checked(neurons)
+    seen, chosen = view(model), checked_indices(neurons)
     encoded = seen.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, pieces = encoded["input_ids"], _pieces(text, encoded["offset_mapping"])
     start = _start_tokens(seen)
@@ -113,7 +113,7 @@ def examples(
     """
     if k < 1:
         raise CorpusError(f"At least one example of each kind is needed, not {k}.")
-    seen, chosen = view(model), _checked(neurons)
+    seen, chosen = view(model), checked_indices(neurons)
     found = []
     for language in corpus.languages:
         generator = np.random.default_rng([seed, *language.encode()])
@@ -155,9 +155,43 @@ def _peaks(
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each document's highest activation of each neuron, and the characters of the token where it occurs."""
-    start = _start_tokens(seen)
     peaks = np.full((len(texts), len(chosen)), -np.inf, np.float32)
     places = np.zeros((len(texts), len(chosen), 2), np.int64)
+    for row, (offsets, values) in enumerate(
+        token_values(seen, site, chosen, texts, context_length, batch_size, progress)
+    ):
+        if not len(values):
+            continue
+        best = values.argmax(0)
+        peaks[row] = values[best, np.arange(len(chosen))]
+        places[row] = np.array(offsets)[best]
+    return peaks, places
+
+
+def token_values(
+    seen: ModelView,
+    site: str,
+    chosen: Int[Tensor, "n 2"],
+    texts: Sequence[str],
+    context_length: int,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, "token n"]]]:
+    """Read some neurons on every token of the beginnings of texts, several texts a forward.
+
+    Args:
+        seen: The model.
+        site: Site of the neurons.
+        chosen: Layer and index of each.
+        texts: What to read.
+        context_length: The most tokens of a text, special ones included.
+        batch_size: Texts a forward.
+        progress: Show a progress bar on standard error.
+
+    Yields:
+        For every text, where each of its tokens starts and ends, and its values; nothing for a text without tokens.
+    """
+    start = _start_tokens(seen)
     with _chosen_values(seen, site, chosen) as read:
         for first in tqdm(range(0, len(texts), batch_size), disable=not progress, unit="batch", leave=False):
             batch = list(texts[first : first + batch_size])
@@ -169,13 +203,8 @@ def _peaks(
                 rows[row, : len(start) + len(ids)] = torch.tensor([*start, *ids])
             values = read(rows).cpu().numpy()
             for row, ids in enumerate(kept):
-                if not ids:
-                    continue
                 own = values[row, len(start) : len(start) + len(ids)]
-                best = own.argmax(0)
-                peaks[first + row] = own[best, np.arange(len(chosen))]
-                places[first + row] = np.array(encoded["offset_mapping"][row])[best]
-    return peaks, places
+                yield encoded["offset_mapping"][row][: len(ids)], own
 
 
 def _kinds(peaks: np.ndarray, k: int, generator: np.random.Generator) -> Iterator[tuple[str, int, int]]:
@@ -208,7 +237,12 @@ def _chosen_values(
         yield read
 
 
-def _checked(neurons: Neurons) -> Int[Tensor, "n 2"]:
+def checked_indices(neurons: Neurons) -> Int[Tensor, "n 2"]:
+    """Layer and index of each neuron.
+
+    Raises:
+        NeuronSetError: If there is none.
+    """
     chosen = neurons.indices()
     if not len(chosen):
         raise NeuronSetError("The neuron set is empty: there is nothing to look at.")

@@ -4,7 +4,7 @@ Pure: it needs the recorded files and nothing of the model, so a study can be re
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -254,10 +254,11 @@ class ActivationStats:
             Bin edges and counts: in z at ``pre`` and ``act``, in activation values at ``post`` and ``head``.
         """
         layer, index = self.check_neuron(neuron)
-        one = self.select([language])._histogram(language, layer)
-        edges = one.edges()[index]
+        whole = self.select([language])._histogram(language, layer)
+        one = Histogram(*(getattr(whole, field.name)[index : index + 1] for field in fields(whole)))
+        edges = one.edges()[0]
         scale = self.records[self.site][language].tensors.get("scale")
-        return (edges if scale is None else torch.sinh(edges) * scale[layer, index].double()), one.counts[index]
+        return (edges if scale is None else torch.sinh(edges) * scale[layer, index].double()), one.counts[0]
 
     def edges_fingerprint(self) -> str:
         """Identify the histogram edges of every site and language."""

@@ -1,24 +1,167 @@
-"""How every figure looks: colours, fonts, margins."""
+"""How every figure looks: colours, fonts, one template; and where its title, caption and provenance go."""
+
+import math
+import textwrap
+from collections.abc import Iterable
+from typing import Any
 
 import plotly.graph_objects as go
 
 # Okabe and Ito's eight colours, told apart by colour-blind readers; black comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot")
-FONT = "Inter, 'Noto Sans', 'Segoe UI', Helvetica, Arial, sans-serif"
+SHADES = "Blues"  # of what has no sign
+DIVERGING = "RdBu_r"  # of what has one: centred on zero, red is more
+INK, FAINT, RULE, GRID = "#222222", "#5a5a5a", "#888888", "#e8e8e8"
+# The Noto faces cover Arabic script, Devanagari and Han where the first ones do not.
+FONT = (
+    "Inter, 'Noto Sans', 'Segoe UI', Helvetica, Arial, 'Noto Sans Devanagari', 'Nirmala UI', 'Noto Naskh Arabic', "
+    "'Noto Sans Arabic', 'Geeza Pro', 'Noto Sans CJK SC', 'Noto Sans SC', 'Microsoft YaHei', sans-serif"
+)
+WIDTH = 780
+LEFT, RIGHT = 70, 30  # margins
+TITLE_LETTERS, SUBTITLE_LETTERS = 0.11, 0.16  # letters a pixel of width, at sizes 17 and 12
+LEGEND_LETTER, LEGEND_KEY, LEGEND_ROW = 7, 52, 22  # pixels, at size 12
+LABEL_LETTER = 7.4  # pixels, of an axis' labels
+
+_AXIS = {
+    "automargin": True,
+    "gridcolor": GRID,
+    "linecolor": RULE,
+    "showline": True,
+    "ticks": "",
+    "title": {"font": {"size": 14}, "standoff": 10},
+    "zeroline": False,
+}
+TEMPLATE = go.layout.Template(
+    layout={
+        "colorway": COLOURS,
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "hoverlabel": {"align": "left", "font": {"family": FONT}},
+        "legend": {"font": {"size": 12}},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "title": {"x": 0.0, "xref": "paper", "xanchor": "left", "font": {"size": 17}},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    },
+    data={
+        "heatmap": [
+            {
+                "colorbar": {"outlinewidth": 0, "ticks": "", "title": {"side": "right", "font": {"size": 13}}},
+                "xgap": 1,
+                "ygap": 1,
+            }
+        ]
+    },
+)
 
 
-def styled(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """Give a figure its title, height and looks, and return it."""
+def styled(
+    figure: go.Figure,
+    title: str,
+    height: int,
+    subtitle: str = "",
+    caption: str = "",
+    provenance: str = "",
+    width: int = WIDTH,
+    left: int = LEFT,
+) -> go.Figure:
+    """Give a figure its title, size and looks, and return it.
+
+    Args:
+        figure: Changed in place.
+        title: Says what is seen; broken into lines where it is long.
+        height: In pixels, with a title of one line.
+        subtitle: Smaller, under the title: how many, and what marks mean.
+        caption: What a reader must know to read the figure; kept in ``layout.meta``, shown by pages and files.
+        provenance: What the figure was made from; kept in ``layout.meta`` too.
+        width: In pixels.
+        left: Left margin in pixels; ``label_room`` finds it for long labels.
+
+    Example:
+        >>> figure = styled(go.Figure(), "Neurons per layer", 300, caption="Of babel.")
+        >>> figure.layout.meta
+        {'caption': 'Of babel.', 'provenance': ''}
+    """
+    across = width - left - RIGHT
+    heading = broken(title, round(across * TITLE_LETTERS))
+    under = broken(subtitle, round(across * SUBTITLE_LETTERS))
+    top = 34 + 22 * len(heading) + (6 + 16 * len(under) if under else 0)
+    total = max(height, 280) + top - 60
+    # plotly sets the first of several lines higher than a single one: down with the title, up with the subtitle.
+    down = 18 + 16 * (len(heading) - 1)
+    under = [*under, "\u00a0"] if len(under) == 1 else under
     return figure.update_layout(
-        title={"text": title, "x": 0.0, "xref": "paper", "font": {"size": 17}},
-        font={"family": FONT, "size": 13, "color": "#222222"},
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        width=780,
-        height=max(height, 280),
-        margin={"l": 70, "r": 30, "t": 60, "b": 60},
-        colorway=list(COLOURS),
-        xaxis={"linecolor": "#888888", "gridcolor": "#eeeeee", "zeroline": False},
-        yaxis={"linecolor": "#888888", "gridcolor": "#eeeeee", "zeroline": False},
+        template=TEMPLATE,
+        title={
+            "text": "<br>".join(heading),
+            "subtitle": {"text": "<br>".join(under), "font": {"size": 12, "color": FAINT}},
+            "y": 1 - down / total,
+            "yanchor": "top",
+        },
+        width=width,
+        height=total,
+        margin={"l": left, "r": RIGHT, "t": top, "b": 60},
+        meta={"caption": caption, "provenance": provenance},
     )
+
+
+def legend_above(figure: go.Figure) -> go.Figure:
+    """Put the legend of a styled figure between title and drawing, with as much room as its entries need."""
+    layout = layout_of(figure)
+    traces: list[Any] = list(figure.select_traces())
+    names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
+    entries = [LEGEND_KEY + LEGEND_LETTER * len(name) for name in names]
+    across = layout.width - layout.margin.l - RIGHT
+    columns = max(1, int(across / max(entries, default=1)))  # in several rows, plotly makes all entries as wide
+    room = LEGEND_ROW * (1 if sum(entries) <= across else math.ceil(len(names) / columns)) + 8
+    old, total = layout.margin.t, layout.height
+    return figure.update_layout(
+        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"},
+        height=total + room,
+        margin={"t": old + room},
+        title={"y": 1 - (1 - layout.title.y) * total / (total + room)},
+    )
+
+
+def span(counts: Any) -> str:
+    """Counts as one number, or from the least to the most.
+
+    Example:
+        >>> span([1200, 1200]), span([3, 1])
+        ('1,200', '1 to 3')
+    """
+    least, most = int(min(counts)), int(max(counts))
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def label_room(labels: Iterable[str], title: bool = False) -> int:
+    """The left margin that labels of the vertical axis need, in pixels; more where the axis has a title too."""
+    return max(LEFT, round(LABEL_LETTER * max(map(len, labels), default=0)) + (44 if title else 20))
+
+
+def broken(text: str, letters: int) -> list[str]:
+    """Lines of a text; a per cent sign stays with its number."""
+    return textwrap.wrap(text.replace(" %", "\u00a0%"), letters, break_long_words=False)
+
+
+def layout_of(figure: go.Figure) -> Any:
+    """The figure's layout; plotly's stubs do not know what it holds."""
+    return figure.layout
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Write a number with its sign, a true minus, and no sign at all where it rounds to zero.
+
+    Example:
+        >>> signed(0.1234), signed(-2.0, 1), signed(-0.001)
+        ('+0.12', '−2.0', '0.00')
+    """
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def interval(low: float, high: float, digits: int = 2) -> str:
+    """Write an interval, as ``signed`` writes numbers."""
+    return f"[{signed(low, digits)}, {signed(high, digits)}]"

@@ -277,6 +277,8 @@ def test_a_result_is_printed_saved_and_loaded(tmp_path):
         ({"value": torch.zeros(3)}, EffectError, "3 values for 6"),
         ({"value": torch.zeros(6), "controls": 2}, EffectError, "control neurons"),
         ({"languages": ["fr"]}, LanguageError, "Possible: en, hi"),
+        ({"languages": "en"}, LanguageError, "as a list"),
+        ({"languages": []}, LanguageError, "at least one language"),
         ({"metric": mean_logit, "out": "folder"}, EffectError, "fingerprint"),
         ({"metric": lambda logits, tokens, mask, labels: logits}, EffectError, "one number a row"),
         ({"each": "cumulative", "order": torch.zeros(3, 4)}, EffectError, "one number a neuron"),
@@ -296,3 +298,47 @@ def test_sets_that_fit_no_model_or_are_empty_are_refused():
         ablate(model, ln.NeuronSet.of({"hi": []}, (2, 48), "act"), texts(), **QUICK)
     with pytest.raises(EffectError, match="accuracy"):
         ablate(model, neurons_at(model), NextWord(), "f1", **QUICK)
+
+
+@pytest.mark.parametrize("each", ["neuron", "group"])
+def test_a_neuron_without_which_the_loss_is_not_finite_is_never_called_significant(each):
+    model = tiny(*PAIRS[0])
+    with pytest.raises(EffectError, match="no finite number"):
+        ablate(model, neurons_at(model), texts(), value=1e38, each=each, **QUICK)
+
+
+def test_a_metric_that_is_not_finite_is_noticed_at_the_first_texts():
+    model = tiny(*PAIRS[0])
+    with pytest.raises(EffectError, match="The unpatched model gives"):
+        ablate(model, neurons_at(model), texts(), lambda logits, *_: logits[:, 0, 0] * np.nan, **QUICK)
+
+
+def test_labels_may_be_called_like_columns():
+    model = tiny(*PAIRS[0])
+    names = ("hi", "hi 0", "unpatched", "item", "control 0 hi")
+    found = ablate(model, neurons_at(model, languages=names), texts(), each="group", controls=2, **QUICK)
+    by_label = {label: rows["effect"].tolist() for label, rows in found.rows.groupby("label")}
+    plain = ablate(model, neurons_at(model), texts(), each="group", **QUICK).rows["effect"].tolist()
+    assert 0 not in plain
+    assert by_label == dict.fromkeys(names, plain)
+
+
+def test_one_document_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(Remembered, "remembering", lambda memory: pytest.fail("the model ran"))
+    model, alone = tiny(*PAIRS[0]), ln.load_corpus({"en": ["w5 w6 w7 w8"], "hi": ["w5 w6", "w7 w8"]})
+    with pytest.raises(EffectError, match="'en' is one document"):
+        ablate(model, neurons_at(model), alone, **QUICK)
+
+
+def test_a_functions_numbers_are_printed_in_their_own_unit():
+    model = tiny(*PAIRS[0])
+    found = ablate(model, neurons_at(model), texts(), mean_logit, value=VALUE, **QUICK)
+    assert "mean_logit in its own unit" in found.caption
+    largest = found.rows["effect"].abs().max()
+    assert abs(float(found.table()["effect"][0])) == pytest.approx(largest, rel=0.01)
+
+
+def test_latex_captions_compile_whatever_the_model_is_called():
+    found = ablate(tiny(*PAIRS[0]), neurons_at(tiny(*PAIRS[0])), texts(), **QUICK)
+    named = Ablation(found.rows, None, {**found.settings, "model": "my_model #1 & 50%"})
+    assert r"my\_model \#1 \& 50\%" in named.latex(1)

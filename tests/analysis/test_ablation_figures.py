@@ -21,8 +21,9 @@ def test_the_largest_effects_are_drawn_with_intervals_and_controls():
     assert all(len(trace.x) == 3 for trace in neurons)
     largest = result.rows["effect"].abs().max()
     assert max(abs(value) for trace in neurons for value in trace.x) == pytest.approx(100 * largest)
-    assert sum(trace.name == "one more matched control" for trace in figure.data) == 6
-    assert "% of its own unpatched loss" in figure.layout.xaxis.title.text
+    controls = next(trace for trace in figure.data if trace.name == "one more matched control")
+    assert len(controls.x) == 6 * 3  # two ends and a gap
+    assert "% of the unpatched loss" in figure.layout.xaxis.title.text
 
 
 def test_groups_and_prefixes_are_drawn_too():
@@ -35,3 +36,17 @@ def test_groups_and_prefixes_are_drawn_too():
 def test_an_unknown_language_is_refused():
     with pytest.raises(EffectError, match="fr"):
         ablation(made(), languages=["fr"])
+
+
+def test_languages_of_one_neuron_stand_beside_each_other_on_its_line():
+    figure = ablation(made(), top=2)
+    places = [list(trace.y) for trace in figure.data if trace.mode == "markers"]
+    assert [round(place) for place in sorted(places[0])] == [0, 1]
+    assert all(hi > en for en, hi in zip(sorted(places[0]), sorted(places[1]), strict=True))
+    assert len(figure.layout.yaxis.ticktext) == 2
+    assert "the 2 largest effects of" in figure.layout.title.text
+
+
+def test_the_caption_is_the_results_own():
+    result = made()
+    assert ablation(result).layout.meta["caption"] == result.caption

@@ -7,10 +7,11 @@ import torch
 
 import langneurons as ln
 from langneurons.analysis.ablation.ablating import ablate
-from langneurons.analysis.comparison import Comparison, _Ablated, compare_methods
+from langneurons.analysis.agreement import AblatedSample
+from langneurons.analysis.comparison import Comparison, compare_methods
 from langneurons.analysis.validity import record_nulls
 from langneurons.analysis.validity.selections import Selection
-from langneurons.errors import StatisticsError
+from langneurons.errors import LanguageError, StatisticsError, TaskError
 from langneurons.identification import Contrast, GradientRelevance, SentenceAP
 from tests.planted_model import LANGUAGES, planted
 
@@ -85,6 +86,9 @@ def test_a_comparison_is_read_back_as_it_was_saved(compared, tmp_path):
     loaded = Comparison.load(found.save(tmp_path))
     pd.testing.assert_frame_equal(loaded.table, found.table)
     assert repr(loaded) == repr(found)
+    row = found.table.set_index("method").loc["contrast"]
+    said = f"{row['ablation']:.3f} [{row['ablation_low']:.3f}, {row['ablation_high']:.3f}]"
+    assert said in repr(found)
     assert "5 methods at act" in repr(found)
 
 
@@ -106,6 +110,12 @@ def test_impossible_comparisons_are_refused(model, texts):
         compare_methods([ln.LAPE(), ln.LAPE()], model, texts[0])
     with pytest.raises(StatisticsError, match="name of its own"):
         compare_methods({}, model, texts[0])
+    with pytest.raises(StatisticsError, match="is no method"):
+        compare_methods({"LAPE": "lape"}, model, texts[0])
+    with pytest.raises(TaskError, match="not on a str"):
+        compare_methods([ln.LAPE()], model, texts[0], "heldout")
+    with pytest.raises(LanguageError, match="a language in common"):
+        compare_methods([ln.LAPE()], model, texts[0], ln.load_corpus({"xx": ["one", "two"]}))
     with pytest.raises(StatisticsError, match="negative"):
         compare_methods([ln.LAPE()], model, texts[0], sample=-1)
 
@@ -113,7 +123,7 @@ def test_impossible_comparisons_are_refused(model, texts):
 def test_agreement_is_one_for_scores_that_rank_neurons_as_their_effects_do():
     random = np.random.default_rng(0)
     effects = random.normal(size=(30, 2)) * 0.01
-    ablated = _Ablated(np.arange(5, 35), effects, ("en", "hi"))
+    ablated = AblatedSample(np.arange(5, 35), effects, ("en", "hi"))
 
     def scored(values: np.ndarray, chosen: np.ndarray) -> Selection:
         scores = np.full(40, np.median(values))

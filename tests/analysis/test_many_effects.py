@@ -51,3 +51,11 @@ def test_answers_right_or_wrong(single):
 def test_what_effect_refuses_is_refused():
     with pytest.raises(EffectError, match="one cluster"):
         many_effects(np.ones((2, 4)), pd.DataFrame({"item": range(4), "cluster": 0, "nll": 1.0}))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_refused_and_never_significant(wrong):
+    after = np.ones((3, 4))
+    after[1, 2] = wrong
+    with pytest.raises(EffectError, match="1 of 3 conditions .* condition 1 at item 2"):
+        many_effects(after, pd.DataFrame({"item": range(4), "cluster": range(4), "nll": 1.0}))

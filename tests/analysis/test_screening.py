@@ -1,11 +1,12 @@
 """screen() predicts what ablation measures, says how well, and names the neurons worth ablating."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import langneurons as ln
-from langneurons.analysis.screening import screen
-from langneurons.errors import EffectError, LanguageError
+from langneurons.analysis.screening import _agreement, screen
+from langneurons.errors import EffectError, LanguageError, TaskError
 from tests.analysis.ablation_models import PAIRS, needed, neurons_at, texts, tiny
 
 
@@ -66,3 +67,14 @@ def test_impossible_sizes_are_refused(changes):
 def test_an_unknown_language_is_refused():
     with pytest.raises(LanguageError, match="fr"):
         screen(tiny("llama", "hooked"), texts(), top=3, sample=20, languages=["fr"], progress=False)
+
+
+def test_what_is_no_text_is_refused():
+    with pytest.raises(TaskError, match="not on a str"):
+        screen(tiny("llama", "hooked"), "texts", top=3, sample=20, progress=False)
+
+
+def test_predictions_without_agreement_to_speak_of_are_missing_not_wrong():
+    table = pd.DataFrame({"language": "en", "predicted": 0.0, "exact": np.zeros(20)})
+    found = _agreement("en", table, seed=0)
+    assert np.isnan([found["spearman"], found["low"], found["high"]]).all()

@@ -30,7 +30,7 @@ def naive_studentized(sums, drawn_seeds, drawn_clusters):
 def test_studentized_resamples_equal_a_loop_over_drawn_clusters(seeds):
     sums = sums_of(np.random.default_rng(0), seeds)
     ((seed_weights, cluster_weights),) = resampling.weight_chunks(sums.shape, 50, 7)
-    moved, error = resampling._studentized(sums, seed_weights, cluster_weights)
+    moved, error = (part[:, 0] for part in resampling._studentized([sums], seed_weights, cluster_weights))
     for index in range(50):
         drawn = [
             np.repeat(np.arange(len(one)), one.astype(int)) for one in (seed_weights[index], cluster_weights[index])

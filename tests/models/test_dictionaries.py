@@ -300,6 +300,16 @@ def test_anything_that_encodes_and_decodes_is_a_dictionary(llama):
     assert (silenced - silenced[0, 0]).abs().max() < 1e-5  # nothing but the final norm's and unembedding's biases left
 
 
+class Infinite(RandomDictionary):
+    def encode(self, x):
+        return super().encode(x) / 0
+
+
+class Summing(RandomDictionary):
+    def encode(self, x):
+        return super().encode(x).sum(1)
+
+
 @pytest.mark.parametrize(
     ("dictionaries", "options", "message"),
     [
@@ -314,6 +324,10 @@ def test_anything_that_encodes_and_decodes_is_a_dictionary(llama):
         (RandomDictionary(), {}, "does not say at which layer"),
         ({1: placed(RandomDictionary(), "blocks.0.hook_resid_post")}, {}, "says that it belongs at blocks.0"),
         ({}, {"at": "resid_post"}, "No dictionary"),
+        ({0: object()}, {"at": "resid_post"}, "a object does not"),
+        ({"0": RandomDictionary()}, {"at": "resid_post"}, "number of their layer, not by '0'"),
+        ({0: Infinite()}, {"at": "resid_post"}, "not finite"),
+        ({0: Summing()}, {"at": "resid_post"}, "a tensor of tokens"),
         ({0: RandomDictionary()}, {"at": "resid_post", "name": "act"}, "site 'act' already"),
         ({0: RandomDictionary()}, {"at": "resid_post", "name": "a/b"}, "letters, digits"),
     ],

@@ -94,3 +94,10 @@ def test_a_damaged_or_missing_file_is_said_to_be(tmp_path):
         SparseDictionary.load(tmp_path / "one")
     with pytest.raises(StorageError, match="no configuration"):
         SparseDictionary.load(tmp_path / "two")
+    made("topk", k=3).save(tmp_path / "three")
+    about = json.loads((tmp_path / "three" / "cfg.json").read_text())
+    (tmp_path / "three" / "cfg.json").write_text(json.dumps({**about, "d_sae": "24"}))
+    with pytest.raises(StorageError, match="d_sae is '24'"):
+        SparseDictionary.load(tmp_path / "three")
+    (tmp_path / "three" / "cfg.json").write_text(json.dumps({**about, "metadata": None}))
+    assert SparseDictionary.load(tmp_path / "three").cfg.hook_name is None

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,8 +35,32 @@ def test_the_matrix_marks_what_is_significant_and_larger_than_delta(matrix):
     figure = ln.plot.perplexity_matrix(matrix)
     text = dict(zip([*"ab"], figure.data[0].text, strict=True))
     assert list(figure.data[0].y) == ["hi", "en"]
-    assert text["a"][0] == "+30.00*"
+    assert text["a"][0].startswith("<b>+30.00*</b><br>[+29")
     assert "*" not in text["a"][1]
+
+
+def test_the_matrix_says_in_print_what_was_written_how_many_and_which_marks(matrix):
+    stored = {
+        "patch": "Set(NeuronSet of 10 neurons at act (8 layers x 1536): en 10, fr 3, value=0)",
+        "model": "0ff" * 12,
+    }
+    figure = ln.plot.perplexity_matrix(replace(matrix, settings={**matrix.settings, **stored}))
+    subtitle = figure.layout.title.subtitle.text.replace("<br>", " ").replace("\u00a0", " ")
+    assert subtitle.startswith("Set(value=0); % of")
+    assert "n = 60 items, 30 clusters an effect" in subtitle
+    assert "equivalent to none (±1 %)" in subtitle
+    assert "made up: 4 effects" in figure.layout.meta["caption"]
+
+
+def test_a_wide_matrix_is_a_wide_figure():
+    languages = [f"l{n}" for n in range(12)]
+    wide = table_of({("l0", language): 1.1 for language in languages}, ("patched", "measured"))
+    assert ln.plot.perplexity_matrix(wide).layout.width > 12 * 90
+
+
+def test_a_matrix_with_cells_not_measured_is_drawn_with_holes(matrix):
+    holed = replace(matrix, rows=matrix.rows.iloc[1:])
+    assert ln.plot.perplexity_matrix(holed).data[0].text[0][1] == ""
 
 
 def test_the_matrix_is_centred_on_no_change_and_says_what_controls_did(matrix):
@@ -83,6 +109,72 @@ def test_dose_response_draws_constants_and_quantiles_with_the_own_interval_and_t
 def test_cells_that_were_not_swept_are_named(swept, recorded, options, sentence):
     with pytest.raises(EffectError, match=sentence):
         ln.plot.dose_response(swept, *recorded, **{"language": "hi", **options})
+
+
+@pytest.fixture(scope="module")
+def patched():
+    changes = {(patch, language): 1.0 for language in ("hi", "en") for patch in ("zero", "mean")}
+    table = table_of(changes | {("zero", "hi"): 1.3}, ("patch", "language"))
+    drawn = [("zero", "hi", 0.01), ("mean", "en", 0.02)]
+    return replace(table, controls=pd.DataFrame(drawn, columns=["patch", "language", "estimate"]))
+
+
+def test_effects_stand_one_under_the_other_by_language_with_verdict_and_controls(patched):
+    figure = ln.plot.effects(patched)
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces) == ["matched controls", "zero", "mean", "in words"]
+    assert traces["zero"].x[list(traces["zero"].y[0]).index("hi")] == pytest.approx(30, abs=0.2)
+    words = dict(zip(zip(*traces["in words"].y, strict=True), traces["in words"].text, strict=True))
+    assert words["hi", "zero"].startswith("+30.0 [")
+    assert words["hi", "zero"].endswith("worse")
+    assert words["en", "mean"].endswith("equivalent")
+    assert list(dict.fromkeys(traces["in words"].y[0])) == ["hi", "en"]
+    assert [symbol for symbol in traces["zero"].marker.symbol] == ["diamond", "circle"]
+    assert list(traces["matched controls"].x) == [1, 2]
+    assert "grey ticks: matched controls" in figure.layout.title.subtitle.text.replace("<br>", " ").replace(
+        "\u00a0", " "
+    )
+
+
+def test_any_table_of_effects_can_be_drawn(matrix, swept):
+    assert list(ln.plot.effects(matrix).data[0].y[0]) == ["hi", "en"]  # measured; the traces are what was patched
+    names = [trace.name for trace in ln.plot.effects(swept).data]
+    assert "given, hi, set, -1.0, all" in names
+    one_key = table_of({"hi": 1.2, "en": 1.0}, ("language",))
+    assert list(ln.plot.effects(one_key).data[-1].y) == ["hi", "en"]
+
+
+def test_an_evaluation_is_drawn_by_its_effects():
+    rows = [
+        ("xnli", "head", patch, "hi", item, item // 2, "accuracy", float(item % 3 < right), "", "")
+        for patch, right in (("unpatched", 1), ("zero", 2))
+        for item in range(60)
+    ]
+    names = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
+    references = pd.DataFrame(columns=["task", "protocol", "metric", "language", "reference", "value"])
+    settings = {"model": "made up", "options": {"delta": 0.01, "resamples": 1000, "seed": 0}}
+    found = ln.Evaluation(pd.DataFrame(rows, columns=names), references, None, settings)
+    figure = ln.plot.effects(found)
+    assert figure.data[0].x[0] == pytest.approx(100 / 3)
+    assert figure.layout.title.text == "Change of accuracy under each patch (xnli, head)"
+    assert "model made up" in figure.layout.meta["provenance"]
+    assert found.plot().layout.title.text == figure.layout.title.text
+
+
+def test_natural_values_are_the_mixture_of_the_neurons_distributions(swept):
+    generator = torch.Generator().manual_seed(1)
+    raw = {language: torch.randn(4000, 2, 4, generator=generator) for language in ("hi", "en", "zh")}
+    raw["hi"] = raw["hi"] + 3
+    stats = statistics_from(raw, act_fn=torch.nn.functional.silu)
+    neurons = ln.NeuronSet.of({"hi": [(0, 1), (1, 2)]}, (2, 4), "act")
+    traces = {trace.name: trace for trace in ln.plot.dose_response(swept, stats, neurons, "hi").data}
+    values = torch.nn.functional.silu(torch.cat([raw["hi"][:, 0, 1], raw["hi"][:, 1, 2]])).numpy()
+    shown = traces["natural values, hi"]
+    mean = np.average(shown.x, weights=shown.y)
+    low, high = np.quantile(values, [0.01, 0.99])
+    assert mean == pytest.approx(values[(values > low) & (values < high)].mean(), abs=0.05)
+    assert np.sum(shown.y) * (shown.x[1] - shown.x[0]) == pytest.approx(1)
+    assert np.average(traces["natural values, the others"].x, weights=traces["natural values, the others"].y) < 1
 
 
 def test_tables_of_another_kind_are_refused(matrix, swept, recorded):

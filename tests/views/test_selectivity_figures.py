@@ -18,7 +18,7 @@ def found():
     known = {"language": "hi", "verdict": list(VERDICTS), "task_bits": 0.1, "task_detectable": detectable}
     known |= {"language_p_adjusted": 0.5, "task_p_adjusted": 0.5}
     rows = whole.table().iloc[[0, 5, 13, 20]].assign(**known)
-    settings = {"items": 20, "site": "act", "task": "cues"}
+    settings = {"items": 20, "site": "act", "task": "cues", "seed": 0}
     return Polysemanticity(rows, pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), whole, settings)
 
 
@@ -36,3 +36,15 @@ def test_each_verdict_has_its_neurons_and_all_others_stand_behind(found):
 
 def test_the_line_is_at_what_the_median_neuron_could_show(found):
     assert selectivity(found).layout.shapes[0].y0 == pytest.approx(0.2)
+
+
+def test_the_title_counts_neurons_once_and_the_caption_says_what_could_be_found(found):
+    figure = selectivity(found)
+    assert "n = 4 labels of 4 neurons, read on 20 items in 2 languages; grey: 20 other" in (
+        figure.layout.title.subtitle.text.replace("<br>", " ")
+    )
+    assert "80 % power (20.00%)" in figure.layout.meta["caption"]
+
+
+def test_shapes_tell_verdicts_apart_where_colours_cannot(found):
+    assert len({trace.marker.symbol for trace in selectivity(found).data[1:]}) == 4

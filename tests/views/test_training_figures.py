@@ -23,7 +23,19 @@ def test_the_loss_is_drawn_with_its_running_mean_and_the_development_score_on_it
 def test_without_development_scores_there_is_one_axis():
     figure = ln.plot.training(history(every=100))
     assert len(figure.data) == 2
-    assert figure.layout.yaxis.title.text == "loss"
+    assert figure.layout.yaxis.title.text == "loss, nats"
+    assert figure.layout.title.text == "Fine-tuning: loss"
+
+
+def test_a_fine_tuning_is_drawn_by_its_history_and_says_what_was_measured():
+    tuned = ln.Finetuned(
+        None, None, history(), {"metric": "accuracy", "best_step": 30, "settings": {"model": "0123abcd" * 4, "seed": 3}}
+    )
+    figure = ln.plot.training(tuned)
+    assert len(figure.data) == 3
+    assert figure.layout.yaxis2.title.text == "development accuracy"
+    assert "n = 40 steps, parameters of step 30 kept" in figure.layout.title.subtitle.text
+    assert figure.layout.meta["provenance"] == "model 0123abcd, seed 3"
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +46,49 @@ def found():
 def test_a_transfer_experiment_is_drawn_beside_random_neurons(found):
     figure = ln.plot.transfer(found.effects())
     traces = {trace.name: trace for trace in figure.data}
-    assert set(traces) == {"random neurons", "source", "random"}
+    assert set(traces) == {"random neurons", "source", "random", "in words"}
     assert len(traces["random neurons"].x) == 2 * 12
     assert np.asarray(traces["source"].x) == pytest.approx(np.full(2, 20), abs=4)
     assert "against training attention and head only" in figure.layout.xaxis.title.text
+
+
+def test_the_experiment_itself_is_drawn_as_scores_of_every_condition_with_the_spread_of_seeds(found):
+    figure = ln.plot.transfer(found)
+    traces = {trace.name: trace for trace in figure.data}
+    scores = found.scores().query("condition == 'source' and patch == 'unpatched'").set_index("language")
+    assert list(traces["source"].y[0]) == ["en", "hi", "zh"]
+    assert list(traces["source"].x) == pytest.approx(100 * scores["score"].to_numpy())
+    assert list(traces["source, SD between seeds"].error_x.array) == pytest.approx(100 * scores["seed_sd"].to_numpy())
+    assert list(traces["chance"].x) == pytest.approx([100 / 3] * len(traces["chance"].x))
+    words = dict(zip(zip(*traces["in words"].y, strict=True), traces["in words"].text, strict=True))
+    assert words["hi", "source"].endswith("better")
+    assert "±" in words["hi", "none"]
+    assert not words["hi", "none"].endswith(("better", "worse", "equivalent", "inconclusive"))
+    assert "n = 6 training seeds x 60 items" in figure.layout.title.subtitle.text
+    assert list(dict.fromkeys(traces["in words"].y[0])) == ["en", "hi", "zh"]
+
+
+def test_trainings_for_one_target_are_told_apart_in_the_source_language():
+    found = simulated({"none": 0.0, "target": 0.1}, clusters=20, resamples=200)
+    words = next(trace for trace in ln.plot.transfer(found).data if trace.name == "in words")
+    places = list(zip(*words.y, strict=True))
+    assert ("en", "target for hi") in places
+    assert ("hi", "target") in places
+    assert len(set(places)) == len(places)
+
+
+def test_one_condition_alone_is_drawn_without_verdicts():
+    figure = ln.plot.transfer(simulated({"none": 0.0}, clusters=20, resamples=200))
+    assert "nothing to compare" in figure.layout.meta["caption"]
+
+
+def test_one_seed_has_no_spread():
+    figure = ln.plot.transfer(simulated({"none": 0.0}, seeds=1, clusters=20, resamples=200))
+    assert "±" not in next(trace for trace in figure.data if trace.name == "in words").text[0]
+
+
+def test_effects_take_the_experiment_too(found):
+    assert "training attention and head only" in ln.plot.effects(found).layout.xaxis.title.text
 
 
 def test_effects_on_the_source_and_against_random_are_drawn_too(found):

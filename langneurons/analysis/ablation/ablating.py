@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from langneurons.analysis.ablation.conditions import Controls, Written, check_options, joined, prefixes
-from langneurons.analysis.ablation.measured import Metric, check_languages, measured
+from langneurons.analysis.ablation.measured import Metric, Numbers, check_clusters, check_languages, measured
 from langneurons.analysis.ablation.result import Ablation, check_min_effect
 from langneurons.analysis.ablation.running import UNPATCHED, Runner
 from langneurons.errors import EffectError
@@ -67,14 +67,15 @@ def ablate(
         each: ``"neuron"`` by itself, ``"group"`` (a label's neurons together), or ``"cumulative"``: the first 1, 2, 4,
             ... and all of them.
         controls: Control neurons a label, of the same layers and, with ``stats``, deciles of mean magnitude x output
-            norm as the label's own (each="group": so many whole control sets).
+            norm as the label's own; fewer where so many are not there (each="group": so many whole control sets).
         stats: Statistics of the same model.
         languages: In which to measure; None is all of the data's.
         order: For ``"cumulative"``: a number a neuron, the largest are ablated first; None orders them by the size of
             their single effects in their label's language (in all languages where that is not measured).
         rows: Rows a forward, at most: neurons x texts. The logits of a forward are rows x positions x vocabulary.
         min_effect: Smaller effects are not printed; p-values are adjusted over all, printed or not.
-        delta: Effects within +-delta are called equivalent to none: 0.01 is 1 % of the loss, or one point.
+        delta: Effects within +-delta are called equivalent to none: 0.01 is 1 % of the loss, or one point; of a
+            function's numbers, 0.01 of their own unit.
         seed: Of controls and resampling.
         resamples: Bootstrap and sign-flip samples.
         out: Folder that keeps what was measured; the same call goes on there.
@@ -102,7 +103,8 @@ def ablate(
     neurons = replace(neurons, members={k: v for k, v in neurons.members.items() if len(v)}, scores={})
     written = Written.of(value, stats, neurons, controls)
     source = measured(model, data, metric)
-    chosen = check_languages(source, None if languages is None else list(languages))
+    chosen = check_languages(source, languages)
+    check_clusters(source, view(model), chosen)
     runner = Runner(model, source, written, chosen, rows, out, progress)
     conditions, drawn = _measured(runner, neurons, each, Controls(controls, stats, seed), order)
     options = {"per": source.per, "delta": delta, "resamples": resamples, "seed": seed}
@@ -123,6 +125,7 @@ def ablate(
         "controls": controls,
         "match": "layer" if stats is None else "layer+magnitude",
         "min_effect": min_effect,
+        "own_unit": isinstance(source, Numbers),
     }
     return Ablation.of(found, [*_KEYS[each], "language"], drawn, {**options, **about})
 
@@ -168,12 +171,13 @@ def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> Found:
 def _grouped(runner: Runner, neurons: NeuronSet, controls: Controls) -> Found:
     sets = {label: neurons[label] for label in neurons.languages}
     draws = {label: controls.sets(neurons, label) for label in neurons.languages}
-    drawn = {f"{label} {draw}": one for label, ones in draws.items() for draw, one in enumerate(ones)}
-    tables = runner.together(sets | drawn)
-    found: Conditions = {(label, len(one)): (tables, label) for label, one in sets.items()}
+    # The first word tells what a column is, whatever labels are called.
+    drawn = {f"control {draw} {label}": one for label, ones in draws.items() for draw, one in enumerate(ones)}
+    tables = runner.together({f"set {label}": one for label, one in sets.items()} | drawn)
+    found: Conditions = {(label, len(one)): (tables, f"set {label}") for label, one in sets.items()}
     parts = []
     for label, language in product(sets, runner.languages):
-        effect = _changes(runner, tables[language], [f"{label} {draw}" for draw in range(controls.number)])
+        effect = _changes(runner, tables[language], [f"control {draw} {label}" for draw in range(controls.number)])
         about = {"label": label, "draw": range(controls.number), "language": language}
         parts.append(pd.DataFrame({**about, "effect": effect}))
     return found, pd.concat(parts, ignore_index=True) if controls.number else None
@@ -187,7 +191,7 @@ def _added(runner: Runner, neurons: NeuronSet, order: Tensor | None) -> Conditio
     for label in neurons.languages:
         ranks = _sizes(runner, singles, neurons, label) if order is None else order
         for size, (one, layer, unit) in prefixes(neurons, label, ranks).items():
-            sets[f"{label} {size}"], keys[label, size, layer, unit] = one, f"{label} {size}"
+            sets[f"first {size} {label}"], keys[label, size, layer, unit] = one, f"first {size} {label}"
     tables = runner.together(sets)
     return {key: (tables, column) for key, column in keys.items()}
 

@@ -4,7 +4,7 @@ Each gives rows (item, cluster, value) under whatever is attached to the model. 
 time: batches whose rows are copies of the same texts, one copy a neuron.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from langneurons import storage
 from langneurons.analysis.selectivity.texts import LabelledTexts
 from langneurons.corpora import Blocks, Corpus
+from langneurons.corpora.loading import distinct
 from langneurons.errors import EffectError, LanguageError, TaskError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text, losses
 from langneurons.evaluation.pairing import BASELINE, ROW
@@ -27,6 +28,7 @@ from langneurons.evaluation.tasks.task import Task
 from langneurons.models import ModelView, view
 
 LOSS = "nll"
+COLUMNS = ("item", "cluster")
 TEXTS = 8  # texts that share a forward before they are copied
 Metric = Callable[[Tensor, Tensor, Tensor, Sequence[str]], Tensor]
 
@@ -283,29 +285,46 @@ def numbers(seen: ModelView, data: Any, metric: Metric) -> Numbers:
         texts = {name: _documents(data, name) for name in data.languages}
     else:
         texts = {name: table.astype({"label": str}) for name, table in LabelledTexts.of(data).items.items()}
-    known = getattr(metric, "fingerprint", None)
+    known, name = getattr(metric, "fingerprint", None), getattr(metric, "__name__", type(metric).__name__)
+    if name in COLUMNS:
+        raise EffectError(f"A function called {name!r} would be taken for a column of that name: call it otherwise.")
     content = [part for name, table in texts.items() for part in (name, repr(table.to_dict("list")))]
     return Numbers(
         metric,
         {name: _tokenised(seen, table) for name, table in texts.items()},
-        getattr(metric, "__name__", type(metric).__name__),
+        name,
         None if known is None else storage.fingerprint(str(known), *content),
     )
 
 
-def check_languages(source: Measured, languages: Sequence[str] | None) -> list[str]:
+def check_languages(source: Measured, languages: Iterable[str] | None) -> list[str]:
     """The languages to measure; None is all.
 
     Raises:
         LanguageError: If there is none, or one is not among the data's.
     """
-    chosen = list(source.languages) if languages is None else list(dict.fromkeys(languages))
+    chosen = list(source.languages) if languages is None else distinct(languages)
     for language in chosen:
         if language not in source.languages:
             raise LanguageError(unknown("language", language, source.languages))
-    if not chosen:
-        raise LanguageError(f"No language was given to measure. Possible: {', '.join(source.languages)}.")
     return chosen
+
+
+def check_clusters(source: Measured, seen: ModelView, languages: Sequence[str]) -> None:
+    """Refuse texts that no effect can be estimated on, before anything is run.
+
+    Raises:
+        EffectError: If a language's texts are one cluster, because clusters are what is resampled.
+    """
+    if not isinstance(source, Streamed):
+        return
+    for language in languages:
+        known = {cluster for batch in source.batches(seen, language, TEXTS) for cluster in batch.clusters}
+        if len(known) < 2:
+            raise EffectError(
+                f"The text of {language!r} is one document, or one cluster: an effect needs at least two, because they "
+                "are what is resampled."
+            )
 
 
 def _documents(corpus: Corpus, language: str) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 Ablating one neuron of layer l changes nothing below l. What it changes at l itself is known without running the layer:
 ``post`` moves by (new - old) x up, and the residual stream by that times the neuron's row of W_out. Where the MLP's
 output is normed or scaled before it is added (Gemma 2, Granite), and at every other site, layer l is run again with the
-value written in it. Both are exact.
+value written in it. At ``resid_post`` the value is written where the forward begins. All are exact.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons.models import ModelView
+from langneurons.models.sites import written
 
 MLP_SITES = ("pre", "act", "post")
 LIMIT = 2**31  # bytes that are remembered at most; texts beyond are run whole for every neuron
@@ -64,7 +65,8 @@ class Remembered:
         # Where each layer's forwards begin: after it, or, where it is run again, after the one below.
         features = seen.feature_sites.get(site)
         depth = {layer: layer if features is None else features.layers[layer] for layer in neurons}
-        self._begins = {layer: depth[layer] if layer in self._rows else depth[layer] - 1 for layer in neurons}
+        known = [layer for layer in neurons if layer in self._rows or site == "resid_post"]
+        self._begins = {layer: depth[layer] if layer in known else depth[layer] - 1 for layer in neurons}
         self._known: dict[bytes, Known] = {}
         self._held = 0
 
@@ -118,10 +120,14 @@ class Remembered:
             known = self._known.get(_key(tokens[: len(tokens) // len(chosen)]))
             if known is None or begins < 0:
                 return None
-            below = known.residual[begins]
-            if layer not in self._rows:
-                return below.repeat(len(chosen), 1, 1)
-            return self._moved(known, layer, chosen, values, below)
+            residual = known.residual[begins]
+            if layer in self._rows:
+                return self._moved(known, layer, chosen, values, residual)
+            copies = residual.repeat(len(chosen), 1, 1)
+            if self._site != "resid_post":
+                return copies
+            index = units.to(copies.device)
+            return written(copies, index, write(layer, copies[..., index]))
 
         def write(_: int, current: Tensor) -> Tensor:
             copies = current.unflatten(0, (len(chosen), -1))
@@ -142,8 +148,8 @@ class Remembered:
         if layer in known.up:
             change = change * known.up[layer][..., places]
         by_copy = change.movedim(-1, 0)[..., None].float()
-        written = by_copy * self._rows[layer][places][:, None, None].float()
-        return written.add_(residual.float()).to(residual.dtype).flatten(0, 1)
+        moved = by_copy * self._rows[layer][places][:, None, None].float()
+        return moved.add_(residual.float()).to(residual.dtype).flatten(0, 1)
 
 
 @torch.no_grad()

@@ -11,9 +11,11 @@ import pandas as pd
 from langneurons import storage
 from langneurons.errors import EffectError
 from langneurons.evaluation.effects import Effect, benjamini_hochberg
+from langneurons.evaluation.pairing import BASELINE
 from langneurons.evaluation.placement import placement_columns
 
 SCHEMA = "langneurons/ablation/1"
+LATEX = str.maketrans({char: f"\\{char}" for char in "%&_#$"})
 LEAST_CONTROLS = 19  # fewer give no rank p-value of 0.05
 
 
@@ -23,7 +25,7 @@ class Ablation:
 
     Two questions, two columns: ``p_adjusted`` and the verdict ask whether the effect differs from zero,
     ``control_position`` and ``control_p`` whether it differs from those of matched control neurons. A neuron can matter
-    and yet matter no more than any other of its kind.
+    and yet matter no more than any other of its kind. ``control_p`` is of one test, not adjusted for their number.
 
     Attributes:
         rows: One row a condition and language: label, layer and neuron (where neurons are ablated alone or added one
@@ -82,26 +84,27 @@ class Ablation:
             top: How many; None is all whose size is ``min_effect`` or more.
 
         Returns:
-            Effects in per cent of the unpatched loss, or in points of a score, with p-values adjusted over all rows,
-            shown or not.
+            Effects in per cent of the unpatched loss, in points of a task's score, or in a function's own unit, with
+            p-values adjusted over all rows, shown or not.
         """
         shown = self.rows.loc[self.rows["effect"].abs() >= self.settings["min_effect"]]
         shown = shown.loc[shown["effect"].abs().sort_values(ascending=False, kind="stable").index]
         shown = shown if top is None else shown.head(top)
         columns: dict[str, Any] = {key: shown[key] for key in self.settings["keys"]}
-        columns["effect"] = [f"{100 * value:+.3g}" for value in shown["effect"]]
+        scale = self.scale
+        columns["effect"] = [f"{scale * value:+.3g}" for value in shown["effect"]]
         columns["interval"] = [
-            f"[{100 * low:+.3g}, {100 * high:+.3g}]" for low, high in zip(shown["low"], shown["high"], strict=True)
+            f"[{scale * low:+.3g}, {scale * high:+.3g}]" for low, high in zip(shown["low"], shown["high"], strict=True)
         ]
         columns |= {"p (BH)": [_p(value) for value in shown["p_adjusted"]], "verdict": shown["verdict"]}
-        columns["detectable"] = [f"{100 * value:.2g}" for value in shown["detectable"]]
+        columns["detectable"] = [f"{scale * value:.2g}" for value in shown["detectable"]]
         if "control_position" in shown.columns:
             columns["among controls"] = [_percentile(row) for row in shown.to_dict("records")]
         return pd.DataFrame(columns).reset_index(drop=True)
 
     def latex(self, top: int | None = None) -> str:
         """The table as LaTeX, with a caption that says what was measured."""
-        return self.table(top).to_latex(index=False, escape=True, caption=self.caption.replace("%", r"\%"))
+        return self.table(top).to_latex(index=False, escape=True, caption=self.caption.translate(LATEX))
 
     def save(self, path: str | Path) -> Path:
         """Write everything to a folder: ``ablation.json`` (settings, checksums) and one parquet file a table.
@@ -130,17 +133,28 @@ class Ablation:
         return f"{self.table(20).to_html(index=False, border=0)}<p>{self.caption}</p>"
 
     @property
+    def unit(self) -> str:
+        """What effects are printed in."""
+        if self.settings.get("own_unit"):
+            return "its own unit"
+        return "% of the unpatched loss" if self.settings["per"] == BASELINE else "points"
+
+    @property
+    def scale(self) -> int:
+        """What effects are multiplied by when they are printed."""
+        return 1 if self.settings.get("own_unit") else 100
+
+    @property
     def caption(self) -> str:
         """What was measured, in which family, and what could have been found."""
         about = self.settings
-        least, most = (100 * float(value) for value in self.rows["detectable"].agg(["min", "max"]))
-        unit = "% of the unpatched loss" if about["per"] == "baseline" else "points"
+        least, most = (self.scale * float(value) for value in self.rows["detectable"].agg(["min", "max"]))
         sizes = f"{self.rows['items'].min():,} to {self.rows['items'].max():,} items an effect"
         basis = " Units of resid_post are coordinates: basis-dependent." if about["site"] == "resid_post" else ""
         return (
-            f"{about['model']}: {about['metric']} in {unit}, {about['patch']}; {len(self.rows)} effects, p adjusted "
-            f"over all of them; equivalent: within +-{100 * about['delta']:g}; {sizes}; minimal detectable effect "
-            f"(one test) {least:.2g} to {most:.2g}.{basis}"
+            f"{about['model']}: {about['metric']} in {self.unit}, {about['patch']}; {len(self.rows)} effects, p "
+            f"adjusted over all of them; equivalent: within +-{self.scale * about['delta']:g}; {sizes}; minimal "
+            f"detectable effect (one test) {least:.2g} to {most:.2g}.{basis}"
         )
 
 
@@ -175,4 +189,4 @@ def _p(value: float) -> str:
 def _percentile(row: Mapping[str, Any]) -> str:
     if np.isnan(row["control_position"]):
         return "none"
-    return f"P{100 * row['control_position']:.0f} of {row['control_draws']:.0f} ({row['control_pool']})"
+    return f"P{np.floor(100 * row['control_position']):.0f} of {row['control_draws']:.0f} ({row['control_pool']})"

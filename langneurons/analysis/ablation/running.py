@@ -134,6 +134,7 @@ class Runner:
                         with memory.ablated(layer, chosen, given[chosen]):
                             found.append(batch.read(seen, len(chosen)))
                 table = pd.DataFrame(np.concatenate(found).T, columns=pd.Index([UNPATCHED, *names]))
+                _check_finite(table, width)
                 table.insert(0, "item", batch.items)
                 table.insert(1, "cluster", batch.clusters)
                 parts.append(table)
@@ -181,6 +182,18 @@ class _KnownTexts:
         assert self._memory is not None
         with self._memory.ablated(layer, torch.tensor([place]), _values(patch)[layer][[place]]):
             return self._runner.rows_of(language, name)
+
+
+def _check_finite(table: pd.DataFrame, width: int) -> None:
+    """Refuse what nothing can be concluded from, at the first texts that give it."""
+    wrong = [str(name) for name in table.columns if not np.isfinite(table[name].to_numpy(float)).all()]
+    if UNPATCHED in wrong:
+        raise EffectError("The unpatched model gives what is no finite number on some texts: what is measured?")
+    if wrong:
+        raise EffectError(
+            f"Without {len(wrong)} of {table.shape[1] - 1} neurons, such as {divmod(int(wrong[0]), width)}, what is "
+            "measured is no finite number on some texts: give another value=, or a dtype of larger range."
+        )
 
 
 def _values(patch: Patch) -> dict[int, Tensor]:

@@ -48,7 +48,7 @@ def auroc(design: Design, values: Float[np.ndarray, "text neuron"]) -> Float[np.
         values: One row a text.
 
     Returns:
-        From 0 to 1; 0.5 tells nothing.
+        From 0 to 1; 0.5 tells nothing, NaN where no text of another level is to be told from.
     """
     ranks, sizes = _ranks(design, values)
     level = design.levels[None].astype(np.int16)
@@ -56,7 +56,7 @@ def auroc(design: Design, values: Float[np.ndarray, "text neuron"]) -> Float[np.
     counts = cell_sums(design.counts[..., None], level, design.shape[0])[0]
     pairs = (counts * (sizes[:, None] - counts)).sum(1)
     wins = (sums - counts * (counts + 1) / 2).sum(1)
-    return wins / np.maximum(pairs, 1)
+    return np.divide(wins, pairs, out=np.full(wins.shape, np.nan), where=pairs > 0)
 
 
 def _ranks(

@@ -1,6 +1,6 @@
 """Do language neurons carry the task too? Every neuron decomposed; a set's tested, probed, held against controls."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -77,7 +77,8 @@ def polysemanticity(
         Shares, tests and verdict of every neuron of the set; counts and probes of each label beside its controls.
 
     Raises:
-        TaskError: If texts or labels are malformed, or there is only one language.
+        TaskError: If texts or labels are malformed, there is only one language, languages share no label, or there are
+            too few clusters for probes.
         LanguageError: If the task, or the statistics of a label to match, lack a language.
         NeuronSetError: If the set is empty, or a layer has too few neurons for a control.
         PatchError: If the set is of another model's shape, or something is attached while ``out`` is given.
@@ -98,6 +99,7 @@ def polysemanticity(
     texts = chosen_texts(task, languages, max_items, seed)
     kept = _without_empty(neurons)
     check_fits(Set(kept, 0.0), view(model))
+    probes = {factor: Probes(Design.of(texts, factor), seed) for factor in FACTORS} if probe_sizes else {}
     match = "layer" if stats is None else "layer+magnitude"
     drawn = [kept.matched_control(stats, seed * 10_007 + draw, match) for draw in range(controls)]
     chosen = np.unique(np.concatenate([flat for one in (kept, *drawn) for flat in one.members.values()]))
@@ -110,7 +112,7 @@ def polysemanticity(
     return Polysemanticity(
         rows=pd.concat(own.values(), keys=own, names=["language"]).reset_index("language").reset_index(drop=True),
         sets=counted(own, others),
-        probes=_probes(readings, kept, drawn, chosen, probe_sizes, seed, progress),
+        probes=_probed(probes, readings, kept, drawn, chosen, probe_sizes, progress),
         auroc=_levels_told(kept, known, told),
         decomposition=decomposition,
         settings={
@@ -140,27 +142,27 @@ def _about(readings: Readings) -> dict[str, Any]:
     }
 
 
-def _probes(
+def _probed(
+    probes: Mapping[str, Probes],
     readings: Readings,
     neurons: NeuronSet,
     controls: Sequence[NeuronSet],
     chosen: Int[np.ndarray, " chosen"],
     sizes: Sequence[int],
-    seed: int,
     progress: bool,
 ) -> pd.DataFrame:
     """Predict language and label from few neurons of each set, and of each of its controls."""
     rows, drawn, least = [], [], []
-    sets = list(product(FACTORS, neurons.languages)) if sizes else []
-    for factor, label in tqdm(sets, unit="set", disable=not (progress and sizes)):
-        probes = Probes(Design.of(readings.texts, factor), seed)
+    sets = list(product(probes, neurons.languages))
+    for factor, label in tqdm(sets, unit="set", disable=not (progress and sets)):
+        probe = probes[factor]
         own, *others = (
-            probes.accuracy(all_values(readings, np.searchsorted(chosen, one.members[label])), sizes)
+            probe.accuracy(all_values(readings, np.searchsorted(chosen, one.members[label])), sizes)
             for one in (neurons, *controls)
         )
         for size, accuracy in own.items():
             rows.append(
-                {"language": label, "predicts": factor, "k": size, "accuracy": accuracy, "chance": probes.chance}
+                {"language": label, "predicts": factor, "k": size, "accuracy": accuracy, "chance": probe.chance}
             )
             drawn.append([other[size] for other in others])
             least.append(1 / len(readings.texts.known))

@@ -15,6 +15,7 @@ from langneurons.analysis.selectivity.permutation import Design
 from langneurons.errors import TaskError
 
 FOLDS = 3
+ATTEMPTS = 10  # at a division of few clusters that keeps every class to be fitted
 
 
 class Probes:
@@ -32,7 +33,8 @@ class Probes:
         chance: The accuracy of a probe that knows nothing.
 
     Raises:
-        TaskError: If some class is in fewer than two clusters.
+        TaskError: If some class is in fewer than two clusters, or clusters cannot be divided so that every class is
+            there to be fitted.
     """
 
     def __init__(self, design: Design, seed: int = 0) -> None:
@@ -41,9 +43,19 @@ class Probes:
         classes, clusters = design.observed, design.blocks[design.units]
         least = min(len(np.unique(clusters[classes == one])) for one in np.unique(classes))
         if least < 2:
-            raise TaskError(f"A probe needs every class of {design.factor} in two clusters, one has {least}.")
-        splits = StratifiedGroupKFold(min(FOLDS, least), shuffle=True, random_state=seed)
-        self._folds = list(splits.split(classes[:, None], classes, clusters))
+            raise TaskError(
+                f"A probe needs every class of {design.factor} in two clusters, one has {least}: give more clusters, "
+                "or probe_sizes=() to leave probes away."
+            )
+        for attempt in range(ATTEMPTS):
+            splits = StratifiedGroupKFold(min(FOLDS, least), shuffle=True, random_state=seed + attempt)
+            self._folds = list(splits.split(classes[:, None], classes, clusters))
+            if all(len(np.unique(classes[train])) == design.shape[0] for train, _ in self._folds):
+                return
+        raise TaskError(
+            f"The {len(np.unique(clusters))} clusters cannot be divided so that every class of {design.factor} is "
+            "there to be fitted: give more clusters, or probe_sizes=() to leave probes away."
+        )
 
     def accuracy(self, values: Float[np.ndarray, "text neuron"], sizes: Sequence[int]) -> dict[int, float]:
         """Fit and test probes of several sizes.

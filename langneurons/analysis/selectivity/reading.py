@@ -113,7 +113,24 @@ def chosen_texts(task: Any, languages: Iterable[str] | None, max_items: int | No
     if len(texts.languages) < 2:
         given = ", ".join(texts.languages)
         raise TaskError(f"What language explains shows between languages: give at least two, not {given!r} alone.")
-    return texts if max_items is None else texts.take(max_items, seed)
+    texts = texts if max_items is None else texts.take(max_items, seed)
+    _check_crossed(texts)
+    return texts
+
+
+def _check_crossed(texts: LabelledTexts) -> None:
+    """Refuse languages that share no label with the others, not even through a third."""
+    labels = {language: set(texts.known.loc[table["item"], "label"]) for language, table in texts.items.items()}
+    first, *others = texts.languages
+    apart, known = set(others), labels[first]
+    while joining := {language for language in apart if labels[language] & known}:
+        apart -= joining
+        known = known.union(*(labels[language] for language in joining))
+    if apart:
+        raise TaskError(
+            f"{', '.join(sorted(apart))} and {first} have no label in common, so what languages and what labels "
+            "explain cannot be told apart: give texts with the same labels in every language."
+        )
 
 
 def read(
@@ -154,11 +171,13 @@ def read(
             "it is: leave the block first, or leave out= away."
         )
     shape = seen.shape(site)
-    prepared = {language: _tokens(seen, list(table["text"]), position) for language, table in texts.items.items()}
+    if out is not None:
+        storage.check_writable(Path(out))
+    prepared = {language: _tokens(seen, list(table["text"])) for language, table in texts.items.items()}
     moments, values = {}, {}
     with tqdm(total=sum(map(len, texts.items.values())), unit="text", disable=not progress) as bar:
         for language, (sequences, _) in prepared.items():
-            labels = np.searchsorted(texts.labels, texts.items[language]["label"].astype(str))
+            labels = np.searchsorted(texts.labels, texts.known.loc[texts.items[language]["item"], "label"])
             collected = _Collected(len(texts.labels), labels, chosen, shape)
             ask = partial(_run, model, sequences, site, position, batch_size, collected)
             about = (
@@ -269,7 +288,7 @@ def _weights(
     return counted.float() / counted.sum(1, keepdim=True)
 
 
-def _tokens(seen: ModelView, texts: Sequence[Text], position: str) -> tuple[list[Tokens], int]:
+def _tokens(seen: ModelView, texts: Sequence[Text]) -> tuple[list[Tokens], int]:
     """Tokenise texts and pairs, cut to the model's context, and count those that were cut."""
     pairs = {place: text for place, text in enumerate(texts) if isinstance(text, tuple)}
     paired, too_long = pair_tokens(seen, list(pairs.values())) if pairs else ([], np.empty(0, bool))
@@ -279,7 +298,7 @@ def _tokens(seen: ModelView, texts: Sequence[Text], position: str) -> tuple[list
     sequences |= {place: ids[: seen.context_length] for place, ids in zip(singles, whole, strict=True)}
     found, special = [sequences[place] for place in range(len(texts))], _special(seen)
     for text, ids in zip(texts, found, strict=True):
-        if not ids or (position == "mean" and not set(ids[1:]) - special):
+        if not set(ids[1:]) - special:
             raise TaskError(f"The text {text!r:.60} has no counted token: only special ones, or one at position 0.")
     return found, int(too_long.sum()) + sum(len(ids) > seen.context_length for ids in whole)
 

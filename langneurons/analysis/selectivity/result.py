@@ -11,7 +11,9 @@ import torch
 
 from langneurons import storage
 from langneurons.analysis.selectivity.decomposition import Decomposition
+from langneurons.analysis.selectivity.verdicts import TESTS_A_TASK
 from langneurons.errors import CorruptArtefactError, LanguageError, unknown
+from langneurons.evaluation.resampling import SIGNIFICANCE
 
 SCHEMA = "langneurons/polysemanticity/1"
 SHOWN = ["language", "layer", "neuron", "language_share", "task_share", "interaction_share"]
@@ -76,12 +78,29 @@ class Polysemanticity:
         columns = ["language", "carries", "neurons", "count", "share"]
         if about["controls"]:
             columns += ["control_mean", "control_low", "control_high", "p_adjusted", "detectable", "verdict"]
-        found = self.rows["task_detectable"].replace(np.inf, np.nan).median()
+        read += f", {about['cut']:,} texts cut" if about["cut"] else ""
         return (
             f"What neurons at {about['site']} carry of language and {about['task']} ({read}; FDR 5 % within a set, at "
             f"least {about['least_share']:.2g} of the variance)\n{self.sets[columns].round(3).to_string(index=False)}\n"
-            f"To be found with 80 % power, a label must explain {found:.2g} of what language leaves (median neuron)."
+            f"{self._limits()}"
         )
+
+    def _limits(self) -> str:
+        """What could not have been found: too small an effect, or too few neurons for the number of exchanges."""
+        found = float(np.median(self.rows["task_detectable"].to_numpy(float)))
+        said = (
+            f"To be found with 80 % power, a label must explain {found:.2g} of what language leaves (median neuron)."
+            if np.isfinite(found)
+            else "With so few clusters no effect of a label is found with 80 % power (median neuron)."
+        )
+        largest = max(map(len, self.rows.groupby("language").groups.values()))
+        least = np.ceil(TESTS_A_TASK * largest / (SIGNIFICANCE * (1 + self.settings["finest"])))
+        if least > 1:
+            said += (
+                f"\nWith {self.settings['finest']:,} exchanges, fewer than {least:.0f} of {largest:,} neurons that "
+                "carry the task cannot be found: raise permutations."
+            )
+        return said
 
     def save(self, folder: str | Path) -> Path:
         """Write everything into a folder: parquet, safetensors and JSON.

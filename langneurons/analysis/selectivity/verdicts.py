@@ -77,21 +77,23 @@ def beside_controls(
         least_sd: Of each row: the least standard deviation that draws must be granted.
 
     Returns:
-        The table with ``placement_columns``; difference (from the controls' mean), p (a t-test of one new draw),
-        p_adjusted (Holm over the table), detectable (the difference that such a test finds with 80 % power) and
-        verdict: above, below, or inconclusive. Without two draws they are missing.
+        The table with ``placement_columns``, whose interval knows ``least_sd`` too; difference (from the controls'
+        mean), p (a t-test of one new draw), p_adjusted (Holm over the table), detectable (the difference that such a
+        test finds with 80 % power) and verdict: above, below, or inconclusive. Without two draws they are missing.
     """
     if table.empty:
         return table
     placed = placement_columns(table[value].tolist(), controls)
     draws, sd = placed["control_draws"], np.maximum(placed["control_sd"], least_sd)
     difference, error = table[value].to_numpy(float) - placed["control_mean"], sd * np.sqrt(1 + 1 / draws)
+    width = stats.t.isf(SIGNIFICANCE / 2, draws - 1) * error
+    placed |= {"control_low": placed["control_mean"] - width, "control_high": placed["control_mean"] + width}
     p = 2 * stats.t.sf(np.abs(difference) / error, draws - 1)
     adjusted = holm(p)
-    reach = stats.t.isf(SIGNIFICANCE / 2, draws - 1) + stats.t.isf(1 - POWER, draws - 1)
+    detectable = width + stats.t.isf(1 - POWER, draws - 1) * error
     verdict = np.select([~(adjusted < SIGNIFICANCE), difference > 0], ["inconclusive", "above"], "below")
     return table.assign(
-        **placed, difference=difference, p=p, p_adjusted=adjusted, detectable=reach * error, verdict=verdict
+        **placed, difference=difference, p=p, p_adjusted=adjusted, detectable=detectable, verdict=verdict
     )
 
 

@@ -1,10 +1,14 @@
+import dataclasses
+
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from langneurons.analysis.selectivity.information import auroc, bits
 from langneurons.analysis.selectivity.permutation import Design
 from langneurons.analysis.selectivity.probes import Probes
+from langneurons.analysis.selectivity.texts import LabelledTexts
 from tests.analysis.selectivity.test_permutation import DOCUMENTS, PREMISES, simulated
 
 
@@ -43,6 +47,20 @@ def test_what_does_not_change_the_mean_is_seen_in_bits():
 
 
 @pytest.mark.filterwarnings("error")
+def test_where_there_is_nothing_to_tell_from_no_auroc_is_given():
+    texts = LabelledTexts(
+        {
+            one: pd.DataFrame({"item": items, "cluster": items, "text": "x", "label": ["a", "b", "a", "b"]})
+            for one, items in (("en", [0, 1, 2, 3]), ("hi", [4, 5, 6, 7]))
+        }
+    )
+    alone = dataclasses.replace(Design.of(texts, "task"), others=np.repeat([0, 1], 4), units=np.arange(8))
+    values = np.arange(8.0)[:, None]
+    assert not np.isnan(auroc(alone, values)).any()
+    split = dataclasses.replace(alone, others=alone.levels[alone.units])
+    assert np.isnan(auroc(split, values)).all()
+
+
 def test_a_constant_neuron_tells_nothing():
     for factor in ("language", "task"):
         design = Design.of(PREMISES, factor)

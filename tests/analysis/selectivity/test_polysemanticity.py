@@ -1,8 +1,10 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 import langneurons as ln
 from langneurons import storage
@@ -11,6 +13,7 @@ from langneurons.analysis.selectivity.polysemanticity import polysemanticity
 from langneurons.analysis.selectivity.reading import decompose, read
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.analysis.selectivity.texts import LabelledTexts
+from langneurons.analysis.selectivity.verdicts import beside_controls
 from langneurons.errors import (
     CorruptArtefactError,
     LanguageError,
@@ -18,6 +21,7 @@ from langneurons.errors import (
     PatchError,
     SiteMismatchError,
     StatisticsError,
+    StorageError,
     TaskError,
 )
 from langneurons.models import view
@@ -51,6 +55,19 @@ def tiny_texts(languages=("en", "hi"), items=8):
         for place, one in enumerate(languages)
     }
     return LabelledTexts.parallel(words, [("a", "b")[item % 2] for item in range(items)])
+
+
+def apart(own, other):
+    """Texts whose labels follow from their language."""
+    rows = [(item, item, f"w{5 + item} w9 w7") for item in range(8)]
+    table = pd.DataFrame(rows, columns=["item", "cluster", "text"])
+    en, hi = table.assign(label=list(own * 4)), table.assign(label=list(other * 4))
+    return LabelledTexts({"en": en, "hi": hi.assign(item=hi["item"] + 8, cluster=hi["cluster"] + 8)})
+
+
+def few_clusters():
+    labels, clusters = list("abacbc"), [0, 0, 1, 1, 2, 2]
+    return LabelledTexts.parallel({one: ["w5 w6 w7"] * 6 for one in ("en", "hi")}, labels, clusters)
 
 
 def test_planted_neurons_carry_what_was_planted(planted, found):
@@ -196,7 +213,7 @@ def test_one_neuron_without_controls_or_probes_is_enough(planted, model):
     assert alone.rows["verdict"].tolist() == ["neither"] * LAYERS
     assert np.isinf(alone.rows["task_detectable"]).all()
     assert alone.probes.empty
-    assert "80 % power" in repr(alone)
+    assert "no effect of a label is found with 80 % power" in repr(alone)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +227,8 @@ def test_one_neuron_without_controls_or_probes_is_enough(planted, model):
         ({"probe_sizes": (0,)}, StatisticsError, "at least one neuron"),
         ({"least_share": 1.0}, StatisticsError, "least_share"),
         ({"task": {}}, TaskError, "no text"),
+        ({"task": apart("ab", "cd")}, TaskError, "hi and en have no label in common"),
+        ({"task": few_clusters(), "probe_sizes": (1,)}, TaskError, "3 clusters cannot be divided"),
     ],
 )
 def test_bad_options_are_refused_before_the_model_runs(monkeypatch, planted, model, change, error, sentence):
@@ -236,3 +255,45 @@ def test_nothing_is_kept_of_a_patched_model(tmp_path, planted, model):
         with pytest.raises(PatchError, match="leave the block first"):
             decompose(model, planted.texts, out=tmp_path, progress=False)
     assert all(decomposed.share("language")[one] == 0 for one in planted.neurons["both"])
+
+
+def test_labels_of_several_types_are_one_label():
+    table = tiny_texts().items["en"]
+    yes = [item % 2 == 0 for item in range(8)]
+    texts = LabelledTexts({"en": table.assign(label=yes), "hi": table.assign(label=[int(one) for one in yes])})
+    moments = read(fresh("llama", "hooked"), texts, "act", "mean", np.arange(3), progress=False).moments
+    assert len(texts.labels) == 2
+    assert [moments[one].counts.tolist() for one in ("en", "hi")] == [[4, 4], [4, 4]]
+
+
+@pytest.mark.parametrize("position", ["mean", "last"])
+def test_a_text_without_a_counted_token_is_refused_at_every_position(position):
+    texts = LabelledTexts.parallel({one: ["w5 w6"] * 7 + ["</s>"] for one in ("en", "hi")}, list("abababab"))
+    with pytest.raises(TaskError, match="no counted token"):
+        read(fresh("llama", "hooked"), texts, "act", position, np.arange(3), progress=False)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_runs(tmp_path, monkeypatch, planted, model):
+    monkeypatch.setattr(reading, "_run", lambda *args: pytest.fail("the model ran"))
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="Cannot write"):
+        decompose(model, planted.texts, out=tmp_path / "file", progress=False)
+
+
+def test_what_is_printed_says_what_could_not_be_found(found):
+    about = {**found.settings, "finest": 199, "cut": 3}
+    rows = pd.concat([found.rows[found.rows["language"] == "hi"]] * 5)
+    said = repr(dataclasses.replace(found, settings=about, rows=rows))
+    assert "3 texts cut" in said
+    assert "fewer than 10 of 50 neurons that carry the task cannot be found" in said
+    assert "cannot be found" not in repr(found)
+    unknown = dataclasses.replace(
+        found, rows=found.rows.assign(task_detectable=[0.1, *[np.inf] * (len(found.rows) - 1)])
+    )
+    assert "no effect of a label" in repr(unknown)
+
+
+def test_the_interval_of_a_control_is_as_wide_as_its_test():
+    table = beside_controls(pd.DataFrame({"share": [0.4, 0.05]}), "share", [[0.0] * 5, [0.0] * 5], [0.1, 0.1])
+    assert table["control_high"].tolist() == pytest.approx([stats.t.isf(0.025, 4) * 0.1 * np.sqrt(1.2)] * 2)
+    assert ((table["share"] > table["control_high"]) == (table["p"] < 0.05)).tolist() == [True, True]

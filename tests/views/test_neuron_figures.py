@@ -1,12 +1,11 @@
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
+import langneurons as ln
 from langneurons.errors import NeuronSetError, StatisticsError
 from langneurons.identification import NeuronSet
 from langneurons.views import plot
-from langneurons.views.page import write_page
 from tests.planted_statistics import statistics_from
 
 
@@ -26,15 +25,25 @@ def test_the_heatmap_shows_counts_and_shares_of_the_layer(neurons):
     figure = plot.layer_heatmap(neurons)
     assert np.array_equal(figure.data[0].z, [[1, 0, 1], [0, 0, 2]])
     assert np.allclose(figure.data[0].customdata, [[0.2, 0, 0.2], [0, 0, 0.4]])
+    assert list(figure.data[0].y) == ["en", "hi"]
     assert "3 of 15" in figure.layout.title.text
 
 
-def test_the_overlap_matrix_shows_jaccard_and_shared_counts(neurons):
-    figure = plot.overlap(neurons)
-    assert np.allclose(figure.data[0].z, [[1, 1 / 3], [1 / 3, 1]])
-    assert np.array_equal(figure.data[0].customdata, [[2, 1], [1, 2]])
-    other = NeuronSet.of({"hi": [(2, 4)]}, shape=(3, 5), site="act")
-    assert np.allclose(plot.overlap(neurons, other, ("a", "b")).data[0].z, [[0], [0.5]])
+def test_the_profile_has_a_curve_a_language_or_a_set(neurons):
+    curves = {trace.name: list(trace.y) for trace in plot.layer_profile(neurons).data}
+    assert curves == {"en (2)": [1, 0, 1], "hi (2)": [0, 0, 2]}
+    both = plot.layer_profile({"LAPE": neurons, "other": neurons["hi"]})
+    assert {trace.name: list(trace.y) for trace in both.data} == {"LAPE (3)": [1, 0, 2], "other (2)": [0, 0, 2]}
+    assert len({trace.line.color for trace in both.data}) == 2
+
+
+def test_profiles_of_nothing_or_of_different_shapes_are_refused(neurons):
+    empty = NeuronSet.of({"en": []}, shape=(3, 5), site="act")
+    for nothing in (empty, {}, {"LAPE": empty}):
+        with pytest.raises(NeuronSetError, match="nothing to draw"):
+            plot.layer_profile(nothing)
+    with pytest.raises(NeuronSetError, match="3 layers x 5 and 2 layers x 4"):
+        plot.layer_profile({"a": neurons, "b": NeuronSet.of({"en": [(0, 1)]}, shape=(2, 4), site="act")})
 
 
 def test_every_language_of_a_histogram_integrates_to_one(stats):
@@ -46,6 +55,7 @@ def test_every_language_of_a_histogram_integrates_to_one(stats):
         assert np.isclose(sum(trace.customdata), 1)
         assert len(trace.y) <= len(counts)
         assert edges.diff().min() >= 0
+    assert "600 counted tokens a language" in figure.layout.title.subtitle.text
 
 
 def test_what_cannot_be_drawn_is_refused(stats):
@@ -55,15 +65,7 @@ def test_what_cannot_be_drawn_is_refused(stats):
         plot.histogram(stats, (9, 0))
 
 
-def test_a_page_holds_its_figures_escapes_its_text_and_needs_no_network(tmp_path, neurons):
-    table = pd.DataFrame({"text": ["<script>alert(1)</script>", "हिन्दी"]})
-    figures = [(plot.layer_heatmap(neurons), "A caption & more")]
-    page = write_page(tmp_path / "p.html", "Title", ["One <i>paragraph</i>."], [("Table", table)], figures, ["Line"])
-    html = page.read_text("utf-8")
-    body = html[html.index("<body>") :]
-    assert "&lt;script&gt;alert(1)" in body
-    assert "<i>" not in body
-    assert "A caption &amp; more" in body
-    assert "हिन्दी" in body
-    assert "<script src" not in html
-    assert 'id="figure-1"' in body
+def test_captions_say_how_the_neurons_were_found(neurons):
+    for draw in (plot.layer_heatmap, plot.layer_profile, plot.overlap):
+        assert "given at act, model unknown" in draw(neurons).layout.meta["provenance"]
+    assert set(ln.plot.__all__) <= set(dir(plot))

@@ -1,0 +1,1 @@
+"""Profiles of single neurons: the texts that move them, the tokens they promote, and the neurons like them."""

@@ -1,0 +1,161 @@
+"""The directory of a study: results by step and key, what failed, who is at work; it can be moved and copied."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from langneurons import storage
+from langneurons.errors import CorruptArtefactError, StudyError
+from langneurons.study.steps import Step
+
+SCHEMA = "langneurons/study-step/1"
+FAILURE = "langneurons/study-failure/1"
+SHOWN = 12  # digits of a key in a folder's name
+DONE, RUNNING, STALE, FAILED, BLOCKED, OPEN = "done", "running", "stale", "failed", "blocked", "to do"
+
+
+class RunFolder:
+    """Where a study's results are.
+
+    A step's result lies in ``steps/<name>/<key>``; ``step.json`` there, written last, says that it is whole. What
+    steps need to go on after an interruption is in ``work``, and may be deleted when the study is done.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def result(self, step: Step) -> Path:
+        """The folder of a step's result."""
+        return self._of(step) / step.key[:SHOWN]
+
+    def work(self, *parts: str) -> Path:
+        """A folder for what a step needs to go on."""
+        return self.path.joinpath("work", *parts)
+
+    def is_done(self, step: Step) -> bool:
+        """Whether a step's result is whole."""
+        file = self.result(step) / "step.json"
+        if not file.exists():
+            return False
+        try:
+            return storage.read_json(file, SCHEMA).get("key") == step.key
+        except CorruptArtefactError:
+            return False
+
+    def finish(self, step: Step, seconds: float) -> None:
+        """Say that a step's result is whole, and what it consists of."""
+        folder = self.result(step)
+        parts = {one.relative_to(folder).as_posix(): storage.checksum(one) for one in _files(folder)}
+        content = {"name": step.name, "kind": step.kind, "key": step.key, "settings": step.settings}
+        content |= {"inputs": {one.name: one.key for one in step.inputs}, "files": parts}
+        storage.write_json(folder / "step.json", SCHEMA, content)
+        self._failure(step).unlink(missing_ok=True)
+        self.note({"step": step.name, "key": step.key, "seconds": round(seconds, 2)})
+
+    def files(self, step: Step) -> dict[str, str]:
+        """A result's files and their checksums.
+
+        Raises:
+            StorageError: If the step is not done.
+        """
+        return storage.read_json(self.result(step) / "step.json", SCHEMA)["files"]
+
+    def check(self, step: Step) -> None:
+        """Verify every byte of a result.
+
+        Raises:
+            CorruptArtefactError: If a file is truncated or changed.
+            StorageError: If one is missing.
+        """
+        for name, expected in self.files(step).items():
+            storage.verify(self.result(step) / name, expected)
+
+    def fail(self, step: Step, message: str, trace: str) -> None:
+        """Remember why a step failed, and where in the code."""
+        content = {"name": step.name, "key": step.key, "why": message, "trace": trace}
+        storage.write_json(self._failure(step), FAILURE, content)
+
+    def failure(self, step: Step) -> str | None:
+        """Why a step failed as it is, None if it did not."""
+        file = self._failure(step)
+        return storage.read_json(file, FAILURE)["why"] if file.exists() else None
+
+    def state(self, step: Step) -> str:
+        """What became of a step, whatever becomes of its inputs."""
+        if self.is_done(step):
+            return DONE
+        if self.at_work() == step.key:
+            return RUNNING
+        if self.failure(step) is not None:
+            return FAILED
+        others = self._of(step).glob("*/step.json") if self._of(step).exists() else ()
+        return STALE if any(others) else OPEN
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out of the directory; the lock ends with the process, whatever ends it.
+
+        Raises:
+            StudyError: If another process is at work here.
+        """
+        with storage.locked(self.path / "lock") as free:
+            if not free:
+                raise StudyError(
+                    f"Another process is running the study in {self.path}: wait for it, or use another directory."
+                )
+            yield
+
+    @contextmanager
+    def working(self, step: Step) -> Iterator[None]:
+        """Say which step runs."""
+        storage.write_text(self.path / "at-work", step.key)
+        try:
+            yield
+        finally:
+            (self.path / "at-work").unlink(missing_ok=True)
+
+    def at_work(self) -> str | None:
+        """The key of the step that another process runs at this moment."""
+        file = self.path / "at-work"
+        if not file.exists():
+            return None
+        with storage.locked(self.path / "lock") as free:
+            return None if free else file.read_text("utf-8")
+
+    def seconds(self) -> dict[str, float]:
+        """How long steps took here, by key."""
+        return {one["key"]: one["seconds"] for one in self._log()}
+
+    def seconds_by_name(self) -> dict[str, float]:
+        """How long steps took here when they last ran, with whatever settings, by name."""
+        return {one["step"]: one["seconds"] for one in self._log()}
+
+    def _log(self) -> list[dict[str, Any]]:
+        file = self.path / "log.jsonl"
+        lines = file.read_text("utf-8").splitlines() if file.exists() else []
+        return [one for one in map(_parsed, lines) if one]
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        storage.append_line(self.path / "log.jsonl", json.dumps(line, ensure_ascii=False))
+
+    def _of(self, step: Step) -> Path:
+        return self.path.joinpath("steps", *step.name.split("/"))
+
+    def _failure(self, step: Step) -> Path:
+        return self._of(step) / f"{step.key[:SHOWN]}.failed.json"
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return sorted(one for one in found if one.name != "step.json" and not one.name.startswith("."))
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}

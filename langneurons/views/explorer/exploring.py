@@ -1,0 +1,279 @@
+"""``ln.explore``: what every click of the explorer does, with widgets and without."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from markupsafe import Markup
+
+from langneurons.analysis.ablation.result import Ablation
+from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.corpora import Corpus
+from langneurons.errors import ModelError, NeuronSetError, StatisticsError, unknown
+from langneurons.identification.matching import fitting_statistics
+from langneurons.identification.neurons import NeuronSet
+from langneurons.models import view
+from langneurons.patches.intervening import check_fits
+from langneurons.patches.patch import Set
+from langneurons.recording.looking import activations
+from langneurons.recording.statistics import ActivationStats
+from langneurons.views.explorer.pages import Pages
+from langneurons.views.explorer.ranking import ranked, response
+from langneurons.views.explorer.trial import Trial, try_out
+from langneurons.views.neuron_page import NeuronPage
+from langneurons.views.plot import layer_heatmap
+from langneurons.views.style import FONT
+from langneurons.views.tokens import coloured_text
+
+Neuron = tuple[int, int]
+WHATS = ("neuron", "layer", "language")
+SAMPLE_LETTERS = 200
+WITHOUT_WIDGETS = (
+    "Widgets are not available here (pip install 'langneurons[notebooks]', then start Jupyter again): this is a still "
+    "picture. The clicks are methods too: .click(language, layer), .show((layer, neuron)), .ablate(value, text)."
+)
+STILL = (
+    "The explorer is alive while its notebook runs. What its clicks show, .click(language, layer), "
+    ".show((layer, neuron)) and .ablate(value, text) give as well."
+)
+
+
+def explore(
+    model: torch.nn.Module,
+    stats: ActivationStats,
+    neurons: NeuronSet,
+    corpus: Corpus | None = None,
+    text: str | None = None,
+    polysemanticity: Polysemanticity | None = None,
+    ablation: Ablation | None = None,
+    documents: int = 200,
+) -> "Explorer":
+    """Explore a neuron set in Jupyter: from the heatmap to a layer, to a neuron's page, to ablating it on your text.
+
+    Args:
+        model: From ``load_model``.
+        stats: Statistics of the same model at the neurons' site.
+        neurons: A neuron set.
+        corpus: Texts to look through for those that move a neuron; without it pages show no texts.
+        text: The text to ablate on; None takes the beginning of the corpus's first document in the language looked at.
+        polysemanticity: From ``ln.polysemanticity``: pages then say what else a neuron carries.
+        ablation: From ``ln.ablate``: pages then show measured effects.
+        documents: How many random documents a language to look through when a neuron is clicked.
+
+    Returns:
+        What a notebook shows as widgets or, where there are none, as a sentence and a figure.
+
+    Raises:
+        NeuronSetError: If the set is empty or of another shape.
+        SiteMismatchError: If model, statistics and neurons do not belong together.
+
+    Example:
+        >>> neurons = ln.NeuronSet.of({"hi": [(7, 10), (7, 11)]}, stats.shape, "act")
+        >>> explorer = ln.explore(model, stats, neurons)
+        >>> len(explorer.click("hi", 7))
+        2
+        >>> explorer.show((7, 10))
+        NeuronPage: Layer 7, neuron 10 of babel
+        >>> explorer.ablate(0.0, "आज पड़ोसन के पास टोकरियाँ नहीं हैं।").about
+        'neuron 10 of layer 7 set to 0'
+    """
+    if not len(neurons):
+        raise NeuronSetError("The neuron set is empty: there is nothing to explore.")
+    check_fits(Set(neurons, 0.0), view(model))
+    fitting = fitting_statistics(stats, neurons.shape, neurons.site, view(model).fingerprint_at(neurons.site))
+    pages = Pages(model, fitting, neurons, corpus, polysemanticity, ablation, documents)
+    return Explorer(model, fitting, neurons, pages, corpus, text)
+
+
+class Explorer:
+    """What ``ln.explore`` returns; every click is a method too.
+
+    Attributes:
+        text: The text that is ablated on.
+        language: Of the cell that was clicked last, None before.
+        layer: Of that cell.
+        neuron: Layer and index of the neuron shown last, None before.
+        panel: The widgets, None where there are none.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        stats: ActivationStats,
+        neurons: NeuronSet,
+        pages: Pages,
+        corpus: Corpus | None,
+        text: str | None,
+    ) -> None:
+        figure = layer_heatmap(neurons)
+        self._model, self._stats, self._neurons, self._corpus = model, stats, neurons, corpus
+        self._pages, self._figure = pages, figure
+        self._measure, self._responses = response(stats)
+        self.text, self._sample = text or "", ""
+        self.language: str | None = None
+        self.layer: int | None = None
+        self.neuron: Neuron | None = None
+        self.panel = _panel(self, figure, neurons)
+
+    def __repr__(self) -> str:
+        return f"Explorer of {self._neurons!r}"
+
+    def click(self, language: str, layer: int) -> pd.DataFrame:
+        """Look at a cell of the heatmap: a layer's neurons of a language, the clearest first.
+
+        Args:
+            language: A label of the neuron set.
+            layer: Which layer.
+
+        Returns:
+            One row a neuron: layer, neuron, own (the share of the language's tokens on which it is active, or its mean
+            magnitude where the sign means nothing), elsewhere (the largest in another language), where (which one), and
+            ahead (own - elsewhere).
+
+        Raises:
+            LanguageError: If there is no such label.
+            NeuronSetError: If there is no such layer, or none of these neurons in it.
+        """
+        table = ranked(self._neurons, self._stats.languages, self._responses, language, layer)
+        self.language, self.layer = language, layer
+        self._take_sample(language)
+        if self.panel is not None:
+            title = f"{language}, layer {layer}: {len(table)} neurons, {self._measure}"
+            choices = [(_line(row), (layer, row["neuron"])) for row in table.to_dict("records")]
+            self.panel.show_cell(language, layer, title, choices)
+        return table
+
+    def show(self, neuron: Neuron) -> NeuronPage:
+        """Look at a neuron, of the set or not.
+
+        Args:
+            neuron: Layer and index.
+
+        Returns:
+            Its page.
+
+        Raises:
+            StatisticsError: If the model has no such neuron.
+        """
+        layer, index = map(int, self._stats.check_neuron(neuron))
+        if (layer, index) not in self._pages:
+            self._say(f"Looking at neuron {index} of layer {layer} ...")
+        page = self._pages[layer, index]
+        self.neuron = (layer, index)
+        if self.panel is not None:
+            html = self._notes(self.neuron) + self._on_the_text(self.neuron) + Markup(page._repr_html_())
+            self.panel.show_page(self.neuron, html, self._range(self.neuron))
+        self._say("")
+        return page
+
+    def ablate(self, value: float | int = 0.0, text: str | None = None, what: str = "neuron") -> Trial:
+        """Give neurons a value, and see what that does to a text.
+
+        Args:
+            value: What is written.
+            text: Which text; None takes the last one.
+            what: The "neuron" shown last, or the neurons of the "layer" and language clicked last, or all of that
+                "language".
+
+        Returns:
+            The loss of every token, and how the model goes on, without and with it.
+
+        Raises:
+            NeuronSetError: If no neuron was shown, or no cell clicked.
+            ModelError: If the text is empty or too long.
+            TaskError: If it leaves no room in the model's context to go on.
+        """
+        self.text = self.text if text is None else text
+        chosen, named = self._chosen(what)
+        patch = Set(chosen, value)
+        self._say("Reading the text ...")
+        trial = try_out(self._model, patch, self.text, f"{named} set to {value:g}")
+        if self.panel is not None:
+            self.panel.show_text(self.text)
+            self.panel.show_trial(value, trial._repr_html_())
+        self._say("")
+        return trial
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, display  # noqa: PLC0415 (only IPython calls this)
+
+        if self.panel is None:
+            display(HTML(Markup("<p>{}</p>").format(WITHOUT_WIDGETS)), self._figure)
+            return
+        # Where no kernel runs, such as on a code host's page, what follows stands in place of the widgets.
+        still = Markup("<p>{}</p>").format(STILL) + Markup(self._neurons.counts().to_html())
+        display(self.panel.box._repr_mimebundle_() | {"text/html": still, "text/plain": repr(self)}, raw=True)
+
+    def _say(self, sentence: str) -> None:
+        if self.panel is not None:
+            self.panel.say(sentence)
+
+    def _notes(self, neuron: Neuron) -> Markup:
+        sentences = []
+        if not bool(self._neurons.mask()[neuron]):
+            sentences.append(f"Neuron {neuron[1]} of layer {neuron[0]} belongs to no language of this set.")
+        if self._corpus is None:
+            sentences.append("For the texts that move it, give explore() a corpus=.")
+        return Markup("").join(Markup("<p>{}</p>").format(sentence) for sentence in sentences)
+
+    def _on_the_text(self, neuron: Neuron) -> Markup:
+        """The neuron's activation on every token of the text, or why there is none."""
+        if not self.text.strip():
+            return Markup("")
+        try:
+            found = activations(self._model, self.text, self._pages.alone(neuron))
+        except ModelError as error:
+            return Markup("<p>{}</p>").format(error)
+        shown = coloured_text(found.index.get_level_values("token").tolist(), found.iloc[:, 0].tolist())
+        return Markup('<div style="font-family:{}"><p><b>On your text</b></p>{}</div>').format(FONT, shown)
+
+    def _chosen(self, what: str) -> tuple[NeuronSet, str]:
+        """The neurons that are ablated, and what they are called."""
+        if what not in WHATS:
+            raise NeuronSetError(unknown("what", what, WHATS))
+        if what == "neuron":
+            if self.neuron is None:
+                raise NeuronSetError("No neuron is chosen: choose one of the list, or call .show((layer, neuron)).")
+            return self._pages.alone(self.neuron), f"neuron {self.neuron[1]} of layer {self.neuron[0]}"
+        if self.language is None or self.layer is None:
+            raise NeuronSetError("No cell is chosen: click one of the map, or call .click(language, layer).")
+        chosen = self._neurons[self.language]
+        if what == "language":
+            return chosen, f"{len(chosen):,} {self.language} neurons"
+        pairs = [(self.layer, index) for index in chosen.per_layer()[self.layer].tolist()]
+        here = NeuronSet.of({self.language: pairs}, chosen.shape, chosen.site, chosen.model)
+        return here, f"{len(here):,} {self.language} neurons of layer {self.layer}"
+
+    def _take_sample(self, language: str) -> None:
+        """Offer a text in the language, unless the user has written one."""
+        if self._corpus is None or self.text != self._sample or language not in self._corpus:
+            return
+        self.text = self._sample = self._corpus.document(language, 0)[:SAMPLE_LETTERS]
+        if self.panel is not None:
+            self.panel.show_text(self.text)
+
+    def _range(self, neuron: Neuron) -> tuple[float, float]:
+        """Values that the neuron takes, zero among them."""
+        try:
+            pooled = self._stats.pooled()
+            low, high = (float(one[neuron]) for one in (pooled.minimum(), pooled.maximum()))
+        except StatisticsError:  # published counts
+            return -1.0, 1.0
+        return min(low, 0.0), max(high, 0.0)
+
+
+def _line(row: Mapping[Any, Any]) -> str:
+    other = f", at most {row['elsewhere']:.2f} in {row['where']}" if row["where"] else ""
+    return f"{row['neuron']}: {row['own']:.2f}{other}"
+
+
+def _panel(explorer: Explorer, figure: go.Figure, neurons: NeuronSet) -> Any:
+    """The widgets, or None where what they are made of is not installed."""
+    try:
+        from langneurons.views.explorer.panel import Panel  # noqa: PLC0415 (ipywidgets may not be installed)
+
+        return Panel(explorer, figure, neurons.languages, neurons.shape[0])  # FigureWidget asks for anywidget
+    except ImportError:
+        return None

@@ -1,0 +1,202 @@
+"""The widgets of the explorer: they pass on what the user does, and show what they are given."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import ipywidgets
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from langneurons.errors import LangNeuronsError
+from langneurons.views.style import FONT
+
+WHAT = {"this neuron": "neuron", "its layer's neurons of the language": "layer", "all of the language": "language"}
+HOW = "Click a cell of the map (or choose language and layer), then a neuron; then ablate it on a text of your own."
+SELECTED = {"type": "rect", "line": {"color": "#D55E00", "width": 3}, "fillcolor": "rgba(0,0,0,0)"}
+WIDE = ipywidgets.Layout(width="auto")
+CLASS = "langneurons-explorer"
+# A text area is set in a monospaced face from left to right, which breaks words of Arabic script apart.
+STYLE = """<style>
+.CLASS textarea { font-family: FONT; unicode-bidi: plaintext; text-align: start; }
+</style>""".replace("CLASS", CLASS).replace("FONT", FONT)
+
+
+@runtime_checkable
+class Actions(Protocol):
+    """What the panel asks for; every action shows its result through the panel."""
+
+    text: str
+
+    def click(self, language: str, layer: int) -> Any:
+        """Look at a cell."""
+        ...
+
+    def show(self, neuron: tuple[int, int]) -> Any:
+        """Look at a neuron."""
+        ...
+
+    def ablate(self, value: float | int, text: str | None, what: str) -> Any:
+        """Try a value on a text."""
+        ...
+
+
+class Panel:
+    """Heatmap, list of neurons, page, text and slider.
+
+    Args:
+        actions: Who acts.
+        figure: The heatmap, languages down and layers across.
+        languages: The labels of the neuron set.
+        layers: How many layers there are.
+    """
+
+    def __init__(self, actions: Actions, figure: go.Figure, languages: Sequence[str], layers: int) -> None:
+        self._actions, self._languages, self._quiet, self._tried = actions, list(languages), False, False
+        self.heatmap = go.FigureWidget(figure)
+        self.heatmap.update_layout(title_subtitle_text="")  # the widget's plotly draws it across the title
+        self.language = ipywidgets.Dropdown(options=self._languages, value=None, description="language")
+        self.layer = ipywidgets.Dropdown(options=range(layers), value=None, description="layer")
+        self.neurons = ipywidgets.Select(options=[], rows=14, layout=ipywidgets.Layout(width="26em"))
+        self.page = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 30em", max_height="36em", overflow="auto"))
+        self.text = ipywidgets.Textarea(
+            value=actions.text, placeholder="A text in any language", description="your text", rows=3, layout=WIDE
+        )
+        self.what = ipywidgets.Dropdown(options=list(WHAT.items()), description="ablate")
+        self.value = ipywidgets.FloatSlider(
+            value=0.0, min=-1.0, max=1.0, step=0.01, description="set to", continuous_update=False
+        )
+        self.button = ipywidgets.Button(description="ablate", button_style="primary", tooltip="Read the text with it")
+        self.trial = ipywidgets.HTML(layout=WIDE)
+        self.status = ipywidgets.HTML(layout=WIDE)
+        self.neurons_title = ipywidgets.HTML()
+        self.box = self._arranged()
+        self._listen()
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence, or nothing."""
+        self.status.value = Markup('<p role="status"><b>{}</b></p>').format(sentence) if sentence else ""
+
+    def show_cell(self, language: str, layer: int, title: str, choices: Sequence[tuple[str, tuple[int, int]]]) -> None:
+        """List the neurons of a cell, and mark it.
+
+        Args:
+            language: Its language.
+            layer: Its layer.
+            title: What is listed.
+            choices: A line of text and the neuron, each.
+        """
+        row = self._languages.index(language)
+        corners = {"x0": layer - 0.5, "x1": layer + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+        self.heatmap.update_layout(shapes=[SELECTED | corners])
+        with self._quietly():
+            self.language.value, self.layer.value = language, layer
+            self.neurons.options = list(choices)
+            self.neurons.index = None
+        self.neurons_title.value = Markup("<b>{}</b>").format(title)
+
+    def show_page(self, neuron: tuple[int, int], html: str, values: tuple[float, float]) -> None:
+        """Show a neuron's page, and let the slider go over the values it takes.
+
+        Args:
+            neuron: Layer and index.
+            html: The page.
+            values: The least and the largest value.
+        """
+        self.page.value, self.trial.value, self._tried = html, "", False
+        with self._quietly():
+            listed = [choice for _, choice in self.neurons.options]
+            self.neurons.index = listed.index(neuron) if neuron in listed else None
+            self._set_range(*values)
+
+    def show_trial(self, value: float, html: str) -> None:
+        """Show what a value did to the text."""
+        self.trial.value, self._tried = html, True
+        with self._quietly():
+            self._set_range(min(self.value.min, value), max(self.value.max, value))
+            self.value.value = value
+
+    def show_text(self, text: str) -> None:
+        """Put a text into the text area."""
+        with self._quietly():
+            self.text.value = text
+
+    def _set_range(self, low: float, high: float) -> None:
+        value = min(max(self.value.value, low), high)
+        # One message each: the slider refuses bounds that cross.
+        with self.value.hold_trait_notifications():
+            self.value.min, self.value.max = low, high
+            self.value.value, self.value.step = value, max((high - low) / 200, 1e-6)
+
+    def _arranged(self) -> ipywidgets.VBox:
+        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        listed = ipywidgets.VBox([self.neurons_title, self.neurons])
+        top = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")
+        box = ipywidgets.VBox(
+            [
+                ipywidgets.HTML(Markup("{}<p>{}</p>").format(Markup(STYLE), HOW)),
+                self.heatmap,
+                ipywidgets.HBox([self.language, self.layer], layout=row),
+                self.status,
+                ipywidgets.HBox([listed, self.page], layout=top),
+                self.text,
+                ipywidgets.HBox([self.what, self.value, self.button], layout=row),
+                self.trial,
+            ]
+        )
+        return box.add_class(CLASS)
+
+    def _listen(self) -> None:
+        traces: Any = self.heatmap.data
+        for trace in traces:
+            trace.on_click(self._cell_clicked)
+        self.language.observe(self._cell_chosen, "value")
+        self.layer.observe(self._cell_chosen, "value")
+        self.neurons.observe(self._neuron_chosen, "value")
+        self.text.observe(self._typed, "value")
+        self.button.on_click(lambda _: self._ablate())
+        self.value.observe(self._moved, "value")
+
+    def _cell_clicked(self, trace: Any, points: Any, state: Any) -> None:
+        if points.xs:
+            self._do(lambda: self._actions.click(str(points.ys[0]), int(points.xs[0])))
+
+    def _cell_chosen(self, change: Any) -> None:
+        language, layer = self.language.value, self.layer.value
+        if not self._quiet and language is not None and layer is not None:
+            self._do(lambda: self._actions.click(language, layer))
+
+    def _neuron_chosen(self, change: Any) -> None:
+        if not self._quiet and (neuron := change["new"]) is not None:
+            self._do(lambda: self._actions.show(neuron))
+
+    def _typed(self, change: Any) -> None:
+        if not self._quiet:
+            self._actions.text = change["new"]
+
+    def _moved(self, change: Any) -> None:
+        if self._tried and not self._quiet:
+            self._ablate()
+
+    def _ablate(self) -> None:
+        self._do(lambda: self._actions.ablate(self.value.value, self.text.value, str(self.what.value)))
+
+    def _do(self, action: Callable[[], Any]) -> None:
+        """Act on what the user did; what goes wrong is said in the panel, where the user looks."""
+        self.say("")
+        try:
+            action()
+        except LangNeuronsError as error:
+            self.say(str(error))
+        except Exception as error:
+            self.say(f"This failed ({type(error).__name__}: {error}); the log of the kernel holds the details.")
+            raise
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Change widgets inside the block without taking that for something the user did."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before

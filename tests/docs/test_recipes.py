@@ -1,0 +1,60 @@
+"""The documentation's code runs: every recipe, and every example of an error page."""
+
+import doctest
+import functools
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import langneurons as ln
+
+DOCS = Path(__file__).parents[2] / "docs"
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def recipes() -> dict[str, str]:
+    """The code of each recipe by its heading; that before the first heading is "before"."""
+    pages = re.split(r"^## (.+)$", "## before\n" + (DOCS / "recipes.md").read_text("utf-8"), flags=re.MULTILINE)[1:]
+    blocks = {
+        heading: re.findall(r"^```python\n(.+?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        for heading, text in zip(pages[::2], pages[1::2], strict=True)
+    }
+    return {heading: "\n".join(found) for heading, found in blocks.items()}
+
+
+@functools.cache
+def begun() -> dict[str, object]:
+    """The names that the lines before the first recipe make."""
+    names: dict[str, object] = {}
+    exec(compile(recipes()["before"], "recipes.md", "exec"), names)
+    return names
+
+
+def test_there_are_recipes_and_each_has_code():
+    assert len(recipes()) > 10
+    assert all(recipes().values()), [heading for heading, code in recipes().items() if not code]
+
+
+@pytest.mark.parametrize("heading", [heading for heading in recipes() if heading != "before"])
+def test_a_recipe_runs_after_the_first_lines(heading, tmp_path, monkeypatch, capsys):
+    names = dict(begun())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(recipes()[heading], f"recipes.md, {heading}", "exec"), names)
+
+
+@pytest.mark.parametrize(
+    "page", sorted(path.name for path in (DOCS / "errors").glob("*Error.md")) + ["LangNeuronsWarning.md"]
+)
+def test_an_error_page_shows_what_really_happens(page, babel, babel_stats, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "errors" / page).read_text("utf-8")
+    code = "\n".join(re.findall(r"^```pycon\n(.+?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    assert code, f"{page} has no example"
+    names = {"ln": ln, "torch": torch, "pd": pd, "model": babel, "stats": babel_stats}
+    example = doctest.DocTestParser().get_doctest(code, names, page, page, 0)
+    said: list[str] = []
+    failed, _ = doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(example, out=said.append)
+    assert not failed, "".join(said)

@@ -1,0 +1,196 @@
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import langneurons as ln
+from langneurons.errors import CorruptArtefactError, StudyError
+from langneurons.study.computing import Computing
+from langneurons.study.study import Study
+from tests.study.small import SMALL, small
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    study = Study(small(), tmp_path_factory.mktemp("done") / "run")
+    study.run(progress=False)
+    return study
+
+
+def test_every_step_is_done_and_its_result_reads_back(done):
+    assert set(done.status()["state"]) == {"done"}
+    stats = ln.ActivationStats.load(done.path("record/babel"))
+    assert stats.languages == ("en", "hi")
+    neurons = ln.NeuronSet.load(done.path("identify/babel/two/lape") / "neurons.json")
+    assert neurons == ln.LAPE(top=0.002).identify(stats)
+    assert len(ln.EffectTable.load(done.path("matrix/babel/two/lape/mean")).rows) == 4
+    assert done.report().stat().st_size > 0
+
+
+def test_running_again_computes_nothing(done, monkeypatch):
+    before, lines = done.files(), []
+    monkeypatch.setattr(Computing, "compute", lambda self, step: pytest.fail(f"{step.name} ran again"))
+    Study(done.config, done.folder.path).run(say=lines.append, progress=False)
+    assert all(line.endswith("done before") for line in lines)
+    assert done.files() == before
+
+
+def test_a_changed_patch_runs_what_depends_on_it_and_nothing_else(done):
+    other = Study(small(patches={"zero": {"write": 0}, "mean": {"write": "p90"}}), done.folder.path)
+    states = other.status().set_index("step")["state"]
+    assert states.to_dict() | {"report": ""} == {
+        "record/babel": "done",
+        "identify/babel/two/lape": "done",
+        "matrix/babel/two/lape/zero": "done",
+        "matrix/babel/two/lape/mean": "stale",
+        "report": "",
+    }
+    lines = []
+    other.run(say=lines.append, progress=False)
+    assert [line.split("] ")[1].split(" ")[0].rstrip(":") for line in lines if "..." in line] == [
+        "matrix/babel/two/lape/mean",
+        "report",
+    ]
+    assert set(done.status()["state"]) == {"done"}  # the earlier results are kept
+
+
+def test_a_directory_can_be_moved_and_opened_by_itself(done, tmp_path):
+    moved = tmp_path / "elsewhere"
+    subprocess.run(["cp", "-r", str(done.folder.path), str(moved)], check=True)
+    opened = Study.from_toml(moved)
+    assert opened.config == done.config
+    assert set(opened.status()["state"]) == {"done"}
+    assert set(opened.compare(done)["difference"]) == {"same"}
+
+
+def test_two_studies_are_compared_by_what_differs(done, tmp_path):
+    other = Study(small(methods={"lape": {"method": "lape", "top": 0.004}}), tmp_path / "other")
+    found = done.compare(other).set_index("step")["difference"]
+    assert found["record/babel"] == "not done"
+    assert found["identify/babel/two/lape"] == "top: 0.002 and 0.004"
+    assert found["matrix/babel/two/lape/zero"] == "inputs"
+
+
+def test_a_changed_file_is_noticed(done, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(done.folder.path), str(copy)], check=True)
+    study = Study.from_toml(copy)
+    study.check()
+    file = study.path("identify/babel/two/lape") / "neurons.json"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(CorruptArtefactError, match=r"neurons\.json"):
+        study.check()
+
+
+def test_a_step_that_fails_stops_only_what_depends_on_it(tmp_path):
+    config = small(
+        matrix=None,
+        tasks={"gone": {"kind": "xnli", "source": str(tmp_path / "nothing")}},
+        polysemanticity={"task": "gone"},
+    )
+    lines = []
+    states = Study(config, tmp_path / "run").run(say=lines.append, progress=False).set_index("step")
+    assert states["state"].to_dict() == {
+        "record/babel": "done",
+        "identify/babel/two/lape": "done",
+        "evaluate/babel/two/lape/gone": "failed",
+        "polysemanticity/babel/two/lape": "failed",
+        "report": "done",
+    }
+    assert "nothing" in states.loc["evaluate/babel/two/lape/gone", "why"]
+    assert any("FAILED" in line for line in lines)
+
+
+def test_what_depends_on_a_failed_step_is_blocked(tmp_path):
+    config = small(text=SMALL["text"] | {"tokens": 10_000_000})
+    states = Study(config, tmp_path / "run").run(progress=False).set_index("step")["state"]
+    assert states["record/babel"] == "failed"
+    assert states["identify/babel/two/lape"] == states["matrix/babel/two/lape/zero"] == "blocked"
+
+
+def test_a_second_process_is_told_to_wait(done):
+    with done.folder.alone(), pytest.raises(StudyError, match="Another process"):
+        Study(done.config, done.folder.path).run(progress=False)
+
+
+def test_an_unknown_step_is_named_with_the_nearest(done):
+    with pytest.raises(StudyError, match="did you mean 'record/babel'"):
+        done.path("record/babl")
+    with pytest.raises(StudyError, match="Unknown step 'matrx'"):
+        done.run(only="matrx", progress=False)
+
+
+def test_a_text_that_changed_is_read_again(tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for language in ("en", "hi"):
+        lines = [f"{language} sentence number {n} about nothing much." for n in range(200)]
+        (texts / f"{language}.txt").write_text("\n".join(lines), "utf-8")
+    config = small(text=SMALL["text"] | {"source": str(texts)}, matrix=None)
+    study = Study(config, tmp_path / "run")
+    study.run(progress=False)
+    (texts / "en.txt").write_text((texts / "en.txt").read_text("utf-8") + "\nOne more line.", "utf-8")
+    assert set(Study(config, tmp_path / "run").status()["state"]) == {"stale"}
+    subprocess.run(["rm", "-r", str(texts)], check=True)
+    assert set(Study(config, tmp_path / "run").status().query("state != 'done'")["state"]) <= {"stale"}
+
+
+def test_a_text_that_changes_while_it_is_read_fails_the_step(tmp_path, monkeypatch):
+    file = tmp_path / "texts" / "en.txt"
+    file.parent.mkdir()
+    file.write_text("Nothing much.", "utf-8")
+    config = small(text=SMALL["text"] | {"source": str(file.parent)}, sets={"one": ["en"]}, matrix=None)
+    monkeypatch.setattr(Computing, "compute", lambda self, step: file.write_text("Something else.", "utf-8"))
+    states = Study(config, tmp_path / "run").run(progress=False).set_index("step")
+    assert "changed while the step ran" in states.loc["record/babel", "why"]
+
+
+def test_an_unforeseen_error_fails_its_step_only(tmp_path, monkeypatch):
+    def compute(self, step):
+        if step.kind == "record":
+            raise MemoryError("too large")
+
+    monkeypatch.setattr(Computing, "compute", compute)
+    study = Study(small(models={"a": {"name": "babel"}, "b": {"name": "babel"}}, matrix=None), tmp_path / "run")
+    states = study.run(progress=False).set_index("step")
+    assert states.loc["record/a", "why"] == states.loc["record/b", "why"] == "MemoryError: too large"
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_any_moment_ends_with_the_same_files(done, tmp_path):
+    """SIGKILL after growing times; each start goes on until one finishes."""
+    file = tmp_path / "study.toml"
+    file.write_text(done.show(), "utf-8")
+    run = tmp_path / "run"
+    program = f"from langneurons.study.study import Study; Study.from_toml({str(file)!r}, {str(run)!r}).run()"
+    for attempt in range(12):
+        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=4 + 2 * attempt)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    else:
+        subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.DEVNULL)
+    finished = Study.from_toml(file, run)
+    assert set(finished.status()["state"]) == {"done"}
+    assert finished.files() == done.files()
+
+
+def test_a_log_cut_short_by_a_crash_is_read_as_far_as_it_goes(done):
+    log = done.folder.path / "log.jsonl"
+    before = log.read_text("utf-8")
+    log.write_text(before + '{"step": "record/ba', "utf-8")
+    assert len(done.folder.seconds()) == len({json.loads(line)["key"] for line in before.splitlines()})
+    log.write_text(before, "utf-8")
+
+
+def test_what_is_left_is_forecast_without_running_anything(tmp_path):
+    study = Study(small(), tmp_path / "run")
+    found = study.forecast().set_index("step")
+    assert found.loc["record/babel", "million tokens"] == pytest.approx(600e-6)
+    assert found.loc["matrix/babel/two/lape/zero", "million tokens"] == pytest.approx(200 * 5e-6)
+    assert not (tmp_path / "run" / "steps").exists()

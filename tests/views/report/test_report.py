@@ -1,0 +1,187 @@
+import base64
+import gzip
+import json
+import re
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+import langneurons as ln
+from langneurons.errors import NeuronSetError, StaleArtefactError, StatisticsError
+from langneurons.identification.neurons import NeuronSet
+from langneurons.views.neuron_numbers import BINS, HEIGHT, STEP, strips
+from langneurons.views.neuron_page import neuron_page, shortened, visible
+from langneurons.views.report.answers import answers, verdicts
+from langneurons.views.report.tables import MOST_ROWS, neuron_table, table_of
+from tests.views.report import made_up
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return made_up.findings()
+
+
+@pytest.fixture(scope="module")
+def html(findings, tmp_path_factory):
+    return ln.write_report(tmp_path_factory.mktemp("report") / "report.html", findings).read_text("utf-8")
+
+
+def unpacked(html: str, name: str) -> str:
+    found = re.search(rf'id="{name}">(.*?)</script>', html, re.S)
+    assert found is not None
+    return gzip.decompress(base64.b64decode(found[1])).decode()
+
+
+def test_text_from_outside_is_escaped_wherever_it_stands(html):
+    assert made_up.HOSTILE not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "&lt;b&gt;bold" in html
+    assert "made &lt;up&gt;" in html
+
+
+def test_nothing_is_asked_of_the_network_and_only_our_script_may_run(html):
+    assert not re.search(r'(src|href)="(?!#)', html)
+    assert "default-src 'none'" in html
+    assert len(re.findall(r"<script>", html)) == 1
+
+
+def test_every_neuron_has_a_page_that_lists_link_to(findings, html):
+    for layer, index in findings.profiles.neurons:
+        assert html.count(f'id="L{layer}N{index}"') == 1
+        assert f'href="#L{layer}N{index}"' in html
+    for target in set(re.findall(r'href="#([^"]+)"', html)):
+        assert f'id="{target}"' in html, target
+
+
+def test_ids_are_unique(html):
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+
+
+def test_all_texts_are_carried_with_a_level_for_each_whole_character(html):
+    carried = json.loads(unpacked(html, "texts"))
+    assert carried["texts"]["0"][0] == made_up.HOSTILE
+    assert "न्दी" in "".join(carried["texts"]["1"])
+    for example in carried["examples"].values():
+        for language, kind, _, text, levels in example["rows"]:
+            assert kind in "tmr"
+            assert len(levels) == len(carried["texts"][str(text)])
+            assert language in made_up.PIECES
+            assert max(map(ord, levels)) == 78 + 30
+
+
+def test_plotly_is_carried_once_and_compressed(html):
+    assert "plotly.js" in unpacked(html, "plotly")[:2000]
+    assert len(re.search(r'id="plotly">(.*?)</script>', html, re.S)[1]) < 2_100_000
+
+
+def test_two_hundred_neurons_fit_in_five_megabytes_and_a_page_in_ten_kilobytes():
+    big = made_up.findings(count=120)
+    neurons = big.profiles.neurons
+    pages = [neuron_page(big.profiles, one, big.stats) for one in neurons[:3]]
+    assert all(page.body for page in pages)
+    from langneurons.views.neuron_page import page_content, rendered
+
+    sizes = [
+        len(rendered(page_content(big.profiles, one, big.stats, None, big.ablation, big.neurons), True).encode())
+        for one in neurons
+    ]
+    assert max(sizes) < 10_000
+
+
+def test_a_report_without_figures_carries_no_plotly(findings, tmp_path):
+    only = ln.Findings("Q?", profiles=findings.profiles)
+    path = ln.write_report(tmp_path / "r.html", only)
+    assert 'id="plotly"' not in path.read_text("utf-8")
+    assert path.stat().st_size < 200_000
+
+
+def test_the_answer_says_what_was_found_and_what_could_not_be_seen(findings):
+    said = " ".join(answers(findings))
+    assert re.search(r"worse in 3 of 3 \(.*en → en \+\d", said)
+    assert "no change was found in 6 effects" in said
+    assert "6 shown to be within ±1 %" in said
+    assert "Ablation (each neuron alone set to 0; nll): " in said
+
+
+def test_not_significant_is_never_called_no_effect():
+    unsure = made_up.matrix(own=0.0, noise=1.0)
+    said = verdicts(unsure.rows, unsure)
+    assert "9 inconclusive (smaller than" in said
+    assert "within" not in said
+
+
+def test_nothing_to_report_and_what_does_not_belong_together_are_refused(findings, tmp_path):
+    with pytest.raises(StatisticsError, match="nothing to report"):
+        ln.write_report(tmp_path / "r.html", ln.Findings("Q?"))
+    foreign = NeuronSet(findings.neurons["made <up>"].members, made_up.SHAPE, "act", "0" * 32)
+    for given in (replace(findings, neurons={"x": foreign}), replace(findings, neurons={"x": foreign}, profiles=None)):
+        with pytest.raises(StaleArtefactError, match="belong"):
+            ln.write_report(tmp_path / "r.html", given)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_long_list_keeps_the_neurons_that_have_pages(findings):
+    shape = (3, 2000)
+    many = NeuronSet.of({"en": [(layer, unit) for layer in range(3) for unit in range(1500)]}, shape, "act")
+    table = neuron_table({"many": many}, None, replace(findings.profiles, settings=findings.profiles.settings))
+    assert len(table.rows) == MOST_ROWS
+    linked = {cell.link for row in table.rows for cell in row.cells if cell.link}
+    assert linked == {f"L{layer}N{unit}" for layer, unit in findings.profiles.neurons}
+    assert "2,000 of 4,500" in table.caption
+
+
+def test_tables_show_missing_values_as_nothing():
+    frame = pd.DataFrame({"word": ["a", None], "share": [0.5, None], "verdict": ["worse", "better"]})
+    table = table_of(frame, "t", "T")
+    assert [[cell.text for cell in row.cells] for row in table.rows] == [["a", "0.5", "worse"], ["", "", "better"]]
+    assert [cell.verdict for cell in table.rows[0].cells] == [False, False, True]
+
+
+def test_a_neuron_page_reads_alone_and_is_safe(findings, tmp_path):
+    neuron = findings.profiles.neurons[0]
+    page = neuron_page(findings.profiles, neuron, findings.stats, None, findings.ablation, findings.neurons)
+    shown = page._repr_html_()
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
+    assert 'dir="auto"' in shown
+    assert "U+0007" in shown
+    assert "each neuron alone set to 0" in shown
+    assert ".ln-neuron" in shown
+    assert "planted &lt;model&gt;" in page.save(tmp_path / "page.html").read_text("utf-8")
+
+
+def test_a_page_shows_what_there_is(findings):
+    alone = neuron_page(findings.profiles, findings.profiles.neurons[0])
+    assert "<svg" not in alone.body
+    counts = ln.ActivationStats.from_counts(
+        (findings.stats.probability() * 1000).long(), findings.stats.tokens * 0 + 1000, findings.stats.languages
+    )
+    assert "active, %" in neuron_page(findings.profiles, findings.profiles.neurons[0], counts).body
+
+
+def test_a_page_refuses_strangers(findings):
+    with pytest.raises(NeuronSetError, match="hold no neuron"):
+        neuron_page(findings.profiles, (2, 39))
+    other = replace(findings.ablation, settings={**findings.ablation.settings, "site": "post"})
+    with pytest.raises(StaleArtefactError, match="ablation of 'post'"):
+        neuron_page(findings.profiles, findings.profiles.neurons[0], ablation=other)
+
+
+def test_strips_share_their_axes_and_have_equal_areas(findings):
+    found = strips(findings.stats, (1, 2))
+    areas = {}
+    for language, path in found.paths.items():
+        tops = [int(top) for top in re.findall(r"V(\d+)h", path)]
+        assert len(tops) == BINS
+        areas[language] = STEP * sum(HEIGHT - top for top in tops)
+    assert max(areas.values()) - min(areas.values()) < 0.15 * max(areas.values())
+    medians = [found.quantiles[language][1] for language in made_up.PIECES]
+    assert [round(median) for median in medians] == [-1, 0, 1]
+
+
+def test_invisible_characters_and_long_texts_are_shown_shortly():
+    assert visible("a\u00ad\n") == "aU+00AD⏎"
+    assert shortened("one two three", 8, end=True) == "one two…"
+    assert shortened("中文" * 20, 5, end=False) == "…文中文中文"
