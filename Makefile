@@ -17,8 +17,9 @@ install: $(VENV)/installed
 demo: install
 	$(BIN)/langneurons demo --out $(RUN)
 
+# Two processes of one thread each: a file's tests stay together, so that what they share is made once.
 test: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

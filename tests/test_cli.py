@@ -143,6 +143,8 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(texts, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes where other work takes the cores
 def test_the_demo_writes_an_offline_page_and_says_where_it_is(capsys, monkeypatch, tmp_path):
     status, said, _ = run(capsys, monkeypatch, "demo", "--out", str(tmp_path / "demo"))
     assert status == 0

@@ -69,7 +69,7 @@ def _described(name: str) -> ModelDescription | None:
         return None  # not on this machine; the steps are listed all the same
 
 
-def _tokens(config: StudyConfig, step: Step) -> float:
+def _tokens(config: StudyConfig, step: Step) -> float | int:
     """Tokens that go through the model, in forwards."""
     told = step.settings
     if step.kind == "record":
@@ -97,7 +97,7 @@ def _tokens(config: StudyConfig, step: Step) -> float:
     return 0.0
 
 
-def _chosen(config: StudyConfig, step: Step) -> float:
+def _chosen(config: StudyConfig, step: Step) -> float | int:
     """About how many neurons a language's set has, over all its languages."""
     options = config.methods[step.name.split("/")[3]].options
     part = config.models[step.name.split("/")[1]]
