@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import langneurons as ln
+from langneurons.analysis.profiles.choosing import clearest_neurons
 from langneurons.errors import StudyError
 from langneurons.study.config import StudyConfig, TaskPart
 from langneurons.study.run_folder import SHOWN, RunFolder
@@ -39,6 +40,7 @@ class Computing:
             "ablate": self._ablate,
             "polysemanticity": self._polysemanticity,
             "transfer": self._transfer,
+            "profile": self._profile,
         }
         by_kind[step.kind](step, self.folder.result(step))
 
@@ -157,6 +159,14 @@ class Computing:
             **duration,
             **self._common("training", step.key[:SHOWN]),
         )
+        found.save(out)
+
+    def _profile(self, step: Step, out: Path) -> None:
+        neurons, stats = self._neurons(step)
+        known = stats.at(neurons.site)
+        chosen = clearest_neurons(neurons, known, min(step.settings["neurons"], len(neurons)))
+        text = self._text(heldout=False).select(step.settings["languages"])
+        found = ln.profile(self._model(step), chosen, text, known, seed=self.config.seed, progress=self.progress)
         found.save(out)
 
     def _common(self, *work: str) -> dict[str, Any]:

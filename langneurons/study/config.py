@@ -156,7 +156,7 @@ class TransferPart(_Grid):
 class ReportPart(_Part):
     """The page that a study ends with."""
 
-    profiles: int = Field(0, ge=0, description="neurons of each set, those of the clearest score, that get a page")
+    profiles: int = Field(0, ge=0, description="neurons with a page, the clearest of the first method and set")
 
 
 class StudyConfig(_Part):

@@ -19,6 +19,7 @@ BYTES_A_NEURON = 800  # of one language's statistics at a site, at most
 ITEM_TOKENS = {"xnli": 180, "xquad": 260, "generation": 48}  # three labels of 60 tokens; a context and its answer
 BACKWARD = 3  # a token that is also gone back through, in forwards
 EFFICIENCY = 0.5  # of a large matrix product's speed that a model's forward reaches
+PROFILED = 2000 * 64  # tokens of a language that are looked through for a neuron's texts
 ABLATED_SHARE = 0.5  # of the layers, that lie above a neuron
 
 
@@ -88,6 +89,8 @@ def _tokens(config: StudyConfig, step: Step) -> float | int:
         return told["items"] * ITEM_TOKENS[told["kind"]] * languages * conditions
     if step.kind == "polysemanticity":
         return (told["items"] or 1000) * ITEM_TOKENS[told["task"]["kind"]] * languages
+    if step.kind == "profile":
+        return PROFILED * languages
     if step.kind == "transfer":
         item = ITEM_TOKENS[told["kind"]] / 3
         trainings = told["seeds"] * len(told["conditions"])

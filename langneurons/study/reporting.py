@@ -47,7 +47,7 @@ def findings_of(config: StudyConfig, plan: Mapping[str, Step], folder: RunFolder
     own = [step for step in plan.values() if step.name.split("/")[1:2] == [model]]
     done = [step for step in own if folder.is_done(step)]
     found: dict[str, Any] = {kind: {} for kind, _ in RESULTS.values()}
-    neurons, stats = {}, None
+    neurons, stats, profiles = {}, None, None
     for step in done:
         parts = step.name.split("/")[2:]
         place = ", ".join(parts if len(config.sets) > 1 else parts[1:])
@@ -55,6 +55,8 @@ def findings_of(config: StudyConfig, plan: Mapping[str, Step], folder: RunFolder
             stats = ln.ActivationStats.load(folder.result(step))
         elif step.kind == "identify":
             neurons[place] = ln.NeuronSet.load(folder.result(step) / "neurons.json")
+        elif step.kind == "profile":
+            profiles = ln.Profiles.load(folder.result(step))
         else:
             kind, reader = RESULTS[step.kind]
             found[kind][place] = getattr(ln, reader).load(folder.result(step))
@@ -65,6 +67,7 @@ def findings_of(config: StudyConfig, plan: Mapping[str, Step], folder: RunFolder
         answer=missing,
         stats=stats,
         neurons=neurons,
+        profiles=profiles,
         provenance=[f"Study {config.name}; steps {', '.join(f'{step.name} {step.key[:12]}' for step in done)}."],
         config=written(config),
         **found,

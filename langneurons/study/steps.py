@@ -19,6 +19,7 @@ VERSIONS = {
     "ablate": 1,
     "polysemanticity": 1,
     "transfer": 1,
+    "profile": 1,
     "report": 1,
 }
 
@@ -62,6 +63,7 @@ def steps_of(config: StudyConfig, source: Callable[[str, str], str]) -> dict[str
 
     for model in config.models:
         recorded = add(f"record/{model}", "record", _recorded(config, model, source))
+        shown = config.report.profiles
         for group, languages in config.sets.items():
             for method, part in config.methods.items():
                 settings = {**part.model_dump(), "languages": languages}
@@ -70,8 +72,11 @@ def steps_of(config: StudyConfig, source: Callable[[str, str], str]) -> dict[str
                 for kind, name, more in _on_neurons(config, group, method, source):
                     told = {**more, "languages": languages, "seed": config.seed}
                     add("/".join(filter(None, (kind, place, name))), kind, told, identified, recorded)
-    report = {"question": config.question, **config.report.model_dump()}
-    add("report", "report", report, *found.values())
+                if shown:  # a report has room for the pages of one set: the first method's in the first language set
+                    told = {"neurons": shown, "languages": languages, "seed": config.seed}
+                    add(f"profile/{place}", "profile", told, identified, recorded)
+                    shown = 0
+    add("report", "report", {"question": config.question}, *found.values())
     return found
 
 

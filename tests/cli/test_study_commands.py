@@ -16,19 +16,19 @@ def test_a_study_runs_and_says_where_its_report_is(file, tmp_path, monkeypatch, 
     out = tmp_path / "run"
     status, printed, _ = run(capsys, monkeypatch, "study", str(file), "--out", str(out))
     assert status == 0
-    assert "[1/3] record/babel" in printed
+    assert "[1/4] record/babel" in printed
     assert "report.html (open it in a browser)" in printed
     status, printed, _ = run(capsys, monkeypatch, "study", str(file), "--out", str(out))
-    assert printed.count("done before") == 3
+    assert printed.count("done before") == 4
     for option, said in (
         ("--status", "done"),
         ("--check", "is as it was written"),
-        ("--dry-run", "0 of 3 steps to run"),
+        ("--dry-run", "0 of 4 steps to run"),
     ):
         status, printed, _ = run(capsys, monkeypatch, "study", str(out), option)
         assert (status, said in printed) == (0, True), printed
     status, printed, _ = run(capsys, monkeypatch, "study", str(out), "--compare", str(out))
-    assert printed.count("same") == 3
+    assert printed.count("same") == 4
 
 
 def test_what_is_wrong_is_said_in_a_line(file, tmp_path, monkeypatch, capsys):
@@ -41,7 +41,7 @@ def test_what_is_wrong_is_said_in_a_line(file, tmp_path, monkeypatch, capsys):
     status, printed, said = run(capsys, monkeypatch, "study", str(bad), "--out", str(tmp_path / "run"))
     assert status == 2
     assert "FAILED" in printed
-    assert "3 of 3 steps are not done: record/babel failed CorpusError" in said.splitlines()[-1]
+    assert "4 of 4 steps are not done: record/babel failed CorpusError" in said.splitlines()[-1]
 
 
 def test_every_default_is_shown(file, monkeypatch, capsys):

@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "methods": {"lape": {"method": "lape", "top": 0.002}},
     "patches": {"zero": {"write": 0}, "mean": {"write": "mean"}},
     "matrix": {"controls": 0},
+    "report": {"profiles": 2},
 }
 
 

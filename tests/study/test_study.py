@@ -26,7 +26,10 @@ def test_every_step_is_done_and_its_result_reads_back(done):
     neurons = ln.NeuronSet.load(done.path("identify/babel/two/lape") / "neurons.json")
     assert neurons == ln.LAPE(top=0.002).identify(stats)
     assert len(ln.EffectTable.load(done.path("matrix/babel/two/lape/mean")).rows) == 4
-    assert done.report().stat().st_size > 0
+    profiles = ln.Profiles.load(done.path("profile/babel/two/lape"))
+    assert len(profiles) == 2
+    page = done.report().read_text("utf-8")
+    assert all(f"L{layer}N{index}" in page for layer, index in profiles.neurons)
 
 
 def test_running_again_computes_nothing(done, monkeypatch):
@@ -47,6 +50,7 @@ def test_a_changed_patch_runs_what_depends_on_it_and_nothing_else(done, tmp_path
         "identify/babel/two/lape": "done",
         "matrix/babel/two/lape/zero": "done",
         "matrix/babel/two/lape/mean": "stale",
+        "profile/babel/two/lape": "done",
         "report": "",
     }
     lines = []
@@ -99,6 +103,7 @@ def test_a_step_that_fails_stops_only_what_depends_on_it(tmp_path):
         "identify/babel/two/lape": "done",
         "evaluate/babel/two/lape/gone": "failed",
         "polysemanticity/babel/two/lape": "failed",
+        "profile/babel/two/lape": "done",
         "report": "done",
     }
     assert "nothing" in states.loc["evaluate/babel/two/lape/gone", "why"]
