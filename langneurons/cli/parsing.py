@@ -18,7 +18,8 @@ def make_method(name: str, options: Sequence[str]) -> Any:
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
-            raise StatisticsError(f"An option reads field=value, such as top=0.01, not {option!r}.")
+            possible = ", ".join(wording.options_of(name))
+            raise StatisticsError(f"An option reads field=value, not {option!r}. Possible fields: {possible}.")
         values[key] = parsed(text)
     return wording.make_method(name, values)
 

@@ -45,7 +45,7 @@ def forecast(config: StudyConfig, plan: Mapping[str, Step], folder: RunFolder) -
         if name is not None and name not in described:
             described[name] = _described(config.models[name].name)
         model = described.get(name) if name else None
-        tokens = _tokens(config, step) / 1e6
+        tokens = _tokens(config, step, model) / 1e6
         memory = max(model.memory_to_load.values()) / 1e9 if model and tokens else 0.0
         minutes = 2 * model.parameters * tokens * 1e6 / (speed * EFFICIENCY) / 60 if model else 0.0
         known = earlier.get(step.name)
@@ -70,7 +70,7 @@ def _described(name: str) -> ModelDescription | None:
         return None  # not on this machine; the steps are listed all the same
 
 
-def _tokens(config: StudyConfig, step: Step) -> float | int:
+def _tokens(config: StudyConfig, step: Step, model: ModelDescription | None) -> float | int:
     """Tokens that go through the model, in forwards."""
     told = step.settings
     if step.kind == "record":
@@ -82,7 +82,7 @@ def _tokens(config: StudyConfig, step: Step) -> float | int:
         # Unpatched, each label's neurons, their controls, and frequent neutral neurons.
         return heldout * (1 + languages * (2 + told["controls"]))
     if step.kind == "ablate":
-        neurons = _chosen(config, step) * (1 + told["controls"])
+        neurons = _chosen(config, step, model) * (1 + told["controls"])
         return heldout * (1 + neurons * ABLATED_SHARE)
     if step.kind == "evaluate":
         conditions = 1 + len(told["patches"]) * (1 + told["controls"])
@@ -100,11 +100,9 @@ def _tokens(config: StudyConfig, step: Step) -> float | int:
     return 0.0
 
 
-def _chosen(config: StudyConfig, step: Step) -> float | int:
+def _chosen(config: StudyConfig, step: Step, model: ModelDescription | None) -> float | int:
     """About how many neurons a language's set has, over all its languages."""
     options = config.methods[step.name.split("/")[3]].options
-    part = config.models[step.name.split("/")[1]]
-    model = _described(part.name)
     neurons = model.layers * model.neurons["act"] if model else 0
     return neurons * float(options.get("top", 0.01))
 

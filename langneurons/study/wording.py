@@ -120,14 +120,23 @@ def make_method(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         StatisticsError: If the method or an option is unknown, or a value is of the wrong kind.
     """
-    if name not in METHODS:
-        raise StatisticsError(unknown("method", name, METHODS))
-    cls = getattr(identification, METHODS[name])
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = options_of(name)
     for key in options:
         if key not in fields:
             raise StatisticsError(unknown(f"option of {name}", key, fields))
-    return cls(**{key: _fitting(key, value, fields[key].type) for key, value in options.items()})
+    fitting = {key: _fitting(key, value, fields[key]) for key, value in options.items()}
+    return getattr(identification, METHODS[name])(**fitting)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a method, and the type of each.
+
+    Raises:
+        StatisticsError: If there is no such method.
+    """
+    if name not in METHODS:
+        raise StatisticsError(unknown("method", name, METHODS))
+    return {field.name: field.type for field in dataclasses.fields(getattr(identification, METHODS[name]))}
 
 
 def _fitting(key: str, value: Any, kind: Any) -> Any:
