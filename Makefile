@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: install demo test lint types contracts wheel notebooks docs figures benchmark clean
+.PHONY: install demo test test-transformerlens-4 lint types contracts wheel notebooks docs figures benchmark soak clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,7 +19,21 @@ demo: install
 
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once.
 test: install
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# TransformerLens 4 has TransformerBridge alone: what faces models is tested under it too, in an environment of its own.
+VENV_4 ?= build/transformer-lens-4
+TESTS_4 := tests/models tests/patches tests/recording/test_recorder.py tests/recording/test_caches_and_looking.py \
+	tests/training/test_lora.py tests/training/test_adapters.py tests/training/test_finetuning.py \
+	tests/analysis/test_ablation.py tests/analysis/test_features.py tests/evaluation/tasks/test_completing.py
+
+test-transformerlens-4:
+	$(PYTHON) -m venv $(VENV_4)
+	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(VENV_4)/constraints.txt
+	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt torch
+	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt -e '.[large]' \
+		beartype hypothesis peft pytest pytest-timeout pytest-xdist
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_4)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS_4)
 
 lint: install
 	$(BIN)/ruff check .
@@ -32,7 +46,8 @@ contracts: install
 	$(BIN)/lint-imports
 
 notebooks: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --nbmake --no-header -p no:jaxtyping --override-ini addopts= notebooks
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --no-header -p no:jaxtyping \
+		--override-ini addopts= notebooks
 
 # FROM draws larger results in place of the study's: make figures FROM='--from matrix=runs/large/matrix'
 figures: install
@@ -51,6 +66,10 @@ benchmark: install
 	$(BIN)/python benchmarks/patches.py
 	$(BIN)/python benchmarks/lora.py
 	$(BIN)/python benchmarks/ablation.py
+
+# Every loader damaged, every step killed, 200 steps without a leak; or some of it: make soak PARTS=fuzz
+soak: install
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m scripts.soak $(PARTS)
 
 clean:
 	rm -rf $(VENV) dist build site

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from langneurons.evaluation.tasks.heads import ClassificationHead as ClassificationHead
     from langneurons.evaluation.tasks.xnli import XNLI as XNLI
     from langneurons.evaluation.tasks.xquad import XQuAD as XQuAD
+    from langneurons.executors import RayExecutor as RayExecutor
     from langneurons.identification import AUROC as AUROC
     from langneurons.identification import LAPE as LAPE
     from langneurons.identification import SET1 as SET1
@@ -156,6 +157,7 @@ _PLACES = {
         "SentenceAP",
         "TokenAP",
     ),
+    "executors": ("RayExecutor",),
     "models": ("describe", "load_model"),
     "patches": ("Add", "Clamp", "DiffMean", "Patch", "Scale", "Set", "intervene", "unreachable"),
     "recording.caches": ("record_caches",),

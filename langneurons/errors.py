@@ -68,8 +68,22 @@ class StudyError(LangNeuronsError):
     """A study's configuration is wrong, or its run directory cannot be used."""
 
 
+class ExecutorError(LangNeuronsError):
+    """Work cannot run where it was asked to, or was lost there."""
+
+
 class LangNeuronsWarning(UserWarning):
     """Something the user should know that does not stop the work."""
+
+
+def in_short(error: Exception) -> str:
+    """Name an error of another library in one short line.
+
+    Example:
+        >>> in_short(ValueError("no such thing"))
+        'ValueError: no such thing'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def unknown(what: str, given: object, possible: Iterable[object]) -> str:
@@ -83,4 +97,4 @@ def unknown(what: str, given: object, possible: Iterable[object]) -> str:
     near = get_close_matches(str(given), choices, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]!r}?" if near else "."
     listed = ", ".join(choices[:30]) + (", ..." if len(choices) > 30 else "") if choices else "none"
-    return f"Unknown {what} {given!r}{hint} Possible: {listed}."
+    return f"Unknown {what} {given!r:.100}{hint} Possible: {listed}."

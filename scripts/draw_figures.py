@@ -107,15 +107,17 @@ def sweep(study: Study) -> ln.EffectTable:
 
 
 def tasks(study: Study) -> ln.Evaluation:
-    """The miniature XNLI by a head fitted on English, under three patches."""
-    head = ln.ClassificationHead.fit(study.model, ln.XNLI.load("babel", ["en"], split="train"), languages=["en"])
+    """The miniature XNLI under three patches, by babel fine-tuned on English: as it comes it cannot answer."""
+    tuned = study.result("training", ln.Finetuned, training)
     test, neurons, stats = ln.XNLI.load("babel", split="test").take(40), study.own_neurons, study.own_stats
     patches = {
         "zero": lambda language: ln.Set(neurons[language], 0.0),
         "mean": lambda language: ln.Set(neurons[language], stats[language].mean()),
         "p90": lambda language: ln.Set(neurons[language], stats[language].quantile(0.9)),
     }
-    return ln.evaluate(study.model, test, patches=patches, head=head, controls=3, stats=stats, resamples=RESAMPLES)
+    options = {"controls": 3, "stats": stats, "resamples": RESAMPLES}
+    with tuned.attach(study.model):
+        return ln.evaluate(study.model, test, patches=patches, head=tuned.head, **options)
 
 
 def ablation(study: Study) -> ln.Ablation:
@@ -163,7 +165,9 @@ def validity(study: Study) -> ValidityTable:
     """Do the methods find the same neurons again, and nothing in text without languages?"""
     corpus, _ = ln.load_corpus("babel").split(heldout=0.3, seed=0)
     recorded = record_nulls(study.model, corpus, context_length=256, which=("shuffled",))
-    checked = methods(study.own_stats) | {"Random, drawn anew for every text": RedrawnRandom(top=0.01)}
+    chosen = methods(study.own_stats)
+    del chosen["pooled-p90"]  # halves of a recording hold no quantiles; scripts/measure_validity.py reads twice
+    checked = chosen | {"Random, drawn anew for every text": RedrawnRandom(top=0.01)}
     return validity_table(
         [
             Evidence(

@@ -4,7 +4,6 @@ Usage, from the root of the project:
 
     python scripts/measure_tasks.py tasks DATA runs/real --out runs/tasks
     python scripts/measure_tasks.py protocols DATA runs/real --out runs/protocols
-    python scripts/measure_tasks.py factorial DATA runs/sites --out runs/factorial --study studies/factorial.toml
 
 ``DATA`` holds ``text/<language>.heldout.txt``, ``xnli/{dev,test}-<language>.tsv`` and ``xquad/xquad.<language>.json``;
 the statistics are of other text. Every condition is kept in the output folder, and the same command goes on there.
@@ -12,7 +11,6 @@ the statistics are of other text. Every condition is kept in the output folder, 
 
 import argparse
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ def main() -> None:
     arguments = parsed()
     stats = ln.ActivationStats.load(arguments.statistics)
     model = ln.load_model(arguments.model, backend=arguments.backend)
-    {"tasks": tasks, "protocols": protocols, "factorial": factorial}[arguments.what](model, stats, arguments)
+    {"tasks": tasks, "protocols": protocols}[arguments.what](model, stats, arguments)
 
 
 def tasks(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -> None:
@@ -76,35 +74,6 @@ def protocols(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -
         print(found, flush=True)
 
 
-def factorial(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -> None:
-    """Operation x site x protocol, as a study file says."""
-    study: dict[str, Any] = tomllib.loads(arguments.study.read_text())
-    method = {"lape": ln.LAPE}[study["neurons"].pop("method")]
-    neurons = method(**study["neurons"]).identify(stats.at("act"))
-    languages = study["languages"]
-    head = fitted_head(model, arguments, study["head"]["premises"])
-    xnli = ln.XNLI.load(arguments.data / "xnli", languages).take(study["xnli"]["premises"])
-    questions = ln.XQuAD.load(
-        arguments.data / "xquad", languages, max_new_tokens=study["xquad"]["max_new_tokens"]
-    ).take(study["xquad"]["questions"])
-    asked = [xnli, xnli.by_head(head), questions, prompts(arguments.data, stats, **study["generation"])]
-    found = ln.factorial(
-        model,
-        neurons,
-        stats,
-        asked,
-        languages,
-        study["operations"],
-        study["sites"],
-        **{name: study[name] for name in ("controls", "delta", "seed")},
-        out=arguments.out,
-        batch_size=16,
-    )
-    report(found.evaluation, arguments.out / "evaluation", effects=False)
-    storage.write_table(arguments.out / "effects.parquet", found.effects)
-    print(found, found.opposites.to_string(index=False), sep="\n\n")
-
-
 def fitted_head(model, arguments: argparse.Namespace, premises: int) -> ln.ClassificationHead:
     """A head fitted on the source language's development set, kept in the output folder."""
     folder = arguments.out / f"head-{premises}"
@@ -127,22 +96,20 @@ def prompts(data: Path, stats: ln.ActivationStats, documents: int = 100, **optio
     return ln.Generation.of(corpus, source=SOURCE, documents=documents, **options)
 
 
-def report(found: ln.Evaluation, folder: Path, effects: bool = True) -> None:
+def report(found: ln.Evaluation, folder: Path) -> None:
     """Keep an evaluation and print it."""
     found.save(folder)
     print(found, flush=True)
-    if effects:
-        print(found.effects().to_markdown(), flush=True)
+    print(found.effects().to_markdown(), flush=True)
 
 
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tasks", "protocols", "factorial"])
+    parser.add_argument("what", choices=["tasks", "protocols"])
     parser.add_argument("data", type=Path)
     parser.add_argument("statistics", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--study", type=Path, default=Path("studies/factorial.toml"))
     parser.add_argument("--model", default="babel")
     parser.add_argument("--backend", default="bridge", help="auto, hooked or bridge")
     parser.add_argument("--controls", type=int, default=2)

@@ -9,7 +9,7 @@ import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.ablation.ablating import ablate
 from langneurons.analysis.screening import screen
-from langneurons.cli.commands import Backend, Device, Dtype, Languages, TextColumn, app
+from langneurons.cli.commands import Backend, Device, Dtype, Languages, TextColumn, Where, app
 from langneurons.cli.parsing import codes
 from langneurons.errors import EffectError
 from langneurons.study.wording import parsed
@@ -52,6 +52,7 @@ def ablate_command(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    executor: Where = None,
 ) -> None:
     """Measure what the model loses without each neuron, beside matched controls."""
     if (neurons is None) == (top is None) or (top is not None and xnli):
@@ -79,7 +80,7 @@ def ablate_command(
     if not xnli:
         data = ln.HeldoutText.of(loaded, data, tokens, context_length)
     options: dict[str, Any] = {"each": each, "controls": 0 if each == "cumulative" else controls, "stats": stats}
-    options |= {"rows": rows, "min_effect": min_effect, "seed": seed, "out": out}
+    options |= {"rows": rows, "min_effect": min_effect, "seed": seed, "out": out, "executor": executor}
     found = ablate(loaded, known, data, metric, given, **options)
     print(found.table(show).to_string(index=False))
     print(found.caption)

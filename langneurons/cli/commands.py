@@ -38,6 +38,9 @@ MethodOptions = Annotated[
 RecordedSite = Annotated[str | None, typer.Option(help="A recorded site; the first by default.")]
 TextColumn = Annotated[str, typer.Option(help="Column of the text in jsonl, parquet and hub data sets.")]
 Device = Annotated[str | None, typer.Option(help="For example cpu or cuda.")]
+Where = Annotated[
+    str | None, typer.Option("--executor", help="Where to run: here by default; ray, or a cluster's ray://host:port.")
+]
 
 
 @app.callback()
@@ -72,6 +75,7 @@ def record(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    executor: Where = None,
 ) -> None:
     """Record what every neuron does in every language."""
     loaded = ln.load_corpus(corpus, codes(languages), text_column=text_column, split=split).shuffle(seed)
@@ -85,6 +89,7 @@ def record(
         out=out,
         also=listed(also),
         sentences=sentences,
+        executor=executor,
     )
     print(f"{stats}\nNext: langneurons identify {out}")
 
@@ -145,6 +150,7 @@ def perplexity(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    executor: Where = None,
 ) -> None:
     """Measure how well a model predicts each language, or what patching each language's neurons does to all of them."""
     if neurons is None and (statistics, out, value) != (None, None, "0"):
@@ -159,9 +165,8 @@ def perplexity(
     if chosen is None:
         print(ln.perplexity(seen, text, batch_size=batch_size).to_string(index=False))
         return
-    matrix = ln.perplexity_matrix(
-        seen, text, chosen, controls=controls, stats=stats, patch=patch, seed=seed, batch_size=batch_size, out=out
-    )
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "out": out, "executor": executor}
+    matrix = ln.perplexity_matrix(seen, text, chosen, controls=controls, stats=stats, patch=patch, **options)
     print(matrix)
     if matrix.selectivity is not None and len(matrix.selectivity):
         print("\nSelectivity: change of the patched language's loss minus the others' mean, beside matched controls")
@@ -203,6 +208,7 @@ def evaluate(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    executor: Where = None,
 ) -> None:
     """Score a model on XNLI, XQuAD and generation, without and with patches of each language's neurons."""
     wanted, tasks = codes(languages), []
@@ -228,9 +234,8 @@ def evaluate(
         wanted = wanted or [name for name in chosen_languages(tasks, None) if name in labelled.languages]
     fitted = None if head is None else ln.ClassificationHead.load(head)
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
-    found = ln.evaluate(
-        loaded, tasks, wanted, patches, fitted, controls, stats, seed=seed, batch_size=batch_size, out=out
-    )
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "out": out, "executor": executor}
+    found = ln.evaluate(loaded, tasks, wanted, patches, fitted, controls, stats, **options)
     print(found)
     for task in tasks if patches else []:
         print(f"\n{found.effects(task.name)}")

@@ -67,7 +67,7 @@ def probe_command(
 
 
 def _labelled(path: Path) -> LabelledTexts:
-    table = storage.read_table(path)
+    table = storage.read_table(path, foreign=True)
     if "language" not in table.columns:
         raise TaskError(f"{path} has no column 'language', only {', '.join(map(str, table.columns))}.")
     return LabelledTexts({str(language): part for language, part in table.groupby("language", sort=False)}, path.stem)

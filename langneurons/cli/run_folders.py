@@ -10,6 +10,7 @@ from langneurons.analysis.validity.table import ValidityTable
 from langneurons.errors import StorageError
 
 DEEPEST = 4  # folders below the one given
+ALONE = ("stats", "validity", "profiles")  # of which a report shows one
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "langneurons/activation-statistics/1": ("stats", lambda file: ln.ActivationStats.load(file.parent)),
     "langneurons/evaluation/1": ("evaluation", lambda file: ln.Evaluation.load(file.parent)),
@@ -23,7 +24,10 @@ NEURONS, EFFECTS = "langneurons/neuron-set/1", "langneurons/effect-table/1"
 
 
 def read_folder(folder: Path, question: str) -> tuple[ln.Findings, list[str]]:
-    """Read every result in a folder and the folders in it; of several of one kind, the one found first from above.
+    """Read every result in a folder and the folders in it.
+
+    Several of one kind are told apart by their folders; of statistics, profiles and validity tables, of which a report
+    shows one, the one found first from above is taken.
 
     Args:
         folder: Such as ``record``, ``identify`` and the commands after them were given as ``--out``.
@@ -50,16 +54,19 @@ def read_folder(folder: Path, question: str) -> tuple[ln.Findings, list[str]]:
                 neurons[name] = ln.NeuronSet.load(file)
             continue
         kind, result = _read(file, schema)
-        if kind in found:
+        if kind in found and kind in ALONE:
             left_out.append(f"{file} is left out: there is another such result above or before it.")
-        elif kind:
+        elif kind in ALONE:
             found[kind] = result
+        elif kind:
+            found.setdefault(kind, {})[file.parent.relative_to(folder).as_posix()] = result
     if not found and not neurons:
         raise StorageError(
             f"{folder} holds no result: give a folder that record, identify, perplexity, evaluate, transfer, ablate, "
             "probe, compare or profile wrote."
         )
-    return ln.Findings(question, neurons=neurons, **found), left_out
+    single = {kind: next(iter(one.values())) for kind, one in found.items() if kind not in ALONE and len(one) == 1}
+    return ln.Findings(question, neurons=neurons, **found | single), left_out
 
 
 def _read(file: Path, schema: str) -> tuple[str, Any]:

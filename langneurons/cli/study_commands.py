@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from langneurons.cli.commands import app
+from langneurons.cli.commands import Where, app
 from langneurons.errors import StudyError
 from langneurons.study.forecasting import as_text
 from langneurons.study.run_folder import BLOCKED, FAILED
@@ -20,6 +20,11 @@ def study_command(
         str | None, typer.Option(help="Steps whose name begins with this, and what they depend on.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what is left to do and what it takes.")] = False,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: operations a second that a machine reaches, such as 160e12; this one's."),
+    ] = None,
+    executor: Where = None,
     status: Annotated[bool, typer.Option("--status", help="List what became of every step.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the study with every default.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Verify every byte of what is done.")] = False,
@@ -30,7 +35,7 @@ def study_command(
     if show:
         print(study.show())
     elif dry_run:
-        print(as_text(study.forecast(), study.folder.path))
+        print(as_text(study.forecast(speed), study.folder.path, speed))
     elif status:
         print(study.status().to_string(index=False, na_rep=""))
     elif check:
@@ -39,11 +44,11 @@ def study_command(
     elif compare is not None:
         print(study.compare(Study.from_toml(compare)).to_string(index=False))
     else:
-        _run(study, only)
+        _run(study, only, executor)
 
 
-def _run(study: Study, only: str | None) -> None:
-    states = study.run(only, print)
+def _run(study: Study, only: str | None, executor: str | None) -> None:
+    states = study.run(only, print, executor=executor)
     broken = states[states["state"].isin([FAILED, BLOCKED])]
     if len(broken):
         told = zip(broken["step"], broken["state"], broken["why"], strict=True)

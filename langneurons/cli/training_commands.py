@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import langneurons as ln
-from langneurons.cli.commands import Backend, Device, Dtype, MethodName, MethodOptions, app
+from langneurons.cli.commands import Backend, Device, Dtype, MethodName, MethodOptions, Where, app
 from langneurons.cli.parsing import codes, listed, make_method
 from langneurons.errors import TaskError, TrainingError, unknown
 from langneurons.study.wording import language_patches
@@ -117,6 +117,7 @@ def transfer_command(
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
+    executor: Where = None,
 ) -> None:
     """Train neurons on one language under several conditions and seeds, and measure what that is worth in others."""
     places = [source, *(codes(targets) or [])]
@@ -132,6 +133,7 @@ def transfer_command(
     options |= {"projections": tuple(listed(projections)), "attention": tuple(listed(attention)), "rank": rank}
     options |= {"learning_rate": learning_rate, "patches": language_patches(known, patch or [], stats)}
     options |= {"conditions": listed(conditions), "seeds": seeds, "draws": draws, "stats": stats, "out": out}
+    options["executor"] = executor
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
     found = transfer_experiment(loaded, train, test, known, source, places[1:], **options)
     written = found.save(out / "transfer")

@@ -5,7 +5,7 @@ beginning-of-sequence token in front where the tokenizer has one. A counted toke
 separator, or at position 0 of a block. A document can also be read alone, in a block of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Int
 
 from langneurons.errors import CorpusError, CorruptArtefactError, LanguageError, StorageError, unknown
-from langneurons.storage import read_json
+from langneurons.storage import read_json, understood, verify
 
 SCHEMA = "langneurons/packed-corpus/1"
+_LARGEST = 1 << 24  # of ids and positions, for which tables are made
 LENGTHS = 16  # the padded length of a document is a multiple of this
 
 
@@ -92,6 +93,7 @@ class PackedLanguage:
         stop: The place in the stream just after the last counted token.
         source: A hash of the documents in the files.
         fingerprint: A hash of the counted tokens, their documents and their places in the blocks.
+        checksums: Of the file of tokens, and of that of documents' ends.
     """
 
     in_corpus: int
@@ -100,6 +102,7 @@ class PackedLanguage:
     stop: int
     source: str
     fingerprint: str
+    checksums: Sequence[str]
 
 
 class PackedCorpus:
@@ -115,18 +118,22 @@ class PackedCorpus:
     """
 
     def __init__(self, folder: Path) -> None:
-        manifest = read_json(folder / "manifest.json", SCHEMA)
         self.folder = folder
-        self.format = BlockFormat(**{**manifest["format"], "special": tuple(manifest["format"]["special"])})
-        self.about = {language: PackedLanguage(**manifest["about"][language]) for language in manifest["languages"]}
-        self.made_from: dict[str, str | int | None] = manifest["made_from"]
-        self._budget: int = manifest["counted"]
-        self._streams = {name: _mapped(stream_file(folder, name), "<u4", of.stream) for name, of in self.about.items()}
-        self._ends = {name: _mapped(ends_file(folder, name), "<i8", of.documents) for name, of in self.about.items()}
+        manifest = read_json(folder / "manifest.json", SCHEMA)
+        with understood(folder / "manifest.json"):
+            self.format = BlockFormat(**{**manifest["format"], "special": tuple(manifest["format"]["special"])})
+            self.about = {name: PackedLanguage(**manifest["about"][name]) for name in manifest["languages"]}
+            self.made_from: dict[str, str | int | None] = manifest["made_from"]
+            self._budget: int = manifest["counted"]
+            _check_numbers(self._budget, self.format, self.about)
+            files = {name: (stream_file(folder, name), ends_file(folder, name)) for name in self.about}
+            self._streams = {name: _mapped(files[name][0], "<u4", of.stream) for name, of in self.about.items()}
+            self._ends = {name: _mapped(files[name][1], "<i8", of.documents) for name, of in self.about.items()}
+        self._unverified = files
 
     @classmethod
     def open(cls, folder: str | Path) -> "PackedCorpus":
-        """Open the packed corpus in a folder.
+        """Open the packed corpus in a folder; a language's files are verified when they are first read.
 
         Raises:
             StorageError: If there is none, or one of its files is truncated.
@@ -166,7 +173,7 @@ class PackedCorpus:
 
     def document_count(self, language: str) -> int:
         """How many of a language's documents, from its first, the counted tokens reach into."""
-        last = self._of(language).stop - 1
+        last = self._verified(language).stop - 1
         return int(np.searchsorted(self._ends[language], last, side="right")) + 1
 
     def blocks(self, language: str, indices: Sequence[int] | np.ndarray) -> Blocks:
@@ -183,7 +190,7 @@ class PackedCorpus:
             LanguageError: If the packed corpus has no such language.
             CorpusError: If it has no such block.
         """
-        about, indices = self._of(language), np.asarray(indices, np.int64)
+        about, indices = self._verified(language), np.asarray(indices, np.int64)
         _check_ordinals(language, "blocks", indices, self.n_blocks(language))
         places = indices[:, None] * self.format.stride + np.arange(self.format.stride)
         return self._read(language, places, places < about.stop)
@@ -194,7 +201,7 @@ class PackedCorpus:
         Raises:
             LanguageError: If the packed corpus has no such language.
         """
-        self._of(language)
+        self._verified(language)
         return np.diff(self._ends[language], prepend=0) - (self.format.separator is not None)
 
     def documents(self, language: str, ordinals: Sequence[int] | np.ndarray) -> Blocks:
@@ -211,7 +218,7 @@ class PackedCorpus:
             LanguageError: If the packed corpus has no such language.
             CorpusError: If its files have no such document.
         """
-        about, ordinals = self._of(language), np.asarray(ordinals, np.int64)
+        about, ordinals = self._verified(language), np.asarray(ordinals, np.int64)
         _check_ordinals(language, "packed documents", ordinals, about.documents)
         lengths = self.lengths(language)[ordinals]
         starts = np.concatenate([[0], self._ends[language]])[ordinals]
@@ -234,6 +241,13 @@ class PackedCorpus:
         pairs = zip(tensors, fronts, strict=True)
         return Blocks(*(torch.nn.functional.pad(tensor, (1, 0), value=front) for tensor, front in pairs))
 
+    def _verified(self, language: str) -> PackedLanguage:
+        """What is known of a language, every byte of whose files was compared with its checksum once."""
+        about = self._of(language)
+        for file, expected in zip(self._unverified.pop(language, ()), about.checksums, strict=False):
+            verify(file, expected)
+        return about
+
     def _of(self, language: str) -> PackedLanguage:
         if language not in self.about:
             raise LanguageError(unknown("language", language, self.about))
@@ -253,6 +267,17 @@ def ends_file(folder: Path, language: str) -> Path:
 def _check_ordinals(language: str, what: str, ordinals: np.ndarray, n: int) -> None:
     if ordinals.ndim != 1 or not ordinals.size or ordinals.min() < 0 or ordinals.max() >= n:
         raise CorpusError(f"{language!r} has {what} 0 to {n - 1}, not {np.array2string(ordinals, threshold=8)}.")
+
+
+def _check_numbers(budget: int, how: BlockFormat, about: Mapping[str, PackedLanguage]) -> None:
+    ids = [one for one in (how.bos, how.separator, how.padding, *how.special) if one is not None]
+    sizes = [n for of in about.values() for n in (of.in_corpus, of.documents, of.stream, of.stop)]
+    if not all(isinstance(n, int) and n >= 0 for n in (budget, how.context_length, *ids, *sizes)):
+        raise ValueError("a number is no natural one")
+    if not all(len(of.checksums) == 2 and all(isinstance(one, str) for one in of.checksums) for of in about.values()):
+        raise ValueError("a checksum is missing, or no text")
+    if max(how.context_length, *ids) > _LARGEST or any(of.stop > of.stream for of in about.values()):
+        raise ValueError("a number is too large")
 
 
 def _mapped(path: Path, dtype: str, length: int) -> np.ndarray:

@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset, Features, Value, get_dataset_config_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -17,7 +16,7 @@ from datasets.utils import logging as datasets_logging
 
 from langneurons import babel
 from langneurons.corpora.corpus import Corpus, batches
-from langneurons.errors import CorpusError, LanguageError, unknown
+from langneurons.errors import CorpusError, LanguageError, in_short, unknown
 
 KINDS = (".txt", ".jsonl", ".parquet")
 _TEXT = Features({"text": Value("string")})
@@ -71,6 +70,8 @@ def load_corpus(
     else:
         tables = _from_folder(Path(source).expanduser(), wanted, text_column, split)
     for language, table in tables.items():
+        if not _LANGUAGE.fullmatch(language):
+            raise LanguageError(f"{language!r:.60} is no language code; write it like 'hi' or 'zh-Hant'.")
         if not len(table):
             raise CorpusError(f"{language!r} has no document in {_named(source)}: every one is blank.")
     return Corpus(tables)
@@ -108,8 +109,6 @@ def _from_documents(source: Mapping[str, Iterable[str]], wanted: list[str] | Non
 
 
 def _table_of(language: str, documents: Iterable[str]) -> Dataset:
-    if not _LANGUAGE.fullmatch(language):
-        raise LanguageError(f"{language!r} is no language code; write it like 'hi' or 'zh-Hant'.")
     if isinstance(documents, str):
         raise CorpusError(f"The documents of {language!r} are one text; give a list of documents.")
     texts = list(documents)
@@ -218,7 +217,7 @@ def _objects(path: Path, text_column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorpusError(f"Line {number} of {path} is not JSON ({error}).") from error
         if not isinstance(row, dict):
             raise CorpusError(f"Line {number} of {path} is not a JSON object but {line[:40]!r}.")
@@ -237,8 +236,10 @@ def _cells(path: Path, text_column: str) -> Iterator[str]:
                 raise _missing_column(str(path), text_column, file.schema_arrow.names)
             for batch in file.iter_batches(1000, columns=[text_column]):
                 yield from (_text(value, f"{text_column!r} in {path}") for value in batch.column(0).to_pylist())
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{path} is not a whole parquet file ({error}).") from error
+    except CorpusError:
+        raise
+    except Exception as error:  # the reader of a damaged file has no one kind of error
+        raise CorpusError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
 
 
 def _text(value: object, where: str) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from langneurons.corpora.blocks import SCHEMA, BlockFormat, PackedCorpus, PackedLanguage, ends_file, stream_file
 from langneurons.corpora.corpus import Corpus, batches
 from langneurons.errors import CorpusError, StorageError
-from langneurons.storage import fingerprint, replacing, write_json
+from langneurons.storage import checksum, fingerprint, replacing, write_json
 
 TOKENS_AT_ONCE = 1 << 20
 
@@ -54,6 +54,8 @@ def pack(
     try:
         packed = PackedCorpus(folder)
         if packed.format == how and packed.made_from == made_from and _holds(packed, corpus):
+            for language in packed.languages:
+                packed.lengths(language)  # verifies its files
             return packed
     except StorageError:
         pass  # nothing there, or not whole: pack
@@ -179,6 +181,7 @@ def _about(
         stop=stop,
         source=_source(corpus, language, documents),
         fingerprint=_fingerprint(how, stream[:stop], ends[: np.searchsorted(ends, stop)]),
+        checksums=[checksum(stream_file(folder, language)), checksum(ends_file(folder, language))],
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from langneurons.evaluation.effects import check_options, difference
 from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
 from langneurons.evaluation.measuring import Job, measure_jobs
 from langneurons.evaluation.tasks.task import Task
+from langneurons.executors import Executor
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.patch import Patch
@@ -41,6 +43,7 @@ def evaluate(
     batch_size: int = 8,
     out: str | Path | None = None,
     progress: bool = True,
+    executor: str | Executor | None = None,
 ) -> Evaluation:
     """Score a model on tasks, per language, without and with patches.
 
@@ -61,6 +64,7 @@ def evaluate(
         batch_size: Texts a forward.
         out: Folder that keeps every condition measured; the same call goes on there.
         progress: Show a progress bar on standard error.
+        executor: Where to run, as for ``ln.record``.
 
     Returns:
         Rows, scores beside their references, and paired effects against the unpatched model.
@@ -108,7 +112,7 @@ def evaluate(
         for metric in task.metrics:
             changes.append((*about, metric, patch, language, *draw, difference(found, baseline, metric, "row")))
 
-    measure_jobs(model, jobs, out, progress, keep)
+    measure_jobs(model, jobs, out, progress, keep, executor)
     seen = view(model)
     return Evaluation(
         rows=pd.concat([_rows(asked[key[0]], key[1], key[2], found) for key, found in rows.items()], ignore_index=True),
@@ -247,17 +251,27 @@ def task_jobs(
 ) -> dict[tuple, Job]:
     """Measuring a task under conditions, whose names have the language in the second place."""
     about = task.fingerprint
-
-    def job(language: str, patches: Sequence[Patch]) -> Job:
-        def score() -> pd.DataFrame:
-            return _checked(task, task.measure(model, language, batch_size))
-
-        return Job(patches, f"{about} {language}", score, task.generates)
-
-    return {name: job(name[1], patches) for name, patches in conditions.items()}
+    return {
+        name: Job(
+            patches, f"{about} {name[1]}", partial(measured_rows, task, model, name[1], batch_size), task.generates
+        )
+        for name, patches in conditions.items()
+    }
 
 
-def _checked(task: Task, rows: pd.DataFrame) -> pd.DataFrame:
+def measured_rows(task: Task, model: torch.nn.Module, language: str, batch_size: int) -> pd.DataFrame:
+    """Measure a task once, and check what it gives.
+
+    Args:
+        task: What is measured.
+        model: From ``load_model``.
+        language: Which of the task's.
+        batch_size: Texts a forward.
+
+    Raises:
+        TaskError: If a column is missing.
+    """
+    rows = task.measure(model, language, batch_size)
     for column in ("item", "cluster", "prediction", "gold", *task.metrics):
         if column not in rows.columns:
             raise TaskError(f"Task {task.name!r} gave rows without {column!r}; they have {', '.join(rows.columns)}.")

@@ -71,6 +71,16 @@ class Evaluation:
             EffectError: If nothing was patched, the choice is not unique, or there is no such task.
         """
         rows, chosen = self._chosen(task, protocol, metric)
+        name = tuple(chosen.values())
+        if name not in self._tables:  # a report asks for each several times
+            self._tables[name] = self._effects(rows, chosen)
+        return self._tables[name]
+
+    @cached_property
+    def _tables(self) -> dict[tuple, EffectTable]:
+        return {}
+
+    def _effects(self, rows: pd.DataFrame, chosen: dict[str, str]) -> EffectTable:
         by_cell = dict(_parts(rows, ["patch", "language"]))
         effects = {
             (patch, language): effect(

@@ -6,16 +6,14 @@ crossed, each can be seen alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 import torch
 
 from langneurons.errors import PatchError, unknown
 from langneurons.evaluation.evaluating import evaluate
-from langneurons.evaluation.evaluation import MEASURED, Evaluation
+from langneurons.evaluation.factorial_table import AT, Factorial, design_of
 from langneurons.evaluation.tasks.task import Task
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Add, DiffMean, Patch, Scale, Set
@@ -29,86 +27,6 @@ OPERATIONS: dict[str, MakePatch] = {
     "scale": lambda neurons, stats, language: Scale(neurons, 2.0),
     "diffmean": lambda neurons, stats, language: DiffMean(neurons, stats, language),
 }
-FACTORS = ("operation", "site", "protocol")
-FORCING = "language forcing"  # what turning a language up is for: more of it is no better or worse answer
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Factorial:
-    """What ``factorial`` found.
-
-    Attributes:
-        evaluation: Everything measured; its patches are named ``"<operation> at <site>"``.
-        design: One row a patch: patch, operation, site.
-    """
-
-    evaluation: Evaluation
-    design: pd.DataFrame
-
-    @property
-    def effects(self) -> pd.DataFrame:
-        """Every effect of every cell on the main metric of its task; families are tasks.
-
-        Returns:
-            operation, site, protocol, task, metric, language, then the columns of an effect table.
-        """
-        found = []
-        rows = self.evaluation.rows
-        for task, protocol in rows[["task", "protocol"]].drop_duplicates().itertuples(index=False):
-            table = self.evaluation.effects(task, protocol)
-            about = {name: table.settings[name] for name in MEASURED}
-            found.append(table.rows.assign(**about).merge(self.design, on="patch", validate="many_to_one"))
-        effects = pd.concat(found, ignore_index=True)
-        first = [*FACTORS, "task", "metric", "language"]
-        return effects.reindex(columns=[*first, *(name for name in effects if name not in {*first, "patch"})])
-
-    @property
-    def summary(self) -> pd.DataFrame:
-        """Each cell over its languages.
-
-        Returns:
-            operation, site, protocol, task; the mean estimate; how many languages got better, worse, equivalent,
-            inconclusive; the largest effect that could have gone unnoticed in a language (detectable).
-        """
-        keys = [*FACTORS, "task"]
-        counts = {name: ("verdict", _count(name)) for name in ("better", "worse", "equivalent", "inconclusive")}
-        sizes = {"estimate": ("estimate", "mean"), "detectable": ("minimal_detectable", "max")}
-        return self.effects.groupby(keys, sort=False).agg(**sizes, **counts).reset_index()
-
-    @property
-    def opposites(self) -> pd.DataFrame:
-        """Pairs of cells that would make two papers disagree: answers get better in one, worse in the other.
-
-        Verdicts are those of each task's own family. Language forcing is no answer, and left out.
-
-        Returns:
-            language, better, worse (each "operation at site, task protocol") and differ, the factors they differ in,
-            the task among them; the pairs that differ in fewest first. No rows: nothing in this design turns a sign
-            around.
-        """
-        cells = [cell for cell in self.effects.to_dict("records") if cell["task"] != FORCING]
-        sure = [cell for cell in cells if cell["verdict"] in ("better", "worse")]
-        rows = []
-        for one, other in combinations(sure, 2):
-            if one["language"] == other["language"] and one["verdict"] != other["verdict"]:
-                better, worse = (one, other) if one["verdict"] == "better" else (other, one)
-                differ = [factor for factor in (*FACTORS, "task") if better[factor] != worse[factor]]
-                rows.append((better["language"], _cell(better), _cell(worse), ", ".join(differ), len(differ)))
-        table = pd.DataFrame(rows, columns=["language", "better", "worse", "differ", "factors"])
-        return table.sort_values("factors", kind="stable", ignore_index=True).drop(columns="factors")
-
-    def __repr__(self) -> str:
-        return f"{self.summary.to_string(index=False)}\n{self._conclusion()}"
-
-    def _repr_html_(self) -> str:
-        return f"{self.summary.to_html(index=False, border=0)}<p>{self._conclusion()}</p>"
-
-    def _conclusion(self) -> str:
-        if self.opposites.empty:
-            return "No two cells have opposite significant signs."
-        differ = self.opposites["differ"].value_counts()
-        counted = ", ".join(f"{count} that differ in {factors}" for factors, count in differ.items())
-        return f"{len(self.opposites)} pairs of cells have opposite significant signs: {counted}."
 
 
 def factorial(
@@ -155,15 +73,14 @@ def factorial(
     if not made or not at_site:
         raise PatchError("A factorial needs at least one operation and one site.")
     patches = {
-        f"{name} at {site}": _patch(make, *where) for name, make in made.items() for site, where in at_site.items()
+        f"{name}{AT}{site}": _patch(make, *where) for name, make in made.items() for site, where in at_site.items()
     }
-    design = [(f"{name} at {site}", name, site) for name in made for site in at_site]
     if languages is None:
         asked = tasks if isinstance(tasks, Sequence) else [tasks]
         known = [neurons.languages, stats.languages, *(task.languages for task in asked)]
         languages = [name for name in known[0] if len(neurons[name]) and all(name in one for one in known)]
     evaluation = evaluate(model, tasks, languages, patches, stats=[one for _, one in at_site.values()], **options)
-    return Factorial(evaluation, pd.DataFrame(design, columns=["patch", "operation", "site"]))
+    return Factorial(evaluation, design_of((name, site) for name in made for site in at_site))
 
 
 def _made(operations: Iterable[str] | Mapping[str, MakePatch]) -> dict[str, MakePatch]:
@@ -177,11 +94,3 @@ def _made(operations: Iterable[str] | Mapping[str, MakePatch]) -> dict[str, Make
 
 def _patch(make: MakePatch, neurons: NeuronSet, stats: ActivationStats) -> Callable[[str], Patch]:
     return lambda language: make(neurons[language], stats, language)
-
-
-def _count(verdict: str) -> Callable[[pd.Series], int]:
-    return lambda verdicts: int((verdicts == verdict).sum())
-
-
-def _cell(cell: Mapping[str, Any]) -> str:
-    return f"{cell['operation']} at {cell['site']}, {cell['task']} {cell['protocol']}"

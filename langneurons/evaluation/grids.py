@@ -15,6 +15,7 @@ from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
 from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
 from langneurons.evaluation.placement import placement_columns
 from langneurons.evaluation.selectivity_index import relative_changes, selectivity
+from langneurons.executors import Executor
 from langneurons.identification.matching import Match
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Patch, Set, Value
@@ -41,6 +42,7 @@ def perplexity_matrix(
     batch_size: int = 8,
     out: str | Path | None = None,
     progress: bool = True,
+    executor: str | Executor | None = None,
 ) -> EffectTable:
     """Patch each language's neurons and measure the loss in every language, beside matched and other controls.
 
@@ -66,6 +68,7 @@ def perplexity_matrix(
         batch_size: Blocks a forward.
         out: Folder that keeps every condition measured; the same call goes on there.
         progress: Show a progress bar on standard error.
+        executor: Where to run, as for ``ln.record``.
 
     Returns:
         Effects by ``patched`` and ``measured``, all one Holm family. On each row also what the matched controls did
@@ -97,7 +100,7 @@ def perplexity_matrix(
     sets = _sets(neurons, labels, controls, stats, seed)
     conditions = {UNPATCHED: []} | {name: [make(chosen, name[1])] for name, chosen in sets.items()}
     text = as_heldout_text(model, heldout, tokens_per_language, context_length)
-    rows = measure(model, text, conditions, out, batch_size, progress)
+    rows = measure(model, text, conditions, out, batch_size, progress, executor)
     by_language = {name: split_by_language(one) for name, one in rows.items()}
     baseline = by_language.pop(UNPATCHED)
     options = {"delta": delta, "seed": seed, "resamples": resamples}

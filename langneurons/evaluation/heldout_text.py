@@ -3,7 +3,6 @@
 Whatever hooks are attached to the model count: inside ``ln.intervene`` it is the patched model that is measured.
 """
 
-import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +85,7 @@ class HeldoutText:
         seen = view(model)
         context_length = _context_length(seen, context_length)
         _check(corpus, each, tokens_per_language)
-        place = Path(tempfile.mkdtemp(prefix="langneurons-")) if folder is None else Path(folder)
+        place = storage.make_temporary_folder() if folder is None else Path(folder)
         try:
             packed = _packed(corpus, seen.tokenizer, context_length, place, tokens_per_language, each)
             counts = {name: stream_bytes(packed[name], corpus, seen.tokenizer, name) for name in packed}

@@ -1,7 +1,7 @@
 """Measuring one text under many patches: each condition once, kept on disk, so that an interrupted grid goes on."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from langneurons.errors import PatchError, StorageError
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.effects import effect
 from langneurons.evaluation.heldout_text import HeldoutText
+from langneurons.executors import Executor, chosen_executor
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
@@ -48,6 +49,7 @@ def measure(
     out: str | Path | None = None,
     batch_size: int = 8,
     progress: bool = True,
+    executor: str | Executor | None = None,
 ) -> dict[tuple, pd.DataFrame]:
     """Score a text under every condition.
 
@@ -58,6 +60,7 @@ def measure(
         out: As for ``measure_jobs``.
         batch_size: Blocks a forward.
         progress: Show a progress bar on standard error.
+        executor: Where to run, as for ``ln.record``.
 
     Returns:
         Name -> language-model rows: language, item, cluster, nll, tokens, bytes.
@@ -69,7 +72,7 @@ def measure(
         name: Job(patches, text.fingerprint, lambda: text.score(model, batch_size=batch_size))
         for name, patches in conditions.items()
     }
-    return measure_jobs(model, jobs, out, progress)
+    return measure_jobs(model, jobs, out, progress, executor=executor)
 
 
 def measure_jobs(
@@ -78,6 +81,7 @@ def measure_jobs(
     out: str | Path | None = None,
     progress: bool = True,
     then: Callable[[tuple, pd.DataFrame], Any] | None = None,
+    executor: str | Executor | None = None,
 ) -> dict[tuple, Any]:
     """Measure every job once, and equal ones together.
 
@@ -87,6 +91,7 @@ def measure_jobs(
         out: Folder that keeps what was measured; the same call goes on there.
         progress: Show a progress bar on standard error.
         then: What to keep of a job's name and rows, in the order of the jobs; None keeps the rows.
+        executor: Where to run, as for ``ln.record``.
 
     Returns:
         Name -> rows, or what ``then`` made of them.
@@ -96,8 +101,9 @@ def measure_jobs(
             if something else is attached to the model while ``out`` is given.
         SiteMismatchError: If neurons or values belong to another model.
         StorageError: If the folder cannot be written.
+        ExecutorError: If the work cannot run where it was asked to.
     """
-    seen = view(model)
+    seen, where = view(model), chosen_executor(executor)
     if out is not None and seen.hooked:
         raise PatchError(
             f"Something is attached to {seen.name!r}, such as a patch, so what is measured cannot be kept for the "
@@ -118,12 +124,13 @@ def measure_jobs(
         for name, job in jobs.items()
     }
     uses = Counter(keys.values())
+    different = {key: jobs[name] for name, key in reversed(keys.items())}
+    rows = _rows(model, {key: different[key] for key in uses}, None if out is None else Path(out) / "rows", where)
     by_key: dict[str, pd.DataFrame] = {}
     found: dict[tuple, Any] = {}
-    for name, job in tqdm(jobs.items(), unit="condition", disable=not progress):
-        key = keys[name]
+    for name, key in tqdm(keys.items(), unit="condition", disable=not progress):
         if key not in by_key:
-            by_key[key] = _measured(seen, job, None if out is None else Path(out) / "rows" / f"{key}.parquet")
+            by_key[key] = next(rows)
         found[name] = by_key[key] if then is None else then(name, by_key[key])
         uses[key] -= 1
         if not uses[key]:
@@ -141,14 +148,31 @@ def _tokenizer_parts(seen: ModelView) -> list[str]:
     return [rules, repr(sorted(tokenizer.special_tokens_map.items()))]
 
 
-def _measured(seen: ModelView, job: Job, path: Path | None) -> pd.DataFrame:
-    if path is not None and (kept := _kept(path)) is not None:
-        return kept
-    with patching(seen, job.patches):
-        rows = job.score()
-    if path is not None:
-        storage.write_table(path, rows)
-    return rows
+def _rows(
+    model: torch.nn.Module, jobs: Mapping[str, Job], folder: Path | None, where: Executor
+) -> Iterator[pd.DataFrame]:
+    """The rows of every job, in order: those that are kept, and the others as they are measured."""
+    paths = {key: None if folder is None else folder / f"{key}.parquet" for key in jobs}
+    to_do = {key: jobs[key] for key, path in paths.items() if path is None or not path.exists()}
+    fresh = where.map(model, measure_job, to_do.values())
+    for key, path in paths.items():
+        rows = None if path is None or key in to_do else _kept(path)
+        if rows is None:
+            rows = next(fresh) if key in to_do else measure_job(model, jobs[key])
+            if path is not None:
+                storage.write_table(path, rows)
+        yield rows
+
+
+def measure_job(model: torch.nn.Module, job: Job) -> pd.DataFrame:
+    """Measure one job, wherever that is.
+
+    Args:
+        model: From ``load_model``.
+        job: What to measure.
+    """
+    with patching(view(model), job.patches):
+        return job.score()
 
 
 def check_reads_text(patch: Patch) -> None:
@@ -209,4 +233,4 @@ def _kept(path: Path) -> pd.DataFrame | None:
     try:
         return storage.read_table(path)
     except StorageError:
-        return None  # not there, or not whole: it is measured, and written over
+        return None  # not whole: it is measured, and written over

@@ -19,6 +19,7 @@ from langneurons.errors import EffectError, PatchError, StatisticsError, unknown
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
 from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
+from langneurons.executors import Executor
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.intervening import unreachable
 from langneurons.patches.patch import Patch, Scale, Set
@@ -120,6 +121,7 @@ def sweep(
     batch_size: int = 8,
     out: str | Path | None = None,
     progress: bool = True,
+    executor: str | Executor | None = None,
 ) -> EffectTable:
     """Measure every combination of method, language, dose and layer range.
 
@@ -140,6 +142,7 @@ def sweep(
         batch_size: Blocks a forward.
         out: Folder that keeps every cell; the same call goes on there, and a larger grid adds to it.
         progress: Show a progress bar on standard error.
+        executor: Where to run, as for ``ln.record``.
 
     Returns:
         Effects (change of the measured language's loss relative to its own baseline) by method, patched, kind, amount,
@@ -169,7 +172,7 @@ def sweep(
     patches = _patches(named, chosen, stats, languages, ranges)
     text = as_heldout_text(model, heldout, tokens_per_language, context_length)
     conditions = {(): []} | {name: [patch] for name, patch in patches.items()}
-    rows = measure(model, text, conditions, out, batch_size, progress)
+    rows = measure(model, text, conditions, out, batch_size, progress, executor)
     by_language = {name: split_by_language(one) for name, one in rows.items()}
     baseline = by_language.pop(())
     needed = round(RESAMPLES_PER_EFFECT * len(patches) * len(text.languages))

@@ -4,7 +4,6 @@ A set stores, per label, sorted flat indices (layer x width + neuron): algebra o
 not what the model is large.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, LanguageError, NeuronSetError, SiteMismatchError, unknown
+from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
 from langneurons.identification.flat_indices import Shape, check_flat, checked_shape, flat_indices, overlap, shape_text
 from langneurons.identification.matching import Match, choose_neutral, draw_matched, fitting_statistics, strata
 from langneurons.identification.published import read_rucaibox
@@ -329,13 +328,12 @@ class NeuronSet:
         return replace(self, members=chosen, scores={}, method=f"frequent neutral neurons: {self.method}")
 
     def save(self, path: str | Path) -> Path:
-        """Write the set as one JSON file that carries its own checksum; equal sets give equal bytes.
+        """Write the set as one JSON file; equal sets give equal bytes.
 
         Returns:
             The path.
         """
-        content = self._content()
-        storage.write_json(Path(path), SCHEMA, {**content, "checksum": _checksum(content)})
+        storage.write_json(Path(path), SCHEMA, self._content())
         return Path(path)
 
     @classmethod
@@ -347,12 +345,11 @@ class NeuronSet:
             CorruptArtefactError: If it is no neuron set, or was changed.
         """
         content = storage.read_json(Path(path), SCHEMA)
-        if content.pop("checksum", None) != _checksum(content):
-            raise CorruptArtefactError(f"{path} was changed since it was saved: identify the neurons again.")
-        arrays = {label: np.array(flat, dtype=np.int64) for label, flat in content["members"]}
-        scores = {label: np.array(values, dtype=np.float64) for label, values in content["scores"]}
-        layers, width = content["shape"]
-        return cls(arrays, (layers, width), content["site"], content["model"], content["method"], scores)
+        with storage.understood(Path(path)):
+            arrays = {label: np.array(flat, dtype=np.int64) for label, flat in content["members"]}
+            scores = {label: np.array(values, dtype=np.float64) for label, values in content["scores"]}
+            layers, width = content["shape"]
+            return cls(arrays, (layers, width), content["site"], content["model"], content["method"], scores)
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -413,7 +410,3 @@ class NeuronSet:
     def _check_label(self, language: str) -> None:
         if language not in self.members:
             raise LanguageError(unknown("language", language, self.languages))
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return storage.fingerprint(json.dumps(content, sort_keys=True))

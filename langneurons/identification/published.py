@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from langneurons.errors import LangNeuronsWarning, NeuronSetError, StorageError
 
+WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 EXPECTED = "a list over languages of a list over layers of neuron indices"
 
 
@@ -56,6 +58,8 @@ def read_rucaibox(
 
 def _load(path: Path) -> object:
     try:
+        if zipfile.is_zipfile(path):
+            _check_zip(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise StorageError(f"Cannot read {path}: there is no such file.") from error
@@ -63,8 +67,16 @@ def _load(path: Path) -> object:
         raise StorageError(
             f"{path} was refused: it holds something other than plain tensors and lists; nothing in it was executed."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # what is damaged makes torch's reader fail in every way there is
         raise StorageError(f"{path} is not a whole torch file.") from error
+
+
+def _check_zip(path: Path) -> None:
+    """Compare what a torch file holds with the checksums in it, which torch leaves out; refuse what is compressed."""
+    with zipfile.ZipFile(path) as content:
+        packed = any(one.compress_type != zipfile.ZIP_STORED for one in content.infolist())
+        if packed or content.testzip() is not None:
+            raise ValueError
 
 
 def _checked(content: object, path: Path) -> list[list[Tensor]]:
@@ -73,8 +85,9 @@ def _checked(content: object, path: Path) -> list[list[Tensor]]:
     if len({len(one) for one in content}) != 1:
         raise NeuronSetError(f"{path} holds languages with different numbers of layers.")
     for indices in (indices for one in content for indices in one):
-        whole = isinstance(indices, Tensor) and indices.ndim == 1 and not indices.dtype.is_floating_point
-        if not whole or (indices.numel() and int(indices.min()) < 0):
+        whole = isinstance(indices, Tensor) and indices.ndim == 1 and indices.dtype in WHOLE_NUMBERS
+        # A tensor can be said to be larger than what is stored of it: one number, repeated 10^12 times.
+        if not whole or not indices.is_contiguous() or (indices.numel() and int(indices.min()) < 0):
             raise NeuronSetError(f"{path} does not hold {EXPECTED}.")
     return content
 

@@ -42,6 +42,11 @@ def bridge_projection(bridge: Any, gated: bool, layer: int, target: str) -> Proj
     linear: Any = getattr(component, "original_component", None)
     if not isinstance(getattr(linear, "weight", None), nn.Parameter):
         raise TrainingError(f"Layer {layer} of this model computes no {target!r} in a linear module of its own.")
+    if not linear.weight.is_floating_point():
+        raise TrainingError(
+            f"The weights of {target!r} are quantised ({linear.weight.dtype}), and an update could not be written into "
+            "them: train the checkpoint that is not quantised, in bfloat16."
+        )
     weights, points = [_stored(linear)], [partial(_installed, linear, None)]
     biases = [Stored(linear.bias)] if linear.bias is not None else []
     path = ".".join(part for part in (block.name, parent.name, component.name) if part)

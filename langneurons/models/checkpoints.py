@@ -56,11 +56,12 @@ def source_of(name: str | Path) -> str:
     return name
 
 
-def load_config(name: str | Path) -> PretrainedConfig:
+def load_config(name: str | Path, revision: str | None = None) -> PretrainedConfig:
     """Load a configuration and refuse models that have no language neurons in our sense.
 
     Args:
         name: As for ``source_of``.
+        revision: Of a model on the hub: a branch, tag or commit.
 
     Returns:
         The configuration.
@@ -70,7 +71,7 @@ def load_config(name: str | Path) -> PretrainedConfig:
     """
     source = source_of(name)
     with _said_plainly(name, "configuration"):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     check_supported(config, str(name))
     return config
 
@@ -98,7 +99,12 @@ def check_supported(config: PretrainedConfig, name: str) -> None:
 
 
 def load_weights(
-    name: str | Path, config: PretrainedConfig, dtype: torch.dtype | str, device: torch.device | None, device_map: Any
+    name: str | Path,
+    config: PretrainedConfig,
+    dtype: torch.dtype | str,
+    device: torch.device | None,
+    device_map: Any,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """Load a model's weights and make sure that every one of them came from the checkpoint.
 
@@ -108,6 +114,7 @@ def load_weights(
         dtype: The dtype to load in, or ``"auto"`` for the checkpoint's own.
         device: Where to put it; ignored with ``device_map``.
         device_map: Placement over several devices, as in transformers.
+        revision: Of a model on the hub.
 
     Returns:
         The Hugging Face model in evaluation mode.
@@ -121,14 +128,16 @@ def load_weights(
             config=config,
             dtype=dtype,
             device_map=device_map,
+            revision=revision,
             output_loading_info=True,
+            trust_remote_code=False,
             # Mismatches are then listed, not raised, and refused below by name.
             ignore_mismatched_sizes=True,
         )
         model, info = loaded
     _refuse_incomplete(info, str(name))
-    if device_map is None and device is not None:
-        model.to(device)
+    if device_map is None and device is not None and not getattr(model, "is_quantized", False):
+        model.to(device)  # a quantised model lies where it was read to, and refuses to be moved
     return model.eval()
 
 
@@ -147,11 +156,12 @@ def _refuse_incomplete(info: dict[str, Any], name: str) -> None:
             )
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a checkpoint's tokenizer.
 
     Args:
         name: As for ``source_of``.
+        revision: Of a model on the hub.
 
     Returns:
         The tokenizer.
@@ -165,7 +175,9 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             f"The folder {str(source)!r} has no tokenizer.json: add one, or give a tokenizer as tokenizer=."
         )
     with _said_plainly(name, "tokenizer"):
-        return AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+        tokenizer("a")  # some damage shows only then
+        return tokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str) -> None:
@@ -195,7 +207,9 @@ def _said_plainly(name: str | Path, what: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ImportError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # configurations, weights and tokenizers can be damaged in every way there is
         if what == "configuration" and isinstance(error, OSError) and not Path(source_of(name)).is_dir():
             raise ModelError(
                 f"There is no folder {str(name)!r}, and no model of that name can be fetched from the hub: it does not "

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from langneurons.errors import ModelError, unknown
+from langneurons.errors import LangNeuronsError, ModelError, in_short, unknown
 from langneurons.models.bridge import transformer_bridge
 from langneurons.models.checkpoints import check_supported, check_tokenizer, load_config, load_tokenizer, load_weights
 from langneurons.models.fingerprint import module_fingerprint
 from langneurons.models.hooked import hooked_transformer, reason_against_hooked
 from langneurons.models.probe import probe_of
-from langneurons.models.view import ModelView
+from langneurons.models.view import ModelView, view
 
 BACKENDS = ("auto", "hooked", "bridge")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,6 +28,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     device_map: Any = None,
+    revision: str | None = None,
 ) -> Any:
     """Load a language model as a HookedTransformer or a TransformerBridge, weights unprocessed.
 
@@ -45,6 +46,7 @@ def load_model(
             babel).
         device: Where to put it; None is a GPU where there is one.
         device_map: Placement over several devices, as in transformers; the backend is then TransformerBridge.
+        revision: Of a model on the hub: a branch, tag or commit.
 
     Returns:
         The HookedTransformer or TransformerBridge itself.
@@ -55,20 +57,31 @@ def load_model(
     """
     name_said = str(name) if hf_model is None or str(name) != "babel" else hf_model.name_or_path or "hf_model"
     chosen_dtype = parse_dtype(dtype)
-    config = load_config(name) if hf_model is None else hf_model.config
+    config = load_config(name, revision) if hf_model is None else hf_model.config
     check_supported(config, name_said)
     backend = choose_backend(config, name_said, backend, device_map)
+    loaded_as = None
+    if hf_model is None:
+        placed = {"device": None if device is None else str(device), "device_map": device_map, "revision": revision}
+        loaded_as = {"name": _absolute(name), "tokenizer": tokenizer, "backend": backend, "dtype": dtype, **placed}
     if tokenizer is None:
-        tokenizer = _own_tokenizer(name, hf_model)
+        tokenizer = _own_tokenizer(name, hf_model, revision)
     if tokenizer is not None:
         check_tokenizer(tokenizer, config, name_said)
     share = hf_model is None
     if hf_model is None:
         wanted = chosen_dtype or (torch.float32 if str(name) == "babel" else "auto")
-        hf_model = load_weights(name, config, wanted, _device(device), device_map)
+        hf_model = load_weights(name, config, wanted, _device(device), device_map, revision)
     else:
         _check_in_memory(hf_model, chosen_dtype, device, device_map)
-    return _wrapped(hf_model, tokenizer, Path(name_said).name if share else name_said, backend, share)
+    try:
+        model = _wrapped(hf_model, tokenizer, Path(name_said).name if share else name_said, backend, share)
+    except LangNeuronsError:
+        raise
+    except Exception as error:  # a configuration that fits the weights may still be none that runs
+        raise ModelError(f"{name_said!r} cannot be run as it is configured ({in_short(error)}).") from error
+    view(model).loaded_as = loaded_as
+    return model
 
 
 def choose_backend(config: PretrainedConfig, name: str, backend: str = "auto", device_map: Any = None) -> str:
@@ -127,9 +140,17 @@ def _prepared(tokenizer: PreTrainedTokenizerBase | None, name: str) -> PreTraine
     return prepared
 
 
-def _own_tokenizer(name: str | Path, hf_model: PreTrainedModel | None) -> PreTrainedTokenizerBase | None:
+def _absolute(name: str | Path) -> str:
+    """A name that means the same from every folder."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if str(name) != "babel" and folder.is_dir() else str(name)
+
+
+def _own_tokenizer(
+    name: str | Path, hf_model: PreTrainedModel | None, revision: str | None
+) -> PreTrainedTokenizerBase | None:
     if hf_model is None:
-        return load_tokenizer(name)
+        return load_tokenizer(name, revision)
     return load_tokenizer(hf_model.name_or_path) if hf_model.name_or_path else None
 
 

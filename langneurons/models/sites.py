@@ -22,6 +22,7 @@ Change = Callable[[int, torch.Tensor], torch.Tensor]
 Hook = Callable[[torch.Tensor], torch.Tensor | None]
 
 _UNIT_AXIS = 2
+_ROWS = 1024  # of a matrix that are read at once where it can only be read by using it
 
 
 @contextmanager
@@ -82,7 +83,10 @@ class Layer:
 
     def output_weights(self, site: str) -> torch.Tensor:
         """What the site's units write to the residual stream: W_out, or each head's rows of W_O in turn."""
-        return self.attention.W_O.flatten(0, -2) if site == "head" else self.mlp.W_out
+        try:
+            return self.attention.W_O.flatten(0, -2) if site == "head" else self.mlp.W_out
+        except NotImplementedError:  # what TransformerLens says of packed, quantised weights
+            return _shown_by(self.attention.o if site == "head" else self.mlp.out)
 
     @torch.no_grad()
     def output_norm(self, site: str) -> torch.Tensor:
@@ -111,6 +115,15 @@ class Layer:
     def forget(self) -> None:
         """Let go of the tensors of the last forward."""
         self.pre = self.up = self.act = None
+
+
+@torch.no_grad()
+def _shown_by(linear: Any) -> torch.Tensor:
+    """A bridge's matrix, "in out", as it acts: what it makes of each unit vector, without its bias."""
+    inner = linear.original_component
+    units = torch.eye(inner.in_features, device=inner.weight.device)
+    rows = torch.cat([inner(some) for some in units.split(_ROWS)])
+    return rows if inner.bias is None else rows - inner.bias
 
 
 @torch.no_grad()

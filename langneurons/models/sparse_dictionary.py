@@ -4,7 +4,6 @@ Three architectures: ``standard`` (ReLU), ``topk`` (Gao et al. 2024, arXiv 2406.
 et al. 2024, arXiv 2407.14435).
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from langneurons.errors import ModelError, StorageError, unknown
 SCHEMA = "langneurons/sparse-dictionary/1"
 ARCHITECTURES = ("standard", "topk", "jumprelu")
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SAELENS_FORMAT = "6.0.0"  # a file without a version is an older one to SAELens, which then leaves its metadata out
 _MUST_BE = {"normalize_activations": "none", "rescale_acts_by_decoder_norm": False, "reshape_activations": "none"}
 
 
@@ -99,7 +99,7 @@ class SparseDictionary(nn.Module):
             The folder.
         """
         folder, about = Path(folder), asdict(self.cfg)
-        about["metadata"] = {"hook_name": about.pop("hook_name")}
+        about["metadata"] = {"hook_name": about.pop("hook_name"), "sae_lens_version": SAELENS_FORMAT}
         kept = {name: value for name, value in about.items() if value is not None}
         weights = {name: weight.detach() for name, weight in self.state_dict().items()}
         checksum = storage.write_tensors(folder / WEIGHTS, weights)
@@ -120,26 +120,27 @@ class SparseDictionary(nn.Module):
         """
         folder = Path(folder)
         about = _read_config(folder / CONFIG)
-        weights = storage.read_tensors(folder / WEIGHTS, about.get("checksum"))
+        weights = storage.read_tensors(folder / WEIGHTS, about.get("checksum"), foreign=True)
         for name, value in _MUST_BE.items():
             if about.get(name, value) != value:
-                raise ModelError(f"A dictionary with {name}={about[name]!r} needs SAELens: load it there.")
-        place = (about.get("metadata") or about).get("hook_name")
+                raise ModelError(
+                    f"A dictionary with {name}={about[name]!r} needs SAELens (pip install 'langneurons[sae]'): load it "
+                    "there and give it to ln.add_dictionary."
+                )
         known = {name: about[name] for name in ("d_in", "d_sae", "k", "apply_b_dec_to_input") if name in about}
-        made = cls(SparseDictionaryConfig(**known, architecture=about["architecture"], hook_name=place))
+        with storage.understood(folder / CONFIG), torch.device("meta"):
+            place = (about.get("metadata") or about).get("hook_name")
+            made = cls(SparseDictionaryConfig(**known, architecture=about["architecture"], hook_name=place))
         expected = {name: tuple(weight.shape) for name, weight in made.state_dict().items()}
-        found = {name: tuple(weight.shape) for name, weight in weights.items()}
+        found = {name: tuple(weight.shape) for name, weight in weights.items() if weight.is_floating_point()}
         if expected != found:
             raise ModelError(f"{folder} holds weights {found}; its configuration asks for {expected}.")
-        made.load_state_dict(weights, assign=True)
+        made.requires_grad_(False).load_state_dict(weights, assign=True)
         return made.requires_grad_(False)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} is no configuration of a dictionary: {error}") from error
+    about = storage.read_object(path)
     if missing := {"d_in", "d_sae", "architecture"} - set(about):
         raise StorageError(f"{path} is no configuration of a dictionary: it lacks {', '.join(sorted(missing))}.")
     for name in ("d_in", "d_sae"):

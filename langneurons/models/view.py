@@ -69,6 +69,8 @@ class ModelView:
         gated: Whether its MLP multiplies act by up, so that ``act`` and ``post`` differ.
         act_fn_name: Its activation function, as the checkpoint's configuration names it.
         feature_sites: The sites that dictionaries were added as, by name.
+        loaded_as: The arguments of ``load_model`` that load it again in another process; None where it was given as an
+            object.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> None:
@@ -83,6 +85,7 @@ class ModelView:
         self.gated = self._layers[0].gated
         self.act_fn_name: str = self._running.act_fn_name
         self.feature_sites: dict[str, FeatureSite] = {}
+        self.loaded_as: dict[str, Any] | None = None
         self._widths: dict[str, int] = {}
         self._fingerprint: tuple[WeightsVersion, str] | None = None
         self._held_fingerprint: str | None = None
@@ -91,6 +94,8 @@ class ModelView:
         self._running_again = False
         self._act_range: tuple[float, float] | None = None
         self._projections: dict[tuple[int, str], Projection] = {}
+        # TransformerLens 4 attaches hooks of its own to some bridges (OPT), for good.
+        self._own_hooks = sum(handle.is_permanent for handle in self._handles())
         vars(model)[_VIEW] = self
 
     @property
@@ -411,7 +416,12 @@ class ModelView:
     def hooked(self) -> bool:
         """Whether anything is attached to the model at this moment, such as a patch or a trained update."""
         trained = any(projection.changes for projection in self._projections.values())
-        return trained or any(point.fwd_hooks for point in self.model.hook_dict.values())
+        return trained or len(self._handles()) > self._own_hooks
+
+    def _handles(self) -> list[Any]:
+        """What is attached at hook points; a point that has several names is asked once."""
+        points = {id(point): point for point in self.model.hook_dict.values()}
+        return [handle for point in points.values() for handle in point.fwd_hooks]
 
     def post_of(self, layer: int, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
         """Compute ``post`` from ``pre`` (and ``up`` on gated MLPs), as the layer's MLP does."""

@@ -199,7 +199,7 @@ def count_dtype(tokens: int) -> torch.dtype:
 
 
 def _add_fused(sums: Accumulators, layer: int, coordinate: Tensor, values: Tensor, folds: Tensor, grid: Grid) -> bool:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+    _share_threads(torch.get_num_threads())
     return bool(
         _fused(
             coordinate.float().contiguous().numpy(),
@@ -219,6 +219,13 @@ def _add_fused(sums: Accumulators, layer: int, coordinate: Tensor, values: Tenso
             sums.coordinate_maximum[layer].numpy(),
         )
     )
+
+
+def _share_threads(threads: int) -> None:
+    """Let the loop use as many threads as torch does, and leave torch as many as it had."""
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+    if torch.get_num_threads() != threads:  # starting its threads, numba gives OpenMP, and so torch, every core
+        torch.set_num_threads(threads)
 
 
 def _loop(  # noqa: PLR0913

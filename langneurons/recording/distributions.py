@@ -7,6 +7,7 @@ the two end bins are open. Values of ``act`` are z pushed through the activation
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -95,7 +96,7 @@ class ActivationFunction:
         inputs = torch.sinh(torch.linspace(-7.6, 7.6, nodes + 1, dtype=torch.float64))
         return cls(inputs, function(inputs))
 
-    @property
+    @cached_property
     def minimum(self) -> Float[Tensor, ""]:
         """The smallest value the function takes."""
         return self.outputs.min()
@@ -106,25 +107,35 @@ class ActivationFunction:
         Returns:
             Left and right inputs; left is -inf where the falling branch does not reach the value.
         """
+        rising, falling = self._branches
+        if falling is None:
+            return torch.full_like(value, -torch.inf), rising(value)
+        return torch.where(value >= falling.last, -torch.inf, falling(value)), rising(value)
+
+    @cached_property
+    def _branches(self) -> "tuple[_Interpolation, _Interpolation | None]":
+        """The inverse right of the minimum, and left of it unless nothing falls there."""
         turn = int(self.outputs.argmin())
         flat = int((self.outputs == self.outputs[turn]).nonzero().max())  # relu: the right end of the flat part
-        rising_in, rising_out = self.inputs[flat:], self.outputs[flat:]
-        right = _interpolate(value, rising_out, rising_in)
+        rising = _Interpolation(self.outputs[flat:], self.inputs[flat:])
         if turn == 0 or flat > turn + 1:
-            return torch.full_like(value, -torch.inf), right
-        falling_in, falling_out = self.inputs[: turn + 1].flip(0), self.outputs[: turn + 1].flip(0)
-        left = _interpolate(value, falling_out, falling_in)
-        return torch.where(value >= falling_out[-1], -torch.inf, left), right
+            return rising, None
+        return rising, _Interpolation(self.outputs[: turn + 1].flip(0), self.inputs[: turn + 1].flip(0))
 
 
-def _interpolate(at: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+class _Interpolation:
     """Linear interpolation on a rising table, extrapolated with its last slope."""
-    rising = positions.cummax(0).values
-    upper = torch.searchsorted(rising, at).clamp(1, len(positions) - 1)
-    lower = upper - 1
-    step = (rising[upper] - rising[lower]).clamp(min=1e-300)
-    share = ((at - rising[lower]) / step).clamp(min=0)
-    return values[lower] + share * (values[upper] - values[lower])
+
+    def __init__(self, positions: Tensor, values: Tensor) -> None:
+        self.last, self._values = positions[-1], values
+        self._rising = positions.cummax(0).values
+
+    def __call__(self, at: Tensor) -> Tensor:
+        upper = torch.searchsorted(self._rising, at).clamp(1, len(self._rising) - 1)
+        lower = upper - 1
+        step = (self._rising[upper] - self._rising[lower]).clamp(min=1e-300)
+        share = ((at - self._rising[lower]) / step).clamp(min=0)
+        return self._values[lower] + share * (self._values[upper] - self._values[lower])
 
 
 Cdf = Callable[[Tensor], Tensor]

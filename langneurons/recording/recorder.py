@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
 from langneurons.errors import HookSiteError, ModelError, StaleArtefactError, StatisticsError, unknown
+from langneurons.executors import Executor, chosen_executor
 from langneurons.models import ModelView, view
 from langneurons.recording.accumulation import FOLDS, Grid, GroupedSums
 from langneurons.recording.forecasting import forecast
@@ -43,10 +45,11 @@ def record(
     progress: bool = True,
     also: Sequence[str] = (),
     sentences: int = SENTENCES,
+    executor: str | Executor | None = None,
 ) -> ActivationStats:
     """Run a corpus through a model once and keep what every neuron did in every language.
 
-    The result does not depend on batch size, shards, interruptions, or which other languages are recorded with one.
+    The result does not depend on batch size, shards, interruptions, executor, or which other languages are recorded.
 
     Args:
         model: From ``load_model``, or any HookedTransformer or TransformerBridge.
@@ -64,6 +67,8 @@ def record(
             documents (8 bytes a neuron and document); ``"gradient"``, every neuron's relevance to the loss (a backward
             pass, about four times the time).
         sentences: Of how many documents a language, spread evenly over its text, for ``also=("sentence",)``; or all.
+        executor: Where to run: None here; "ray" cuts the corpus in shards and records them on a Ray cluster
+            (``ln.RayExecutor`` says more), where ``out`` must be a folder that every machine sees.
 
     Returns:
         The statistics.
@@ -72,13 +77,14 @@ def record(
         CorpusError: If a language has too few tokens, or ``context_length`` is no multiple of 16.
         ModelError: If the context is longer than the model's, or the model has no tokenizer.
         StaleArtefactError: If ``out`` holds another recording, or ``like`` is of another model, site or context length.
+        ExecutorError: If the work cannot run where it was asked to.
 
     Example:
         >>> corpus = ln.load_corpus({"en": ["A small text."] * 3, "hi": ["एक छोटा पाठ।"] * 3})
         >>> ln.record(model, corpus, context_length=32, progress=False).languages
         ('en', 'hi')
     """
-    seen, sites, also = view(model), tuple(sites), check_optional(also)
+    seen, sites, also, where = view(model), tuple(sites), check_optional(also), chosen_executor(executor)
     _check_arguments(seen, context_length, batch_size, sites, shard, sentences)
     if like is not None:
         _check_like(like, seen, context_length, sites)
@@ -108,23 +114,44 @@ def record(
         packed = pack(corpus, seen.tokenizer, context_length, folder / "packed", tokens_per_language)
         if progress:
             say(forecast(seen, packed, sites, batch_size, shard, also, sentences))
-        pass_ = Pass(seen, packed, sites, batch_size, shard, run, like, also, sentences)
+        pass_ = Pass(seen, packed, _ranges(packed, shard), sites, batch_size, run, like, also, sentences)
+        pieces = pass_.cut(where.pieces(model))
         bar = tqdm(total=pass_.blocks, unit="block", disable=not progress, smoothing=0.1)
-        with bar, seen.native_attention():
-            by_language = {language: pass_.record(language, bar) for language in packed.languages}
-        records = {site: {language: of[site] for language, of in by_language.items()} for site in sites}
-        return run.finish(ActivationStats(recorded_model(seen, sites), context_length, records))
+        with bar:
+            if len(pieces) == 1:
+                return run.finish(pass_.record(bar))
+            found = None
+            for piece, part in zip(pieces, where.map(model, recorded_piece, pieces), strict=True):
+                found = part if found is None else found + part
+                bar.update(piece.blocks)
+        assert found is not None
+        return run.finish(found)
+
+
+def recorded_piece(model: torch.nn.Module, piece: "Pass") -> ActivationStats:
+    """Record one piece of a pass, wherever that is.
+
+    Args:
+        model: The model that the piece is of.
+        piece: What to record; it goes on from its checkpoint, if another worker left one.
+    """
+    with tqdm(disable=True) as bar:
+        return piece.record(bar)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """The one pass over a packed corpus."""
+    """One pass over blocks of a packed corpus.
+
+    Attributes:
+        ranges: Language -> which of its blocks.
+    """
 
     seen: ModelView
     packed: PackedCorpus
+    ranges: Mapping[str, range]
     sites: tuple[str, ...]
     batch_size: int
-    shard: tuple[int, int]
     run: Run
     like: ActivationStats | None
     also: tuple[str, ...] = ()
@@ -132,12 +159,36 @@ class Pass:
 
     @property
     def blocks(self) -> int:
-        """Blocks of this shard in all languages."""
-        return sum(len(self._range(language)) for language in self.packed.languages)
+        """How many, in all languages."""
+        return sum(map(len, self.ranges.values()))
 
-    def record(self, language: str, bar: tqdm) -> dict[str, LanguageRecord]:
+    def cut(self, pieces: int) -> list["Pass"]:
+        """Cut it in so many pieces, or as many as it has blocks; each has a folder of its own.
+
+        Pieces follow each other through the languages, so that most are of one, and only its statistics are sent.
+        """
+        n = max(1, min(pieces, self.blocks))
+        ends = [self.blocks * index // n for index in range(n + 1)]
+        folder = self.run.folder.resolve() / "pieces"
+        return [
+            replace(
+                self,
+                ranges=dict(_within(self.ranges, start, stop)),
+                run=Run(folder / f"{index}-of-{n}", self.run.resumable),
+            )
+            for index, (start, stop) in enumerate(pairwise(ends))
+        ]
+
+    def record(self, bar: tqdm) -> ActivationStats:
+        """Record every language at every site."""
+        with self.seen.native_attention():
+            by_language = {language: self._record(language, bar) for language in self.ranges}
+        records = {site: {language: of[site] for language, of in by_language.items()} for site in self.sites}
+        return ActivationStats(recorded_model(self.seen, self.sites), self.packed.context_length, records)
+
+    def _record(self, language: str, bar: tqdm) -> dict[str, LanguageRecord]:
         """Record one language at every site, going on from its checkpoint if there is one."""
-        blocks = self._range(language)
+        blocks = self.ranges[language]
         state = self.run.load(language, self.sites, self.seen.device) or self._start(language, blocks)
         bar.set_description(language)
         bar.update(state.next_block - blocks.start)
@@ -161,11 +212,6 @@ class Pass:
         kept = self._sentences(language)
         of_sentences = self._counts(language, blocks, len(kept.ordinals), lambda batch: kept.rows(batch.document))
         return state.records(tokens, sources, (kept, of_sentences))
-
-    def _range(self, language: str) -> range:
-        part, parts = self.shard
-        n = self.packed.n_blocks(language)
-        return range(n * part // parts, n * (part + 1) // parts)
 
     def _start(self, language: str, blocks: range) -> LanguageSums:
         if self.like is not None and language in self.like.languages:
@@ -235,6 +281,23 @@ class Pass:
             found = group_of(self.packed.blocks(language, range(start, min(start + 1024, blocks.stop))))
             tokens += torch.bincount(found[found >= 0], minlength=groups)
         return tokens
+
+
+def _ranges(packed: PackedCorpus, shard: tuple[int, int]) -> dict[str, range]:
+    """The blocks of a shard."""
+    part, parts = shard
+    blocks = {language: packed.n_blocks(language) for language in packed.languages}
+    return {language: range(n * part // parts, n * (part + 1) // parts) for language, n in blocks.items()}
+
+
+def _within(ranges: Mapping[str, range], start: int, stop: int) -> Iterator[tuple[str, range]]:
+    """What lies between two places when ranges stand one after the other."""
+    before = 0
+    for language, blocks in ranges.items():
+        inside = blocks[max(0, start - before) : max(0, stop - before)]
+        if inside:
+            yield language, inside
+        before += len(blocks)
 
 
 def _folds(batch: Blocks) -> Int[Tensor, "block position"]:

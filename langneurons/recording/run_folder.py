@@ -1,6 +1,5 @@
 """A recording on disk: what it is of, its checkpoints, its result."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ class Run:
         """
         path = self.folder / "recording.json"
         if not path.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
+            if any(not one.name.startswith(".") for one in self.folder.glob("*")):
                 raise StorageError(f"{self.folder} holds files that are no recording: give another folder as out.")
             storage.write_json(path, PLAN, plan)
             return
@@ -66,7 +65,10 @@ class Run:
     def load(self, language: str, sites: Sequence[str], device: torch.device) -> LanguageSums | None:
         """A language's checkpoint."""
         path = self._checkpoint(language)
-        return LanguageSums.of(storage.read_tensors(path), sites, device) if path.exists() else None
+        if not path.exists():
+            return None
+        with storage.understood(path):
+            return LanguageSums.of(storage.read_tensors(path), sites, device)
 
     def save(self, language: str, state: LanguageSums) -> None:
         """Keep a language's sums and how far they reach."""
@@ -80,6 +82,7 @@ class Run:
         statistics.save(self.folder)
         storage.remove_folder(self.folder / "checkpoints")
         storage.remove_folder(self.folder / "packed")
+        storage.remove_folder(self.folder / "pieces")
         return ActivationStats.load(self.folder)
 
     def _checkpoint(self, language: str) -> Path:
@@ -88,9 +91,10 @@ class Run:
 
 @contextmanager
 def run_folder(out: str | Path | None) -> Iterator[Path]:
-    """Give the folder to record in, a temporary one where none is asked for."""
+    """Give the folder to record in, and keep others out; a temporary one where none is asked for."""
     if out is not None:
-        yield Path(out)
+        with storage.alone(Path(out), "recording"):
+            yield Path(out)
         return
-    with tempfile.TemporaryDirectory(prefix="langneurons-") as folder:
-        yield Path(folder)
+    with storage.temporary_folder() as folder:
+        yield folder

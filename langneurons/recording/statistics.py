@@ -3,6 +3,7 @@
 Pure: it needs the recorded files and nothing of the model, so a study can be reread on a laptop.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -435,6 +436,9 @@ class ActivationStats:
             The folder.
         """
         folder = Path(folder)
+        for language in self.languages:
+            if re.search(r"[/\\\0]|^\.", language):
+                raise StatisticsError(f"Languages become file names, which {language!r:.60} must not.")
         files = {
             f"{language}.{site}.safetensors": record.tensors
             for site, records in self.records.items()
@@ -474,26 +478,24 @@ class ActivationStats:
         """
         folder = Path(folder)
         content = storage.read_json(folder / "statistics.json", SCHEMA)
-        checksums = content["checksums"]
-        of_model = storage.read_tensors(folder / "model.safetensors", checksums["model.safetensors"])
-        inputs, outputs = of_model.pop("act_fn.inputs", None), of_model.pop("act_fn.outputs", None)
-        act_fn = None if inputs is None or outputs is None else ActivationFunction(inputs, outputs)
-        model = RecordedModel(**content["model"], output_norm=of_model, act_fn=act_fn)
-        records = {
-            site: {
-                language: LanguageRecord(
-                    torch.tensor(content["languages"][language]["tokens"]),
-                    StoredTensors(folder / (name := f"{language}.{site}.safetensors"), checksums[name]),
-                    {
-                        source: tuple((pair[0], pair[1]) for pair in pairs)
-                        for source, pairs in content["languages"][language]["sources"].items()
-                    },
-                )
-                for language in content["order"]
+        with storage.understood(folder / "statistics.json"):
+            checksums = content["checksums"]
+            of_model = storage.read_tensors(folder / "model.safetensors", checksums["model.safetensors"])
+            inputs, outputs = of_model.pop("act_fn.inputs", None), of_model.pop("act_fn.outputs", None)
+            act_fn = None if inputs is None or outputs is None else ActivationFunction(inputs, outputs)
+            model = RecordedModel(**content["model"], output_norm=of_model, act_fn=act_fn)
+            records = {
+                site: {
+                    language: _stored_record(
+                        folder / (name := f"{language}.{site}.safetensors"),
+                        checksums[name],
+                        content["languages"][language],
+                    )
+                    for language in content["order"]
+                }
+                for site in content["sites"]
             }
-            for site in content["sites"]
-        }
-        return cls(model, content["context_length"], records)
+            return cls(model, content["context_length"], records)
 
     def _map(self, change: Callable[[LanguageRecord], LanguageRecord]) -> "ActivationStats":
         return replace(
@@ -556,6 +558,11 @@ class ActivationStats:
         scale = self.records[self.site][language].tensors.get("scale")
         act_fn = self.model.act_fn if self.site == "act" else None
         return ValueCdf(self._histogram(language, layer), None if scale is None else scale[layer], act_fn)
+
+
+def _stored_record(path: Path, checksum: str, about: Mapping[str, Any]) -> LanguageRecord:
+    sources = {source: tuple((start, stop) for start, stop in ranges) for source, ranges in about["sources"].items()}
+    return LanguageRecord(torch.tensor(about["tokens"]), StoredTensors(path, checksum), sources)
 
 
 def _check_share(share: float | int) -> None:

@@ -6,11 +6,18 @@ from typing import Any
 
 import langneurons as ln
 from langneurons.analysis.profiles.choosing import clearest_neurons
-from langneurons.errors import StudyError
-from langneurons.study.config import StudyConfig, TaskPart
+from langneurons.analysis.validity import Evidence, Nulls, nulls_of, record_nulls, split_half, validity_table
+from langneurons.analysis.validity.selections import Halves, whole
+from langneurons.errors import StatisticsError
+from langneurons.evaluation.paper.head import PadPositionHead
+from langneurons.evaluation.paper.protocols import compare_protocols
+from langneurons.evaluation.paper.statistics import published_statistics
+from langneurons.executors import Executor
+from langneurons.study.loading import Loading, read_items
+from langneurons.study.parts import StudyConfig
 from langneurons.study.run_folder import SHOWN, RunFolder
-from langneurons.study.steps import Step, patches_of
-from langneurons.study.wording import language_patches, make_method, patch_maker
+from langneurons.study.steps import Step, among, patches_of, transferred_to
+from langneurons.study.wording import make_method, patch_maker, published_neurons
 
 
 class Computing:
@@ -20,11 +27,12 @@ class Computing:
         config: The study.
         folder: Where results are.
         progress: Show progress bars on standard error.
+        executor: Where to run, as for ``ln.record``.
     """
 
-    def __init__(self, config: StudyConfig, folder: RunFolder, progress: bool):
-        self.config, self.folder, self.progress = config, folder, progress
-        self._held: dict[tuple, Any] = {}
+    def __init__(self, config: StudyConfig, folder: RunFolder, progress: bool, executor: str | Executor | None = None):
+        self.config, self.folder, self.progress, self.executor = config, folder, progress, executor
+        self.load = Loading(config, folder)
 
     def compute(self, step: Step) -> None:
         """Compute a step into its folder.
@@ -34,9 +42,15 @@ class Computing:
         """
         by_kind: Mapping[str, Callable[[Step, Path], Any]] = {
             "record": self._record,
+            "published": self._published,
             "identify": self._identify,
+            "nulls": self._nulls,
+            "validity": self._validity,
             "matrix": self._matrix,
+            "finetune": self._finetune,
             "evaluate": self._evaluate,
+            "protocols": self._protocols,
+            "factorial": self._factorial,
             "ablate": self._ablate,
             "polysemanticity": self._polysemanticity,
             "transfer": self._transfer,
@@ -47,8 +61,8 @@ class Computing:
     def _record(self, step: Step, out: Path) -> None:
         text = self.config.text
         ln.record(
-            self._model(step),
-            self._text(heldout=False),
+            self.load.model(step),
+            self.load.text(heldout=False),
             text.tokens,
             text.context_length,
             text.batch_size,
@@ -56,70 +70,165 @@ class Computing:
             out,
             progress=self.progress,
             also=step.settings["also"],
+            executor=self.executor,
         )
+
+    def _published(self, step: Step, out: Path) -> None:
+        sizes = [step.settings[name] for name in ("tokens", "context_length", "batch_size")]
+        text, common = self.load.text(heldout=False), {"seed": self.config.seed, "progress": self.progress}
+        published_statistics(self.load.model(step), text, None, *sizes, **common).save(out)
 
     def _identify(self, step: Step, out: Path) -> None:
         part = self.config.methods[step.name.split("/")[3]]
-        stats = self._statistics(step.inputs[0])
-        stats = stats if part.site is None else stats.at(part.site)
-        chosen = make_method(part.method, part.options).identify(stats.select(step.settings["languages"]))
+        languages = step.settings["languages"]
+        if part.published:
+            read = self.load.published(step)
+            assert read is not None
+            chosen = published_neurons(part.method, part.options, read, languages)
+        else:
+            stats = self.load.statistics(step.inputs[0])
+            stats = stats if part.site is None else stats.at(part.site)
+            chosen = make_method(part.method, part.options).identify(stats.select(languages))
         chosen.save(out / "neurons.json")
 
+    def _nulls(self, step: Step, out: Path) -> None:
+        text = self.load.ordered_text(heldout=False).select(step.settings["languages"])
+        record_nulls(self.load.model(step), text, out=out, **self._null_options(step))
+
+    def _null_options(self, step: Step) -> dict[str, Any]:
+        text, told = self.config.text, step.settings
+        sizes = {"tokens_per_language": told["tokens"], "context_length": text.context_length}
+        named = {"which": told["nulls"], "sites": tuple(text.sites), "also": told["also"], "seed": self.config.seed}
+        return {**sizes, **named, "batch_size": text.batch_size, "progress": self.progress}
+
+    def _validity(self, step: Step, out: Path) -> None:
+        _, _, group, name = step.name.split("/")
+        part, languages = self.config.methods[name], step.settings["languages"]
+        method, stats = make_method(part.method, part.options), self.load.statistics(step.input("record"))
+        stats = stats.select(languages) if part.site is None else stats.at(part.site).select(languages)
+        folder = next((self.folder.result(one) for one in step.inputs if one.kind == "nulls"), None)
+        recorded = {} if folder is None else {place.name: _halves(place, part.site) for place in _folders(folder)}
+        real, seed = recorded.pop("real", None), self.config.seed
+        labelled = {name: whole(halves) for name, halves in recorded.items()}
+        found: Nulls | None = None if real is None else nulls_of(method, whole(real), labelled)
+        try:
+            halved = split_half(method, stats, step.settings["splits"], seed)
+        except StatisticsError:  # the folds of one recording hold counts and sums only
+            if real is None:
+                raise
+            halved = split_half(method, real, seed=seed)
+        evidence = Evidence(f"{name}, {group}", split_half=halved, nulls=found)
+        validity_table([evidence]).save(out)
+
     def _matrix(self, step: Step, out: Path) -> None:
-        neurons, stats = self._neurons(step)
-        write, controls = str(step.settings["write"]), step.settings["controls"]
+        neurons, stats = self.load.neurons(step)
         table = ln.perplexity_matrix(
-            self._model(step),
-            self._heldout(step),
+            self.load.model(step),
+            self.load.heldout(step),
             neurons,
-            controls=controls,
+            controls=step.settings["controls"],
             stats=stats.at(neurons.site),
-            patch=patch_maker(write, stats),
-            **self._common(),
+            patch=patch_maker(str(step.settings["write"]), stats, self.load.published(step)),
+            executor=self.executor,
+            **self._judged(),
         )
         table.save(out)
 
+    def _finetune(self, step: Step, out: Path) -> None:
+        part, seed = self.config.finetuning[step.name.split("/")[2]], self.config.seed
+        items = read_items(part.kind, part.source, [part.language], part.revision, split=part.split)
+        tuned = ln.finetune(
+            self.load.model(step),
+            items if part.items is None else items.take(part.items, seed),
+            ln.MaskedLoRA(None, rank=part.rank, alpha=part.alpha, attention=tuple(part.attention), seed=seed),
+            **part.training,
+            **self._common("training", step.key[:SHOWN]),
+        )
+        tuned.save(out)
+
     def _evaluate(self, step: Step, out: Path) -> None:
-        neurons, stats = self._neurons(step)
+        neurons, stats = self.load.neurons(step)
         part = self.config.tasks[step.name.split("/")[4]]
-        task = self._task(part, step)
-        languages = [name for name in task.languages if name in neurons.languages and len(neurons[name])]
-        writes = {name: str(self.config.patches[name].write) for name in patches_of(self.config, part)}
-        made = language_patches(neurons, list(writes.values()), stats)
+        task = self.load.task(part, step)
         found = ln.evaluate(
-            self._model(step),
+            self.load.model(step),
             task,
-            languages,
-            {name: made[write] for name, write in writes.items()},
+            _named(task.languages, neurons),
+            self.load.patches(step, patches_of(self.config, part)),
             controls=part.controls,
             stats=stats,
             batch_size=self.config.text.batch_size,
-            **self._common(),
+            executor=None if part.tuned else self.executor,  # what was trained here is not known elsewhere
+            **self._judged(),
+        )
+        found.save(out)
+
+    def _protocols(self, step: Step, out: Path) -> None:
+        neurons, _ = self.load.neurons(step)
+        part = self.config.protocols[step.name.split("/")[4]]
+        asked = self.config.tasks[part.task]
+        task, batch_size = self.load.task(asked, step), self.config.text.batch_size
+        head: Any = None
+        if asked.kind == "xnli":
+            with self.load.attached(asked, step):
+                items = self.load.head_items(asked, part.head_items)
+                head = PadPositionHead.fit(self.load.model(step), items, None, batch_size, positions=part.positions)
+        found = compare_protocols(
+            self.load.model(step),
+            task,
+            self.load.patches(step, patches_of(self.config, part)),
+            _named(task.languages, neurons),
+            published_head=head,
+            batch_size=batch_size,
+            **self._judged(),
+        )
+        found.save(out)
+
+    def _factorial(self, step: Step, out: Path) -> None:
+        neurons, stats = self.load.neurons(step)
+        part, told = self.config.factorial, step.settings
+        assert part is not None
+        tasks = [self.load.task(self.config.tasks[name], step) for name in part.tasks]
+        asked = among(
+            part.languages, [code for code in told["languages"] if all(code in one.languages for one in tasks)]
+        )
+        found = ln.factorial(
+            self.load.model(step),
+            neurons,
+            stats,
+            tasks,
+            _named(asked, neurons),
+            part.operations,
+            told["sites"],
+            controls=part.controls,
+            batch_size=self.config.text.batch_size,
+            **self._judged(),
         )
         found.save(out)
 
     def _ablate(self, step: Step, out: Path) -> None:
-        neurons, stats = self._neurons(step)
+        neurons, stats = self.load.neurons(step)
         wanted = step.settings["of"] or [name for name in neurons.languages if len(neurons[name])]
         found = ln.ablate(
-            self._model(step),
-            neurons.select(wanted),
-            self._heldout(step),
+            self.load.model(step),
+            neurons.select(among(wanted, neurons.languages)),
+            self.load.heldout(step),
             value=step.settings["value"],
             controls=step.settings["controls"],
             stats=stats,
+            executor=self.executor,
             **self._common("ablation", step.key[:SHOWN]),
         )
         found.save(out)
 
     def _polysemanticity(self, step: Step, out: Path) -> None:
-        neurons, stats = self._neurons(step)
+        neurons, stats = self.load.neurons(step)
         part = self.config.polysemanticity
         assert part is not None
         found = ln.polysemanticity(
-            self._model(step),
+            self.load.model(step),
             neurons,
-            self._task(self.config.tasks[part.task], step),
+            self.load.task(self.config.tasks[part.task], step),
             position=part.position,
             controls=part.controls,
             permutations=part.permutations,
@@ -130,43 +239,39 @@ class Computing:
         found.save(out)
 
     def _transfer(self, step: Step, out: Path) -> None:
-        neurons, stats = self._neurons(step)
-        part = self.config.transfer[step.name.split("/")[4]]
-        reader = {"xnli": ln.XNLI, "xquad": ln.XQuAD}[part.kind]
-        options = {"revision": part.revision}
-        train = reader.load(part.source, [part.language], split=part.train_split, **options)
-        test = reader.load(part.source, step.settings["languages"], split=part.test_split, **options)
-        writes = [str(self.config.patches[name].write) for name in part.patches]
-        made = language_patches(neurons, writes, stats)
-        duration = {name: getattr(part, name) for name in ("steps", "epochs") if getattr(part, name) is not None}
+        neurons, stats = self.load.neurons(step)
+        part, seed = self.config.transfer[step.name.split("/")[4]], self.config.seed
+        targets = transferred_to(part.targets, part.language, step.settings["languages"])
+        about = (part.kind, part.source)
+        train = read_items(*about, [part.language], part.revision, split=part.train_split)
+        test = read_items(*about, [part.language, *targets], part.revision, split=part.test_split)
         found = ln.transfer_experiment(
-            self._model(step),
-            train if part.train_items is None else train.take(part.train_items, self.config.seed),
-            test if part.test_items is None else test.take(part.test_items, self.config.seed),
+            self.load.model(step),
+            train if part.train_items is None else train.take(part.train_items, seed),
+            test if part.test_items is None else test.take(part.test_items, seed),
             neurons,
             part.language,
-            part.targets,
+            targets,
             part.conditions,
             part.seeds,
             rank=part.rank,
             alpha=part.alpha,
             projections=part.projections,
             attention=part.attention,
-            patches={name: made[write] for name, write in zip(part.patches, writes, strict=True)} or None,
+            patches=self.load.patches(step, patches_of(self.config, part)) or None,
             stats=stats.at(neurons.site),
-            batch_size=part.batch_size,
-            learning_rate=part.learning_rate,
-            **duration,
-            **self._common("training", step.key[:SHOWN]),
+            **part.training,
+            executor=self.executor,
+            **self._judged("training", step.key[:SHOWN]),
         )
         found.save(out)
 
     def _profile(self, step: Step, out: Path) -> None:
-        neurons, stats = self._neurons(step)
+        neurons, stats = self.load.neurons(step)
         known = stats.at(neurons.site)
         chosen = clearest_neurons(neurons, known, min(step.settings["neurons"], len(neurons)))
-        text = self._text(heldout=False).select(step.settings["languages"])
-        found = ln.profile(self._model(step), chosen, text, known, seed=self.config.seed, progress=self.progress)
+        text = self.load.text(heldout=False).select(step.settings["languages"])
+        found = ln.profile(self.load.model(step), chosen, text, known, seed=self.config.seed, progress=self.progress)
         found.save(out)
 
     def _common(self, *work: str) -> dict[str, Any]:
@@ -177,73 +282,21 @@ class Computing:
             "progress": self.progress,
         }
 
-    def _model(self, step: Step) -> Any:
-        name = step.name.split("/")[1]
-        part = self.config.models[name]
-        options = part.model_dump(exclude={"name"}, exclude_none=True)
-        for key in [key for key in self._held if key[0] in ("model", "heldout") and key[1] != name]:
-            del self._held[key]
-        return self._once(("model", name), lambda: ln.load_model(part.name, **options))
+    def _judged(self, *work: str) -> dict[str, Any]:
+        """What every function that gives effects takes."""
+        return {**self.config.effects.model_dump(), **self._common(*work)}
 
-    def _text(self, heldout: bool) -> Any:
-        return self._once(("text", heldout), lambda: self._loaded_text(heldout))
 
-    def _loaded_text(self, heldout: bool) -> Any:
-        text, seed = self.config.text, self.config.seed
-        options = {"text_column": text.text_column, "revision": text.revision}
-        if text.heldout == "files":
-            split = "heldout" if heldout else "train"
-            return ln.load_corpus(text.source, self.config.languages, split=split, **options).shuffle(seed)
-        whole = ln.load_corpus(text.source, self.config.languages, **options)
-        return whole.split(float(text.heldout), seed)[heldout].shuffle(seed)
+def _named(languages: Any, neurons: ln.NeuronSet) -> list[str]:
+    """The languages that have neurons to patch."""
+    return [name for name in languages if name in neurons.languages and len(neurons[name])]
 
-    def _heldout(self, step: Step) -> Any:
-        name, text = step.name.split("/")[1], self.config.text
-        languages = step.settings["languages"]
-        return self._once(
-            ("heldout", name, *languages),
-            lambda: ln.HeldoutText.of(
-                self._model(step), self._text(heldout=True).select(languages), text.heldout_tokens, text.heldout_context
-            ),
-        )
 
-    def _statistics(self, step: Step) -> ln.ActivationStats:
-        return self._once(("statistics", step.key), lambda: ln.ActivationStats.load(self.folder.result(step)))
+def _folders(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if one.is_dir())
 
-    def _neurons(self, step: Step) -> tuple[ln.NeuronSet, ln.ActivationStats]:
-        """The neuron set a step is about, and the statistics it was found in."""
-        identified, recorded = step.inputs
-        path = self.folder.result(identified) / "neurons.json"
-        neurons = self._once(("neurons", identified.key), lambda: ln.NeuronSet.load(path))
-        return neurons, self._statistics(recorded).select(step.settings["languages"])
 
-    def _task(self, part: TaskPart, step: Step) -> Any:
-        languages = part.languages or step.settings["languages"]
-        unknown_here = [code for code in languages if code not in step.settings["languages"]]
-        if unknown_here:
-            raise StudyError(f"The task asks for {unknown_here[0]!r}, which is not in the language set.")
-        options = {"revision": part.revision, **({"split": part.split} if part.split else {})}
-        if part.kind == "generation":
-            given: dict[str, Any] = {"max_new_tokens": part.max_new_tokens, "documents": part.items}
-            given["seed"] = self.config.seed
-            return ln.Generation.of(self._text(heldout=True).select(languages), **given)
-        if part.kind == "xquad":
-            made = ln.XQuAD.load(part.source, languages, max_new_tokens=part.max_new_tokens, **options)
-            return made.take(part.items, self.config.seed)
-        made = ln.XNLI.load(part.source, languages, seed=self.config.seed, **options).take(part.items, self.config.seed)
-        return made if part.head is None else made.by_head(self._head(part, step))
-
-    def _head(self, part: TaskPart, step: Step) -> Any:
-        assert part.head is not None
-        name = (step.name.split("/")[1], part.source, part.head, part.head_split, part.head_items)
-
-        def fitted() -> ln.ClassificationHead:
-            fitted_on = ln.XNLI.load(part.source, [str(part.head)], split=part.head_split, revision=part.revision)
-            return ln.ClassificationHead.fit(self._model(step), fitted_on.take(part.head_items, self.config.seed))
-
-        return self._once(("head", *name), fitted)
-
-    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
-        if key not in self._held:
-            self._held[key] = make()
-        return self._held[key]
+def _halves(folder: Path, site: str | None) -> Halves:
+    """The two recordings of a real or null corpus."""
+    first, second = (ln.ActivationStats.load(folder / name) for name in ("first", "second"))
+    return (first, second) if site is None else (first.at(site), second.at(site))

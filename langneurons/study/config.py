@@ -1,186 +1,19 @@
 """What a study is: a TOML file, checked before anything runs; an unknown key is an error that names the nearest."""
 
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import tomlkit
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from langneurons import storage
+from langneurons.analysis.validity import NULLS
 from langneurons.errors import PatchError, StatisticsError, StudyError, unknown
-from langneurons.study.wording import check_patch, make_method
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _distinct(codes: list[str]) -> list[str]:
-    twice = [code for code in dict.fromkeys(codes) if codes.count(code) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} stands there twice")
-    return codes
-
-
-Languages = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
-Names = Annotated[list[str], BeforeValidator(_listed)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class ModelPart(_Part):
-    """A model to study."""
-
-    name: str = Field(description="babel, a local folder, or a hub name")
-    revision: str | None = Field(None, description="of a hub model: a branch, tag or commit")
-    backend: Literal["auto", "hooked", "bridge"] = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="the checkpoint's own by default")
-    device: str | None = Field(None, description="such as cuda")
-
-
-class TextPart(_Part):
-    """The text that neurons are found and judged on."""
-
-    source: str = Field(description="a folder of <language>*.{txt,jsonl,parquet}, babel, or a hub data set")
-    text_column: str = "text"
-    revision: str | None = None
-    heldout: Share | Literal["files"] = Field(
-        "files", description="'files': those with heldout in their name; or a share of the documents to hold out"
-    )
-    tokens: Count | None = Field(None, description="of each language to record; as many as the smallest has")
-    context_length: Count = 512
-    heldout_tokens: Count | None = Field(6000, description="of each language to patch and ablate on")
-    heldout_context: Count = 128
-    batch_size: Count = 8
-    sites: Names = ["act"]
-
-
-class MethodPart(_Part):
-    """A way to find neurons: its name and options, as ``langneurons identify`` takes them."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
-    method: str = Field(description="such as lape or activation-probability; further keys are its options")
-    site: str | None = Field(None, description="a recorded site; the first by default")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of the method."""
-        return dict(self.model_extra or {})
-
-
-class PatchPart(_Part):
-    """What is written at a language's own neurons."""
-
-    write: str | float | int = Field(description="a number, mean, p90; add:mean, scale:2, diffmean")
-
-
-class _Grid(_Part):
-    methods: Names | None = Field(None, description="which of the methods; all by default")
-    sets: Names | None = Field(None, description="which of the language sets; all by default")
-
-
-class MatrixPart(_Grid):
-    """Perplexity matrices: patch one language's neurons, measure every language."""
-
-    patches: Names | None = Field(None, description="which of the patches; all by default")
-    controls: int = Field(20, ge=0, description="draws of matched control neurons a language")
-
-
-class TaskPart(_Grid):
-    """A task that the model is scored on, unpatched and under every patch."""
-
-    kind: Literal["xnli", "xquad", "generation"]
-    source: str = Field("", description="a folder of the task's files, the hub's name, or babel")
-    revision: str | None = None
-    split: str | None = Field(None, description="the task's usual one by default")
-    languages: Languages | None = Field(None, description="all of the language set by default")
-    items: Count = Field(200, description="premises, questions or prompts a language")
-    max_new_tokens: Count = 32
-    head: str | None = Field(None, description="xnli: the language on whose items of head_split a head is fitted")
-    head_split: str = "validation"
-    head_items: Count = 830
-    patches: Names | None = Field(None, description="which of the patches; all by default")
-    controls: int = Field(0, ge=0)
-
-
-class AblationPart(_Grid):
-    """Every neuron of the sets ablated by itself."""
-
-    languages: Languages | None = Field(None, description="whose neurons; all of the language set by default")
-    value: Literal["mean"] | float | int = 0
-    controls: int = Field(0, ge=0)
-
-
-class PolysemanticityPart(_Grid):
-    """What else the neurons carry: language against the labels of a task."""
-
-    task: str = Field(description="which of the tasks")
-    items: Count | None = None
-    position: Literal["mean", "last"] = "last"
-    controls: int = Field(20, ge=0)
-    permutations: Count = 1000
-
-
-class TransferPart(_Grid):
-    """Training chosen neurons on one language, and what that is worth in others."""
-
-    kind: Literal["xnli", "xquad"] = "xnli"
-    source: str = Field(description="the task's files: a folder, the hub's name, or babel")
-    revision: str | None = None
-    train_split: str = "train"
-    test_split: str = "test"
-    train_items: Count | None = None
-    test_items: Count | None = None
-    language: str = Field("en", description="of the training data")
-    targets: Languages | None = None
-    conditions: Names = ["none", "source", "target", "source+target", "random"]
-    seeds: Count = 6
-    rank: Count = 8
-    alpha: float = 16
-    projections: Names = ["gate"]
-    attention: Names = ["q", "k", "v", "o"]
-    epochs: Count | None = None
-    steps: Count | None = None
-    batch_size: Count = 8
-    learning_rate: float = Field(1e-4, gt=0)
-    patches: Names = Field([], description="under which every trained model is evaluated, too")
-
-
-class ReportPart(_Part):
-    """The page that a study ends with."""
-
-    profiles: int = Field(0, ge=0, description="neurons with a page, the clearest of the first method and set")
-
-
-class StudyConfig(_Part):
-    """A whole study."""
-
-    name: Name
-    question: str = ""
-    seed: int = 0
-    models: dict[Name, ModelPart] = Field(min_length=1)
-    text: TextPart
-    sets: dict[Name, Languages] = Field(min_length=1, description="language sets by name")
-    methods: dict[Name, MethodPart] = Field(min_length=1)
-    patches: dict[Name, PatchPart] = {}
-    matrix: MatrixPart | None = None
-    tasks: dict[Name, TaskPart] = {}
-    ablation: AblationPart | None = None
-    polysemanticity: PolysemanticityPart | None = None
-    transfer: dict[Name, TransferPart] = {}
-    report: ReportPart = Field(default_factory=lambda: ReportPart.model_validate({}))
-
-    @property
-    def languages(self) -> list[str]:
-        """All languages of the sets, each once, in order."""
-        return list(dict.fromkeys(code for codes in self.sets.values() for code in codes))
+from langneurons.evaluation.factorial import OPERATIONS
+from langneurons.study.parts import StudyConfig
+from langneurons.study.published import beside
+from langneurons.study.wording import check_method, check_patch
 
 
 def read_config(path: str | Path) -> StudyConfig:
@@ -191,11 +24,13 @@ def read_config(path: str | Path) -> StudyConfig:
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = storage.read_toml(path)
     except OSError as error:
         raise StudyError(f"Cannot read the study {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise StudyError(f"{path} is no TOML file: {error}.") from error
+    if isinstance(content.get("published"), str):
+        content["published"] = beside(path, content["published"])
     return parse_config(content, str(path))
 
 
@@ -217,11 +52,14 @@ def parse_config(content: dict[str, Any], said: str = "The study") -> StudyConfi
     for what, given, possible in _references(config):
         if given not in possible:
             raise StudyError(f"{said} cannot be run: {unknown(what, given, possible)}")
+    for mistake in _mistakes(config):
+        raise StudyError(f"{said} cannot be run: {mistake}")
     try:
         for method in config.methods.values():
-            make_method(method.method, method.options)
+            check_method(method.method, method.options)
         for patch in config.patches.values():
-            check_patch(str(patch.write))
+            for write in (patch.write, *patch.also.values()):
+                check_patch(str(write))
     except (StatisticsError, PatchError) as error:
         raise StudyError(f"{said} cannot be run: {error}") from error
     return config
@@ -239,25 +77,34 @@ def _write(table: Any, part: BaseModel) -> None:
     nested = []
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
-        if isinstance(value, BaseModel) or (isinstance(value, Mapping) and _holds_tables(value)):
+        if isinstance(value, BaseModel) or (isinstance(value, Mapping) and isinstance(part, StudyConfig)):
             nested.append((name, value))
         elif value is None:
             table.add(tomlkit.comment(f"{name} is not set" + (f": {field.description}" if field.description else "")))
         elif value != {}:
-            table.add(name, value)
+            table.add(name, _filled(tomlkit.inline_table(), value) if isinstance(value, Mapping) else value)
             if field.description:
                 table[name].comment(field.description)
-    for name, value in (part.model_extra or {}).items():
-        table.add(name, value)
+    _filled(table, part.model_extra or {})
     for name, value in nested:
-        inner = tomlkit.table(is_super_table=isinstance(value, Mapping))
-        for key, one in [(None, value)] if isinstance(value, BaseModel) else value.items():
-            _write(inner if key is None else inner.setdefault(key, tomlkit.table()), one)
-        table.add(name, inner)
+        if value != {}:
+            table.add(name, _table(value))
 
 
-def _holds_tables(value: Mapping[str, Any]) -> bool:
-    return any(isinstance(one, BaseModel) for one in value.values())
+def _table(value: Any) -> Any:
+    """A part, several parts by name, or plain values by name."""
+    several = isinstance(value, Mapping) and any(isinstance(one, BaseModel) for one in value.values())
+    table = tomlkit.table(is_super_table=several)
+    if isinstance(value, BaseModel):
+        _write(table, value)
+        return table
+    return _filled(table, {name: _table(one) if several else one for name, one in value.items()})
+
+
+def _filled(table: Any, values: Mapping[str, Any]) -> Any:
+    for name, value in values.items():
+        table.add(name, value)
+    return table
 
 
 def _sentence(error: Any) -> str:
@@ -289,20 +136,63 @@ def _part_at(places: list[str]) -> type[BaseModel]:
     return part if isinstance(part, type) and issubclass(part, BaseModel) else StudyConfig
 
 
-def _references(config: StudyConfig) -> list[tuple[str, str, list[str]]]:
+def _references(config: StudyConfig) -> Iterator[tuple[str, str, list[str]]]:
     """Every name that one part uses of another: what it is, the name, and those that exist."""
-    known = {"method": list(config.methods), "language set": list(config.sets), "patch": list(config.patches)}
-    found: list[tuple[str, str, list[str]]] = []
-    grids: dict[str, Any] = {"matrix": config.matrix, "ablation": config.ablation}
-    grids |= {"polysemanticity": config.polysemanticity}
-    grids |= {f"tasks.{name}": task for name, task in config.tasks.items()}
-    grids |= {f"transfer.{name}": one for name, one in config.transfer.items()}
-    for where, part in grids.items():
-        if part is None:
-            continue
-        for what, names in (("method", part.methods), ("language set", part.sets)):
-            found += [(f"{what} in {where}", name, known[what]) for name in names or []]
-        found += [(f"patch in {where}", name, known["patch"]) for name in getattr(part, "patches", None) or []]
+    methods, sets, patches, tasks = (list(part) for part in (config.methods, config.sets, config.patches, config.tasks))
+    for where, part in config.grids.items():
+        yield from ((f"method in {where}", name, methods) for name in part.methods or [])
+        yield from ((f"language set in {where}", name, sets) for name in part.sets or [])
+        yield from ((f"patch in {where}", name, patches) for name in getattr(part, "patches", None) or [])
+        for key in ("languages", "targets"):
+            asked = getattr(part, key, None) or []
+            yield from ((f"language in {where}.{key}", code, _languages(config, part.sets)) for code in asked)
+    for name, patch in config.patches.items():
+        yield from ((f"language in patches.{name}.also", code, config.languages) for code in patch.also)
+    for name, task in config.tasks.items():
+        if task.tuned is not None:
+            yield f"finetuning in tasks.{name}", task.tuned, list(config.finetuning)
+        if task.beginnings is not None:
+            yield f"language in tasks.{name}.beginnings", task.beginnings, config.languages
     if config.polysemanticity is not None:
-        found.append(("task in polysemanticity", config.polysemanticity.task, list(config.tasks)))
-    return found
+        yield "task in polysemanticity", config.polysemanticity.task, tasks
+    yield from ((f"task in protocols.{name}", part.task, tasks) for name, part in config.protocols.items())
+    if config.factorial is not None:
+        yield from (("task in factorial", name, tasks) for name in config.factorial.tasks)
+        yield from (("operation in factorial", name, list(OPERATIONS)) for name in config.factorial.operations)
+        yield from (("site in factorial", site, config.text.sites) for site in config.factorial.sites or [])
+    if config.validity is not None:
+        yield from (("null in validity", name, [*map(str, NULLS)]) for name in config.validity.nulls)
+
+
+def _languages(config: StudyConfig, sets: list[str] | None) -> list[str]:
+    chosen = config.sets if sets is None else [name for name in sets if name in config.sets]
+    return list(dict.fromkeys(code for name in chosen for code in config.sets[name]))
+
+
+def _mistakes(config: StudyConfig) -> Iterator[str]:
+    """What does not go together."""
+    for name, part in config.protocols.items():
+        task = config.tasks[part.task]
+        if task.kind == "generation":
+            yield f"protocols.{name}: both protocols ask xnli or xquad, and {part.task!r} is free generation."
+        if task.kind == "xnli" and task.head is None and task.tuned is None:
+            yield f"protocols.{name}: the published protocol answers by a head; give tasks.{part.task} head or tuned."
+    for name, task in config.tasks.items():
+        if task.kind != "generation" and not task.source:
+            yield f"tasks.{name}.source is missing."
+        if task.tuned is not None and config.finetuning[task.tuned].kind != task.kind:
+            yield f"tasks.{name} asks {task.kind} of a model tuned on {config.finetuning[task.tuned].kind}."
+    asked = config.polysemanticity
+    if asked is not None and config.tasks[asked.task].tuned is not None:
+        yield f"polysemanticity looks at the model as it is, and tasks.{asked.task} asks a tuned one."
+    if config.matrix is not None:
+        for name in config.patches if config.matrix.patches is None else config.matrix.patches:
+            if config.patches[name].also:
+                yield f"matrix writes at one language's neurons, and patches.{name} at others' also: name its patches."
+    if config.validity is not None:
+        for name in config.methods if config.validity.methods is None else config.validity.methods:
+            if config.methods[name].published:
+                yield (
+                    f"validity needs scores of other recordings, and methods.{name} reads published statistics: name "
+                    "its methods (own-p90 is what published-act-prob-90p is but for its batches)."
+                )

@@ -7,6 +7,7 @@ from typing import Any
 
 from langneurons import storage
 from langneurons.errors import StorageError
+from langneurons.study.published import SHIPPED
 
 SCHEMA = "langneurons/study-sources/1"
 EMBEDDED = "babel"
@@ -28,7 +29,8 @@ class Sources:
 
         Where the files are out of reach, as on another machine, the hash they had is given.
         """
-        folder = _embedded() if name == EMBEDDED else Path(name)
+        shipped = SHIPPED.get(name) if kind == "numbers" else _embedded() if name == EMBEDDED else None
+        folder = Path(name) if shipped is None else Path(str(shipped))
         if not folder.exists():
             return self._names.get(f"{kind} {name}", storage.fingerprint("by name", name))
         found = [folder] if folder.is_file() else sorted(one for one in folder.rglob("*") if _counts(one))

@@ -10,9 +10,12 @@ import pandas as pd
 
 from langneurons import storage
 from langneurons.errors import StudyError, unknown
+from langneurons.executors import Executor
 from langneurons.study.computing import Computing
-from langneurons.study.config import StudyConfig, read_config, written
+from langneurons.study.config import read_config, written
 from langneurons.study.forecasting import forecast
+from langneurons.study.parts import StudyConfig
+from langneurons.study.published import read_published
 from langneurons.study.reporting import write_study_report
 from langneurons.study.run_folder import BLOCKED, DONE, FAILED, RunFolder
 from langneurons.study.sources import Sources
@@ -75,26 +78,37 @@ class Study:
         counted = ", ".join(f"{count} {state}" for state, count in states.items())
         return f"Study {self.config.name!r} in {self.folder.path}: {len(self.steps)} steps, {counted}"
 
-    def run(self, only: str | None = None, say: Say | None = None, progress: bool = True) -> pd.DataFrame:
+    def run(
+        self,
+        only: str | None = None,
+        say: Say | None = None,
+        progress: bool = True,
+        executor: str | Executor | None = None,
+    ) -> pd.DataFrame:
         """Compute every step that is not done; one that fails does not stop the others.
 
         Args:
             only: Steps whose name begins with this, and what they depend on.
             say: What to do with a line about each step, such as ``print``.
             progress: Show progress bars on standard error.
+            executor: Where recordings, conditions, ablations and trainings run, as for ``ln.record``; no result depends
+                on it.
 
         Returns:
             As ``status``.
 
         Raises:
-            StudyError: If another process runs in the directory, or no step is called ``only``.
+            StudyError: If another process runs in the directory, no step is called ``only``, or the published numbers
+                cannot be read.
         """
         say = say or (lambda line: None)
         with self.folder.alone():
             plan = self._wanted(only)
+            if self.config.published is not None:
+                read_published(self.config.published)  # what is wrong with it is said now, not when all else is done
             storage.write_text(self.folder.path / CONFIG, self.show())
             self._sources.remember()
-            computing = Computing(self.config, self.folder, progress)
+            computing = Computing(self.config, self.folder, progress, executor)
             failed: set[str] = set()
             for number, step in enumerate(plan.values(), start=1):
                 place = f"[{number}/{len(plan)}] {step.name}"
@@ -146,14 +160,22 @@ class Study:
             rows.append((step.name, state, seconds.get(step.key), self.folder.failure(step) or ""))
         return pd.DataFrame(rows, columns=pd.Index(["step", "state", "seconds", "why"]))
 
-    def forecast(self) -> pd.DataFrame:
+    def forecast(self, speed: float | None = None) -> pd.DataFrame:
         """What is left to do, and about what it takes.
+
+        Args:
+            speed: Floating-point operations a second that the machine reaches, such as 160e12 for a GPU of 400 TFLOP/s
+                at 40 %; None measures this machine's processor.
 
         Returns:
             step, state, million tokens through the model (a token that is also gone back through counts three times),
-            GB of memory, GB of disk, and minutes; where a step of the same name was run here before, its time.
+            GB of memory, GB of disk, and minutes; where a step of the same name was run here before, its time, unless a
+            speed is given.
+
+        Raises:
+            StudyError: If the speed is not above 0.
         """
-        return forecast(self.config, self._plan(), self.folder)
+        return forecast(self.config, self._plan(), self.folder, speed)
 
     def path(self, step: str) -> Path:
         """The folder of a step's result.

@@ -1,6 +1,7 @@
 """What a user writes, in a study or at the command line, made into methods, patches and values."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -8,7 +9,10 @@ import torch
 
 import langneurons as ln
 from langneurons import identification
+from langneurons.analysis.validity import OwnQuantile
 from langneurons.errors import PatchError, StatisticsError, unknown
+from langneurons.evaluation.paper.neurons import INTERVENE_BY, act_prob_90p_neurons, lape_neurons, published_patch
+from langneurons.evaluation.paper.statistics import ARRAYS, PublishedStatistics
 
 METHODS = {
     "lape": "LAPE",
@@ -23,17 +27,22 @@ METHODS = {
     "gradient-relevance": "GradientRelevance",
     "random": "Random",
 }
+PUBLISHED_METHODS = {"published-lape": lape_neurons, "published-act-prob-90p": act_prob_90p_neurons}
+# Beside the methods, one that says nothing of language, to see that the checks notice.
+_KINDS = {name: getattr(identification, kind) for name, kind in METHODS.items()} | {"own-p90": OwnQuantile}
 OPERATIONS = ("set", "add", "scale", "diffmean")
+PUBLISHED = "published"
 MakePatch = Callable[[ln.NeuronSet, str], ln.Patch]
 
 
-def patch_maker(text: str, stats: ln.ActivationStats | None) -> MakePatch:
+def patch_maker(text: str, stats: ln.ActivationStats | None, published: PublishedStatistics | None = None) -> MakePatch:
     """Build the patch of a language's neurons from ``value`` or ``operation:value``.
 
     Args:
         text: A value to set, such as ``0``, ``mean`` or ``p90``; or ``add:mean``, ``scale:2``, ``diffmean``,
-            ``diffmean:2``.
+            ``diffmean:2``; or ``published:mean_mu_act``, as Mondal et al. 2025 write it.
         stats: What mean, percentiles and diffmean are read from.
+        published: What published values are read from.
 
     Raises:
         PatchError: If the operation is unknown.
@@ -41,6 +50,8 @@ def patch_maker(text: str, stats: ln.ActivationStats | None) -> MakePatch:
     """
     before, colon, after = text.partition(":")
     operation, value = (before, after) if colon else ("diffmean", "1") if text == "diffmean" else ("set", text)
+    if operation == PUBLISHED:
+        return _published_maker(value, published)
     if operation not in OPERATIONS:
         raise PatchError(unknown("operation", operation, OPERATIONS))
     if operation == "diffmean":
@@ -53,6 +64,19 @@ def patch_maker(text: str, stats: ln.ActivationStats | None) -> MakePatch:
     return lambda neurons, language: written(neurons, read(neurons.site, language))
 
 
+def _published_maker(value: str, published: PublishedStatistics | None) -> MakePatch:
+    if value not in INTERVENE_BY:
+        raise PatchError(unknown("value to intervene by", value, INTERVENE_BY))
+    if published is None:
+        raise StatisticsError(f"{PUBLISHED}:{value} is read from published statistics, which only a study computes.")
+    return lambda neurons, language: published_patch(neurons, published, language, value)
+
+
+def is_published(text: str) -> bool:
+    """Whether a patch is read from published statistics."""
+    return text.startswith(f"{PUBLISHED}:")
+
+
 def check_patch(text: str) -> None:
     """Check what ``patch_maker`` would make a patch of, before there are statistics.
 
@@ -60,7 +84,8 @@ def check_patch(text: str) -> None:
         LangNeuronsError: As ``patch_maker``.
     """
     any_statistics = ln.ActivationStats.from_counts(torch.zeros(1, 1, 1).long(), torch.ones(1).long(), ["any"])
-    patch_maker(text, any_statistics)
+    nothing = torch.zeros(1, 1, 1)
+    patch_maker(text, any_statistics, PublishedStatistics(("any",), "", {}, *[nothing] * len(ARRAYS)))
 
 
 def language_patches(
@@ -120,12 +145,42 @@ def make_method(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         StatisticsError: If the method or an option is unknown, or a value is of the wrong kind.
     """
-    fields = options_of(name)
-    for key in options:
-        if key not in fields:
-            raise StatisticsError(unknown(f"option of {name}", key, fields))
-    fitting = {key: _fitting(key, value, fields[key]) for key, value in options.items()}
-    return getattr(identification, METHODS[name])(**fitting)
+    fitting = _checked_options(name, options)
+    if name in PUBLISHED_METHODS:
+        raise StatisticsError(f"{name} reads published statistics, which only a study computes.")
+    return _KINDS[name](**fitting)
+
+
+def check_method(name: str, options: Mapping[str, Any]) -> None:
+    """Check a method of a study, a published one too.
+
+    Raises:
+        StatisticsError: As ``make_method``.
+    """
+    if name in PUBLISHED_METHODS:
+        _checked_options(name, options)
+    else:
+        make_method(name, options)
+
+
+def published_neurons(
+    name: str, options: Mapping[str, Any], published: PublishedStatistics, languages: Sequence[str]
+) -> ln.NeuronSet:
+    """Find neurons by a published method.
+
+    Args:
+        name: One of ``PUBLISHED_METHODS``.
+        options: Of the method.
+        published: The published statistics.
+        languages: The language set.
+
+    Raises:
+        StatisticsError: As ``make_method``.
+        LanguageError: If the statistics lack a language.
+    """
+    find = PUBLISHED_METHODS[name]
+    among = {"languages": languages} if "languages" in inspect.signature(find).parameters else {}
+    return find(published, **among, **_checked_options(name, options)).select(languages)
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -134,9 +189,20 @@ def options_of(name: str) -> dict[str, Any]:
     Raises:
         StatisticsError: If there is no such method.
     """
-    if name not in METHODS:
-        raise StatisticsError(unknown("method", name, METHODS))
-    return {field.name: field.type for field in dataclasses.fields(getattr(identification, METHODS[name]))}
+    if name in PUBLISHED_METHODS:
+        parameters = inspect.signature(PUBLISHED_METHODS[name]).parameters.values()
+        return {one.name: one.annotation for one in parameters if one.name not in ("statistics", "languages")}
+    if name not in _KINDS:
+        raise StatisticsError(unknown("method", name, [*_KINDS, *PUBLISHED_METHODS]))
+    return {field.name: field.type for field in dataclasses.fields(_KINDS[name])}
+
+
+def _checked_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    fields = options_of(name)
+    for key in options:
+        if key not in fields:
+            raise StatisticsError(unknown(f"option of {name}", key, fields))
+    return {key: _fitting(key, value, fields[key]) for key, value in options.items()}
 
 
 def _fitting(key: str, value: Any, kind: Any) -> Any:

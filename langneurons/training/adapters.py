@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, StorageError
+from langneurons.errors import StorageError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models.projections import ATTENTION_TARGETS, HuggingFaceModule
 from langneurons.training import peft_format
@@ -107,15 +107,13 @@ def read_update(folder: Path) -> SavedUpdate:
         CorruptArtefactError: If a file was changed since.
     """
     content = storage.read_json(folder / SIDECAR, SCHEMA)
-    try:
+    with storage.understood(folder / SIDECAR):
         for name, checksum in content["checksums"].items():
             storage.verify(folder / name, checksum)
-        tensors = storage.read_tensors(folder / PARAMETERS)
+        tensors = storage.read_tensors(folder / PARAMETERS, content["checksums"][PARAMETERS])
         neurons = NeuronSet.load(folder / NEURONS) if NEURONS in content["checksums"] else None
         pieces = [_read_piece(described, tensors) for described in content["pieces"]]
         return SavedUpdate(content["kind"], {"neurons": neurons, **content["settings"]}, content["model"], pieces)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CorruptArtefactError(f"{folder / SIDECAR} is not whole: save the update again.") from error
 
 
 def is_ours(folder: Path) -> bool:

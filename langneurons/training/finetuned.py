@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, TrainingError, unknown
+from langneurons.errors import TrainingError, unknown
 from langneurons.evaluation.evaluating import evaluate
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.evaluation.paper.head import PadPositionHead
@@ -86,13 +86,12 @@ class Finetuned:
         linear = self.head.linear if isinstance(self.head, PadPositionHead) else self.head
         if isinstance(linear, ClassificationHead):
             linear.save(folder / "head")
-        storage.write_table(folder / "history.parquet", self.history)
         content = {
             "updates": kinds,
             "several": isinstance(self.lora, tuple),
             "head": linear is not None,
             "positions": padded,
-            "history": storage.checksum(folder / "history.parquet"),
+            "history": storage.write_table(folder / "history.parquet", self.history),
             "about": dict(self.about),
         }
         storage.write_json(folder / "finetuned.json", SCHEMA, content)
@@ -108,18 +107,15 @@ class Finetuned:
         """
         folder = Path(path).expanduser()
         content = storage.read_json(folder / "finetuned.json", SCHEMA)
-        if missing := {"updates", "several", "head", "positions", "history", "about"} - set(content):
-            raise CorruptArtefactError(
-                f"{folder / 'finetuned.json'} lacks {', '.join(sorted(missing))}: save it again."
-            )
-        storage.verify(folder / "history.parquet", content["history"])
-        loaded = [_UPDATES[kind].load(folder / f"update-{place}") for place, kind in enumerate(content["updates"])]
-        several = tuple(cast(list[Update], loaded))
-        head: Any = ClassificationHead.load(folder / "head") if content["head"] else None
-        if content["positions"] is not None:
-            head = PadPositionHead(head, content["positions"])
-        lora = several if content["several"] else next(iter(several), None)
-        return cls(lora, head, storage.read_table(folder / "history.parquet"), content["about"])
+        with storage.understood(folder / "finetuned.json"):
+            history = storage.read_table(folder / "history.parquet", content["history"])
+            loaded = [_UPDATES[kind].load(folder / f"update-{place}") for place, kind in enumerate(content["updates"])]
+            several = tuple(cast(list[Update], loaded))
+            head: Any = ClassificationHead.load(folder / "head") if content["head"] else None
+            if content["positions"] is not None:
+                head = PadPositionHead(head, content["positions"])
+            lora = several if content["several"] else next(iter(several), None)
+            return cls(lora, head, history, content["about"])
 
     @contextmanager
     def attach(self, model: torch.nn.Module) -> Iterator[None]:

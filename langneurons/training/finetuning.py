@@ -1,6 +1,7 @@
 """Fine-tuning: an update and a classification head, or an update alone, trained on a task in chosen languages."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -154,14 +155,15 @@ def finetune(
         return float(np.mean([table[measured.metrics[0]].mean() for table in rows]))
 
     identity = _identity(seen, objective, updates, settings, held, dev, measured_in)
-    folder = None if out is None else _folder(seen, out, identity)
-    loop = Loop(seen, objective, updates, settings, held, None if dev is None else score, folder, save_every)
-    loop.restore()
-    if not loop.done:
-        events = _events(folder, tensorboard)
-        with watching(loop.steps, loop.step, progress, events) as watch:
-            loop.run(watch)
-    return _result(loop, objective, updates, lora, identity, dev)
+    with nullcontext() if out is None else storage.alone(Path(out).expanduser(), "fine-tuning"):
+        folder = None if out is None else _folder(seen, out, identity)
+        loop = Loop(seen, objective, updates, settings, held, None if dev is None else score, folder, save_every)
+        loop.restore()
+        if not loop.done:
+            events = _events(folder, tensorboard)
+            with watching(loop.steps, loop.step, progress, events) as watch:
+                loop.run(watch)
+        return _result(loop, objective, updates, lora, identity, dev)
 
 
 def _check_choices(task: object, loss_on: str, progress: bool | str) -> None:

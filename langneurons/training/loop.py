@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from langneurons.errors import TrainingError
 from langneurons.models import ModelView
 from langneurons.patches import Patch, intervene
+from langneurons.storage import understood
 from langneurons.training.history import History
 from langneurons.training.masked import frozen
 from langneurons.training.objectives import Objective
@@ -101,22 +102,22 @@ class Loop:
 
     def restore(self) -> None:
         """Go on where the last checkpoint of the folder stands, if there is one."""
-        found = None if self._folder is None else self._folder.load()
-        if found is None:
+        if self._folder is None or (found := self._folder.load()) is None:
             return
         tensors, about = found
-        self.history.restore(tensors["history"])
-        self._set({name: tensors[f"parameter.{name}"] for name in self.parameters})
-        state = {
-            index: {name: tensors[f"optimizer.{index}.{name}"] for name in about["optimizer"]}
-            for index in range(len(self.parameters) if about["optimizer"] else 0)
-        }
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-        if about["best_step"] and not about["done"]:
-            self._best = {name: tensors[f"best.{name}"] for name in self.parameters}
-        self.best_step, self._since_best = about["best_step"], about["since_best"]
-        self._best_score = -math.inf if about["best_score"] is None else about["best_score"]
-        self.stopped_early, self.done = about["stopped_early"], about["done"]
+        with understood(self._folder.checkpoint):
+            self.history.restore(tensors["history"])
+            self._set({name: tensors[f"parameter.{name}"] for name in self.parameters})
+            state = {
+                index: {name: tensors[f"optimizer.{index}.{name}"] for name in about["optimizer"]}
+                for index in range(len(self.parameters) if about["optimizer"] else 0)
+            }
+            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+            if about["best_step"] and not about["done"]:
+                self._best = {name: tensors[f"best.{name}"] for name in self.parameters}
+            self.best_step, self._since_best = about["best_step"], about["since_best"]
+            self._best_score = -math.inf if about["best_score"] is None else about["best_score"]
+            self.stopped_early, self.done = about["stopped_early"], about["done"]
 
     def _stretch(self, watch: Watch) -> None:
         """Take steps up to the next evaluation, or the end."""

@@ -15,7 +15,7 @@ from langneurons.errors import SiteMismatchError, TrainingError, unknown
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
-from langneurons.storage import fingerprint
+from langneurons.storage import fingerprint, understood
 from langneurons.training import adapters
 from langneurons.training.forms import Form, LowRank
 from langneurons.training.pieces import Piece
@@ -250,8 +250,9 @@ class MaskedUpdate:
         saved = adapters.read_update(Path(folder))
         if saved.kind != cls.kind:
             raise TrainingError(f"{folder} holds {saved.kind}, not {cls.kind}.")
-        update = cls(**saved.settings)
-        update.pieces = [piece.piece(update.neurons, update.form(piece.target)) for piece in saved.pieces]
+        with understood(Path(folder) / adapters.SIDECAR):
+            update = cls(**saved.settings)
+            update.pieces = [piece.piece(update.neurons, update.form(piece.target)) for piece in saved.pieces]
         update._model = saved.model
         if model is not None:
             update.prepare(model)

@@ -5,6 +5,7 @@ block-diagonal, ranks and alphas summed, which is exact.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ def read(folder: Path, seen: ModelView) -> tuple[NeuronSet | None, list[Piece]]:
 
 def _read_modules(folder: Path) -> dict[str, FullSize]:
     config = _read_config(folder)
-    tensors = storage.read_tensors(folder / WEIGHTS)
+    tensors = storage.read_tensors(folder / WEIGHTS, foreign=True)
     names = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
     expected = {f"{_PREFIX}{name}.lora_{factor}.weight" for name in names for factor in "AB"}
     if expected != tensors.keys():
@@ -162,17 +163,15 @@ def _read_modules(folder: Path) -> dict[str, FullSize]:
     modules = {}
     for name in names:
         A, B = (tensors[f"{_PREFIX}{name}.lora_{factor}.weight"] for factor in "AB")
-        alpha = _by_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
-        modules[name] = FullSize(A, B, alpha)
+        modules[name] = FullSize(A, B, _alpha(config, name, folder / CONFIG))
     return modules
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        kind, bias, _ = config["peft_type"], config.get("bias", "none"), config["lora_alpha"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptArtefactError(f"{folder / CONFIG} is no configuration of a LoRA adapter.") from error
+    config = storage.read_object(folder / CONFIG)
+    if not {"peft_type", "lora_alpha"} <= set(config):
+        raise CorruptArtefactError(f"{folder / CONFIG} is no configuration of a LoRA adapter.")
+    kind, bias = config["peft_type"], config.get("bias", "none")
     if kind != "LORA" or bias != "none":
         raise TrainingError(f"{folder} is {kind} with bias {bias!r}: possible is LORA with bias 'none'.")
     if used := [name for name in _UNSUPPORTED if config.get(name)]:
@@ -182,8 +181,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _by_pattern(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
-    return next((value for key, value in pattern.items() if name == key or name.endswith(f".{key}")), default)
+def _alpha(config: Mapping[str, Any], name: str, path: Path) -> float | int:
+    """What scales a module's product; peft lets a pattern stand for the end of its name."""
+    with storage.understood(path):
+        pattern = (config.get("alpha_pattern") or {}).items()
+        found = next((value for key, value in pattern if f".{name}".endswith(f".{key}")), config["lora_alpha"])
+        if isinstance(found, bool) or not isinstance(found, float | int) or not math.isfinite(found):
+            raise ValueError(f"alpha is no number but {found!r:.40}")
+        return found
 
 
 def _projections_by_module(seen: ModelView) -> dict[str, list[Projection]]:

@@ -63,8 +63,9 @@ class RunFolder:
         if not self.checkpoint.exists():
             return None
         about = storage.read_json(self.checkpoint, CHECKPOINT)
-        self._slot = about.pop("slot")
-        return storage.read_tensors(self._tensors(self._slot), about.pop("checksum")), about
+        with storage.understood(self.checkpoint):
+            self._slot = about.pop("slot")
+            return storage.read_tensors(self._tensors(self._slot), about.pop("checksum")), about
 
     def _tensors(self, slot: int) -> Path:
         return self.folder / f"checkpoint-{'ab'[slot]}.safetensors"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from langneurons.evaluation.measuring import Job, check_reads_text, measure_jobs
 from langneurons.evaluation.tasks.heads import LabelledPairs
 from langneurons.evaluation.tasks.task import Task
 from langneurons.evaluation.tasks.xquad import XQuAD
+from langneurons.executors import Executor, chosen_executor
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
@@ -60,6 +62,7 @@ def transfer_experiment(
     resamples: int = 5000,
     out: str | Path | None = None,
     progress: bool = True,
+    executor: str | Executor | None = None,
     **training: Any,
 ) -> Transfer:
     """Fine-tune on one language under several conditions and seeds, and evaluate every model in other languages.
@@ -92,6 +95,7 @@ def transfer_experiment(
         resamples: Bootstrap samples.
         out: Folder that keeps every fine-tuning and everything measured; the same call goes on there.
         progress: Show a progress bar on standard error.
+        executor: Where to train, as for ``ln.record``: one training is one piece of work.
         training: Of ``finetune``: steps, epochs, batch_size, learning_rate, dev, position and so on.
 
     Returns:
@@ -103,6 +107,7 @@ def transfer_experiment(
         PatchError: If a patch does not fit.
         NeuronSetError: If a layer has too few neurons left to draw random ones from.
         StaleArtefactError: If ``out`` holds another experiment.
+        ExecutorError: If the work cannot run where it was asked to.
 
     Example:
         >>> import pandas as pd
@@ -138,21 +143,16 @@ def transfer_experiment(
         if one.seed in (None, number)
     ]
     written = written_patches(patches or {}, places[1:])
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else Path(out).expanduser().resolve()
     measuring = Measuring(model, test, written, places, training.get("batch_size", 8), folder)
     held_patches = [training_patches] if isinstance(training_patches, Patch) else list(training_patches)
     held = {"languages": [source], "patches": held_patches, "progress": False, **training}
-    trainings, rows = [], []
-    bar = tqdm(runs, unit="training", disable=not progress)
-    for run in bar:
-        bar.set_postfix_str(run.name)
-        place = None if folder is None else folder / "trainings" / run.name
-        tuned = finetune(model, task, run.update, seed=run.seed, out=place, **held)
-        trainings.append((*run.about, len(run.condition.neurons or ()), *_cost(tuned)))
-        rows.append(measuring.rows(run, tuned))
+    training_of = partial(train_and_measure, task=task, held=held, measuring=measuring)
+    done = chosen_executor(executor).map(model, training_of, runs)
+    trainings, rows = zip(*tqdm(done, total=len(runs), unit="training", disable=not progress), strict=True)
     return Transfer(
         rows=pd.concat(rows, ignore_index=True),
-        trainings=pd.DataFrame(trainings, columns=TRAININGS),
+        trainings=pd.DataFrame(list(trainings), columns=TRAININGS),
         references=_references(test, places),
         settings={
             **_described(model, test),
@@ -253,6 +253,26 @@ class Measuring:
             task.fingerprint, language, _trained_values(tuned), *(patch.fingerprint for patch in patches)
         )
         return Job((), about, score, task.generates)
+
+
+def train_and_measure(
+    model: torch.nn.Module, run: Run, task: LabelledPairs, held: Mapping[str, Any], measuring: Measuring
+) -> tuple[tuple, pd.DataFrame]:
+    """Fine-tune once and score what came out, wherever that is.
+
+    Args:
+        model: From ``load_model``.
+        run: What is trained.
+        task: What it is trained on.
+        held: Further arguments of ``finetune``.
+        measuring: Evaluates the trained model.
+
+    Returns:
+        A row of ``Transfer.trainings``, and rows of ``Transfer.rows``.
+    """
+    place = None if measuring.folder is None else measuring.folder / "trainings" / run.name
+    tuned = finetune(model, task, run.update, seed=run.seed, out=place, **held)
+    return (*run.about, len(run.condition.neurons or ()), *_cost(tuned)), measuring.rows(run, tuned)
 
 
 def _places(test: Task, source: str, targets: Iterable[str] | None) -> list[str]:

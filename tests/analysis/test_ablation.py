@@ -13,6 +13,7 @@ from langneurons.errors import EffectError, LanguageError, NeuronSetError, Patch
 from langneurons.evaluation.effects import effect
 from langneurons.models import add_dictionary, remove_dictionary, view
 from tests.analysis.ablation_models import PAIRS, QUICK, NextWord, needed, neurons_at, texts, tiny
+from tests.backends import loadable
 from tests.evaluation.planted_patching import setting
 from tests.models.dictionaries import RandomDictionary
 
@@ -78,7 +79,7 @@ def test_features_are_ablated_where_their_dictionary_stands(at):
 
 
 def test_an_mlp_output_that_is_normed_before_it_is_added_is_noticed():
-    assert all(writes_directly(view(tiny(*pair)), 1) == (pair[0] != "gemma2") for pair in PAIRS)
+    assert all(writes_directly(view(tiny(*pair)), 1) == (pair[0] != "gemma2") for pair in loadable(PAIRS))
 
 
 @pytest.mark.parametrize("each", ["block", "document"])
@@ -108,7 +109,7 @@ def test_the_mean_is_that_of_the_measured_language():
 
 
 def test_one_value_a_neuron_of_the_set_is_read_in_its_order():
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     neurons, text = neurons_at(model), texts()
     values = torch.linspace(-1, 1, len(neurons))
     found = ablate(model, neurons, text, value=values, **QUICK)
@@ -130,7 +131,7 @@ def test_a_task_is_scored_as_it_is_under_intervene(model, metric):
 
 
 def test_a_task_that_generates_is_run_whole_and_gives_the_same():
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     quick, slow = (
         ablate(model, neurons_at(model), NextWord(generates=generates), "nll", **QUICK) for generates in (False, True)
     )
@@ -159,7 +160,7 @@ def test_a_function_gives_one_number_a_text(model):
 
 
 def test_labelled_texts_hand_their_labels_to_the_function():
-    model, seen = tiny(*PAIRS[0]), []
+    model, seen = tiny("llama", "auto"), []
 
     def metric(logits, tokens, mask, labels):
         seen.extend(zip(tokens[:, 1].tolist(), labels, strict=True))
@@ -172,7 +173,7 @@ def test_labelled_texts_hand_their_labels_to_the_function():
 
 
 def test_a_group_is_ablated_together_and_a_sum_of_prefixes_ends_there():
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     neurons, text = neurons_at(model), ln.HeldoutText.of(model, texts(), context_length=32)
     group = ablate(model, neurons, text, each="group", controls=3, **QUICK)
     with ln.intervene(model, ln.Set(neurons, 0.0)):
@@ -190,7 +191,7 @@ def test_a_group_is_ablated_together_and_a_sum_of_prefixes_ends_there():
 
 
 def test_an_order_says_which_neurons_are_added_first():
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     neurons = neurons_at(model)
     order = -torch.arange(96.0).view(2, 48)
     added = ablate(model, neurons, texts(), each="cumulative", order=order, languages=["en"], **QUICK).rows
@@ -220,7 +221,7 @@ def test_a_neuron_that_a_language_hangs_on_stands_out_against_zero_and_among_its
 
 
 def test_an_interrupted_ablation_goes_on_from_what_was_kept(tmp_path, monkeypatch):
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     whole = ablate(model, neurons_at(model), NextWord(), "nll", **QUICK)
     measure, calls = NextWord.measure, []
 
@@ -241,14 +242,14 @@ def test_an_interrupted_ablation_goes_on_from_what_was_kept(tmp_path, monkeypatc
 
 
 def test_texts_are_kept_too(tmp_path, monkeypatch):
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     first = ablate(model, neurons_at(model), texts(), out=tmp_path, **QUICK)
     monkeypatch.setattr(Remembered, "remembering", lambda memory: pytest.fail("measured again"))
     assert ablate(model, neurons_at(model), texts(), out=tmp_path, **QUICK).rows.equals(first.rows)
 
 
 def test_a_result_is_printed_saved_and_loaded(tmp_path):
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     neurons = neurons_at(model, languages=("hi", "en"))
     found = ablate(model, neurons, texts(), controls=4, min_effect=1e-4, **QUICK)
     loaded = Ablation.load(found.save(tmp_path))
@@ -285,13 +286,13 @@ def test_a_result_is_printed_saved_and_loaded(tmp_path):
     ],
 )
 def test_bad_input_is_a_sentence(changes, error, message):
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     with pytest.raises(error, match=message):
         ablate(model, neurons_at(model), texts(), **changes, **QUICK)
 
 
 def test_sets_that_fit_no_model_or_are_empty_are_refused():
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     with pytest.raises(PatchError, match="layers"):
         ablate(model, ln.NeuronSet.of({"hi": [(0, 1)]}, (3, 48), "act"), texts(), **QUICK)
     with pytest.raises(NeuronSetError, match="nothing to ablate"):
@@ -302,19 +303,19 @@ def test_sets_that_fit_no_model_or_are_empty_are_refused():
 
 @pytest.mark.parametrize("each", ["neuron", "group"])
 def test_a_neuron_without_which_the_loss_is_not_finite_is_never_called_significant(each):
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     with pytest.raises(EffectError, match="no finite number"):
         ablate(model, neurons_at(model), texts(), value=1e38, each=each, **QUICK)
 
 
 def test_a_metric_that_is_not_finite_is_noticed_at_the_first_texts():
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     with pytest.raises(EffectError, match="The unpatched model gives"):
         ablate(model, neurons_at(model), texts(), lambda logits, *_: logits[:, 0, 0] * np.nan, **QUICK)
 
 
 def test_labels_may_be_called_like_columns():
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     names = ("hi", "hi 0", "unpatched", "item", "control 0 hi")
     found = ablate(model, neurons_at(model, languages=names), texts(), each="group", controls=2, **QUICK)
     by_label = {label: rows["effect"].tolist() for label, rows in found.rows.groupby("label")}
@@ -325,13 +326,13 @@ def test_labels_may_be_called_like_columns():
 
 def test_one_document_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setattr(Remembered, "remembering", lambda memory: pytest.fail("the model ran"))
-    model, alone = tiny(*PAIRS[0]), ln.load_corpus({"en": ["w5 w6 w7 w8"], "hi": ["w5 w6", "w7 w8"]})
+    model, alone = tiny("llama", "auto"), ln.load_corpus({"en": ["w5 w6 w7 w8"], "hi": ["w5 w6", "w7 w8"]})
     with pytest.raises(EffectError, match="'en' is one document"):
         ablate(model, neurons_at(model), alone, **QUICK)
 
 
 def test_a_functions_numbers_are_printed_in_their_own_unit():
-    model = tiny(*PAIRS[0])
+    model = tiny("llama", "auto")
     found = ablate(model, neurons_at(model), texts(), mean_logit, value=VALUE, **QUICK)
     assert "mean_logit in its own unit" in found.caption
     largest = found.rows["effect"].abs().max()
@@ -339,6 +340,6 @@ def test_a_functions_numbers_are_printed_in_their_own_unit():
 
 
 def test_latex_captions_compile_whatever_the_model_is_called():
-    found = ablate(tiny(*PAIRS[0]), neurons_at(tiny(*PAIRS[0])), texts(), **QUICK)
+    found = ablate(tiny("llama", "auto"), neurons_at(tiny("llama", "auto")), texts(), **QUICK)
     named = Ablation(found.rows, None, {**found.settings, "model": "my_model #1 & 50%"})
     assert r"my\_model \#1 \& 50\%" in named.latex(1)

@@ -9,7 +9,7 @@ from tests.analysis.ablation_models import QUICK, neurons_at, texts, tiny
 
 
 def made(**options):
-    model = tiny("llama", "hooked")
+    model = tiny("llama", "auto")
     return ablate(model, neurons_at(model, languages=("hi", "en")), texts(), **options, **QUICK)
 
 

@@ -70,9 +70,9 @@ def test_figures_agree_with_naive_loops():
 
 
 def naive(firing, neuron, rows):
-    n, f = {}, {}
+    n, f, seen = {}, {}, firing.tokens[["language", "token", "count"]].to_numpy()
     for row in np.flatnonzero(rows):
-        language, token, count = firing.tokens.loc[row, ["language", "token", "count"]]
+        language, token, count = seen[row]
         group = "own" if language == "en" else "other"
         n[group, token] = n.get((group, token), 0) + count
         f[group, token] = f.get((group, token), 0) + firing.fired[row, neuron]

@@ -30,7 +30,7 @@ def test_predictions_are_directional_derivatives(pair, site):
 
 
 def test_its_agreement_with_exact_ablation_is_measured_on_a_uniform_sample():
-    model = tiny("gpt2", "hooked")
+    model = tiny("gpt2", "auto")
     text = ln.HeldoutText.of(model, texts(), context_length=32)
     found = screen(model, text, top=7, sample=40, progress=False)
     assert found.predicted.shape == (2, 2, 128)
@@ -61,17 +61,17 @@ def test_a_neuron_that_a_language_hangs_on_is_named():
 @pytest.mark.parametrize("changes", [{"top": 0}, {"top": 97}, {"sample": 3}])
 def test_impossible_sizes_are_refused(changes):
     with pytest.raises(EffectError, match="checked"):
-        screen(tiny("llama", "hooked"), texts(), **{"top": 3, "sample": 20, **changes}, progress=False)
+        screen(tiny("llama", "auto"), texts(), **{"top": 3, "sample": 20, **changes}, progress=False)
 
 
 def test_an_unknown_language_is_refused():
     with pytest.raises(LanguageError, match="fr"):
-        screen(tiny("llama", "hooked"), texts(), top=3, sample=20, languages=["fr"], progress=False)
+        screen(tiny("llama", "auto"), texts(), top=3, sample=20, languages=["fr"], progress=False)
 
 
 def test_what_is_no_text_is_refused():
     with pytest.raises(TaskError, match="not on a str"):
-        screen(tiny("llama", "hooked"), "texts", top=3, sample=20, progress=False)
+        screen(tiny("llama", "auto"), "texts", top=3, sample=20, progress=False)
 
 
 def test_predictions_without_agreement_to_speak_of_are_missing_not_wrong():

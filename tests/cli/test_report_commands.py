@@ -28,7 +28,19 @@ def test_a_report_holds_what_the_folder_holds(capsys, monkeypatch, folder, tmp_p
         assert part in html
 
 
-def test_of_two_results_of_a_kind_the_upper_one_is_taken_and_the_other_named(capsys, monkeypatch, folder, tmp_path):
+def test_several_results_of_a_kind_are_told_apart_by_their_folders(capsys, monkeypatch, folder, tmp_path):
+    matrix = made_up.findings().matrix
+    for name in ("zero", "mean"):
+        matrix.save(tmp_path / name / "matrix")
+    status, said, _ = run(capsys, monkeypatch, "report", str(tmp_path))
+    html = (tmp_path / "report.html").read_text("utf-8")
+    assert status == 0
+    assert "left out" not in said
+    assert "zero/matrix" in html
+    assert "mean/matrix" in html
+
+
+def test_of_two_statistics_the_upper_ones_are_taken_and_the_others_named(capsys, monkeypatch, folder, tmp_path):
     made_up.statistics().save(tmp_path / "a")
     made_up.statistics().save(tmp_path / "a" / "b")
     status, said, _ = run(capsys, monkeypatch, "report", str(tmp_path))

@@ -247,7 +247,7 @@ def test_the_manifest_holds_no_path_and_no_time(tmp_path):
     texts = [(tmp_path / name / "manifest.json").read_text() for name in "ab"]
     assert texts[0] == texts[1]
     assert str(tmp_path) not in texts[0]
-    assert set(json.loads(texts[0])) == {"schema", "languages", "counted", "format", "made_from", "about"}
+    assert set(json.loads(texts[0])) == {"schema", "languages", "counted", "format", "made_from", "about", "seal"}
 
 
 def test_a_batch_of_blocks_is_cheap(tmp_path):

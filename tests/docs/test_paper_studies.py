@@ -1,56 +1,71 @@
-"""The configurations and published numbers that notebook 07 reads."""
+"""The papers' studies name only what exists, and their published numbers are whole."""
 
-import tomllib
 from pathlib import Path
 
 import pytest
 
 import langneurons as ln
+from langneurons.errors import StudyError
 from langneurons.evaluation.paper.neurons import INTERVENE_BY
-from langneurons.training.conditions import POSSIBLE
+from langneurons.study.config import read_config
+from langneurons.study.published import SHIPPED, listed, parse_published, read_published
 
-FOLDER = Path(__file__).parents[2] / "studies" / "paper"
-PUBLISHED = tomllib.loads((FOLDER / "published.toml").read_text("utf-8"))
-STUDIES = {
-    path.stem: tomllib.loads(path.read_text("utf-8")) for path in FOLDER.glob("*.toml") if path.stem != "published"
-}
-
-
-def settings(study: dict) -> set[tuple[str, str]]:
-    """Every key of every section, but those of which one suffices."""
-    alternatives = {"steps", "epochs", "split"}
-    sections = {name: part for name, part in study.items() if isinstance(part, dict)}
-    return {(name, key) for name, part in sections.items() for key in part if key not in alternatives}
+FOLDER = Path(__file__).parents[2] / "studies"
+STUDIES = {path.stem: read_config(path) for path in sorted(FOLDER.glob("*.toml"))}
+PAPER = ["paper-llama-3.1-8b", "paper-mistral-nemo"]
 
 
-def test_every_study_has_the_same_settings():
-    assert set(STUDIES) == {"babel", "llama-3.1-8b", "mistral-nemo"}
-    assert len({frozenset(settings(study)) for study in STUDIES.values()}) == 1
+def test_there_is_one_format_and_a_study_for_every_paper():
+    assert set(STUDIES) == {"demo", "factorial", "language-arithmetics", "paper-babel", *PAPER, "tang"}
+    assert not [path for path in FOLDER.iterdir() if path.is_dir()]
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_study_names_only_what_exists(name):
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_pools_change_with_the_evaluated_language(name):
     study = STUDIES[name]
-    assert study["published_as"] in {row["model"] for row in PUBLISHED["xnli"]["rows"]}
-    assert set(study["patches"]["published"]) <= set(INTERVENE_BY)
-    assert set(study["transfer"]["conditions"]) <= set(POSSIBLE)
-    assert set(study["neurons"]["pools"].values()) <= {"set1", "set6"}
-    patched = {*study["xnli"]["languages"], *study["xquad"]["languages"]} - {"en"}
-    assert patched <= set(study["neurons"]["pools"]) & set(study["corpus"]["languages"])
+    assert study.sets == {"set1": list(ln.SET1), "set6": list(ln.SET6)}
+    for task in (study.tasks["xnli"], study.tasks["xquad"]):
+        assert all(sum(code in of_set for of_set in study.sets.values()) == 1 for code in task.languages)
 
 
-def test_the_papers_studies_read_all_languages_of_both_pools():
-    for name in ("llama-3.1-8b", "mistral-nemo"):
-        assert set(STUDIES[name]["corpus"]["languages"]) == {*ln.SET1, *ln.SET6}
+def test_the_papers_studies_differ_in_the_model_and_its_batches_only():
+    llama, nemo = (STUDIES[name].model_dump(exclude={"name", "question", "models"}) for name in PAPER)
+    llama["finetuning"]["xquad"]["batch_size"] = 4
+    assert llama == nemo
 
 
-@pytest.mark.parametrize("task", ["xnli", "xquad"])
-def test_published_rows_are_complete_and_named_as_the_patches_are(task):
-    about = {"model", "method", "language", "unpatched", "items"}
-    for row in PUBLISHED[task]["rows"]:
-        patches = set(row) - about
-        assert patches
-        assert patches <= set(INTERVENE_BY)
-        numbers = [row["unpatched"], *(row[patch] for patch in patches)]
-        scores = [score for number in numbers for score in (number if isinstance(number, list) else [number])]
-        assert all(0 <= score <= 100 for score in scores)
+def test_the_study_in_small_asks_all_that_the_large_one_asks():
+    small, large = STUDIES["paper-babel"], STUDIES["paper-llama-3.1-8b"]
+    for part in ("sets", "methods", "patches", "finetuning", "tasks", "protocols", "transfer"):
+        assert list(getattr(small, part)) == list(getattr(large, part))
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
+def test_published_models_have_numbers(study):
+    if study.published is not None and (numbers := read_published(study.published)).models:
+        assert {part.published_as or name for name, part in study.models.items()} <= set(numbers.models)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_published_numbers_are_shares_and_named_as_patches_are(name):
+    numbers = read_published(name)
+    assert numbers.source
+    for row in numbers.scores:
+        assert row.patched
+        assert set(row.patched) <= set(INTERVENE_BY)
+        assert all(0 <= score <= 100 for scores in (row.unpatched, *row.patched.values()) for score in listed(scores))
+
+
+def test_what_is_wrong_with_published_numbers_is_said(tmp_path):
+    with pytest.raises(StudyError, match="did you mean 'mondal-2025'"):
+        read_published("mondal-2024")
+    (tmp_path / "own.toml").write_text("paper = 3", "utf-8")
+    with pytest.raises(StudyError, match="holds no published numbers: paper"):
+        read_published(str(tmp_path / "own.toml"))
+    (tmp_path / "own.toml").write_text("paper = ", "utf-8")
+    with pytest.raises(StudyError, match="is no TOML file"):
+        read_published(str(tmp_path / "own.toml"))
+    row = {"model": "m", "task": "xnli", "metrics": ["accuracy"], "neurons": "lape", "language": "hi", "items": 3}
+    row |= {"unpatched": [1.0, 2.0], "patched": {}}
+    with pytest.raises(StudyError, match="m, hi, unpatched: one number for each metric"):
+        parse_published({"paper": "p", "source": "s", "scores": [row]}, "own")

@@ -34,8 +34,8 @@ def model(request):
 
 @pytest.fixture
 def llama():
-    yield loaded("llama", "hooked")
-    clear(loaded("llama", "hooked"))
+    yield loaded("llama", "auto")
+    clear(loaded("llama", "auto"))
 
 
 def loaded(architecture, backend):
@@ -104,6 +104,7 @@ def test_features_written_add_what_they_stand_for(model, at, reads):
     torch.testing.assert_close(changed, added, rtol=0, atol=2e-5)
 
 
+@pytest.mark.hooked
 def test_both_backends_agree_on_features_and_on_what_writing_them_does():
     found = {}
     for backend in ("hooked", "bridge"):

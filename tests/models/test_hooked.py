@@ -8,11 +8,13 @@ import weakref
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer
 
 from langneurons.models import load_model, loading, view
 from langneurons.models.hooked import hooked_config
+from tests.backends import HookedTransformer
 from tests.tiny_models import HOOKED, tiny_model
+
+pytestmark = pytest.mark.hooked
 
 
 def as_transformer_lens_loads(hf_model, state):

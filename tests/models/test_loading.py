@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformer_lens import HookedTransformer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import langneurons.babel
 import langneurons.models.hooked as hooked_module
 from langneurons.errors import HookSiteError, ModelError
 from langneurons.models import load_model, view
+from tests.backends import BACKENDS, HookedTransformer
 from tests.tiny_models import ARCHITECTURES, HOOKED, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -27,6 +27,7 @@ def edit_config(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.mark.hooked
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_auto_takes_hooked_transformer_where_transformer_lens_has_it(folders, architecture):
     model = load_model(folders[architecture])
@@ -36,6 +37,11 @@ def test_auto_takes_hooked_transformer_where_transformer_lens_has_it(folders, ar
 def test_weights_that_the_converters_would_drop_go_to_the_bridge(tmp_path):
     folder = save_tiny(tmp_path / "biased", "llama", attention_bias=True, mlp_bias=True)
     assert view(load_model(folder)).backend == "bridge"
+
+
+@pytest.mark.hooked
+def test_hooked_is_refused_with_what_the_converters_would_drop(tmp_path):
+    folder = save_tiny(tmp_path / "biased", "llama", attention_bias=True, mlp_bias=True)
     with pytest.raises(ModelError, match="its attention has biases"):
         load_model(folder, backend="hooked")
 
@@ -44,13 +50,14 @@ def test_weights_that_the_converters_would_drop_go_to_the_bridge(tmp_path):
 def test_a_folders_name_says_nothing(folders, tmp_path, tokens, name):
     folder = shutil.copytree(folders["qwen2"], tmp_path / name)
     expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
-    for backend in ("hooked", "bridge"):
+    for backend in BACKENDS:
         model = load_model(str(folder), backend=backend)
         assert view(model).name == model.cfg.model_name == name
         with torch.no_grad():
             torch.testing.assert_close(view(model).forward(tokens), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.hooked
 def test_a_model_in_memory_is_copied_by_hooked_and_wrapped_by_bridge(tokens):
     hf_model = tiny_model("llama")
     hooked = load_model("mine", hf_model=hf_model)
@@ -69,7 +76,7 @@ def test_a_model_in_memory_is_copied_by_hooked_and_wrapped_by_bridge(tokens):
 
 
 def test_the_checkpoints_tokenizer_is_kept_as_it_is(folders):
-    for backend in ("hooked", "bridge"):
+    for backend in BACKENDS:
         model = load_model(folders["llama"], backend=backend)
         kept = view(model).tokenizer
         assert (kept.pad_token, kept.bos_token, kept.eos_token) == ("<pad>", "<s>", "</s>")
@@ -107,6 +114,7 @@ def test_positions_up_to_the_configurations_context_length_work(folders):
         torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.hooked
 def test_a_wrapping_that_computes_something_else_is_refused(folders, monkeypatch):
     written = hooked_module.hooked_config
     monkeypatch.setattr(hooked_module, "hooked_config", lambda *given: change(written(*given)))
@@ -139,12 +147,16 @@ def test_unknown_backend_dtype_and_device_are_named(folders):
         load_model(folders["llama"], device="gpu")
     with pytest.raises(ModelError, match="Unknown device 'cuda:99'"):
         load_model(folders["llama"], device="cuda:99")
-    with pytest.raises(ModelError, match="device_map"):
-        load_model(folders["llama"], device_map="cpu", backend="hooked")
 
 
 def test_device_map_takes_the_bridge(folders):
     assert view(load_model(folders["llama"], device_map="cpu")).backend == "bridge"
+
+
+@pytest.mark.hooked
+def test_device_map_and_hooked_cannot_go_together(folders):
+    with pytest.raises(ModelError, match="device_map"):
+        load_model(folders["llama"], device_map="cpu", backend="hooked")
 
 
 def test_folders_that_are_no_model_are_named(tmp_path):

@@ -159,7 +159,7 @@ def test_generation_fills_the_context_to_its_last_position(load, pair):
 
 
 def test_generation_keeps_no_gradients_and_leaves_the_model_able_to_train(load):
-    one = load("llama", "hooked")
+    one = load("llama", "auto")
     one.view.generate(*padded(prompts()), 2)
     loss = one.view.forward(prompts()[2][None]).sum()
     loss.backward()

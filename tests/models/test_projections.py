@@ -118,11 +118,12 @@ def test_changes_act_in_the_order_entered_and_leave_nothing_behind(some: Loaded,
 
 def test_up_is_refused_where_there_is_no_gate_and_unknown_names_are(load):
     with pytest.raises(TrainingError, match="no 'up'"):
-        load("gpt2", "hooked").view.projection(0, "up")
+        load("gpt2", "bridge").view.projection(0, "up")
     with pytest.raises(TrainingError, match="did you mean 'gate'"):
         load("llama", "bridge").view.projection(0, "gaet")
 
 
+@pytest.mark.hooked
 def test_split_attention_inputs_are_refused_by_name(load):
     model = copy.deepcopy(load("llama", "hooked").view.model)
     model.set_use_split_qkv_input(True)

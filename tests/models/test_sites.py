@@ -5,6 +5,7 @@ import torch
 
 from langneurons.errors import HookSiteError
 from langneurons.models import SITES
+from tests.backends import BACKENDS
 from tests.models.hugging_face import hf_act_set
 
 
@@ -117,7 +118,7 @@ def test_nested_writings_start_from_what_the_one_before_wrote(some, tokens, site
 
 
 def test_writing_pre_inside_writing_act_reaches_the_neurons_act_leaves_alone(load, tokens):
-    for backend in ("hooked", "bridge"):
+    for backend in BACKENDS:
         view = load("llama", backend).view
         act = view.writing("act", {0: torch.tensor([1, 2])}, lambda layer, now: now + 1)
         pre = view.writing("pre", {0: torch.tensor([2, 3])}, lambda layer, now: torch.full_like(now, 0.5))
@@ -168,7 +169,7 @@ def test_the_users_own_hooks_and_run_with_cache_are_left_alone(some, tokens):
 
 
 def test_readers_are_called_in_generation_and_in_the_models_own_forward(load):
-    for backend in ("hooked", "bridge"):
+    for backend in BACKENDS:
         view, lengths = load("llama", backend).view, []
         runs = [lambda view=view: view.model.generate("w5 w6 w7", max_new_tokens=3, do_sample=False, verbose=False)]
         if backend == "bridge":

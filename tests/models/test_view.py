@@ -7,15 +7,17 @@ import weakref
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 
 from langneurons.errors import HookSiteError, ModelError
 from langneurons.models import load_model, view
+from tests.backends import HookedTransformer, loadable
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 def foreign_hooked(**changes):
+    from transformer_lens import HookedTransformerConfig  # absent from TransformerLens 4
+
     settings = {"d_model": 16, "d_head": 8, "n_heads": 2, "n_layers": 2, "d_mlp": 24, "d_vocab": 50, "n_ctx": 40}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -65,7 +67,9 @@ def test_up_can_be_read_where_there_is_a_gate_only(load):
 
 def test_output_weights_are_what_a_change_of_a_unit_adds_to_the_residual_stream(load, tokens):
     # Attention and MLP of these write to the residual stream directly; gemma norms in between.
-    for pair in [("llama", "hooked"), ("llama", "bridge"), ("gpt2", "hooked"), ("opt", "bridge"), ("bloom", "bridge")]:
+    for pair in loadable(
+        [("llama", "hooked"), ("llama", "bridge"), ("gpt2", "hooked"), ("opt", "bridge"), ("bloom", "bridge")]
+    ):
         seen = load(*pair).view
         for site, rows in (("post", slice(3, 4)), ("head", slice(8, 16))):
             unit, weights = torch.tensor([3 if site == "post" else 1]), seen.output_weights(1, site)
@@ -94,7 +98,9 @@ def test_forward_without_logits_runs_the_layers_and_not_the_unembedding(some, to
 
 
 def test_padding_on_either_side_changes_no_real_token(load, tokens):
-    for pair in [("llama", "hooked"), ("llama", "bridge"), ("gpt2", "hooked"), ("bloom", "hooked"), ("opt", "bridge")]:
+    for pair in loadable(
+        [("llama", "hooked"), ("llama", "bridge"), ("gpt2", "hooked"), ("bloom", "hooked"), ("opt", "bridge")]
+    ):
         seen = load(*pair).view
         pad, ones = torch.zeros(2, 8, dtype=torch.int64), torch.ones(2, 32, dtype=torch.int64)
         with torch.no_grad():
@@ -137,6 +143,7 @@ def test_a_deep_copy_is_hooked_in_the_copy(folders, tokens, backend):
     assert calls == [0, 1]
 
 
+@pytest.mark.hooked
 @pytest.mark.parametrize("gated", [True, False])
 def test_a_hooked_transformer_of_the_user_works(gated):
     model = foreign_hooked(gated_mlp=gated, act_fn="silu" if gated else "gelu")
@@ -165,15 +172,20 @@ def test_a_bridge_of_the_user_works_also_in_compatibility_mode(tokens):
             assert torch.equal(seen.forward(tokens), expected)
 
 
-def test_models_without_these_sites_are_refused():
+@pytest.mark.hooked
+def test_a_model_without_mlps_is_refused():
     with pytest.raises(HookSiteError, match="lacks an MLP"):
         view(foreign_hooked(attn_only=True))
+
+
+def test_what_is_no_model_of_transformer_lens_is_refused():
     with pytest.raises(ModelError, match="Not a HookedTransformer"):
         view(torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match="Not a HookedTransformer or TransformerBridge: dict"):
         view({})
 
 
+@pytest.mark.hooked
 def test_a_site_that_fires_twice_a_layer_is_refused():
     model = foreign_hooked()
     block = model.blocks[0]
@@ -182,6 +194,7 @@ def test_a_site_that_fires_twice_a_layer_is_refused():
         view(model)
 
 
+@pytest.mark.hooked
 def test_the_fingerprint_is_the_same_for_both_backends_and_follows_the_weights(folders):
     hooked, bridge = (load_model(folders["gpt2"], backend=backend) for backend in ("hooked", "bridge"))
     before = view(hooked).fingerprint

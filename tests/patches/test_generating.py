@@ -187,7 +187,7 @@ def test_generate_is_the_classes_own_again_and_no_hook_remains_when_it_fails(few
 
 
 def test_a_generate_that_the_user_put_on_the_model_is_followed_and_kept(load):
-    model = load("llama", "hooked").view.model
+    model = load("llama", "auto").view.model
     patches, changes = strong(model, "act", ("generated",))
     own = partial(type(model).generate, model)
     model.generate = own
@@ -197,5 +197,5 @@ def test_a_generate_that_the_user_put_on_the_model_is_followed_and_kept(load):
         assert vars(model)["generate"] is own
     finally:
         del model.generate
-    expected, _ = naive_greedy(load("llama", "hooked").hf_model, PROMPT, STEPS, "act", changes)
+    expected, _ = naive_greedy(load("llama", "auto").hf_model, PROMPT, STEPS, "act", changes)
     assert torch.equal(found, expected)

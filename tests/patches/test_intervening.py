@@ -11,6 +11,7 @@ import langneurons as ln
 from langneurons.errors import HookSiteError, LangNeuronsWarning, PatchError, SiteMismatchError
 from langneurons.models import SITES, load_model, view
 from langneurons.recording.site_values import SiteValues
+from tests.backends import loadable
 from tests.models.hugging_face import hf_act_set
 from tests.patches.conftest import everything_at, logits_of, set_at
 from tests.patches.naive import naively
@@ -92,7 +93,7 @@ def test_writing_cached_values_of_every_neuron_leaves_logits_bit_equal(each, tok
 
 
 def test_set_at_act_of_a_gated_mlp_equals_patching_act_fn_inside_the_hugging_face_model(load, tokens):
-    for pair in (("llama", "hooked"), ("llama", "bridge"), ("phi3", "hooked"), ("gemma2", "bridge")):
+    for pair in loadable([("llama", "hooked"), ("llama", "bridge"), ("phi3", "hooked"), ("gemma2", "bridge")]):
         one = load(*pair)
         with torch.no_grad(), hf_act_set(one.hf_model, 1, torch.tensor([2, 9, 31]), 0.7):
             expected = one.hf_model(tokens, use_cache=False).logits

@@ -76,6 +76,6 @@ def test_the_warning_names_the_line_of_the_user(load, tmp_path):
         "with ln.intervene(model, ln.Set(neurons, -1.0)):\n"
         "    pass\n"
     )
-    command = [sys.executable, str(script), str(load("llama", "hooked").folder)]
+    command = [sys.executable, str(script), str(load("llama", "auto").folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"{script}:5: LangNeuronsWarning: 100% of the values" in done.stderr

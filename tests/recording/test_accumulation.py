@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -108,3 +111,18 @@ def test_the_grid_covers_its_range_with_zero_on_an_edge(low, span):
     assert (first + BINS) * width >= float(high) - 1e-6 * abs(float(high))
     farthest = max(abs(first), abs(first + BINS))
     assert float(grid.units) <= width * max(1, farthest / FAR) < 2 * float(grid.units)
+
+
+ALONE = """
+import torch
+from langneurons.recording.accumulation import Accumulators, Grid
+z = torch.randn(50, 3)
+Accumulators.zeros(1, 3, 50, z.device).add(0, z, z, torch.zeros(50, dtype=torch.long), Grid.covering(z[:1], z[1:2]))
+print(torch.get_num_threads())
+"""
+
+
+def test_recording_leaves_torch_as_many_threads_as_it_had():
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]

@@ -55,3 +55,53 @@ def test_changed_content_of_a_source_changes_what_reads_it():
 def test_a_method_that_needs_more_than_counts_is_recorded_for():
     found = steps_of(small(methods={"ap": {"method": "sentence-ap"}}), source)
     assert found["record/babel"].settings["also"] == ["sentence"]
+
+
+XNLI = {"kind": "xnli", "source": "babel"}
+PAPER = {
+    "sets": {"west": ["en", "vi"], "south": ["en", "hi"]},
+    "methods": {"lape": {"method": "lape"}, "theirs": {"method": "published-lape"}},
+    "patches": {"zero": {"write": 0}, "mean": {"write": "published:mean_mu_act"}},
+    "finetuning": {"english": {"source": "babel", "split": "train[:25%]"}},
+    "tasks": {
+        "xnli": {"kind": "xnli", "source": "babel", "languages": ["hi"], "tuned": "english", "methods": ["lape"]}
+    },
+    "protocols": {"xnli": {"task": "xnli", "methods": ["theirs"]}},
+    "validity": {"methods": ["lape"]},
+    "matrix": {"patches": ["zero"]},
+    "report": {},
+}
+
+
+def test_a_language_is_asked_in_the_sets_that_have_it():
+    assert [name for name in keys(**PAPER) if name.startswith(("evaluate", "protocols"))] == [
+        "evaluate/babel/south/lape/xnli",
+        "protocols/babel/south/theirs/xnli",
+    ]
+
+
+def test_a_step_reads_published_statistics_and_a_tuned_model_only_where_it_needs_them():
+    steps = steps_of(small(**PAPER), source)
+    inputs = {name: {one.kind for one in step.inputs} for name, step in steps.items()}
+    assert inputs["identify/babel/south/theirs"] == {"published"}
+    assert inputs["matrix/babel/south/theirs/zero"] == {"identify", "record"}
+    assert inputs["evaluate/babel/south/lape/xnli"] == {"identify", "record", "published", "finetune"}
+    assert inputs["validity/babel/west/lape"] == {"record", "nulls"}
+    assert not any(name.startswith(("published", "finetune", "nulls")) for name in keys())
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "kinds"),
+    [
+        ("finetuning", {"english": {"source": "babel", "rank": 4}}, {"finetune", "evaluate", "protocols"}),
+        ("published_statistics", {"batch_size": 2}, {"published", "identify", "evaluate", "protocols", "matrix"}),
+        ("validity", {"methods": ["lape"], "tokens": 50}, {"nulls", "validity"}),
+        ("validity", {"methods": ["lape"], "splits": 5}, {"validity"}),
+        ("protocols", {"xnli": {"task": "xnli", "methods": ["theirs"], "positions": 32}}, {"protocols"}),
+        ("effects", {"resamples": 100}, {"matrix", "evaluate", "protocols"}),
+        ("published", "mondal-2025", set()),
+    ],
+)
+def test_only_what_depends_on_a_change_runs_again(part, changes, kinds):
+    before, after = keys(**PAPER), keys(**(PAPER | {part: changes}))
+    assert {name.split("/")[0] for name in before if before[name] != after[name]} == {*kinds, "report"}

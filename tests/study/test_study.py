@@ -8,6 +8,7 @@ import pytest
 import langneurons as ln
 from langneurons.errors import CorruptArtefactError, StudyError
 from langneurons.study.computing import Computing
+from langneurons.study.forecasting import as_text
 from langneurons.study.study import Study
 from tests.study.small import SMALL, small
 
@@ -200,4 +201,29 @@ def test_what_is_left_is_forecast_without_running_anything(tmp_path):
     found = study.forecast().set_index("step")
     assert found.loc["record/babel", "million tokens"] == pytest.approx(600e-6)
     assert found.loc["matrix/babel/two/lape/zero", "million tokens"] == pytest.approx(200 * 5e-6)
+    assert not (tmp_path / "run" / "steps").exists()
+
+
+def test_a_given_speed_tells_the_time_and_nothing_that_ran_here(done, tmp_path):
+    study = Study(small(), tmp_path / "run")
+    slow, fast = (study.forecast(speed).set_index("step")["minutes"] for speed in (1e9, 1e12))
+    record = 2 * ln.describe("babel").parameters * 600 / 1e9 / 60
+    assert slow["record/babel"] == pytest.approx(record)
+    assert fast["matrix/babel/two/lape/zero"] == pytest.approx(slow["matrix/babel/two/lape/zero"] / 1000)
+    assert "at 1e+09 operations a second" in as_text(study.forecast(1e9), tmp_path, 1e9)
+    with pytest.raises(StudyError, match="above 0"):
+        study.forecast(0.0)
+
+
+def test_a_model_that_is_not_here_is_listed_without_time(tmp_path):
+    study = Study(small(models={"far": {"name": str(tmp_path / "nowhere")}}), tmp_path / "run")
+    found = study.forecast(1e12)
+    assert found.set_index("step")["minutes"].hasnans
+    assert "is in no sum" in as_text(found, tmp_path, 1e12)
+
+
+def test_published_numbers_that_are_not_there_stop_a_study_before_it_computes(tmp_path):
+    study = Study(small(published="mondal-2052"), tmp_path / "run")
+    with pytest.raises(StudyError, match="did you mean 'mondal-2025'"):
+        study.run(progress=False)
     assert not (tmp_path / "run" / "steps").exists()

@@ -72,7 +72,5 @@ def simulated(
 
 def _rows(about: tuple, item: np.ndarray, value: np.ndarray) -> pd.DataFrame:
     names = ["condition", "target", "seed", "draw", "patch", "language"]
-    same = dict(zip(names, about, strict=True))
-    return pd.DataFrame({"item": item, "cluster": item // 3, "value": value}).assign(
-        **same, metric="accuracy", prediction="", gold=""
-    )
+    same = dict(zip(names, about, strict=True)) | {"metric": "accuracy", "prediction": "", "gold": ""}
+    return pd.DataFrame({"item": item, "cluster": item // 3, "value": value, **same})

@@ -20,7 +20,7 @@ from langneurons.models import load_model, view
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
-def tiny(tmp_path_factory, architecture="llama", backend="hooked", **overrides):
+def tiny(tmp_path_factory, architecture="llama", backend="auto", **overrides):
     """A tiny random model of any architecture, loaded as either class."""
     folder = tmp_path_factory.mktemp("tokenizer")
     tiny_tokenizer().save_pretrained(folder)

@@ -31,7 +31,7 @@ def assert_close_to(logits, expected):
 
 @pytest.mark.parametrize("kind", range(3))
 def test_a_saved_update_comes_back_exactly_without_the_model(kind, tmp_path):
-    model = fresh("llama", "hooked")
+    model = fresh("llama", "auto")
     update = trained(every_kind(model)[kind], model)
     loaded = KINDS[kind].load(update.save(tmp_path / "update"))
     assert loaded.neurons == update.neurons
@@ -127,7 +127,7 @@ def _wider(architecture):
 
 
 def test_changed_files_and_other_classes_are_refused(tmp_path):
-    model = fresh("llama", "hooked")
+    model = fresh("llama", "auto")
     with pytest.raises(TrainingError, match="no parameters yet"):
         every_kind(model)[0].save(tmp_path)
     with pytest.raises(StorageError, match="holds no update"):

@@ -124,6 +124,7 @@ def test_a_model_learns_to_answer_and_to_end(any_model):
     assert answered["stopped"].mean() > 0.5
 
 
+@pytest.mark.hooked
 def test_attention_is_trained_alike_on_both_backends(tmp_path_factory):
     histories = []
     for backend in ("hooked", "bridge"):

@@ -97,8 +97,8 @@ def test_only_the_updates_own_parameters_get_gradients_and_the_models_flags_come
 
 
 def test_nothing_stays_attached_after_an_exception():
-    model = fresh("llama", "hooked")
-    plain, update = logits_of(model), trained(every_kind(fresh("llama", "hooked"))[0], model)
+    model = fresh("llama", "auto")
+    plain, update = logits_of(model), trained(every_kind(fresh("llama", "auto"))[0], model)
 
     def interrupted():
         with update.attach(model):
@@ -215,7 +215,7 @@ def test_attention_alone_can_be_trained_also_with_native_attention(pair):
 
 
 def test_attention_starts_equal_whichever_neurons_are_trained():
-    model = fresh("llama", "hooked")
+    model = fresh("llama", "auto")
     updates = [MaskedLoRA(neurons, rank=2, attention=("q",)) for neurons in (None, some_neurons(model))]
     for update in updates:
         update.prepare(model)
@@ -228,7 +228,7 @@ def test_attention_starts_equal_whichever_neurons_are_trained():
 
 
 def test_counts_are_those_of_the_compact_matrices():
-    model = fresh("llama", "hooked")
+    model = fresh("llama", "auto")
     neurons, n = some_neurons(model), 6
     lora, rows, factors = every_kind(model, attention=())
     for update in (lora, rows, factors):
@@ -268,8 +268,8 @@ def test_with_every_neuron_it_follows_peft_in_float64(architecture, backend):
         with update.attach(model):
             loss_of(model).backward()
         optimizers[1].step()
-    # Llama's norms compute in float32 whatever the dtype.
-    tolerance = {"rtol": 1e-7, "atol": 1e-9} if architecture == "gpt2" else {"rtol": 1e-3, "atol": 5e-6}
+    # Llama's norms compute in float32 whatever the dtype; parameters move by about 0.2 in twenty steps of Adam.
+    tolerance = {"rtol": 1e-7, "atol": 1e-9} if architecture == "gpt2" else {"rtol": 1e-3, "atol": 2e-5}
     for name, parameter in update.named_parameters().items():
         torch.testing.assert_close(parameter, own[name], **tolerance)
 
@@ -283,7 +283,7 @@ def test_a_copy_is_independent():
 
 
 def test_state_goes_out_and_in_and_other_keys_or_shapes_are_refused():
-    model = fresh("llama", "hooked")
+    model = fresh("llama", "auto")
     update = trained(every_kind(model)[0], model)
     state = update.state_dict()
     other = every_kind(model)[0]
@@ -298,7 +298,7 @@ def test_state_goes_out_and_in_and_other_keys_or_shapes_are_refused():
 
 
 def test_merging_and_attaching_exclude_each_other():
-    model = fresh("llama", "hooked")
+    model = fresh("llama", "auto")
     update = trained(every_kind(model)[0], model)
     with pytest.raises(TrainingError, match="not merged into this model"):
         update.unmerge(model)
@@ -319,8 +319,8 @@ def test_merging_and_attaching_exclude_each_other():
 
 
 def test_another_model_is_refused():
-    update = trained(every_kind(fresh("llama", "hooked"))[0], fresh("llama", "hooked"))
-    changed = fresh("llama", "hooked")
+    update = trained(every_kind(fresh("llama", "auto"))[0], fresh("llama", "auto"))
+    changed = fresh("llama", "auto")
     with torch.no_grad():
         next(iter(changed.parameters())).mul_(2)
     with pytest.raises(TrainingError, match="made for the weights"), update.attach(changed):
@@ -332,7 +332,7 @@ def test_another_model_is_refused():
     with pytest.raises(TrainingError, match="2 layers x 49"):
         MaskedRows(ln.NeuronSet.of({"hi": [(0, 1)]}, (2, 49), "act")).prepare(changed)
     with pytest.raises(TrainingError, match="no 'up'"):
-        MaskedIA3(some_neurons(fresh("gpt2", "hooked")), targets=("up",)).prepare(fresh("gpt2", "hooked"))
+        MaskedIA3(some_neurons(fresh("gpt2", "auto")), targets=("up",)).prepare(fresh("gpt2", "auto"))
 
 
 def test_bad_selections_are_refused():

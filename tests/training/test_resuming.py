@@ -54,11 +54,16 @@ def interrupted_at(monkeypatch, call, name):
     monkeypatch.setattr(loop_module.Loop, name, interrupt)
 
 
-@pytest.mark.parametrize("task", [pairs(18), questions(18)], ids=["pairs", "questions"])
+@pytest.fixture(scope="module", params=[pairs(18), questions(18)], ids=["pairs", "questions"])
+def uninterrupted(request, model):
+    """A task, how it is trained, and the result of ten steps that nothing interrupted."""
+    given = {"dev": request.param, "evaluate_every": 3, **OPTIONS, "epochs": 2}
+    return request.param, given, finetune(model, request.param, shift(model), **given)
+
+
 @pytest.mark.parametrize(("method", "call"), [("_take", 1), ("_take", 8), ("_end_stretch", 2), ("_saved_result", 1)])
-def test_an_interrupted_run_ends_with_the_same_bits(model, tmp_path, monkeypatch, task, method, call):
-    given = {"dev": task, "evaluate_every": 3, **OPTIONS}
-    whole = finetune(model, task, shift(model), **given)
+def test_an_interrupted_run_ends_with_the_same_bits(model, tmp_path, monkeypatch, uninterrupted, method, call):
+    task, given, whole = uninterrupted
     with monkeypatch.context() as patched:
         interrupted_at(patched, call, method)
         with pytest.raises(KeyboardInterrupt):

@@ -20,6 +20,7 @@ from langneurons.errors import EffectError
 from langneurons.evaluation import effects
 from langneurons.evaluation.many_effects import many_effects
 from langneurons.evaluation.pairing import BASELINE
+from langneurons.executors import Executor
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.patch import Value
@@ -46,6 +47,7 @@ def ablate(
     resamples: int = 5000,
     out: str | Path | None = None,
     progress: bool = True,
+    executor: str | Executor | None = None,
 ) -> Ablation:
     """Measure what the model loses without each neuron, exactly.
 
@@ -80,6 +82,7 @@ def ablate(
         resamples: Bootstrap and sign-flip samples.
         out: Folder that keeps what was measured; the same call goes on there.
         progress: Show progress bars on standard error.
+        executor: Where to run, as for ``ln.record``.
 
     Returns:
         Effects by label, neuron and measured language, as one family (Benjamini-Hochberg).
@@ -105,7 +108,7 @@ def ablate(
     source = measured(model, data, metric)
     chosen = check_languages(source, languages)
     check_clusters(source, view(model), chosen)
-    runner = Runner(model, source, written, chosen, rows, out, progress)
+    runner = Runner(model, source, written, chosen, rows, out, progress, executor)
     conditions, drawn = _measured(runner, neurons, each, Controls(controls, stats, seed), order)
     options = {"per": source.per, "delta": delta, "resamples": resamples, "seed": seed}
     found = {

@@ -18,6 +18,7 @@ from langneurons.analysis.ablation.remembering import Remembered
 from langneurons.errors import EffectError
 from langneurons.evaluation.measuring import Job, measure_jobs
 from langneurons.evaluation.scoring import scoring
+from langneurons.executors import Executor
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits
@@ -40,6 +41,7 @@ class Runner:
         rows: Rows of a forward, at most: neurons x texts.
         out: Folder that keeps what was measured.
         progress: Show progress bars on standard error.
+        executor: Where to run.
     """
 
     model: torch.nn.Module
@@ -49,6 +51,7 @@ class Runner:
     rows: int
     out: str | Path | None
     progress: bool
+    executor: str | Executor | None = None
 
     def __post_init__(self) -> None:
         if self.out is not None and self.source.fingerprint is None:
@@ -81,7 +84,8 @@ class Runner:
 
     def _measured(self, jobs: Mapping[tuple, Job]) -> dict[str, pd.DataFrame]:
         parts: dict[str, list[pd.DataFrame]] = {}
-        for (language, *_), rows in measure_jobs(self.model, jobs, self.out, self.progress).items():
+        found = measure_jobs(self.model, jobs, self.out, self.progress, executor=self.executor)
+        for (language, *_), rows in found.items():
             parts.setdefault(language, []).append(rows.set_index(["item", "cluster"]))
         tables = {language: pd.concat(shards, axis=1) for language, shards in parts.items()}
         return {language: table.loc[:, ~table.columns.duplicated()].reset_index() for language, table in tables.items()}

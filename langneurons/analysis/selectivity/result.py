@@ -12,7 +12,7 @@ import torch
 from langneurons import storage
 from langneurons.analysis.selectivity.decomposition import Decomposition
 from langneurons.analysis.selectivity.verdicts import TESTS_A_TASK
-from langneurons.errors import CorruptArtefactError, LanguageError, unknown
+from langneurons.errors import LanguageError, unknown
 from langneurons.evaluation.resampling import SIGNIFICANCE
 
 SCHEMA = "langneurons/polysemanticity/1"
@@ -130,12 +130,10 @@ class Polysemanticity:
         """
         folder = Path(folder)
         settings, tables = storage.read_result(folder / "polysemanticity.json", SCHEMA, TABLES)
-        try:
+        with storage.understood(folder / "polysemanticity.json"):
             about = settings.pop("decomposition")
             tensors = storage.read_tensors(folder / "decomposition.safetensors", about["checksum"])
             squares = {name: tensor.numpy() for name, tensor in tensors.items()}
             levels = tuple(about["languages"]), tuple(about["labels"])
             whole = Decomposition(*levels, np.array(about["counts"], np.int64), settings["site"], squares)
-        except KeyError as error:
-            raise CorruptArtefactError(f"{folder} lacks {error}: save the result again.") from error
-        return cls(decomposition=whole, settings=settings, **{name: tables[name] for name in TABLES})
+            return cls(decomposition=whole, settings=settings, **{name: tables[name] for name in TABLES})

@@ -1,6 +1,6 @@
 """Texts with labels, the same items in every language: what activations are compared over."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -209,6 +209,9 @@ def _check_table(language: str, table: pd.DataFrame) -> None:
     for column in ("item", "cluster", "label"):
         if missing := int(table[column].isna().to_numpy().sum()):
             raise TaskError(f"{missing} of the {len(table)} texts of {language!r} have no {column}.")
+    for column in ("item", "label", "cluster"):
+        if odd := [one for one in table[column] if not isinstance(one, Hashable)]:
+            raise TaskError(f"In {language!r} the column {column!r} holds {odd[0]!r:.60}, which is no name or number.")
     for item in table["item"][table["item"].duplicated()]:
         raise TaskError(f"The item {item!r} stands twice among the texts of {language!r}; items must be distinct.")
     for item, text in zip(table["item"], table["text"], strict=True):

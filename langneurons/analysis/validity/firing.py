@@ -1,6 +1,5 @@
 """How often chosen neurons fire on each token of each language: a second pass over the text, for these neurons only."""
 
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from langneurons import storage
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
 from langneurons.errors import NeuronSetError, StatisticsError
 from langneurons.identification.neurons import NeuronSet
@@ -93,7 +93,7 @@ def firing_by_token(
     _check_site(seen, neurons)
     pieces, fired = [], []
     with (
-        tempfile.TemporaryDirectory(prefix="langneurons-") as folder,
+        storage.temporary_folder() as folder,
         seen.native_attention(),
         _firing(seen, neurons) as fires,
     ):

@@ -3,13 +3,13 @@
 Halves are recorded with the same histogram edges, so that one pass over the text serves both the whole and its split.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from langneurons import storage
 from langneurons.analysis.validity.false_discoveries import LIMIT, REAL, Nulls, nulls_of
 from langneurons.analysis.validity.regrouping import pseudo_languages, shuffled_languages
 from langneurons.analysis.validity.selections import Halves
@@ -225,6 +225,6 @@ def _largest(corpus: Corpus) -> str:
 
 def _tokens(model: torch.nn.Module, corpus: Corpus, context_length: int) -> int:
     """Counted tokens that the smallest label has."""
-    with tempfile.TemporaryDirectory(prefix="langneurons-") as folder:
+    with storage.temporary_folder() as folder:
         packed = pack(corpus, view(model).tokenizer, context_length, folder)
         return min(packed.tokens.values())

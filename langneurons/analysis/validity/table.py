@@ -141,8 +141,9 @@ class ValidityTable:
         """
         folder = Path(folder)
         storage.write_text(folder / "validity.md", self.to_markdown())
-        storage.write_table(folder / "validity.parquet", self.rows)
-        storage.write_json(folder / "validity.json", SCHEMA, {"checks": [asdict(check) for check in self.checks]})
+        checksum = storage.write_table(folder / "validity.parquet", self.rows)
+        content = {"checks": [asdict(check) for check in self.checks], "checksum": checksum}
+        storage.write_json(folder / "validity.json", SCHEMA, content)
         return folder
 
     @classmethod
@@ -152,9 +153,11 @@ class ValidityTable:
         Raises:
             StorageError: If there is none.
         """
-        content = storage.read_json(Path(folder) / "validity.json", SCHEMA)
-        rows = storage.read_table(Path(folder) / "validity.parquet")
-        return cls(rows, tuple(Check(**check) for check in content["checks"]))
+        path = Path(folder) / "validity.json"
+        content = storage.read_json(path, SCHEMA)
+        rows = storage.read_table(path.with_suffix(".parquet"), content.get("checksum"))
+        with storage.understood(path):
+            return cls(rows, tuple(Check(**check) for check in content["checks"]))
 
 
 def validity_table(evidence: Sequence[Evidence], checks: Sequence[Check] = CHECKS) -> ValidityTable:

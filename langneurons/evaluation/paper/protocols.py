@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from langneurons import storage
 from langneurons.errors import EffectError, TaskError
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.effects import check_options, effect
@@ -16,10 +17,10 @@ from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.measuring import measure_jobs
 from langneurons.evaluation.paper import answers, head
 from langneurons.evaluation.tasks.heads import Head, pairs_of
-from langneurons.evaluation.tasks.xnli import XNLI
-from langneurons.evaluation.tasks.xquad import XQuAD
+from langneurons.evaluation.tasks.task import Task
 from langneurons.models import view
 
+SCHEMA = "langneurons/protocol-comparison/1"
 AGREE = {"gain": "better", "loss": "worse", "no difference": "equivalent"}
 Rows = Mapping[tuple, pd.DataFrame]
 
@@ -44,6 +45,25 @@ class ProtocolComparison:
         """Where the conclusion changes, one sentence each."""
         return [_sentence(row) for row in self.table.to_dict("records") if row["changes"]]
 
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a folder.
+
+        Returns:
+            The folder.
+        """
+        return storage.write_result(Path(path) / "protocols.json", SCHEMA, self.settings, {"table": self.table})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ProtocolComparison":
+        """Read a saved comparison.
+
+        Raises:
+            StorageError: If a file is missing.
+            CorruptArtefactError: If it is no comparison, or was changed.
+        """
+        settings, tables = storage.read_result(Path(path) / "protocols.json", SCHEMA, ["table"])
+        return cls(tables["table"], settings)
+
     def __repr__(self) -> str:
         changed = self.sentences
         first = f"{self.settings['task']}: the conclusion changes in {len(changed)} of {len(self.table)} cells."
@@ -59,7 +79,7 @@ class ProtocolComparison:
 
 def compare_protocols(
     model: torch.nn.Module,
-    task: XNLI | XQuAD,
+    task: Task,
     patches: Patches,
     languages: Iterable[str] | None = None,
     published_head: Head | None = None,
@@ -137,18 +157,20 @@ def compare_protocols(
     return ProtocolComparison(pd.concat(tables, ignore_index=True), settings)
 
 
-def _tasks(task: XNLI | XQuAD, published_head: Head | None) -> tuple[XNLI | XQuAD, XNLI | XQuAD]:
-    if isinstance(task, XQuAD):
+def _tasks(task: Any, published_head: Head | None) -> tuple[Any, Any]:
+    if not hasattr(task, "items") or not (task.generates or hasattr(task, "by_head")):
+        raise TaskError(f"Both protocols ask XNLI or XQuAD, not {task.name!r}.")
+    if task.generates:
         return task, task
     if published_head is None:
         raise TaskError("XNLI in the published protocol needs a head that reads the pad position: published_head=.")
     return task, task.by_head(published_head)
 
 
-def _as_published(model: torch.nn.Module, task: XNLI | XQuAD, language: str, rows: pd.DataFrame) -> pd.DataFrame:
+def _as_published(model: torch.nn.Module, task: Any, language: str, rows: pd.DataFrame) -> pd.DataFrame:
     """Score rows as the published code does, on the items its length filter keeps."""
     tokenizer = view(model).tokenizer
-    if isinstance(task, XQuAD):
+    if task.generates:
         kept = answers.kept_by_length(rows["prompt_tokens"].to_numpy())
         rows = rows.loc[kept]
         scored = answers.token_id_scores(rows, tokenizer)

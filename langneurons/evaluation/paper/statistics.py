@@ -113,8 +113,9 @@ class PublishedStatistics:
             CorruptArtefactError: If a file is truncated or changed.
         """
         content = storage.read_json(_manifest(Path(folder)), SCHEMA)
-        arrays = storage.read_tensors(_tensors(Path(folder)), content["checksum"])
-        return cls(tuple(content["languages"]), content["model"], content["about"], **arrays)
+        with storage.understood(_manifest(Path(folder))):
+            arrays = storage.read_tensors(_tensors(Path(folder)), content["checksum"])
+            return cls(tuple(content["languages"]), content["model"], content["about"], **arrays)
 
 
 ARRAYS = tuple(field.name for field in fields(PublishedStatistics) if field.name.startswith(("mean_", "act_")))

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, LanguageError, TaskError, unknown
+from langneurons.errors import LanguageError, TaskError, unknown
 from langneurons.evaluation.scoring import scoring
 from langneurons.evaluation.tasks.batching import Tokens, batches, front, token_ids
 from langneurons.models import ModelView, view
@@ -231,10 +231,9 @@ class ClassificationHead:
             TaskError: If it belongs to another model.
         """
         about = storage.read_json(Path(path) / "head.json", SCHEMA)
-        if not {"checksum", "labels", "model"} <= set(about):
-            raise CorruptArtefactError(f"{Path(path) / 'head.json'} is not whole: save the head again.")
-        tensors = storage.read_tensors(Path(path) / "head.safetensors", about["checksum"])
-        head = cls(tensors["weight"], tensors["bias"], tuple(about["labels"]), about["model"])
+        with storage.understood(Path(path) / "head.json"):
+            tensors = storage.read_tensors(Path(path) / "head.safetensors", about["checksum"])
+            head = cls(tensors["weight"], tensors["bias"], tuple(about["labels"]), about["model"])
         if model is not None:
             head.check_fits(view(model))
         return head

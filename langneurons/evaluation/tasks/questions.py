@@ -94,7 +94,7 @@ def _squad(path: Path) -> pd.DataFrame:
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskError(f"{path} is not whole JSON in UTF-8 ({error}).") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise TaskError(
@@ -105,6 +105,8 @@ def _squad(path: Path) -> pd.DataFrame:
 
 def _with_answers(language: str, table: pd.DataFrame) -> pd.DataFrame:
     """Name the items, and make of each one's answers a list of texts."""
+    if lacking := int(table["id"].isna().to_numpy().sum()):
+        raise TaskError(f"{lacking} questions of {language!r} have no id.")
     rows = zip(table["id"], table["context"], table["answers"], strict=True)
     answers = [_answers(language, str(item), str(context), found) for item, context, found in rows]
     return table.assign(item=table["id"].astype(str), answers=answers)
@@ -118,7 +120,7 @@ def _answers(language: str, item: str, context: str, found: Any) -> list[str]:
         else:
             pairs = [(one["text"], int(one["answer_start"])) for one in found]
         wrong = [(text, start) for text, start in pairs if context[start : start + len(text)] != text]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise TaskError(
             f"The answers of item {item!r} in {language!r} are not texts, each with answer_start, but {found!r:.60}."
         ) from error

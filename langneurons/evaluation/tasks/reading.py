@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, Features
 
 from langneurons.corpora.loading import distinct, hub_tables, is_hub_id
 from langneurons.corpora.purity import identifier
-from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.errors import LanguageError, TaskError, in_short, unknown
 from langneurons.evaluation.tasks.miniature import SOURCE, Miniature
 
 Found = TypeVar("Found")
@@ -129,8 +128,8 @@ def _parquet(path: Path) -> pd.DataFrame:
     try:
         table = pyarrow.parquet.read_table(path)
         return _named_labels(table.to_pandas(), Features.from_arrow_schema(table.schema))
-    except (pa.ArrowException, OSError) as error:
-        raise TaskError(f"{path} is not a whole parquet file ({error}).") from error
+    except Exception as error:  # the reader of a damaged file has no one kind of error
+        raise TaskError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
 
 
 def _from_dataset(table: Dataset) -> pd.DataFrame:

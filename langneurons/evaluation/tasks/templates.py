@@ -1,6 +1,5 @@
 """Templates that ask for a label in words: a text with placeholders and a word for each label, several a language."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -98,7 +97,7 @@ def read_templates(path: str | Path | None = None) -> dict[str, tuple[Template, 
     """
     file = Path(__file__).with_name("xnli_templates.toml") if path is None else Path(path).expanduser()
     try:
-        tables = tomllib.loads(file.read_text("utf-8"))
+        tables = storage.read_toml(file)
     except OSError as error:
         raise TaskError(f"Cannot read templates from {file}: {error.strerror or error}.") from error
     except ValueError as error:

@@ -4,7 +4,6 @@ Artetxe et al. 2020 (arXiv 1910.11856). Scores are SQuAD's exact match and F1, n
 """
 
 import string
-import tomllib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -44,7 +43,7 @@ def read_prompts(path: str | Path | None = None) -> dict[str, str]:
     """
     file = Path(__file__).with_name("xquad_prompts.toml") if path is None else Path(path).expanduser()
     try:
-        found = tomllib.loads(file.read_text("utf-8"))
+        found = storage.read_toml(file)
     except (OSError, ValueError) as error:
         raise TaskError(f"Prompts cannot be read from {file} ({error}).") from error
     for language, template in found.items():

@@ -29,6 +29,7 @@ def answers(findings: Findings) -> Iterator[str]:
     say: dict[str, Callable[[Any], Iterable[str]]] = {
         "matrix": of_matrix,
         "evaluation": of_evaluation,
+        "factorial": lambda found: [found.conclusion],
         "transfer": lambda found: [of_transfer(found)],
         "ablation": lambda found: [of_ablation(found)],
         "polysemanticity": lambda found: [of_polysemanticity(found)],

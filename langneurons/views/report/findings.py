@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import pandas as pd
+
 from langneurons.analysis.ablation.result import Ablation
 from langneurons.analysis.profiles.result import Profiles
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.errors import StaleArtefactError, StatisticsError
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.evaluation import Evaluation
+from langneurons.evaluation.factorial_table import Factorial
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.training.transfer_table import Transfer
@@ -29,10 +32,13 @@ class Findings:
         matrix: From ``ln.perplexity_matrix``; of this and the following either one result, or several by name.
         sweep: From ``ln.sweep``.
         evaluation: From ``ln.evaluate``.
+        factorial: From ``ln.factorial``.
         transfer: From ``ln.transfer_experiment``.
         ablation: From ``ln.ablate``.
         polysemanticity: From ``ln.polysemanticity``.
         validity: A validity table.
+        published: Heading -> table that holds published numbers against these.
+        published_about: Sentences that say which numbers those are.
         profiles: From ``ln.profile``: each of its neurons gets a page.
         provenance: Sentences to say after those that follow from the results.
         config: What to run to get the same again: a study's TOML, or commands.
@@ -45,10 +51,13 @@ class Findings:
     matrix: EffectTable | Mapping[str, EffectTable] | None = None
     sweep: EffectTable | Mapping[str, EffectTable] | None = None
     evaluation: Evaluation | Mapping[str, Evaluation] | None = None
+    factorial: Factorial | Mapping[str, Factorial] | None = None
     transfer: Transfer | Mapping[str, Transfer] | None = None
     ablation: Ablation | Mapping[str, Ablation] | None = None
     polysemanticity: Polysemanticity | Mapping[str, Polysemanticity] | None = None
     validity: Checked | None = None
+    published: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    published_about: Sequence[str] = ()
     profiles: Profiles | None = None
     provenance: Sequence[str] = ()
     config: str = ""
@@ -56,7 +65,7 @@ class Findings:
     @property
     def found(self) -> list[str]:
         """The names of the results there are."""
-        said = ("question", "answer", "provenance", "config")
+        said = ("question", "answer", "published_about", "provenance", "config")
         return [one.name for one in fields(self) if one.name not in said and getattr(self, one.name)]
 
     def each(self, kind: str) -> dict[str, Any]:

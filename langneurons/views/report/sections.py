@@ -14,6 +14,7 @@ from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.errors import EffectError, LangNeuronsError
 from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.evaluation import Evaluation
+from langneurons.evaluation.factorial_table import Factorial
 from langneurons.training.transfer_table import Transfer
 from langneurons.views import plot
 from langneurons.views.neuron_page import page_content, rendered
@@ -65,12 +66,15 @@ class Section:
 
 def sections(findings: Findings) -> Iterator[Section]:
     """Make the sections of what there is, in the order of a study."""
+    if findings.published:
+        yield _published(findings)
     if findings.neurons:
         yield _neurons(findings)
     makers = {
         "matrix": _matrix,
         "sweep": _sweep,
         "evaluation": _evaluation,
+        "factorial": _factorial,
         "transfer": _transfer,
         "ablation": _ablation,
         "polysemanticity": _polysemanticity,
@@ -155,6 +159,23 @@ def _evaluation(findings: Findings, evaluation: Evaluation) -> Section:
         section.draw(lambda table=table: plot.effects(table))
         section.tables.append(effects_table(table, f"effects-{number}", f"Effects on {task} ({protocol})"))
     section.tables.append(scores)
+    return section
+
+
+def _published(findings: Findings) -> Section:
+    section = Section("published", "Published", "Published against measured", list(findings.published_about))
+    for number, (heading, table) in enumerate(findings.published.items(), start=1):
+        section.tables.append(table_of(table, f"published-{number}", heading))
+    return section
+
+
+def _factorial(findings: Findings, factorial: Factorial) -> Section:
+    section = Section("factorial", "Factorial", "Which choice turns the sign of an effect around")
+    section.paragraphs.append(factorial.conclusion)
+    caption = "Estimates are differences of scores, 0.01 is one point; the effects of every cell are one family a task."
+    section.tables.append(table_of(factorial.summary.round(4), "cells", "Each cell over its languages", caption))
+    if len(factorial.opposites):
+        section.tables.append(table_of(factorial.opposites, "opposites", "Cells with opposite significant signs"))
     return section
 
 

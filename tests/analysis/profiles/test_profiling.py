@@ -101,11 +101,11 @@ def test_a_zero_centred_norm_weight_counts_from_one():
 
 
 def test_heads_have_no_output_tokens_and_coordinates_have():
-    seen = view(tiny("llama", "hooked"))
+    seen = view(tiny("llama", "auto"))
     assert token_changes(seen, "head", 0, torch.tensor([0])) is None
     assert token_changes(seen, "resid_post", 0, torch.tensor([0])).shape == (1, 101)
     heads = ln.NeuronSet.of({"hi": [(0, 1)]}, (2, 4), "head")
-    found = ln.profile(tiny("llama", "hooked"), heads, texts(), k=1, progress=False)
+    found = ln.profile(tiny("llama", "auto"), heads, texts(), k=1, progress=False)
     assert found.outputs.empty
     assert found.similar.empty
 

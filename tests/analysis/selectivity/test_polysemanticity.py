@@ -126,7 +126,7 @@ def test_a_text_is_worth_the_mean_over_its_counted_tokens_or_its_last_one(archit
 
 
 def test_streaming_in_any_batches_equals_the_decomposition_of_all_values_in_memory():
-    model, texts = fresh("llama", "hooked"), tiny_texts(items=9)
+    model, texts = fresh("llama", "auto"), tiny_texts(items=9)
     streamed = decompose(model, texts, batch_size=2, progress=False)
     values = read(model, texts, "act", "mean", np.arange(96), batch_size=9, progress=False)
     moments = [
@@ -151,7 +151,7 @@ def test_heads_are_read_as_norms(planted, model):
 
 
 def test_pairs_are_read_with_a_separator_that_does_not_count():
-    model = fresh("llama", "hooked")
+    model = fresh("llama", "auto")
     texts = tiny_texts()
     pairs = {one: table.assign(text=[("w5 w6", text) for text in table["text"]]) for one, table in texts.items.items()}
     found = read(model, LabelledTexts(pairs), "act", "mean", np.arange(3), progress=False)
@@ -261,7 +261,7 @@ def test_labels_of_several_types_are_one_label():
     table = tiny_texts().items["en"]
     yes = [item % 2 == 0 for item in range(8)]
     texts = LabelledTexts({"en": table.assign(label=yes), "hi": table.assign(label=[int(one) for one in yes])})
-    moments = read(fresh("llama", "hooked"), texts, "act", "mean", np.arange(3), progress=False).moments
+    moments = read(fresh("llama", "auto"), texts, "act", "mean", np.arange(3), progress=False).moments
     assert len(texts.labels) == 2
     assert [moments[one].counts.tolist() for one in ("en", "hi")] == [[4, 4], [4, 4]]
 
@@ -270,7 +270,7 @@ def test_labels_of_several_types_are_one_label():
 def test_a_text_without_a_counted_token_is_refused_at_every_position(position):
     texts = LabelledTexts.parallel({one: ["w5 w6"] * 7 + ["</s>"] for one in ("en", "hi")}, list("abababab"))
     with pytest.raises(TaskError, match="no counted token"):
-        read(fresh("llama", "hooked"), texts, "act", position, np.arange(3), progress=False)
+        read(fresh("llama", "auto"), texts, "act", position, np.arange(3), progress=False)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_model_runs(tmp_path, monkeypatch, planted, model):

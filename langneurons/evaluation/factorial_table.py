@@ -1,0 +1,129 @@
+"""What a factorial found: effects of every cell, their summary, pairs of cells with opposite signs; no model."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from langneurons.evaluation.evaluation import MEASURED, UNPATCHED, Evaluation
+
+AT = " at "  # between operation and site in a patch's name
+FACTORS = ("operation", "site", "protocol")
+FORCING = "language forcing"  # what turning a language up is for: more of it is no better or worse answer
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Factorial:
+    """What ``factorial`` found.
+
+    Attributes:
+        evaluation: Everything measured; its patches are named ``"<operation> at <site>"``.
+        design: One row a patch: patch, operation, site.
+    """
+
+    evaluation: Evaluation
+    design: pd.DataFrame
+
+    @property
+    def effects(self) -> pd.DataFrame:
+        """Every effect of every cell on the main metric of its task; families are tasks.
+
+        Returns:
+            operation, site, protocol, task, metric, language, then the columns of an effect table.
+        """
+        found = []
+        rows = self.evaluation.rows
+        for task, protocol in rows[["task", "protocol"]].drop_duplicates().itertuples(index=False):
+            table = self.evaluation.effects(task, protocol)
+            about = {name: table.settings[name] for name in MEASURED}
+            found.append(table.rows.assign(**about).merge(self.design, on="patch", validate="many_to_one"))
+        effects = pd.concat(found, ignore_index=True)
+        first = [*FACTORS, "task", "metric", "language"]
+        return effects.reindex(columns=[*first, *(name for name in effects if name not in {*first, "patch"})])
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Each cell over its languages.
+
+        Returns:
+            operation, site, protocol, task; the mean estimate; how many languages got better, worse, equivalent,
+            inconclusive; the largest effect that could have gone unnoticed in a language (detectable).
+        """
+        keys = [*FACTORS, "task"]
+        counts = {name: ("verdict", _count(name)) for name in ("better", "worse", "equivalent", "inconclusive")}
+        sizes = {"estimate": ("estimate", "mean"), "detectable": ("minimal_detectable", "max")}
+        return self.effects.groupby(keys, sort=False).agg(**sizes, **counts).reset_index()
+
+    @property
+    def opposites(self) -> pd.DataFrame:
+        """Pairs of cells that would make two papers disagree: answers get better in one, worse in the other.
+
+        Verdicts are those of each task's own family. Language forcing is no answer, and left out.
+
+        Returns:
+            language, better, worse (each "operation at site, task protocol") and differ, the factors they differ in,
+            the task among them; the pairs that differ in fewest first. No rows: nothing in this design turns a sign
+            around.
+        """
+        cells = [cell for cell in self.effects.to_dict("records") if cell["task"] != FORCING]
+        sure = [cell for cell in cells if cell["verdict"] in ("better", "worse")]
+        rows = []
+        for one, other in combinations(sure, 2):
+            if one["language"] == other["language"] and one["verdict"] != other["verdict"]:
+                better, worse = (one, other) if one["verdict"] == "better" else (other, one)
+                differ = [factor for factor in (*FACTORS, "task") if better[factor] != worse[factor]]
+                rows.append((better["language"], _cell(better), _cell(worse), ", ".join(differ), len(differ)))
+        table = pd.DataFrame(rows, columns=["language", "better", "worse", "differ", "factors"])
+        return table.sort_values("factors", kind="stable", ignore_index=True).drop(columns="factors")
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a folder, as its evaluation does.
+
+        Returns:
+            The folder.
+        """
+        return self.evaluation.save(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Factorial":
+        """Read a saved factorial.
+
+        Raises:
+            StorageError: If a file is missing.
+            CorruptArtefactError: If it is no evaluation, or was changed.
+        """
+        evaluation = Evaluation.load(path)
+        patches = evaluation.rows["patch"].drop_duplicates().loc[lambda names: names != UNPATCHED]
+        return cls(evaluation, design_of((name.rpartition(AT)[0], name.rpartition(AT)[2]) for name in patches))
+
+    def __repr__(self) -> str:
+        return f"{self.summary.to_string(index=False)}\n{self.conclusion}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.summary.to_html(index=False, border=0)}<p>{self.conclusion}</p>"
+
+    @property
+    def conclusion(self) -> str:
+        """Whether cells have opposite significant signs, and in which factors they differ."""
+        if self.opposites.empty:
+            return "No two cells have opposite significant signs."
+        differ = self.opposites["differ"].value_counts()
+        counted = ", ".join(f"{count} that differ in {factors}" for factors, count in differ.items())
+        return f"{len(self.opposites)} pairs of cells have opposite significant signs: {counted}."
+
+
+def design_of(cells: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """The design of a factorial, from the operation and site of every patch."""
+    rows = [(f"{name}{AT}{site}", name, site) for name, site in cells]
+    return pd.DataFrame(rows, columns=["patch", "operation", "site"])
+
+
+def _count(verdict: str) -> Callable[[pd.Series], int]:
+    return lambda verdicts: int((verdicts == verdict).sum())
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    return f"{cell['operation']} at {cell['site']}, {cell['task']} {cell['protocol']}"

@@ -1,0 +1,278 @@
+"""Where work runs: in this process, or on a Ray cluster, cut in pieces whose results are the same.
+
+A job may refer to the model. To another process the model is sent by its name: the process loads it once, as it was
+loaded here, and its weights must have the same fingerprint.
+"""
+
+import io
+import logging
+import math
+import os
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from langneurons.errors import ExecutorError, StaleArtefactError
+from langneurons.models import ModelView, add_dictionary, load_model, remove_dictionary, view
+
+Work = Callable[[Any, Any], Any]
+PIECES_A_WORKER = 4  # so that a slow or lost worker costs a fraction of its share
+RETRIES = 4  # of a piece whose worker died
+MODEL, VIEW = "model", "view"
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Calls a function of a model and a job for many jobs."""
+
+    def pieces(self, model: Any) -> int:
+        """Into how many pieces to cut what can be cut anywhere."""
+        ...
+
+    def map(self, model: Any, work: Work, jobs: Iterable[Any]) -> Iterator[Any]:
+        """Give ``work(model, job)`` of every job, in the order of the jobs."""
+        ...
+
+
+class ThisProcess:
+    """Runs everything here, one job after the other."""
+
+    def pieces(self, model: Any) -> int:
+        """One: cutting gains nothing."""
+        return 1
+
+    def map(self, model: Any, work: Work, jobs: Iterable[Any]) -> Iterator[Any]:
+        """Give ``work(model, job)`` of every job."""
+        return (work(model, job) for job in jobs)
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Runs jobs as Ray tasks, on this machine or on a cluster.
+
+    A worker that dies costs only what it was computing: that is done again elsewhere.
+
+    Args:
+        address: Of a running cluster, such as ``"ray://head:10001"`` or ``"auto"``; None takes that of the
+            environment's RAY_ADDRESS, else starts Ray on this machine.
+        workers: Pieces computed at once; None is as many as the processors (or GPUs) allow.
+        threads: Of each piece; None is as many as this process uses, which gives the same bits on the same processor.
+        gpus: Of each piece; None is as many as the model lies on here.
+
+    Example:
+        >>> ln.RayExecutor(workers=2).pieces(model)
+        8
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    threads: int | None = None
+    gpus: float | int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("workers", self.workers), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise ExecutorError(f"A Ray executor needs at least 1 of {name}, given {value}.")
+
+    def pieces(self, model: Any) -> int:
+        """Into how many pieces to cut what can be cut anywhere."""
+        return PIECES_A_WORKER * self._together(model)
+
+    def map(self, model: Any, work: Work, jobs: Iterable[Any]) -> Iterator[Any]:
+        """Give ``work(model, job)`` of every job, in order.
+
+        Raises:
+            ExecutorError: If Ray is not installed or not reached, or the model cannot be loaded elsewhere.
+            StaleArtefactError: If a worker loads other weights.
+        """
+        listed = list(jobs)
+        if not listed:
+            return
+        seen = view(model)
+        if seen.loaded_as is None:
+            raise ExecutorError(
+                f"Other processes cannot load {seen.name!r}, because it was given as an object: save it to a folder, "
+                "and load it with ln.load_model(folder)."
+            )
+        if seen.hooked:
+            raise ExecutorError(f"Something is attached to {seen.name!r}, such as a patch: leave the block first.")
+        ray, together = self._started(), self._together(model)
+        size = math.ceil(len(listed) / (PIECES_A_WORKER * together))
+        run = ray.remote(num_cpus=self._threads, num_gpus=self._gpus(model), max_retries=RETRIES)(_computed)
+        recipe = ray.put(Recipe.of(seen, self._threads))
+        waiting: deque[Any] = deque()
+        try:
+            for start in range(0, len(listed), size):
+                waiting.append(run.remote(_sent((work, listed[start : start + size]), model), recipe))
+                if len(waiting) > 2 * together:
+                    yield from _received(ray, waiting)
+            while waiting:
+                yield from _received(ray, waiting)
+        finally:
+            for piece in waiting:
+                ray.cancel(piece, force=True)
+
+    @property
+    def _threads(self) -> int:
+        return self.threads or torch.get_num_threads()
+
+    def _gpus(self, model: Any) -> float | int:
+        if self.gpus is not None:
+            return self.gpus
+        return len({weight.device for weight in model.parameters() if weight.device.type == "cuda"})
+
+    def _together(self, model: Any) -> int:
+        """How many pieces are computed at once."""
+        if self.workers is not None:
+            return self.workers
+        found, gpus = self._started().cluster_resources(), self._gpus(model)
+        room = found.get("CPU", 1) / self._threads
+        return max(1, int(min(room, found.get("GPU", 0) / gpus) if gpus else room))
+
+    def _started(self) -> Any:
+        """Ray, connected."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a study tells nobody that it runs
+        try:
+            import ray
+        except ImportError as error:
+            raise ExecutorError(
+                "executor='ray' needs Ray, which is not installed: pip install 'langneurons[ray]'."
+            ) from error
+        if not ray.is_initialized():
+            here = self.address is None and "RAY_ADDRESS" not in os.environ
+            asked: dict[str, Any] = {"num_cpus": self.workers * self._threads} if here and self.workers else {}
+            if here:
+                asked["include_dashboard"] = False
+            try:
+                ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False, **asked)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ExecutorError(
+                    f"Cannot reach a Ray cluster at {self.address or 'this machine'}: {error}."
+                ) from error
+        return ray
+
+
+def chosen_executor(executor: "str | Executor | None") -> Executor:
+    """Find where work is to run.
+
+    Args:
+        executor: None for this process, "ray" for Ray as it is found, a cluster's address such as
+            "ray://head:10001", or an executor.
+
+    Raises:
+        ExecutorError: If it is none of these.
+    """
+    if executor is None:
+        return ThisProcess()
+    if isinstance(executor, str) and (executor == "ray" or executor.startswith("ray://")):
+        return RayExecutor(None if executor == "ray" else executor)
+    if isinstance(executor, str) or not isinstance(executor, Executor):
+        raise ExecutorError(
+            f"executor is None (this process), 'ray', a cluster's address such as 'ray://head:10001', or a "
+            f"ln.RayExecutor, not {executor!r}."
+        )
+    return executor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a worker gets the model that is here.
+
+    Attributes:
+        loaded_as: Arguments of ``load_model``.
+        fingerprint: Of the weights.
+        features: Arguments of ``add_dictionary`` of every site of features, by the site's fingerprint.
+        threads: How many the worker uses.
+    """
+
+    loaded_as: Mapping[str, Any]
+    fingerprint: str
+    features: Mapping[str, Mapping[str, Any]]
+    threads: int
+
+    @classmethod
+    def of(cls, seen: ModelView, threads: int) -> "Recipe":
+        """The recipe of a model that ``load_model`` loaded by name."""
+        assert seen.loaded_as is not None
+        features = {
+            f"{name} {site.fingerprint}": {
+                "dictionaries": {one.layer.index: one.dictionary for one in site.placed},
+                "at": site.at,
+                "name": name,
+                "reads": site.reads,
+            }
+            for name, site in seen.feature_sites.items()
+        }
+        return cls(seen.loaded_as, seen.fingerprint, features, threads)
+
+    def model(self) -> Any:
+        """Load the model, or take that of the piece before."""
+        torch.set_num_threads(self.threads)
+        if self.fingerprint not in _held:
+            _held.clear()
+            _held[self.fingerprint] = self._loaded()
+        model = _held[self.fingerprint]
+        there = {f"{name} {site.fingerprint}": name for name, site in view(model).feature_sites.items()}
+        for one in there.keys() - self.features.keys():
+            remove_dictionary(model, there[one])
+        for one in self.features.keys() - there.keys():
+            add_dictionary(model, **self.features[one])
+        return model
+
+    def _loaded(self) -> Any:
+        model = load_model(**self.loaded_as)
+        seen: ModelView = view(model)
+        if seen.fingerprint != self.fingerprint:
+            raise StaleArtefactError(
+                f"{seen.name!r} was changed since it was loaded, or its files were: a worker finds weights "
+                f"{seen.fingerprint[:8]}, and here they are {self.fingerprint[:8]}. Save the changed model and load it "
+                "from there."
+            )
+        return model
+
+
+_held: dict[str, Any] = {}  # in a worker: the model that it loaded last, by fingerprint
+
+
+def _sent(content: Any, model: Any) -> bytes:
+    """Pickle what a worker gets, the model and its view by name."""
+    from ray import cloudpickle
+
+    named = {id(model): MODEL, id(view(model)): VIEW}
+
+    class Pickler(cloudpickle.CloudPickler):  # pyright: ignore[reportPrivateImportUsage]
+        def persistent_id(self, obj: Any) -> str | None:
+            return named.get(id(obj))
+
+    file = io.BytesIO()
+    Pickler(file).dump(content)
+    return file.getvalue()
+
+
+def _received(ray: Any, waiting: deque[Any]) -> Sequence[Any]:
+    """The results of the first piece that is waited for, as objects of our own: what Ray lends is read-only."""
+    try:
+        found = ray.get(waiting[0])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise ExecutorError(f"A piece of work was lost {RETRIES + 1} times: {error}") from error
+    waiting.popleft()
+    return pickle.loads(found)
+
+
+def _computed(sent: bytes, recipe: Recipe) -> bytes:
+    """In a worker: compute a piece."""
+    model = recipe.model()
+    named = {MODEL: model, VIEW: view(model)}
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: str) -> Any:
+            return named[pid]
+
+    work, jobs = Unpickler(io.BytesIO(sent)).load()
+    return pickle.dumps([work(model, job) for job in jobs])

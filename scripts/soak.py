@@ -1,0 +1,175 @@
+"""`make soak`: 200 steps of mixed work in one process that must not leak, every loader fuzzed, every step killed.
+
+python -m scripts.soak [fuzz | kill | steps] ...    all three without an argument; exit status 1 when one fails
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+STEPS, WARM_UP = int(os.environ.get("SOAK_STEPS", "200")), 60
+GROWTH_MB = 8.0  # over the steps after the warm-up: less is the allocator's
+MUTATIONS, SEED = 600, 0  # of an artefact
+KILLS = 10  # of a kind of step
+
+
+def soak() -> bool:
+    """Do the work of all rooms again and again; whether memory and open handles stay as they are."""
+    import langneurons as ln
+    from tests.robustness.artefacts import DOCUMENTS, LANGUAGES, model
+    from tests.training.small import pairs, questions
+
+    tiny, task, asked = model(), pairs(24), questions(8)
+    corpus = ln.load_corpus(DOCUMENTS)
+    stats = ln.record(tiny, corpus, context_length=16, progress=False)
+    neurons = ln.LAPE(top=0.1, filter_quantile=0.5).identify(stats)
+    patch = ln.Set(neurons["hi"], 0.0)
+    quiet = {"progress": False}
+
+    def generate(folder: Path) -> None:
+        with ln.intervene(tiny, patch):
+            tiny.generate(tiny.to_tokens("w3 w4 w5"), max_new_tokens=4, do_sample=False, verbose=False)
+
+    def finetune(folder: Path) -> None:
+        lora = ln.MaskedLoRA(neurons["hi"], rank=2, targets=("gate",), attention=())
+        ln.finetune(tiny, task, lora=lora, steps=4, batch_size=4, out=folder, **quiet).save(folder / "saved")
+        ln.Finetuned.load(folder / "saved")
+
+    def report(folder: Path) -> None:
+        ln.write_report(folder / "report.html", ln.Findings("Soak", stats=stats, neurons={"lape": neurons}))
+
+    work: dict[str, Callable[[Path], object]] = {
+        "record": lambda folder: ln.record(tiny, corpus, context_length=16, out=folder, **quiet),
+        "identify": lambda folder: ln.LAPE(top=0.1, filter_quantile=0.5).identify(stats).save(folder / "n.json"),
+        "generate": generate,
+        "perplexity": lambda folder: ln.perplexity_matrix(
+            tiny, corpus, neurons, value=0.0, controls=2, context_length=16, resamples=100, out=folder, **quiet
+        ).save(folder / "matrix"),
+        "evaluate": lambda folder: ln.evaluate(
+            tiny, asked, LANGUAGES, patches={"zero": patch}, resamples=100, **quiet
+        ).save(folder),
+        "ablate": lambda folder: ln.ablate(
+            tiny, neurons["hi"], corpus, value=0.0, resamples=100, out=folder, **quiet
+        ).save(folder / "saved"),
+        "probe": lambda folder: ln.polysemanticity(
+            tiny, neurons, task, controls=0, permutations=100, probe_sizes=(1,), out=folder, **quiet
+        ).save(folder / "saved"),
+        "finetune": finetune,
+        "report": report,
+        "load": lambda folder: ln.load_corpus(_texts(folder, DOCUMENTS)),
+    }
+    return _judged(pd.DataFrame(list(_measured(work))))
+
+
+def _texts(folder: Path, documents: dict[str, list[str]]) -> Path:
+    for language, texts in documents.items():
+        (folder / f"{language}.txt").write_text("\n".join(texts))
+    return folder
+
+
+def _measured(work: dict[str, Callable[[Path], object]]) -> Iterator[dict[str, float]]:
+    for step, name in enumerate((list(work) * STEPS)[:STEPS], start=1):
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            work[name](Path(folder))
+        if step % len(work) == 0:
+            yield {"step": step, **_held()}
+
+
+def _held() -> dict[str, float]:
+    """What the process holds after a collection: memory, open files, mapped files, threads."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    maps = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    return {
+        "rss_mb": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20,
+        "handles": len(os.listdir("/proc/self/fd")),
+        "mapped": len(maps),
+        "threads": len(os.listdir("/proc/self/task")),
+        "objects": len(gc.get_objects()),
+    }
+
+
+def _judged(held: pd.DataFrame) -> bool:
+    print(held.round(1).to_string(index=False))
+    after = held[held["step"] > WARM_UP]
+    slope = float(np.polyfit(after["step"], after["rss_mb"], 1)[0])
+    growth = slope * (STEPS - WARM_UP)
+    more = {name: int(after[name].iloc[-1] - after[name].iloc[0]) for name in ("handles", "mapped", "threads")}
+    print(f"after {WARM_UP} steps: memory {growth:+.1f} MB by a fitted line (at most {GROWTH_MB:g}), {more}")
+    return growth <= GROWTH_MB and all(count <= 0 for count in more.values())
+
+
+def fuzz() -> bool:
+    """Damage every kind of artefact, each in a process of its own, so that a crash is seen."""
+    from tests.robustness.artefacts import ARTEFACTS, model
+    from tests.robustness.fuzzing import fuzz as fuzzed
+
+    def work(name: str, count: int, folder: str, answer: Connection) -> None:
+        outcome = fuzzed(name, SEED, count, Path(folder))
+        answer.send((outcome.counts, outcome.failures))
+
+    model()  # loaded once, before the processes fork
+    rows, failures, forking = [], [], multiprocessing.get_context("fork")
+    for name, artefact in ARTEFACTS.items():
+        count, begun = round(MUTATIONS * artefact.share), time.monotonic()
+        answer, ask = forking.Pipe(duplex=False)
+        with tempfile.TemporaryDirectory() as folder:
+            process = forking.Process(target=work, args=(name, count, folder, ask))
+            process.start()
+            ask.close()
+            try:
+                counts, failed = answer.recv()
+            except EOFError:
+                process.join()
+                counts, failed = {}, [f"{name}: the process ended with {process.exitcode}"]
+            process.join()
+        failures += failed
+        rows.append({"artefact": name, **counts, "seconds": time.monotonic() - begun})
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows).fillna(0)
+    counted = table.drop(columns=["artefact", "seconds"]).astype(int)
+    print(table.round(1).to_string(index=False), f"\n{counted.to_numpy().sum():,} mutations: {counted.sum().to_dict()}")
+    print("\n".join(failures))
+    return not failures
+
+
+def kill() -> bool:
+    """Kill every kind of step at random moments, and compare what comes of it with an unkilled run."""
+    from tests.robustness.killing import STEPS as kinds
+    from tests.robustness.killing import killed
+
+    fine = True
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            found = killed(kind, Path(folder), KILLS, seed=SEED)
+        print(f"{kind}: {found}", flush=True)
+        fine &= found.equal
+    return fine
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="langneurons-soak-") as folder:
+        os.environ |= {"HF_DATASETS_CACHE": folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        yield
+
+
+if __name__ == "__main__":
+    with _own_cache():
+        asked = sys.argv[1:] or ["fuzz", "kill", "steps"]  # fuzz forks, which a process that computed cannot
+        results = {name: {"steps": soak, "fuzz": fuzz, "kill": kill}[name]() for name in asked}
+    print(", ".join(f"{name}: {'fine' if fine else 'FAILED'}" for name, fine in results.items()))
+    sys.exit(not all(results.values()))

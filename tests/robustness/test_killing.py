@@ -1,0 +1,54 @@
+"""Studies killed at random moments end as if they had not been; two processes do not write in one folder."""
+
+import subprocess
+import sys
+
+import pytest
+
+import langneurons as ln
+from langneurons import storage
+from langneurons.errors import StorageError
+from tests.robustness.artefacts import DOCUMENTS, model
+from tests.robustness.killing import STEPS, killed
+from tests.training.small import pairs
+
+QUICK = ("record", "matrix", "report")
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_a_step_killed_at_random_moments_ends_with_the_same_files(kind, tmp_path):
+    found = killed(kind, tmp_path, kills=3)
+    assert found.equal
+    assert found.kills > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in STEPS if kind not in QUICK])
+def test_a_long_step_killed_at_random_moments_ends_with_the_same_files(kind, tmp_path):
+    assert killed(kind, tmp_path, kills=2).equal
+
+
+def test_a_recording_that_another_process_makes_is_left_alone(tmp_path):
+    with (
+        storage.alone(tmp_path / "out", "recording"),
+        pytest.raises(StorageError, match="Another process is recording"),
+    ):
+        ln.record(model(), ln.load_corpus(DOCUMENTS), context_length=16, out=tmp_path / "out", progress=False)
+    assert ln.record(model(), ln.load_corpus(DOCUMENTS), context_length=16, out=tmp_path / "out", progress=False)
+
+
+def test_a_fine_tuning_that_another_process_makes_is_left_alone(tmp_path):
+    lora = ln.MaskedLoRA(ln.NeuronSet.of({"hi": [(0, 3)]}, (2, 48), "act"), rank=1, attention=())
+    with storage.alone(tmp_path / "out", "fine-tuning"), pytest.raises(StorageError, match="process is fine-tuning"):
+        ln.finetune(model(), pairs(6), lora=lora, steps=1, out=tmp_path / "out", progress=False)
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
+    program = (
+        "import os, signal; from pathlib import Path; from langneurons import storage\n"
+        f"with storage.alone(Path({str(tmp_path)!r}), 'recording'): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=False)
+    assert ended.returncode == -9
+    with storage.alone(tmp_path, "recording"):
+        pass
