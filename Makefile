@@ -17,9 +17,12 @@ install: $(VENV)/installed
 demo: install
 	$(BIN)/langneurons demo --out $(RUN)
 
-# Two processes of one thread each: a file's tests stay together, so that what they share is made once.
+# Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
+# process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 test: install
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore tests/test_executors.py
+	$(PYTEST) tests/test_executors.py || $(PYTEST) tests/test_executors.py
 
 # TransformerLens 4 has TransformerBridge alone: what faces models is tested under it too, in an environment of its own.
 VENV_4 ?= build/transformer-lens-4
@@ -61,11 +64,9 @@ wheel: install
 	rm -rf dist
 	$(BIN)/python -m build --wheel --sdist --outdir dist
 
+# One table, on the processor and on a GPU where there is one; or some of it: make benchmark OPTIONS='--only record'
 benchmark: install
-	$(BIN)/python benchmarks/record.py
-	$(BIN)/python benchmarks/patches.py
-	$(BIN)/python benchmarks/lora.py
-	$(BIN)/python benchmarks/ablation.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(OPTIONS)
 
 # Every loader damaged, every step killed, 200 steps without a leak; or some of it: make soak PARTS=fuzz
 soak: install

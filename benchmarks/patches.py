@@ -1,24 +1,23 @@
-"""Time patched forwards side by side in one process: intervene() and the ways published code patches neurons.
+"""Patched forwards: intervene(), and the ways published code patches neurons; all give the same logits."""
 
-Run with ``python benchmarks/patches.py``. Every way sets the same neurons at ``act`` to 0, is run in turn, round after
-round, and gives the same logits; medians are printed, each as a ratio to the unpatched forward. To be held: 1 % of the
-neurons at most 1.05 times the unpatched forward.
-"""
-
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from forward import Way, llama, medians
 
 import langneurons as ln
-from langneurons.models import ModelView, load_model, view
+from benchmarks.llama import BACKENDS, chosen, loaded, random_llama, shapes
+from benchmarks.measuring import Settings, Way, medians
+from benchmarks.rows import Row
+from langneurons.models import ModelView, view
 from langneurons.models.sites import attached
 
 VALUE = 0.0
 HOLD = 1.05
+BASE = "unpatched forward"
+OURS = "intervene(Set)"
+SHARES = {"1 %": 100, "10 %": 10}
 
 
 def every(seen: ModelView, step: int) -> ln.NeuronSet:
@@ -75,20 +74,20 @@ def full_width_mask(width: int) -> Callable[[torch.Tensor], list[Any]]:
     return build
 
 
-def ways_of(model: Any, tokens: torch.Tensor, slow: bool) -> dict[str, Way]:
-    """List what is compared; ``slow`` adds one hook a neuron for a tenth of the neurons."""
+def ways_of(model: Any, tokens: torch.Tensor, published: bool) -> dict[str, Way]:
+    """List what is compared; ``published`` adds the ways published code has."""
     seen = view(model)
-    ways: dict[str, Way] = {"unpatched forward": lambda: seen.forward(tokens)}
     builds = {
         "full-width torch.where": full_width_mask(seen.width("act")),
         "one hook a layer, a loop over its neurons": one_hook_with_a_loop,
         "one hook a neuron": one_hook_a_neuron,
     }
-    for share, neurons in (("1 %", every(seen, 100)), ("10 %", every(seen, 10))):
-        ways[f"{share} of neurons: intervene(Set)"] = run(seen, tokens, ln.intervene, model, ln.Set(neurons, VALUE))
-        for name, build in builds.items():
-            if slow or (share, build) != ("10 %", one_hook_a_neuron):
-                ways[f"{share} of neurons: {name}"] = run(seen, tokens, hooks_that, seen, neurons, build)
+    ways: dict[str, Way] = {BASE: lambda: seen.forward(tokens)}
+    for share, step in SHARES.items():
+        neurons = every(seen, step)
+        ways[f"{OURS} on {share} of neurons"] = run(seen, tokens, ln.intervene, model, ln.Set(neurons, VALUE))
+        for name, build in builds.items() if published else ():
+            ways[f"{name}, on {share} of neurons"] = run(seen, tokens, hooks_that, seen, neurons, build)
     return ways
 
 
@@ -108,44 +107,34 @@ def check(ways: dict[str, Any]) -> None:
     Raises:
         AssertionError: If two ways that write the same neurons give other logits.
     """
-    plain = ways["unpatched forward"]()
-    for share in ("1 %", "10 %"):
-        logits = [way() for name, way in ways.items() if name.startswith(share)]
+    plain = ways[BASE]()
+    for share in SHARES:
+        logits = [way() for name, way in ways.items() if f" {share} " in name]
         assert not torch.equal(logits[0], plain)
         assert all(torch.equal(one, logits[0]) for one in logits)
 
 
-def table(title: str, taken: dict[str, float]) -> None:
-    """Print a markdown table and whether the number to be held is held."""
-    base, *_ = taken.values()
-    print(f"\n### {title}\n\n| | ms | x unpatched |\n|---|---:|---:|")
-    for name, seconds in taken.items():
-        print(f"| {name} | {1000 * seconds:.1f} | {seconds / base:.2f} |")
-    held = taken["1 % of neurons: intervene(Set)"] / base
-    print(f"\n1 % of neurons: {held:.3f} x, to be at most {HOLD} x: {'held' if held <= HOLD else 'NOT HELD'}")
+def patch_rows(
+    model: Any, name: str, batch: int, length: int, settings: Settings, published: bool = False
+) -> Iterator[Row]:
+    """Compare patched forwards of one model and batch, where the model lies."""
+    seen = view(model)
+    tokens = torch.randint(0, 16384, (batch, length), device=seen.device)
+    ways = ways_of(model, tokens, published)
+    check(ways)
+    taken = medians(ways, settings.rounds * (4 if batch == 1 else 1), str(seen.device))
+    for what, seconds in taken.items():
+        if what != BASE:
+            hold = HOLD if what == f"{OURS} on 1 % of neurons" else None
+            detail = f"{1000 * seconds:.1f} ms"
+            yield Row(f"{what}, {name}, {batch} x {length}", BASE, seconds / taken[BASE], at_most=hold, detail=detail)
 
 
-def main() -> None:
-    """Print one table a backend and batch shape."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--tiny", action="store_true", help="two narrow layers, to see that it runs")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    sizes = {"layers": 2, "d_model": 64, "d_mlp": 200, "vocabulary": 16384} if arguments.tiny else {"vocabulary": 16384}
-    tokenizer = view(load_model("babel")).tokenizer
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    for backend in ("hooked", "bridge"):
-        model = load_model("benchmark", hf_model=llama(**sizes), tokenizer=tokenizer, backend=backend)
-        parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
-        for batch, length in ((1, 64), (8, 256)):
-            tokens = torch.randint(0, 16384, (batch, length))
-            with torch.no_grad():
-                ways = ways_of(model, tokens, slow=batch == 1)
-                check(ways)
-                taken = medians(ways, arguments.rounds if batch > 1 else 4 * arguments.rounds)
-            table(f"{type(model).__name__}, {parameters:.0f}M Llama, {batch} x {length} tokens", taken)
-
-
-if __name__ == "__main__":
-    main()
+@torch.no_grad()
+def rows(settings: Settings) -> Iterator[Row]:
+    """Compare patched forwards on both backends; the published ways on a short batch of a HookedTransformer."""
+    for backend, name in BACKENDS.items():
+        model = loaded(random_llama(chosen(settings.tiny)), backend)
+        for batch, length in shapes(settings.tiny):
+            published = backend == "hooked" and batch == 1
+            yield from patch_rows(model, f"44M {name}", batch, length, settings, published)

@@ -136,6 +136,9 @@ class RayExecutor:
     def _started(self) -> Any:
         """Ray, connected."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a study tells nobody that it runs
+        here = self.address is None and "RAY_ADDRESS" not in os.environ
+        if here:  # Ray talks over the loopback then: a network that goes away would end this process without a word
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         try:
             import ray
         except ImportError as error:
@@ -143,7 +146,6 @@ class RayExecutor:
                 "executor='ray' needs Ray, which is not installed: pip install 'langneurons[ray]'."
             ) from error
         if not ray.is_initialized():
-            here = self.address is None and "RAY_ADDRESS" not in os.environ
             asked: dict[str, Any] = {"num_cpus": self.workers * self._threads} if here and self.workers else {}
             if here:
                 asked["include_dashboard"] = False

@@ -14,6 +14,7 @@ import torch
 
 import langneurons as ln
 from langneurons import cli, demo
+from langneurons.cli.entry import COMMANDS
 from langneurons.errors import LangNeuronsError
 from langneurons.study.wording import patch_maker
 
@@ -311,3 +312,20 @@ def test_operations_that_cannot_be_meant_are_sentences(text, sentence):
 def test_a_value_that_cannot_be_written_is_a_sentence(value, sentence):
     with pytest.raises(LangNeuronsError, match=sentence):
         patch_maker(value, None)
+
+
+def test_every_command_is_registered_by_the_module_of_the_table():
+    """In a process of its own: here all may be registered already."""
+    program = (
+        "from langneurons.cli.entry import COMMANDS, app, register\n"
+        "import json, typer\n"
+        "before, found = set(), {}\n"
+        "for module, (first, *_) in COMMANDS.items():\n"
+        "    register(first)\n"
+        "    names = set(typer.main.get_command(app).commands)\n"
+        "    found[module] = sorted(names - before)\n"
+        "    before = names\n"
+        "print(json.dumps(found))"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert json.loads(said) == {module: sorted(names) for module, names in COMMANDS.items()}

@@ -1,9 +1,11 @@
 """Executors: the same results wherever they are computed, and nothing lost but the piece that died."""
 
+import importlib
 import os
 import signal
 import sys
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -31,9 +33,10 @@ MEASURED: dict[str, Any] = {"resamples": 300, "progress": False}
 @pytest.fixture(scope="module")
 def ray():
     """Two workers on this machine, as long as this file is tested."""
-    module = pytest.importorskip("ray", reason="Ray is not installed: pip install 'langneurons[ray]'")
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 'langneurons[ray]'")
     yield ln.RayExecutor(workers=2)
-    module.shutdown()
+    importlib.import_module("ray").shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,12 @@ def test_jobs_come_back_in_order_whoever_computes_them(tiny, ray):
     assert [one[0] for one in found] == list(range(20))
     assert os.getpid() not in {one[2] for one in found}
     assert [one[0] for one in ThisProcess().map(tiny, work, range(20))] == list(range(20))
+
+
+def test_ray_that_is_started_here_needs_no_network(tiny, ray):
+    list(ray.map(tiny, lambda model, job: job, [1]))
+    (node,) = importlib.import_module("ray").nodes()
+    assert node["NodeManagerAddress"] == "127.0.0.1"
 
 
 def test_a_killed_worker_costs_only_what_it_was_computing(tiny, ray, tmp_path):

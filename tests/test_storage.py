@@ -10,7 +10,7 @@ import torch
 from langneurons import storage
 from langneurons.errors import CorruptArtefactError, StorageError
 
-PACKAGE = Path(storage.__file__).parent
+STORAGE = Path(storage.__file__).parent
 
 
 def test_a_failed_write_leaves_what_stood_there_and_no_debris(tmp_path):
@@ -45,12 +45,8 @@ def test_the_real_full_device_is_recognised():
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
 
-    def fill():
-        with storage._said_plainly(Path("/dev/full"), "write"), Path("/dev/full").open("w") as file:
-            file.write("x" * 100_000)
-
     with pytest.raises(StorageError, match="disk is full"):
-        fill()
+        storage.append_line(Path("/dev/full"), "x" * 100_000)
 
 
 def test_tensors_are_written_to_the_same_bytes_whatever_the_order_of_their_names(tmp_path):
@@ -83,13 +79,21 @@ def test_a_damaged_table_is_noticed(tmp_path):
         storage.read_table(path)
 
 
+def test_every_name_that_is_called_a_file_s_can_be_one_and_stays_in_its_folder(tmp_path):
+    refused = ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0b", "\ud800", "x" * 101, "न" * 34]
+    assert [name for name in refused if storage.names_a_file(name)] == []
+    for name in ("en", "zh-Hant", "n.o_t 7", "हिन्दी", "a\nb", "x" * 100):
+        assert storage.names_a_file(name)
+        storage.write_text(tmp_path / f"source+target-{name}-seed1000000-draw9" / f"{name}.act.safetensors", "x")
+    assert len(list(tmp_path.iterdir())) == 6
+
+
 def test_nothing_but_storage_writes_files_or_pickles():
     writers = re.compile(
         r"\.write_text\(|\.write_bytes\(|torch\.save|pickle\.(dump|load)|Pickler|save_file\(|\.to_parquet\(|json\.dump\("
     )
-    allowed = {"storage.py"}
-    for path in PACKAGE.rglob("*.py"):
-        if path.name in allowed:
+    for path in STORAGE.parent.rglob("*.py"):
+        if path.parent == STORAGE:
             continue
         lines = path.read_text().splitlines()
         if path.name == "executors.py":  # what goes from one process of a run to another is no file

@@ -1,21 +1,5 @@
 """The command line."""
 
-from langneurons.cli import (
-    analysis_commands,
-    comparison_commands,
-    probe_commands,
-    report_commands,
-    study_commands,
-    training_commands,
-)
-from langneurons.cli.commands import main
+from langneurons.cli.entry import app, main, register
 
-__all__ = [
-    "analysis_commands",
-    "comparison_commands",
-    "main",
-    "probe_commands",
-    "report_commands",
-    "study_commands",
-    "training_commands",
-]
+__all__ = ["app", "main", "register"]

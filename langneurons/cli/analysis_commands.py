@@ -9,7 +9,7 @@ import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.ablation.ablating import ablate
 from langneurons.analysis.screening import screen
-from langneurons.cli.commands import Backend, Device, Dtype, Languages, TextColumn, Where, app
+from langneurons.cli.entry import Backend, Device, Dtype, Languages, TextColumn, Where, app
 from langneurons.cli.parsing import codes
 from langneurons.errors import EffectError
 from langneurons.study.wording import parsed

@@ -1,51 +1,18 @@
-"""The command line: the same names as in Python, thin over the same functions.
+"""Commands that record, identify, patch and measure."""
 
-Exit status: 0 done; 2 the user can mend it (one or two lines on standard error); 130 interrupted, run again to go on.
-"""
-
-import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO, cast
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
 
 import langneurons as ln
-from langneurons.cli.parsing import codes, listed, make_method
+from langneurons.cli.entry import Backend, Device, Dtype, Languages, RecordedSite, TextColumn, Where, app
+from langneurons.cli.parsing import MethodName, MethodOptions, codes, listed, make_method
 from langneurons.demo import run_demo
-from langneurons.errors import LangNeuronsError, LangNeuronsWarning, PatchError, StatisticsError, TaskError
+from langneurons.errors import PatchError, StatisticsError, TaskError
 from langneurons.evaluation.evaluating import chosen_languages
-from langneurons.study.wording import METHODS, language_patches, patch_maker
-
-INTERRUPTED = 130  # what typer makes of Ctrl-C
-
-app = typer.Typer(
-    help="Find the language-specific neurons of multilingual language models.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-Languages = Annotated[str | None, typer.Option(help="Comma-separated codes, for example en,hi; all by default.")]
-Backend = Annotated[str, typer.Option(help="auto, hooked or bridge.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own by default.")]
-MethodName = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
-MethodOptions = Annotated[
-    list[str] | None, typer.Option("--set", help="An option of the method, such as --set top=0.01; repeatable.")
-]
-RecordedSite = Annotated[str | None, typer.Option(help="A recorded site; the first by default.")]
-TextColumn = Annotated[str, typer.Option(help="Column of the text in jsonl, parquet and hub data sets.")]
-Device = Annotated[str | None, typer.Option(help="For example cpu or cuda.")]
-Where = Annotated[
-    str | None, typer.Option("--executor", help="Where to run: here by default; ray, or a cluster's ray://host:port.")
-]
-
-
-@app.callback()
-def _common(debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False) -> None:
-    """Find the language-specific neurons of multilingual language models."""
+from langneurons.study.wording import language_patches, patch_maker
 
 
 @app.command()
@@ -280,41 +247,3 @@ def models(
 ) -> None:
     """Say how large a model is, what neurons it has, and how it would be loaded, without loading it."""
     print(ln.describe(name))
-
-
-def main() -> None:
-    """Run the command line and turn errors into a sentence and an exit status."""
-    debug = "--debug" in sys.argv
-    warnings.showwarning = _warn
-    try:
-        # Not standalone: typer would answer Ctrl-C itself, without saying that the work goes on.
-        status = app(standalone_mode=False)
-    except LangNeuronsError as error:
-        if debug:
-            raise
-        _fail(str(error), 2)
-    except typer.TyperException as error:
-        cast(Any, error).show()
-        sys.exit(2)
-    if status == INTERRUPTED:
-        _fail("interrupted. Run the same command again to go on from here.", INTERRUPTED)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Say our own warnings in a sentence, others as Python does."""
-    ours = issubclass(category, LangNeuronsWarning)
-    text = f"langneurons: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
-    (file or sys.stderr).write(text)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    print(f"langneurons: {message}", file=sys.stderr)
-    sys.exit(status)

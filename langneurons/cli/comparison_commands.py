@@ -8,7 +8,7 @@ import typer
 import langneurons as ln
 from langneurons.analysis.comparison import compare_methods
 from langneurons.analysis.validity import NULLS
-from langneurons.cli.commands import Backend, Device, Dtype, Languages, TextColumn, app
+from langneurons.cli.entry import Backend, Device, Dtype, Languages, TextColumn, app
 from langneurons.cli.parsing import codes, listed, make_method
 from langneurons.errors import StatisticsError
 from langneurons.identification import Method

@@ -1,11 +1,18 @@
 """What is written at the command line, made into what the study's wording takes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from langneurons.errors import StatisticsError
 from langneurons.study import wording
-from langneurons.study.wording import parsed
+from langneurons.study.wording import METHODS, parsed
+
+MethodName = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+MethodOptions = Annotated[
+    list[str] | None, typer.Option("--set", help="An option of the method, such as --set top=0.01; repeatable.")
+]
 
 
 def make_method(name: str, options: Sequence[str]) -> Any:

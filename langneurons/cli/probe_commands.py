@@ -9,7 +9,7 @@ import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.selectivity.polysemanticity import polysemanticity
 from langneurons.analysis.selectivity.texts import LabelledTexts
-from langneurons.cli.commands import Backend, Device, Dtype, Languages, app
+from langneurons.cli.entry import Backend, Device, Dtype, Languages, app
 from langneurons.cli.parsing import codes, listed
 from langneurons.errors import StatisticsError, TaskError
 from langneurons.study.wording import parsed

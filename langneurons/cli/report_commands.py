@@ -7,7 +7,7 @@ import typer
 
 import langneurons as ln
 from langneurons.analysis.profiles.choosing import clearest_neurons
-from langneurons.cli.commands import Backend, Device, Dtype, Languages, TextColumn, app
+from langneurons.cli.entry import Backend, Device, Dtype, Languages, TextColumn, app
 from langneurons.cli.parsing import codes
 from langneurons.cli.run_folders import read_folder
 from langneurons.errors import NeuronSetError

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from langneurons.cli.commands import Where, app
+from langneurons.cli.entry import Where, app
 from langneurons.errors import StudyError
 from langneurons.study.forecasting import as_text
 from langneurons.study.run_folder import BLOCKED, FAILED

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 import langneurons as ln
-from langneurons.cli.commands import Backend, Device, Dtype, MethodName, MethodOptions, Where, app
-from langneurons.cli.parsing import codes, listed, make_method
+from langneurons.cli.entry import Backend, Device, Dtype, Where, app
+from langneurons.cli.parsing import MethodName, MethodOptions, codes, listed, make_method
 from langneurons.errors import TaskError, TrainingError, unknown
 from langneurons.study.wording import language_patches
 from langneurons.training.conditions import CONDITIONS, NONE, conditions

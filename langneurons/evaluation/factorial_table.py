@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from langneurons.errors import CorruptArtefactError, EffectError
 from langneurons.evaluation.evaluation import MEASURED, UNPATCHED, Evaluation
 
 AT = " at "  # between operation and site in a patch's name
@@ -22,10 +23,21 @@ class Factorial:
     Attributes:
         evaluation: Everything measured; its patches are named ``"<operation> at <site>"``.
         design: One row a patch: patch, operation, site.
+
+    Raises:
+        EffectError: If the design has other patches than the evaluation.
     """
 
     evaluation: Evaluation
     design: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        designed, measured = sorted(self.design["patch"]), sorted(_patches(self.evaluation))
+        if designed != measured:
+            raise EffectError(
+                f"The design of a factorial has one row for each patch that was measured, {', '.join(measured)}, not "
+                f"for {', '.join(designed)}."
+            )
 
     @property
     def effects(self) -> pd.DataFrame:
@@ -93,11 +105,16 @@ class Factorial:
 
         Raises:
             StorageError: If a file is missing.
-            CorruptArtefactError: If it is no evaluation, or was changed.
+            CorruptArtefactError: If it is no evaluation, none of a factorial, or was changed.
         """
         evaluation = Evaluation.load(path)
-        patches = evaluation.rows["patch"].drop_duplicates().loc[lambda names: names != UNPATCHED]
-        return cls(evaluation, design_of((name.rpartition(AT)[0], name.rpartition(AT)[2]) for name in patches))
+        cells = {name: name.rpartition(AT) for name in _patches(evaluation)}
+        for name, (operation, _, site) in cells.items():
+            if not operation or not site:
+                raise CorruptArtefactError(
+                    f"{path} holds an evaluation but no factorial: the patch {name!r:.60} names no operation and site."
+                )
+        return cls(evaluation, design_of((operation, site) for operation, _, site in cells.values()))
 
     def __repr__(self) -> str:
         return f"{self.summary.to_string(index=False)}\n{self.conclusion}"
@@ -119,6 +136,10 @@ def design_of(cells: Iterable[tuple[str, str]]) -> pd.DataFrame:
     """The design of a factorial, from the operation and site of every patch."""
     rows = [(f"{name}{AT}{site}", name, site) for name, site in cells]
     return pd.DataFrame(rows, columns=["patch", "operation", "site"])
+
+
+def _patches(evaluation: Evaluation) -> list[str]:
+    return [name for name in evaluation.rows["patch"].unique() if name != UNPATCHED]
 
 
 def _count(verdict: str) -> Callable[[pd.Series], int]:

@@ -5,16 +5,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
 from torch import nn
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import HookSiteError, ModelError
 
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "gelu_impl", "activation")
 
 
-def transformer_bridge(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> nn.Module:
+def transformer_bridge(
+    hf_model: "transformers.PreTrainedModel", tokenizer: PreTrainedTokenizerBase | None, name: str
+) -> nn.Module:
     """Wrap a Hugging Face model in a TransformerBridge; both share the weights.
 
     Args:
@@ -28,6 +30,8 @@ def transformer_bridge(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     Raises:
         ModelError: If TransformerLens has no bridge for the architecture.
     """
+    from transformer_lens.model_bridge import TransformerBridge  # noqa: PLC0415 (seconds that only loading needs)
+
     if tokenizer is None:
         raise ModelError(f"Cannot load {name!r} as TransformerBridge without a tokenizer: give one as tokenizer=.")
     try:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -105,7 +105,7 @@ def load_weights(
     device: torch.device | None,
     device_map: Any,
     revision: str | None = None,
-) -> PreTrainedModel:
+) -> "transformers.PreTrainedModel":
     """Load a model's weights and make sure that every one of them came from the checkpoint.
 
     Args:

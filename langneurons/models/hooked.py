@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from langneurons.errors import ModelError
 
@@ -217,7 +218,7 @@ def _bloom(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def hooked_transformer(
-    hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str, share_weights: bool
+    hf_model: "transformers.PreTrainedModel", tokenizer: PreTrainedTokenizerBase | None, name: str, share_weights: bool
 ) -> nn.Module:
     """Turn a Hugging Face model into a HookedTransformer with the same weights, unprocessed.
 
@@ -247,7 +248,7 @@ def hooked_transformer(
     return model.eval()
 
 
-def _converted(hf_model: PreTrainedModel, config: Any) -> dict[str, torch.Tensor]:
+def _converted(hf_model: "transformers.PreTrainedModel", config: Any) -> dict[str, torch.Tensor]:
     """Convert in ``config.dtype``, on the model's own device."""
     conversions = import_module("transformer_lens.pretrained.weight_conversions")
     convert: Callable[..., dict[str, torch.Tensor]] = getattr(conversions, CONVERTERS[architecture_of(hf_model.config)])

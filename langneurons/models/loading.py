@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from langneurons.errors import LangNeuronsError, ModelError, in_short, unknown
 from langneurons.models.bridge import transformer_bridge
@@ -22,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load_model(
     name: str | Path = "babel",
     *,
-    hf_model: PreTrainedModel | None = None,
+    hf_model: "transformers.PreTrainedModel | None" = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     backend: str = "auto",
     dtype: torch.dtype | str | None = None,
@@ -112,7 +113,11 @@ def choose_backend(config: PretrainedConfig, name: str, backend: str = "auto", d
 
 
 def _wrapped(
-    hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str, backend: str, share: bool
+    hf_model: "transformers.PreTrainedModel",
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str,
+    backend: str,
+    share: bool,
 ) -> Any:
     """Wrap, then compare with what the Hugging Face model computed before it was wrapped."""
     hf_model.eval()
@@ -147,14 +152,16 @@ def _absolute(name: str | Path) -> str:
 
 
 def _own_tokenizer(
-    name: str | Path, hf_model: PreTrainedModel | None, revision: str | None
+    name: str | Path, hf_model: "transformers.PreTrainedModel | None", revision: str | None
 ) -> PreTrainedTokenizerBase | None:
     if hf_model is None:
         return load_tokenizer(name, revision)
     return load_tokenizer(hf_model.name_or_path) if hf_model.name_or_path else None
 
 
-def _check_in_memory(hf_model: PreTrainedModel, dtype: torch.dtype | None, device: Any, device_map: Any) -> None:
+def _check_in_memory(
+    hf_model: "transformers.PreTrainedModel", dtype: torch.dtype | None, device: Any, device_map: Any
+) -> None:
     if dtype is not None and dtype != hf_model.dtype:
         raise ModelError(
             f"The hf_model given is {hf_model.dtype}, not {dtype}: convert it first, with hf_model.to(dtype)."

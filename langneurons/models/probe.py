@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
+import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
 from jaxtyping import Float, Int
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from langneurons.errors import ModelError
 from langneurons.models.hooked import context_length_of, sliding_window_of
@@ -66,7 +67,7 @@ def probe_tokens(config: PretrainedConfig) -> Int[torch.Tensor, "1 position"]:
 
 
 @torch.no_grad()
-def probe_of(hf_model: PreTrainedModel) -> Probe:
+def probe_of(hf_model: "transformers.PreTrainedModel") -> Probe:
     """Run a Hugging Face model, before anything wraps it, as it is and with its embeddings one rounding step off.
 
     Args:
@@ -99,7 +100,7 @@ def probe_of(hf_model: PreTrainedModel) -> Probe:
     return Probe(tokens, logits, min(allowed, _MOST_DEVIATIONS * deviation))
 
 
-def _eager_logits(hf_model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+def _eager_logits(hf_model: "transformers.PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
     """The logits with attention computed step by step, as a bridge computes it."""
     usual = str(hf_model.config._attn_implementation)
     hf_model.set_attn_implementation("eager")

@@ -3,7 +3,6 @@
 Pure: it needs the recorded files and nothing of the model, so a study can be reread on a laptop.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -437,7 +436,7 @@ class ActivationStats:
         """
         folder = Path(folder)
         for language in self.languages:
-            if re.search(r"[/\\\0]|^\.", language):
+            if not storage.names_a_file(language):
                 raise StatisticsError(f"Languages become file names, which {language!r:.60} must not.")
         files = {
             f"{language}.{site}.safetensors": record.tensors

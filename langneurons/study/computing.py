@@ -1,6 +1,7 @@
 """How each step of a study is computed: the public functions of langneurons, with the study's settings."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ class Computing:
         config: The study.
         folder: Where results are.
         progress: Show progress bars on standard error.
-        executor: Where to run, as for ``ln.record``.
+        executor: Where to run.
     """
 
-    def __init__(self, config: StudyConfig, folder: RunFolder, progress: bool, executor: str | Executor | None = None):
+    def __init__(self, config: StudyConfig, folder: RunFolder, progress: bool, executor: Executor):
         self.config, self.folder, self.progress, self.executor = config, folder, progress, executor
         self.load = Loading(config, folder)
 
@@ -75,8 +76,8 @@ class Computing:
 
     def _published(self, step: Step, out: Path) -> None:
         sizes = [step.settings[name] for name in ("tokens", "context_length", "batch_size")]
-        text, common = self.load.text(heldout=False), {"seed": self.config.seed, "progress": self.progress}
-        published_statistics(self.load.model(step), text, None, *sizes, **common).save(out)
+        common = {"seed": self.config.seed, "progress": self.progress, "executor": self.executor}
+        published_statistics(self.load.model(step), self.load.text(heldout=False), None, *sizes, **common).save(out)
 
     def _identify(self, step: Step, out: Path) -> None:
         part = self.config.methods[step.name.split("/")[3]]
@@ -137,13 +138,10 @@ class Computing:
     def _finetune(self, step: Step, out: Path) -> None:
         part, seed = self.config.finetuning[step.name.split("/")[2]], self.config.seed
         items = read_items(part.kind, part.source, [part.language], part.revision, split=part.split)
-        tuned = ln.finetune(
-            self.load.model(step),
-            items if part.items is None else items.take(part.items, seed),
-            ln.MaskedLoRA(None, rank=part.rank, alpha=part.alpha, attention=tuple(part.attention), seed=seed),
-            **part.training,
-            **self._common("training", step.key[:SHOWN]),
-        )
+        items = items if part.items is None else items.take(part.items, seed)
+        lora = ln.MaskedLoRA(None, rank=part.rank, alpha=part.alpha, attention=tuple(part.attention), seed=seed)
+        training = partial(_finetuned, **part.training, **self._common("training", step.key[:SHOWN]))
+        (tuned,) = self.executor.map(self.load.model(step), training, [(items, lora)])
         tuned.save(out)
 
     def _evaluate(self, step: Step, out: Path) -> None:
@@ -158,7 +156,7 @@ class Computing:
             controls=part.controls,
             stats=stats,
             batch_size=self.config.text.batch_size,
-            executor=None if part.tuned else self.executor,  # what was trained here is not known elsewhere
+            executor=self.executor,
             **self._judged(),
         )
         found.save(out)
@@ -180,6 +178,7 @@ class Computing:
             _named(task.languages, neurons),
             published_head=head,
             batch_size=batch_size,
+            executor=self.executor,
             **self._judged(),
         )
         found.save(out)
@@ -202,6 +201,7 @@ class Computing:
             told["sites"],
             controls=part.controls,
             batch_size=self.config.text.batch_size,
+            executor=self.executor,
             **self._judged(),
         )
         found.save(out)
@@ -278,13 +278,17 @@ class Computing:
         """What every function that runs the model takes; measured conditions are shared by all steps."""
         return {
             "seed": self.config.seed,
-            "out": self.folder.work(*(work or ("conditions",))),
+            "out": self.folder.work(*(work or ("conditions",))).resolve(),  # a worker stands in another folder
             "progress": self.progress,
         }
 
     def _judged(self, *work: str) -> dict[str, Any]:
         """What every function that gives effects takes."""
         return {**self.config.effects.model_dump(), **self._common(*work)}
+
+
+def _finetuned(model: Any, job: tuple[Any, ln.MaskedLoRA], **options: Any) -> Any:
+    return ln.finetune(model, *job, **options)
 
 
 def _named(languages: Any, neurons: ln.NeuronSet) -> list[str]:

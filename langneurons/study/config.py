@@ -23,12 +23,7 @@ def read_config(path: str | Path) -> StudyConfig:
         StudyError: If it is no TOML, a key is unknown, a value does not fit, or a name that is used does not exist.
     """
     path = Path(path)
-    try:
-        content = storage.read_toml(path)
-    except OSError as error:
-        raise StudyError(f"Cannot read the study {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise StudyError(f"{path} is no TOML file: {error}.") from error
+    content = storage.read_toml(path, "the study", StudyError)
     if isinstance(content.get("published"), str):
         content["published"] = beside(path, content["published"])
     return parse_config(content, str(path))

@@ -6,6 +6,7 @@ A number stands beside a measured one where model, task, neurons, language set, 
 
 from collections.abc import Mapping
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ class Published(_Table):
 def beside(study: Path, named: str) -> str:
     """Where the published numbers of a study lie: shipped ones by name, else a file, sought beside the study first."""
     near = study.parent / named
-    return str(near) if named not in SHIPPED and near.exists() else named
+    return str(near) if named not in SHIPPED and isfile(near) else named
 
 
 def read_published(named: str) -> Published:
@@ -154,14 +155,10 @@ def read_published(named: str) -> Published:
         >>> read_published("mondal-2025").models
         ['Llama-3.1-8B', 'Mistral-Nemo']
     """
+    if named not in SHIPPED and not isfile(named):
+        raise StudyError(f"There are no such published numbers here: {unknown('numbers', named, SHIPPED)}")
     place: Any = SHIPPED.get(named, Path(named))
-    try:
-        content = storage.read_toml(place)
-    except OSError as error:
-        raise StudyError(f"There are no such published numbers here: {unknown('numbers', named, SHIPPED)}") from error
-    except ValueError as error:
-        raise StudyError(f"{named} is no TOML file: {error}.") from error
-    return parse_published(content, named)
+    return parse_published(storage.read_toml(place, "published numbers from", StudyError), named)
 
 
 def parse_published(content: Mapping[str, Any], named: str) -> Published:

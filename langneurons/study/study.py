@@ -10,7 +10,7 @@ import pandas as pd
 
 from langneurons import storage
 from langneurons.errors import StudyError, unknown
-from langneurons.executors import Executor
+from langneurons.executors import Executor, chosen_executor
 from langneurons.study.computing import Computing
 from langneurons.study.config import read_config, written
 from langneurons.study.forecasting import forecast
@@ -98,9 +98,11 @@ class Study:
             As ``status``.
 
         Raises:
+            ExecutorError: If ``executor`` is neither an executor nor the name of one.
             StudyError: If another process runs in the directory, no step is called ``only``, or the published numbers
                 cannot be read.
         """
+        where = chosen_executor(executor)
         say = say or (lambda line: None)
         with self.folder.alone():
             plan = self._wanted(only)
@@ -108,7 +110,7 @@ class Study:
                 read_published(self.config.published)  # what is wrong with it is said now, not when all else is done
             storage.write_text(self.folder.path / CONFIG, self.show())
             self._sources.remember()
-            computing = Computing(self.config, self.folder, progress, executor)
+            computing = Computing(self.config, self.folder, progress, where)
             failed: set[str] = set()
             for number, step in enumerate(plan.values(), start=1):
                 place = f"[{number}/{len(plan)}] {step.name}"

@@ -103,7 +103,7 @@ def transfer_experiment(
 
     Raises:
         TrainingError: If a condition is unknown or would train nothing, test items were trained on, or training fails.
-        LanguageError: If the neurons or a task lack a language.
+        LanguageError: If the neurons or a task lack a language, or a target cannot be the name of a folder.
         PatchError: If a patch does not fit.
         NeuronSetError: If a layer has too few neurons left to draw random ones from.
         StaleArtefactError: If ``out`` holds another experiment.
@@ -280,6 +280,12 @@ def _places(test: Task, source: str, targets: Iterable[str] | None) -> list[str]
     if not asked or source in asked:
         given = f"given {', '.join(asked)}" if asked else "none was given"
         raise TrainingError(f"A transfer experiment needs at least one target beside the source {source!r}, {given}.")
+    for target in asked:
+        if not storage.names_a_file(target):
+            raise LanguageError(
+                f"Targets become names of folders, which {target!r:.60} cannot be: a name has 1 to 100 bytes, "
+                "no slash, and no dot in front."
+            )
     return chosen_languages([test], [source]) + chosen_languages([test], asked)
 
 

@@ -3,9 +3,8 @@ import pandas as pd
 import pytest
 
 import langneurons as ln
-from langneurons import cli, storage
+from langneurons import storage
 from langneurons.analysis.selectivity.result import Polysemanticity
-from langneurons.cli import probe_commands
 from tests.test_cli import run
 from tests.tiny_models import save_tiny
 
@@ -15,7 +14,6 @@ FEW = ("--controls", "2", "--permutations", "100", "--probe-sizes", "1")
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A tiny model, neurons of two languages, and labelled texts in both."""
-    assert probe_commands.app is cli.commands.app  # the command is there once its module is imported
     folder = tmp_path_factory.mktemp("files")
     save_tiny(folder / "model", "mistral")
     ln.NeuronSet.of({"en": [(0, 1), (1, 5)], "hi": [(0, 7)]}, (2, 48), "act").save(folder / "neurons.json")

@@ -69,7 +69,8 @@ def test_every_error_has_a_page_that_begins_with_its_docstring(name):
 
 
 def test_every_command_is_named():
-    commands = typer.main.get_command(cli.commands.app).commands
+    cli.register()
+    commands = typer.main.get_command(cli.app).commands
     page = (DOCS / "command_line.md").read_text("utf-8")
     assert [name for name in commands if f"`langneurons {name}" not in page] == []
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from langneurons import storage
+from langneurons.storage.sealing import seal
 
 Damage = bytes | None  # None stands for a folder in the file's place
 Mutation = Callable[[bytes, Random], Damage]
@@ -127,7 +127,7 @@ def _json(change: Callable[[Any, Any, Random], None], resealed: bool = False) ->
         _at_random_place(content, random, lambda holder, key: change(holder, key, random))
         if resealed and "seal" in content:
             content.pop("seal")
-            content["seal"] = storage._seal_of(content)
+            content = seal(content)
         return json.dumps(content).encode()
 
     return mutation

@@ -114,11 +114,11 @@ def test_a_file_where_the_folder_should_be_is_said_plainly(name, at, tmp_path):
 def test_a_file_that_may_not_grow_is_said_plainly(tmp_path):
     """RLIMIT_FSIZE fails in the middle of a file, where a full disk does, too."""
     program = (
-        "import resource, signal, torch; from pathlib import Path; from langneurons import storage\n"
+        "import resource, signal, torch; from pathlib import Path; from langneurons import errors, storage\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         f"try: storage.write_tensors(Path({str(tmp_path / 'x.safetensors')!r}), {{'x': torch.ones(100_000)}})\n"
-        "except storage.StorageError as error: print(error)"
+        "except errors.StorageError as error: print(error)"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "x.safetensors" in found.stdout

@@ -1,12 +1,20 @@
 import json
+import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
+import torch
 
 import langneurons as ln
-from langneurons.errors import CorruptArtefactError, StudyError
+from langneurons import cli, executors
+from langneurons.errors import CorruptArtefactError, ExecutorError, StudyError
+from langneurons.models import view
 from langneurons.study.computing import Computing
 from langneurons.study.forecasting import as_text
 from langneurons.study.study import Study
@@ -78,6 +86,67 @@ def test_two_studies_are_compared_by_what_differs(done, tmp_path):
     assert found["record/babel"] == "not done"
     assert found["identify/babel/two/lape"] == "top: 0.002 and 0.004"
     assert found["matrix/babel/two/lape/zero"] == "inputs"
+
+
+@dataclass(frozen=True)
+class AsAWorker:
+    """Computes every job as a worker of a cluster does, from what is sent to it and with a model of its own, but here.
+
+    Attributes:
+        asked: What was computed.
+    """
+
+    asked: list[str] = field(default_factory=list)
+
+    def pieces(self, model: Any) -> int:
+        return 2
+
+    def map(self, model: Any, work: Any, jobs: Iterable[Any]) -> Iterator[Any]:
+        recipe = executors.Recipe.of(view(model), torch.get_num_threads())
+        for job in jobs:
+            self.asked.append(getattr(work, "func", work).__name__)
+            yield from pickle.loads(executors._computed(executors._sent((work, [job]), model), recipe))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray, whose pickles are sent, is not installed")
+def test_tuned_tasks_protocols_and_published_statistics_are_the_same_wherever_they_are_computed(tmp_path):
+    part = {"source": "babel", "languages": ["hi"], "items": 2}
+    config = small(
+        methods={"theirs": {"method": "published-lape", "top": 0.002}},
+        patches={"mean": {"write": "published:mean_mu_act"}},
+        published_statistics={"tokens": 256, "batch_size": 2},
+        finetuning={"english": {"source": "babel", "items": 1, "steps": 2, "batch_size": 2, "attention": ["q"]}},
+        tasks={"xnli": {"kind": "xnli", **part, "tuned": "english"}},
+        protocols={"xnli": {"task": "xnli", "head_items": 2, "positions": 64}},
+        factorial={"tasks": ["xnli"], "operations": ["scale"]},
+        effects={"resamples": 100},
+        matrix=None,
+        report={"profiles": 0},
+    )
+    elsewhere = AsAWorker()
+    here, there = (Study(config, tmp_path / name) for name in ("here", "there"))
+    assert set(here.run(progress=False)["state"]) == {"done"}
+    assert set(there.run(progress=False, executor=elsewhere)["state"]) == {"done"}
+    assert here.files() == there.files()
+    # Measured once each: without a patch and under each of two by the task's head, and two by the published head.
+    jobs = {"recorded_piece": 2, "language_statistics": 2, "_finetuned": 1, "measure_job": 5}
+    assert {name: elsewhere.asked.count(name) for name in elsewhere.asked} == jobs
+
+
+def test_what_is_no_executor_is_said_once_before_any_step(tmp_path, monkeypatch, capsys):
+    with pytest.raises(ExecutorError, match="not 'rai'"):
+        Study(small(), tmp_path / "run").run(progress=False, executor="rai")
+    (tmp_path / "study.toml").write_text(Study(small(), tmp_path / "run").show(), "utf-8")
+    given = ["study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "run"), "--executor", "rai"]
+    monkeypatch.setattr(sys, "argv", ["langneurons", *given])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    assert said.err.count("not 'rai'") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_file_is_noticed(done, tmp_path):

@@ -53,7 +53,7 @@ def test_merged_equals_attached_and_unmerging_restores_every_bit(pair):
         expected = logits_of(trained(update, model) and model, update)
         update.merge(model)
         assert view(model).fingerprint != fingerprint
-        close = 1e-5 * max(1, float(expected.std()))
+        close = 5e-5 * max(1, float(expected.std()))  # processors round differently; the effect is above 1e-3
         torch.testing.assert_close(logits_of(model), expected, rtol=1e-5, atol=close)
         with torch.no_grad(), view(model).native_attention():
             torch.testing.assert_close(view(model).forward(TOKENS), expected, rtol=1e-5, atol=close)

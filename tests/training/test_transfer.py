@@ -1,3 +1,4 @@
+import dataclasses
 import inspect
 from pathlib import Path
 
@@ -204,6 +205,33 @@ def test_bad_input_is_refused_before_anything_is_trained(model, task, test, neur
         asked["task"] = test
     with pytest.raises(error, match=said):
         inspect.unwrap(transfer_experiment)(model, test=test, **asked)
+
+
+def renamed(test, name):
+    """A test in English and Hindi, with another name for Hindi."""
+    parts = ({"en": part["en"], name: part["hi"]} for part in (test.items, test.templates))
+    return dataclasses.replace(test, **dict(zip(("items", "templates"), parts, strict=True)))
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "../out", ".hidden", "a\\b", "", "x" * 101, "नी" * 20, "a\0b"])
+def test_a_target_that_cannot_be_the_name_of_a_folder_is_refused(model, task, test, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "finetune", lambda *a, **options: pytest.fail("trained"))
+    named = ln.NeuronSet.of({"en": [(0, 1)], name: [(0, 2)]}, SHAPE, "act")
+    for target in ([name], None):
+        with pytest.raises(LanguageError, match="cannot be: a name has 1 to 100 bytes"):
+            transfer_experiment(
+                model, task, renamed(test, name), named, targets=target, out=tmp_path / "out", **OPTIONS
+            )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_target_of_the_longest_name_is_trained_and_kept(model, task, test, tmp_path):
+    name = "x" * 100
+    named = ln.NeuronSet.of({"en": [(0, 1)], name: [(0, 2)]}, SHAPE, "act")
+    asked = {"conditions": ["random source+target"], "seeds": [10**6], "draws": 2, "out": tmp_path}
+    found = transfer_experiment(model, task, renamed(test, name), named, **asked, **{**OPTIONS, "steps": 1})
+    assert set(found.rows["language"]) == {"en", name}
+    assert len(list((tmp_path / "trainings").iterdir())) == 2
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from langneurons.evaluation.measuring import measure_jobs
 from langneurons.evaluation.paper import answers, head
 from langneurons.evaluation.tasks.heads import Head, pairs_of
 from langneurons.evaluation.tasks.task import Task
+from langneurons.executors import Executor
 from langneurons.models import view
 
 SCHEMA = "langneurons/protocol-comparison/1"
@@ -89,6 +90,7 @@ def compare_protocols(
     batch_size: int = 8,
     out: str | Path | None = None,
     progress: bool = True,
+    executor: str | Executor | None = None,
 ) -> ProtocolComparison:
     """Evaluate the same patches on the same model in the published protocol and in the sound one.
 
@@ -112,6 +114,7 @@ def compare_protocols(
         batch_size: Texts a forward.
         out: Folder that keeps every condition measured.
         progress: Show a progress bar on standard error.
+        executor: Where to run, as for ``ln.record``.
 
     Returns:
         The comparison; printed, it says where the conclusion changes.
@@ -143,7 +146,7 @@ def compare_protocols(
         for index, one in enumerate(asked)
         for name, job in task_jobs(model, one, conditions, batch_size).items()
     }
-    measured = measure_jobs(model, jobs, out, progress)
+    measured = measure_jobs(model, jobs, out, progress, executor=executor)
     rows = {key[1:]: found for key, found in measured.items() if key[0] == 0}
     theirs = {
         key[1:]: _as_published(model, published, key[2], found)

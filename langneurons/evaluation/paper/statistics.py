@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from langneurons.corpora import Corpus
 from langneurons.corpora.corpus import batches
 from langneurons.errors import CorpusError, LanguageError, StatisticsError, unknown
 from langneurons.evaluation.scoring import scoring
+from langneurons.executors import Executor, chosen_executor
 from langneurons.models import ModelView, view
 from langneurons.recording.site_values import SiteValues
 
@@ -130,6 +132,7 @@ def published_statistics(
     batch_size: int = 4,
     seed: int = 0,
     progress: bool = True,
+    executor: str | Executor | None = None,
 ) -> PublishedStatistics:
     """Compute the activation statistics of Mondal et al. 2025 as their code does.
 
@@ -155,6 +158,7 @@ def published_statistics(
         batch_size: Chunks a batch; the percentiles depend on it.
         seed: Of the random choice.
         progress: Show a progress bar on standard error.
+        executor: Where to run, as for ``ln.record``: one language is one piece of work.
 
     Returns:
         The statistics, in float32.
@@ -174,35 +178,56 @@ def published_statistics(
     """
     chosen = corpus.languages if languages is None else tuple(languages)
     corpus = corpus.select(chosen)
-    found: dict[str, dict[str, ByNeuron]] = {}
-    tokens: dict[str, int] = {}
-    with scoring(model) as seen:
-        _check(seen, context_length, batch_size)
-        for language in chosen:
-            chunks = _cut_chunks(corpus, language, seen, context_length)
-            n_batches = _batches_a_pass(language, chunks, batch_size, tokens_per_language)
-            tokens[language] = n_batches * batch_size * context_length
-            first, second = (
-                tqdm(
-                    _drawn_batches(chunks, n_batches, batch_size, seed, name, language),
-                    desc=f"{language}, {name} pass",
-                    total=n_batches,
-                    unit="batch",
-                    disable=not progress,
-                )
-                for name in ("first", "second")
-            )
-            found[language] = _batch_statistics(seen, first)
-            found[language] |= _shares_above(seen, second, found[language]["mean_p90_act"])
-    about = {
-        "context_length": context_length,
-        "batch_size": batch_size,
-        "seed": seed,
-        "tokens": tokens,
-        "corpus": corpus.fingerprints,
-    }
-    arrays = {name: torch.stack([found[language][name] for language in chosen]) for name in ARRAYS}
+    _check(view(model), context_length, batch_size)
+    drawn = {"context_length": context_length, "batch_size": batch_size, "seed": seed}
+    work = partial(language_statistics, tokens=tokens_per_language, progress=progress, **drawn)
+    found = list(chosen_executor(executor).map(model, work, [corpus.select([language]) for language in chosen]))
+    tokens = {language: read for language, (read, _) in zip(chosen, found, strict=True)}
+    arrays = {name: torch.stack([of_language[name] for _, of_language in found]) for name in ARRAYS}
+    about = {**drawn, "tokens": tokens, "corpus": corpus.fingerprints}
     return PublishedStatistics(chosen, view(model).fingerprint, about, **arrays)
+
+
+def language_statistics(
+    model: torch.nn.Module,
+    corpus: Corpus,
+    tokens: int | None,
+    context_length: int,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> tuple[int, dict[str, ByNeuron]]:
+    """Compute the statistics of one language, wherever that is.
+
+    Args:
+        model: From ``load_model``.
+        corpus: Text in this language only.
+        tokens: As ``published_statistics`` takes ``tokens_per_language``, and likewise the others.
+        context_length: Tokens a chunk.
+        batch_size: Chunks a batch.
+        seed: Of the random choice.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        How many tokens each pass read, and the arrays by name.
+    """
+    (language,) = corpus.languages
+    with scoring(model) as seen:
+        chunks = _cut_chunks(corpus, language, seen, context_length)
+        n_batches = _batches_a_pass(language, chunks, batch_size, tokens)
+        first, second = (
+            tqdm(
+                _drawn_batches(chunks, n_batches, batch_size, seed, name, language),
+                desc=f"{language}, {name} pass",
+                total=n_batches,
+                unit="batch",
+                disable=not progress,
+            )
+            for name in ("first", "second")
+        )
+        found = _batch_statistics(seen, first)
+        found |= _shares_above(seen, second, found["mean_p90_act"])
+    return n_batches * batch_size * context_length, found
 
 
 def _check(seen: ModelView, context_length: int, batch_size: int) -> None:

@@ -96,12 +96,7 @@ def read_templates(path: str | Path | None = None) -> dict[str, tuple[Template, 
         'नहीं'
     """
     file = Path(__file__).with_name("xnli_templates.toml") if path is None else Path(path).expanduser()
-    try:
-        tables = storage.read_toml(file)
-    except OSError as error:
-        raise TaskError(f"Cannot read templates from {file}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise TaskError(f"{file} is not TOML: {error}.") from error
+    tables = storage.read_toml(file, "templates from", TaskError)
     return {language: tuple(_templates(language, found, file)) for language, found in tables.items()}
 
 

@@ -42,10 +42,7 @@ def read_prompts(path: str | Path | None = None) -> dict[str, str]:
         ['Question: {question}', 'Answer:']
     """
     file = Path(__file__).with_name("xquad_prompts.toml") if path is None else Path(path).expanduser()
-    try:
-        found = storage.read_toml(file)
-    except (OSError, ValueError) as error:
-        raise TaskError(f"Prompts cannot be read from {file} ({error}).") from error
+    found = storage.read_toml(file, "prompts from", TaskError)
     for language, template in found.items():
         if not isinstance(template, str):
             raise TaskError(f"The prompt of {language!r} in {file} is not a text but {template!r:.40}.")

@@ -4,9 +4,28 @@ import pytest
 
 import langneurons as ln
 from langneurons.evaluation.paper.statistics import published_statistics
+from langneurons.executors import ThisProcess
 from tests.planted_model import planted
 
 CONTEXT_LENGTH, BATCH_SIZE = 64, 4
+
+
+class Backwards(ThisProcess):
+    """An executor that cuts, and computes the last piece first.
+
+    Attributes:
+        jobs: How many it computed.
+    """
+
+    jobs = 0
+
+    def pieces(self, model):
+        return 4
+
+    def map(self, model, work, jobs):
+        given = list(jobs)
+        self.jobs += len(given)
+        return reversed([work(model, job) for job in reversed(given)])
 
 
 @pytest.fixture(scope="package")

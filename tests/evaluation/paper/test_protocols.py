@@ -8,6 +8,7 @@ from langneurons.errors import EffectError, TaskError
 from langneurons.evaluation.paper import answers
 from langneurons.evaluation.paper.head import PadPositionHead
 from langneurons.evaluation.paper.protocols import AGREE, ProtocolComparison, _compared, compare_protocols
+from tests.evaluation.paper.conftest import Backwards
 from tests.tiny_models import save_tiny
 
 WORDS = [f"w{number}" for number in range(90)]
@@ -80,6 +81,14 @@ def test_xnli_is_read_at_the_pad_position_and_at_the_last_real_token(tiny, patch
     row = compare_protocols(tiny, task, patches, published_head=theirs, resamples=200, progress=False).table.iloc[0]
     assert row["base"] == pytest.approx(task.measure(tiny, "hi")["accuracy"].mean())
     assert row["published_base"] == pytest.approx(task.by_head(theirs).measure(tiny, "hi")["accuracy"].mean())
+
+
+def test_conditions_are_pieces_of_work_wherever_and_whenever_they_are_computed(tiny, patches):
+    task, executor = premises().by_head(head(tiny)), Backwards()
+    options = {"published_head": head(tiny, PadPositionHead), "resamples": 200, "progress": False}
+    there = compare_protocols(tiny, task, patches, executor=executor, **options)
+    assert executor.jobs == 2 * 3  # two heads; no patch, and two patches
+    pd.testing.assert_frame_equal(there.table, compare_protocols(tiny, task, patches, **options).table)
 
 
 def test_what_changes_nothing_is_no_difference_in_the_published_reading(tiny, patches):

@@ -15,7 +15,7 @@ from langneurons.evaluation.paper import statistics
 from langneurons.evaluation.paper.statistics import ARRAYS, PublishedStatistics, published_statistics
 from langneurons.models import view
 from tests.evaluation.paper import naive
-from tests.evaluation.paper.conftest import BATCH_SIZE, CONTEXT_LENGTH
+from tests.evaluation.paper.conftest import BATCH_SIZE, CONTEXT_LENGTH, Backwards
 from tests.planted_model import LAYERS, WIDTH
 
 
@@ -82,6 +82,14 @@ def test_the_seed_decides_and_other_languages_do_not_matter(model, corpus):
 
     assert torch.equal(one(["hi"], 1), one(["en", "hi"], 1))
     assert not torch.equal(one(["hi"], 1), one(["hi"], 2))
+
+
+def test_each_language_is_a_piece_of_work_wherever_and_whenever_it_is_computed(model, corpus, published):
+    executor = Backwards()
+    found = published_statistics(model, corpus, context_length=CONTEXT_LENGTH, progress=False, executor=executor)
+    assert executor.jobs == len(corpus.languages) > 1
+    assert (found.languages, found.about) == (published.languages, published.about)
+    assert all(torch.equal(getattr(found, name), getattr(published, name)) for name in ARRAYS)
 
 
 def test_the_two_passes_read_different_batches(model, corpus):

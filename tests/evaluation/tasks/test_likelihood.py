@@ -253,7 +253,7 @@ def test_malformed_templates_are_refused_in_a_sentence(text, words, said):
         ("en = 1", r"no \[\[en\]\] tables"),
         ("[[en]]\ntext = 3", r"no \[\[en\]\] tables"),
         ("[[en]]\nneutral = 'x'", "lacks its text"),
-        ("[[en", "is not TOML"),
+        ("[[en", "is no TOML file"),
         (None, "Cannot read"),
     ],
 )

@@ -1,0 +1,1 @@
+"""What langneurons costs, measured beside what others do: ``python -m benchmarks`` prints one table."""
