@@ -50,7 +50,7 @@ def factorial(
         operations: Names out of "set", "add" (the language's mean), "scale" (twice) and "diffmean"; or name ->
             function of (neurons, statistics at the site, language) that makes a patch.
         sites: Where to write.
-        options: Of ``evaluate``: controls, out, delta, seed, resamples, batch_size, head, progress.
+        options: Of ``evaluate``: controls, out, delta, seed, resamples, batch_size, head, progress, executor.
 
     Returns:
         Effects of every cell, their summary, and the pairs of cells with opposite signs.

@@ -100,7 +100,8 @@ class Computing:
         text, told = self.config.text, step.settings
         sizes = {"tokens_per_language": told["tokens"], "context_length": text.context_length}
         named = {"which": told["nulls"], "sites": tuple(text.sites), "also": told["also"], "seed": self.config.seed}
-        return {**sizes, **named, "batch_size": text.batch_size, "progress": self.progress}
+        where = {"progress": self.progress, "executor": self.executor}
+        return {**sizes, **named, **where, "batch_size": text.batch_size}
 
     def _validity(self, step: Step, out: Path) -> None:
         _, _, group, name = step.name.split("/")

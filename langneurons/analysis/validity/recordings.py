@@ -6,6 +6,7 @@ Halves are recorded with the same histogram edges, so that one pass over the tex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from langneurons.analysis.validity.regrouping import pseudo_languages, shuffled_
 from langneurons.analysis.validity.selections import Halves
 from langneurons.corpora import Corpus, pack
 from langneurons.errors import CorpusError, unknown
+from langneurons.executors import Executor
 from langneurons.identification.methods import Method
 from langneurons.models import view
 from langneurons.recording.recorder import record
@@ -101,6 +103,7 @@ def record_nulls(
     progress: bool = True,
     sites: Sequence[str] = ("act",),
     also: Sequence[str] = (),
+    executor: str | Executor | None = None,
 ) -> Recordings:
     """Record the real languages and some nulls, with equally many tokens, each in two halves by document.
 
@@ -117,6 +120,7 @@ def record_nulls(
         progress: Show progress on standard error.
         sites: As in ``record``.
         also: What is optional and some method needs, as in ``record``.
+        executor: Where to run, as for ``record``.
 
     Returns:
         The recordings.
@@ -146,6 +150,7 @@ def record_nulls(
             progress,
             sites,
             also,
+            executor,
         )
         for name, halves in halved.items()
     }
@@ -163,6 +168,7 @@ def record_halves(
     progress: bool = True,
     sites: Sequence[str] = ("act",),
     also: Sequence[str] = (),
+    executor: str | Executor | None = None,
 ) -> Halves:
     """Record two halves of a corpus with the same histogram edges, so that they can also be added.
 
@@ -177,6 +183,7 @@ def record_halves(
         progress: Show progress on standard error.
         sites: As in ``record``.
         also: What is optional and some method needs, as in ``record``.
+        executor: Where to run, as for ``record``.
 
     Returns:
         Statistics of each half.
@@ -191,10 +198,8 @@ def record_halves(
         [1000, 1000]
     """
     folders = (None, None) if out is None else (Path(out) / "first", Path(out) / "second")
-    each, options = (
-        tokens_per_language // 2,
-        {"batch_size": batch_size, "progress": progress, "sites": sites, "also": also},
-    )
+    each, shown = tokens_per_language // 2, {"progress": progress, "executor": executor}
+    options: dict[str, Any] = {"batch_size": batch_size, "sites": sites, "also": also, **shown}
     first, second = (half.shuffle(seed) for half in halves)
     one = record(model, first, each, context_length, out=folders[0], **options)
     return one, record(model, second, each, context_length, out=folders[1], like=one, **options)
