@@ -2,6 +2,7 @@ import pytest
 
 import langneurons as ln
 from langneurons.analysis.ablation.result import Ablation
+from langneurons.cli import analysis_commands
 from tests.analysis.ablation_models import texts
 from tests.test_cli import run
 from tests.tiny_models import save_tiny
