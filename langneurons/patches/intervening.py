@@ -154,10 +154,11 @@ def check_fits(patch: Patch, seen: ModelView) -> None:
             f"The neuron set is of a model of {neurons.shape[0]} layers x {neurons.shape[1]} units at "
             f"{neurons.site!r}; {seen.name!r} has {fits[0]} x {fits[1]}."
         )
+    if patch.allow_site_mismatch:
+        return
     models = [value.model for value in patch.values.values() if isinstance(value, SiteValues)]
-    here = seen.fingerprint_at(neurons.site)
-    for model in (neurons.model, *models):
-        if model and model != here and not patch.allow_site_mismatch:
+    for model in filter(None, (neurons.model, *models)):
+        if model != (here := seen.fingerprint_at(neurons.site)):
             raise SiteMismatchError(
                 f"The {'neurons' if model == neurons.model else 'values'} belong to model {model[:8]}, but "
                 f"{seen.name!r} is {here[:8]} at {neurons.site!r}: record this model, or give allow_site_mismatch=True."
