@@ -77,7 +77,10 @@ class Transfer:
             EffectError: If there is no such metric.
         """
         chosen = self._metric(metric)
-        return pd.DataFrame([self._score(chosen, key, part) for key, part in self._by_metric[chosen].items()])
+        if chosen not in self._scored:
+            cells = self._by_metric[chosen].items()
+            self._scored[chosen] = pd.DataFrame([self._score(chosen, key, part) for key, part in cells])
+        return self._scored[chosen].copy()
 
     def effects(self, against: str = NONE, metric: str | None = None, on: str = "targets") -> EffectTable:
         """What training some neurons changed, against training others, on the same items with the same seeds.
@@ -268,6 +271,11 @@ class Transfer:
     def _training(self, condition: str, target: str) -> str:
         """The target that a condition was trained for, where it was trained once for every target."""
         return target if (condition, target) in self._trained else ""
+
+    @cached_property
+    def _scored(self) -> dict[str, pd.DataFrame]:
+        """By metric, the scores that were asked for: a report asks for the same ones many times."""
+        return {}
 
     @cached_property
     def _trained(self) -> set[tuple[str, str]]:

@@ -1,0 +1,15 @@
+"""What several studies read."""
+
+import pytest
+
+from tests.study.hub_files import languages_of, save_checkpoints, save_data
+from tests.study.papers import PAPERS
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Tiny checkpoints of the papers' architectures, and data files of the hub's schemas."""
+    folder = tmp_path_factory.mktemp("hub")
+    save_checkpoints(folder)
+    save_data(folder, sorted(set().union(*map(languages_of, PAPERS))))
+    return folder
