@@ -16,9 +16,9 @@ from langneurons.analysis.validity import (
     split_half,
 )
 from langneurons.errors import CorpusError
-from langneurons.executors import ThisProcess
 from tests.planted_model import planted
 from tests.recording.conftest import same
+from tests.test_executors import PiecesHere
 
 LAPE = ln.LAPE(top=0.1, filter_quantile=0.75)
 ROOT = Path(__file__).parents[2]
@@ -75,17 +75,10 @@ def test_nulls_records_and_judges_in_one_call(model_and_corpus):
     assert found.table.equals(nulls_of(LAPE, again.real, again.nulls).table)
 
 
-class InPieces(ThisProcess):
-    """An executor that cuts, and computes everything here."""
-
-    def pieces(self, model):
-        return 3
-
-
 def test_recordings_cut_in_pieces_are_the_same(model_and_corpus):
     model, corpus = model_and_corpus
     options = {"context_length": 64, "which": ["source"], "progress": False}
-    whole, cut = (record_nulls(model, corpus, 800, executor=one, **options) for one in (None, InPieces()))
+    whole, cut = (record_nulls(model, corpus, 800, executor=one, **options) for one in (None, PiecesHere(3)))
     for here, there in zip((*whole.real, *whole.nulls["source"]), (*cut.real, *cut.nulls["source"]), strict=True):
         assert same(here, there)
 

@@ -198,8 +198,14 @@ def record_halves(
         [1000, 1000]
     """
     folders = (None, None) if out is None else (Path(out) / "first", Path(out) / "second")
-    each, shown = tokens_per_language // 2, {"progress": progress, "executor": executor}
-    options: dict[str, Any] = {"batch_size": batch_size, "sites": sites, "also": also, **shown}
+    each = tokens_per_language // 2
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "progress": progress,
+        "sites": sites,
+        "also": also,
+        "executor": executor,
+    }
     first, second = (half.shuffle(seed) for half in halves)
     one = record(model, first, each, context_length, out=folders[0], **options)
     return one, record(model, second, each, context_length, out=folders[1], like=one, **options)
