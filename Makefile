@@ -21,14 +21,14 @@ demo: install
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 test: install
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore tests/test_executors.py
-	$(PYTEST) tests/test_executors.py || $(PYTEST) tests/test_executors.py
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore tests/test_run.py
+	$(PYTEST) tests/test_run.py || $(PYTEST) tests/test_run.py
 
 # TransformerLens 4 has TransformerBridge alone: what faces models is tested under it too, in an environment of its own.
 VENV_4 ?= build/transformer-lens-4
 TESTS_4 := tests/models tests/patches tests/recording/test_recorder.py tests/recording/test_caches_and_looking.py \
 	tests/training/test_lora.py tests/training/test_adapters.py tests/training/test_finetuning.py \
-	tests/analysis/test_ablation.py tests/analysis/test_features.py tests/evaluation/tasks/test_completing.py
+	tests/analysis/test_ablation.py tests/analysis/test_features.py tests/tasks/test_completing.py
 
 test-transformerlens-4:
 	$(PYTHON) -m venv $(VENV_4)

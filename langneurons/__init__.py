@@ -21,27 +21,21 @@ if TYPE_CHECKING:
     from langneurons.analysis.validity import split_half as split_half
     from langneurons.corpora import Corpus as Corpus
     from langneurons.corpora import load_corpus as load_corpus
+    from langneurons.effects.estimation import effect as effect
+    from langneurons.effects.table import EffectTable as EffectTable
     from langneurons.errors import LangNeuronsError as LangNeuronsError
     from langneurons.errors import LangNeuronsWarning as LangNeuronsWarning
     from langneurons.evaluation.dose import dose as dose
     from langneurons.evaluation.dose import equal_dose as equal_dose
-    from langneurons.evaluation.effect_table import EffectTable as EffectTable
-    from langneurons.evaluation.effects import effect as effect
     from langneurons.evaluation.evaluating import evaluate as evaluate
     from langneurons.evaluation.evaluation import Evaluation as Evaluation
     from langneurons.evaluation.factorial import Factorial as Factorial
     from langneurons.evaluation.factorial import factorial as factorial
-    from langneurons.evaluation.grids import perplexity_matrix as perplexity_matrix
     from langneurons.evaluation.heldout_text import HeldoutText as HeldoutText
-    from langneurons.evaluation.language_modelling import perplexity as perplexity
-    from langneurons.evaluation.sweeps import Dose as Dose
-    from langneurons.evaluation.sweeps import sweep as sweep
-    from langneurons.evaluation.tasks.completing import completions as completions
-    from langneurons.evaluation.tasks.generation import Generation as Generation
-    from langneurons.evaluation.tasks.heads import ClassificationHead as ClassificationHead
-    from langneurons.evaluation.tasks.xnli import XNLI as XNLI
-    from langneurons.evaluation.tasks.xquad import XQuAD as XQuAD
-    from langneurons.executors import RayExecutor as RayExecutor
+    from langneurons.evaluation.matrix import perplexity_matrix as perplexity_matrix
+    from langneurons.evaluation.perplexity import perplexity as perplexity
+    from langneurons.evaluation.sweep import Dose as Dose
+    from langneurons.evaluation.sweep import sweep as sweep
     from langneurons.identification import AUROC as AUROC
     from langneurons.identification import LAPE as LAPE
     from langneurons.identification import SET1 as SET1
@@ -64,9 +58,9 @@ if TYPE_CHECKING:
     from langneurons.identification import TokenAP as TokenAP
     from langneurons.models import describe as describe
     from langneurons.models import load_model as load_model
-    from langneurons.models.dictionaries import add_dictionary as add_dictionary
-    from langneurons.models.dictionaries import remove_dictionary as remove_dictionary
-    from langneurons.models.sparse_dictionary import SparseDictionary as SparseDictionary
+    from langneurons.models.features.dictionaries import SparseDictionary as SparseDictionary
+    from langneurons.models.features.dictionaries import add_dictionary as add_dictionary
+    from langneurons.models.features.dictionaries import remove_dictionary as remove_dictionary
     from langneurons.patches import Add as Add
     from langneurons.patches import Clamp as Clamp
     from langneurons.patches import DiffMean as DiffMean
@@ -81,7 +75,13 @@ if TYPE_CHECKING:
     from langneurons.recording.recorder import record as record
     from langneurons.recording.site_values import SiteValues as SiteValues
     from langneurons.recording.statistics import ActivationStats as ActivationStats
+    from langneurons.run import RayExecutor as RayExecutor
     from langneurons.study.study import Study as Study
+    from langneurons.tasks.completing import completions as completions
+    from langneurons.tasks.generation import Generation as Generation
+    from langneurons.tasks.heads import ClassificationHead as ClassificationHead
+    from langneurons.tasks.xnli import XNLI as XNLI
+    from langneurons.tasks.xquad import XQuAD as XQuAD
     from langneurons.training.finetuned import Finetuned as Finetuned
     from langneurons.training.finetuning import finetune as finetune
     from langneurons.training.lora import MaskedIA3 as MaskedIA3
@@ -112,29 +112,29 @@ _PLACES = {
     "analysis.selectivity.reading": ("decompose",),
     "analysis.selectivity.result": ("Polysemanticity",),
     "analysis.selectivity.texts": ("LabelledTexts",),
-    "models.dictionaries": (
+    "models.features.dictionaries": (
         "add_dictionary",
         "remove_dictionary",
+        "SparseDictionary",
     ),
-    "models.sparse_dictionary": ("SparseDictionary",),
     "analysis.validity": ("nulls", "rerun", "split_half"),
     "corpora": ("Corpus", "load_corpus"),
     "errors": ("LangNeuronsError", "LangNeuronsWarning"),
     "evaluation.dose": ("dose", "equal_dose"),
-    "evaluation.effect_table": ("EffectTable",),
-    "evaluation.effects": ("effect",),
+    "effects.table": ("EffectTable",),
+    "effects.estimation": ("effect",),
     "evaluation.evaluating": ("evaluate",),
     "evaluation.evaluation": ("Evaluation",),
     "evaluation.factorial": ("Factorial", "factorial"),
-    "evaluation.grids": ("perplexity_matrix",),
+    "evaluation.matrix": ("perplexity_matrix",),
     "evaluation.heldout_text": ("HeldoutText",),
-    "evaluation.language_modelling": ("perplexity",),
-    "evaluation.sweeps": ("Dose", "sweep"),
-    "evaluation.tasks.completing": ("completions",),
-    "evaluation.tasks.generation": ("Generation",),
-    "evaluation.tasks.heads": ("ClassificationHead",),
-    "evaluation.tasks.xnli": ("XNLI",),
-    "evaluation.tasks.xquad": ("XQuAD",),
+    "evaluation.perplexity": ("perplexity",),
+    "evaluation.sweep": ("Dose", "sweep"),
+    "tasks.completing": ("completions",),
+    "tasks.generation": ("Generation",),
+    "tasks.heads": ("ClassificationHead",),
+    "tasks.xnli": ("XNLI",),
+    "tasks.xquad": ("XQuAD",),
     "identification": (
         "AUROC",
         "ActivationProbability",
@@ -157,7 +157,7 @@ _PLACES = {
         "SentenceAP",
         "TokenAP",
     ),
-    "executors": ("RayExecutor",),
+    "run": ("RayExecutor",),
     "models": ("describe", "load_model"),
     "patches": ("Add", "Clamp", "DiffMean", "Patch", "Scale", "Set", "intervene", "unreachable"),
     "recording.caches": ("record_caches",),

@@ -18,7 +18,7 @@ from plotly.graph_objects import Figure
 import langneurons as ln
 from langneurons.analysis.validity import Evidence, RedrawnRandom, nulls_of, record_nulls, split_half, validity_table
 from langneurons.analysis.validity.table import ValidityTable
-from langneurons.demo import clearest
+from langneurons.study.demo import clearest
 
 HELDOUT_TOKENS = 600
 SHOWN = "hi"  # the language whose neurons are swept and ablated

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.evaluation.paper.head import PadPositionHead
-from langneurons.evaluation.paper.neurons import act_prob_90p_neurons, published_patch
-from langneurons.evaluation.paper.protocols import compare_protocols
-from langneurons.evaluation.paper.statistics import published_statistics
+from langneurons.replication.neurons import act_prob_90p_neurons, published_patch
+from langneurons.replication.protocols import compare_protocols
+from langneurons.replication.statistics import published_statistics
+from langneurons.tasks.padded_head import PadPositionHead
 
 SOURCE = "en"
 

@@ -44,7 +44,7 @@ from langneurons.analysis.validity import (
     split_half,
     validity_table,
 )
-from langneurons.analysis.validity.selections import Halves, whole
+from langneurons.analysis.validity.reliability import Halves, whole
 from langneurons.errors import LangNeuronsWarning, StatisticsError
 from tests.planted_model import LANGUAGES as PLANTED_LANGUAGES
 from tests.planted_model import Planted, planted

@@ -27,9 +27,9 @@ import langneurons as ln
 from langneurons import storage
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.models import ModelView, view
-from langneurons.models.feature_sites import hook_point
+from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
+from langneurons.models.features.sites import hook_point
 from langneurons.models.sites import attached
-from langneurons.models.sparse_dictionary import SparseDictionary, SparseDictionaryConfig
 
 SCHEMA = "langneurons/dictionary-report/1"
 CONTEXT = 256

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons import cli, demo
+from langneurons import cli
+from langneurons.study import demo
 from langneurons.cli.entry import COMMANDS
 from langneurons.errors import LangNeuronsError
 from langneurons.study.wording import patch_maker

@@ -24,13 +24,13 @@ from langneurons.analysis.ablation.measured import check_languages, measured
 from langneurons.corpora import Blocks, Corpus
 from langneurons.errors import EffectError, TaskError
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text, losses
-from langneurons.evaluation.scoring import scoring
 from langneurons.identification.matching import random_stream
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import Value
 from langneurons.recording.statistics import ActivationStats
+from langneurons.tasks.batching import scoring
 
 SHARE = 0.1  # of the sample that counts as its top
 LEAST_SAMPLE = 20

@@ -9,9 +9,9 @@ import typer
 import langneurons as ln
 from langneurons.cli.entry import Backend, Device, Dtype, Languages, RecordedSite, TextColumn, Where, app
 from langneurons.cli.parsing import MethodName, MethodOptions, codes, listed, make_method
-from langneurons.demo import run_demo
 from langneurons.errors import PatchError, StatisticsError, TaskError
 from langneurons.evaluation.evaluating import chosen_languages
+from langneurons.study.demo import run_demo
 from langneurons.study.wording import language_patches, patch_maker
 
 

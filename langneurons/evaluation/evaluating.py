@@ -11,16 +11,16 @@ import pandas as pd
 import torch
 
 from langneurons.corpora.loading import distinct
+from langneurons.effects.estimation import check_options, difference
 from langneurons.errors import EffectError, LanguageError, PatchError, TaskError, unknown
-from langneurons.evaluation.effects import check_options, difference
 from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
 from langneurons.evaluation.measuring import Job, measure_jobs
-from langneurons.evaluation.tasks.task import Task
-from langneurons.executors import Executor
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.patch import Patch
 from langneurons.recording.statistics import ActivationStats
+from langneurons.run import Executor
+from langneurons.tasks.task import Task
 
 Written = Patch | Sequence[Patch]
 Patches = Mapping[str, Written | Callable[[str], Written]]

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from langneurons import storage
+from langneurons.effects.estimation import effect
+from langneurons.effects.placement import placement_columns
+from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, unknown
-from langneurons.evaluation.effect_table import EffectTable
-from langneurons.evaluation.effects import effect
-from langneurons.evaluation.placement import placement_columns
 
 SCHEMA = "langneurons/evaluation/1"
 UNPATCHED = "unpatched"

@@ -14,10 +14,10 @@ import torch
 from langneurons.errors import PatchError, unknown
 from langneurons.evaluation.evaluating import evaluate
 from langneurons.evaluation.factorial_table import AT, Factorial, design_of
-from langneurons.evaluation.tasks.task import Task
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Add, DiffMean, Patch, Scale, Set
 from langneurons.recording.statistics import ActivationStats
+from langneurons.tasks.task import Task
 
 MakePatch = Callable[[NeuronSet, ActivationStats, str], Patch]
 # Each turns a language up in its own way, with values of that language.

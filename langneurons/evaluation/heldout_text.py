@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from langneurons import storage
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
 from langneurons.corpora.blocks import LENGTHS
-from langneurons.corpora.text_bytes import stream_bytes
+from langneurons.corpora.packing import stream_bytes
 from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
-from langneurons.evaluation.scoring import scoring
 from langneurons.models import ModelView, view
+from langneurons.tasks.batching import scoring
 
 EACH = ("block", "document")
 COLUMNS = ["language", "item", "cluster", "nll", "tokens", "bytes"]

@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerFast
 
 from langneurons import storage
 from langneurons.corpora.packing import tokenizer_fingerprint
+from langneurons.effects.estimation import effect
+from langneurons.effects.table import EffectTable
 from langneurons.errors import PatchError, StorageError
-from langneurons.evaluation.effect_table import EffectTable
-from langneurons.evaluation.effects import effect
 from langneurons.evaluation.heldout_text import HeldoutText
-from langneurons.executors import Executor, chosen_executor
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
+from langneurons.run import Executor, chosen_executor
 
 Conditions = Mapping[tuple, Sequence[Patch]]
 

@@ -1,15 +1,15 @@
 """Whose the neurons are: scores from activation statistics, and the labelled neuron sets they give."""
 
+from langneurons.corpora.languages import SET1, SET2, SET3, SET4, SET5, SET6, SET_XNLI
 from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference
 from langneurons.identification.contrast import Contrast
-from langneurons.identification.controls import Random
 from langneurons.identification.detection import AUROC, TokenAP
 from langneurons.identification.gradient import GradientRelevance
-from langneurons.identification.languages import SET1, SET2, SET3, SET4, SET5, SET6, SET_XNLI
 from langneurons.identification.lape import LAPE, EntropyLambda
-from langneurons.identification.methods import Method
 from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.random import Random
 from langneurons.identification.scores import Scores
+from langneurons.identification.selection import Method
 from langneurons.identification.sentence_ap import SentenceAP
 
 __all__ = [

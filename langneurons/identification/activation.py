@@ -8,23 +8,21 @@ from torch import Tensor
 
 from langneurons.errors import StatisticsError
 from langneurons.identification.firing import (
+    DESIGN_EFFECT,
+    JACKKNIFE,
+    approximate_variance_of_share,
     check_magnitude_threshold,
     check_sign_means_something,
+    degrees_of_freedom,
     firing_probability,
     how_uncertain,
     pooled_share,
+    variance_of_mean,
+    variance_of_probability,
 )
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import best_per_language, check_share, wanted
-from langneurons.identification.uncertainty import (
-    DESIGN_EFFECT,
-    JACKKNIFE,
-    approximate_variance_of_share,
-    degrees_of_freedom,
-    variance_of_mean,
-    variance_of_probability,
-)
 from langneurons.recording.statistics import ActivationStats
 
 PER_LANGUAGE = 0.00125

@@ -7,15 +7,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons.identification.activation import PER_LANGUAGE, check_several
-from langneurons.identification.firing import check_magnitude_threshold, firing_probability, how_uncertain
+from langneurons.identification.firing import (
+    approximate_variance_of_share,
+    check_magnitude_threshold,
+    degrees_of_freedom,
+    firing_probability,
+    how_uncertain,
+    variance_of_probability,
+)
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import best_per_language, check_share, wanted
-from langneurons.identification.uncertainty import (
-    approximate_variance_of_share,
-    degrees_of_freedom,
-    variance_of_probability,
-)
 from langneurons.recording.statistics import ActivationStats
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from langneurons.errors import StatisticsError, unknown
 from langneurons.identification.activation import PER_LANGUAGE, check_several
+from langneurons.identification.firing import DESIGN_EFFECT, degrees_of_freedom, design_effect
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import best_per_language, check_share, wanted
-from langneurons.identification.uncertainty import DESIGN_EFFECT, degrees_of_freedom, design_effect
 from langneurons.recording.distributions import ActivationFunction, ValueCdf
 from langneurons.recording.statistics import ActivationStats
 

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from langneurons.identification.activation import PER_LANGUAGE, check_several, others_mean
+from langneurons.identification.firing import JACKKNIFE, degrees_of_freedom, variance_of_relevance
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import best_per_language, check_share, wanted
-from langneurons.identification.uncertainty import JACKKNIFE, degrees_of_freedom, variance_of_relevance
 from langneurons.recording.statistics import ActivationStats
 
 

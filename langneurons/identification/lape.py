@@ -14,6 +14,7 @@ from langneurons.errors import LangNeuronsWarning, StatisticsError, unknown
 from langneurons.identification.firing import (
     Others,
     check_magnitude_threshold,
+    degrees_of_freedom,
     firing_probability,
     how_uncertain,
     standard_error_across_languages,
@@ -21,7 +22,6 @@ from langneurons.identification.firing import (
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import check_share, labelled, level, lowest, wanted
-from langneurons.identification.uncertainty import degrees_of_freedom
 from langneurons.recording.statistics import ActivationStats
 
 Interpolation = Literal["kthvalue", "linear"]

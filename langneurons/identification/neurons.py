@@ -17,8 +17,19 @@ from torch import Tensor
 
 from langneurons import storage
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
-from langneurons.identification.flat_indices import Shape, check_flat, checked_shape, flat_indices, overlap, shape_text
-from langneurons.identification.matching import Match, choose_neutral, draw_matched, fitting_statistics, strata
+from langneurons.identification.matching import (
+    Match,
+    Shape,
+    check_flat,
+    checked_shape,
+    choose_neutral,
+    draw_matched,
+    fitting_statistics,
+    flat_indices,
+    overlap,
+    shape_text,
+    strata,
+)
 from langneurons.identification.published import read_rucaibox
 from langneurons.identification.scores import Scores
 from langneurons.recording.site_values import basis_note

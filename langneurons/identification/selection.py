@@ -1,6 +1,7 @@
 """From scores to neurons: exactly as many as asked, ties broken by layer and then index."""
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -131,3 +132,21 @@ def labelled(stats: ActivationStats, scores: Scores, members: Mapping[str, np.nd
         method=scores.method,
         scores={language: scores[language].flatten().numpy()[flat].astype(float) for language, flat in members.items()},
     )
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to find the neurons of a language in activation statistics."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Optional accumulators that must have been recorded; empty for most."""
+        ...
+
+    def scores(self, stats: ActivationStats) -> Scores:
+        """Score every neuron."""
+        ...
+
+    def identify(self, stats: ActivationStats) -> NeuronSet:
+        """Label the neurons that the scores select."""
+        ...

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from langneurons.errors import ModelError
+from langneurons.models.backends.hooked import architecture_of, context_length_of, reason_against_hooked
 from langneurons.models.checkpoints import check_supported, load_config
-from langneurons.models.hooked import architecture_of, context_length_of, reason_against_hooked
 from langneurons.models.loading import choose_backend, parse_dtype
 
 _INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner")

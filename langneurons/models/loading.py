@@ -9,12 +9,12 @@ import transformers  # PreTrainedModel is named in quotes, because its module ta
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from langneurons.errors import LangNeuronsError, ModelError, in_short, unknown
-from langneurons.models.bridge import transformer_bridge
+from langneurons.models.backends.bridge import transformer_bridge
+from langneurons.models.backends.hooked import hooked_transformer, reason_against_hooked
 from langneurons.models.checkpoints import check_supported, check_tokenizer, load_config, load_tokenizer, load_weights
-from langneurons.models.fingerprint import module_fingerprint
-from langneurons.models.hooked import hooked_transformer, reason_against_hooked
 from langneurons.models.probe import probe_of
 from langneurons.models.view import ModelView, view
+from langneurons.models.weights import module_fingerprint
 
 BACKENDS = ("auto", "hooked", "bridge")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

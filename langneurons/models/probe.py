@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from transformers import PretrainedConfig
 
 from langneurons.errors import ModelError
-from langneurons.models.hooked import context_length_of, sliding_window_of
+from langneurons.models.backends.hooked import context_length_of, sliding_window_of
 
 # The largest difference allowed: 1e-5 standard deviations of the logits, or 4 times what one rounding step in the
 # embeddings does to them, where that is more (deep models, 16-bit weights). Measured on 50 random models of 2 to 24

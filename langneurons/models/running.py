@@ -1,16 +1,20 @@
 """How each of TransformerLens' two classes is run: whole, up to what it unembeds, at some positions, generating."""
 
+import functools
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from langneurons.models.bridge import bridge_activation
-from langneurons.models.bridge_projections import bridge_projection
+from langneurons.models.backends.bridge import bridge_activation, bridge_projection
+from langneurons.models.backends.hooked import activation_of
+from langneurons.models.backends.hooked_projections import hooked_projection
 from langneurons.models.generating import GeneratedRows, generate_hooked, generate_hugging_face
-from langneurons.models.hooked import activation_of
-from langneurons.models.hooked_projections import hooked_projection
 from langneurons.models.sites import Hook, attached
 
 
@@ -115,3 +119,100 @@ class RunningBridge:
 
     def _takes(self, option: str) -> bool:
         return option in inspect.signature(self._hugging_face.forward).parameters
+
+
+ResidualOf = Callable[[torch.Tensor], torch.Tensor | None]
+
+_FORWARD = "forward"
+# How many values a block returns beside the residual stream, None where it returns the bare tensor: Bloom's give two.
+_BESIDE: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
+
+
+@contextmanager
+def resumed_above(blocks: Any, embedding: nn.Module, layer: int, residual_of: ResidualOf) -> Iterator[None]:
+    """Begin forwards above a layer, inside the block.
+
+    Args:
+        blocks: The model's layers.
+        embedding: Its token embedding.
+        layer: The last layer that is not run; -1 runs all.
+        residual_of: From a forward's tokens to the residual stream after the layer; None runs that forward whole.
+    """
+    resumed: list[torch.Tensor | None] = [None]
+
+    def begin(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        resumed[0] = residual_of(inputs[0])
+
+    skipped = list(blocks)[: layer + 1]
+    before = [vars(block).get(_FORWARD) for block in skipped]
+    handle = embedding.register_forward_pre_hook(begin)
+    try:
+        for index, block in enumerate(skipped):
+            vars(block)[_FORWARD] = _handing_on(block, resumed, index == layer)
+        yield
+    finally:
+        handle.remove()
+        for block, own in zip(skipped, before, strict=True):
+            if own is None:
+                vars(block).pop(_FORWARD, None)
+            else:
+                vars(block)[_FORWARD] = own
+
+
+def _handing_on(block: nn.Module, resumed: list[torch.Tensor | None], last: bool) -> Callable[..., Any]:
+    forward = block.forward
+
+    def run(*inputs: Any, **options: Any) -> Any:
+        if resumed[0] is None or block not in _BESIDE:
+            out = forward(*inputs, **options)
+            _BESIDE[block] = len(out) - 1 if isinstance(out, tuple) else None
+            if resumed[0] is None:
+                return out
+        given = inputs[0] if inputs else options["hidden_states"]
+        handed = resumed[0].to(given.device) if last else given
+        beside = _BESIDE[block]
+        return handed if beside is None else (handed, *[None] * beside)
+
+    return run
+
+
+@contextmanager
+def checkpointed(blocks: Any, config: Any, again: Callable[[], Any]) -> Iterator[None]:
+    """Keep only the input of each block for the backward pass, inside the block.
+
+    Args:
+        blocks: The model's layers.
+        config: Of the Hugging Face model that runs, if one does: a key-value cache would be filled twice.
+        again: Makes a context that a block runs in when it runs for the second time.
+    """
+    before = [vars(block).get(_FORWARD) for block in blocks]
+    use_cache = getattr(config, "use_cache", False)
+    try:
+        for block in blocks:
+            vars(block)[_FORWARD] = _twice(block.forward, again)
+        if use_cache:
+            config.use_cache = False
+        yield
+    finally:
+        for block, own in zip(blocks, before, strict=True):
+            if own is None:
+                vars(block).pop(_FORWARD, None)
+            else:
+                vars(block)[_FORWARD] = own
+        if use_cache:
+            config.use_cache = use_cache
+
+
+def _twice(forward: Callable[..., Any], again: Callable[[], Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def run(*inputs: Any, **options: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **options)
+        contexts = functools.partial(_contexts, again)
+        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **options)
+
+    return run
+
+
+def _contexts(again: Callable[[], Any]) -> tuple[Any, Any]:
+    return nullcontext(), again()

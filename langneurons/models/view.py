@@ -10,17 +10,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import HookSiteError, LangNeuronsError, ModelError, TrainingError, unknown
-from langneurons.models.above import ResidualOf, resumed_above
-from langneurons.models.bridge import native_attention
-from langneurons.models.checkpointing import checkpointed
-from langneurons.models.feature_sites import FeatureSite
-from langneurons.models.fingerprint import WeightsVersion, module_fingerprint
-from langneurons.models.following import Following, following
-from langneurons.models.generating import GeneratedRows, Stop
-from langneurons.models.hooked import hooked_class
+from langneurons.models.backends.bridge import native_attention
+from langneurons.models.backends.hooked import hooked_class
+from langneurons.models.features.sites import FeatureSite
+from langneurons.models.generating import Following, GeneratedRows, Stop, following
 from langneurons.models.probe import Probe
 from langneurons.models.projections import Projection, check_target
-from langneurons.models.running import RunningBridge, RunningHooked
+from langneurons.models.running import ResidualOf, RunningBridge, RunningHooked, checkpointed, resumed_above
 from langneurons.models.sites import (
     SITES,
     Change,
@@ -31,6 +27,7 @@ from langneurons.models.sites import (
     reading_hooks,
     writing_hooks,
 )
+from langneurons.models.weights import WeightsVersion, module_fingerprint
 from langneurons.storage import fingerprint
 
 _VIEW = "_langneurons_view"

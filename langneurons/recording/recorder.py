@@ -17,16 +17,13 @@ from tqdm import tqdm
 
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
 from langneurons.errors import HookSiteError, ModelError, StaleArtefactError, StatisticsError, unknown
-from langneurons.executors import Executor, chosen_executor
 from langneurons.models import ModelView, view
 from langneurons.recording.accumulation import FOLDS, Grid, GroupedSums
-from langneurons.recording.forecasting import forecast
-from langneurons.recording.gradients import relevance_units
-from langneurons.recording.optional import GRADIENT, SENTENCE, SENTENCES, Sentences, check_optional, held
-from langneurons.recording.records import LanguageRecord
-from langneurons.recording.run_folder import Run, run_folder
+from langneurons.recording.records import GRADIENT, SENTENCE, SENTENCES, LanguageRecord, Sentences, check_optional, held
+from langneurons.recording.run_folder import Run, forecast, run_folder
 from langneurons.recording.statistics import ActivationStats
-from langneurons.recording.sums import Calibration, LanguageSums, features_recorded, recorded_model
+from langneurons.recording.sums import Calibration, LanguageSums, features_recorded, recorded_model, relevance_units
+from langneurons.run import Executor, chosen_executor
 
 CALIBRATION_BLOCKS = 8
 SECONDS_BETWEEN_CHECKPOINTS = 60.0

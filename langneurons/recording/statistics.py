@@ -16,8 +16,15 @@ from langneurons import storage
 from langneurons.errors import LanguageError, SiteMismatchError, StaleArtefactError, StatisticsError, unknown
 from langneurons.recording.accumulation import SQUARE_UNITS, SUM_UNITS
 from langneurons.recording.distributions import ActivationFunction, Histogram, ValueCdf, quantile, rank_error_bound
-from langneurons.recording.optional import TENSORS, check_held, check_optional, held
-from langneurons.recording.records import LanguageRecord, RecordedModel, StoredTensors
+from langneurons.recording.records import (
+    TENSORS,
+    LanguageRecord,
+    RecordedModel,
+    StoredTensors,
+    check_held,
+    check_optional,
+    held,
+)
 from langneurons.recording.site_values import SiteValues
 
 SCHEMA = "langneurons/activation-statistics/1"

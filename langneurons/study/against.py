@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 import langneurons as ln
+from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError
-from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.factorial_table import AT
+from langneurons.replication.published import Claim, Published, ScoreRow, listed
 from langneurons.study.parts import StudyConfig
-from langneurons.study.published import Claim, Published, ScoreRow, listed
 from langneurons.study.steps import Step
 from langneurons.training.conditions import NONE
 from langneurons.views.report.answers import of_matrix

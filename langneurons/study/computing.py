@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import langneurons as ln
-from langneurons.analysis.profiles.choosing import clearest_neurons
+from langneurons.analysis.profiles.profiling import clearest_neurons
 from langneurons.analysis.validity import Evidence, Nulls, nulls_of, record_nulls, split_half, validity_table
-from langneurons.analysis.validity.selections import Halves, whole
+from langneurons.analysis.validity.reliability import Halves, whole
 from langneurons.errors import StatisticsError
-from langneurons.evaluation.paper.head import PadPositionHead
-from langneurons.evaluation.paper.protocols import compare_protocols
-from langneurons.evaluation.paper.statistics import published_statistics
-from langneurons.executors import Executor
+from langneurons.replication.protocols import compare_protocols
+from langneurons.replication.statistics import published_statistics
+from langneurons.run import Executor
 from langneurons.study.loading import Loading, read_items
 from langneurons.study.parts import StudyConfig
 from langneurons.study.run_folder import SHOWN, RunFolder
 from langneurons.study.steps import Step, among, patches_of, transferred_to
 from langneurons.study.wording import make_method, patch_maker, published_neurons
+from langneurons.tasks.padded_head import PadPositionHead
 
 
 class Computing:

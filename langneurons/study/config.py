@@ -11,8 +11,8 @@ from langneurons import storage
 from langneurons.analysis.validity import NULLS
 from langneurons.errors import PatchError, StatisticsError, StudyError, unknown
 from langneurons.evaluation.factorial import OPERATIONS
+from langneurons.replication.published import beside
 from langneurons.study.parts import StudyConfig
-from langneurons.study.published import beside
 from langneurons.study.wording import check_method, check_patch
 
 

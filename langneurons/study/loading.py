@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import langneurons as ln
-from langneurons.evaluation.paper.statistics import PublishedStatistics
+from langneurons.replication.statistics import PublishedStatistics
 from langneurons.study.parts import PatchPart, StudyConfig, TaskPart, sliced
 from langneurons.study.run_folder import RunFolder
 from langneurons.study.steps import Step, among

@@ -9,11 +9,11 @@ import pandas as pd
 
 import langneurons as ln
 from langneurons.analysis.validity import ValidityTable
-from langneurons.evaluation.paper.protocols import ProtocolComparison
+from langneurons.replication.protocols import ProtocolComparison
+from langneurons.replication.published import read_published
 from langneurons.study.against import Against
 from langneurons.study.config import written
 from langneurons.study.parts import StudyConfig
-from langneurons.study.published import read_published
 from langneurons.study.run_folder import RunFolder
 from langneurons.study.steps import Step
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from langneurons import storage
 from langneurons.errors import StorageError
-from langneurons.study.published import SHIPPED
+from langneurons.replication.published import SHIPPED
 
 SCHEMA = "langneurons/study-sources/1"
 EMBEDDED = "babel"

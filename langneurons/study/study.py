@@ -10,12 +10,12 @@ import pandas as pd
 
 from langneurons import storage
 from langneurons.errors import StudyError, unknown
-from langneurons.executors import Executor, chosen_executor
+from langneurons.replication.published import read_published
+from langneurons.run import Executor, chosen_executor
 from langneurons.study.computing import Computing
 from langneurons.study.config import read_config, written
 from langneurons.study.forecasting import forecast
 from langneurons.study.parts import StudyConfig
-from langneurons.study.published import read_published
 from langneurons.study.reporting import write_study_report
 from langneurons.study.run_folder import BLOCKED, DONE, FAILED, RunFolder
 from langneurons.study.sources import Sources

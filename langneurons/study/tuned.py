@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from langneurons import storage
-from langneurons.evaluation.tasks.heads import Head
+from langneurons.tasks.heads import Head
 from langneurons.training.finetuned import Finetuned
 
 

@@ -11,8 +11,8 @@ import langneurons as ln
 from langneurons import identification
 from langneurons.analysis.validity import OwnQuantile
 from langneurons.errors import PatchError, StatisticsError, unknown
-from langneurons.evaluation.paper.neurons import INTERVENE_BY, act_prob_90p_neurons, lape_neurons, published_patch
-from langneurons.evaluation.paper.statistics import ARRAYS, PublishedStatistics
+from langneurons.replication.neurons import INTERVENE_BY, act_prob_90p_neurons, lape_neurons, published_patch
+from langneurons.replication.statistics import ARRAYS, PublishedStatistics
 
 METHODS = {
     "lape": "LAPE",

@@ -14,9 +14,9 @@ from langneurons import storage
 from langneurons.errors import TrainingError, unknown
 from langneurons.evaluation.evaluating import evaluate
 from langneurons.evaluation.evaluation import Evaluation
-from langneurons.evaluation.paper.head import PadPositionHead
-from langneurons.evaluation.tasks.heads import ClassificationHead, Head
-from langneurons.evaluation.tasks.task import Task
+from langneurons.tasks.heads import ClassificationHead, Head
+from langneurons.tasks.padded_head import PadPositionHead
+from langneurons.tasks.task import Task
 from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows
 from langneurons.training.update import Update
 

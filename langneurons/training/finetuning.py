@@ -12,20 +12,19 @@ import torch
 
 from langneurons import storage
 from langneurons.errors import LanguageError, TrainingError, unknown
-from langneurons.evaluation.paper.head import POSITIONS
-from langneurons.evaluation.tasks.heads import ClassificationHead, LabelledPairs
-from langneurons.evaluation.tasks.task import Task
-from langneurons.evaluation.tasks.xquad import XQuAD
 from langneurons.models import ModelView, view
 from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits
+from langneurons.tasks.heads import ClassificationHead, LabelledPairs
+from langneurons.tasks.padded_head import POSITIONS
+from langneurons.tasks.task import Task
+from langneurons.tasks.xquad import XQuAD
 from langneurons.training.finetuned import Finetuned
-from langneurons.training.loop import Loop, trained
+from langneurons.training.loop import Loop, trained, watching
 from langneurons.training.objectives import LOSSES, Answering, Classifying, Objective
 from langneurons.training.resuming import RunFolder
-from langneurons.training.schedule import Settings
+from langneurons.training.settings import Settings
 from langneurons.training.update import Update
-from langneurons.training.watching import watching
 
 
 def finetune(

@@ -9,10 +9,9 @@ from langneurons.errors import TrainingError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
-from langneurons.training import adapters, peft_format
-from langneurons.training.forms import Direct, Form, LowRank, ScaledInputs, ScaledOutputs
+from langneurons.training import peft_format
 from langneurons.training.masked import MaskedUpdate
-from langneurons.training.pieces import Piece
+from langneurons.training.pieces import Direct, Form, LowRank, Piece, ScaledInputs, ScaledOutputs
 
 
 class MaskedLoRA(MaskedUpdate):
@@ -78,7 +77,7 @@ class MaskedLoRA(MaskedUpdate):
             CorruptArtefactError: If a file of ours was changed since.
             TrainingError: If keys or shapes are not the model's, or it is of another class.
         """
-        if adapters.is_ours(Path(folder)):
+        if peft_format.is_ours(Path(folder)):
             return super().load(folder, model)
         if model is None:
             raise TrainingError(f"{folder} was written by peft: give model=, to find what its keys stand for.")

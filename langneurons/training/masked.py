@@ -16,9 +16,8 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
 from langneurons.storage import fingerprint, understood
-from langneurons.training import adapters
-from langneurons.training.forms import Form, LowRank
-from langneurons.training.pieces import Piece
+from langneurons.training import peft_format
+from langneurons.training.pieces import Form, LowRank, Piece
 
 _Kind = TypeVar("_Kind", bound="MaskedUpdate")
 MLP_SITES = ("pre", "act", "post")
@@ -231,7 +230,7 @@ class MaskedUpdate:
             raise TrainingError(f"{self!r} has no parameters yet: attach it to a model, or prepare(model), first.")
         settings = {"neurons": self.neurons, "rank": self.rank, "alpha": self.alpha, "seed": self.seed}
         settings |= {"targets": self.targets, "attention": self.attention}
-        adapters.write_update(Path(folder), self.kind, settings, self._model, self.pieces)
+        peft_format.write_update(Path(folder), self.kind, settings, self._model, self.pieces)
         return Path(folder)
 
     @classmethod
@@ -247,10 +246,10 @@ class MaskedUpdate:
             CorruptArtefactError: If a file was changed since.
             TrainingError: If it is of another class, or of another model.
         """
-        saved = adapters.read_update(Path(folder))
+        saved = peft_format.read_update(Path(folder))
         if saved.kind != cls.kind:
             raise TrainingError(f"{folder} holds {saved.kind}, not {cls.kind}.")
-        with understood(Path(folder) / adapters.SIDECAR):
+        with understood(Path(folder) / peft_format.SIDECAR):
             update = cls(**saved.settings)
             update.pieces = [piece.piece(update.neurons, update.form(piece.target)) for piece in saved.pieces]
         update._model = saved.model

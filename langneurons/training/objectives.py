@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from langneurons import storage
 from langneurons.errors import LanguageError, TaskError, TrainingError, unknown
-from langneurons.evaluation.paper.head import POSITIONS, PadPositionHead, padded_pairs, tokenizer_of
-from langneurons.evaluation.tasks.batching import Tokens
-from langneurons.evaluation.tasks.heads import (
+from langneurons.models import ModelView
+from langneurons.tasks.batching import Tokens
+from langneurons.tasks.heads import (
     ClassificationHead,
     Head,
     LabelledPairs,
@@ -22,11 +22,11 @@ from langneurons.evaluation.tasks.heads import (
     pair_tokens,
     pairs_of,
 )
-from langneurons.evaluation.tasks.task import Task
-from langneurons.evaluation.tasks.templates import LABELS
-from langneurons.evaluation.tasks.xnli import XNLI
-from langneurons.evaluation.tasks.xquad import XQuAD
-from langneurons.models import ModelView
+from langneurons.tasks.likelihood import LABELS
+from langneurons.tasks.padded_head import POSITIONS, PadPositionHead, padded_pairs, tokenizer_of
+from langneurons.tasks.task import Task
+from langneurons.tasks.xnli import XNLI
+from langneurons.tasks.xquad import XQuAD
 
 PLACES = ("last", "padding")
 LOSSES = ("answer", "all")

@@ -8,7 +8,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, TrainingError
+from langneurons.errors import CorruptArtefactError, StorageError, TrainingError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, Projection
-from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS, rows_of
-from langneurons.training.forms import LowRank
-from langneurons.training.pieces import Piece
+from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS, HuggingFaceModule, rows_of
+from langneurons.training.pieces import Form, LowRank, Piece
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -240,4 +239,139 @@ def _piece(projection: Projection, block: FullSize, neurons: NeuronSet | None) -
     parameters = {"lora_A": nn.Parameter(A), "lora_B": nn.Parameter(B)}
     return Piece(
         projection.layer, projection.target, projection.shape, units, form, projection.hugging_face, parameters
+    )
+
+
+SCHEMA = "langneurons/update/1"
+SIDECAR, NEURONS, PARAMETERS = "langneurons.json", "neurons.json", "parameters.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedUpdate:
+    """What a folder says of an update.
+
+    Attributes:
+        kind: Which class wrote it.
+        settings: What that class was called with.
+        model: Fingerprint of the weights it was made for, None where unknown.
+        pieces: Its parameters; the form is given where it is LoRA.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    model: str | None
+    pieces: list["SavedPiece"]
+
+
+@dataclass(frozen=True)
+class SavedPiece:
+    """What a folder says of the trained part of one projection; ``low_rank`` is None where it is no LoRA."""
+
+    layer: int
+    target: str
+    shape: tuple[int, int]
+    module: HuggingFaceModule
+    low_rank: LowRank | None
+    parameters: dict[str, torch.Tensor]
+
+    def piece(self, neurons: NeuronSet | None, form: Form) -> Piece:
+        """Make the trained part of it.
+
+        Args:
+            neurons: Those of the update, whose rows or columns are trained where this is no projection of attention.
+            form: How they are changed, where it is no LoRA.
+        """
+        attention = self.target in ATTENTION_TARGETS
+        units = None if attention or neurons is None else neurons.per_layer()[self.layer]
+        parameters = {name: nn.Parameter(values) for name, values in self.parameters.items()}
+        return Piece(self.layer, self.target, self.shape, units, self.low_rank or form, self.module, parameters)
+
+
+def write_update(folder: Path, kind: str, settings: dict[str, Any], model: str | None, pieces: Sequence[Piece]) -> None:
+    """Write an update; the sidecar comes last, so a folder with one is whole.
+
+    Args:
+        folder: Where to.
+        kind: Which class writes it.
+        settings: What that class was called with, the neurons among it.
+        model: Fingerprint of the weights it was made for.
+        pieces: Its parameters.
+    """
+    (folder / SIDECAR).unlink(missing_ok=True)
+    neurons = settings["neurons"]
+    checksums = {}
+    if neurons is not None:
+        checksums[NEURONS] = storage.checksum(neurons.save(folder / NEURONS))
+    tensors = {
+        f"{piece.name}.{name}": value.detach().cpu() for piece in pieces for name, value in piece.parameters.items()
+    }
+    checksums[PARAMETERS] = storage.write_tensors(folder / PARAMETERS, tensors)
+    if all(isinstance(piece.form, LowRank) for piece in pieces):
+        checksums |= write(folder, pieces)
+    content = {
+        "kind": kind,
+        "settings": {name: value for name, value in settings.items() if name != "neurons"},
+        "model": model,
+        "pieces": [_described(piece) for piece in pieces],
+        "checksums": checksums,
+    }
+    storage.write_json(folder / SIDECAR, SCHEMA, content)
+
+
+def read_update(folder: Path) -> SavedUpdate:
+    """Read an update, and check every byte of it.
+
+    Args:
+        folder: Where it was saved.
+
+    Raises:
+        StorageError: If there is none.
+        CorruptArtefactError: If a file was changed since.
+    """
+    content = storage.read_json(folder / SIDECAR, SCHEMA)
+    with storage.understood(folder / SIDECAR):
+        for name, checksum in content["checksums"].items():
+            storage.verify(folder / name, checksum)
+        tensors = storage.read_tensors(folder / PARAMETERS, content["checksums"][PARAMETERS])
+        neurons = NeuronSet.load(folder / NEURONS) if NEURONS in content["checksums"] else None
+        pieces = [_read_piece(described, tensors) for described in content["pieces"]]
+        return SavedUpdate(content["kind"], {"neurons": neurons, **content["settings"]}, content["model"], pieces)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder has our sidecar; one without may be plain peft's.
+
+    Raises:
+        StorageError: If it has neither.
+    """
+    if (folder / SIDECAR).exists():
+        return True
+    if not (folder / CONFIG).exists():
+        raise StorageError(f"{folder} holds no update: neither {SIDECAR} nor {CONFIG} is there.")
+    return False
+
+
+def _described(piece: Piece) -> dict[str, Any]:
+    low_rank = asdict(piece.form) if isinstance(piece.form, LowRank) else None
+    return {
+        "layer": piece.layer,
+        "target": piece.target,
+        "shape": list(piece.shape),
+        "module": asdict(piece.module),
+        "low_rank": low_rank,
+        "parameters": sorted(piece.parameters),
+    }
+
+
+def _read_piece(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SavedPiece:
+    layer, target, (outputs, inputs) = described["layer"], described["target"], described["shape"]
+    module = described["module"]
+    runs = tuple((start, stop) for start, stop in module["runs"])
+    return SavedPiece(
+        layer,
+        target,
+        (outputs, inputs),
+        HuggingFaceModule(module["name"], module["size"], runs, module["transposed"]),
+        LowRank(**described["low_rank"]) if described["low_rank"] else None,
+        {name: tensors[f"{layer}.{target}.{name}"] for name in described["parameters"]},
     )

@@ -13,20 +13,20 @@ from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.corpora.loading import distinct
+from langneurons.effects.estimation import check_options
 from langneurons.errors import LanguageError, TrainingError, unknown
-from langneurons.evaluation.effects import check_options
 from langneurons.evaluation.evaluating import LEVEL, Patches, chosen_languages, written_patches
 from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.measuring import Job, check_reads_text, measure_jobs
-from langneurons.evaluation.tasks.heads import LabelledPairs
-from langneurons.evaluation.tasks.task import Task
-from langneurons.evaluation.tasks.xquad import XQuAD
-from langneurons.executors import Executor, chosen_executor
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
 from langneurons.recording.statistics import ActivationStats
+from langneurons.run import Executor, chosen_executor
+from langneurons.tasks.heads import LabelledPairs
+from langneurons.tasks.task import Task
+from langneurons.tasks.xquad import XQuAD
 from langneurons.training.conditions import CONDITIONS, Condition
 from langneurons.training.conditions import conditions as chosen_conditions
 from langneurons.training.finetuned import Finetuned

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 
 from langneurons import storage
+from langneurons.effects.estimation import LEAST_SEEDS, difference, effect
+from langneurons.effects.placement import placement_columns
+from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, unknown
-from langneurons.evaluation.effect_table import EffectTable
-from langneurons.evaluation.effects import LEAST_SEEDS, difference, effect
 from langneurons.evaluation.evaluation import UNPATCHED
-from langneurons.evaluation.placement import placement_columns
 from langneurons.training.conditions import ALL, CONTROL_OF, NONE
 
 SCHEMA = "langneurons/transfer/1"

@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
+from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, unknown
-from langneurons.evaluation.effect_table import EffectTable
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.effect_figures import provenance_of

@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from langneurons.corpora.languages import SET1, SET2, SET3, SET4, SET5, SET6, SET_XNLI
 from langneurons.errors import NeuronSetError
-from langneurons.identification.languages import SET1, SET2, SET3, SET4, SET5, SET6, SET_XNLI
 from langneurons.identification.neurons import NeuronSet
 from langneurons.views.neuron_figures import provenance_of_neurons
 from langneurons.views.style import SHADES, label_room, styled

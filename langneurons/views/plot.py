@@ -4,16 +4,14 @@ Every function returns a ``plotly.graph_objects.Figure`` with its caption and pr
 a notebook, or write it to a file with ``ln.plot.save``.
 """
 
-from langneurons.views.ablation_figures import ablation
+from langneurons.views.analysis_figures import ablation, selectivity, validity
 from langneurons.views.dose_figures import dose_response
 from langneurons.views.effect_figures import effects, perplexity_matrix
-from langneurons.views.exporting import save
 from langneurons.views.neuron_figures import histogram, layer_heatmap, layer_profile
 from langneurons.views.overlap_figures import methods, overlap, sets
-from langneurons.views.selectivity_figures import selectivity
+from langneurons.views.style import save
 from langneurons.views.tokens import tokens
 from langneurons.views.training_figures import training, transfer
-from langneurons.views.validity_figures import validity
 
 __all__ = [
     "ablation",

@@ -7,12 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 import pandas as pd
 import plotly.graph_objects as go
 
+from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, TrainingError
-from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.training.transfer_table import NAMES, Transfer
-from langneurons.views.effect_figures import caption_of, effects, provenance_of
-from langneurons.views.forest import MARGINS, ROW, forest, places
+from langneurons.views.effect_figures import MARGINS, ROW, caption_of, effects, forest, places, provenance_of
 from langneurons.views.style import COLOURS, legend_above, span, styled
 
 SMOOTHED = 0.05  # of the steps, over which the loss is averaged

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 import langneurons as ln
-from langneurons.evaluation.scoring import scoring
 from langneurons.models import load_model, view
+from langneurons.tasks.batching import scoring
 from tests.planted_model import LAYERS, WIDTH, planted
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

@@ -7,10 +7,10 @@ import torch
 
 import langneurons as ln
 from langneurons.analysis.ablation.ablating import ablate
-from langneurons.analysis.ablation.remembering import Remembered, writes_directly
 from langneurons.analysis.ablation.result import Ablation
+from langneurons.analysis.ablation.running import Remembered, writes_directly
+from langneurons.effects.estimation import effect
 from langneurons.errors import EffectError, LanguageError, NeuronSetError, PatchError, StatisticsError
-from langneurons.evaluation.effects import effect
 from langneurons.models import add_dictionary, remove_dictionary, view
 from tests.analysis.ablation_models import PAIRS, QUICK, NextWord, needed, neurons_at, texts, tiny
 from tests.backends import loadable

@@ -4,7 +4,7 @@ import pytest
 
 from langneurons.analysis.ablation.ablating import ablate
 from langneurons.errors import EffectError
-from langneurons.views.ablation_figures import ablation
+from langneurons.views.analysis_figures import ablation
 from tests.analysis.ablation_models import QUICK, neurons_at, texts, tiny
 
 

@@ -7,10 +7,9 @@ import torch
 
 import langneurons as ln
 from langneurons.analysis.ablation.ablating import ablate
-from langneurons.analysis.agreement import AblatedSample
-from langneurons.analysis.comparison import Comparison, compare_methods
+from langneurons.analysis.comparison import AblatedSample, Comparison, compare_methods
 from langneurons.analysis.validity import record_nulls
-from langneurons.analysis.validity.selections import Selection
+from langneurons.analysis.validity.reliability import Selection
 from langneurons.errors import LanguageError, StatisticsError, TaskError
 from langneurons.identification import Contrast, GradientRelevance, SentenceAP
 from tests.planted_model import LANGUAGES, planted

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from langneurons.effects.estimation import effect, many_effects
 from langneurons.errors import EffectError
-from langneurons.evaluation.effects import effect
-from langneurons.evaluation.many_effects import many_effects
 
 
 def rows(clusters, sizes=3, seed=0):

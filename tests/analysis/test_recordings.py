@@ -18,7 +18,7 @@ from langneurons.analysis.validity import (
 from langneurons.errors import CorpusError
 from tests.planted_model import planted
 from tests.recording.conftest import same
-from tests.test_executors import PiecesHere
+from tests.test_run import PiecesHere
 
 LAPE = ln.LAPE(top=0.1, filter_quantile=0.75)
 ROOT = Path(__file__).parents[2]

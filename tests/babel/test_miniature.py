@@ -14,8 +14,8 @@ import langneurons as ln
 from langneurons.babel import miniature
 from langneurons.babel.grammar import LANGUAGES, Clause, concepts, sentence
 from langneurons.errors import LanguageError, TaskError
-from langneurons.evaluation.tasks.baselines import label_references
-from langneurons.evaluation.tasks.miniature import mini_xnli, mini_xquad
+from langneurons.tasks.miniature import mini_xnli, mini_xquad
+from langneurons.tasks.xnli import label_references
 
 SPLITS = ("train", "validation", "test")
 

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from langneurons.corpora import load_corpus, pack
-from langneurons.corpora.text_bytes import stream_bytes, token_bytes
+from langneurons.corpora.packing import stream_bytes, token_bytes
 from langneurons.errors import LanguageError, StaleArtefactError
 from tests.corpora.conftest import word_tokenizer
 

@@ -6,9 +6,9 @@ import pytest
 
 import langneurons as ln
 from langneurons.errors import StudyError
-from langneurons.evaluation.paper.neurons import INTERVENE_BY
+from langneurons.replication.neurons import INTERVENE_BY
+from langneurons.replication.published import SHIPPED, listed, parse_published, read_published
 from langneurons.study.config import read_config
-from langneurons.study.published import SHIPPED, listed, parse_published, read_published
 
 FOLDER = Path(__file__).parents[2] / "studies"
 STUDIES = {path.stem: read_config(path) for path in sorted(FOLDER.glob("*.toml"))}

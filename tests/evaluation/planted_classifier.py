@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import langneurons as ln
-from langneurons.evaluation.tasks.heads import ClassificationHead
-from langneurons.evaluation.tasks.templates import LABELS, Template
-from langneurons.evaluation.tasks.xnli import XNLI
+from langneurons.tasks.heads import ClassificationHead
+from langneurons.tasks.likelihood import LABELS, Template
+from langneurons.tasks.xnli import XNLI
 
 LANGUAGES, DAMAGED, FALLBACK = ("en", "hi", "zh"), "hi", "entailment"
 LAYERS, WIDTH, HIDDEN, WORDS = 2, 64, 64, 30

@@ -17,8 +17,8 @@ from langneurons.errors import (
 )
 from langneurons.evaluation.evaluating import _drawn, written_patches
 from langneurons.evaluation.evaluation import Evaluation
-from langneurons.evaluation.tasks.task import Task
 from langneurons.models import view
+from langneurons.tasks.task import Task
 from tests.evaluation.next_word import next_word
 from tests.evaluation.planted_patching import Amplify, setting
 

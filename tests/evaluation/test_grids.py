@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import langneurons as ln
+from langneurons.effects.placement import selectivity
 from langneurons.errors import EffectError, NeuronSetError, PatchError, SiteMismatchError
-from langneurons.evaluation.selectivity_index import selectivity
 from tests.evaluation.planted_patching import Amplify, setting
 
 QUICK = {"context_length": 64, "resamples": 1000, "progress": False}

@@ -3,7 +3,7 @@ import torch
 
 import langneurons as ln
 from langneurons.errors import EffectError, PatchError, StatisticsError
-from langneurons.evaluation.sweeps import deactivation_doses
+from langneurons.evaluation.sweep import deactivation_doses
 from tests.evaluation.planted_patching import setting
 
 QUICK = {"context_length": 64, "resamples": 500, "progress": False}

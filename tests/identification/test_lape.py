@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from langneurons.corpora.languages import SET5, SET_XNLI
 from langneurons.errors import LangNeuronsWarning, StatisticsError
-from langneurons.identification.languages import SET5, SET_XNLI
 from langneurons.identification.lape import LAPE, EntropyLambda, entropy
 from langneurons.recording.statistics import ActivationStats
 from tests.planted_statistics import statistics_from

@@ -9,7 +9,7 @@ import langneurons as ln
 from langneurons.errors import StatisticsError
 from langneurons.identification import LAPE, Contrast, GradientRelevance, Method, SentenceAP
 from langneurons.recording.accumulation import GroupedSums
-from langneurons.recording.optional import Sentences
+from langneurons.recording.records import Sentences
 from tests.planted_statistics import statistics_from
 
 LANGUAGES = ("en", "hi", "zh")

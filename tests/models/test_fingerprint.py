@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import langneurons as ln
 from langneurons.models import view
-from langneurons.models.fingerprint import WeightsVersion, module_fingerprint, weights_fingerprint
+from langneurons.models.weights import WeightsVersion, module_fingerprint, weights_fingerprint
 from tests.tiny_models import save_tiny
 
 

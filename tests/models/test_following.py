@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformer_lens.hook_points import HookPoint
 
-from langneurons.models.following import following
+from langneurons.models.generating import following
 
 
 class Machine:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import langneurons.babel
-import langneurons.models.hooked as hooked_module
+import langneurons.models.backends.hooked as hooked_module
 from langneurons.errors import HookSiteError, ModelError
 from langneurons.models import load_model, view
 from tests.backends import BACKENDS, HookedTransformer

@@ -11,7 +11,7 @@ from langneurons.corpora import Blocks
 from langneurons.errors import StaleArtefactError, StatisticsError
 from langneurons.models import view
 from langneurons.recording import recorder
-from langneurons.recording.gradients import _factors, _loss, relevance
+from langneurons.recording.sums import _factors, _loss, relevance
 from tests.recording.conftest import documents, record, same
 from tests.recording.test_recorder import naive
 from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer

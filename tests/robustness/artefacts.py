@@ -23,14 +23,14 @@ from langneurons.cli.probe_commands import _labelled
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.errors import StorageError
 from langneurons.evaluation.measuring import _kept
-from langneurons.evaluation.paper.statistics import ARRAYS, PublishedStatistics
-from langneurons.evaluation.tasks.templates import read_templates
-from langneurons.evaluation.tasks.xquad import read_prompts
 from langneurons.models.checkpoints import load_tokenizer
-from langneurons.models.sparse_dictionary import SparseDictionary, SparseDictionaryConfig
+from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
 from langneurons.recording.run_folder import PLAN, Run
 from langneurons.recording.sums import LanguageSums
+from langneurons.replication.statistics import ARRAYS, PublishedStatistics
 from langneurons.study.config import read_config
+from langneurons.tasks.likelihood import read_templates
+from langneurons.tasks.xquad import read_prompts
 from langneurons.training.resuming import RunFolder
 from tests.tiny_models import tiny_config, tiny_model, tiny_tokenizer
 from tests.training.simulated_transfer import simulated

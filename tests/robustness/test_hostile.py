@@ -17,10 +17,10 @@ from langneurons.errors import (
     StudyError,
     TaskError,
 )
-from langneurons.evaluation.tasks.templates import read_templates
-from langneurons.evaluation.tasks.xquad import read_prompts
 from langneurons.models.checkpoints import load_config, load_tokenizer
 from langneurons.study.config import read_config
+from langneurons.tasks.likelihood import read_templates
+from langneurons.tasks.xquad import read_prompts
 from tests.tiny_models import tiny_config, tiny_tokenizer
 from tests.views.report import made_up
 

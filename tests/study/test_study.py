@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons import cli, executors
+from langneurons import cli
+from langneurons import run as executors
 from langneurons.errors import CorruptArtefactError, ExecutorError, StudyError
 from langneurons.models import view
 from langneurons.study.computing import Computing

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 
 from langneurons import storage
 from langneurons.errors import TrainingError
-from langneurons.evaluation.tasks.templates import LABELS
-from langneurons.evaluation.tasks.xnli import XNLI
-from langneurons.evaluation.tasks.xquad import XQuAD
 from langneurons.identification import NeuronSet
 from langneurons.models import load_model, view
+from langneurons.tasks.likelihood import LABELS
+from langneurons.tasks.xnli import XNLI
+from langneurons.tasks.xquad import XQuAD
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 

@@ -10,16 +10,16 @@ import torch
 from torch.nn import functional
 
 from langneurons.errors import LanguageError, PatchError, TaskError, TrainingError
-from langneurons.evaluation.paper.head import PadPositionHead
-from langneurons.evaluation.tasks.heads import ClassificationHead, last_hidden, pair_tokens, pairs_of
 from langneurons.identification import NeuronSet
 from langneurons.models import view
 from langneurons.patches import Set, intervene
+from langneurons.tasks.heads import ClassificationHead, last_hidden, pair_tokens, pairs_of
+from langneurons.tasks.padded_head import PadPositionHead
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA, MaskedRows
 from langneurons.training.objectives import Answering, Classifying
-from langneurons.training.schedule import Order
+from langneurons.training.settings import Order
 from tests.training.small import pairs, questions, shift, tiny
 
 QUIET = {"progress": False, "learning_rate": 0.05}

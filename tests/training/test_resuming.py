@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import langneurons.training.loop as loop_module
-import langneurons.training.watching as watching_module
+import langneurons.training.loop as watching_module
 from langneurons.errors import CorruptArtefactError, StaleArtefactError, TrainingError
 from langneurons.models import view
 from langneurons.patches import Set, intervene

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langneurons.training import watching as watching_module
-from langneurons.training.history import History
-from langneurons.training.schedule import Order, Settings
+from langneurons.training import loop as watching_module
+from langneurons.training.resuming import History
+from langneurons.training.settings import Order, Settings
 
 SETTINGS = {
     "epochs": 1, "steps": None, "batch_size": 4, "accumulate": 1, "learning_rate": 2.0, "weight_decay": 0.1,

@@ -9,8 +9,8 @@ import torch
 
 import langneurons as ln
 from langneurons.errors import LanguageError, PatchError, StaleArtefactError, TrainingError
-from langneurons.evaluation.tasks.templates import LABELS
 from langneurons.models import view
+from langneurons.tasks.likelihood import LABELS
 from langneurons.training import transfer
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedIA3, MaskedLoRA

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from langneurons.effects.placement import placed
 from langneurons.errors import CorruptArtefactError, EffectError
-from langneurons.evaluation.placement import placed
 from langneurons.training.transfer_table import Transfer
 from tests.training.simulated_transfer import simulated
 

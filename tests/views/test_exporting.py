@@ -7,7 +7,7 @@ import plotly.io
 import pytest
 
 import langneurons as ln
-from langneurons.views import exporting
+from langneurons.views import style as exporting
 from langneurons.views.style import styled
 
 HOSTILE = "<script>alert(1)</script> हिन्दी اردو"

@@ -2,11 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from langneurons.analysis.selectivity.decomposition import Decomposition
-from langneurons.analysis.selectivity.moments import Moments
-from langneurons.analysis.selectivity.result import Polysemanticity
-from langneurons.analysis.selectivity.verdicts import VERDICTS
-from langneurons.views.selectivity_figures import selectivity
+from langneurons.analysis.selectivity.decomposition import Decomposition, Moments
+from langneurons.analysis.selectivity.result import VERDICTS, Polysemanticity
+from langneurons.views.analysis_figures import selectivity
 
 
 @pytest.fixture

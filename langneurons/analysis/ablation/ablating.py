@@ -16,15 +16,15 @@ from langneurons.analysis.ablation.conditions import Controls, Written, check_op
 from langneurons.analysis.ablation.measured import Metric, Numbers, check_clusters, check_languages, measured
 from langneurons.analysis.ablation.result import Ablation, check_min_effect
 from langneurons.analysis.ablation.running import UNPATCHED, Runner
+from langneurons.effects import estimation
+from langneurons.effects.estimation import many_effects
+from langneurons.effects.pairing import BASELINE
 from langneurons.errors import EffectError
-from langneurons.evaluation import effects
-from langneurons.evaluation.many_effects import many_effects
-from langneurons.evaluation.pairing import BASELINE
-from langneurons.executors import Executor
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.patch import Value
 from langneurons.recording.statistics import ActivationStats
+from langneurons.run import Executor
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -102,7 +102,7 @@ def ablate(
     """
     check_options(neurons, each, controls, rows)
     check_min_effect(min_effect)
-    effects.check_options(delta, 0.95, resamples)
+    estimation.check_options(delta, 0.95, resamples)
     neurons = replace(neurons, members={k: v for k, v in neurons.members.items() if len(v)}, scores={})
     written = Written.of(value, stats, neurons, controls)
     source = measured(model, data, metric)
@@ -215,7 +215,9 @@ def _changes(runner: Runner, table: pd.DataFrame, columns: Iterable[Any]) -> Flo
     return (after - before[:, None]).sum(0) / (before.sum() if runner.source.per == BASELINE else len(before))
 
 
-def _effects(conditions: Conditions, language: str, name: str, options: Mapping[str, Any]) -> Sequence[effects.Effect]:
+def _effects(
+    conditions: Conditions, language: str, name: str, options: Mapping[str, Any]
+) -> Sequence[estimation.Effect]:
     tables = next(iter(conditions.values()))[0]
     table = tables[language]
     after = table[[column for _, column in conditions.values()]].to_numpy().T

@@ -18,14 +18,13 @@ from langneurons import storage
 from langneurons.analysis.selectivity.texts import LabelledTexts
 from langneurons.corpora import Blocks, Corpus
 from langneurons.corpora.loading import distinct
+from langneurons.effects.pairing import BASELINE, ROW
 from langneurons.errors import EffectError, LanguageError, TaskError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text, losses
-from langneurons.evaluation.pairing import BASELINE, ROW
-from langneurons.evaluation.scoring import scoring
-from langneurons.evaluation.tasks.batching import batches, front, token_ids
-from langneurons.evaluation.tasks.heads import pair_tokens
-from langneurons.evaluation.tasks.task import Task
 from langneurons.models import ModelView, view
+from langneurons.tasks.batching import batches, front, scoring, token_ids
+from langneurons.tasks.heads import pair_tokens
+from langneurons.tasks.task import Task
 
 LOSS = "nll"
 COLUMNS = ("item", "cluster")

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from langneurons import storage
+from langneurons.effects.estimation import Effect, benjamini_hochberg
+from langneurons.effects.pairing import BASELINE
+from langneurons.effects.placement import placement_columns
 from langneurons.errors import EffectError
-from langneurons.evaluation.effects import Effect, benjamini_hochberg
-from langneurons.evaluation.pairing import BASELINE
-from langneurons.evaluation.placement import placement_columns
 
 SCHEMA = "langneurons/ablation/1"
 LATEX = str.maketrans({char: f"\\{char}" for char in "%&_#$"})

@@ -14,14 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from langneurons import storage
-from langneurons.analysis.selectivity.decomposition import Decomposition
-from langneurons.analysis.selectivity.moments import Moments
+from langneurons.analysis.selectivity.decomposition import Decomposition, Moments
 from langneurons.analysis.selectivity.texts import LabelledTexts, Text
 from langneurons.errors import PatchError, StorageError, TaskError, unknown
-from langneurons.evaluation.scoring import scoring
-from langneurons.evaluation.tasks.batching import Tokens, batches, front, token_ids
-from langneurons.evaluation.tasks.heads import pair_tokens
 from langneurons.models import ModelView, view
+from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids
+from langneurons.tasks.heads import pair_tokens
 
 POSITIONS = ("mean", "last")
 READING = "selectivity/1"  # to be raised with every change of what is read: values that were kept are then left alone

@@ -2,10 +2,15 @@
 
 from langneurons.analysis.validity.conditioning import condition, conditioned
 from langneurons.analysis.validity.controls import DocumentHeterogeneity, OwnQuantile, RedrawnRandom
-from langneurons.analysis.validity.false_discoveries import Nulls, nulls_of
 from langneurons.analysis.validity.firing import TokenFiring, firing_by_token
 from langneurons.analysis.validity.recordings import NULLS, Recordings, nulls, record_halves, record_nulls
-from langneurons.analysis.validity.regrouping import halves_by_source, pseudo_languages, shuffled_languages
+from langneurons.analysis.validity.regrouping import (
+    Nulls,
+    halves_by_source,
+    nulls_of,
+    pseudo_languages,
+    shuffled_languages,
+)
 from langneurons.analysis.validity.reliability import SplitHalf, chance_jaccard, rerun, split_half
 from langneurons.analysis.validity.table import CHECKS, Check, Evidence, ValidityTable, validity_table
 

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from langneurons.analysis.validity.firing import TokenFiring, firing_by_token
 from langneurons.corpora import Corpus
 from langneurons.errors import StatisticsError
+from langneurons.identification.firing import jackknife_variance
 from langneurons.identification.neurons import NeuronSet
-from langneurons.identification.uncertainty import jackknife_variance
 
 Strata = Literal["token", "script"]
 NEURONS_AT_ONCE = 256

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from langneurons.errors import StatisticsError
 from langneurons.identification.activation import PER_LANGUAGE
+from langneurons.identification.firing import design_effect
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import best_per_language, check_share, wanted
-from langneurons.identification.uncertainty import design_effect
 from langneurons.recording.statistics import ActivationStats
 
 

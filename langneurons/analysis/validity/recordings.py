@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from langneurons import storage
-from langneurons.analysis.validity.false_discoveries import LIMIT, REAL, Nulls, nulls_of
-from langneurons.analysis.validity.regrouping import pseudo_languages, shuffled_languages
-from langneurons.analysis.validity.selections import Halves
+from langneurons.analysis.validity.regrouping import LIMIT, REAL, Nulls, nulls_of, pseudo_languages, shuffled_languages
+from langneurons.analysis.validity.reliability import Halves
 from langneurons.corpora import Corpus, pack
 from langneurons.errors import CorpusError, unknown
-from langneurons.executors import Executor
-from langneurons.identification.methods import Method
+from langneurons.identification.selection import Method
 from langneurons.models import view
 from langneurons.recording.recorder import record
+from langneurons.run import Executor
 
 NULLS = ("shuffled", "source", "topic")
 

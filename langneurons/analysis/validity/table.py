@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from langneurons import storage
-from langneurons.analysis.validity.false_discoveries import LIMIT, Nulls
+from langneurons.analysis.validity.regrouping import LIMIT, Nulls
 from langneurons.analysis.validity.reliability import SplitHalf
 from langneurons.errors import StatisticsError
 

@@ -19,9 +19,7 @@ from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import Set
 from langneurons.recording.looking import activations
 from langneurons.recording.statistics import ActivationStats
-from langneurons.views.explorer.pages import Pages
-from langneurons.views.explorer.ranking import ranked, response
-from langneurons.views.explorer.trial import Trial, try_out
+from langneurons.views.explorer.pages import Pages, Trial, ranked, response, try_out
 from langneurons.views.neuron_page import NeuronPage
 from langneurons.views.plot import layer_heatmap
 from langneurons.views.style import FONT

@@ -8,14 +8,14 @@ import pandas as pd
 
 from langneurons.analysis.ablation.result import Ablation
 from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError
-from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
 from langneurons.identification.neurons import NeuronSet
 from langneurons.training.transfer_table import Transfer
+from langneurons.views.analysis_figures import Checked
 from langneurons.views.report.findings import Findings
 from langneurons.views.style import interval, signed
-from langneurons.views.validity_figures import Checked
 
 NAMED = 6  # effects named one by one
 SIGNIFICANCE = 0.05

@@ -9,15 +9,15 @@ import pandas as pd
 from langneurons.analysis.ablation.result import Ablation
 from langneurons.analysis.profiles.result import Profiles
 from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.effects.table import EffectTable
 from langneurons.errors import StaleArtefactError, StatisticsError
-from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.evaluation.factorial_table import Factorial
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.training.transfer_table import Transfer
+from langneurons.views.analysis_figures import Checked
 from langneurons.views.neuron_page import check_belongs
-from langneurons.views.validity_figures import Checked
 
 
 @dataclass(frozen=True, eq=False)

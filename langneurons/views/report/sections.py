@@ -11,16 +11,16 @@ from markupsafe import Markup
 
 from langneurons.analysis.ablation.result import Ablation
 from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, LangNeuronsError
-from langneurons.evaluation.effect_table import EffectTable
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.evaluation.factorial_table import Factorial
 from langneurons.training.transfer_table import Transfer
 from langneurons.views import plot
+from langneurons.views.analysis_figures import Checked
 from langneurons.views.neuron_page import page_content, rendered
 from langneurons.views.report.findings import Findings
 from langneurons.views.report.tables import Table, effects_table, neuron_map, neuron_table, table_of
-from langneurons.views.validity_figures import Checked
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from langneurons.analysis.profiles.result import Profiles
-from langneurons.evaluation.effect_table import EffectTable
+from langneurons.effects.table import EffectTable
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.neuron_numbers import numbers

@@ -3,10 +3,8 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.profiles.choosing import clearest_neurons
-from langneurons.analysis.profiles.likeness import activity, standardised
-from langneurons.analysis.profiles.outputs import completed, named, script_of
-from langneurons.analysis.profiles.profiling import pieces_of
+from langneurons.analysis.profiles.outputs import activity, completed, named, script_of, standardised, token_changes
+from langneurons.analysis.profiles.profiling import clearest_neurons, pieces_of
 from langneurons.errors import (
     CorruptArtefactError,
     NeuronSetError,
@@ -14,7 +12,6 @@ from langneurons.errors import (
     StaleArtefactError,
 )
 from langneurons.models import view
-from langneurons.models.output_directions import token_changes
 from tests.analysis.ablation_models import texts, tiny
 from tests.planted_model import planted
 from tests.tiny_models import tiny_model

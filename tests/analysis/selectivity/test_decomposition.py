@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.formula.api import ols
 
-from langneurons.analysis.selectivity.decomposition import Decomposition
-from langneurons.analysis.selectivity.moments import Moments
+from langneurons.analysis.selectivity.decomposition import Decomposition, Moments
 
 LANGUAGES, LABELS = ("en", "fr", "hi"), ("no", "perhaps", "yes")
 

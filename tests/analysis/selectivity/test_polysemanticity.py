@@ -11,9 +11,8 @@ from langneurons import storage
 from langneurons.analysis.selectivity import reading
 from langneurons.analysis.selectivity.polysemanticity import polysemanticity
 from langneurons.analysis.selectivity.reading import decompose, read
-from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.analysis.selectivity.result import Polysemanticity, beside_controls
 from langneurons.analysis.selectivity.texts import LabelledTexts
-from langneurons.analysis.selectivity.verdicts import beside_controls
 from langneurons.errors import (
     CorruptArtefactError,
     LanguageError,

@@ -6,8 +6,8 @@ import torch
 
 from langneurons.analysis.ablation.result import Ablation
 from langneurons.analysis.profiles.result import Profiles
-from langneurons.evaluation.effect_table import EffectTable
-from langneurons.evaluation.effects import effect
+from langneurons.effects.estimation import effect
+from langneurons.effects.table import EffectTable
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.report import Findings

@@ -1,0 +1,1 @@
+"""How each TransformerLens class runs, and where its weights stand."""

@@ -1,0 +1,280 @@
+"""Dictionaries of features as sites: adding and removing them.
+
+A sparse autoencoder or a transcoder with ``encode`` and ``decode`` becomes a site of the model. Then features are
+recorded, identified, patched and ablated as neurons are.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from langneurons import storage
+from langneurons.errors import HookSiteError, ModelError, StorageError, unknown
+from langneurons.models.features.sites import MLP_INPUT, Dictionary, FeatureSite, PlacedDictionary, hook_point
+from langneurons.models.view import view
+
+_HOOK = re.compile(r"blocks\.(\d+)\.")
+
+
+def add_dictionary(
+    model: torch.nn.Module,
+    dictionaries: Any,
+    name: str = "features",
+    at: str | None = None,
+    reads: str | None = None,
+) -> FeatureSite:
+    """Make the features of a sparse autoencoder or transcoder a site of the model, until it is removed.
+
+    The features are what ``encode`` gives; written, they change the hook point's tensor by decode(new) - decode(old),
+    so the reconstruction error stays in the model (Marks et al. 2024, arXiv 2403.19647) and the model computes what it
+    always did where no feature is changed. A site has one layer a dictionary, in the order of the model's layers:
+    ``(1, 17)`` of a site with dictionaries at the layers 3 and 5 is feature 17 of the one at layer 5.
+
+    Args:
+        model: From ``load_model``.
+        dictionaries: Objects with ``encode`` and ``decode``, by layer, each with as many features; or one that knows
+            its place, as SAELens' do (``cfg.metadata.hook_name``).
+        name: What the site is called.
+        at: The hook point in a layer that decoded features are a part of: "resid_post", "mlp_out", "attn_out",
+            "attn.hook_z", ... None asks the dictionary.
+        reads: The hook point that is encoded, where it is another one (a transcoder's): "mlp_input" is what the MLP
+            reads.
+
+    Returns:
+        The site: which layer is which, and how many features it has.
+
+    Raises:
+        HookSiteError: If the place is unknown, or a dictionary does not fit there.
+
+    Example:
+        >>> from langneurons.models import add_dictionary, remove_dictionary
+        >>> class Halves:
+        ...     encode = staticmethod(lambda x: torch.cat([x, -x], -1).relu())
+        ...     decode = staticmethod(lambda features: features[..., :160] - features[..., 160:])
+        >>> add_dictionary(model, {3: Halves()}, at="resid_post")
+        Site 'features': 320 features at resid_post; its layer 0 is layer 3 of the model
+        >>> remove_dictionary(model)
+    """
+    if not re.fullmatch(r"[A-Za-z][\w.-]*", name):
+        raise HookSiteError(f"A site's name is made of letters, digits, '_', '-' and '.', unlike {name!r}.")
+    seen = view(model)
+    by_layer = dictionaries if isinstance(dictionaries, Mapping) else _layer_it_names(dictionaries)
+    _check_dictionaries(by_layer)
+    if at is None:
+        told, at = _place_they_name(by_layer)
+        reads = reads or told
+    at, reads = _in_block(at), _in_block(reads or at)
+    if at == MLP_INPUT or (at == "resid_mid" and seen.backend == "bridge"):
+        raise HookSiteError(f"What stands at {at!r} can only be read here: give a place that the layer writes as at=.")
+    placed = []
+    for index, dictionary in sorted(by_layer.items()):
+        layer, block = seen.layer(index), seen.model.blocks[index]
+        writes = hook_point(block, at)
+        placed.append(PlacedDictionary(dictionary, layer, writes if reads == at else hook_point(block, reads), writes))
+    site = FeatureSite(name, at, reads, tuple(placed))
+    seen.add_features(site)
+    return site
+
+
+def _check_dictionaries(by_layer: Mapping[Any, Any]) -> None:
+    if not by_layer:
+        raise HookSiteError("No dictionary was given.")
+    for layer, dictionary in by_layer.items():
+        if not isinstance(layer, int):
+            raise HookSiteError(f"Dictionaries are given by the number of their layer, not by {layer!r}.")
+        if not isinstance(dictionary, Dictionary):
+            raise HookSiteError(f"A dictionary has encode and decode; a {type(dictionary).__name__} does not.")
+
+
+def remove_dictionary(model: torch.nn.Module, name: str = "features") -> None:
+    """Remove a site that ``add_dictionary`` made; what was recorded there stays readable.
+
+    Args:
+        model: The model.
+        name: The site.
+
+    Raises:
+        HookSiteError: If there is no such site of features.
+    """
+    sites = view(model).feature_sites
+    if name not in sites:
+        raise HookSiteError(unknown("site of features", name, sites))
+    del sites[name]
+
+
+def _hook_names(dictionary: Dictionary) -> tuple[str | None, str | None]:
+    """What SAELens' objects say of the hook points they were trained on: where they read, and where they write."""
+    cfg = getattr(dictionary, "cfg", None)
+    about = getattr(cfg, "metadata", None) or cfg  # SAELens 6, and before
+    reads = getattr(about, "hook_name", None)
+    return reads, getattr(about, "hook_name_out", None) or reads
+
+
+def _layer_it_names(dictionary: Dictionary) -> dict[int, Dictionary]:
+    found = _HOOK.match(_hook_names(dictionary)[1] or "")
+    if found is None:
+        raise HookSiteError(
+            f"This {type(dictionary).__name__} does not say at which layer it belongs (in cfg.metadata.hook_name): "
+            "give {layer: dictionary} and at=."
+        )
+    return {int(found[1]): dictionary}
+
+
+def _place_they_name(by_layer: Mapping[int, Dictionary]) -> tuple[str, str]:
+    """Where dictionaries read and write, which must be the same place at the layers given."""
+    named = {layer: _hook_names(dictionary) for layer, dictionary in by_layer.items()}
+    places = set()
+    for layer, (reads, at) in named.items():
+        if reads is None or at is None:
+            raise HookSiteError(f"The dictionary of layer {layer} does not say where it belongs: give at=.")
+        if (found := _HOOK.match(at)) is not None and int(found[1]) != layer:
+            raise HookSiteError(f"The dictionary given for layer {layer} says that it belongs at {at}.")
+        places.add((_in_block(reads), _in_block(at)))
+    if len(places) != 1:
+        raise HookSiteError(f"Dictionaries of one site have one place; these say {sorted(places)}.")
+    return places.pop()
+
+
+def _in_block(name: str) -> str:
+    """A hook point's name inside its layer, as short as it can be."""
+    return _HOOK.sub("", name).removeprefix("hook_")
+
+
+SCHEMA = "langneurons/sparse-dictionary/1"
+ARCHITECTURES = ("standard", "topk", "jumprelu")
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SAELENS_FORMAT = "6.0.0"  # a file without a version is an older one to SAELens, which then leaves its metadata out
+_MUST_BE = {"normalize_activations": "none", "rescale_acts_by_decoder_norm": False, "reshape_activations": "none"}
+
+
+@dataclass(frozen=True)
+class SparseDictionaryConfig:
+    """What a sparse dictionary is, in SAELens' words.
+
+    Attributes:
+        d_in: Width of what it reads and gives back.
+        d_sae: How many features it has.
+        architecture: ``"standard"``, ``"topk"`` or ``"jumprelu"``.
+        hook_name: Where it belongs, such as ``"blocks.4.hook_resid_post"``.
+        k: At ``topk``, how many features may be active on a token.
+        apply_b_dec_to_input: Whether the decoder's bias is taken from what is read.
+    """
+
+    d_in: int
+    d_sae: int
+    architecture: str
+    hook_name: str | None = None
+    k: int | None = None
+    apply_b_dec_to_input: bool = True
+
+
+class SparseDictionary(nn.Module):
+    """A sparse autoencoder: few of many features are active on a token, and together they say what stands there.
+
+    Args:
+        cfg: What it is.
+
+    Example:
+        >>> from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
+        >>> cfg = SparseDictionaryConfig(d_in=8, d_sae=32, architecture="topk", k=4)
+        >>> features = SparseDictionary(cfg).encode(torch.randn(2, 5, 8))
+        >>> features.shape, int((features > 0).sum(-1).max()) <= 4
+        (torch.Size([2, 5, 32]), True)
+    """
+
+    def __init__(self, cfg: SparseDictionaryConfig) -> None:
+        super().__init__()
+        if cfg.architecture not in ARCHITECTURES:
+            raise ModelError(unknown("architecture of a dictionary", cfg.architecture, ARCHITECTURES))
+        if cfg.architecture == "topk" and not (cfg.k and 1 <= cfg.k <= cfg.d_sae):
+            raise ModelError(f"A topk dictionary of {cfg.d_sae} features needs k from 1 to as many, not {cfg.k}.")
+        self.cfg = cfg
+        directions = nn.functional.normalize(torch.randn(cfg.d_sae, cfg.d_in), dim=1)
+        self.W_enc = nn.Parameter(directions.T.clone().contiguous())
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
+        self.W_dec = nn.Parameter(directions)
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+        if cfg.architecture == "jumprelu":
+            self.threshold = nn.Parameter(torch.zeros(cfg.d_sae))
+
+    def preactivation(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token feature"]:
+        """Compute how strongly each feature is called for, before any is silenced."""
+        centred = x - self.b_dec if self.cfg.apply_b_dec_to_input else x
+        return centred @ self.W_enc + self.b_enc
+
+    def encode(self, x: Float[torch.Tensor, "*token d_in"]) -> Float[torch.Tensor, "*token feature"]:
+        """Compute the features of what stands at the hook point; none is negative."""
+        wanted = self.preactivation(x)
+        features = wanted.relu()
+        if self.cfg.architecture == "jumprelu":
+            return features * (wanted > self.threshold)
+        if self.cfg.k is None:
+            return features
+        strongest = features.topk(self.cfg.k, dim=-1)
+        return torch.zeros_like(features).scatter(-1, strongest.indices, strongest.values)
+
+    def decode(self, feature_acts: Float[torch.Tensor, "*token feature"]) -> Float[torch.Tensor, "*token d_in"]:
+        """Compute what features stand for."""
+        return feature_acts @ self.W_dec + self.b_dec
+
+    def save(self, folder: str | Path) -> Path:
+        """Write weights and configuration as SAELens does (its ``SAE.load_from_disk`` reads them).
+
+        Returns:
+            The folder.
+        """
+        folder, about = Path(folder), asdict(self.cfg)
+        about["metadata"] = {"hook_name": about.pop("hook_name"), "sae_lens_version": SAELENS_FORMAT}
+        kept = {name: value for name, value in about.items() if value is not None}
+        weights = {name: weight.detach() for name, weight in self.state_dict().items()}
+        checksum = storage.write_tensors(folder / WEIGHTS, weights)
+        content = {**_MUST_BE, **kept, "dtype": str(self.W_enc.dtype).removeprefix("torch."), "device": "cpu"}
+        storage.write_json(folder / CONFIG, SCHEMA, {**content, "checksum": checksum})
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SparseDictionary":
+        """Read a dictionary that ``save`` or SAELens wrote.
+
+        Args:
+            folder: Holds ``cfg.json`` and ``sae_weights.safetensors``.
+
+        Raises:
+            StorageError: If a file is missing or unreadable.
+            ModelError: If the dictionary is of a kind that this class does not compute.
+        """
+        folder = Path(folder)
+        about = _read_config(folder / CONFIG)
+        weights = storage.read_tensors(folder / WEIGHTS, about.get("checksum"), foreign=True)
+        for name, value in _MUST_BE.items():
+            if about.get(name, value) != value:
+                raise ModelError(
+                    f"A dictionary with {name}={about[name]!r} needs SAELens (pip install 'langneurons[sae]'): load it "
+                    "there and give it to ln.add_dictionary."
+                )
+        known = {name: about[name] for name in ("d_in", "d_sae", "k", "apply_b_dec_to_input") if name in about}
+        with storage.understood(folder / CONFIG), torch.device("meta"):
+            place = (about.get("metadata") or about).get("hook_name")
+            made = cls(SparseDictionaryConfig(**known, architecture=about["architecture"], hook_name=place))
+        expected = {name: tuple(weight.shape) for name, weight in made.state_dict().items()}
+        found = {name: tuple(weight.shape) for name, weight in weights.items() if weight.is_floating_point()}
+        if expected != found:
+            raise ModelError(f"{folder} holds weights {found}; its configuration asks for {expected}.")
+        made.requires_grad_(False).load_state_dict(weights, assign=True)
+        return made.requires_grad_(False)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    about = storage.read_object(path)
+    if missing := {"d_in", "d_sae", "architecture"} - set(about):
+        raise StorageError(f"{path} is no configuration of a dictionary: it lacks {', '.join(sorted(missing))}.")
+    for name in ("d_in", "d_sae"):
+        if not isinstance(about[name], int) or about[name] < 1:
+            raise StorageError(f"{path} is no configuration of a dictionary: {name} is {about[name]!r}.")
+    return about

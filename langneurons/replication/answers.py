@@ -1,0 +1,89 @@
+"""Answers scored as Mondal et al. 2025 score XQuAD: on token ids, against one gold answer, short prompts only."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int
+from transformers import PreTrainedTokenizerBase
+
+from langneurons.errors import TaskError
+
+
+def token_id_scores(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+    r"""Score generated answers by their token ids, as the published code does.
+
+    What is wrong: the scores depend on the tokenizer and are not comparable with anybody's: nothing is normalised, only
+    the first gold answer counts, and the end-of-sequence token is part of the answer, so that a right answer that goes
+    on, or stops at a line break, is no exact match.
+
+    Source: github.com/soumenkm/LangSpecificNeurons, code/xquad_eval.py, ``_calc_metrics_batch``, and code/dataset.py,
+    where the gold answer is the text after a space and before the end-of-sequence token.
+
+    Args:
+        rows: Of ``XQuAD.measure``; the columns item, gold (text) and generated (token ids) are read.
+        tokenizer: The model's.
+
+    Returns:
+        One row an item: item, exact_match (equal lists) and f1 (of the multisets), 0 to 1.
+
+    Raises:
+        TaskError: If a column is missing, or the tokenizer has no end-of-sequence token.
+
+    Example:
+        >>> from langneurons.replication.answers import token_id_scores
+        >>> ids = model.tokenizer(" green</s>", add_special_tokens=False)["input_ids"]
+        >>> rows = pd.DataFrame({"item": ["a", "b"], "gold": ["green", "blue"], "generated": [ids, ids]})
+        >>> token_id_scores(rows, model.tokenizer)["exact_match"].tolist()
+        [1.0, 0.0]
+    """
+    for column in ("item", "gold", "generated"):
+        if column not in rows.columns:
+            raise TaskError(f"The rows have no column {column!r}, only {', '.join(map(str, rows.columns))}.")
+    golds = [_gold_ids(text, tokenizer) for text in rows["gold"]]
+    generated = [list(map(int, ids)) for ids in rows["generated"]]
+    pairs = list(zip(generated, golds, strict=True))
+    return pd.DataFrame(
+        {
+            "item": rows["item"].to_numpy(),
+            "exact_match": [float(given == gold) for given, gold in pairs],
+            "f1": [_f1(given, gold) for given, gold in pairs],
+        }
+    )
+
+
+def kept_by_length(
+    prompt_tokens: Sequence[int] | Int[np.ndarray, " item"], limit: int = 511
+) -> Bool[np.ndarray, " item"]:
+    """Tell which prompts the published filter keeps: those of fewer than 511 tokens.
+
+    What is wrong: a tokenizer that needs more tokens for a language loses its long questions, so that models, and
+    languages, are scored on different questions (173 of 238 Hindi ones on Llama-3.1-8B, 227 on Mistral-Nemo).
+
+    Source: github.com/soumenkm/LangSpecificNeurons, code/dataset.py, ``XQADatasetHF``.
+
+    Args:
+        prompt_tokens: Tokens of each prompt, special tokens included.
+        limit: Prompts of as many tokens, or more, are dropped.
+
+    Returns:
+        True where a prompt is kept.
+
+    Example:
+        >>> from langneurons.replication.answers import kept_by_length
+        >>> kept_by_length([510, 511]).tolist()
+        [True, False]
+    """
+    return np.asarray(prompt_tokens, dtype=np.int64) < limit
+
+
+def _gold_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if tokenizer.eos_token is None:
+        raise TaskError("The tokenizer has no end-of-sequence token, which the published answers end with.")
+    return tokenizer(f" {text.strip()}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
+
+
+def _f1(given: list[int], gold: list[int]) -> float:
+    shared = (Counter(given) & Counter(gold)).total()
+    return 2 * shared / (len(given) + len(gold)) if shared else 0.0

@@ -1,0 +1,317 @@
+"""Activation statistics as Mondal et al. 2025 compute them: two passes over different random batches of ``pre``."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from langneurons import storage
+from langneurons.corpora import Corpus
+from langneurons.corpora.corpus import batches
+from langneurons.errors import CorpusError, LanguageError, StatisticsError, unknown
+from langneurons.models import ModelView, view
+from langneurons.recording.site_values import SiteValues
+from langneurons.run import Executor, chosen_executor
+from langneurons.tasks.batching import scoring
+
+SCHEMA = "langneurons/published-statistics/1"
+PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
+
+ByLanguage = Float[Tensor, "language layer neuron"]
+ByNeuron = Float[Tensor, "layer neuron"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PublishedStatistics:
+    """What the published procedure knows of every neuron, under the names it has there; made by published_statistics.
+
+    Every array is of the pre-activation z, although the published code writes them after the activation function. Its
+    ``mean_std_act`` and percentiles are means of batches' values, not values of the corpus.
+
+    Attributes:
+        languages: The languages, in the order of the arrays.
+        model: Fingerprint of the model.
+        about: How they were made: context length, batch size, seed, and per language the corpus and the tokens a pass.
+        mean_mu_act: Mean of z.
+        mean_std_act: Mean over batches of the standard deviation of z in the batch.
+        mean_p5_act: Mean over batches of the batch's 5th percentile of z; likewise p10, p25, p50, p75, p90 and p95.
+        act_prob_90p: In other batches, the share of tokens above the same language's ``mean_p90_act``.
+        act_prob_zero: In those batches, the share of tokens with z > 0.
+    """
+
+    languages: tuple[str, ...]
+    model: str
+    about: dict[str, Any]
+    mean_mu_act: ByLanguage
+    mean_std_act: ByLanguage
+    mean_p5_act: ByLanguage
+    mean_p10_act: ByLanguage
+    mean_p25_act: ByLanguage
+    mean_p50_act: ByLanguage
+    mean_p75_act: ByLanguage
+    mean_p90_act: ByLanguage
+    mean_p95_act: ByLanguage
+    act_prob_90p: ByLanguage
+    act_prob_zero: ByLanguage
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and neurons a layer."""
+        return tuple(self.mean_mu_act.shape[1:])  # pyright: ignore[reportReturnType]
+
+    def __repr__(self) -> str:
+        return f"PublishedStatistics({', '.join(self.languages)}: {self.shape[0]} layers x {self.shape[1]})"
+
+    def values(self, name: str, language: str) -> SiteValues:
+        """One array of one language; it belongs to ``pre``, so that patches refuse to write it at ``act`` unasked.
+
+        Raises:
+            StatisticsError: If there is no array of that name.
+            LanguageError: If the language is not there.
+        """
+        return SiteValues(self.array(name, [language])[0], "pre", self.model, language)
+
+    def array(self, name: str, languages: Iterable[str]) -> ByLanguage:
+        """One array of some languages, in the order given.
+
+        Raises:
+            StatisticsError: If there is no array of that name.
+            LanguageError: If a language is not there.
+        """
+        if name not in ARRAYS:
+            raise StatisticsError(unknown("published statistic", name, ARRAYS))
+        chosen = tuple(languages)
+        for language in chosen:
+            if language not in self.languages:
+                raise LanguageError(unknown("language", language, self.languages))
+        return getattr(self, name)[[self.languages.index(language) for language in chosen]]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the arrays as one safetensors file, and one JSON file that says how they were made.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(folder)
+        checksum = storage.write_tensors(_tensors(folder), {name: getattr(self, name) for name in ARRAYS})
+        content = {"languages": list(self.languages), "model": self.model, "about": self.about, "checksum": checksum}
+        storage.write_json(_manifest(folder), SCHEMA, content)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "PublishedStatistics":
+        """Read saved statistics.
+
+        Raises:
+            StorageError: If the folder holds none.
+            CorruptArtefactError: If a file is truncated or changed.
+        """
+        content = storage.read_json(_manifest(Path(folder)), SCHEMA)
+        with storage.understood(_manifest(Path(folder))):
+            arrays = storage.read_tensors(_tensors(Path(folder)), content["checksum"])
+            return cls(tuple(content["languages"]), content["model"], content["about"], **arrays)
+
+
+ARRAYS = tuple(field.name for field in fields(PublishedStatistics) if field.name.startswith(("mean_", "act_")))
+
+
+def published_statistics(
+    model: torch.nn.Module,
+    corpus: Corpus,
+    languages: Iterable[str] | None = None,
+    tokens_per_language: int | None = None,
+    context_length: int = 512,
+    batch_size: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+    executor: str | Executor | None = None,
+) -> PublishedStatistics:
+    """Compute the activation statistics of Mondal et al. 2025 as their code does.
+
+    What is wrong: it measures z where the patches write act_fn(z), counts special tokens and position 0, averages
+    percentiles of batches instead of taking those of the corpus, and compares with a language's own 90th percentile, so
+    that ``act_prob_90p`` is about 0.10 for every neuron whatever the neuron responds to.
+
+    Articles, tokenised with the tokenizer's own special tokens, are joined and cut into chunks without overlap; each of
+    two passes reads its own random chunks. First pass, per batch: mean, standard deviation and P5 to P95 of z (linear
+    interpolation), then averaged over the batches. Second pass: shares of z above the first pass' P90, and above 0.
+    Departures: the random choice follows the seed; shares are exact counts (half precision there); the
+    model is as it was loaded (4-bit there).
+
+    Source: github.com/soumenkm/LangSpecificNeurons, code/activation.py and code/dataset.py.
+
+    Args:
+        model: From ``load_model``.
+        corpus: Text.
+        languages: Which; None for all of the corpus.
+        tokens_per_language: Tokens each pass reads in a language, rounded down to whole batches; None for half of the
+            language's chunks.
+        context_length: Tokens a chunk.
+        batch_size: Chunks a batch; the percentiles depend on it.
+        seed: Of the random choice.
+        progress: Show a progress bar on standard error.
+        executor: Where to run, as for ``ln.record``: one language is one piece of work.
+
+    Returns:
+        The statistics, in float32.
+
+    Raises:
+        CorpusError: If a language has too few tokens, or an argument is out of range.
+        LanguageError: If the corpus lacks a language.
+
+    Example:
+        >>> from langneurons.replication.statistics import published_statistics
+        >>> corpus = ln.load_corpus("babel", ["en", "hi"])
+        >>> published = published_statistics(model, corpus, tokens_per_language=512, context_length=64, progress=False)
+        >>> published.values("mean_p90_act", "hi").site
+        'pre'
+        >>> round(float(published.act_prob_90p.mean()), 1), published.act_prob_90p.std() < 0.05
+        (0.1, tensor(True))
+    """
+    chosen = corpus.languages if languages is None else tuple(languages)
+    corpus = corpus.select(chosen)
+    _check(view(model), context_length, batch_size)
+    drawn = {"context_length": context_length, "batch_size": batch_size, "seed": seed}
+    work = partial(language_statistics, tokens=tokens_per_language, progress=progress, **drawn)
+    found = list(chosen_executor(executor).map(model, work, [corpus.select([language]) for language in chosen]))
+    tokens = {language: read for language, (read, _) in zip(chosen, found, strict=True)}
+    arrays = {name: torch.stack([of_language[name] for _, of_language in found]) for name in ARRAYS}
+    about = {**drawn, "tokens": tokens, "corpus": corpus.fingerprints}
+    return PublishedStatistics(chosen, view(model).fingerprint, about, **arrays)
+
+
+def language_statistics(
+    model: torch.nn.Module,
+    corpus: Corpus,
+    tokens: int | None,
+    context_length: int,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> tuple[int, dict[str, ByNeuron]]:
+    """Compute the statistics of one language, wherever that is.
+
+    Args:
+        model: From ``load_model``.
+        corpus: Text in this language only.
+        tokens: As ``published_statistics`` takes ``tokens_per_language``, and likewise the others.
+        context_length: Tokens a chunk.
+        batch_size: Chunks a batch.
+        seed: Of the random choice.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        How many tokens each pass read, and the arrays by name.
+    """
+    (language,) = corpus.languages
+    with scoring(model) as seen:
+        chunks = _cut_chunks(corpus, language, seen, context_length)
+        n_batches = _batches_a_pass(language, chunks, batch_size, tokens)
+        first, second = (
+            tqdm(
+                _drawn_batches(chunks, n_batches, batch_size, seed, name, language),
+                desc=f"{language}, {name} pass",
+                total=n_batches,
+                unit="batch",
+                disable=not progress,
+            )
+            for name in ("first", "second")
+        )
+        found = _batch_statistics(seen, first)
+        found |= _shares_above(seen, second, found["mean_p90_act"])
+    return n_batches * batch_size * context_length, found
+
+
+def _check(seen: ModelView, context_length: int, batch_size: int) -> None:
+    if not 1 <= context_length <= seen.context_length:
+        raise CorpusError(f"{seen.name!r} takes chunks of 1 to {seen.context_length} tokens, not {context_length}.")
+    if batch_size < 1:
+        raise CorpusError(f"A batch is at least 1 chunk, not {batch_size}.")
+
+
+def _cut_chunks(
+    corpus: Corpus, language: str, seen: ModelView, context_length: int
+) -> Int[np.ndarray, "chunk position"]:
+    """Join a language's tokenised documents and cut them; the rest that fills no chunk is dropped."""
+    if seen.tokenizer is None:
+        raise CorpusError(f"{seen.name!r} has no tokenizer, and text must be tokenised: load it with one.")
+    documents = chain.from_iterable(
+        seen.tokenizer(texts, verbose=False)["input_ids"] for texts in batches(corpus.tables[language])
+    )
+    stream = np.fromiter(chain.from_iterable(documents), np.int64)
+    whole = len(stream) // context_length
+    return stream[: whole * context_length].reshape(whole, context_length)
+
+
+def _batches_a_pass(language: str, chunks: np.ndarray, batch_size: int, tokens: int | None) -> int:
+    n_chunks, context_length = chunks.shape
+    wanted = n_chunks // 2 if tokens is None else tokens // context_length
+    if not batch_size <= wanted <= n_chunks:
+        raise CorpusError(
+            f"{language!r} has {n_chunks} chunks of {context_length} tokens, and a pass would read {wanted} in batches "
+            f"of {batch_size}: give tokens_per_language from {batch_size * context_length} to "
+            f"{n_chunks * context_length}, a smaller batch_size or context_length, or more text."
+        )
+    return wanted // batch_size
+
+
+def _drawn_batches(
+    chunks: Int[np.ndarray, "chunk position"], n_batches: int, batch_size: int, seed: int, *names: str
+) -> Iterator[Int[Tensor, "batch position"]]:
+    """Draw random chunks, whole batches of them; other names draw independently."""
+    generator = np.random.default_rng([seed, *"/".join(names).encode()])
+    drawn = generator.choice(len(chunks), n_batches * batch_size, replace=False).reshape(n_batches, batch_size)
+    for batch in drawn:
+        yield torch.from_numpy(chunks[batch])
+
+
+def _batch_statistics(seen: ModelView, drawn: tqdm) -> dict[str, ByNeuron]:
+    shape = (seen.n_layers, seen.width("pre"))
+    names = ("mean_mu_act", "mean_std_act", *(f"mean_p{percentile}_act" for percentile in PERCENTILES))
+    sums = torch.zeros(len(names), *shape, dtype=torch.float64)
+    n_batches = 0
+
+    def read(layer: int, z: Tensor) -> None:
+        of_tokens = z.flatten(0, 1).float()
+        shares = torch.tensor(PERCENTILES, dtype=torch.float32, device=z.device) / 100
+        quantiles = torch.quantile(of_tokens, shares, dim=0)
+        sums[:, layer] += torch.cat([of_tokens.mean(0)[None], of_tokens.std(0)[None], quantiles]).cpu()
+
+    with seen.reading({"pre": read}):
+        for tokens in drawn:
+            seen.forward(tokens, logits=False)
+            n_batches += 1
+    return dict(zip(names, (sums / n_batches).float(), strict=True))
+
+
+def _shares_above(seen: ModelView, drawn: tqdm, p90: ByNeuron) -> dict[str, ByNeuron]:
+    above = torch.zeros(2, *p90.shape, dtype=torch.int64)
+    n_tokens = 0
+
+    def read(layer: int, z: Tensor) -> None:
+        of_tokens = z.flatten(0, 1).float()
+        over = [of_tokens > threshold for threshold in (p90[layer].to(z.device), 0.0)]
+        above[:, layer] += torch.stack([one.sum(0) for one in over]).cpu()
+
+    with seen.reading({"pre": read}):
+        for tokens in drawn:
+            seen.forward(tokens, logits=False)
+            n_tokens += tokens.numel()
+    shares = (above / n_tokens).float()
+    return {"act_prob_90p": shares[0], "act_prob_zero": shares[1]}
+
+
+def _tensors(folder: Path) -> Path:
+    return folder / "published-statistics.safetensors"
+
+
+def _manifest(folder: Path) -> Path:
+    return folder / "published-statistics.json"

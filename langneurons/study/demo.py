@@ -1,0 +1,153 @@
+"""The whole study in small: record the phrasebook on babel, name each language's neurons, patch them, show it all."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import langneurons as ln
+from langneurons.analysis.profiles.profiling import clearest_neurons
+
+TOP = 0.01
+HELDOUT_TOKENS = 600
+CONTROLS = 2
+PAGES = 70  # neurons that get one
+TEXTS = 80  # a language that their pages choose from
+
+
+def run_demo(out: Path) -> str:
+    """Run the demo and return what to tell the user.
+
+    Args:
+        out: Folder for the statistics, the neuron sets and the page.
+
+    Returns:
+        A readable summary, the files' places, and what to try next.
+    """
+    model, corpus = ln.load_model("babel"), ln.load_corpus("babel")
+    train, heldout = corpus.split(heldout=0.3, seed=0)
+    stats = ln.record(model, train, context_length=256, out=out / "statistics")
+    lape = ln.LAPE(top=TOP).identify(stats)
+    pooled = ln.ActivationProbability(threshold="pooled-p90", top=TOP / len(stats.languages)).identify(stats)
+    lape.save(out / "neurons.lape.json")
+    pooled.save(out / "neurons.pooled-p90.json")
+    summary = summarise(stats, lape, pooled)
+    text = ln.HeldoutText.of(model, heldout, HELDOUT_TOKENS, context_length=128)
+    matrix = ln.perplexity_matrix(model, text, lape, 0.0, CONTROLS, stats, out=out / "matrix")
+    matrix.save(out / "matrix" / "effects")
+    shown = clearest_neurons(lape, stats, PAGES)
+    profiles = ln.profile(model, shown, train, stats, k=3, documents=TEXTS)
+    profiles.save(out / "profiles")
+    resolution = detectable(stats)
+    page = ln.write_report(
+        out / "index.html",
+        ln.Findings(
+            "Which neurons of babel belong to which language?",
+            answer=[introduction(stats), resolution, concluded(matrix)],
+            stats=stats,
+            neurons={"LAPE": lape, "pooled-p90": pooled},
+            matrix=matrix,
+            profiles=profiles,
+            config="langneurons demo",
+        ),
+    )
+    return "\n".join(
+        [
+            "",
+            summary.to_string(index=False),
+            "",
+            f"LAPE {len(lape)} neurons, pooled-p90 {len(pooled)}, Jaccard overlap {_jaccard(lape, pooled):.2f}.",
+            resolution,
+            concluded(matrix),
+            "",
+            f"Statistics and neuron sets: {out}",
+            f"Report: {page} (open it in a browser)",
+            "",
+            "Next: record your own text,",
+            "  langneurons record babel FOLDER --languages en,hi --out runs/mine",
+            "  langneurons identify runs/mine",
+            "and patch what was found, on files named <language>.heldout.txt in the same folder,",
+            "  langneurons perplexity babel FOLDER --neurons runs/mine/neurons.lape.json --statistics runs/mine",
+            "or follow notebooks/01_find_language_neurons.ipynb and 02_patch_and_measure.ipynb.",
+        ]
+    )
+
+
+def introduction(stats: "ln.ActivationStats") -> str:
+    """Say what was read, and what the two methods keep."""
+    return (
+        f"babel read {int(stats.tokens[0]):,} counted tokens of each of {len(stats.languages)} languages, seven "
+        f"tenths of its phrasebook; the rest is held out. LAPE keeps the {TOP:.0%} of its "
+        f"{stats.shape[0] * stats.shape[1]:,} MLP neurons whose activation probability is most uneven over languages; "
+        "pooled-p90 keeps, for each language, the neurons that most often exceed their own 90th percentile over all "
+        "languages."
+    )
+
+
+def summarise(stats: "ln.ActivationStats", lape: "ln.NeuronSet", pooled: "ln.NeuronSet") -> pd.DataFrame:
+    """One row a language: neurons each method names, their overlap, and the clearest neuron with its interval."""
+    low, high = ln.ActivationProbability().scores(stats).interval()
+    probability = stats.probability()
+    rows = []
+    for position, language in enumerate(stats.languages):
+        layer, index = clearest(stats, lape, language)
+        own, others = probability[position, layer, index], probability[:, layer, index].clone()
+        others[position] = -1
+        rows.append(
+            {
+                "language": language,
+                "LAPE": len(lape[language]),
+                "pooled-p90": len(pooled[language]),
+                "overlap": f"{_jaccard(lape[language], pooled[language]):.2f}",
+                "clearest": f"L{layer} N{index}",
+                "active in it": f"{own:.2f} [{low[position, layer, index]:.2f}, {high[position, layer, index]:.2f}]",
+                "most elsewhere": f"{others.max():.2f} ({stats.languages[int(others.argmax())]})",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def clearest(stats: "ln.ActivationStats", neurons: "ln.NeuronSet", language: str) -> tuple[int, int]:
+    """The neuron of a language whose activation probability is furthest above that of any other language.
+
+    Returns:
+        Layer and index.
+    """
+    probability = stats.probability()
+    position = stats.languages.index(language)
+    others = torch.cat([probability[:position], probability[position + 1 :]]).amax(0)
+    ahead = torch.where(neurons.mask(language), probability[position] - others, -torch.inf)
+    layer, index = divmod(int(ahead.argmax()), stats.shape[1])
+    return layer, index
+
+
+def detectable(stats: "ln.ActivationStats") -> str:
+    """Say how small a difference between two languages' activation probabilities could be seen."""
+    error = ln.ActivationProbability().scores(stats).standard_error().median()
+    # Two independent standard errors, two-sided 5 % test, 80 % power: (1.96 + 0.84) * sqrt(2).
+    smallest = 2.8 * 2**0.5 * float(error)
+    return (
+        f"With {int(stats.tokens[0]):,} tokens a language, a difference of {smallest:.3f} between two languages' "
+        "activation probabilities of a typical neuron is the smallest this recording can detect (80 % power, two-sided "
+        "5 % test, jackknife over documents)."
+    )
+
+
+def concluded(matrix: "ln.EffectTable") -> str:
+    """Say what zeroing the neurons did, in one sentence a number, with what could have been seen."""
+    own = matrix.rows.query("patched == measured")
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in own["verdict"].value_counts().items())
+    assert matrix.selectivity is not None
+    overall = matrix.selectivity.set_index("language").loc["all"].to_dict()
+    low, high = 100 * overall["low"], 100 * overall["high"]
+    return (
+        f"Setting a language's LAPE neurons to zero changes its own loss by {100 * own['estimate'].mean():+.2f} % on "
+        f"average ({verdicts}; equivalent means within 1 %; detectable {100 * own['minimal_detectable'].max():.2f} % "
+        f"or less), and by {100 * overall['selectivity']:+.2f} points [{low:+.2f}, {high:+.2f}] more than the others'; "
+        f"{CONTROLS} draws of matched control neurons give {100 * overall['control_mean']:+.2f} on average."
+    )
+
+
+def _jaccard(left: "ln.NeuronSet", right: "ln.NeuronSet") -> float:
+    a, b = left.mask(), right.mask()
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))

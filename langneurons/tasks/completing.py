@@ -1,0 +1,206 @@
+"""Completing prompts greedily, with whatever is attached to the model: for tasks, and to read side by side."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from langneurons.errors import TaskError
+from langneurons.models import ModelView, view
+from langneurons.patches.intervening import check_fits, intervene
+from langneurons.patches.patch import Patch
+from langneurons.tasks.batching import groups, scoring
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt.
+
+    Args:
+        ids: The generated token ids, up to and with what ended them.
+        text: Their text, without the end-of-sequence token and cut before the stop string.
+        stopped: Whether the end-of-sequence token or a stop string ended it, not the limit.
+    """
+
+    ids: list[int]
+    text: str
+    stopped: bool
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenise a prompt as corpora are: with the beginning-of-sequence token in front where the tokenizer has one.
+
+    Example:
+        >>> prompt_ids(model.tokenizer, "Hello")[0] == model.tokenizer.bos_token_id
+        True
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return bos + tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def complete(
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: Sequence[str] = ("\n",),
+    batch_size: int = 8,
+    progress: bool = False,
+    min_new_tokens: int = 0,
+) -> list[Completion]:
+    """Complete prompts greedily, with whatever is attached to the model at this moment.
+
+    Only prompts of one length, rounded up to a multiple of 16, share a batch, so that a completion does not depend on
+    its neighbours (but where two tokens are equally likely to the last bits).
+
+    Args:
+        model: From ``load_model``.
+        prompts: Token ids, special tokens included; see ``prompt_ids``.
+        max_new_tokens: The most tokens a completion has.
+        stop: Strings before which a completion ends; they count only after its first visible character.
+        batch_size: Prompts a forward.
+        progress: Show a progress bar on standard error.
+        min_new_tokens: How many tokens come before the end-of-sequence token may.
+
+    Returns:
+        Completions, in the order of the prompts.
+
+    Raises:
+        TaskError: If a prompt is empty or leaves no room for the completion, the model has no tokenizer, or a number
+            is below 1.
+
+    Example:
+        >>> from langneurons.tasks.completing import complete, prompt_ids
+        >>> prompt = prompt_ids(model.tokenizer, "The children went to")
+        >>> [completion] = complete(model, [prompt], max_new_tokens=5)
+        >>> completion.text, completion.stopped
+        (' the word.', True)
+    """
+    seen = view(model)
+    _check(seen, prompts, max_new_tokens, stop, batch_size)
+    found: dict[int, Completion] = {}
+    bar = tqdm(total=len(prompts), unit="prompt", disable=not progress, smoothing=0.1)
+    with bar, scoring(model):
+        for length, rows in groups(prompts, batch_size, seen.context_length - max_new_tokens):
+            chosen = rows.tolist()
+            batch = [prompts[index] for index in chosen]
+            found |= zip(chosen, _completed(seen, batch, length, max_new_tokens, stop, min_new_tokens), strict=True)
+            bar.update(len(chosen))
+    return [found[index] for index in range(len(prompts))]
+
+
+def completions(
+    model: torch.nn.Module,
+    prompts: Sequence[str],
+    patches: Mapping[str, Patch | Sequence[Patch]],
+    max_new_tokens: int = 30,
+    stop: Sequence[str] = (),
+    batch_size: int = 8,
+) -> pd.DataFrame:
+    """Complete prompts without and with patches, to read side by side.
+
+    Args:
+        model: From ``load_model``.
+        prompts: Texts.
+        patches: Name -> a patch, or several written together.
+        max_new_tokens: The most tokens a completion has.
+        stop: Strings before which a completion ends.
+        batch_size: Prompts a forward.
+
+    Returns:
+        One row a prompt: prompt, unpatched, and a column per name.
+
+    Raises:
+        TaskError: If a prompt leaves no room for the completion, or a patch is called "prompt" or "unpatched".
+        PatchError: If a patch does not fit the model.
+        SiteMismatchError: If neurons or values belong to another model.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> force = ln.Set(neurons["hi"], stats["hi"].quantile(0.9))
+        >>> table = completions(model, ["The weather today"], {"hi": force}, max_new_tokens=8)
+        >>> table.columns.tolist()
+        ['prompt', 'unpatched', 'hi']
+    """
+    seen = view(model)
+    conditions: dict[str, Sequence[Patch]] = {"unpatched": ()}
+    for name, given in patches.items():
+        if name in ("prompt", "unpatched"):
+            raise TaskError(f"A patch cannot be called {name!r}: another column has that name.")
+        conditions[name] = [given] if isinstance(given, Patch) else given
+    for patch in [patch for chosen in conditions.values() for patch in chosen]:
+        check_fits(patch, seen)
+    if seen.tokenizer is None:
+        raise _without_tokenizer(seen)
+    ids = [prompt_ids(seen.tokenizer, prompt) for prompt in prompts]
+    table: dict[str, list[str]] = {"prompt": list(prompts)}
+    for name, chosen in conditions.items():
+        with intervene(model, *chosen):
+            table[name] = [one.text for one in complete(model, ids, max_new_tokens, stop, batch_size)]
+    return pd.DataFrame(table)
+
+
+def _completed(
+    seen: ModelView,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    min_new_tokens: int,
+) -> Iterator[Completion]:
+    tokenizer = seen.tokenizer
+    assert tokenizer is not None
+    eos = cast(int | None, tokenizer.eos_token_id)
+    tokens = torch.full((len(prompts), length), eos or 0)
+    mask = torch.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+
+    def ends(ids: Sequence[int]) -> bool:
+        return _cut(_text(tokenizer, ids), stop)[1]
+
+    for ids in seen.generate(tokens, mask, max_new_tokens, ends if stop else None, eos, min_new_tokens):
+        text, cut = _cut(_text(tokenizer, ids), stop)
+        yield Completion(ids, text, cut or ids[-1] == eos)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    # The last token may be the first bytes of a character.
+    return str(text).rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """Cut a text before the first stop string behind its first visible character, and say whether there was one."""
+    visible = len(text) - len(text.lstrip())
+    places = [place for string in stop if (place := text.find(string, visible)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _check(
+    seen: ModelView, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str], batch_size: int
+) -> None:
+    if seen.tokenizer is None:
+        raise _without_tokenizer(seen)
+    if max_new_tokens < 1 or batch_size < 1:
+        raise TaskError(
+            f"max_new_tokens and batch_size are at least 1, given {max_new_tokens} and {batch_size} (in this order)."
+        )
+    if isinstance(stop, str) or not all(stop):
+        raise TaskError(f"stop is a sequence of strings that are not empty, such as ('\\n',), given {stop!r}.")
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise TaskError(f"Prompt {index} is empty: a model completes at least one token.")
+        if len(prompt) + max_new_tokens > seen.context_length:
+            raise TaskError(
+                f"Prompt {index} has {len(prompt)} tokens, and with {max_new_tokens} new ones it exceeds the context "
+                f"of {seen.name!r}, {seen.context_length}: shorten it, or generate fewer."
+            )
+
+
+def _without_tokenizer(seen: ModelView) -> TaskError:
+    return TaskError(f"{seen.name!r} has no tokenizer, so nothing it writes can be read: load it with tokenizer=.")

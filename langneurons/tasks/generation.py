@@ -1,0 +1,207 @@
+"""Free generation: in which language does the model go on, and can a patch force another one?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from langneurons import storage
+from langneurons.corpora import Corpus
+from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.models import view
+from langneurons.tasks.batching import front, token_ids
+from langneurons.tasks.completing import complete
+from langneurons.tasks.language_id import UNKNOWN, identify
+
+SCORING = "generation/1"  # to be raised with every change of scoring: rows that were kept are then left alone
+LEAST_DOCUMENT = 60  # UTF-8 bytes: a prompt, and a continuation long enough to be identified
+BYTES_A_TOKEN = 3  # few, so that what is said of text as long as a completion is not said of a longer one
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """Beginnings of documents to go on from, scored by whether the continuation is in the measured language.
+
+    With a ``source`` this is language forcing: whatever language is measured, the prompts are the source's, so without
+    a patch nearly nothing is in another one. Without, prompts and measured language agree, and a patch can only do
+    damage. ``Generation.of`` makes it.
+
+    Args:
+        documents: Language -> item, cluster (both the document's ordinal) and text.
+        source: The language of the prompts; None is the measured language itself.
+        prompt_tokens: Tokens of a document that the model sees, at most half of them.
+        max_new_tokens: The most tokens it generates.
+        min_new_tokens: How many it generates before it may end the text; what is short cannot be identified.
+    """
+
+    documents: Mapping[str, pd.DataFrame] = field(repr=False)
+    source: str | None = None
+    prompt_tokens: int = 16
+    max_new_tokens: int = 32
+    min_new_tokens: int = 0
+
+    protocol = "generation"
+    metrics = ("in_language",)
+    generates = True
+
+    @classmethod
+    def of(
+        cls,
+        corpus: Corpus,
+        prompt_tokens: int = 16,
+        max_new_tokens: int = 32,
+        source: str | None = None,
+        documents: int = 100,
+        seed: int = 0,
+        min_new_tokens: int = 0,
+    ) -> "Generation":
+        """Choose the documents whose beginnings are prompts.
+
+        Args:
+            corpus: Text in every language that can be measured, and that a continuation can be taken for.
+            prompt_tokens: Tokens of a document that the model sees, at most half of them.
+            max_new_tokens: The most tokens it generates.
+            source: The language of all prompts; None takes those of the measured language.
+            documents: Documents a language, at most; short ones (below 60 UTF-8 bytes) are left out.
+            seed: Of the choice.
+            min_new_tokens: How many tokens the model generates before it may end the text, at most ``max_new_tokens``.
+
+        Returns:
+            The task.
+
+        Raises:
+            TaskError: If a number is below 1, or a language has no document long enough.
+            LanguageError: If the corpus lacks the source.
+
+        Example:
+            >>> task = ln.Generation.of(ln.load_corpus("babel", ["en", "hi"]), source="en", documents=4)
+            >>> task.name, task.languages
+            ('language forcing', ('en', 'hi'))
+        """
+        if min(prompt_tokens, max_new_tokens, documents) < 1:
+            raise TaskError(
+                f"prompt_tokens, max_new_tokens and documents are at least 1, given {prompt_tokens}, "
+                f"{max_new_tokens} and {documents}."
+            )
+        if not 0 <= min_new_tokens <= max_new_tokens:
+            raise TaskError(f"min_new_tokens is 0 to max_new_tokens ({max_new_tokens}), given {min_new_tokens}.")
+        if source is not None and source not in corpus:
+            raise LanguageError(unknown("source", source, corpus.languages))
+        identify([], corpus.languages)  # says now which language cannot be identified
+        chosen = {language: _choose(language, texts, documents, seed) for language, texts in corpus.items()}
+        return cls(chosen, source, prompt_tokens, max_new_tokens, min_new_tokens)
+
+    @property
+    def name(self) -> str:
+        """What is asked."""
+        return "generation" if self.source is None else "language forcing"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that can be measured; continuations are taken to be in one of them, or in none."""
+        return tuple(self.documents)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the documents and of how the model goes on from them."""
+        parts = [str(self.source), f"{self.prompt_tokens} {self.min_new_tokens} {self.max_new_tokens}"]
+        for language, table in self.documents.items():
+            parts += [language, *table["item"].astype(str), *table["text"]]
+        return storage.fingerprint(SCORING, *parts)
+
+    def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
+        """Let a model go on from every prompt, with whatever is attached to it at this moment.
+
+        Args:
+            model: From ``load_model``.
+            language: The language the continuations should be in.
+            batch_size: Prompts a forward.
+
+        Returns:
+            One row a document: item, cluster, prompt, prediction (the continuation), gold (the language), identified
+            (a language or "unknown", as for continuations of a few letters), in_language (1 or 0), unknown (1 or 0),
+            generated (token ids) and stopped (whether the model ended the text itself).
+
+        Raises:
+            LanguageError: If the task does not have the language.
+            TaskError: If prompt and continuation exceed the model's context.
+            ModelError: If the model has no tokenizer.
+        """
+        table = self._table(self.source or self._known(language))
+        self._known(language)
+        seen = view(model)
+        prompts = [_prompt(seen.tokenizer, ids, self.prompt_tokens) for ids in token_ids(seen, list(table["text"]))]
+        asked = [front(seen) + ids for ids in prompts]
+        done = complete(model, asked, self.max_new_tokens, (), batch_size, min_new_tokens=self.min_new_tokens)
+        identified = identify([one.text for one in done], self.languages)
+        return pd.DataFrame(
+            {
+                "item": table["item"],
+                "cluster": table["cluster"],
+                "prompt": [_decoded(seen.tokenizer, ids) for ids in prompts],
+                "prediction": [one.text for one in done],
+                "gold": language,
+                "identified": identified,
+                "in_language": [float(found == language) for found in identified],
+                "unknown": [float(found == UNKNOWN) for found in identified],
+                "generated": [one.ids for one in done],
+                "stopped": [one.stopped for one in done],
+            }
+        )
+
+    def references(self, language: str) -> dict[str, float]:
+        """How much of the language's own text, as long as a completion at most, is identified as the language.
+
+        What a perfect writer of the language would reach, and with ``source`` what one who goes on in that language
+        would: mistakes of identification alone.
+
+        Raises:
+            LanguageError: If the task does not have the language.
+        """
+        own = {"own text": self._known(language)}
+        others = {} if self.source in (None, language) else {f"{self.source} text": self.source}
+        return {name: self._share(of, language) for name, of in (own | others).items()}
+
+    def _share(self, of: str, language: str) -> float:
+        rest = [_continuation(text, self.prompt_tokens, self.max_new_tokens) for text in self._table(of)["text"]]
+        return float(np.mean([found == language for found in identify(rest, self.languages)]))
+
+    def _known(self, language: str) -> str:
+        if language not in self.documents:
+            raise LanguageError(unknown("language", language, self.languages))
+        return language
+
+    def _table(self, language: str) -> pd.DataFrame:
+        return self.documents[language].reset_index(drop=True)
+
+
+def _choose(language: str, texts: Sequence[str], documents: int, seed: int) -> pd.DataFrame:
+    chosen: list[int] = []
+    for index in np.random.default_rng(seed).permutation(len(texts)).tolist():
+        if len(chosen) == documents:
+            break
+        if len(str(texts[index]).encode()) >= LEAST_DOCUMENT:
+            chosen.append(index)
+    if not chosen:
+        raise TaskError(f"{language!r} has no document of at least {LEAST_DOCUMENT} bytes to go on from.")
+    return pd.DataFrame({"item": chosen, "cluster": chosen, "text": [texts[index] for index in chosen]})
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt_tokens: int) -> list[int]:
+    """The beginning of a document, ending with a whole character."""
+    longest = min(prompt_tokens, max(len(ids) // 2, 1))
+    whole = (n for n in range(longest, 0, -1) if not _decoded(tokenizer, ids[:n]).endswith("\N{REPLACEMENT CHARACTER}"))
+    return ids[: next(whole, longest)]
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _continuation(text: str, prompt_tokens: int, max_new_tokens: int) -> str:
+    data = text.encode()
+    start = min(prompt_tokens * BYTES_A_TOKEN, len(data) // 2)
+    return data[start : start + max_new_tokens * BYTES_A_TOKEN].decode(errors="ignore")

@@ -1,0 +1,325 @@
+"""Where a task's items come from: files of a folder, named by language and split, or a hub data set."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import pyarrow.parquet
+from datasets import ClassLabel, Dataset, Features
+
+from langneurons.corpora.loading import distinct, hub_tables, is_hub_id
+from langneurons.corpora.purity import identifier
+from langneurons.errors import LanguageError, TaskError, in_short, unknown
+from langneurons.tasks.miniature import SOURCE, Miniature, mini_xquad
+
+Found = TypeVar("Found")
+Read = Callable[[Path], pd.DataFrame]
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+_LANGUAGE_IN_NAME = re.compile(r"(?:^|[./_-])([a-z]{2,3})(?=[./_-])")
+_NO_LANGUAGE = {*SPLITS, "of"}  # "00000-of-00001"
+
+
+def read_items(
+    source: str | Path,
+    languages: Iterable[str] | None,
+    split: str,
+    readers: Mapping[str, Read],
+    columns: Sequence[str],
+    miniature: Miniature,
+    revision: str | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Read a task's table of every language.
+
+    Args:
+        source: A folder whose files carry language and split in their path, such as ``test-hi.tsv``,
+            ``xquad.hi.json`` or ``hi/test-00000-of-00001.parquet`` (a file that names no split belongs to every one);
+            the id of a hub data set with a configuration a language; or ``"babel"``.
+        languages: Which, in which order; None takes all of a folder, sorted.
+        split: ``"train"``, ``"validation"`` (also called dev or valid) or ``"test"``.
+        readers: How to read a file, by suffix; ``.parquet`` is known.
+        columns: Columns that every table must have.
+        miniature: What ``"babel"`` stands for: from split to a data set a language.
+        revision: Of a hub data set: a branch, tag or commit.
+
+    Returns:
+        Language -> its rows, in file order; class labels by their names.
+
+    Raises:
+        TaskError: If there is no such folder, split or column, or a file cannot be read.
+        LanguageError: If a language is not there.
+        CorpusError: If a hub data set cannot be read.
+    """
+    wanted = None if languages is None else distinct(languages)
+    if isinstance(source, str) and (source == SOURCE or is_hub_id(source)):
+        found = hub_tables(source, wanted, split, revision) if source != SOURCE else miniature(_split(split))
+        chosen = _chosen(found, wanted or list(found))
+        tables = {language: _from_dataset(table) for language, table in chosen.items()}
+    else:
+        known = {".parquet": _parquet, **readers}
+        files = _files(Path(source).expanduser(), wanted, split, known)
+        tables = {
+            language: pd.concat([known[path.suffix](path) for path in paths], ignore_index=True)
+            for language, paths in files.items()
+        }
+    for language, table in tables.items():
+        _check(language, table, columns, str(source))
+    return tables
+
+
+def _files(folder: Path, wanted: list[str] | None, split: str, readers: Mapping[str, Read]) -> dict[str, list[Path]]:
+    _split(split)
+    if not folder.is_dir():
+        raise TaskError(f"There is no folder {folder}.")
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in readers]
+    by_language: dict[str, list[Path]] = {}
+    for path in paths:
+        if (language := _language_of(path.relative_to(folder))) is not None:
+            by_language.setdefault(language, []).append(path)
+    if not by_language:
+        kinds = ", ".join(readers)
+        raise TaskError(f"{folder} has no file ({kinds}) with a language in its name, such as test-hi.tsv.")
+    chosen = _chosen(by_language, wanted or sorted(by_language))
+    return {language: _of_split(found, folder, split) for language, found in chosen.items()}
+
+
+def _split(name: str) -> str:
+    if name not in SPLITS:
+        raise TaskError(unknown("split", name, dict.fromkeys(SPLITS.values())))
+    return SPLITS[name]
+
+
+def _chosen(found: Mapping[str, Found], wanted: Sequence[str]) -> dict[str, Found]:
+    for language in wanted:
+        if language not in found:
+            raise LanguageError(unknown("language", language, sorted(found)))
+    return {language: found[language] for language in wanted}
+
+
+def _language_of(path: Path) -> str | None:
+    named = [code for code in _LANGUAGE_IN_NAME.findall(str(path)) if code not in _NO_LANGUAGE]
+    # Of "new-hi.tsv" the code that is one of a language; a code that nobody knows is taken where it stands alone.
+    known = [code for code in named if code in identifier().labels]
+    return next(iter(known or named), None)
+
+
+def _of_split(paths: list[Path], folder: Path, split: str) -> list[Path]:
+    named = {path: _splits_of(path.relative_to(folder)) for path in paths}
+    chosen = [path for path in paths if not named[path] or SPLITS[split] in named[path]]
+    if not chosen:
+        have = ", ".join(str(path.relative_to(folder)) for path in paths[:5])
+        raise TaskError(f"There is no file of the split {split!r} in {folder}, only {have}.")
+    return chosen
+
+
+def _splits_of(path: Path) -> set[str]:
+    return {SPLITS[word] for word in re.split(r"[^a-z0-9]+", str(path).lower()) if word in SPLITS}
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    try:
+        table = pyarrow.parquet.read_table(path)
+        return _named_labels(table.to_pandas(), Features.from_arrow_schema(table.schema))
+    except Exception as error:  # the reader of a damaged file has no one kind of error
+        raise TaskError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
+
+
+def _from_dataset(table: Dataset) -> pd.DataFrame:
+    return _named_labels(pd.DataFrame(table.with_format(None)[:]), table.features)
+
+
+def _named_labels(table: pd.DataFrame, features: Features) -> pd.DataFrame:
+    """Replace the numbers of class labels by their names; -1 is the hub's sign for no label."""
+    for column, feature in features.items():
+        if isinstance(feature, ClassLabel):
+            names = dict(enumerate(feature.names))
+            table[column] = [names.get(number, str(number)) for number in table[column]]
+    return table
+
+
+def _check(language: str, table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
+    for column in columns:
+        if column not in table.columns:
+            raise TaskError(f"The items of {language!r} in {where} lack a column. {unknown('column', column, table)}")
+    if table.empty:
+        raise TaskError(f"{language!r} has no item in {where}.")
+
+
+COLUMNS = ["item", "cluster", "context", "question", "answers"]
+_OF_SOURCES = ["id", "context", "question", "answers"]
+_XQUAD_PARAGRAPHS, _AN_ARTICLE = 240, 5  # all of XQuAD; each article gives five in a row
+
+
+def read_questions(
+    source: str | Path, languages: Iterable[str] | None, split: str, revision: str | None = None
+) -> dict[str, pd.DataFrame]:
+    """Read the questions of several languages.
+
+    Args:
+        source: A folder of SQuAD 1.1 files (``.json``) or of parquet with the hub's columns, or the id of a hub data
+            set, or "babel" for the miniature questions.
+        languages: Which; the first gives the order of items and their clusters.
+        split: Which split.
+        revision: Of a hub data set.
+
+    Returns:
+        Language -> one row a question: item, cluster, context, question, answers (a list), items in the same order in
+        every language that has the same ones.
+
+    Raises:
+        TaskError: If a file is malformed, or an answer is not where it should be in its paragraph.
+        LanguageError: If a language is not there.
+        CorpusError: If a hub data set cannot be read.
+    """
+    tables = read_items(source, languages, split, {".json": _squad}, _OF_SOURCES, mini_xquad, revision)
+    found = {language: _with_answers(language, table) for language, table in tables.items()}
+    first = next(iter(found.values()))
+    order = {item: place for place, item in enumerate(first["item"])}
+    cluster = dict(zip(first["item"], _clusters(first), strict=True))
+    return {
+        language: table.assign(cluster=table["item"].map(cluster.get))
+        .sort_values("item", key=lambda items: items.map(order.get), ignore_index=True)
+        .reindex(columns=COLUMNS)
+        for language, table in found.items()
+    }
+
+
+def check_questions(items: Mapping[str, pd.DataFrame]) -> None:
+    """Check that every question is whole and that all languages have the same, in the same order.
+
+    Raises:
+        TaskError: If not.
+    """
+    if not items:
+        raise TaskError("There is no item: give those of at least one language.")
+    first = next(iter(items))
+    for language, table in items.items():
+        _check_table(language, table)
+        _check_parallel(first, items[first], language, table)
+
+
+def other_answers(table: pd.DataFrame) -> list[list[str]]:
+    """Find the first right answers to the other questions about each item's paragraph.
+
+    Args:
+        table: Questions; a column ``others``, from before some were left out, comes first.
+
+    Returns:
+        One list an item, empty where its paragraph has no other question.
+    """
+    if "others" in table:
+        return list(table["others"])
+    gold = {context: [answers[0] for answers in rows] for context, rows in table.groupby("context")["answers"]}
+    place = table.groupby("context").cumcount()
+    return [
+        [*gold[context][:at], *gold[context][at + 1 :]] for context, at in zip(table["context"], place, strict=True)
+    ]
+
+
+# ---- reading ----
+
+
+def _squad(path: Path) -> pd.DataFrame:
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+        rows = [
+            {"title": article.get("title"), "context": paragraph["context"], **question}
+            for article in content["data"]
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (OSError, ValueError, RecursionError) as error:
+        raise TaskError(f"{path} is not whole JSON in UTF-8 ({error}).") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TaskError(
+            f"{path} is not laid out as SQuAD 1.1, data > paragraphs > context and qas: {type(error).__name__} {error}."
+        ) from error
+    return pd.DataFrame(rows, columns=None if rows else _OF_SOURCES)
+
+
+def _with_answers(language: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Name the items, and make of each one's answers a list of texts."""
+    if lacking := int(table["id"].isna().to_numpy().sum()):
+        raise TaskError(f"{lacking} questions of {language!r} have no id.")
+    rows = zip(table["id"], table["context"], table["answers"], strict=True)
+    answers = [_answers(language, str(item), str(context), found) for item, context, found in rows]
+    return table.assign(item=table["id"].astype(str), answers=answers)
+
+
+def _answers(language: str, item: str, context: str, found: Any) -> list[str]:
+    """Read SQuAD's list of answers, or the hub's lists of texts and starts, and check where they stand."""
+    try:
+        if isinstance(found, Mapping):
+            pairs = list(zip(found["text"], map(int, found["answer_start"]), strict=True))
+        else:
+            pairs = [(one["text"], int(one["answer_start"])) for one in found]
+        wrong = [(text, start) for text, start in pairs if context[start : start + len(text)] != text]
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise TaskError(
+            f"The answers of item {item!r} in {language!r} are not texts, each with answer_start, but {found!r:.60}."
+        ) from error
+    for text, start in wrong:
+        stands = context[start : start + len(text)]
+        raise TaskError(
+            f"The answer {text!r:.60} of item {item!r} in {language!r} is not in its context at {start}, where "
+            f"{stands!r:.60} stands."
+        )
+    return [text for text, _ in pairs]
+
+
+def _clusters(table: pd.DataFrame) -> list[str]:
+    """Name each item's article by its title; without titles by its first item, for data other than XQuAD a paragraph.
+
+    The hub leaves titles out, and XQuAD takes five paragraphs in a row from each article.
+    """
+    if "title" in table and all(map(_visible, table["title"])):
+        return list(table["title"])
+    cluster = pd.factorize(table["context"])[0]
+    if cluster.max() + 1 == _XQUAD_PARAGRAPHS:
+        cluster //= _AN_ARTICLE
+    named: dict[int, str] = {}
+    return [named.setdefault(number, item) for number, item in zip(cluster, table["item"], strict=True)]
+
+
+# ---- checks ----
+
+
+def _check_table(language: str, table: pd.DataFrame) -> None:
+    for column in COLUMNS:
+        if column not in table:
+            raise TaskError(f"The items of {language!r} lack a column. {unknown('column', column, table.columns)}")
+    if table.empty:
+        raise TaskError(f"{language!r} has no item.")
+    for item in table["item"][table["item"].duplicated()]:
+        raise TaskError(f"The item {item!r} stands twice among those of {language!r}; ids must be distinct.")
+    for name in ("context", "question"):
+        for item, text in zip(table["item"], table[name], strict=True):
+            if not _visible(text):
+                raise TaskError(f"The {name} of item {item!r} in {language!r} is blank or no text: {text!r:.60}.")
+    for item, answers in zip(table["item"], table["answers"], strict=True):
+        if not isinstance(answers, list) or not answers or not all(map(_visible, answers)):
+            raise TaskError(f"The item {item!r} in {language!r} needs a list of answers, none blank, not {answers!r}.")
+
+
+def _check_parallel(first: str, reference: pd.DataFrame, language: str, table: pd.DataFrame) -> None:
+    ours, theirs = list(reference["item"]), list(table["item"])
+    if alone := sorted(set(ours) ^ set(theirs)):
+        raise TaskError(
+            f"{first!r} and {language!r} must have the same items, but {len(alone)} are in one of them only, such as "
+            f"{alone[0]!r}."
+        )
+    if ours != theirs or list(reference["cluster"]) != list(table["cluster"]):
+        raise TaskError(f"The items of {first!r} and {language!r} stand in different orders or clusters.")
+
+
+def _visible(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip())

@@ -1,0 +1,383 @@
+"""XNLI: does a premise entail a hypothesis, contradict it or neither, answered by label likelihood or by a head."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from scipy.sparse import csr_matrix, hstack
+from scipy.special import log_softmax
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from langneurons import storage
+from langneurons.corpora.loading import distinct
+from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.tasks.heads import Head, Pair, pairs_of
+from langneurons.tasks.likelihood import CALIBRATIONS, LABELS, Templates, label_scores, order_of, read_templates
+from langneurons.tasks.miniature import SOURCE, mini_xnli
+from langneurons.tasks.reading import read_items
+
+COLUMNS = ("premise", "hypothesis", "label")
+SCORING = "xnli/1"  # to be raised with every change of how items are scored: rows that were kept are then left alone
+NUMBERED = {str(number): label for number, label in enumerate(LABELS)}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class XNLI:
+    """Premises, each with hypotheses that follow from it, contradict it, or neither, in parallel languages.
+
+    By likelihood, a language's templates are filled in with the word for each label and the model's likeliest wins; by
+    head, a classifier reads a hidden state. No item is dropped for its length: a premise too long for the model loses
+    its end, and the row says ``cut``. ``XNLI.load`` makes it.
+
+    Args:
+        items: Language -> table of item, cluster (the premise), premise, hypothesis and label, the same items in all.
+        templates: Language -> templates.
+        calibration: What is subtracted from a label's likelihood, so that a liking for its word does not count:
+            "content-free", "batch" or None, see ``likelihood.label_scores``.
+        head: What answers instead of the likelihood.
+        seed: Of the order in which templates show the options.
+        name: What the task is called in tables.
+
+    Raises:
+        TaskError: If there is no item, calibration is unknown, a language lacks templates, or the head's labels differ.
+    """
+
+    items: Mapping[str, pd.DataFrame]
+    templates: Templates
+    calibration: str | None = "content-free"
+    head: Head | None = None
+    seed: int = 0
+    name: str = "xnli"
+
+    metrics = ("accuracy",)
+    generates = False
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise TaskError("XNLI has no language.")
+        for language, table in self.items.items():
+            for column in ("item", "cluster", *COLUMNS):
+                if column not in table:
+                    raise TaskError(f"The items of {language!r} lack a column. {unknown('column', column, table)}")
+        if self.calibration not in CALIBRATIONS:
+            raise TaskError(unknown("calibration", self.calibration, CALIBRATIONS))
+        if self.head is not None and set(self.head.labels) != set(LABELS):
+            raise TaskError(
+                f"The labels of XNLI are {', '.join(LABELS)}; the head's are {', '.join(self.head.labels)}."
+            )
+        lacking = [language for language in self.items if not self.templates.get(language)]
+        if self.head is None and lacking:
+            raise TaskError(
+                f"No template in {lacking[0]!r}: give templates=, a TOML file, or a head. There are templates in "
+                f"{', '.join(self.templates)}."
+            )
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path | Mapping[str, pd.DataFrame],
+        languages: Iterable[str] | None = None,
+        split: str = "test",
+        templates: str | Path | None = None,
+        calibration: str | None = "content-free",
+        revision: str | None = None,
+        head: Head | None = None,
+        seed: int = 0,
+    ) -> "XNLI":
+        """Load items and check that they are parallel.
+
+        Args:
+            source: A folder of TSV (columns premise, hypothesis and label, no quoting) or parquet files with language
+                and split in their names, such as ``test-hi.tsv``; a hub id, "facebook/xnli"; "babel", the miniature
+                task that comes with langneurons; or language -> table. Labels are names, or 0, 1, 2 for entailment,
+                neutral, contradiction.
+            languages: Which, in which order; None takes all of a folder.
+            split: "test", "validation" or "train".
+            templates: A TOML file of templates; None takes the built-in ones of 15 languages.
+            calibration: As for ``XNLI``.
+            revision: Of a hub data set.
+            head: As for ``XNLI``; ``by_head`` gives one later.
+            seed: As for ``XNLI``.
+
+        Returns:
+            The task. An item is a row's number, a cluster a premise (of English where that is among the languages, else
+            of the first: translations may give two premises one text).
+
+        Raises:
+            TaskError: If files, columns, labels or texts are missing or malformed, or languages are not parallel.
+            LanguageError: If a language is not there.
+
+        Example:
+            >>> import pandas as pd
+            >>> rows = [("It rains.", "It is wet.", "entailment"), ("It rains.", "It is dry.", "contradiction")]
+            >>> task = ln.XNLI.load({"en": pd.DataFrame(rows, columns=["premise", "hypothesis", "label"])})
+            >>> task
+            XNLI(likelihood, content-free calibration; en; 2 items of 1 premises)
+            >>> list(task.measure(model, "en").columns[:5])
+            ['item', 'cluster', 'prediction', 'gold', 'accuracy']
+        """
+        if isinstance(source, Mapping):
+            tables = _chosen(source, languages)
+        else:
+            tables = read_items(source, languages, split, {".tsv": _read_tsv}, COLUMNS, mini_xnli, revision)
+        checked = {language: _checked(language, table) for language, table in tables.items()}
+        _check_parallel(checked)
+        source_language = "en" if "en" in checked else next(iter(checked), "")
+        cluster = pd.factorize(checked[source_language]["premise"])[0] if checked else None
+        items = {language: table.assign(cluster=cluster) for language, table in checked.items()}
+        name = "mini_xnli" if isinstance(source, str) and source == SOURCE else "xnli"
+        return cls(items, read_templates(templates), calibration, head, seed, name)
+
+    def __repr__(self) -> str:
+        by = f"likelihood, {self.calibration or 'no'} calibration" if self.head is None else f"head {self.head!r}"
+        table = next(iter(self.items.values()))
+        counts = f"{len(table)} items of {table['cluster'].nunique()} premises"
+        return f"XNLI({by}; {', '.join(self.languages)}; {counts})"
+
+    @property
+    def protocol(self) -> str:
+        """How the answer is read off the model: "likelihood" or "head"."""
+        return "likelihood" if self.head is None else "head"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages it has items in."""
+        return tuple(self.items)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the items and of everything that decides how they are scored, but not of the model."""
+        parts = [SCORING, self.protocol]
+        for language, table in self.items.items():
+            parts += [language, *(str(value) for column in table for value in (column, *table[column]))]
+        if self.head is not None:
+            return storage.fingerprint(*parts, self.head.fingerprint)
+        asked = [repr([(one.text, sorted(one.words.items())) for one in self.templates[name]]) for name in self.items]
+        return storage.fingerprint(*parts, *asked, str(self.calibration), str(self.seed))
+
+    def by_head(self, head: Head) -> "XNLI":
+        """The same items, answered by a head.
+
+        Raises:
+            TaskError: If the head has other labels.
+        """
+        return replace(self, head=head)
+
+    def take(self, premises: int, seed: int = 0) -> "XNLI":
+        """Draw some premises at random, with all their hypotheses, the same in every language.
+
+        Args:
+            premises: How many, or all where there are fewer.
+            seed: Another seed draws others.
+
+        Raises:
+            TaskError: If ``premises`` is below 1.
+        """
+        if premises < 1:
+            raise TaskError(f"Cannot take {premises} premises: the least is 1.")
+        clusters = np.unique(next(iter(self.items.values()))["cluster"])
+        drawn = np.random.default_rng(seed).permutation(clusters)[:premises]
+        kept = {language: table[table["cluster"].isin(drawn.tolist())] for language, table in self.items.items()}
+        return replace(self, items={language: table.reset_index(drop=True) for language, table in kept.items()})
+
+    def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
+        """Score a model on the items of one language, with whatever is attached to it at this moment.
+
+        Args:
+            model: From ``load_model``.
+            language: Which.
+            batch_size: Texts a forward.
+
+        Returns:
+            One row an item: item, cluster, prediction, gold, accuracy (0 or 1), the log-probability of each label as
+            ``score_<label>``, and cut (whether the end of the premise was left out to fit the model).
+
+        Raises:
+            LanguageError: If it has no items in the language.
+            ModelError: If the model has no tokenizer.
+            TaskError: If an item does not fit the model even without its premise, or the head does not fit.
+        """
+        table = self._table(language)
+        answered = self._by_likelihood if self.head is None else self._by_its_head
+        scores, cut = answered(model, language, pairs_of(table), batch_size)
+        prediction = np.array(LABELS)[scores.argmax(1)]
+        return pd.DataFrame(
+            {
+                "item": table["item"],
+                "cluster": table["cluster"],
+                "prediction": prediction,
+                "gold": table["label"],
+                "accuracy": (prediction == table["label"]).astype(float),
+                **{f"score_{label}": scores[:, place] for place, label in enumerate(LABELS)},
+                "cut": cut,
+            }
+        )
+
+    def references(self, language: str) -> dict[str, float]:
+        """What accuracy is worth without the model: chance, majority, hypothesis only, bag of words.
+
+        Raises:
+            LanguageError: If it has no items in the language.
+        """
+        return label_references(self._table(language), LABELS)
+
+    def _by_likelihood(
+        self, model: torch.nn.Module, language: str, pairs: list[Pair], batch_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        orders = [order_of(self.seed, item) for item in self.items[language]["item"]]
+        return label_scores(model, pairs, orders, self.templates[language], self.calibration, batch_size)
+
+    def _by_its_head(
+        self, model: torch.nn.Module, language: str, pairs: list[Pair], batch_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert self.head is not None
+        logits = self.head.logits(model, pairs, batch_size).double().cpu().numpy()
+        columns = [self.head.labels.index(label) for label in LABELS]
+        return log_softmax(logits[:, columns], axis=1), self.head.cut(model, pairs)
+
+    def _table(self, language: str) -> pd.DataFrame:
+        if language not in self.items:
+            raise LanguageError(unknown("language", language, self.items))
+        return self.items[language]
+
+
+def _read_tsv(path: Path) -> pd.DataFrame:
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except (ValueError, OSError) as error:
+        raise TaskError(f"{path} is not a table of tab-separated UTF-8 text ({str(error).strip()}).") from error
+    header, *rows = [line.removesuffix("\r").split("\t") for line in lines if line.strip()] or [[]]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise TaskError(f"Row {number} of {path} has {len(row)} fields, its header {len(header)}.")
+    return pd.DataFrame(rows, columns=header)
+
+
+def _chosen(source: Mapping[str, pd.DataFrame], languages: Iterable[str] | None) -> dict[str, pd.DataFrame]:
+    chosen = list(source) if languages is None else distinct(languages)
+    for language in chosen:
+        if language not in source:
+            raise LanguageError(unknown("language", language, source))
+        for column in COLUMNS:
+            if column not in source[language].columns:
+                given = source[language].columns
+                raise TaskError(f"The items of {language!r} lack a column. {unknown('column', column, given)}")
+        if source[language].empty:
+            raise TaskError(f"{language!r} has no item.")
+    return {language: source[language] for language in chosen}
+
+
+def _checked(language: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A language's items with an ordinal each, labels by name, after a look at every row."""
+    labels = [NUMBERED.get(str(label), str(label)) for label in table["label"]]
+    for row, label in enumerate(labels):
+        if label == "-1":
+            raise TaskError(f"Row {row} of {language!r} has no label (-1): this split cannot be scored.")
+        if label not in LABELS:
+            raise TaskError(f"Row {row} of {language!r}: {unknown('label', label, LABELS)}")
+    for column in ("premise", "hypothesis"):
+        for row, text in enumerate(table[column]):
+            if not isinstance(text, str) or not text.strip():
+                raise TaskError(f"Row {row} of {language!r} has an empty {column}.")
+    if "id" in table and len(twice := table[table["id"].duplicated()]):
+        raise TaskError(f"Two items of {language!r} have the id {twice['id'].tolist()[0]!r}.")
+    texts = {"premise": list(table["premise"]), "hypothesis": list(table["hypothesis"]), "label": labels}
+    return pd.DataFrame({"item": range(len(table)), **texts})
+
+
+def _check_parallel(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Items are paired between languages by their row, which only makes sense of translations."""
+    first = next(iter(tables), None)
+    for language, table in tables.items():
+        gold = tables[first]["label"] if first is not None else table["label"]
+        if len(table) != len(gold):
+            raise TaskError(f"{language!r} has {len(table)} items and {first!r} {len(gold)}: they are not parallel.")
+        if len(rows := np.flatnonzero(table["label"] != gold)):
+            row = int(rows[0])
+            raise TaskError(
+                f"Row {row} is {table['label'][row]!r} in {language!r} and {gold[row]!r} in {first!r}: the languages "
+                "are not parallel."
+            )
+
+
+FOLDS = 5
+_FEATURES = 2**14
+
+
+def label_references(items: pd.DataFrame, labels: Sequence[str]) -> dict[str, float]:
+    """Measure what can be had without a model on items of two texts and a label.
+
+    Args:
+        items: Columns cluster, premise, hypothesis and label.
+        labels: All labels there are.
+
+    Returns:
+        Accuracy of: chance; "majority", the most frequent label for every item; "hypothesis only", a classifier that
+        never sees the premise (Gururangan et al. 2018; Poliak et al. 2018); "bag of words", one that sees both without
+        order. The classifiers are cross-validated over clusters, and left out where these are fewer than five.
+
+    Example:
+        >>> import pandas as pd
+        >>> from langneurons.tasks.xnli import label_references
+        >>> said = {"yes": "entailment", "no": "contradiction"}
+        >>> rows = [(i, "It rains.", f"{word}, {i}", label) for i in range(10) for word, label in said.items()]
+        >>> label_references(pd.DataFrame(rows, columns=["cluster", "premise", "hypothesis", "label"]), ["a", "b", "c"])
+        {'chance': 0.333..., 'majority': 0.5, 'hypothesis only': 1.0, 'bag of words': 1.0}
+    """
+    columns = (tuple(items[name]) for name in ("cluster", "premise", "hypothesis", "label"))
+    return dict(_references(*columns, len(labels)))
+
+
+@lru_cache(maxsize=32)  # the same items are asked in several protocols
+def _references(
+    clusters: tuple, premises: tuple[str, ...], hypotheses: tuple[str, ...], labels: tuple[str, ...], possible: int
+) -> dict[str, float]:
+    gold, cluster = np.array(labels), pd.factorize(np.array(clusters))[0]
+    found = {"chance": 1 / possible, "majority": max(Counter(labels).values()) / len(labels)}
+    if len(np.unique(cluster)) < FOLDS:
+        return found
+    hypothesis = _counts(hypotheses)
+    both = csr_matrix(hstack([_counts(premises), hypothesis]))
+    return {
+        **found,
+        "hypothesis only": cross_validated_accuracy(hypothesis, gold, cluster),
+        "bag of words": cross_validated_accuracy(both, gold, cluster),
+    }
+
+
+def cross_validated_accuracy(features: csr_matrix, gold: np.ndarray, cluster: Int[np.ndarray, " item"]) -> float:
+    """Fit a logistic regression on four fifths of the clusters and predict the rest, in turn.
+
+    Args:
+        features: A row an item.
+        gold: The label of each item.
+        cluster: The cluster of each; none is on both sides.
+
+    Returns:
+        The share of items predicted right.
+    """
+    right = 0
+    for train, test in GroupKFold(FOLDS).split(features, gold, cluster):
+        if len(set(gold[train])) == 1:
+            predicted = np.full(len(test), gold[train][0])
+        else:
+            # A feature that no training item has would get no weight: without them a fit takes a fraction of the time.
+            had = np.unique(features[train].indices)
+            fitted = LogisticRegression(max_iter=200).fit(features[train][:, had], gold[train])
+            predicted = fitted.predict(features[test][:, had])
+        right += int((predicted == gold[test]).sum())
+    return right / len(gold)
+
+
+def _counts(texts: Sequence[str]) -> csr_matrix:
+    """Character n-grams stand for words, so that no language needs a segmenter."""
+    vectorizer = HashingVectorizer(analyzer="char", ngram_range=(1, 3), n_features=_FEATURES, alternate_sign=False)
+    return csr_matrix(vectorizer.transform(texts))

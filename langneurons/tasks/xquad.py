@@ -1,0 +1,300 @@
+"""XQuAD: questions about a paragraph, the same in every language, answered by generation.
+
+Artetxe et al. 2020 (arXiv 1910.11856). Scores are SQuAD's exact match and F1, normalised per language.
+"""
+
+import string
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from langneurons import storage
+from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.models import ModelView, view
+from langneurons.tasks.answers import exact_match, f1
+from langneurons.tasks.completing import complete, prompt_ids
+from langneurons.tasks.miniature import SOURCE
+from langneurons.tasks.reading import COLUMNS, check_questions, other_answers, read_questions
+
+SCORING = "xquad/1"  # to be raised with every change of how items are scored: rows that were kept are then left alone
+PLACEHOLDERS = ("context", "question")
+
+
+def read_prompts(path: str | Path | None = None) -> dict[str, str]:
+    """Read prompt templates, one a language, from a TOML file.
+
+    Args:
+        path: The file; None is the one that comes with langneurons.
+
+    Returns:
+        Language -> template, in which ``{context}`` and ``{question}`` stand for an item's.
+
+    Raises:
+        TaskError: If the file cannot be read or holds anything but texts.
+
+    Example:
+        >>> read_prompts()["en"].splitlines()[-2:]
+        ['Question: {question}', 'Answer:']
+    """
+    file = Path(__file__).with_name("xquad_prompts.toml") if path is None else Path(path).expanduser()
+    found = storage.read_toml(file, "prompts from", TaskError)
+    for language, template in found.items():
+        if not isinstance(template, str):
+            raise TaskError(f"The prompt of {language!r} in {file} is not a text but {template!r:.40}.")
+    return found
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class XQuAD:
+    """Questions about paragraphs in several languages; ``XQuAD.load`` makes it.
+
+    Args:
+        items: Language -> one row a question: item (its id) and cluster (the article, or the paragraph where articles
+            are unknown), both the same in every language; context, question, and answers, a list of right ones.
+        prompts: Language -> template with ``{context}`` and ``{question}``.
+        max_new_tokens: The most tokens an answer has.
+        name: What the task is called in tables.
+
+    Raises:
+        TaskError: If the items are malformed or differ between languages, or a prompt is missing or malformed.
+
+    Example:
+        >>> question = {"item": "q1", "cluster": "Nile", "context": "The Nile is 6,650 km long.",
+        ...             "question": "How long is the Nile?", "answers": ["6,650 km"]}
+        >>> task = XQuAD({"en": pd.DataFrame([question])})
+        >>> task
+        XQuAD(en; questions in each: 1, clusters: 1)
+        >>> task.measure(model, "en")[["item", "gold", "cut"]]
+          item      gold    cut
+        0   q1  6,650 km  False
+    """
+
+    items: Mapping[str, pd.DataFrame]
+    prompts: Mapping[str, str] = field(default_factory=read_prompts)
+    max_new_tokens: int = 32
+    name: str = "xquad"
+
+    protocol = "generation"
+    metrics = ("f1", "exact_match")
+    generates = True
+
+    def __post_init__(self) -> None:
+        check_questions(self.items)
+        if self.max_new_tokens < 1:
+            raise TaskError(f"max_new_tokens is at least 1, given {self.max_new_tokens}.")
+        for language in self.items:
+            _check_prompt(language, self.prompts)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        languages: Iterable[str] | None = None,
+        split: str = "validation",
+        prompts: str | Path | Mapping[str, str] | None = None,
+        max_new_tokens: int = 32,
+        revision: str | None = None,
+    ) -> "XQuAD":
+        """Load the questions of several languages.
+
+        Args:
+            source: A folder with a SQuAD 1.1 file a language, such as ``xquad.hi.json``, or with parquet of the hub's
+                columns (id, context, question, answers); the hub's ``"google/xquad"``; or ``"babel"``, the miniature
+                questions that come with langneurons.
+            languages: Which, the reference for the order of items first; None takes all of a folder, sorted.
+            split: The hub has ``"validation"`` only; a file that names no split belongs to every one.
+            prompts: Templates per language, or a TOML file of them; None is those that come with langneurons.
+            max_new_tokens: The most tokens an answer has.
+            revision: Of the hub data set: a branch, tag or commit.
+
+        Returns:
+            The task.
+
+        Raises:
+            TaskError: If a file, an item or a prompt is malformed, or languages have different items.
+            LanguageError: If a language is not there.
+            CorpusError: If the hub cannot be read.
+        """
+        templates = prompts if isinstance(prompts, Mapping) else read_prompts(prompts)
+        name = "mini_xquad" if source == SOURCE else "xquad"
+        return cls(read_questions(source, languages, split, revision), templates, max_new_tokens, name)
+
+    def __repr__(self) -> str:
+        questions, clusters = len(self._first), self._first["cluster"].nunique()
+        return f"XQuAD({', '.join(self.languages)}; questions in each: {questions:,}, clusters: {clusters:,})"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages it has items in."""
+        return tuple(self.items)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the items, the prompts of its languages and the length of answers."""
+        texts = [
+            text
+            for language, table in sorted(self.items.items())
+            for text in (language, self.prompts[language], _as_text(table))
+        ]
+        return storage.fingerprint(SCORING, str(self.max_new_tokens), *texts)
+
+    def take(self, questions: int, seed: int = 0) -> "XQuAD":
+        """Keep some questions, the same in every language, drawn at random and spread over clusters.
+
+        No cluster gives a question more than another before all of the other's are taken.
+
+        Args:
+            questions: How many; all, where there are fewer. Fewer of the same seed are among more of it.
+            seed: Another seed draws others.
+
+        Returns:
+            The task with these questions, in their old order.
+
+        Raises:
+            TaskError: If ``questions`` is below 1.
+        """
+        if questions < 1:
+            raise TaskError(f"Cannot take {questions} questions: the least is 1.")
+        order = np.random.default_rng(seed).permutation(len(self._first))
+        turn = self._first.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
+        chosen = np.sort(order[np.argsort(turn, kind="stable")[:questions]])
+        items = {
+            language: table.assign(others=other_answers(table)).iloc[chosen].reset_index(drop=True)
+            for language, table in self.items.items()
+        }
+        return replace(self, items=items)
+
+    def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
+        """Let a model answer the questions of one language, with whatever is attached to it at this moment.
+
+        Answers are greedy and end at a newline, the end-of-sequence token or ``max_new_tokens``. No question is left
+        out: where the prompt and an answer exceed the model's context, the end of the paragraph is cut.
+
+        Args:
+            model: From ``load_model``.
+            language: Which.
+            batch_size: Prompts a forward, at most; answers do not depend on it.
+
+        Returns:
+            One row a question: item, cluster, prediction and gold (texts; the first right answer), f1, exact_match,
+            cut (whether the paragraph was), generated (token ids, with the end-of-sequence token), prompt_tokens and
+            stopped (whether the answer ended by itself).
+
+        Raises:
+            LanguageError: If the task has no such language.
+            TaskError: If the model has no tokenizer, or its context no room for a question.
+        """
+        table, seen = self._of(language), view(model)
+        if seen.tokenizer is None:
+            raise TaskError(f"{seen.name!r} has no tokenizer, so it cannot be asked: load it with tokenizer=.")
+        asked = zip(table["item"], table["context"], table["question"], strict=True)
+        prompts, cut = zip(*(self.prompt(seen, language, *one) for one in asked), strict=True)
+        done = complete(model, prompts, self.max_new_tokens, batch_size=batch_size)
+        given, answers = [one.text.strip() for one in done], list(table["answers"])
+        return pd.DataFrame(
+            {
+                "item": table["item"],
+                "cluster": table["cluster"],
+                "prediction": given,
+                "gold": [golds[0] for golds in answers],
+                "f1": [f1(text, golds, language) for text, golds in zip(given, answers, strict=True)],
+                "exact_match": [exact_match(text, golds, language) for text, golds in zip(given, answers, strict=True)],
+                "cut": cut,
+                "generated": [one.ids for one in done],
+                "prompt_tokens": [len(prompt) for prompt in prompts],
+                "stopped": [one.stopped for one in done],
+            }
+        )
+
+    def references(self, language: str) -> dict[str, float]:
+        """Find what a model would score that answers well, but another question about the same paragraph.
+
+        Args:
+            language: Which.
+
+        Returns:
+            ``"another answer"``: the mean F1 of the first right answers to the other questions about the paragraph,
+            over the items whose paragraph has others (those that ``take`` left out included); nothing where none has.
+
+        Raises:
+            LanguageError: If the task has no such language.
+        """
+        table = self._of(language)
+        scores = [
+            float(np.mean([f1(other, golds, language) for other in others]))
+            for others, golds in zip(other_answers(table), table["answers"], strict=True)
+            if others
+        ]
+        return {"another answer": float(np.mean(scores))} if scores else {}
+
+    def prompt(self, seen: ModelView, language: str, item: str, context: str, question: str) -> tuple[list[int], bool]:
+        """Tokenise a prompt with as much of the context, from its beginning, as leaves room for the answer.
+
+        Args:
+            seen: The model's view.
+            language: Whose template is filled in.
+            item: What the question is called, for messages.
+            context: The paragraph.
+            question: The question.
+
+        Returns:
+            Token ids, and whether the context was cut.
+
+        Raises:
+            TaskError: If there is no room for the question.
+        """
+
+        def filled(letters: int) -> list[int]:
+            return prompt_ids(
+                seen.tokenizer, self.prompts[language].format(context=context[:letters], question=question)
+            )
+
+        room = seen.context_length - self.max_new_tokens
+        if len(whole := filled(len(context))) <= room:
+            return whole, False
+        kept = bisect_right(range(len(context)), room, key=lambda letters: len(filled(letters))) - 1
+        if kept < 0:
+            raise TaskError(
+                f"The question {item!r} in {language!r} takes {len(filled(0))} tokens without its paragraph, and with "
+                f"{self.max_new_tokens} new ones it exceeds the context of {seen.name!r}, {seen.context_length}."
+            )
+        return filled(kept), True
+
+    @property
+    def _first(self) -> pd.DataFrame:
+        return self.items[self.languages[0]]
+
+    def _of(self, language: str) -> pd.DataFrame:
+        if language not in self.items:
+            raise LanguageError(unknown("language", language, self.languages))
+        return self.items[language]
+
+
+def _as_text(table: pd.DataFrame) -> str:
+    return str(table[COLUMNS].to_json(orient="values", force_ascii=False))
+
+
+def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:
+    if language not in prompts:
+        known = ", ".join(prompts) or "none"
+        raise TaskError(f"There is no prompt for {language!r}, only for {known}: give one with prompts=.")
+    if not isinstance(prompts[language], str):
+        raise TaskError(f"The prompt of {language!r} is not a text but {prompts[language]!r:.40}.")
+    try:
+        fields = [found for found in string.Formatter().parse(prompts[language]) if found[1] is not None]
+    except ValueError as error:
+        raise TaskError(f"The prompt of {language!r} is malformed ({error}): double braces that are text.") from error
+    named = [f"{name}{'!' if how else ''}{how or ''}{':' if form else ''}{form}" for _, name, form, how in fields]
+    for name in named:
+        if name not in PLACEHOLDERS:
+            raise TaskError(
+                f"The prompt of {language!r} cannot be filled in. {unknown('placeholder', name, PLACEHOLDERS)}"
+            )
+    for name in PLACEHOLDERS:
+        if name not in named:
+            raise TaskError(f"The prompt of {language!r} lacks {{{name}}}: {prompts[language]!r:.80}.")

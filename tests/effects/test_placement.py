@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from langneurons.effects.placement import placed
+from langneurons.errors import EffectError
+
+
+def test_prediction_interval_is_the_textbook_one():
+    drawn = [1.0, 2.0, 3.0, 4.0]
+    where = placed(10, drawn)
+    reach = stats.t.ppf(0.975, 3) * np.std(drawn, ddof=1) * np.sqrt(1.25)
+    assert (where.low, where.high) == pytest.approx((2.5 - reach, 2.5 + reach))
+    assert (where.mean, where.position, where.draws) == (2.5, 1.0, 4)
+
+
+def test_rank_p_needs_nineteen_controls():
+    assert placed(100, list(range(18))).p is None
+    assert placed(100, list(range(19))).p == 0.05
+
+
+def test_rank_p_counts_both_sides():
+    drawn = [*range(-20, 0), *range(1, 21)]
+    assert placed(20.0, drawn).p == pytest.approx((1 + 2) / 41)
+    assert placed(0.0, drawn).p == 1.0
+
+
+def test_rank_p_is_uniform_where_the_value_is_one_of_the_controls():
+    generator = np.random.default_rng(0)
+    draws = generator.gamma(0.5, 1, (2000, 20))
+    p = np.array([placed(float(row[0]), row[1:]).p for row in draws])
+    assert 0.04 <= (p <= 0.05).mean() <= 0.06
+    assert 0.18 <= (p <= 0.2).mean() <= 0.22
+
+
+def test_prediction_interval_holds_one_more_control():
+    draws = np.random.default_rng(1).normal(size=(1000, 6))
+    inside = [(where := placed(float(row[0]), row[1:])).low <= row[0] <= where.high for row in draws]
+    assert 0.93 <= np.mean(inside) <= 0.97
+
+
+def test_one_control_has_a_position_only():
+    where = placed(2.0, [1.0])
+    assert (where.position, where.mean, where.sd, where.low, where.high, where.p) == (1.0, 1.0, None, None, None, None)
+
+
+def test_equal_controls_and_value_are_not_extreme():
+    assert placed(0.1, [0.1] * 30).p == 1.0
+
+
+def test_no_or_infinite_controls_are_refused():
+    with pytest.raises(EffectError, match="none was given"):
+        placed(1.0, [])
+    with pytest.raises(EffectError, match="finite"):
+        placed(1.0, [1.0, float("nan")])
