@@ -71,7 +71,7 @@ class RayExecutor:
     address: str | None = None
     workers: int | None = None
     threads: int | None = None
-    gpus: float | int | None = None
+    gpus: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("workers", self.workers), ("threads", self.threads)):
@@ -120,7 +120,7 @@ class RayExecutor:
     def _threads(self) -> int:
         return self.threads or torch.get_num_threads()
 
-    def _gpus(self, model: Any) -> float | int:
+    def _gpus(self, model: Any) -> float:
         if self.gpus is not None:
             return self.gpus
         return len({weight.device for weight in model.parameters() if weight.device.type == "cuda"})

@@ -97,7 +97,7 @@ def effect(
     value: str = "nll",
     per: str = BASELINE,
     lower_is_better: bool | None = None,
-    delta: float | int = 0.01,
+    delta: float = 0.01,
     level: float = 0.95,
     resamples: int = 5000,
     seed: int = 0,
@@ -244,7 +244,7 @@ def benjamini_hochberg(p: Sequence[float | None] | Float[np.ndarray, " test"]) -
     return adjusted
 
 
-def check_options(delta: float | int, level: float, resamples: int) -> None:
+def check_options(delta: float, level: float, resamples: int) -> None:
     """Refuse options that no effect can be estimated with, before anything is measured.
 
     Raises:
@@ -347,7 +347,7 @@ def many_effects(
     value: str = "nll",
     per: str = BASELINE,
     lower_is_better: bool | None = None,
-    delta: float | int = 0.01,
+    delta: float = 0.01,
     level: float = 0.95,
     resamples: int = 5000,
     seed: int = 0,

@@ -41,7 +41,7 @@ class Placement:
 
 
 def placed(
-    value: float | int, controls: Sequence[float | int] | Float[np.ndarray, " draw"], level: float = 0.95
+    value: float, controls: Sequence[float] | Float[np.ndarray, " draw"], level: float = 0.95
 ) -> Placement:
     """Place a value among its controls.
 
@@ -84,7 +84,7 @@ def placed(
 
 
 def placement_columns(
-    estimates: Sequence[float | int], controls: Sequence[Sequence[float | int]]
+    estimates: Sequence[float], controls: Sequence[Sequence[float]]
 ) -> dict[str, Float[np.ndarray, " row"]]:
     """Say in columns of a table where each of its estimates lies among its controls; NaN where it has none.
 

@@ -74,10 +74,10 @@ def equal_dose(
     model: torch.nn.Module,
     make: Callable[[float], Patch | Sequence[Patch]],
     text: HeldoutText,
-    target: float | int,
+    target: float,
     measure: str = "write_norm",
     language: str | None = None,
-    between: tuple[float | int, float | int] = (0.0, 10.0),
+    between: tuple[float, float] = (0.0, 10.0),
     tolerance: float = 0.01,
 ) -> float:
     """Find the amount at which a patch has the dose of another.

@@ -37,7 +37,7 @@ def evaluate(
     head: Any = None,
     controls: int = 0,
     stats: ActivationStats | Sequence[ActivationStats] | None = None,
-    delta: float | int = 0.01,
+    delta: float = 0.01,
     seed: int = 0,
     resamples: int = 5000,
     batch_size: int = 8,

@@ -33,7 +33,7 @@ def perplexity_matrix(
     stats: ActivationStats | None = None,
     patch: MakePatch | None = None,
     layers: Iterable[int] | None = None,
-    delta: float | int = 0.01,
+    delta: float = 0.01,
     seed: int = 0,
     resamples: int = 5000,
     tokens_per_language: int | None = None,

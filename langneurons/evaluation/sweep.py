@@ -44,7 +44,7 @@ class Dose:
     """
 
     kind: str
-    amount: float | int
+    amount: float
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -96,7 +96,7 @@ def deactivation_doses() -> tuple[Dose, ...]:
     quantiles = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
     factors = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3)
     shares = (0.125, 0.25, 0.5, 0.75, 1)
-    by_kind: dict[str, Sequence[float | int]] = {
+    by_kind: dict[str, Sequence[float]] = {
         "set": constants,
         "quantile": quantiles,
         "scale": factors,
@@ -113,7 +113,7 @@ def sweep(
     stats: ActivationStats | None = None,
     languages: Sequence[str] | None = None,
     layers: Mapping[str, Iterable[int]] | None = None,
-    delta: float | int = 0.01,
+    delta: float = 0.01,
     seed: int = 0,
     resamples: int | None = None,
     tokens_per_language: int | None = None,
@@ -212,7 +212,7 @@ def _patches(
     return found
 
 
-def _furthest_ahead(neurons: NeuronSet, language: str, stats: ActivationStats, share: float | int) -> NeuronSet:
+def _furthest_ahead(neurons: NeuronSet, language: str, stats: ActivationStats, share: float) -> NeuronSet:
     """The share of a language's neurons whose mean activation x output norm is furthest above the other languages'."""
     others = stats.select([other for other in stats.languages if other != language]).pooled().mean().values
     ahead = (stats[language].mean().values - others).double() * stats.output_norm().double()
@@ -222,7 +222,7 @@ def _furthest_ahead(neurons: NeuronSet, language: str, stats: ActivationStats, s
     return replace(neurons, members={language: kept}, scores={})
 
 
-def _described(model: torch.nn.Module, patch: Patch) -> dict[str, float | int]:
+def _described(model: torch.nn.Module, patch: Patch) -> dict[str, float]:
     written = [
         torch.as_tensor(value, dtype=torch.float64).expand(len(units))
         for layer, units in patch.by_layer.items()

@@ -24,7 +24,7 @@ from langneurons.recording.statistics import ActivationStats
 
 Positions = Literal["all", "prompt", "generated"]
 POSITIONS = get_args(Positions)
-Value = float | int | SiteValues | Tensor
+Value = float | SiteValues | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,14 +302,14 @@ class DiffMean(Patch):
 
     stats: ActivationStats
     language: str
-    strength: float | int = 1.0
+    strength: float = 1.0
 
     @classmethod
     def everywhere(
         cls,
         stats: ActivationStats,
         language: str,
-        strength: float | int = 1.0,
+        strength: float = 1.0,
         layers: Iterable[int] | None = None,
         positions: Positions = "all",
     ) -> "DiffMean":

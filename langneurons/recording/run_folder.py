@@ -146,11 +146,11 @@ def _seconds_of_a_forward(seen: ModelView, block: Int[Tensor, "row position"]) -
     return min(taken)
 
 
-def _bytes(n: float | int) -> str:
+def _bytes(n: float) -> str:
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
-def _duration(seconds: float | int) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

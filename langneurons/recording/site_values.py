@@ -48,31 +48,31 @@ class SiteValues:
     def __getitem__(self, index: Any) -> Tensor:
         return self.values[index]
 
-    def __add__(self, other: "SiteValues | Tensor | float | int") -> "SiteValues":
+    def __add__(self, other: "SiteValues | Tensor | float") -> "SiteValues":
         return self._with(other, torch.add)
 
-    def __sub__(self, other: "SiteValues | Tensor | float | int") -> "SiteValues":
+    def __sub__(self, other: "SiteValues | Tensor | float") -> "SiteValues":
         return self._with(other, torch.sub)
 
-    def __mul__(self, other: "SiteValues | Tensor | float | int") -> "SiteValues":
+    def __mul__(self, other: "SiteValues | Tensor | float") -> "SiteValues":
         return self._with(other, torch.mul)
 
-    def __truediv__(self, other: "SiteValues | Tensor | float | int") -> "SiteValues":
+    def __truediv__(self, other: "SiteValues | Tensor | float") -> "SiteValues":
         return self._with(other, torch.div)
 
-    def __radd__(self, other: Tensor | float | int) -> "SiteValues":
+    def __radd__(self, other: Tensor | float) -> "SiteValues":
         return self + other
 
-    def __rmul__(self, other: Tensor | float | int) -> "SiteValues":
+    def __rmul__(self, other: Tensor | float) -> "SiteValues":
         return self * other
 
-    def __rsub__(self, other: Tensor | float | int) -> "SiteValues":
+    def __rsub__(self, other: Tensor | float) -> "SiteValues":
         return -self + other
 
     def __neg__(self) -> "SiteValues":
         return replace(self, values=-self.values)
 
-    def _with(self, other: "SiteValues | Tensor | float | int", combine: Callable[..., Tensor]) -> "SiteValues":
+    def _with(self, other: "SiteValues | Tensor | float", combine: Callable[..., Tensor]) -> "SiteValues":
         if not isinstance(other, SiteValues):
             return replace(self, values=combine(self.values, other))
         if (self.site, self.model) != (other.site, other.model):

@@ -42,7 +42,7 @@ class Responses:
         """The language, None for several."""
         return self.languages[0] if len(self.languages) == 1 else None
 
-    def probability(self, threshold: "float | int | Tensor | SiteValues" = 0.0) -> SiteValues:
+    def probability(self, threshold: "float | Tensor | SiteValues" = 0.0) -> SiteValues:
         """P(activation > threshold)."""
         return self._labelled(self._averaged(lambda one: self._statistics._probability(one, threshold)))
 
@@ -70,7 +70,7 @@ class Responses:
         extremes = [self._statistics._tensor(language, "maximum") for language in self.languages]
         return self._labelled(torch.stack(extremes).amax(0))
 
-    def quantile(self, share: float | int) -> SiteValues:
+    def quantile(self, share: float) -> SiteValues:
         """The activation below which ``share`` of the tokens lie.
 
         Args:
@@ -97,13 +97,13 @@ class Responses:
         values = torch.minimum(torch.maximum(torch.stack(rows), low), high)
         return self._labelled(values.where(~self._exactly_zero(share), 0.0))
 
-    def rank_error(self, share: float | int) -> SiteValues:
+    def rank_error(self, share: float) -> SiteValues:
         """The most by which the rank of ``quantile(share)`` can differ from ``share``, whatever the bins hide."""
         values = self.quantile(share).values.double()
         rows = [rank_error_bound(self._cdfs(layer), values[layer], share) for layer in range(self._statistics.shape[0])]
         return self._labelled(torch.stack(rows).where(~self._exactly_zero(share), 0.0))
 
-    def _exactly_zero(self, share: float | int) -> Bool[Tensor, "layer neuron"]:
+    def _exactly_zero(self, share: float) -> Bool[Tensor, "layer neuron"]:
         """Where the quantile is known: of units that are never negative and silent on ``share`` of the tokens."""
         active = self._averaged(lambda one: self._statistics._probability(one, 0.0))
         return (self.minimum().values == 0) & (share <= 1 - active)
@@ -217,7 +217,7 @@ class ActivationStats:
         return replace(self, records={s: {one: r[one] for one in chosen} for s, r in self.records.items()})
 
     def probability(
-        self, threshold: "float | int | Tensor | SiteValues" = 0.0
+        self, threshold: "float | Tensor | SiteValues" = 0.0
     ) -> Float[Tensor, "language layer neuron"]:
         """P(activation > threshold) of every neuron in every language.
 
@@ -246,7 +246,7 @@ class ActivationStats:
         """Standard deviation over counted tokens."""
         return torch.stack([self[language].std().values for language in self.languages])
 
-    def quantile(self, share: float | int) -> Float[Tensor, "language layer neuron"]:
+    def quantile(self, share: float) -> Float[Tensor, "language layer neuron"]:
         """The ``share``-quantile of every neuron in every language."""
         return torch.stack([self[language].quantile(share).values for language in self.languages])
 
@@ -522,7 +522,7 @@ class ActivationStats:
         self._tensor(language, "width")
         return self.records[self.site][language].grid().units
 
-    def _probability(self, language: str, threshold: "float | int | Tensor | SiteValues") -> Tensor:
+    def _probability(self, language: str, threshold: "float | Tensor | SiteValues") -> Tensor:
         values = self._threshold(threshold)
         tokens = self.fold_tokens(language).sum()
         above_zero = self._tensor(language, "active").sum(0, dtype=torch.int64).double() / tokens
@@ -531,7 +531,7 @@ class ActivationStats:
         rows = [1 - self._cdf(language, layer)(values[layer]) for layer in range(self.shape[0])]
         return torch.where(values == 0, above_zero, torch.stack(rows))
 
-    def _threshold(self, threshold: "float | int | Tensor | SiteValues") -> Tensor:
+    def _threshold(self, threshold: "float | Tensor | SiteValues") -> Tensor:
         if isinstance(threshold, SiteValues):
             if (threshold.site, threshold.model) != (self.site, self.fingerprint):
                 raise SiteMismatchError(
@@ -571,6 +571,6 @@ def _stored_record(path: Path, checksum: str, about: Mapping[str, Any]) -> Langu
     return LanguageRecord(torch.tensor(about["tokens"]), StoredTensors(path, checksum), sources)
 
 
-def _check_share(share: float | int) -> None:
+def _check_share(share: float) -> None:
     if not 0 <= share <= 1:
         raise StatisticsError(f"A quantile lies between 0 and 1, not at {share}.")

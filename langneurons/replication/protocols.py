@@ -85,7 +85,7 @@ def compare_protocols(
     patches: Patches,
     languages: Iterable[str] | None = None,
     published_head: Head | None = None,
-    delta: float | int = 0.01,
+    delta: float = 0.01,
     seed: int = 0,
     resamples: int = 5000,
     batch_size: int = 8,

@@ -95,7 +95,7 @@ class ClassificationHead:
         task: LabelledPairs,
         languages: Iterable[str] | None = None,
         batch_size: int = 8,
-        penalty: float | int = 10.0,
+        penalty: float = 10.0,
     ) -> "ClassificationHead":
         """Fit a head on a model that stays as it is: multinomial logistic regression on hidden states.
 
@@ -133,7 +133,7 @@ class ClassificationHead:
         features: Float[Tensor, "item d_model"],
         labels: Sequence[str],
         model: str = "",
-        penalty: float | int = 10.0,
+        penalty: float = 10.0,
     ) -> "ClassificationHead":
         """Fit a head on hidden states at hand.
 

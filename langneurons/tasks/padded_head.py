@@ -55,7 +55,7 @@ class PadPositionHead:
         task: LabelledPairs,
         languages: Iterable[str] | None = None,
         batch_size: int = 8,
-        penalty: float | int = 10.0,
+        penalty: float = 10.0,
         positions: int = POSITIONS,
     ) -> "PadPositionHead":
         """Fit the head on a model that stays as it is, as ``ClassificationHead.fit`` does.

@@ -134,7 +134,7 @@ class Loop:
         patches: Sequence[Patch] = (),
         evaluate: Callable[[], float] | None = None,
         folder: RunFolder | None = None,
-        save_every: float | int = 60.0,
+        save_every: float = 60.0,
     ) -> None:
         self._seen, self._objective, self._updates, self._settings = seen, objective, updates, settings
         self._patches, self._evaluate, self._folder, self._save_every = patches, evaluate, folder, save_every

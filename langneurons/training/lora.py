@@ -50,7 +50,7 @@ class MaskedLoRA(MaskedUpdate):
         self,
         neurons: NeuronSet | None,
         rank: int = 8,
-        alpha: float | int = 16,
+        alpha: float = 16,
         targets: Sequence[str] = ("gate",),
         attention: Sequence[str] = (),
         seed: int = 0,
@@ -151,7 +151,7 @@ class MaskedIA3(MaskedUpdate):
         return ScaledInputs() if target == "down" else ScaledOutputs()
 
 
-def _settings(pieces: Sequence[Piece]) -> tuple[int, float | int, tuple[str, ...], tuple[str, ...]]:
+def _settings(pieces: Sequence[Piece]) -> tuple[int, float, tuple[str, ...], tuple[str, ...]]:
     """The smallest rank of some pieces, its alpha, and what they are of."""
     form = min((piece.form for piece in pieces if isinstance(piece.form, LowRank)), key=lambda form: form.rank)
     present = {piece.target for piece in pieces}

@@ -56,7 +56,7 @@ class MaskedUpdate:
         targets: Sequence[str] = ("gate",),
         attention: Sequence[str] = (),
         rank: int = 8,
-        alpha: float | int = 16,
+        alpha: float = 16,
         seed: int = 0,
     ) -> None:
         _check_names("projection of the MLP", targets, MLP_TARGETS)

@@ -48,7 +48,7 @@ class FullSize:
 
     A: Tensor
     B: Tensor
-    alpha: float | int
+    alpha: float
 
     @property
     def rank(self) -> int:
@@ -180,7 +180,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _alpha(config: Mapping[str, Any], name: str, path: Path) -> float | int:
+def _alpha(config: Mapping[str, Any], name: str, path: Path) -> float:
     """What scales a module's product; peft lets a pattern stand for the end of its name."""
     with storage.understood(path):
         pattern = (config.get("alpha_pattern") or {}).items()

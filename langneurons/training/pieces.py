@@ -47,7 +47,7 @@ class LowRank:
     """W + alpha / rank x B A (Hu et al. 2021, arXiv 2106.09685, section 4.1), A drawn as peft draws it, B zero."""
 
     rank: int
-    alpha: float | int
+    alpha: float
 
     def start(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Draw A "rank in" uniformly within 1 / sqrt(in), which is Kaiming's bound for a = sqrt(5)."""

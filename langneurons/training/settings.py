@@ -25,12 +25,12 @@ class Settings:
     steps: int | None
     batch_size: int
     accumulate: int
-    learning_rate: float | int
-    weight_decay: float | int
-    betas: tuple[float | int, float | int]
-    warmup: float | int
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    warmup: float
     schedule: str
-    clip: float | int | None
+    clip: float | None
     bfloat16: bool
     gradient_checkpointing: bool
     evaluate_every: int | None

@@ -50,14 +50,14 @@ def transfer_experiment(
     seeds: int | Iterable[int] = 6,
     draws: int = 1,
     rank: int = 8,
-    alpha: float | int = 16,
+    alpha: float = 16,
     projections: Sequence[str] = ("gate",),
     attention: Sequence[str] = ("q", "k", "v", "o"),
     update: MakeUpdate | None = None,
     patches: Patches | None = None,
     training_patches: Patch | Sequence[Patch] = (),
     stats: ActivationStats | None = None,
-    delta: float | int = 0.01,
+    delta: float = 0.01,
     seed: int = 0,
     resamples: int = 5000,
     out: str | Path | None = None,
@@ -323,7 +323,7 @@ def check_apart(task: Any, test: Any, source: str, name: str) -> None:
         )
 
 
-def _maker(rank: int, alpha: float | int, projections: Sequence[str], attention: Sequence[str]) -> MakeUpdate:
+def _maker(rank: int, alpha: float, projections: Sequence[str], attention: Sequence[str]) -> MakeUpdate:
     def make(neurons: NeuronSet | None, seed: int) -> Update | None:
         if neurons is None and not attention:
             return None

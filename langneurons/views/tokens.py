@@ -32,7 +32,7 @@ READABLE = """<style>
 CALL = 'CircuitsVis.render(\n      "'
 
 
-def coloured_text(pieces: Sequence[str], values: Sequence[float | int], scale: float | int | None = None) -> Markup:
+def coloured_text(pieces: Sequence[str], values: Sequence[float], scale: float | None = None) -> Markup:
     """Colour each token of a text by its value: vermilion above zero, blue below.
 
     Args:
@@ -58,7 +58,7 @@ def coloured_text(pieces: Sequence[str], values: Sequence[float | int], scale: f
     return Markup('<div class="tokens" dir="auto" style="white-space:pre-wrap">{}</div>').format(spans)
 
 
-def whole_characters(pieces: Sequence[str], values: Sequence[float | int]) -> list[tuple[str, float]]:
+def whole_characters(pieces: Sequence[str], values: Sequence[float]) -> list[tuple[str, float]]:
     """Join pieces until each holds whole characters: letters with their marks, joined emoji, bound consonants.
 
     Args:

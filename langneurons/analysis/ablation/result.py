@@ -158,7 +158,7 @@ class Ablation:
         )
 
 
-def check_min_effect(min_effect: float | int) -> None:
+def check_min_effect(min_effect: float) -> None:
     """Refuse a smallest effect that is no size.
 
     Raises:

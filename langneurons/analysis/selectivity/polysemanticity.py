@@ -41,7 +41,7 @@ def polysemanticity(
     stats: ActivationStats | None = None,
     max_items: int | None = None,
     probe_sizes: Sequence[int] = (1, 2, 4, 8, 16),
-    least_share: float | int = 0.01,
+    least_share: float = 0.01,
     batch_size: int = 8,
     seed: int = 0,
     out: str | Path | None = None,
@@ -183,7 +183,7 @@ def _without_empty(neurons: NeuronSet) -> NeuronSet:
     return replace(neurons, members=members, scores={})
 
 
-def _check_options(controls: int, permutations: int, probe_sizes: Sequence[int], least_share: float | int) -> None:
+def _check_options(controls: int, permutations: int, probe_sizes: Sequence[int], least_share: float) -> None:
     if controls < 0 or permutations < 100:
         raise StatisticsError(
             f"There are 0 control draws or more and at least 100 permutations, given {controls} and {permutations}."

@@ -147,7 +147,7 @@ VERDICTS = ("both", "language", "task", "neither")
 COUNTED = {"language": ("language", "both"), "task": ("task", "both"), "both": ("both",)}
 
 
-def judged(neurons: pd.DataFrame, least_share: float | int) -> pd.DataFrame:
+def judged(neurons: pd.DataFrame, least_share: float) -> pd.DataFrame:
     """Say what each neuron of one family carries, at a false discovery rate of 5 % (Benjamini-Hochberg) a factor.
 
     A neuron carries the task if its label explains something, or what the label does differs between languages: the
@@ -229,7 +229,7 @@ def beside_controls(
 
 
 def families(
-    sets: Mapping[str, Int[np.ndarray, " n"]], known: pd.DataFrame, least_share: float | int
+    sets: Mapping[str, Int[np.ndarray, " n"]], known: pd.DataFrame, least_share: float
 ) -> dict[str, pd.DataFrame]:
     """Judge the neurons of each set as a family.
 

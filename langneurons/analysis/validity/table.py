@@ -32,7 +32,7 @@ class Check:
     bar: float
     least: bool = True
 
-    def passes(self, value: float | int) -> bool | None:
+    def passes(self, value: float) -> bool | None:
         """Whether a value passes; None of NaN, which was not measured."""
         if np.isnan(value):
             return None

@@ -166,7 +166,7 @@ class Explorer:
         self._say("")
         return page
 
-    def ablate(self, value: float | int = 0.0, text: str | None = None, what: str = "neuron") -> Trial:
+    def ablate(self, value: float = 0.0, text: str | None = None, what: str = "neuron") -> Trial:
         """Give neurons a value, and see what that does to a text.
 
         Args:

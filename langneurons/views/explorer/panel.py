@@ -36,7 +36,7 @@ class Actions(Protocol):
         """Look at a neuron."""
         ...
 
-    def ablate(self, value: float | int, text: str | None, what: str) -> Any:
+    def ablate(self, value: float, text: str | None, what: str) -> Any:
         """Try a value on a text."""
         ...
 
