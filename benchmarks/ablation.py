@@ -56,7 +56,7 @@ def ways_of(seen: ModelView, layer: int, texts: torch.Tensor) -> dict[str, tuple
         found = []
         for unit in units:
             neuron = ln.NeuronSet.of({"one": [(layer, int(unit))]}, (seen.n_layers, seen.width("post")), "post")
-            with ln.intervene(seen.model, ln.Set(neuron, VALUE)):
+            with ln.intervene(seen.model, ln.SetTo(neuron, VALUE)):
                 found.append(losses(seen, texts))
         return torch.cat(found)
 

@@ -85,7 +85,7 @@ def ways_of(model: Any, tokens: torch.Tensor, published: bool) -> dict[str, Way]
     ways: dict[str, Way] = {BASE: lambda: seen.forward(tokens)}
     for share, step in SHARES.items():
         neurons = every(seen, step)
-        ways[f"{OURS} on {share} of neurons"] = run(seen, tokens, ln.intervene, model, ln.Set(neurons, VALUE))
+        ways[f"{OURS} on {share} of neurons"] = run(seen, tokens, ln.intervene, model, ln.SetTo(neurons, VALUE))
         for name, build in builds.items() if published else ():
             ways[f"{name}, on {share} of neurons"] = run(seen, tokens, hooks_that, seen, neurons, build)
     return ways

@@ -64,7 +64,7 @@ class RayExecutor:
         gpus: Of each piece; None is as many as the model lies on here.
 
     Example:
-        >>> ln.RayExecutor(workers=2).pieces(model)
+        >>> ln.run.RayExecutor(workers=2).pieces(model)
         8
     """
 
@@ -175,7 +175,7 @@ def chosen_executor(executor: "str | Executor | None") -> Executor:
     if isinstance(executor, str) or not isinstance(executor, Executor):
         raise ExecutorError(
             f"executor is None (this process), 'ray', a cluster's address such as 'ray://head:10001', or a "
-            f"ln.RayExecutor, not {executor!r}."
+            f"ln.run.RayExecutor, not {executor!r}."
         )
     return executor
 

@@ -99,28 +99,28 @@ def methods(stats: ln.ActivationStats) -> dict[str, Any]:
     }
 
 
-def sweep(study: Study) -> ln.EffectTable:
+def sweep(study: Study) -> ln.effects.EffectTable:
     """One language's neurons set to many values."""
-    doses = [ln.Dose("set", value) for value in (-10, -5, -2, -1, 0, 1, 2, 5, 10)]
-    doses += [ln.Dose("quantile", share) for share in (0.1, 0.5, 0.9)]
+    doses = [ln.evaluation.Dose("set", value) for value in (-10, -5, -2, -1, 0, 1, 2, 5, 10)]
+    doses += [ln.evaluation.Dose("quantile", share) for share in (0.1, 0.5, 0.9)]
     return ln.sweep(study.model, study.text, study.own_neurons, doses, study.own_stats, languages=[SHOWN])
 
 
-def tasks(study: Study) -> ln.Evaluation:
+def tasks(study: Study) -> ln.evaluation.Evaluation:
     """The miniature XNLI under three patches, by babel fine-tuned on English: as it comes it cannot answer."""
-    tuned = study.result("training", ln.Finetuned, training)
+    tuned = study.result("training", ln.training.Finetuned, training)
     test, neurons, stats = ln.XNLI.load("babel", split="test").take(40), study.own_neurons, study.own_stats
     patches = {
-        "zero": lambda language: ln.Set(neurons[language], 0.0),
-        "mean": lambda language: ln.Set(neurons[language], stats[language].mean()),
-        "p90": lambda language: ln.Set(neurons[language], stats[language].quantile(0.9)),
+        "zero": lambda language: ln.SetTo(neurons[language], 0.0),
+        "mean": lambda language: ln.SetTo(neurons[language], stats[language].mean()),
+        "p90": lambda language: ln.SetTo(neurons[language], stats[language].quantile(0.9)),
     }
     options = {"controls": 3, "stats": stats, "resamples": RESAMPLES}
     with tuned.attach(study.model):
         return ln.evaluate(study.model, test, patches=patches, head=tuned.head, **options)
 
 
-def ablation(study: Study) -> ln.Ablation:
+def ablation(study: Study) -> ln.analysis.Ablation:
     """Each neuron of one language alone."""
     return ln.ablate(
         study.model, study.own_neurons[SHOWN], study.text, languages=["en", SHOWN, "ur"], value=0.0, controls=40,
@@ -128,7 +128,7 @@ def ablation(study: Study) -> ln.Ablation:
     )  # fmt: skip
 
 
-def cumulative(study: Study) -> ln.Ablation:
+def cumulative(study: Study) -> ln.analysis.Ablation:
     """The neurons of one language, one after the other."""
     return ln.ablate(
         study.model, study.own_neurons[SHOWN], study.text, each="cumulative", languages=["en", SHOWN, "ur"], value=0.0,
@@ -136,7 +136,7 @@ def cumulative(study: Study) -> ln.Ablation:
     )  # fmt: skip
 
 
-def carried(study: Study) -> ln.Polysemanticity:
+def carried(study: Study) -> ln.analysis.Polysemanticity:
     """What else the neurons carry, of the miniature XNLI."""
     return ln.polysemanticity(
         study.model, study.own_neurons, ln.XNLI.load("babel", split="test"), position="last", controls=5,
@@ -144,7 +144,7 @@ def carried(study: Study) -> ln.Polysemanticity:
     )  # fmt: skip
 
 
-def transfer(study: Study) -> ln.Transfer:
+def transfer(study: Study) -> ln.training.Transfer:
     """English neurons trained on English, in other languages; six seeds, which is what a p-value needs."""
     task, test = ln.XNLI.load("babel", ["en"], split="train"), ln.XNLI.load("babel", split="test").take(40)
     return ln.transfer_experiment(
@@ -154,7 +154,7 @@ def transfer(study: Study) -> ln.Transfer:
     )  # fmt: skip
 
 
-def training(study: Study) -> ln.Finetuned:
+def training(study: Study) -> ln.training.Finetuned:
     """One fine-tuning, its development score measured on the way."""
     task, dev = ln.XNLI.load("babel", ["en"], split="train"), ln.XNLI.load("babel", ["en"], split="test").take(40)
     lora = ln.MaskedLoRA(study.own_neurons["en"], rank=8, alpha=16, attention=("q", "k", "v", "o"))
@@ -193,18 +193,21 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
         "methods": lambda: plot.methods(study.sets),
         "histogram": lambda: plot.histogram(study.stats, clearest(study.stats, study.neurons, SHOWN)),
         "perplexity_matrix": lambda: plot.perplexity_matrix(
-            ln.EffectTable.load(study.given.get("matrix", folder / "matrix" / "effects"))
+            ln.effects.EffectTable.load(study.given.get("matrix", folder / "matrix" / "effects"))
         ),
         "dose_response": lambda: plot.dose_response(
-            study.result("sweep", ln.EffectTable, sweep), study.swept, ln.LAPE(top=0.01).identify(study.swept), SHOWN
+            study.result("sweep", ln.effects.EffectTable, sweep),
+            study.swept,
+            ln.LAPE(top=0.01).identify(study.swept),
+            SHOWN,
         ),
-        "tasks": lambda: plot.effects(study.result("tasks", ln.Evaluation, tasks)),
-        "ablation": lambda: plot.ablation(study.result("ablation", ln.Ablation, ablation), top=15),
-        "cumulative": lambda: plot.ablation(study.result("cumulative", ln.Ablation, cumulative)),
-        "carried": lambda: plot.selectivity(study.result("carried", ln.Polysemanticity, carried)),
-        "transfer": lambda: plot.transfer(study.result("transfer", ln.Transfer, transfer)),
-        "transfer_effects": lambda: plot.effects(study.result("transfer", ln.Transfer, transfer)),
-        "training": lambda: plot.training(study.result("training", ln.Finetuned, training)),
+        "tasks": lambda: plot.effects(study.result("tasks", ln.evaluation.Evaluation, tasks)),
+        "ablation": lambda: plot.ablation(study.result("ablation", ln.analysis.Ablation, ablation), top=15),
+        "cumulative": lambda: plot.ablation(study.result("cumulative", ln.analysis.Ablation, cumulative)),
+        "carried": lambda: plot.selectivity(study.result("carried", ln.analysis.Polysemanticity, carried)),
+        "transfer": lambda: plot.transfer(study.result("transfer", ln.training.Transfer, transfer)),
+        "transfer_effects": lambda: plot.effects(study.result("transfer", ln.training.Transfer, transfer)),
+        "training": lambda: plot.training(study.result("training", ln.training.Finetuned, training)),
         "validity": lambda: plot.validity(study.result("validity", ValidityTable, validity)),
     }
 

@@ -20,7 +20,11 @@ import langneurons as ln
 from langneurons.analysis.comparison import compare_methods
 from scripts.measure_validity import METHODS
 
-MORE = {"SentenceAP": ln.SentenceAP(), "Contrast": ln.Contrast(), "GradientRelevance": ln.GradientRelevance()}
+MORE = {
+    "SentenceAP": ln.identification.SentenceAP(),
+    "Contrast": ln.identification.Contrast(),
+    "GradientRelevance": ln.identification.GradientRelevance(),
+}
 
 
 def main() -> None:

@@ -38,9 +38,9 @@ def tasks(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -> No
     """XNLI by likelihood and by head, XQuAD and generation, with three patches, controls and effects."""
     neurons = ln.LAPE(top=0.01).identify(stats)
     patches = {
-        "zero": lambda language: ln.Set(neurons[language], 0.0),
-        "mean": lambda language: ln.Set(neurons[language], stats[language].mean()),
-        "p90": lambda language: ln.Set(neurons[language], stats[language].quantile(0.9)),
+        "zero": lambda language: ln.SetTo(neurons[language], 0.0),
+        "mean": lambda language: ln.SetTo(neurons[language], stats[language].mean()),
+        "p90": lambda language: ln.SetTo(neurons[language], stats[language].quantile(0.9)),
     }
     xnli = ln.XNLI.load(arguments.data / "xnli", stats.languages)
     asked = [
@@ -74,13 +74,13 @@ def protocols(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -
         print(found, flush=True)
 
 
-def fitted_head(model, arguments: argparse.Namespace, premises: int) -> ln.ClassificationHead:
+def fitted_head(model, arguments: argparse.Namespace, premises: int) -> ln.tasks.ClassificationHead:
     """A head fitted on the source language's development set, kept in the output folder."""
     folder = arguments.out / f"head-{premises}"
     if folder.is_dir():
-        return ln.ClassificationHead.load(folder, model)
+        return ln.tasks.ClassificationHead.load(folder, model)
     development = ln.XNLI.load(arguments.data / "xnli", [SOURCE], split="validation").take(premises)
-    head = ln.ClassificationHead.fit(model, development, [SOURCE], batch_size=16)
+    head = ln.tasks.ClassificationHead.fit(model, development, [SOURCE], batch_size=16)
     head.save(folder)
     return head
 
@@ -90,13 +90,13 @@ def xquad(data: Path, languages) -> ln.XQuAD:
     return ln.XQuAD.load(data / "xquad", [name for name in languages if (data / f"xquad/xquad.{name}.json").exists()])
 
 
-def prompts(data: Path, stats: ln.ActivationStats, documents: int = 100, **options: Any) -> ln.Generation:
+def prompts(data: Path, stats: ln.ActivationStats, documents: int = 100, **options: Any) -> ln.tasks.Generation:
     """English beginnings: is the language of what follows forced?"""
     corpus = ln.load_corpus(data / "text", stats.languages, split="heldout").shuffle(0)
-    return ln.Generation.of(corpus, source=SOURCE, documents=documents, **options)
+    return ln.tasks.Generation.of(corpus, source=SOURCE, documents=documents, **options)
 
 
-def report(found: ln.Evaluation, folder: Path) -> None:
+def report(found: ln.evaluation.Evaluation, folder: Path) -> None:
     """Keep an evaluation and print it."""
     found.save(folder)
     print(found, flush=True)

@@ -44,7 +44,7 @@ def silenced(model, stats: ln.ActivationStats, neurons: ln.NeuronSet, arguments:
     """The source's neurons, or others like them, at zero while the model is trained, and while it is used."""
     controls = neurons[SOURCE].matched_control(stats, seed=0)
     for name, chosen in {"source": neurons[SOURCE], "control": controls}.items():
-        zero = ln.Set(chosen, 0.0)
+        zero = ln.SetTo(chosen, 0.0)
         options = {"training_patches": zero, "patches": {"silenced": zero}}
         found = experiment(model, neurons, arguments, ["none"], out=arguments.out / name, **options)
         print(f"\n## {name} silenced in training")
@@ -73,7 +73,7 @@ def experiment(model, neurons: ln.NeuronSet, arguments: argparse.Namespace, cond
     )
 
 
-def report(found: ln.Transfer, path: Path) -> None:
+def report(found: ln.training.Transfer, path: Path) -> None:
     """Save and print scores, effects and verdict."""
     found.save(path)
     tables = [found.scores().to_string(index=False)]

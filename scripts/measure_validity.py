@@ -52,12 +52,12 @@ from tests.planted_model import Planted, planted
 METHODS = {
     "LAPE": ln.LAPE(),
     "LAPE, the paper's variant": ln.LAPE.mondal(),
-    "EntropyLambda": ln.EntropyLambda(),
+    "EntropyLambda": ln.identification.EntropyLambda(),
     "ActivationProbability > 0": ln.ActivationProbability(),
     "ActivationProbability > pooled-p90": ln.ActivationProbability(threshold="pooled-p90"),
-    "MeanActivation": ln.MeanActivation(),
+    "MeanActivation": ln.identification.MeanActivation(),
     "MeanDifference": ln.MeanDifference(),
-    "TokenAP": ln.TokenAP(),
+    "TokenAP": ln.identification.TokenAP(),
     "AUROC": ln.AUROC(),
     "Random, the same for every text": ln.Random(top=0.00125),
     "Random, drawn anew for every text": RedrawnRandom(),
@@ -201,7 +201,7 @@ def fitted(method):
     """The method asked for a share of neurons that suits the planted model."""
     if isinstance(method, ln.LAPE):
         return replace(method, top=0.1, filter_quantile=0.75)
-    return replace(method, top=0.1 if isinstance(method, ln.EntropyLambda) else PLANTED_TOP)
+    return replace(method, top=0.1 if isinstance(method, ln.identification.EntropyLambda) else PLANTED_TOP)
 
 
 def grades(neurons: ln.NeuronSet, truth: Planted) -> dict[str, float]:

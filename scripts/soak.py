@@ -35,7 +35,7 @@ def soak() -> bool:
     corpus = ln.load_corpus(DOCUMENTS)
     stats = ln.record(tiny, corpus, context_length=16, progress=False)
     neurons = ln.LAPE(top=0.1, filter_quantile=0.5).identify(stats)
-    patch = ln.Set(neurons["hi"], 0.0)
+    patch = ln.SetTo(neurons["hi"], 0.0)
     quiet = {"progress": False}
 
     def generate(folder: Path) -> None:
@@ -45,7 +45,7 @@ def soak() -> bool:
     def finetune(folder: Path) -> None:
         lora = ln.MaskedLoRA(neurons["hi"], rank=2, targets=("gate",), attention=())
         ln.finetune(tiny, task, lora=lora, steps=4, batch_size=4, out=folder, **quiet).save(folder / "saved")
-        ln.Finetuned.load(folder / "saved")
+        ln.training.Finetuned.load(folder / "saved")
 
     def report(folder: Path) -> None:
         ln.write_report(folder / "report.html", ln.Findings("Soak", stats=stats, neurons={"lape": neurons}))

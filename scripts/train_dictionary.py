@@ -10,7 +10,8 @@ autoencoder (Gao et al. 2024, arXiv 2406.04093) of d_model x expansion features,
 many features are active on a token, the share that never is, and the loss with the reconstruction put in its place (0:
 no worse than the model, 1: as bad as putting the mean there). On babel,
 three layers and 300,000 tokens take about ten minutes on one core.
-Then ``ln.add_dictionary(model, {2: ln.SparseDictionary.load("runs/dictionaries/layer2"), ...}, at="resid_post")``.
+Then ``ln.models.add_dictionary(model, {2: dictionary, ...}, at="resid_post")``, where each dictionary comes from
+``ln.models.SparseDictionary.load("runs/dictionaries/layer2")``.
 """
 
 import argparse

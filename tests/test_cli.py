@@ -14,9 +14,9 @@ import torch
 
 import langneurons as ln
 from langneurons import cli
-from langneurons.study import demo
 from langneurons.cli.entry import COMMANDS
 from langneurons.errors import LangNeuronsError
+from langneurons.study import demo
 from langneurons.study.wording import patch_maker
 
 
@@ -177,7 +177,7 @@ def test_perplexity_with_neurons_is_the_matrix_with_its_controls(capsys, monkeyp
     status, said, _ = run(capsys, monkeypatch, "perplexity", *arguments, "--out", str(tmp_path / "out"))
     assert status == 0
     assert "Selectivity" in said
-    kept = ln.EffectTable.load(tmp_path / "out" / "matrix")
+    kept = ln.effects.EffectTable.load(tmp_path / "out" / "matrix")
     assert set(kept.rows["patched"]) == set(stats.languages)
     assert set(kept.controls["control"]) == {"matched", "other language", "neutral"}
 
@@ -238,14 +238,14 @@ def test_evaluate_prints_scores_and_effects_and_goes_on(capsys, monkeypatch, rec
     assert status == 0
     assert "chance" in said
     assert "add:mean" in said
-    kept = ln.Evaluation.load(tmp_path / "run" / "evaluation")
+    kept = ln.evaluation.Evaluation.load(tmp_path / "run" / "evaluation")
     assert len(kept.effects()) == 4
     monkeypatch.setattr(ln.XNLI, "measure", lambda *arguments: pytest.fail("measured again"))
     assert run(capsys, monkeypatch, *command)[0] == 0
 
 
 def test_evaluate_asks_whatever_tasks_are_given(capsys, monkeypatch, texts, pairs, tmp_path):
-    saved = ln.ClassificationHead(torch.zeros(3, 160), torch.zeros(3), ("entailment", "neutral", "contradiction"))
+    saved = ln.tasks.ClassificationHead(torch.zeros(3, 160), torch.zeros(3), ("entailment", "neutral", "contradiction"))
     saved.save(tmp_path / "head")
     heldout = tmp_path / "texts"
     heldout.mkdir()

@@ -35,7 +35,7 @@ def ray():
     """Two workers on this machine, as long as this file is tested."""
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install 'langneurons[ray]'")
-    yield ln.RayExecutor(workers=2)
+    yield ln.run.RayExecutor(workers=2)
     importlib.import_module("ray").shutdown()
 
 
@@ -169,8 +169,8 @@ class NeverCalled(ThisProcess):
 
 
 def test_evaluations_ablations_and_sweeps_are_the_same(tiny, text, neurons, ray):
-    task = pairs(6).by_head(ln.ClassificationHead.fit(tiny, pairs(9), languages=["en"]))
-    patches = {"zero": lambda language: ln.Set(neurons[language], 0.0)}
+    task = pairs(6).by_head(ln.tasks.ClassificationHead.fit(tiny, pairs(9), languages=["en"]))
+    patches = {"zero": lambda language: ln.SetTo(neurons[language], 0.0)}
 
     def rows(executor: Any) -> list[Any]:
         options = {**MEASURED, "executor": executor}
@@ -178,7 +178,9 @@ def test_evaluations_ablations_and_sweeps_are_the_same(tiny, text, neurons, ray)
             ln.evaluate(tiny, task, patches=patches, controls=1, **options).rows,
             ln.ablate(tiny, neurons, text, controls=5, **options).rows,
             ln.ablate(tiny, neurons["hi"], task, **options).rows,
-            ln.sweep(tiny, text, neurons, [ln.Dose("set", 0), ln.Dose("scale", 2)], **options).rows,
+            ln.sweep(
+                tiny, text, neurons, [ln.evaluation.Dose("set", 0), ln.evaluation.Dose("scale", 2)], **options
+            ).rows,
         ]
 
     for here, there in zip(rows(None), rows(ray), strict=True):
@@ -195,8 +197,8 @@ def test_trainings_are_the_same(tiny, neurons, ray, tmp_path):
 
 def test_sites_of_features_travel_with_the_model(folder, corpus, ray):
     model = ln.load_model(folder)
-    dictionary = ln.SparseDictionary(SparseDictionaryConfig(d_in=32, d_sae=20, architecture="topk", k=4))
-    ln.add_dictionary(model, {1: dictionary}, at="resid_post")
+    dictionary = ln.models.SparseDictionary(SparseDictionaryConfig(d_in=32, d_sae=20, architecture="topk", k=4))
+    ln.models.add_dictionary(model, {1: dictionary}, at="resid_post")
     options = {**STATISTICS, "sites": ("features",)}
     assert same(ln.record(model, corpus, executor=ray, **options), ln.record(model, corpus, **options))
 
@@ -224,14 +226,14 @@ def test_a_model_given_as_an_object_is_refused(ray):
 
 
 def test_a_patched_model_is_refused(tiny, neurons, ray):
-    with ln.intervene(tiny, ln.Set(neurons["en"], 0.0)), pytest.raises(ExecutorError, match="leave the block"):
+    with ln.intervene(tiny, ln.SetTo(neurons["en"], 0.0)), pytest.raises(ExecutorError, match="leave the block"):
         list(ray.map(tiny, lambda model, job: job, [1]))
 
 
 def test_without_ray_a_sentence_names_the_extra(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ExecutorError, match=r"pip install 'langneurons\[ray\]'"):
-        list(ln.RayExecutor().map(tiny, lambda model, job: job, [1]))
+        list(ln.run.RayExecutor().map(tiny, lambda model, job: job, [1]))
 
 
 @pytest.mark.parametrize("given", ["rai", "http://head"])
@@ -242,10 +244,10 @@ def test_what_is_no_executor_is_refused(given):
 
 def test_an_executor_is_found_by_name():
     assert isinstance(chosen_executor(None), ThisProcess)
-    assert chosen_executor("ray") == ln.RayExecutor()
+    assert chosen_executor("ray") == ln.run.RayExecutor()
     assert chosen_executor("ray://head:10001").address == "ray://head:10001"
     with pytest.raises(ExecutorError, match="at least 1 of workers"):
-        replace(ln.RayExecutor(), workers=0)
+        replace(ln.run.RayExecutor(), workers=0)
 
 
 def test_a_model_remembers_how_to_load_it_again(folder):

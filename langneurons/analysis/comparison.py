@@ -150,7 +150,7 @@ def compare_methods(
         LangNeuronsError: As ``record_nulls``, ``perplexity_matrix`` and ``ablate``.
 
     Example:
-        >>> methods = {"LAPE": ln.LAPE(top=0.01), "mean": ln.MeanActivation(top=0.01)}
+        >>> methods = {"LAPE": ln.LAPE(top=0.01), "mean": ln.identification.MeanActivation(top=0.01)}
         >>> compare_methods(methods, model, stats).table["method"].tolist()
         ['LAPE', 'mean']
     """

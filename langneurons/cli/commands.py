@@ -189,7 +189,7 @@ def evaluate(
     if prompts is not None:
         text = ln.load_corpus(prompts, wanted if source is None else None, split="heldout")
         given = {"max_new_tokens": max_new_tokens, "source": source, "documents": items, "seed": seed}
-        tasks.append(ln.Generation.of(text, **given))
+        tasks.append(ln.tasks.Generation.of(text, **given))
     if not tasks:
         raise TaskError("Nothing to evaluate on: give --xnli, --xquad or --prompts.")
     # What can be wrong with the small files is said before the model is loaded.
@@ -199,7 +199,7 @@ def evaluate(
         labelled = ln.NeuronSet.load(neurons)
         patches = language_patches(labelled, patch or ["0"], stats)
         wanted = wanted or [name for name in chosen_languages(tasks, None) if name in labelled.languages]
-    fitted = None if head is None else ln.ClassificationHead.load(head)
+    fitted = None if head is None else ln.tasks.ClassificationHead.load(head)
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "out": out, "executor": executor}
     found = ln.evaluate(loaded, tasks, wanted, patches, fitted, controls, stats, **options)

@@ -13,12 +13,12 @@ DEEPEST = 4  # folders below the one given
 ALONE = ("stats", "validity", "profiles")  # of which a report shows one
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "langneurons/activation-statistics/1": ("stats", lambda file: ln.ActivationStats.load(file.parent)),
-    "langneurons/evaluation/1": ("evaluation", lambda file: ln.Evaluation.load(file.parent)),
-    "langneurons/transfer/1": ("transfer", lambda file: ln.Transfer.load(file.parent)),
-    "langneurons/ablation/1": ("ablation", lambda file: ln.Ablation.load(file.parent)),
-    "langneurons/polysemanticity/1": ("polysemanticity", lambda file: ln.Polysemanticity.load(file.parent)),
+    "langneurons/evaluation/1": ("evaluation", lambda file: ln.evaluation.Evaluation.load(file.parent)),
+    "langneurons/transfer/1": ("transfer", lambda file: ln.training.Transfer.load(file.parent)),
+    "langneurons/ablation/1": ("ablation", lambda file: ln.analysis.Ablation.load(file.parent)),
+    "langneurons/polysemanticity/1": ("polysemanticity", lambda file: ln.analysis.Polysemanticity.load(file.parent)),
     "langneurons/validity-table/1": ("validity", lambda file: ValidityTable.load(file.parent)),
-    "langneurons/profiles/1": ("profiles", lambda file: ln.Profiles.load(file.parent)),
+    "langneurons/profiles/1": ("profiles", lambda file: ln.analysis.Profiles.load(file.parent)),
 }
 NEURONS, EFFECTS = "langneurons/neuron-set/1", "langneurons/effect-table/1"
 
@@ -71,7 +71,7 @@ def read_folder(folder: Path, question: str) -> tuple[ln.Findings, list[str]]:
 
 def _read(file: Path, schema: str) -> tuple[str, Any]:
     if schema == EFFECTS:
-        table = ln.EffectTable.load(file.parent)
+        table = ln.effects.EffectTable.load(file.parent)
         return "matrix" if table.keys == ["patched", "measured"] else "sweep" if "kind" in table.keys else "", table
     if schema not in READERS:
         return "", None

@@ -40,9 +40,7 @@ class Placement:
     level: float
 
 
-def placed(
-    value: float, controls: Sequence[float] | Float[np.ndarray, " draw"], level: float = 0.95
-) -> Placement:
+def placed(value: float, controls: Sequence[float] | Float[np.ndarray, " draw"], level: float = 0.95) -> Placement:
     """Place a value among its controls.
 
     The interval predicts one more control (mean +- t x SD x sqrt(1 + 1/m)). The rank p-value counts the controls at

@@ -1,1 +1,13 @@
 """Evaluation: what a patch did, measured in rows and judged as paired effects."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dosing": ["dose", "equal_dose"],
+        "evaluation": ["Evaluation"],
+        "factorial_table": ["Factorial"],
+        "sweeping": ["Dose", "deactivation_doses"],
+    },
+)

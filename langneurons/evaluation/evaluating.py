@@ -53,7 +53,7 @@ def evaluate(
         languages: Which; None takes all that every task has.
         patches: Name -> a patch, or several written together, or a function of the evaluated language that makes them,
             because neurons and values usually change with it:
-            ``{"mean": lambda language: ln.Set(neurons[language], stats[language].mean())}``.
+            ``{"mean": lambda language: ln.SetTo(neurons[language], stats[language].mean())}``.
         head: A classification head: tasks that can be answered by one are.
         controls: Draws of matched controls a patch and language: the same patch on as many other neurons of the same
             layers and, with ``stats``, magnitudes. SiteValues are read at the control's own neurons.
@@ -76,9 +76,9 @@ def evaluate(
         NeuronSetError: If a layer has too few neurons for a control.
 
     Example:
-        >>> prompts = ln.Generation.of(ln.load_corpus("babel", ["en", "hi"]), documents=4, max_new_tokens=4)
+        >>> prompts = ln.tasks.Generation.of(ln.load_corpus("babel", ["en", "hi"]), documents=4, max_new_tokens=4)
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> silenced = {"zero": lambda language: ln.Set(neurons[language], 0.0)}
+        >>> silenced = {"zero": lambda language: ln.SetTo(neurons[language], 0.0)}
         >>> found = ln.evaluate(model, prompts, ["en", "hi"], silenced, progress=False)
         >>> found.scores["patch"].unique().tolist()
         ['unpatched', 'zero']
@@ -197,7 +197,7 @@ def _parts(name: str, given: Any) -> list[Patch]:
     for part in parts:
         if not isinstance(part, Patch):
             raise PatchError(
-                f"{name!r} should give a patch such as ln.Set, or a list of them, not {type(part).__name__}."
+                f"{name!r} should give a patch such as ln.SetTo, or a list of them, not {type(part).__name__}."
             )
     if not parts:
         raise PatchError(f"{name!r} gives no patch: the unpatched model is measured anyway.")

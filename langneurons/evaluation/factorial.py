@@ -15,14 +15,14 @@ from langneurons.errors import PatchError, unknown
 from langneurons.evaluation.evaluating import evaluate
 from langneurons.evaluation.factorial_table import AT, Factorial, design_of
 from langneurons.identification.neurons import NeuronSet
-from langneurons.patches.patch import Add, DiffMean, Patch, Scale, Set
+from langneurons.patches.patch import Add, DiffMean, Patch, Scale, SetTo
 from langneurons.recording.statistics import ActivationStats
 from langneurons.tasks.task import Task
 
 MakePatch = Callable[[NeuronSet, ActivationStats, str], Patch]
 # Each turns a language up in its own way, with values of that language.
 OPERATIONS: dict[str, MakePatch] = {
-    "set": lambda neurons, stats, language: Set(neurons, stats[language].mean()),
+    "set": lambda neurons, stats, language: SetTo(neurons, stats[language].mean()),
     "add": lambda neurons, stats, language: Add(neurons, stats[language].mean()),
     "scale": lambda neurons, stats, language: Scale(neurons, 2.0),
     "diffmean": lambda neurons, stats, language: DiffMean(neurons, stats, language),
@@ -62,7 +62,7 @@ def factorial(
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> prompts = ln.Generation.of(ln.load_corpus("babel", ["en", "hi"]), documents=4, max_new_tokens=4)
+        >>> prompts = ln.tasks.Generation.of(ln.load_corpus("babel", ["en", "hi"]), documents=4, max_new_tokens=4)
         >>> ways = {"operations": ["set", "scale"], "sites": ["act"]}
         >>> found = ln.factorial(model, neurons, stats, prompts, **ways, resamples=200, progress=False)
         >>> found.summary[["operation", "site", "protocol"]].to_numpy().tolist()

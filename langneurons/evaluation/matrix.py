@@ -16,7 +16,7 @@ from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
 from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
 from langneurons.identification.matching import Match
 from langneurons.identification.neurons import NeuronSet
-from langneurons.patches.patch import Patch, Set, Value
+from langneurons.patches.patch import Patch, SetTo, Value
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor
 
@@ -57,7 +57,7 @@ def perplexity_matrix(
             magnitude x output norm. SiteValues are read at the control's own neurons.
         stats: Statistics of the same model, for controls matched in magnitude and for frequent neutral neurons.
         patch: Makes the patch of some neurons in place of ``value``:
-            ``lambda neurons, language: ln.Set(neurons, stats[language].mean())``.
+            ``lambda neurons, language: ln.SetTo(neurons, stats[language].mean())``.
         layers: Only these layers; for ``value``.
         delta: A change below this share of the baseline counts as none.
         seed: Of the controls and the resampling.
@@ -94,7 +94,7 @@ def perplexity_matrix(
         raise EffectError(f"The number of control draws cannot be negative, given {controls}.")
     if patch is not None and (layers is not None or not isinstance(value, int | float) or value != 0):
         raise PatchError("Give either patch=, which says what is written where, or value= and layers=.")
-    make = patch or (lambda chosen, language: Set(chosen, value, layers=layers))
+    make = patch or (lambda chosen, language: SetTo(chosen, value, layers=layers))
     labels = [label for label in neurons.languages if len(neurons[label])]
     sets = _sets(neurons, labels, controls, stats, seed)
     conditions = {UNPATCHED: []} | {name: [make(chosen, name[1])] for name, chosen in sets.items()}

@@ -1,6 +1,5 @@
 """Whose the neurons are: scores from activation statistics, and the labelled neuron sets they give."""
 
-from langneurons.corpora.languages import SET1, SET2, SET3, SET4, SET5, SET6, SET_XNLI
 from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference
 from langneurons.identification.contrast import Contrast
 from langneurons.identification.detection import AUROC, TokenAP
@@ -15,13 +14,6 @@ from langneurons.identification.sentence_ap import SentenceAP
 __all__ = [
     "AUROC",
     "LAPE",
-    "SET1",
-    "SET2",
-    "SET3",
-    "SET4",
-    "SET5",
-    "SET6",
-    "SET_XNLI",
     "ActivationProbability",
     "Contrast",
     "EntropyLambda",

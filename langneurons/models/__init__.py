@@ -5,7 +5,7 @@ knows how the two classes differ and what their hook points are called.
 """
 
 from langneurons.models.description import ModelDescription, describe
-from langneurons.models.features.dictionaries import add_dictionary, remove_dictionary
+from langneurons.models.features.dictionaries import SparseDictionary, add_dictionary, remove_dictionary
 from langneurons.models.features.sites import Dictionary, FeatureSite
 from langneurons.models.generating import Following
 from langneurons.models.loading import load_model
@@ -21,6 +21,7 @@ __all__ = [
     "ModelDescription",
     "ModelView",
     "Projection",
+    "SparseDictionary",
     "add_dictionary",
     "describe",
     "load_model",

@@ -4,6 +4,6 @@
 """
 
 from langneurons.patches.intervening import intervene, unreachable
-from langneurons.patches.patch import POSITIONS, Add, Clamp, DiffMean, Patch, Scale, Set
+from langneurons.patches.patch import POSITIONS, Add, Clamp, DiffMean, Patch, Scale, SetTo
 
-__all__ = ["POSITIONS", "Add", "Clamp", "DiffMean", "Patch", "Scale", "Set", "intervene", "unreachable"]
+__all__ = ["POSITIONS", "Add", "Clamp", "DiffMean", "Patch", "Scale", "SetTo", "intervene", "unreachable"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from langneurons.errors import LangNeuronsWarning, PatchError, SiteMismatchError
 from langneurons.models import Following, ModelView, view
-from langneurons.patches.patch import Clamp, Patch, Set
+from langneurons.patches.patch import Clamp, Patch, SetTo
 from langneurons.recording.site_values import SiteValues
 
 
@@ -35,7 +35,7 @@ def intervene(model: torch.nn.Module, *patches: Patch) -> Iterator[None]:
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
         >>> plain = model("Hello")
-        >>> with ln.intervene(model, ln.Set(neurons["en"], 0.0), ln.Set(neurons["hi"], stats["hi"].quantile(0.9))):
+        >>> with ln.intervene(model, ln.SetTo(neurons["en"], 0.0), ln.SetTo(neurons["hi"], stats["hi"].quantile(0.9))):
         ...     patched = model("Hello")
         >>> bool((patched != plain).any()), bool((model("Hello") == plain).all())
         (True, True)
@@ -73,7 +73,7 @@ def unreachable(model: torch.nn.Module, patch: Patch) -> float:
     """Measure how many of the values a patch writes its site could never have by itself.
 
     Only ``act`` (and ``post`` where the MLP has no gate) is bounded: SiLU gives nothing below -0.278, ReLU nothing
-    below 0. Said of Set and of the limits of Clamp, known before the model runs; ``dose`` measures it of every patch.
+    below 0. Said of SetTo and of the limits of Clamp, known before the model runs; ``dose`` measures it of every patch.
 
     Args:
         model: From ``load_model``.
@@ -84,11 +84,11 @@ def unreachable(model: torch.nn.Module, patch: Patch) -> float:
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> ln.unreachable(model, ln.Set(neurons["hi"], -1.0)), ln.unreachable(model, ln.Set(neurons["hi"], 0.0))
-        (1.0, 0.0)
+        >>> [ln.patches.unreachable(model, ln.SetTo(neurons["hi"], value)) for value in (-1.0, 0.0)]
+        [1.0, 0.0]
     """
     seen = view(model)
-    if not isinstance(patch, Set | Clamp):
+    if not isinstance(patch, SetTo | Clamp):
         return math.nan
     low, high = reachable_range(seen, patch.neurons.site)
     outside = []

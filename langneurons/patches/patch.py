@@ -1,4 +1,4 @@
-"""What is written at which neurons: Set, Add, Scale, Clamp and DiffMean.
+"""What is written at which neurons: SetTo, Add, Scale, Clamp and DiffMean.
 
 A patch is a description, checked when it is made; ``intervene`` carries it out. Values know where they belong: a number
 fits anywhere, SiteValues carry their site and model, a raw tensor is given with ``site=``.
@@ -29,7 +29,7 @@ Value = float | SiteValues | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Patch(ABC):
-    """What is written at some neurons while a model runs: the base of Set, Add, Scale, Clamp and DiffMean.
+    """What is written at some neurons while a model runs: the base of SetTo, Add, Scale, Clamp and DiffMean.
 
     Args:
         neurons: Where; its site is the site that is written.
@@ -175,7 +175,7 @@ class Patch(ABC):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Set(Patch):
+class SetTo(Patch):
     """Give neurons a value, whatever they would have had.
 
     Args:
@@ -184,7 +184,7 @@ class Set(Patch):
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> with ln.intervene(model, ln.Set(neurons["hi"], stats["hi"].mean())):
+        >>> with ln.intervene(model, ln.SetTo(neurons["hi"], stats["hi"].mean())):
         ...     model("Hello").shape[0]
         1
     """
@@ -212,7 +212,7 @@ class Add(Patch):
     """Add a value to what neurons have.
 
     Args:
-        value: As for Set.
+        value: As for SetTo.
     """
 
     value: Value = 0.0
@@ -232,7 +232,7 @@ class Scale(Patch):
     """Multiply what neurons have.
 
     Args:
-        factor: As the value of Set; SiteValues make no sense here, but numbers a neuron do.
+        factor: As the value of SetTo; SiteValues make no sense here, but numbers a neuron do.
     """
 
     factor: Value = 0.0
@@ -252,7 +252,7 @@ class Clamp(Patch):
     """Keep neurons between two values.
 
     Args:
-        low: The least they may have, as the value of Set; None for no limit.
+        low: The least they may have, as the value of SetTo; None for no limit.
         high: The most they may have; None for no limit.
     """
 

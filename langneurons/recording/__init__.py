@@ -2,3 +2,12 @@
 
 Nothing is imported here: statistics are read back without the libraries that models need.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "site_values": ["SiteValues"],
+    },
+)

@@ -65,7 +65,7 @@ def record(
             pass, about four times the time).
         sentences: Of how many documents a language, spread evenly over its text, for ``also=("sentence",)``; or all.
         executor: Where to run: None here; "ray" cuts the corpus in shards and records them on a Ray cluster
-            (``ln.RayExecutor`` says more), where ``out`` must be a folder that every machine sees.
+            (``ln.run.RayExecutor`` says more), where ``out`` must be a folder that every machine sees.
 
     Returns:
         The statistics.

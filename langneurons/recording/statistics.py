@@ -216,9 +216,7 @@ class ActivationStats:
             raise LanguageError(f"No language was given. Possible: {', '.join(self.languages)}.")
         return replace(self, records={s: {one: r[one] for one in chosen} for s, r in self.records.items()})
 
-    def probability(
-        self, threshold: "float | Tensor | SiteValues" = 0.0
-    ) -> Float[Tensor, "language layer neuron"]:
+    def probability(self, threshold: "float | Tensor | SiteValues" = 0.0) -> Float[Tensor, "language layer neuron"]:
         """P(activation > threshold) of every neuron in every language.
 
         Args:

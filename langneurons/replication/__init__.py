@@ -3,3 +3,13 @@
 Every public function says in one sentence what is wrong with it. LAPE's published variant lives in
 ``LAPE.mondal``, the language sets in ``identification.languages``; nothing here is needed for anything but comparing.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "protocols": ["ProtocolComparison", "compare_protocols"],
+        "statistics": ["PublishedStatistics", "published_statistics"],
+    },
+)

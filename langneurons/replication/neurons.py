@@ -10,7 +10,7 @@ from langneurons.errors import LangNeuronsWarning, NeuronSetError, PatchError, S
 from langneurons.identification.lape import entropy
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.selection import check_share, level, lowest
-from langneurons.patches.patch import Set
+from langneurons.patches.patch import SetTo
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics
 
 EPSILON = 1e-10
@@ -114,7 +114,7 @@ def lape_neurons(
     return _labelled(statistics, members, scores, f"published LAPE of {', '.join(chosen)}, top {top}")
 
 
-def published_patch(neurons: NeuronSet, statistics: PublishedStatistics, language: str, intervene_by: str) -> Set:
+def published_patch(neurons: NeuronSet, statistics: PublishedStatistics, language: str, intervene_by: str) -> SetTo:
     """Describe a published intervention: the language's neurons get its own value at every position.
 
     What is wrong: values of z are written in the place of act_fn(z), which for SiLU never falls below -0.278, so
@@ -147,8 +147,8 @@ def published_patch(neurons: NeuronSet, statistics: PublishedStatistics, languag
     if neurons.shape != statistics.shape or neurons.model not in (None, statistics.model):
         raise NeuronSetError(f"The neurons ({neurons!r}) are not of the model of these statistics ({statistics!r}).")
     if intervene_by in NUMBERS:
-        return Set(neurons[language], NUMBERS[intervene_by])
-    return Set(neurons[language], statistics.values(intervene_by, language), allow_site_mismatch=True)
+        return SetTo(neurons[language], NUMBERS[intervene_by])
+    return SetTo(neurons[language], statistics.values(intervene_by, language), allow_site_mismatch=True)
 
 
 def _count(name: str, share: float, statistics: PublishedStatistics) -> int:

@@ -130,7 +130,7 @@ def compare_protocols(
         >>> items = pd.DataFrame(rows, columns=["item", "cluster", "context", "question", "answers"])
         >>> task = ln.XQuAD({"en": items}, max_new_tokens=4)
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> zero = {"zero": ln.Set(neurons["en"], 0.0)}
+        >>> zero = {"zero": ln.SetTo(neurons["en"], 0.0)}
         >>> compare_protocols(model, task, zero, resamples=200, progress=False).table["metric"].tolist()
         ['f1', 'exact_match']
     """

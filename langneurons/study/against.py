@@ -120,7 +120,7 @@ class Against:
                         )
                         yield {**told, "paper": paper, **self._trained(found, condition, row)}
 
-    def _trained(self, found: ln.Transfer, condition: str, row: Any) -> dict[str, str]:
+    def _trained(self, found: ln.training.Transfer, condition: str, row: Any) -> dict[str, str]:
         """A training's score here, and its difference to training attention and head only."""
         scores = found.scores(row.metric)
         same = (scores["condition"] == condition) & (scores["language"] == row.language)
@@ -154,7 +154,7 @@ class Against:
                     yield {"paper": claim.said, "here": said, "step": step.name}
 
     def _judged(self, claim: Claim, found: Any) -> str:
-        evaluation = found.evaluation if isinstance(found, ln.Factorial) else found
+        evaluation = found.evaluation if isinstance(found, ln.evaluation.Factorial) else found
         wanted = [name for name in (claim.patch, claim.against) if name is not None]
         said = []
         for table in _tables(evaluation):
@@ -180,7 +180,7 @@ class Against:
         return name if part is None else part.published_as or name
 
 
-def _tables(evaluation: ln.Evaluation) -> Iterator[EffectTable]:
+def _tables(evaluation: ln.evaluation.Evaluation) -> Iterator[EffectTable]:
     for task, protocol in evaluation.rows[["task", "protocol"]].drop_duplicates().itertuples(index=False):
         rows = evaluation.rows.loc[(evaluation.rows["task"] == task) & (evaluation.rows["protocol"] == protocol)]
         for metric in rows["metric"].unique():
@@ -190,7 +190,7 @@ def _tables(evaluation: ln.Evaluation) -> Iterator[EffectTable]:
                 continue  # nothing was patched
 
 
-def _effects(evaluation: ln.Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
+def _effects(evaluation: ln.evaluation.Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
     for table in _tables(evaluation):
         yield from (
             (table.settings["metric"], {str(key): one for key, one in row.items()})

@@ -133,7 +133,7 @@ def detectable(stats: "ln.ActivationStats") -> str:
     )
 
 
-def concluded(matrix: "ln.EffectTable") -> str:
+def concluded(matrix: "ln.effects.EffectTable") -> str:
     """Say what zeroing the neurons did, in one sentence a number, with what could have been seen."""
     own = matrix.rows.query("patched == measured")
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in own["verdict"].value_counts().items())

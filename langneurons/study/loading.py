@@ -80,12 +80,12 @@ class Loading:
         neurons = self._once(("neurons", identified.key), lambda: ln.NeuronSet.load(path))
         return neurons, self.statistics(step.input("record")).select(step.settings["languages"])
 
-    def patches(self, step: Step, named: Mapping[str, PatchPart]) -> dict[str, Callable[[str], list[ln.Patch]]]:
+    def patches(self, step: Step, named: Mapping[str, PatchPart]) -> dict[str, Callable[[str], list[ln.patches.Patch]]]:
         """Patches of each language's own neurons, by name."""
         neurons, stats = self.neurons(step)
         published = self.published(step)
 
-        def made(part: PatchPart) -> Callable[[str], list[ln.Patch]]:
+        def made(part: PatchPart) -> Callable[[str], list[ln.patches.Patch]]:
             own = patch_maker(str(part.write), stats, published)
             also = {code: patch_maker(str(write), stats, published) for code, write in part.also.items()}
             return lambda language: [
@@ -103,7 +103,7 @@ class Loading:
             everything = list(dict.fromkeys([*languages, *([part.beginnings] if part.beginnings else [])]))
             sizes = {name: getattr(part, name) for name in ("prompt_tokens", "max_new_tokens", "min_new_tokens")}
             corpus = self.text(heldout=True).select(everything)
-            return ln.Generation.of(corpus, source=part.beginnings, documents=part.items, seed=seed, **sizes)
+            return ln.tasks.Generation.of(corpus, source=part.beginnings, documents=part.items, seed=seed, **sizes)
         given: dict[str, Any] = {"seed": seed} if part.kind == "xnli" else {"max_new_tokens": part.max_new_tokens}
         given |= {"split": part.split} if part.split else {}
         made = read_items(part.kind, part.source, languages, part.revision, **given).take(part.items, seed)
@@ -133,8 +133,8 @@ class Loading:
     def _head(self, part: TaskPart, step: Step) -> Any:
         name = (step.model, part.source, part.head, part.head_split, part.head_items)
 
-        def fitted() -> ln.ClassificationHead:
-            return ln.ClassificationHead.fit(self.model(step), self.head_items(part, part.head_items))
+        def fitted() -> ln.tasks.ClassificationHead:
+            return ln.tasks.ClassificationHead.fit(self.model(step), self.head_items(part, part.head_items))
 
         return self._once(("head", *name), fitted)
 

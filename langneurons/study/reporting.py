@@ -22,14 +22,14 @@ READERS: Mapping[str, Callable[[Path], Any]] = {
     "record": ln.ActivationStats.load,
     "identify": lambda folder: ln.NeuronSet.load(folder / "neurons.json"),
     "validity": ValidityTable.load,
-    "matrix": ln.EffectTable.load,
-    "evaluate": ln.Evaluation.load,
+    "matrix": ln.effects.EffectTable.load,
+    "evaluate": ln.evaluation.Evaluation.load,
     "protocols": ProtocolComparison.load,
-    "factorial": ln.Factorial.load,
-    "transfer": ln.Transfer.load,
-    "ablate": ln.Ablation.load,
-    "polysemanticity": ln.Polysemanticity.load,
-    "profile": ln.Profiles.load,
+    "factorial": ln.evaluation.Factorial.load,
+    "transfer": ln.training.Transfer.load,
+    "ablate": ln.analysis.Ablation.load,
+    "polysemanticity": ln.analysis.Polysemanticity.load,
+    "profile": ln.analysis.Profiles.load,
 }
 # What a report calls the results of a kind of step of which there may be several.
 SEVERAL = {

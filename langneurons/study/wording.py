@@ -32,7 +32,7 @@ PUBLISHED_METHODS = {"published-lape": lape_neurons, "published-act-prob-90p": a
 _KINDS = {name: getattr(identification, kind) for name, kind in METHODS.items()} | {"own-p90": OwnQuantile}
 OPERATIONS = ("set", "add", "scale", "diffmean")
 PUBLISHED = "published"
-MakePatch = Callable[[ln.NeuronSet, str], ln.Patch]
+MakePatch = Callable[[ln.NeuronSet, str], ln.patches.Patch]
 
 
 def patch_maker(text: str, stats: ln.ActivationStats | None, published: PublishedStatistics | None = None) -> MakePatch:
@@ -60,7 +60,7 @@ def patch_maker(text: str, stats: ln.ActivationStats | None, published: Publishe
     if operation == "scale":
         factor = _number(value, "A factor")
         return lambda neurons, language: ln.Scale(neurons, factor)
-    written, read = (ln.Set if operation == "set" else ln.Add), value_reader(value, stats)
+    written, read = (ln.SetTo if operation == "set" else ln.Add), value_reader(value, stats)
     return lambda neurons, language: written(neurons, read(neurons.site, language))
 
 
@@ -90,14 +90,14 @@ def check_patch(text: str) -> None:
 
 def language_patches(
     neurons: ln.NeuronSet, texts: Sequence[str], stats: ln.ActivationStats | None
-) -> dict[str, Callable[[str], ln.Patch]]:
+) -> dict[str, Callable[[str], ln.patches.Patch]]:
     """Patches of each language's own neurons, by the text that describes them.
 
     Raises:
         LangNeuronsError: As ``patch_maker``.
     """
 
-    def of_own(make: MakePatch) -> Callable[[str], ln.Patch]:
+    def of_own(make: MakePatch) -> Callable[[str], ln.patches.Patch]:
         return lambda language: make(neurons[language], language)
 
     return {text: of_own(patch_maker(text, stats)) for text in texts}

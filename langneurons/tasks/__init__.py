@@ -1,1 +1,15 @@
 """Tasks: what a model is asked to do in each language, scored item by item so that conditions can be paired."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "completing": ["completions"],
+        "generation": ["Generation"],
+        "heads": ["ClassificationHead"],
+        "task": ["Task"],
+        "xnli": ["XNLI"],
+        "xquad": ["XQuAD"],
+    },
+)

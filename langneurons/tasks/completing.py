@@ -120,7 +120,7 @@ def completions(
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> force = ln.Set(neurons["hi"], stats["hi"].quantile(0.9))
+        >>> force = ln.SetTo(neurons["hi"], stats["hi"].quantile(0.9))
         >>> table = completions(model, ["The weather today"], {"hi": force}, max_new_tokens=8)
         >>> table.columns.tolist()
         ['prompt', 'unpatched', 'hi']

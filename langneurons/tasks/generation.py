@@ -77,7 +77,7 @@ class Generation:
             LanguageError: If the corpus lacks the source.
 
         Example:
-            >>> task = ln.Generation.of(ln.load_corpus("babel", ["en", "hi"]), source="en", documents=4)
+            >>> task = ln.tasks.Generation.of(ln.load_corpus("babel", ["en", "hi"]), source="en", documents=4)
             >>> task.name, task.languages
             ('language forcing', ('en', 'hi'))
         """

@@ -117,7 +117,7 @@ class ClassificationHead:
             >>> import pandas as pd
             >>> rows = [("It rains.", "It is wet.", "entailment"), ("It rains.", "It is dry.", "contradiction")]
             >>> task = ln.XNLI.load({"en": pd.DataFrame(rows, columns=["premise", "hypothesis", "label"])})
-            >>> head = ln.ClassificationHead.fit(model, task)
+            >>> head = ln.tasks.ClassificationHead.fit(model, task)
             >>> head
             ClassificationHead(contradiction, entailment; d_model 160)
             >>> head.logits(model, [("It rains.", "It is dry.")]).argmax(1)

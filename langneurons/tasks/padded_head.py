@@ -40,7 +40,7 @@ class PadPositionHead:
 
     Example:
         >>> from langneurons.tasks.padded_head import PadPositionHead
-        >>> linear = ln.ClassificationHead(torch.eye(3, 160), torch.zeros(3), ("entailment", "neutral", "other"))
+        >>> linear = ln.tasks.ClassificationHead(torch.eye(3, 160), torch.zeros(3), ("entailment", "neutral", "other"))
         >>> PadPositionHead(linear, positions=32).logits(model, [("It rains.", "It is wet.")]).shape
         torch.Size([1, 3])
     """

@@ -110,7 +110,7 @@ def effects(table: EffectTable | Evaluation | Transfer) -> go.Figure:
 
     Example:
         >>> before = pd.DataFrame({"item": range(40), "cluster": range(40), "accuracy": [0.0, 1.0] * 20})
-        >>> found = ln.effect(before, before, "accuracy", "row")
+        >>> found = ln.effects.effect(before, before, "accuracy", "row")
         >>> ln.plot.effects(EffectTable.of({("zero", "hi"): found}, ("patch", "language"), "1 effect")).data[0].name
         'zero'
     """

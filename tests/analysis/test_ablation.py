@@ -37,7 +37,7 @@ def test_batched_ablation_gives_the_logits_of_one_patched_forward_a_neuron(model
         with memory.ablated(layer, torch.arange(len(units)), torch.full((len(units),), VALUE)):
             batched = seen.forward(TOKENS.repeat(len(units), 1)).unflatten(0, (len(units), -1))
         for unit, found in zip(units.tolist(), batched, strict=True):
-            with ln.intervene(model, ln.Set(neurons_at(model, site, units=[(layer, unit)]), VALUE, site=site)):
+            with ln.intervene(model, ln.SetTo(neurons_at(model, site, units=[(layer, unit)]), VALUE, site=site)):
                 expected = seen.forward(TOKENS)
             assert (found - expected).abs().max() <= 1e-5 * plain.std()
             assert (expected - plain).abs().max() > 1e-3 * plain.std()
@@ -51,7 +51,7 @@ def test_texts_that_are_not_remembered_are_run_whole(model):
         seen.forward(TOKENS)
     with memory.ablated(0, torch.tensor([1, 3]), torch.zeros(2)):
         found = seen.forward(TOKENS.repeat(2, 1))[3:]
-    with ln.intervene(model, ln.Set(neurons_at(model, units=[(0, 47)]), 0.0)):
+    with ln.intervene(model, ln.SetTo(neurons_at(model, units=[(0, 47)]), 0.0)):
         assert (found - seen.forward(TOKENS)).abs().max() <= 1e-5 * found.std()
 
 
@@ -70,7 +70,7 @@ def test_features_are_ablated_where_their_dictionary_stands(at):
             batched = seen.forward(TOKENS.repeat(3, 1)).unflatten(0, (3, -1))
         for unit, found in zip(units.tolist(), batched, strict=True):
             feature = ln.NeuronSet.of({"hi": [(0, unit)]}, seen.shape("features"), "features")
-            with ln.intervene(model, ln.Set(feature, 2.0)):
+            with ln.intervene(model, ln.SetTo(feature, 2.0)):
                 expected = seen.forward(TOKENS)
             assert (found - expected).abs().max() <= 1e-5 * plain.std()
             assert (expected - plain).abs().max() > 1e-3 * plain.std()
@@ -89,7 +89,7 @@ def test_losses_and_effects_are_those_of_intervene_and_score(model, each):
     found = ablate(model, neurons, text, rows=7, **QUICK)
     before = text.score(model)
     for (layer, unit, language), row in found.rows.set_index(["layer", "neuron", "language"]).iterrows():
-        with ln.intervene(model, ln.Set(neurons_at(model, units=[(layer, unit)]), 0.0)):
+        with ln.intervene(model, ln.SetTo(neurons_at(model, units=[(layer, unit)]), 0.0)):
             after = text.score(model, languages=[language])
         expected = effect(after, before.query("language == @language"), resamples=100)
         assert row["effect"] == pytest.approx(expected.estimate, abs=2e-6)
@@ -124,7 +124,7 @@ def test_a_task_is_scored_as_it_is_under_intervene(model, metric):
     found = ablate(model, neurons, task, metric=metric, value=VALUE, languages=["hi"], rows=5, **QUICK)
     before = task.measure(model, "hi").assign(nll=lambda rows: -rows["score_seven"])
     for row in found.rows.itertuples():
-        with ln.intervene(model, ln.Set(neurons_at(model, units=[(row.layer, row.neuron)]), VALUE)):
+        with ln.intervene(model, ln.SetTo(neurons_at(model, units=[(row.layer, row.neuron)]), VALUE)):
             after = task.measure(model, "hi").assign(nll=lambda rows: -rows["score_seven"])
         per = "baseline" if metric == "nll" else "row"
         assert row.effect == pytest.approx(effect(after, before, metric, per, resamples=100).estimate, abs=1e-5)
@@ -155,7 +155,7 @@ def test_a_function_gives_one_number_a_text(model):
 
     before = mean()
     for row in found.rows.itertuples():
-        with ln.intervene(model, ln.Set(neurons_at(model, units=[(row.layer, row.neuron)]), 0.0)):
+        with ln.intervene(model, ln.SetTo(neurons_at(model, units=[(row.layer, row.neuron)]), 0.0)):
             assert row.effect == pytest.approx(mean() - before, abs=1e-5)
 
 
@@ -176,7 +176,7 @@ def test_a_group_is_ablated_together_and_a_sum_of_prefixes_ends_there():
     model = tiny("llama", "auto")
     neurons, text = neurons_at(model), ln.HeldoutText.of(model, texts(), context_length=32)
     group = ablate(model, neurons, text, each="group", controls=3, **QUICK)
-    with ln.intervene(model, ln.Set(neurons, 0.0)):
+    with ln.intervene(model, ln.SetTo(neurons, 0.0)):
         after = ln.perplexity(model, text, progress=False)["nll"].to_numpy()
     before = ln.perplexity(model, text, progress=False)["nll"].to_numpy()
     assert group.rows["effect"].to_numpy() == pytest.approx(after / before - 1, abs=1e-6)

@@ -32,7 +32,7 @@ def test_lape_finds_nothing_where_labels_mean_nothing(real, nulls):
     assert found.share("shuffled") == found.share("source") == 0
 
 
-@pytest.mark.parametrize("method", [ln.MeanActivation(top=TOP), ln.ActivationProbability(top=TOP)])
+@pytest.mark.parametrize("method", [ln.identification.MeanActivation(top=TOP), ln.ActivationProbability(top=TOP)])
 def test_methods_that_do_not_compare_languages_fail_every_null(real, nulls, method):
     assert min(shares(method, real, nulls).values()) > 0.5
 
@@ -105,4 +105,4 @@ def test_nulls_of_other_sizes_are_refused(real, nulls):
 
 
 def test_the_verdict_is_printed(real, nulls):
-    assert "fails (limit 5%)" in repr(nulls_of(ln.MeanActivation(top=TOP), real, nulls))
+    assert "fails (limit 5%)" in repr(nulls_of(ln.identification.MeanActivation(top=TOP), real, nulls))

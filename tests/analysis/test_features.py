@@ -129,7 +129,7 @@ def test_silencing_a_languages_feature_changes_that_language_most(world, neurons
     model, corpus, _, _, _ = world
     text = ln.HeldoutText.of(model, corpus, context_length=64)
     plain = ln.perplexity(model, text).set_index("language")["nll"]
-    with ln.intervene(model, ln.Set(neurons["hi"], 0.0)):
+    with ln.intervene(model, ln.SetTo(neurons["hi"], 0.0)):
         patched = ln.perplexity(model, text).set_index("language")["nll"]
     change = (patched - plain).abs()
     assert change.idxmax() == "hi"
@@ -145,7 +145,7 @@ def test_every_patch_works_and_one_that_changes_nothing_changes_no_bit(world, ne
             assert torch.equal(model(tokens), plain)
     mean = stats.at("features")["hi"].mean()
     towards = ln.DiffMean(neurons["ur"], stats.at("features"), "ur")
-    for patch in (ln.Set(neurons["hi"], mean), towards, ln.Clamp(neurons["hi"], high=0.1)):
+    for patch in (ln.SetTo(neurons["hi"], mean), towards, ln.Clamp(neurons["hi"], high=0.1)):
         with ln.intervene(model, patch):
             assert not torch.equal(model(tokens), plain)
     assert torch.equal(model(tokens), plain)
@@ -155,7 +155,7 @@ def test_ablation_equals_one_patch_at_a_time(world, neurons):
     model, corpus, _, _, _ = world
     text = ln.HeldoutText.of(model, corpus.take(6), context_length=64)
     found = ablate(model, neurons, text, resamples=200, progress=False).rows
-    with ln.intervene(model, ln.Set(neurons["hi"], 0.0)):
+    with ln.intervene(model, ln.SetTo(neurons["hi"], 0.0)):
         patched = ln.perplexity(model, text).set_index("language")["nll"]
     plain = ln.perplexity(model, text).set_index("language")["nll"]
     rows = found[found["label"] == "hi"].set_index("language")
@@ -229,11 +229,11 @@ def test_another_dictionary_of_the_same_name_takes_neither_neurons_nor_values(wo
     stats = world[3].at("features")
     with (
         pytest.raises(SiteMismatchError, match="record this model"),
-        ln.intervene(replaced, ln.Set(neurons["hi"], 0.0)),
+        ln.intervene(replaced, ln.SetTo(neurons["hi"], 0.0)),
     ):
         pass
     by_hand = ln.NeuronSet.of({"hi": [(0, 1)]}, (1, 30), "features")
-    with pytest.raises(SiteMismatchError), ln.intervene(replaced, ln.Set(by_hand, stats["hi"].mean())):
+    with pytest.raises(SiteMismatchError), ln.intervene(replaced, ln.SetTo(by_hand, stats["hi"].mean())):
         pass
 
 
@@ -292,4 +292,4 @@ def test_the_dose_of_features_is_refused(world, neurons):
     model, corpus, _, _, _ = world
     text = ln.HeldoutText.of(model, corpus.take(4), context_length=64)
     with pytest.raises(PatchError, match="site of features"):
-        ln.dose(model, ln.Set(neurons["hi"], 0.0), text)
+        ln.evaluation.dose(model, ln.SetTo(neurons["hi"], 0.0), text)

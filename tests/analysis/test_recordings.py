@@ -51,7 +51,7 @@ def test_lape_passes_on_planted_neurons_what_activity_alone_fails(recorded):
     found = nulls_of(LAPE, recorded.real, chance)
     assert found.passes
     assert found.jaccard("real") > 0.7 > 0.4 > found.jaccard("shuffled")
-    for method in (ln.MeanActivation(top=0.04), ln.ActivationProbability(top=0.04)):
+    for method in (ln.identification.MeanActivation(top=0.04), ln.ActivationProbability(top=0.04)):
         assert not nulls_of(method, recorded.real, chance).passes
 
 

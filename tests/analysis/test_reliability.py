@@ -74,7 +74,7 @@ def test_the_bootstrap_over_neurons_has_the_spread_of_spearmans_correlation():
     latent = torch.randn(1, 1500, generator=generator)
     halves = [latent + torch.randn(1, 1500, generator=generator) for _ in range(2)]
     first, second = (_with_means(one) for one in halves)
-    row = split_half(ln.MeanActivation(top=0.1), (first, second)).table.iloc[-1]
+    row = split_half(ln.identification.MeanActivation(top=0.1), (first, second)).table.iloc[-1]
     width = row["spearman_high"] - row["spearman_low"]
     assert width / 2 / 1.96 == pytest.approx((1 - row["spearman"] ** 2) / np.sqrt(1500), rel=0.35)
 

@@ -9,7 +9,7 @@ from tests.analysis.made_up import recording
 @pytest.fixture(scope="module")
 def table():
     real, shuffled = recording("real"), recording("shuffled", seed=1)
-    methods = {"LAPE": ln.LAPE(top=0.16, filter_quantile=0.8), "mean": ln.MeanActivation(top=0.04)}
+    methods = {"LAPE": ln.LAPE(top=0.16, filter_quantile=0.8), "mean": ln.identification.MeanActivation(top=0.04)}
     evidence = [
         Evidence(
             name,

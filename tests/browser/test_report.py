@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 import langneurons as ln
-from langneurons.views.neuron_page import neuron_page
+from langneurons.views.pages import neuron_page
 from tests.browser.conftest import Watched
 from tests.views.report import made_up
 

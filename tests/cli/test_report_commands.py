@@ -67,7 +67,7 @@ def test_profiles_are_written_where_report_finds_them(capsys, monkeypatch, tmp_p
     status, said, error = run(capsys, monkeypatch, *command, "--out", str(tmp_path / "run"), "--texts", "1")
     assert status == 0, error
     assert "Next: langneurons report" in said
-    assert len(ln.Profiles.load(tmp_path / "run" / "profiles")) == 2
+    assert len(ln.analysis.Profiles.load(tmp_path / "run" / "profiles")) == 2
     status, _, said = run(capsys, monkeypatch, *command, "--out", str(tmp_path / "run"), "--most", "1")
     assert status == 2
     assert "give --statistics or --most" in said

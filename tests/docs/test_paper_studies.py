@@ -23,7 +23,7 @@ def test_there_is_one_format_and_a_study_for_every_paper():
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_pools_change_with_the_evaluated_language(name):
     study = STUDIES[name]
-    assert study.sets == {"set1": list(ln.SET1), "set6": list(ln.SET6)}
+    assert study.sets == {"set1": list(ln.corpora.SET1), "set6": list(ln.corpora.SET6)}
     for task in (study.tasks["xnli"], study.tasks["xquad"]):
         assert all(sum(code in of_set for of_set in study.sets.values()) == 1 for code in task.languages)
 

@@ -46,9 +46,9 @@ class PlantedClassifier:
     predictions: Mapping[bool, Mapping[str, list[str]]]
 
     @property
-    def patch(self) -> ln.Set:
+    def patch(self) -> ln.SetTo:
         """Silences the planted neurons."""
-        return ln.Set(self.neurons[DAMAGED], 0.0)
+        return ln.SetTo(self.neurons[DAMAGED], 0.0)
 
     def model(self, backend: str = "auto") -> Any:
         return ln.load_model("planted", hf_model=self.hf_model, tokenizer=self.tokenizer, backend=backend)

@@ -11,7 +11,7 @@ from tests.planted_model import LAYERS, WIDTH, planted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Amplify(ln.Patch):
+class Amplify(ln.patches.Patch):
     """Multiply what neurons have where they fire: of an exclusive plant, that changes nothing in other languages."""
 
     factor: float | int = 1000.0

@@ -28,21 +28,21 @@ def some(model, site, neurons=((0, 3), (1, 2))):
 @pytest.mark.parametrize("site", ["pre", "act", "post", "head", "resid_post"])
 def test_a_patch_that_changes_nothing_has_no_dose(tiny, site):
     model, text = tiny
-    table = ln.dose(model, ln.Scale(some(model, site), 1.0), text)
+    table = ln.evaluation.dose(model, ln.Scale(some(model, site), 1.0), text)
     assert table["write_norm"].tolist() == [0.0, 0.0]
     assert table["kl"].tolist() == [0.0, 0.0]
 
 
 def test_what_is_added_at_post_is_written_through_the_output_weights(tiny):
     model, text = tiny
-    table = ln.dose(model, ln.Add(some(model, "post", [(1, 2)]), 0.7), text)
+    table = ln.evaluation.dose(model, ln.Add(some(model, "post", [(1, 2)]), 0.7), text)
     norm = 0.7 * float(view(model).output_norm("post")[1, 2])
     assert table["write_norm"].tolist() == pytest.approx([norm, norm], rel=1e-4)
 
 
 def test_what_is_added_to_the_residual_stream_is_what_is_written(tiny):
     model, text = tiny
-    table = ln.dose(model, ln.Add(some(model, "resid_post", [(0, 1), (0, 2), (1, 5)]), 0.5), text)
+    table = ln.evaluation.dose(model, ln.Add(some(model, "resid_post", [(0, 1), (0, 2), (1, 5)]), 0.5), text)
     assert table["write_norm"].tolist() == pytest.approx([0.5 * 3**0.5] * 2, rel=1e-4)
 
 
@@ -59,7 +59,7 @@ def test_the_dose_at_other_mlp_sites_is_the_change_of_what_the_layer_adds(tiny, 
             norms = (changed - plain).double().norm(dim=-1)[batch.counted]
             total, tokens = total + float(norms.sum()), tokens + len(norms)
         expected.append(total / tokens)
-    assert ln.dose(model, patch, text)["write_norm"].tolist() == pytest.approx(expected, rel=1e-3)
+    assert ln.evaluation.dose(model, patch, text)["write_norm"].tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_dose_of_a_head_is_what_the_head_itself_adds(tiny):
@@ -75,7 +75,7 @@ def test_the_dose_of_a_head_is_what_the_head_itself_adds(tiny):
             weights = seen.output_weights(1, "head").unflatten(0, (seen.width("head"), -1))[2]
             found.append((outputs[1][:, :, 2] @ weights).norm(dim=-1)[batch.counted].detach())
         expected.append(float(torch.cat(found).mean()))
-    table = ln.dose(model, ln.Scale(some(model, "head", [(1, 2)]), 0.0), text)
+    table = ln.evaluation.dose(model, ln.Scale(some(model, "head", [(1, 2)]), 0.0), text)
     assert table["write_norm"].tolist() == pytest.approx(expected, rel=1e-4)
 
 
@@ -88,7 +88,7 @@ def _last_residual(model, batch, patches):
 
 def test_kl_is_that_of_the_patched_predictions(tiny):
     model, text = tiny
-    patch = ln.Set(some(model, "act"), 2.0)
+    patch = ln.SetTo(some(model, "act"), 2.0)
     expected = []
     for language in text.languages:
         total, tokens = 0.0, 0
@@ -101,13 +101,14 @@ def test_kl_is_that_of_the_patched_predictions(tiny):
                 p, q = plain[block, position - 1], changed[block, position - 1]
                 total, tokens = total + float((p.exp() * (p - q)).sum()), tokens + 1
         expected.append(total / tokens)
-    assert ln.dose(model, patch, text)["kl"].tolist() == pytest.approx(expected, rel=1e-3)
+    assert ln.evaluation.dose(model, patch, text)["kl"].tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_values_that_the_activation_function_cannot_give_are_counted(tiny):
     model, text = tiny
     shares = {
-        value: ln.dose(model, ln.Add(some(model, "act"), value), text)["unreachable"] for value in (-9.0, 0.0, 9.0)
+        value: ln.evaluation.dose(model, ln.Add(some(model, "act"), value), text)["unreachable"]
+        for value in (-9.0, 0.0, 9.0)
     }
     assert (shares[-9.0] > 0.9).all()
     assert (shares[0.0] == 0).all()
@@ -117,9 +118,9 @@ def test_values_that_the_activation_function_cannot_give_are_counted(tiny):
 def test_two_patches_of_one_neuron_have_the_dose_of_their_sum(tiny):
     model, text = tiny
     one = some(model, "post", [(1, 2)])
-    table = ln.dose(model, [ln.Add(one, 0.5), ln.Add(one, 0.2)], text)
+    table = ln.evaluation.dose(model, [ln.Add(one, 0.5), ln.Add(one, 0.2)], text)
     assert table["write_norm"].tolist() == pytest.approx(
-        ln.dose(model, ln.Add(one, 0.7), text)["write_norm"].tolist(), rel=1e-4
+        ln.evaluation.dose(model, ln.Add(one, 0.7), text)["write_norm"].tolist(), rel=1e-4
     )
 
 
@@ -154,4 +155,4 @@ def test_no_patch_has_no_dose():
     model, heldout, _, _ = setting()
     text = ln.HeldoutText.of(model, heldout.take(2), context_length=64)
     with pytest.raises(PatchError, match="No patch"):
-        ln.dose(model, [], text)
+        ln.evaluation.dose(model, [], text)

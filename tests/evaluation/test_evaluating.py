@@ -87,7 +87,7 @@ def test_saved_and_loaded_evaluations_say_the_same(evaluated, tmp_path):
 def test_an_interrupted_evaluation_goes_on(tmp_path):
     model, _, _, neurons = setting()
     task = next_word()
-    patches = {"zero": lambda language: ln.Set(neurons[language], 0.0)}
+    patches = {"zero": lambda language: ln.SetTo(neurons[language], 0.0)}
     first = ln.evaluate(model, task, ["en", "hi"], patches, out=tmp_path, resamples=200, progress=False)
     counted = len(task.counter)
     again = ln.evaluate(model, task, ["en", "hi"], patches, out=tmp_path, resamples=200, progress=False)
@@ -114,8 +114,8 @@ def test_text_of_an_evaluation_names_scores_in_per_cent(evaluated):
 
 def test_several_patches_are_written_together():
     model, _, _, neurons = setting()
-    both = [Amplify(neurons["hi"], 4000.0), ln.Set(neurons["hi"], 0.0)]
-    alone = {"zero": ln.Set(neurons["hi"], 0.0), "both": both}
+    both = [Amplify(neurons["hi"], 4000.0), ln.SetTo(neurons["hi"], 0.0)]
+    alone = {"zero": ln.SetTo(neurons["hi"], 0.0), "both": both}
     found = ln.evaluate(model, next_word(), ["hi"], alone, resamples=200, progress=False)
     rows = found.rows.pivot(index=["metric", "item"], columns="patch", values="value")
     assert (rows["zero"] == rows["both"]).all()
@@ -142,7 +142,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(arguments, error, sai
     if given["tasks"] == "twice":
         given["tasks"] = [next_word(), next_word()]
     if given.get("patches") == {"unpatched": "zero"}:
-        given["patches"] = {"unpatched": ln.Set(neurons["hi"], 0.0)}
+        given["patches"] = {"unpatched": ln.SetTo(neurons["hi"], 0.0)}
     with pytest.raises(error, match=said):
         inspect.unwrap(ln.evaluate)(model, progress=False, **given)  # a user has no run-time type checks
 
@@ -193,7 +193,7 @@ def test_another_tokenizer_is_another_measurement(tmp_path):
 
 def test_controls_touch_no_neuron_that_is_patched_in_any_language():
     model, _, stats, neurons = setting()
-    written = written_patches({"zero": lambda language: ln.Set(neurons[language], 0.0)}, ["en", "hi", "ur", "zh"])
+    written = written_patches({"zero": lambda language: ln.SetTo(neurons[language], 0.0)}, ["en", "hi", "ur", "zh"])
     everywhere = {tuple(unit.tolist()) for unit in neurons.indices()}
     for patches in _drawn(written, stats, 10, 0).values():
         for patch in patches:
@@ -202,7 +202,7 @@ def test_controls_touch_no_neuron_that_is_patched_in_any_language():
 
 def test_raw_values_a_neuron_have_no_controls():
     model, _, stats, neurons = setting()
-    raw = ln.Set(neurons["hi"], torch.zeros(len(neurons["hi"])), site="act")
+    raw = ln.SetTo(neurons["hi"], torch.zeros(len(neurons["hi"])), site="act")
     with pytest.raises(PatchError, match="cannot be read at control neurons"):
         ln.evaluate(model, next_word(), ["hi"], {"raw": raw}, controls=1, stats=stats, progress=False)
 
@@ -210,7 +210,7 @@ def test_raw_values_a_neuron_have_no_controls():
 def test_patches_are_checked_before_anything_is_measured():
     model, _, _, neurons = setting()
     task = next_word()
-    patches = {"good": ln.Set(neurons["hi"], 0.0), "late": ln.Set(neurons["hi"], 0.0, positions="generated")}
+    patches = {"good": ln.SetTo(neurons["hi"], 0.0), "late": ln.SetTo(neurons["hi"], 0.0, positions="generated")}
     with pytest.raises(PatchError, match="would do nothing"):
         ln.evaluate(model, task, ["hi"], patches, progress=False)
     assert not task.counter
@@ -220,17 +220,17 @@ def test_controls_need_statistics_of_the_site_and_enough_neurons():
     model, _, stats, neurons = setting()
     at_post = dataclasses.replace(neurons, site="post")
     with pytest.raises(PatchError, match="need statistics of that site"):
-        ln.evaluate(model, next_word(), ["hi"], {"zero": ln.Set(at_post["hi"], 0.0)}, controls=1, stats=stats)
+        ln.evaluate(model, next_word(), ["hi"], {"zero": ln.SetTo(at_post["hi"], 0.0)}, controls=1, stats=stats)
     everything = ln.NeuronSet.of({"hi": [(0, unit) for unit in range(100)]}, neurons.shape, "act", neurons.model)
     with pytest.raises(NeuronSetError, match="too few"):
-        ln.evaluate(model, next_word(), ["hi"], {"zero": ln.Set(everything, 0.0)}, controls=1, stats=stats)
+        ln.evaluate(model, next_word(), ["hi"], {"zero": ln.SetTo(everything, 0.0)}, controls=1, stats=stats)
 
 
 def test_neurons_of_another_model_are_refused():
     model, _, _, neurons = setting()
     foreign = dataclasses.replace(neurons, model="0" * 16)
     with pytest.raises(SiteMismatchError):
-        ln.evaluate(model, next_word(), ["hi"], {"zero": ln.Set(foreign["hi"], 0.0)}, progress=False)
+        ln.evaluate(model, next_word(), ["hi"], {"zero": ln.SetTo(foreign["hi"], 0.0)}, progress=False)
 
 
 def test_nothing_patched_has_scores_but_no_effects():

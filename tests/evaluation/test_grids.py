@@ -102,7 +102,7 @@ def test_a_patch_that_does_not_fit_costs_no_measurement(monkeypatch):
     model, heldout, stats, neurons = setting()
     monkeypatch.setattr(ln.HeldoutText, "score", lambda *a, **o: pytest.fail("measured"))
     foreign = stats["hi"].mean()
-    foreign = ln.SiteValues(foreign.values, "act", "another model")
+    foreign = ln.recording.SiteValues(foreign.values, "act", "another model")
     with pytest.raises(SiteMismatchError, match="another"):
         ln.perplexity_matrix(model, heldout, neurons, foreign, controls=0, **QUICK)
 
@@ -125,7 +125,7 @@ def test_control_values_are_read_at_the_controls_own_neurons():
     _, _, stats, neurons = setting()
     control = neurons.matched_control(stats, seed=3)["hi"]
     layer, index = control.indices()[0].tolist()
-    assert float(ln.Set(control, stats["hi"].mean()).values_of(layer)["value"][0]) == float(
+    assert float(ln.SetTo(control, stats["hi"].mean()).values_of(layer)["value"][0]) == float(
         stats["hi"].mean()[layer, index]
     )
 
@@ -195,7 +195,7 @@ def test_a_patch_of_generated_positions_is_refused_where_nothing_is_generated():
             model,
             heldout,
             neurons,
-            patch=lambda chosen, language: ln.Set(chosen, 0.0, positions="generated"),
+            patch=lambda chosen, language: ln.SetTo(chosen, 0.0, positions="generated"),
             controls=0,
             **QUICK,
         )
@@ -203,12 +203,12 @@ def test_a_patch_of_generated_positions_is_refused_where_nothing_is_generated():
 
 def test_what_is_measured_inside_another_patch_is_not_kept_for_the_plain_model(tmp_path):
     model, heldout, _, neurons = setting()
-    inside = ln.Set(neurons["en"], 1.0)
+    inside = ln.SetTo(neurons["en"], 1.0)
     with ln.intervene(model, inside), pytest.raises(PatchError, match="leave the block first"):
         ln.perplexity_matrix(model, heldout, neurons, controls=0, out=tmp_path, **QUICK)
     text = ln.HeldoutText.of(model, heldout.take(2), context_length=64)
     with ln.intervene(model, inside), pytest.raises(PatchError, match="leave that block first"):
-        ln.dose(model, ln.Set(neurons["hi"], 0.0), text)
+        ln.evaluation.dose(model, ln.SetTo(neurons["hi"], 0.0), text)
 
 
 def test_a_patch_beside_a_value_is_refused():
@@ -220,7 +220,7 @@ def test_a_patch_beside_a_value_is_refused():
 def test_a_tensor_that_was_trained_on_is_another_patch():
     _, _, _, neurons = setting()
     values = torch.zeros(len(neurons["hi"]))
-    patch = ln.Set(neurons["hi"], values, site="act")
+    patch = ln.SetTo(neurons["hi"], values, site="act")
     before = patch.fingerprint
     values += 1
     assert patch.fingerprint != before

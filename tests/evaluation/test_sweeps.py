@@ -3,7 +3,7 @@ import torch
 
 import langneurons as ln
 from langneurons.errors import EffectError, PatchError, StatisticsError
-from langneurons.evaluation.sweep import deactivation_doses
+from langneurons.evaluation.sweeping import deactivation_doses
 from tests.evaluation.planted_patching import setting
 
 QUICK = {"context_length": 64, "resamples": 500, "progress": False}
@@ -19,18 +19,20 @@ def test_each_kind_of_dose_is_the_patch_it_says():
     _, _, stats, neurons = setting()
     hindi = neurons["hi"]
     expected = {
-        ("set", -1): ln.Set(hindi, -1),
-        ("quantile", 0.9): ln.Set(hindi, stats["hi"].quantile(0.9)),
+        ("set", -1): ln.SetTo(hindi, -1),
+        ("quantile", 0.9): ln.SetTo(hindi, stats["hi"].quantile(0.9)),
         ("scale", 2): ln.Scale(hindi, 2),
-        ("cumulative", 1): ln.Set(hindi, 0.0),
+        ("cumulative", 1): ln.SetTo(hindi, 0.0),
     }
     for (kind, amount), patch in expected.items():
-        assert ln.Dose(kind, amount).patch(hindi, "hi", stats).fingerprint == patch.fingerprint
+        assert ln.evaluation.Dose(kind, amount).patch(hindi, "hi", stats).fingerprint == patch.fingerprint
 
 
 def test_growing_shares_are_nested_and_start_with_the_neurons_furthest_ahead():
     _, _, stats, neurons = setting()
-    masks = [_mask(ln.Dose("cumulative", share).patch(neurons["hi"], "hi", stats)) for share in (0.2, 0.5, 1)]
+    masks = [
+        _mask(ln.evaluation.Dose("cumulative", share).patch(neurons["hi"], "hi", stats)) for share in (0.2, 0.5, 1)
+    ]
     assert bool((masks[0] <= masks[1]).all())
     assert bool((masks[1] <= masks[2]).all())
     ahead = (stats["hi"].mean().values - stats.select(["en", "ur", "zh"]).pooled().mean().values) * stats.output_norm()
@@ -43,7 +45,9 @@ def _mask(patch):
 
 def test_each_cell_is_the_change_that_its_patch_makes():
     model, heldout, stats, neurons = setting()
-    table = swept([ln.Dose("scale", 1), ln.Dose("scale", 300)]).rows.set_index(["amount", "measured"])
+    table = swept([ln.evaluation.Dose("scale", 1), ln.evaluation.Dose("scale", 300)]).rows.set_index(
+        ["amount", "measured"]
+    )
     text = ln.HeldoutText.of(model, heldout, context_length=64)
     before = ln.perplexity(model, text, progress=False).set_index("language")["nll"]
     with ln.intervene(model, ln.Scale(neurons["hi"], 300)):
@@ -54,7 +58,7 @@ def test_each_cell_is_the_change_that_its_patch_makes():
 
 
 def test_rows_say_how_many_neurons_were_given_what_and_whether_it_can_be_reached():
-    table = swept([ln.Dose("set", -1), ln.Dose("set", 0), ln.Dose("scale", 2)])
+    table = swept([ln.evaluation.Dose("set", -1), ln.evaluation.Dose("set", 0), ln.evaluation.Dose("scale", 2)])
     rows = table.rows.drop_duplicates(["kind", "amount"]).set_index(["kind", "amount"])
     _, _, _, neurons = setting()
     assert rows.loc[("set", -1), "neurons"] == len(neurons["hi"])
@@ -68,7 +72,7 @@ def test_methods_and_layer_ranges_are_crossed_and_ranges_without_neurons_left_ou
     _, _, _, neurons = setting()
     first = ln.NeuronSet.of({"hi": [(0, 3)]}, neurons.shape, "act")
     table = swept(
-        [ln.Dose("set", 0)],
+        [ln.evaluation.Dose("set", 0)],
         neurons={"plants": neurons, "first layer": first},
         layers={"first": range(0, 1), "second": range(1, 2)},
     )
@@ -77,15 +81,15 @@ def test_methods_and_layer_ranges_are_crossed_and_ranges_without_neurons_left_ou
 
 
 def test_a_larger_grid_measures_only_what_is_missing(tmp_path, monkeypatch):
-    swept([ln.Dose("set", 0)], out=tmp_path)
+    swept([ln.evaluation.Dose("set", 0)], out=tmp_path)
     score, scored = ln.HeldoutText.score, []
     monkeypatch.setattr(ln.HeldoutText, "score", lambda *a, **o: scored.append(1) or score(*a, **o))
-    swept([ln.Dose("set", 0), ln.Dose("set", 1)], out=tmp_path)
+    swept([ln.evaluation.Dose("set", 0), ln.evaluation.Dose("set", 1)], out=tmp_path)
     assert len(scored) == 1
 
 
 def test_resamples_grow_with_the_family_so_that_holm_can_find_something():
-    doses = [ln.Dose("set", amount) for amount in range(30)]
+    doses = [ln.evaluation.Dose("set", amount) for amount in range(30)]
     assert swept(doses, resamples=None).settings["resamples"] == 25 * 30 * 4
 
 
@@ -100,12 +104,12 @@ def test_the_deactivation_sweep_holds_what_the_question_asks_for():
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (lambda: ln.Dose("sett", 1), PatchError, "did you mean 'set'"),
-        (lambda: ln.Dose("quantile", 1.2), PatchError, "between 0 and 1, not at 1.2"),
-        (lambda: ln.Dose("cumulative", 0), PatchError, "above 0"),
-        (lambda: ln.Dose("set", float("nan")), PatchError, "finite"),
-        (lambda: swept([ln.Dose("quantile", 0.5)], stats=None), StatisticsError, "give stats="),
-        (lambda: swept([ln.Dose("set", 0)], layers={"none": range(0)}), EffectError, "no cell"),
+        (lambda: ln.evaluation.Dose("sett", 1), PatchError, "did you mean 'set'"),
+        (lambda: ln.evaluation.Dose("quantile", 1.2), PatchError, "between 0 and 1, not at 1.2"),
+        (lambda: ln.evaluation.Dose("cumulative", 0), PatchError, "above 0"),
+        (lambda: ln.evaluation.Dose("set", float("nan")), PatchError, "finite"),
+        (lambda: swept([ln.evaluation.Dose("quantile", 0.5)], stats=None), StatisticsError, "give stats="),
+        (lambda: swept([ln.evaluation.Dose("set", 0)], layers={"none": range(0)}), EffectError, "no cell"),
     ],
 )
 def test_bad_input_is_one_sentence(make, error, sentence):
@@ -115,4 +119,4 @@ def test_bad_input_is_one_sentence(make, error, sentence):
 
 def test_a_layer_outside_the_model_is_named_also_for_shares():
     with pytest.raises(PatchError, match="There is no layer 40"):
-        swept([ln.Dose("cumulative", 0.5)], layers={"some": [0, 1, 40]})
+        swept([ln.evaluation.Dose("cumulative", 0.5)], layers={"some": [0, 1, 40]})

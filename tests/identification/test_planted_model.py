@@ -12,15 +12,15 @@ METHODS = {
     "LAPE, the paper's variant": ln.LAPE(top=0.1, filter_quantile=0.75, interpolation="linear", epsilon=1e-10),
     "ActivationProbability > 0": ln.ActivationProbability(threshold=0.0, top=0.04),
     "ActivationProbability > pooled-p90": ln.ActivationProbability(threshold="pooled-p90", top=0.04),
-    "MeanActivation": ln.MeanActivation(top=0.04),
+    "MeanActivation": ln.identification.MeanActivation(top=0.04),
     "MeanDifference": ln.MeanDifference(top=0.04),
-    "TokenAP": ln.TokenAP(top=0.04),
+    "TokenAP": ln.identification.TokenAP(top=0.04),
     "AUROC": ln.AUROC(top=0.04),
     "SentenceAP, high": SentenceAP(top=0.04, bottom=0.0),
     "Contrast": Contrast(top=0.04),
     "GradientRelevance": GradientRelevance(top=0.04),
     "GradientRelevance, specific": GradientRelevance(top=0.04, specific=True),
-    "EntropyLambda": ln.EntropyLambda(top=0.1),
+    "EntropyLambda": ln.identification.EntropyLambda(top=0.1),
     "Random": ln.Random(top=0.04),
 }
 

@@ -26,7 +26,9 @@ def patch_and_oracle(kind, neurons):
     numbers = dict(zip(units, values.tolist(), strict=True))
     at = {"site": neurons.site}
     if kind == "Set":
-        return ln.Set(neurons, values, **at), {u: lambda now, v=v: torch.full_like(now, v) for u, v in numbers.items()}
+        return ln.SetTo(neurons, values, **at), {
+            u: lambda now, v=v: torch.full_like(now, v) for u, v in numbers.items()
+        }
     if kind == "Add":
         return ln.Add(neurons, values, **at), {u: lambda now, v=v: now + v for u, v in numbers.items()}
     if kind == "Scale":
@@ -76,7 +78,7 @@ def test_setting_what_every_neuron_has_leaves_logits_bit_equal(each, site):
     had = torch.zeros(view_.n_layers, view_.width(site))
     with torch.no_grad(), view_.reading({site: lambda layer, values: had[layer].copy_(values[0, 0])}):
         expected = view_.forward(text)
-    patch = ln.Set(everything_at(view_.model, site), had, site=site)
+    patch = ln.SetTo(everything_at(view_.model, site), had, site=site)
     assert (logits_of(view_.model, text, patch) - expected).abs().max() == 0
 
 
@@ -97,7 +99,7 @@ def test_set_at_act_of_a_gated_mlp_equals_patching_act_fn_inside_the_hugging_fac
         one = load(*pair)
         with torch.no_grad(), hf_act_set(one.hf_model, 1, torch.tensor([2, 9, 31]), 0.7):
             expected = one.hf_model(tokens, use_cache=False).logits
-        patch = ln.Set(set_at(one.view.model, "act", [(1, 2), (1, 9), (1, 31)]), 0.7)
+        patch = ln.SetTo(set_at(one.view.model, "act", [(1, 2), (1, 9), (1, 31)]), 0.7)
         found = logits_of(one.view.model, tokens, patch)
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance(one.view.backend))
 
@@ -117,7 +119,7 @@ def test_run_with_cache_sees_written_values(few, tokens):
     model = few.view.model
     for site in ("pre", "post", "resid_post"):
         neurons = set_at(model, site)
-        with ln.intervene(model, ln.Set(neurons, 0.25)):
+        with ln.intervene(model, ln.SetTo(neurons, 0.25)):
             _, cache = model.run_with_cache(tokens)
         for layer, unit in neurons.indices().tolist():
             assert (few.view.cached(cache, site, layer)[..., unit] == 0.25).all()
@@ -159,7 +161,7 @@ def test_one_language_goes_down_while_another_goes_up(few, tokens):
     model = few.view.model
     neurons = ln.NeuronSet.of({"en": [(0, 1), (1, 4)], "hi": [(0, 2), (1, 9)]}, (2, few.view.width("act")), "act")
     values = SiteValues(torch.full(neurons.shape, 0.9), "act", few.view.fingerprint, "hi")
-    down, up = ln.Set(neurons["en"], 0.0), ln.Set(neurons["hi"], values)
+    down, up = ln.SetTo(neurons["en"], 0.0), ln.SetTo(neurons["hi"], values)
     changes = {(0, 1): 0.0, (1, 4): 0.0, (0, 2): 0.9, (1, 9): 0.9}
     changes = {unit: lambda now, value=value: torch.full_like(now, value) for unit, value in changes.items()}
     with torch.no_grad(), ln.intervene(model, down, up):
@@ -175,17 +177,17 @@ def test_the_order_in_which_neurons_are_named_changes_nothing(load, tokens, orde
     model = load("llama", "bridge").view.model
     units = [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1), (1, 3)]
     numbers = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    at_once = ln.Set(set_at(model, site, units), torch.tensor(numbers), site=site)
-    again = ln.Set(set_at(model, site, [units[i] for i in order]), torch.tensor(numbers), site=site)
+    at_once = ln.SetTo(set_at(model, site, units), torch.tensor(numbers), site=site)
+    again = ln.SetTo(set_at(model, site, [units[i] for i in order]), torch.tensor(numbers), site=site)
     assert again.fingerprint == at_once.fingerprint
-    one_by_one = [ln.Set(set_at(model, site, [units[i]]), numbers[i]) for i in order]
+    one_by_one = [ln.SetTo(set_at(model, site, [units[i]]), numbers[i]) for i in order]
     assert torch.equal(logits_of(model, tokens, *one_by_one), logits_of(model, tokens, at_once))
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_gradients_reach_the_written_values(few, tokens, site):
     model, neurons = few.view.model, set_at(few.view.model, site)
-    for kind in (ln.Set, ln.Add, ln.Scale):
+    for kind in (ln.SetTo, ln.Add, ln.Scale):
         values = torch.full((len(neurons),), 0.3, requires_grad=True)
         shared = torch.tensor(0.3, requires_grad=True)
         for given_value in (values, shared):
@@ -218,7 +220,7 @@ def test_gradients_flow_past_what_is_not_patched_and_stop_at_what_is_set(few, to
             kept["pre"] = values
             values.retain_grad()
 
-    with view_.reading({"pre": keep}), ln.intervene(view_.model, ln.Set(set_at(view_.model, "act"), 0.2)):
+    with view_.reading({"pre": keep}), ln.intervene(view_.model, ln.SetTo(set_at(view_.model, "act"), 0.2)):
         view_.forward(tokens).logsumexp(-1).mean().backward()
     gradient = kept["pre"].grad
     assert (gradient[..., [0, 5, 47]] == 0).all()
@@ -290,10 +292,10 @@ def test_nothing_remains_when_the_block_ends_also_by_an_exception(few, tokens):
 
 def test_neurons_of_a_model_of_another_shape_are_refused(few):
     model = few.view.model
-    of_llama = ln.Set(ln.NeuronSet.of({"hi": [(21, 431)]}, (32, 14336), "act"), 0.0)
+    of_llama = ln.SetTo(ln.NeuronSet.of({"hi": [(21, 431)]}, (32, 14336), "act"), 0.0)
     with pytest.raises(PatchError, match=r"is of a model of 32 layers x 14336 units at 'act'; '\w+' has 2 x"):
         logits_of(model, torch.tensor([[5]]), of_llama)
-    nowhere = ln.Set(ln.NeuronSet.of({"hi": [(0, 3)]}, (2, 48), "acts"), 0.0)
+    nowhere = ln.SetTo(ln.NeuronSet.of({"hi": [(0, 3)]}, (2, 48), "acts"), 0.0)
     with pytest.raises(HookSiteError, match="Unknown site 'acts': did you mean 'act'"):
         logits_of(model, torch.tensor([[5]]), nowhere)
 
@@ -306,19 +308,19 @@ def test_neurons_or_values_of_a_model_with_other_weights_are_refused_unless_allo
     units = {"hi": [(0, 3), (1, 4)]}
     unlabelled, foreign = ln.NeuronSet.of(units, shape, "act"), ln.NeuronSet.of(units, shape, "act", "other-weights")
     with pytest.raises(SiteMismatchError, match=f"The values belong to model other-we, but '.*' is {own[:8]}"):
-        logits_of(model, tokens, ln.Set(unlabelled, theirs))
+        logits_of(model, tokens, ln.SetTo(unlabelled, theirs))
     with pytest.raises(SiteMismatchError, match="The neurons belong to model other-we"):
-        logits_of(model, tokens, ln.Set(foreign, 0.5))
-    expected = logits_of(model, tokens, ln.Set(unlabelled, mine))
-    assert torch.equal(logits_of(model, tokens, ln.Set(foreign, theirs, allow_site_mismatch=True)), expected)
+        logits_of(model, tokens, ln.SetTo(foreign, 0.5))
+    expected = logits_of(model, tokens, ln.SetTo(unlabelled, mine))
+    assert torch.equal(logits_of(model, tokens, ln.SetTo(foreign, theirs, allow_site_mismatch=True)), expected)
 
 
 def test_values_of_another_site_are_written_as_they_are_where_that_is_allowed(few, tokens):
     model = few.view.model
     neurons = set_at(model, "act")
     values = torch.linspace(-2, 2, 2 * neurons.shape[1]).view(neurons.shape)
-    patch = ln.Set(neurons, SiteValues(values, "pre", "m", "hi"), allow_site_mismatch=True)
-    raw = ln.Set(neurons, values, site="act")
+    patch = ln.SetTo(neurons, SiteValues(values, "pre", "m", "hi"), allow_site_mismatch=True)
+    raw = ln.SetTo(neurons, values, site="act")
     with pytest.warns(LangNeuronsWarning, match="cannot come from this model's activation function"):
         found = logits_of(model, tokens, patch)
     with pytest.warns(LangNeuronsWarning):

@@ -22,16 +22,20 @@ def test_unreachable_counts_the_values_the_activation_function_cannot_give(load,
     assert high == float("inf")
     neurons = set_at(model, "act")
     values = torch.tensor([least - 0.01, low, 0.0, 5.0, -1.0])
-    assert ln.unreachable(model, ln.Set(neurons, values, site="act")) == pytest.approx(2 / 5)
-    assert ln.unreachable(model, ln.Set(neurons, values, site="act", layers=[1])) == pytest.approx(1 / 2)
-    assert ln.unreachable(model, ln.Set(neurons, low)) == 0
-    assert ln.unreachable(model, ln.Clamp(neurons, None, -1.0)) == 1
-    assert ln.unreachable(model, ln.Clamp(neurons, -10.0, 10.0)) == 0, "a limit that is never reached is never written"
-    assert ln.unreachable(model, ln.Clamp(neurons, low=0.5)) == 0
-    assert ln.unreachable(model, ln.Add(neurons, -9.0)) != ln.unreachable(model, ln.Add(neurons, -9.0)), "NaN"
+    assert ln.patches.unreachable(model, ln.SetTo(neurons, values, site="act")) == pytest.approx(2 / 5)
+    assert ln.patches.unreachable(model, ln.SetTo(neurons, values, site="act", layers=[1])) == pytest.approx(1 / 2)
+    assert ln.patches.unreachable(model, ln.SetTo(neurons, low)) == 0
+    assert ln.patches.unreachable(model, ln.Clamp(neurons, None, -1.0)) == 1
+    assert ln.patches.unreachable(model, ln.Clamp(neurons, -10.0, 10.0)) == 0, (
+        "a limit that is never reached is never written"
+    )
+    assert ln.patches.unreachable(model, ln.Clamp(neurons, low=0.5)) == 0
+    assert ln.patches.unreachable(model, ln.Add(neurons, -9.0)) != ln.patches.unreachable(
+        model, ln.Add(neurons, -9.0)
+    ), "NaN"
     bounded = () if one.view.gated else ("post",)
     for site in ("pre", "post", "head", "resid_post"):
-        share = ln.unreachable(model, ln.Set(set_at(model, site), -9.0))
+        share = ln.patches.unreachable(model, ln.SetTo(set_at(model, site), -9.0))
         assert share == (1.0 if site in bounded else 0.0), site
 
 
@@ -49,21 +53,21 @@ def test_the_bounds_are_those_of_the_function_the_mlp_calls(load, act_fn, bounds
     view(model)._layers[0].act_fn = act_fn
     assert view(model).act_range() == bounds
     bounded = float(bounds[1] == 1.0)
-    assert ln.unreachable(model, ln.Set(set_at(model, "act"), 1.1)) == bounded
-    assert ln.unreachable(model, ln.Clamp(set_at(model, "act"), low=1.1)) == bounded
-    assert ln.unreachable(model, ln.Clamp(set_at(model, "act"), -5.0, 1.0)) == 0
+    assert ln.patches.unreachable(model, ln.SetTo(set_at(model, "act"), 1.1)) == bounded
+    assert ln.patches.unreachable(model, ln.Clamp(set_at(model, "act"), low=1.1)) == bounded
+    assert ln.patches.unreachable(model, ln.Clamp(set_at(model, "act"), -5.0, 1.0)) == 0
 
 
 def test_intervene_warns_of_unreachable_values_where_it_was_called(few, tokens):
     model = few.view.model
-    patch = ln.Set(set_at(model, "act"), torch.tensor([0.0, -1.0, 0.1, 0.2, 0.3]), site="act")
+    patch = ln.SetTo(set_at(model, "act"), torch.tensor([0.0, -1.0, 0.1, 0.2, 0.3]), site="act")
     with pytest.warns(LangNeuronsWarning, match="20% of the values that Set") as warned, ln.intervene(model, patch):
         pass
     assert len(warned) == 1
     assert "gives -0." in str(warned[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        logits_of(model, tokens, ln.Set(set_at(model, "act"), 0.0), ln.Set(set_at(model, "pre"), -9.0))
+        logits_of(model, tokens, ln.SetTo(set_at(model, "act"), 0.0), ln.SetTo(set_at(model, "pre"), -9.0))
 
 
 def test_the_warning_names_the_line_of_the_user(load, tmp_path):
@@ -73,7 +77,7 @@ def test_the_warning_names_the_line_of_the_user(load, tmp_path):
         "import langneurons as ln\n"
         "model = ln.load_model(sys.argv[1])\n"
         "neurons = ln.NeuronSet.of({'hi': [(0, 3)]}, (2, 48), 'act')\n"
-        "with ln.intervene(model, ln.Set(neurons, -1.0)):\n"
+        "with ln.intervene(model, ln.SetTo(neurons, -1.0)):\n"
         "    pass\n"
     )
     command = [sys.executable, str(script), str(load("llama", "auto").folder)]

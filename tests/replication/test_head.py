@@ -79,7 +79,7 @@ def test_patches_count(model):
     seen = view(model)
     neurons = ln.NeuronSet.of({"hi": [(0, i) for i in range(20)]}, (seen.n_layers, seen.width("act")), "act")
     plain = last_position(model, PAIRS, positions=POSITIONS)
-    with ln.intervene(model, ln.Set(neurons["hi"], 0.0)):
+    with ln.intervene(model, ln.SetTo(neurons["hi"], 0.0)):
         patched = last_position(model, PAIRS, positions=POSITIONS)
     assert not torch.allclose(plain, patched, atol=1e-4)
 

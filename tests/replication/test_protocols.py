@@ -23,7 +23,7 @@ def tiny(tmp_path_factory):
 def patches(tiny):
     units = [(layer, unit) for layer in range(2) for unit in range(0, 48, 2)]
     neurons = ln.NeuronSet.of({"hi": units}, (2, 48), "act")
-    return {"loud": ln.Set(neurons["hi"], 5.0), "same": ln.Scale(neurons["hi"], 1.0)}
+    return {"loud": ln.SetTo(neurons["hi"], 5.0), "same": ln.Scale(neurons["hi"], 1.0)}
 
 
 def questions(long=0):
@@ -42,10 +42,10 @@ def premises():
     return ln.XNLI.load({"hi": pd.DataFrame(rows, columns=["premise", "hypothesis", "label"])})
 
 
-def head(tiny, cls=ln.ClassificationHead):
+def head(tiny, cls=ln.tasks.ClassificationHead):
     weight = torch.randn(3, tiny.cfg.d_model, generator=torch.Generator().manual_seed(0))
-    linear = ln.ClassificationHead(weight, torch.zeros(3), ("entailment", "neutral", "contradiction"))
-    return linear if cls is ln.ClassificationHead else PadPositionHead(linear, positions=32)
+    linear = ln.tasks.ClassificationHead(weight, torch.zeros(3), ("entailment", "neutral", "contradiction"))
+    return linear if cls is ln.tasks.ClassificationHead else PadPositionHead(linear, positions=32)
 
 
 def test_both_protocols_score_the_same_predictions(tiny, patches):

@@ -103,7 +103,7 @@ def test_values_belong_to_pre_and_are_refused_at_act(published):
     neurons = ln.NeuronSet.of({"hi": [(0, 1)]}, (LAYERS, WIDTH), "act", published.model)
     assert (values.site, values.language) == ("pre", "hi")
     with pytest.raises(SiteMismatchError):
-        ln.Set(neurons["hi"], values)
+        ln.SetTo(neurons["hi"], values)
 
 
 def test_the_statistics_carry_the_fingerprint_of_the_model(model, published):

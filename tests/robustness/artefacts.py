@@ -143,12 +143,12 @@ def _finetuned() -> Any:
 
 
 def _read_finetuned(folder: Path) -> Any:
-    found = ln.Finetuned.load(folder)
+    found = ln.training.Finetuned.load(folder)
     return found.lora.state_dict(), found.head, found.history, found.about
 
 
 def _read_head(folder: Path) -> Any:
-    head = ln.ClassificationHead.load(folder)
+    head = ln.tasks.ClassificationHead.load(folder)
     return head.weight, head.bias, head.labels, head.model
 
 
@@ -289,7 +289,7 @@ def _read_neuron_table(folder: Path) -> Any:
 def _polysemanticity() -> Any:
     squares = {name: np.arange(8.0).reshape(2, 4) for name in ("language", "task", "total")}
     whole = Decomposition(LANGUAGES, ("no", "yes"), np.full((2, 2), 3), "act", squares)
-    return ln.Polysemanticity(TABLE, TABLE, TABLE, TABLE, whole, {"site": "act", "items": 6})
+    return ln.analysis.Polysemanticity(TABLE, TABLE, TABLE, TABLE, whole, {"site": "act", "items": 6})
 
 
 def _published(folder: Path) -> None:
@@ -319,21 +319,21 @@ ARTEFACTS: dict[str, Artefact] = {
     ),
     "neuron table": Artefact(_make_neuron_table, _read_neuron_table, plain=True),
     "published mask": Artefact(_make_pth, _read_pth),
-    "effect table": Artefact(lambda f: made_up.matrix().save(f), ln.EffectTable.load),
+    "effect table": Artefact(lambda f: made_up.matrix().save(f), ln.effects.EffectTable.load),
     "evaluation": Artefact(
-        lambda f: ln.Evaluation(TABLE, TABLE, None, {"model": "m", "options": {"delta": 0.01}}).save(f),
-        ln.Evaluation.load,
+        lambda f: ln.evaluation.Evaluation(TABLE, TABLE, None, {"model": "m", "options": {"delta": 0.01}}).save(f),
+        ln.evaluation.Evaluation.load,
     ),
     "transfer": Artefact(
-        lambda f: simulated({"none": 0.0, "source": 0.1}, seeds=2, clusters=4).save(f), ln.Transfer.load
+        lambda f: simulated({"none": 0.0, "source": 0.1}, seeds=2, clusters=4).save(f), ln.training.Transfer.load
     ),
-    "ablation": Artefact(lambda f: made_up.ablation(made_up.neuron_set(3)).save(f), ln.Ablation.load),
-    "polysemanticity": Artefact(lambda f: _polysemanticity().save(f), ln.Polysemanticity.load),
-    "profiles": Artefact(lambda f: made_up.profiles(made_up.neuron_set(3)).save(f), ln.Profiles.load),
+    "ablation": Artefact(lambda f: made_up.ablation(made_up.neuron_set(3)).save(f), ln.analysis.Ablation.load),
+    "polysemanticity": Artefact(lambda f: _polysemanticity().save(f), ln.analysis.Polysemanticity.load),
+    "profiles": Artefact(lambda f: made_up.profiles(made_up.neuron_set(3)).save(f), ln.analysis.Profiles.load),
     "comparison": Artefact(lambda f: Comparison(TABLE, TABLE, {"site": "act", "notes": []}).save(f), Comparison.load),
     "validity table": Artefact(lambda f: _validity().save(f), ValidityTable.load),
     "head": Artefact(
-        lambda f: ln.ClassificationHead(torch.eye(3, 32), torch.ones(3), ("a", "b", "c"), "m").save(f), _read_head
+        lambda f: ln.tasks.ClassificationHead(torch.eye(3, 32), torch.ones(3), ("a", "b", "c"), "m").save(f), _read_head
     ),
     "masked update": Artefact(lambda f: _lora().save(f), _update),
     "fine-tuned": Artefact(lambda f: _finetuned().save(f), _read_finetuned),

@@ -76,7 +76,7 @@ def test_a_table_that_an_artefact_names_never_leads_out_of_its_folder(name, tmp_
     content["checksums"] = {**content["checksums"], name: "0" * 32}
     storage.write_json(tmp_path / "effects.json", "langneurons/effect-table/1", content)
     with pytest.raises(CorruptArtefactError, match="does not name"):
-        ln.EffectTable.load(tmp_path)
+        ln.effects.EffectTable.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", UPWARDS)

@@ -35,8 +35,8 @@ def test_every_step_is_done_and_its_result_reads_back(done):
     assert stats.languages == ("en", "hi")
     neurons = ln.NeuronSet.load(done.path("identify/babel/two/lape") / "neurons.json")
     assert neurons == ln.LAPE(top=0.002).identify(stats)
-    assert len(ln.EffectTable.load(done.path("matrix/babel/two/lape/mean")).rows) == 4
-    profiles = ln.Profiles.load(done.path("profile/babel/two/lape"))
+    assert len(ln.effects.EffectTable.load(done.path("matrix/babel/two/lape/mean")).rows) == 4
+    profiles = ln.analysis.Profiles.load(done.path("profile/babel/two/lape"))
     assert len(profiles) == 2
     page = done.report().read_text("utf-8")
     assert all(f"L{layer}N{index}" in page for layer, index in profiles.neurons)

@@ -121,7 +121,7 @@ def neurons_of(model):
 
 
 def test_completions_side_by_side_are_those_under_each_patch(babel):
-    patch = ln.Set(neurons_of(babel), 50.0)
+    patch = ln.SetTo(neurons_of(babel), 50.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = completions(babel, TEXTS[:3], {"one": patch, "two": [patch, ln.Scale(neurons_of(babel), 0.5)]}, 6)
@@ -141,7 +141,7 @@ def test_a_table_in_a_notebook_shows_tags_as_text(babel):
 def test_a_patch_that_does_not_fit_is_refused_before_anything_runs(babel):
     other = ln.NeuronSet.of({"hi": [(0, 0)]}, (2, 48), "act")
     with pytest.raises(PatchError):
-        completions(babel, ["Hello"], {"one": ln.Set(other, 0.0)})
+        completions(babel, ["Hello"], {"one": ln.SetTo(other, 0.0)})
     for name in ("prompt", "unpatched"):
         with pytest.raises(TaskError, match=f"cannot be called '{name}'"):
-            completions(babel, ["Hello"], {name: ln.Set(neurons_of(babel), 0.0)})
+            completions(babel, ["Hello"], {name: ln.SetTo(neurons_of(babel), 0.0)})

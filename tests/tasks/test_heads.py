@@ -138,7 +138,7 @@ def test_logits_see_patches(llama):
     head = ClassificationHead(torch.eye(3, 32), torch.zeros(3), ("a", "b", "c"))
     neurons = ln.NeuronSet.of({"hi": [(1, i) for i in range(40)]}, shape=(2, 48), site="act")
     plain = head.logits(llama, PAIRS)
-    with ln.intervene(llama, ln.Set(neurons["hi"], 0.0)):
+    with ln.intervene(llama, ln.SetTo(neurons["hi"], 0.0)):
         assert not torch.allclose(head.logits(llama, PAIRS), plain, atol=1e-3)
     assert (head.logits(llama, PAIRS) == plain).all()
 

@@ -196,7 +196,7 @@ def test_whatever_is_attached_counts(llama):
     neurons = ln.NeuronSet.of({"hi": [(0, i) for i in range(40)]}, shape=(2, 48), site="act")
     pairs, orders = [("w20 w21", "w22")], [LABELS]
     plain, _ = label_scores(llama, pairs, orders, [TEMPLATE])
-    with ln.intervene(llama, ln.Set(neurons["hi"], 0.0)):
+    with ln.intervene(llama, ln.SetTo(neurons["hi"], 0.0)):
         patched, _ = label_scores(llama, pairs, orders, [TEMPLATE])
     again, _ = label_scores(llama, pairs, orders, [TEMPLATE])
     assert not np.allclose(plain, patched, atol=1e-3)

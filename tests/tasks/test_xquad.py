@@ -364,7 +364,7 @@ def test_a_patch_in_force_is_measured(tmp_path, tiny):
     units = [(layer, unit) for layer in range(seen.n_layers) for unit in range(seen.width("act"))]
     everything = ln.NeuronSet.of({"en": units}, (seen.n_layers, seen.width("act")), "act")
     before = task.measure(tiny, "en")["generated"].tolist()
-    with ln.intervene(tiny, ln.Set(everything, 5.0)):
+    with ln.intervene(tiny, ln.SetTo(everything, 5.0)):
         assert task.measure(tiny, "en")["generated"].tolist() != before
     assert task.measure(tiny, "en")["generated"].tolist() == before
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from langneurons.errors import LanguageError, PatchError, TaskError, TrainingError
 from langneurons.identification import NeuronSet
 from langneurons.models import view
-from langneurons.patches import Set, intervene
+from langneurons.patches import SetTo, intervene
 from langneurons.tasks.heads import ClassificationHead, last_hidden, pair_tokens, pairs_of
 from langneurons.tasks.padded_head import PadPositionHead
 from langneurons.training.finetuned import Finetuned
@@ -199,7 +199,7 @@ def test_several_updates_are_trained_together(model):
 
 def test_patches_are_held_while_it_trains(model):
     update = shift(model)
-    patch = Set(update.neurons, 0.0)
+    patch = SetTo(update.neurons, 0.0)
     held = finetune(model, pairs(12), update, steps=2, patches=patch, **QUIET)
     assert all(float(one.detach().abs().max()) == 0 for one in held.lora.parameters())  # nothing reaches them but decay
     table = pairs(12, languages=("en",)).items["en"]
@@ -319,7 +319,7 @@ def test_a_dev_set_of_another_kind_is_refused(model):
 
 def test_a_patch_of_another_model_is_refused_before_anything_is_trained(model):
     with pytest.raises(PatchError, match="model of 5 layers"):
-        finetune(model, pairs(6), patches=Set(NeuronSet.of({"hi": [(4, 1)]}, (5, 7), "act"), 0.0), progress=False)
+        finetune(model, pairs(6), patches=SetTo(NeuronSet.of({"hi": [(4, 1)]}, (5, 7), "act"), 0.0), progress=False)
 
 
 def test_bfloat16_computes_roughly_the_same(model):

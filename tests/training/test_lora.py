@@ -171,7 +171,7 @@ def test_patches_see_the_trained_values_whether_entered_before_or_after(pair, si
     for update in every_kind(model):
         with torch.enable_grad():
             trained(update, model)
-        for patch in (ln.Set(some_neurons(model, site), 0.7), ln.Scale(some_neurons(model, site), 3.0)):
+        for patch in (ln.SetTo(some_neurons(model, site), 0.7), ln.Scale(some_neurons(model, site), 3.0)):
             with update.attach(model), ln.intervene(model, patch):
                 inside = view(model).forward(TOKENS)
             with ln.intervene(model, patch), update.attach(model):

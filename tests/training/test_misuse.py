@@ -82,7 +82,7 @@ def test_a_head_reads_the_model_that_its_update_was_merged_into(model):
     finally:
         tuned.lora.unmerge(model)
     torch.testing.assert_close(merged, attached, rtol=1e-5, atol=1e-5)
-    other = ln.ClassificationHead(torch.zeros(2, 160), torch.zeros(2), ("a", "b"), "another model")
+    other = ln.tasks.ClassificationHead(torch.zeros(2, 160), torch.zeros(2), ("a", "b"), "another model")
     with pytest.raises(TaskError, match="fitted on model another"):
         other.logits(model, [("a", "b")])
 
@@ -138,7 +138,7 @@ def test_training_on_test_items_is_found():
 
 
 def test_a_result_without_settings_shows_itself_and_a_broken_one_is_refused(tmp_path, model):
-    head = ln.ClassificationHead(torch.zeros(2, 160), torch.zeros(2), ("a", "b"))
+    head = ln.tasks.ClassificationHead(torch.zeros(2, 160), torch.zeros(2), ("a", "b"))
     history = pd.DataFrame({"step": [1], "loss": [0.5], "dev": [float("nan")]})
     assert "head (322)" in repr(Finetuned(None, head, history))
     tuned = ln.finetune(model, pairs(6), **QUIET)

@@ -16,7 +16,7 @@ import langneurons.training.loop as loop_module
 import langneurons.training.loop as watching_module
 from langneurons.errors import CorruptArtefactError, StaleArtefactError, TrainingError
 from langneurons.models import view
-from langneurons.patches import Set, intervene
+from langneurons.patches import SetTo, intervene
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA
 from tests.training.small import pairs, questions, shift, tiny
@@ -129,7 +129,7 @@ def test_another_fine_tuning_in_the_same_folder_is_refused(model, tmp_path, tmp_
     if low_rank:
         lora = MaskedLoRA(lora.neurons, **{"rank": 2, **low_rank})
     if change.pop("patches", None):
-        change["patches"] = Set(lora.neurons, 0.0)
+        change["patches"] = SetTo(lora.neurons, 0.0)
     with pytest.raises(StaleArtefactError, match=f"(?s)differs in .*{said}"):
         finetune(other, lora=lora, out=tmp_path, **{**given, **change})
 
@@ -152,7 +152,10 @@ def test_the_log_has_a_line_a_step(model, tmp_path):
 
 
 def test_a_model_with_something_attached_is_not_kept(model, tmp_path):
-    with intervene(model, Set(shift(model).neurons, 0.0)), pytest.raises(TrainingError, match="Something is attached"):
+    with (
+        intervene(model, SetTo(shift(model).neurons, 0.0)),
+        pytest.raises(TrainingError, match="Something is attached"),
+    ):
         finetune(model, pairs(6), shift(model), out=tmp_path, **OPTIONS)
 
 

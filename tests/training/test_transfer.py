@@ -59,7 +59,7 @@ def test():
     return ln.XNLI.load({"en": table(1), "hi": table(2), "zh": table(3)})
 
 
-PATCHES = {"zero": lambda language: ln.Set(ln.NeuronSet.of({"x": [(0, 1), (1, 30)]}, SHAPE, "act"), 0.0)}
+PATCHES = {"zero": lambda language: ln.SetTo(ln.NeuronSet.of({"x": [(0, 1), (1, 30)]}, SHAPE, "act"), 0.0)}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_another_update_is_trained_where_one_is_given(model, task, test, neurons
 
 
 def test_patches_are_held_while_a_model_is_trained(model, task, test, neurons, monkeypatch):
-    given, patch = [], ln.Set(neurons["hi"], 0.0)
+    given, patch = [], ln.SetTo(neurons["hi"], 0.0)
     monkeypatch.setattr(
         transfer, "finetune", lambda *a, **options: given.append(options["patches"]) or finetune(*a, **options)
     )

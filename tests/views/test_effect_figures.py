@@ -18,11 +18,11 @@ def rows(change, seed=0):
 
 def table_of(changes, keys, **columns):
     effects = {
-        key: ln.effect(rows(change * np.linspace(0.999, 1.001, 60)), rows(1.0), resamples=1000)
+        key: ln.effects.effect(rows(change * np.linspace(0.999, 1.001, 60)), rows(1.0), resamples=1000)
         for key, change in changes.items()
     }
-    table = ln.EffectTable.of(effects, keys, f"made up: {len(effects)} effects")
-    return ln.EffectTable(table.rows.assign(**columns), table.settings)
+    table = ln.effects.EffectTable.of(effects, keys, f"made up: {len(effects)} effects")
+    return ln.effects.EffectTable(table.rows.assign(**columns), table.settings)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_an_evaluation_is_drawn_by_its_effects():
     names = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
     references = pd.DataFrame(columns=["task", "protocol", "metric", "language", "reference", "value"])
     settings = {"model": "made up", "options": {"delta": 0.01, "resamples": 1000, "seed": 0}}
-    found = ln.Evaluation(pd.DataFrame(rows, columns=names), references, None, settings)
+    found = ln.evaluation.Evaluation(pd.DataFrame(rows, columns=names), references, None, settings)
     figure = ln.plot.effects(found)
     assert figure.data[0].x[0] == pytest.approx(100 / 3)
     assert figure.layout.title.text == "Change of accuracy under each patch (xnli, head)"
@@ -181,4 +181,4 @@ def test_tables_of_another_kind_are_refused(matrix, swept, recorded):
     with pytest.raises(EffectError, match="no written values"):
         ln.plot.dose_response(matrix, *recorded, "hi")
     with pytest.raises(EffectError, match="no columns patched and measured"):
-        ln.plot.perplexity_matrix(ln.EffectTable(swept.rows.drop(columns="patched"), swept.settings))
+        ln.plot.perplexity_matrix(ln.effects.EffectTable(swept.rows.drop(columns="patched"), swept.settings))

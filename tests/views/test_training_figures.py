@@ -28,7 +28,7 @@ def test_without_development_scores_there_is_one_axis():
 
 
 def test_a_fine_tuning_is_drawn_by_its_history_and_says_what_was_measured():
-    tuned = ln.Finetuned(
+    tuned = ln.training.Finetuned(
         None, None, history(), {"metric": "accuracy", "best_step": 30, "settings": {"model": "0123abcd" * 4, "seed": 3}}
     )
     figure = ln.plot.training(tuned)

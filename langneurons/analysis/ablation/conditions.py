@@ -11,7 +11,7 @@ from torch import Tensor
 from langneurons.errors import EffectError, NeuronSetError, StatisticsError, unknown
 from langneurons.identification.matching import random_stream
 from langneurons.identification.neurons import NeuronSet
-from langneurons.patches.patch import Set, Value
+from langneurons.patches.patch import SetTo, Value
 from langneurons.recording.statistics import ActivationStats
 
 EACH = ("neuron", "group", "cumulative")
@@ -55,12 +55,12 @@ class Written:
             value = spread
         return cls(value, stats)
 
-    def patch(self, neurons: NeuronSet, language: str) -> Set:
+    def patch(self, neurons: NeuronSet, language: str) -> SetTo:
         """Write it at some neurons, in a measured language."""
         if isinstance(self.value, str):
             assert self.stats is not None
-            return Set(neurons, self.stats.at(neurons.site)[language].mean())
-        return Set(neurons, self.value, site=neurons.site)
+            return SetTo(neurons, self.stats.at(neurons.site)[language].mean())
+        return SetTo(neurons, self.value, site=neurons.site)
 
     @property
     def said(self) -> str:

@@ -43,7 +43,7 @@ class Measured(Protocol):
 
     @property
     def per(self) -> str:
-        """What summed differences are divided by, as for ``ln.effect``."""
+        """What summed differences are divided by, as for ``ln.effects.effect``."""
         ...
 
     @property

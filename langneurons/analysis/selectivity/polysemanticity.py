@@ -22,7 +22,7 @@ from langneurons.errors import NeuronSetError, StatisticsError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits
-from langneurons.patches.patch import Set
+from langneurons.patches.patch import SetTo
 from langneurons.recording.statistics import ActivationStats
 
 FINEST = 10_000  # exchanges of one neuron: enough for a family of 250 in which it stands alone
@@ -97,7 +97,7 @@ def polysemanticity(
     _check_options(controls, permutations, probe_sizes, least_share)
     texts = chosen_texts(task, languages, max_items, seed)
     kept = _without_empty(neurons)
-    check_fits(Set(kept, 0.0), view(model))
+    check_fits(SetTo(kept, 0.0), view(model))
     probes = {factor: Probes(Design.of(texts, factor), seed) for factor in FACTORS} if probe_sizes else {}
     match = "layer" if stats is None else "layer+magnitude"
     drawn = [kept.matched_control(stats, seed * 10_007 + draw, match) for draw in range(controls)]

@@ -274,7 +274,7 @@ def nulls_of(
         StatisticsError: If a null has another number of labels or tokens, or the method chooses nothing on real data.
 
     Example:
-        >>> found = nulls_of(ln.MeanActivation(), stats, {"itself": stats})
+        >>> found = nulls_of(ln.identification.MeanActivation(), stats, {"itself": stats})
         >>> found.share("itself") > 0.3, found.passes
         (True, False)
     """

@@ -256,7 +256,7 @@ class SparseDictionary(nn.Module):
             if about.get(name, value) != value:
                 raise ModelError(
                     f"A dictionary with {name}={about[name]!r} needs SAELens (pip install 'langneurons[sae]'): load it "
-                    "there and give it to ln.add_dictionary."
+                    "there and give it to ln.models.add_dictionary."
                 )
         known = {name: about[name] for name in ("d_in", "d_sae", "k", "apply_b_dec_to_input") if name in about}
         with storage.understood(folder / CONFIG), torch.device("meta"):

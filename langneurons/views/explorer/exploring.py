@@ -16,11 +16,11 @@ from langneurons.identification.matching import fitting_statistics
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits
-from langneurons.patches.patch import Set
+from langneurons.patches.patch import SetTo
 from langneurons.recording.looking import activations
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.explorer.pages import Pages, Trial, ranked, response, try_out
-from langneurons.views.neuron_page import NeuronPage
+from langneurons.views.pages import NeuronPage
 from langneurons.views.plot import layer_heatmap
 from langneurons.views.style import FONT
 from langneurons.views.tokens import coloured_text
@@ -79,7 +79,7 @@ def explore(
     """
     if not len(neurons):
         raise NeuronSetError("The neuron set is empty: there is nothing to explore.")
-    check_fits(Set(neurons, 0.0), view(model))
+    check_fits(SetTo(neurons, 0.0), view(model))
     fitting = fitting_statistics(stats, neurons.shape, neurons.site, view(model).fingerprint_at(neurons.site))
     pages = Pages(model, fitting, neurons, corpus, polysemanticity, ablation, documents)
     return Explorer(model, fitting, neurons, pages, corpus, text)
@@ -185,7 +185,7 @@ class Explorer:
         """
         self.text = self.text if text is None else text
         chosen, named = self._chosen(what)
-        patch = Set(chosen, value)
+        patch = SetTo(chosen, value)
         self._say("Reading the text ...")
         trial = try_out(self._model, patch, self.text, f"{named} set to {value:g}")
         if self.panel is not None:

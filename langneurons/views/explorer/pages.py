@@ -26,7 +26,7 @@ from langneurons.recording.looking import activations
 from langneurons.recording.statistics import ActivationStats
 from langneurons.tasks.batching import scoring
 from langneurons.tasks.completing import complete, prompt_ids
-from langneurons.views.neuron_page import NeuronPage, neuron_page, page_content, rendered
+from langneurons.views.pages import NeuronPage, neuron_page, page_content, rendered
 from langneurons.views.style import FONT
 from langneurons.views.tokens import coloured_text
 
@@ -260,7 +260,7 @@ def try_out(model: torch.nn.Module, patch: Patch, text: str, about: str, new_tok
 
     Example:
         >>> neurons = ln.NeuronSet.of({"hi": [(7, 10)]}, stats.shape, "act")
-        >>> trial = try_out(model, ln.Set(neurons, 0.0), "The boy drinks water.", "neuron 10 of layer 7 set to 0")
+        >>> trial = try_out(model, ln.SetTo(neurons, 0.0), "The boy drinks water.", "neuron 10 of layer 7 set to 0")
         >>> trial.tokens.columns.tolist(), len(trial.tokens)
         (['token', 'unpatched', 'patched'], 7)
     """

@@ -17,7 +17,7 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.training.transfer_table import Transfer
 from langneurons.views.analysis_figures import Checked
-from langneurons.views.neuron_page import check_belongs
+from langneurons.views.pages import check_belongs
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from langneurons.evaluation.factorial_table import Factorial
 from langneurons.training.transfer_table import Transfer
 from langneurons.views import plot
 from langneurons.views.analysis_figures import Checked
-from langneurons.views.neuron_page import page_content, rendered
+from langneurons.views.pages import page_content, rendered
 from langneurons.views.report.findings import Findings
 from langneurons.views.report.tables import Table, effects_table, neuron_map, neuron_table, table_of
 

@@ -13,7 +13,7 @@ from langneurons.effects.table import EffectTable
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.neuron_numbers import numbers
-from langneurons.views.neuron_page import ANCHOR
+from langneurons.views.pages import ANCHOR
 from langneurons.views.style import interval, signed
 
 MOST_ROWS = 2000

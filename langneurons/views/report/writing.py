@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from langneurons import storage
 from langneurons.analysis.profiles.result import Profiles
-from langneurons.views.neuron_page import ANCHOR, TEMPLATES, own_file
+from langneurons.views.pages import ANCHOR, TEMPLATES, own_file
 from langneurons.views.report.answers import answers
 from langneurons.views.report.findings import Findings
 from langneurons.views.report.sections import sections

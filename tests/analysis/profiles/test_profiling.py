@@ -127,14 +127,14 @@ def test_neurons_that_never_change_are_like_none():
 
 
 def test_profiles_are_read_back_as_they_were(profiles, tmp_path):
-    again = ln.Profiles.load(profiles.save(tmp_path / "profiles"))
+    again = ln.analysis.Profiles.load(profiles.save(tmp_path / "profiles"))
     assert repr(again) == repr(profiles)
     one, other = again[profiles.neurons[1]], profiles[profiles.neurons[1]]
     assert [list(row) for row in one.examples["values"]] == [list(row) for row in other.examples["values"]]
     assert one.similar.equals(other.similar)
     (tmp_path / "profiles" / "outputs.parquet").write_bytes(b"half")
     with pytest.raises(CorruptArtefactError):
-        ln.Profiles.load(tmp_path / "profiles")
+        ln.analysis.Profiles.load(tmp_path / "profiles")
 
 
 def test_what_belongs_to_another_model_or_site_is_refused(model, corpus, neurons, stats, profiles):

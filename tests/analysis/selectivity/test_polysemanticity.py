@@ -249,7 +249,7 @@ def test_sets_that_do_not_fit_are_refused(planted, model):
 
 def test_nothing_is_kept_of_a_patched_model(tmp_path, planted, model):
     neurons = planted.set_of(hi="both")
-    with ln.intervene(model, ln.Set(neurons, 0.0)):
+    with ln.intervene(model, ln.SetTo(neurons, 0.0)):
         decomposed = decompose(model, planted.texts.take(8), site="post", progress=False)
         with pytest.raises(PatchError, match="leave the block first"):
             decompose(model, planted.texts, out=tmp_path, progress=False)

@@ -48,7 +48,7 @@ def dose(
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
         >>> text = ln.HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]).take(10), context_length=64)
-        >>> table = ln.dose(model, ln.Scale(neurons["hi"], 1.0), text)
+        >>> table = ln.evaluation.dose(model, ln.Scale(neurons["hi"], 1.0), text)
         >>> table["write_norm"].tolist(), table["kl"].tolist()
         ([0.0, 0.0], [0.0, 0.0])
     """
@@ -99,7 +99,7 @@ def equal_dose(
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
         >>> text = ln.HeldoutText.of(model, ln.load_corpus("babel", ["hi"]).take(10), context_length=64)
-        >>> zero = ln.dose(model, ln.Set(neurons["hi"], 0.0), text)["write_norm"].item()
+        >>> zero = ln.evaluation.dose(model, ln.SetTo(neurons["hi"], 0.0), text)["write_norm"].item()
         >>> amount = ln.equal_dose(model, lambda k: ln.DiffMean(neurons["hi"], stats, "hi", strength=k), text, zero)
         >>> 0 < amount < 10
         True

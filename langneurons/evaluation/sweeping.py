@@ -21,7 +21,7 @@ from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
 from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.intervening import unreachable
-from langneurons.patches.patch import Patch, Scale, Set
+from langneurons.patches.patch import Patch, Scale, SetTo
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor
 
@@ -71,24 +71,24 @@ class Dose:
             StatisticsError: If statistics are needed and not given.
         """
         if self.kind == "set":
-            return Set(neurons, self.amount, layers=layers)
+            return SetTo(neurons, self.amount, layers=layers)
         if self.kind == "scale":
             return Scale(neurons, self.amount, layers=layers)
         if self.kind == "cumulative" and self.amount == 1:
-            return Set(neurons, 0.0, layers=layers)
+            return SetTo(neurons, 0.0, layers=layers)
         if stats is None:
             raise StatisticsError(f"A dose of kind {self.kind!r} needs statistics: give stats=.")
         stats = stats.at(neurons.site)
         if self.kind == "quantile":
-            return Set(neurons, stats[language].quantile(self.amount), layers=layers)
-        return Set(_furthest_ahead(neurons, language, stats, self.amount), 0.0, layers=layers)
+            return SetTo(neurons, stats[language].quantile(self.amount), layers=layers)
+        return SetTo(_furthest_ahead(neurons, language, stats, self.amount), 0.0, layers=layers)
 
 
 def deactivation_doses() -> tuple[Dose, ...]:
     """List the doses of the deactivation sweep: constants, percentiles, factors and growing shares of the neurons.
 
     Example:
-        >>> from langneurons.evaluation.sweep import deactivation_doses
+        >>> from langneurons.evaluation.sweeping import deactivation_doses
         >>> sorted({dose.kind for dose in deactivation_doses()})
         ['cumulative', 'quantile', 'scale', 'set']
     """
@@ -155,7 +155,7 @@ def sweep(
         StatisticsError: If a dose needs statistics that are not given.
 
     Example:
-        >>> from langneurons.evaluation.sweep import Dose
+        >>> from langneurons.evaluation.sweeping import Dose
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
         >>> table = ln.sweep(
         ...     model, ln.load_corpus("babel", ["en", "hi"]).take(20), neurons, [Dose("set", 0), Dose("scale", 2)],
@@ -198,7 +198,7 @@ def _patches(
             for layers_name, layers in ranges.items():
                 if layers is not None and not set(mine.per_layer()) & set(layers):
                     continue
-                Set(mine, 0.0, layers=layers)  # a range outside the model is an error, not an empty share
+                SetTo(mine, 0.0, layers=layers)  # a range outside the model is an error, not an empty share
                 for dose in doses:
                     try:
                         patch = dose.patch(mine, language, stats, layers)
@@ -230,6 +230,6 @@ def _described(model: torch.nn.Module, patch: Patch) -> dict[str, float]:
     ]
     return {
         "neurons": sum(len(units) for units in patch.by_layer.values()),
-        "written": float(torch.cat(written).mean()) if isinstance(patch, Set) else math.nan,
+        "written": float(torch.cat(written).mean()) if isinstance(patch, SetTo) else math.nan,
         "unreachable": unreachable(model, patch),
     }

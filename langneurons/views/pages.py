@@ -94,7 +94,7 @@ def neuron_page(
         >>> neurons = ln.LAPE(top=0.001).identify(stats)
         >>> texts = ln.load_corpus("babel", ["en", "hi"]).take(20)
         >>> profiles = ln.profile(model, neurons, texts, k=1, progress=False)
-        >>> ln.neuron_page(profiles, profiles.neurons[0], stats)
+        >>> ln.views.neuron_page(profiles, profiles.neurons[0], stats)
         NeuronPage: Layer ..., neuron ... of babel
     """
     profiles.check_neuron(neuron)
