@@ -15,6 +15,18 @@ from langneurons.views.tokens import tokens
 from langneurons.views.training_figures import training, transfer
 from langneurons.views.validity_figures import validity
 
+# Name of a result's class -> the figure that its ``plot`` draws.
+FIGURES = {
+    "Ablation": ablation,
+    "EffectTable": effects,
+    "Evaluation": effects,
+    "Finetuned": training,
+    "NeuronSet": layer_heatmap,
+    "Polysemanticity": selectivity,
+    "Transfer": transfer,
+    "ValidityTable": validity,
+}
+
 __all__ = [
     "ablation",
     "dose_response",
