@@ -5,6 +5,9 @@ A file appears whole under its name or not at all. JSON artefacts carry a ``sche
 anything else looks at it. What other programs write, and JSON that was edited by hand, has none.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from langneurons.storage.faults import understood
 from langneurons.storage.folders import (
     alone,
@@ -15,13 +18,34 @@ from langneurons.storage.folders import (
     remove_folder,
     temporary_folder,
 )
-from langneurons.storage.objects import read_json, read_object, read_toml, schema_of, write_json
+from langneurons.storage.objects import JsonObject, read_json, read_object, read_toml, schema_of, write_json
 from langneurons.storage.sealing import checksum, fingerprint, verify
-from langneurons.storage.tables import read_result, read_table, write_result, write_table
-from langneurons.storage.tensors import read_tensors, write_tensors
 from langneurons.storage.writing import append_line, replacing, write_text
 
+if TYPE_CHECKING:
+    from langneurons.storage.presenting import Column, Table
+    from langneurons.storage.result import Result
+    from langneurons.storage.tables import read_result, read_table, write_result, write_table
+    from langneurons.storage.tensors import read_tensors, write_tensors
+
+# Imported when they are first used, because pandas and torch take long.
+_LATER = {
+    "Column": "presenting",
+    "Result": "result",
+    "Table": "presenting",
+    "read_result": "tables",
+    "read_table": "tables",
+    "read_tensors": "tensors",
+    "write_result": "tables",
+    "write_table": "tables",
+    "write_tensors": "tensors",
+}
+
 __all__ = [
+    "Column",
+    "JsonObject",
+    "Result",
+    "Table",
     "alone",
     "append_line",
     "check_writable",
@@ -48,3 +72,9 @@ __all__ = [
     "write_tensors",
     "write_text",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'langneurons.storage' has no attribute {name!r}")
+    return getattr(import_module(f"langneurons.storage.{_LATER[name]}"), name)

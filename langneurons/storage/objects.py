@@ -12,6 +12,8 @@ from langneurons.storage.faults import said_plainly
 from langneurons.storage.sealing import seal, unseal
 from langneurons.storage.writing import write_text
 
+JsonObject = dict[str, Any]
+
 _LARGEST_TOML = 1 << 20
 _DEEP_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]++[ \t]*\.[ \t]*){50}")
 

@@ -13,6 +13,18 @@ from langneurons.views.style import save
 from langneurons.views.tokens import tokens
 from langneurons.views.training_figures import training, transfer
 
+# Name of a result's class -> the figure that its ``plot`` draws.
+FIGURES = {
+    "Ablation": ablation,
+    "EffectTable": effects,
+    "Evaluation": effects,
+    "Finetuned": training,
+    "NeuronSet": layer_heatmap,
+    "Polysemanticity": selectivity,
+    "Transfer": transfer,
+    "ValidityTable": validity,
+}
+
 __all__ = [
     "ablation",
     "dose_response",

@@ -1,0 +1,231 @@
+"""Results: what verbs return; they are saved, loaded, printed and drawn in one way."""
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, unknown
+from langneurons.storage.faults import understood
+from langneurons.storage.objects import JsonObject, read_json, schema_of, write_json
+from langneurons.storage.presenting import Table
+from langneurons.storage.tables import read_table, write_table
+
+AnyResult = TypeVar("AnyResult", bound="Result")
+
+# Kind of result -> module of langneurons that defines its class; it is imported when such a result is loaded.
+MODULES = {
+    "ablation": "analysis.ablation.result",
+    "activation-statistics": "recording.statistics",
+    "comparison": "analysis.comparison",
+    "effect-table": "evaluation.effect_table",
+    "evaluation": "evaluation.evaluation",
+    "finetuned": "training.finetuned",
+    "neuron-set": "identification.neurons",
+    "polysemanticity": "analysis.selectivity.result",
+    "profiles": "analysis.profiles.result",
+    "protocol-comparison": "evaluation.paper.protocols",
+    "transfer": "training.transfer_table",
+    "validity-table": "analysis.validity.table",
+}
+
+_CLASSES: dict[str, type["Result"]] = {}
+
+
+class Result:
+    """Base of everything that a verb returns: tables, and the settings they belong to.
+
+    A subclass is a frozen dataclass that says what it is in its class statement::
+
+        @dataclass(frozen=True, eq=False, repr=False)
+        class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)):
+            rows: pd.DataFrame
+            controls: pd.DataFrame | None
+            settings: Mapping[str, Any]
+
+    Saved, it is a folder with ``<file>.json`` (schema, settings, the tables' checksums) and a parquet file for each
+    table. A class that holds more than tables and settings overrides ``_write`` and ``_read``. A class that prints
+    more than its first table overrides ``table`` or ``__repr__``.
+
+    Attributes:
+        kind: Short name of the class in the schema of its files, "" where it is not saved by itself.
+        schema: Schema of its JSON file, ``"langneurons/<kind>/<version>"``.
+        file: Name of its JSON file without the ending; None where a path names the file itself, not its folder.
+        tables: Attribute -> name of its parquet file without the ending.
+        optional: Those of the tables that may be None.
+    """
+
+    kind: ClassVar[str] = ""
+    schema: ClassVar[str] = ""
+    file: ClassVar[str | None] = None
+    tables: ClassVar[Mapping[str, str]] = {}
+    optional: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(
+        cls,
+        kind: str = "",
+        version: int = 1,
+        file: str | None = "",
+        tables: Sequence[str] | Mapping[str, str] = (),
+        optional: Sequence[str] = (),
+    ) -> None:
+        """Register a kind of result.
+
+        Args:
+            kind: Short name in the schema of its files; without one, the class is not saved by itself.
+            version: Version of its files, raised whenever older ones can no longer be read.
+            file: Name of its JSON file without the ending, by default the kind; None where a path names the file.
+            tables: Attributes that are DataFrames; a mapping also says under which names they are saved.
+            optional: Further attributes that are DataFrames or None.
+        """
+        super().__init_subclass__()
+        if kind:
+            files = dict(tables) if isinstance(tables, Mapping) else {name: name for name in tables}
+            cls.kind, cls.schema = kind, f"langneurons/{kind}/{version}"
+            cls.file = kind if file == "" else file
+            cls.tables = files | {name: name for name in optional}
+            cls.optional = frozenset(optional)
+            _CLASSES[kind] = cls
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything: tables first, and last the JSON file, without which nothing counts as saved.
+
+        Args:
+            path: The folder; where the class is saved as one JSON file, that file.
+
+        Returns:
+            The path.
+        """
+        path = Path(path).expanduser()
+        file = path if self.file is None else path / f"{self.file}.json"
+        write_json(file, self.schema, self._write(path))
+        return path
+
+    @classmethod
+    def load(cls: type[AnyResult], path: str | Path) -> AnyResult:
+        """Read what ``save`` wrote.
+
+        Args:
+            path: The folder, or the JSON file in it.
+
+        Raises:
+            StorageError: If a file is missing.
+            CorruptArtefactError: If it is another kind of file, or was truncated or changed.
+            StaleArtefactError: If it was written in another version of its schema.
+        """
+        path = Path(path).expanduser()
+        file = path if cls.file is None or path.is_file() else path / f"{cls.file}.json"
+        content = read_json(file, cls.schema)
+        with understood(file):
+            return cls(**cls._read(file.parent, content))
+
+    def table(self) -> Table:
+        """The table to print; by default the first of its tables, all columns.
+
+        Raises:
+            LangNeuronsError: If it has no table.
+        """
+        for name in self.tables:
+            return Table(getattr(self, name))
+        raise LangNeuronsError(f"{type(self).__name__} has no table to print.")
+
+    def plot(self, *arguments: Any, **options: Any) -> Any:
+        """Draw it.
+
+        Args:
+            arguments: Arguments of its figure in ``ln.plot``.
+            options: Options of its figure in ``ln.plot``.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            LangNeuronsError: If there is no figure of it.
+        """
+        figures = import_module("langneurons.views.plot").FIGURES
+        for base in type(self).__mro__:
+            if base.__name__ in figures:
+                return figures[base.__name__](self, *arguments, **options)
+        raise LangNeuronsError(
+            f"There is no figure of {type(self).__name__}. Results that can be drawn: {', '.join(sorted(figures))}."
+        )
+
+    def __repr__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str | None:
+        plain = not self.tables and type(self).table is Result.table
+        return None if plain else self.table()._repr_html_()
+
+    def _write(self, folder: Path) -> JsonObject:
+        """Write every file but the JSON file, and say what that holds."""
+        frames = {name: frame for field, name in self.tables.items() if (frame := getattr(self, field)) is not None}
+        checksums = {name: write_table(folder / f"{name}.parquet", frame) for name, frame in frames.items()}
+        return {"settings": dict(getattr(self, "settings", {})), "checksums": checksums}
+
+    @classmethod
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        """The constructor's arguments: what the JSON file and the files beside it hold."""
+        settings, checksums = content.get("settings"), content.get("checksums")
+        required = {name for field, name in cls.tables.items() if field not in cls.optional}
+        if not isinstance(settings, dict) or not isinstance(checksums, dict) or not required <= set(checksums):
+            raise CorruptArtefactError(
+                f"{folder / f'{cls.file}.json'} does not name {', '.join(sorted(required))} and the settings: save it "
+                "again."
+            )
+        fields: dict[str, Any] = dict.fromkeys(cls.tables)
+        for field, name in cls.tables.items():
+            if name in checksums:
+                fields[field] = read_table(folder / f"{name}.parquet", str(checksums[name]))
+        return {**fields, "settings": settings}
+
+
+def load(path: str | Path) -> Result:
+    """Read a saved result of any kind.
+
+    Args:
+        path: Folder that the result was saved to, or its JSON file.
+
+    Returns:
+        The result: an ``Evaluation``, an ``Ablation``, a ``NeuronSet``, ...
+
+    Raises:
+        StorageError: If there is no result, or there are several in the folder.
+        CorruptArtefactError: If it was truncated or changed.
+        StaleArtefactError: If it was written in another version of its schema.
+    """
+    path = Path(path).expanduser()
+    file = path if path.is_file() else _file_in(path)
+    kind = _kind_of(file)
+    if kind not in (kinds := result_kinds()):
+        raise StorageError(f"{file} holds no result. {unknown('kind of result', kind, kinds)}")
+    if kind not in _CLASSES:
+        import_module(f"langneurons.{MODULES[kind]}")
+    return _CLASSES[kind].load(file)
+
+
+def result_kinds() -> list[str]:
+    """Kinds of results that can be loaded."""
+    return sorted({*MODULES, *_CLASSES})
+
+
+def _file_in(folder: Path) -> Path:
+    """The JSON file of the one result in a folder."""
+    if not folder.is_dir():
+        raise StorageError(f"Cannot read {folder}: there is no such file or folder.")
+    kinds = result_kinds()
+    files = [file for file in sorted(folder.glob("*.json")) if _kind_of(file) in kinds]
+    if not files:
+        raise StorageError(
+            f"{folder} holds no result: none of its JSON files has a schema such as 'langneurons/ablation/1'. Kinds of "
+            f"results: {', '.join(kinds)}."
+        )
+    if len(files) > 1:
+        raise StorageError(f"{folder} holds several results: give one of {', '.join(file.name for file in files)}.")
+    return files[0]
+
+
+def _kind_of(file: Path) -> str:
+    matched = re.fullmatch(r"langneurons/([\w-]+)/\d+", schema_of(file))
+    return matched[1] if matched else ""
