@@ -45,7 +45,7 @@ from .settings import Recording as Recording
 from .settings import Run as Run
 from .settings import Testing as Testing
 from .settings import Training as Training
-from .storage import load as load
+from .storage.result import load as load
 from .study.study import Study as Study
 from .tasks import XNLI as XNLI
 from .tasks import XQuAD as XQuAD
