@@ -130,7 +130,8 @@ def transfer_experiment(
     for name, items in (("training", task), ("dev", training.get("dev"))):
         if items is not None:
             check_apart(items, test, source, name)
-    task.take(1).objective(view(model), [source]).ask(test)  # says now whether what is trained can answer the test
+    # Says now whether what is trained can answer the test.
+    protocol = task.take(1).objective(view(model), [source]).ask(test).protocol
     trained = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     chosen = chosen_conditions(neurons, source, places[1:], conditions, trained, draws, stats)
     make = _maker(rank, alpha, projections, attention) if update is None else update
@@ -153,7 +154,7 @@ def transfer_experiment(
         trainings=pd.DataFrame(list(trainings), columns=TRAININGS),
         references=_references(test, places),
         settings={
-            **_described(model, test),
+            **_described(model, test, protocol),
             "source": source,
             "targets": places[1:],
             "neurons": repr(neurons),
@@ -356,11 +357,11 @@ def _references(test: Task, places: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["language", "reference", "value"])
 
 
-def _described(model: torch.nn.Module, test: Task) -> dict[str, str]:
+def _described(model: torch.nn.Module, test: Task, protocol: str) -> dict[str, str]:
     seen = view(model)
     return {
         "model": f"{seen.name} ({seen.fingerprint[:8]}, {seen.backend})",
         "task": test.name,
-        "protocol": test.protocol if test.generates else "head",
+        "protocol": protocol,
         "items": test.fingerprint,
     }

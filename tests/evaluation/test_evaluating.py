@@ -18,6 +18,7 @@ from langneurons.errors import (
 from langneurons.evaluation.evaluating import _drawn, written_patches
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.models import view
+from langneurons.tasks.heads import ClassificationHead
 from langneurons.tasks.task import Task
 from tests.evaluation.next_word import next_word
 from tests.evaluation.planted_patching import Amplify, setting
@@ -133,7 +134,11 @@ def test_several_patches_are_written_together():
         ({"patches": {"zero": 0.0}}, PatchError, "should give a patch"),
         ({"patches": {"none": []}}, PatchError, "gives no patch"),
         ({"controls": -1}, EffectError, "cannot be negative"),
-        ({"head": "a head"}, TaskError, "no task is one that a head can answer"),
+        (
+            {"head": ClassificationHead(torch.eye(2), torch.zeros(2), ("a", "b"))},
+            TaskError,
+            "no task is one that a head can answer",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(arguments, error, said):
