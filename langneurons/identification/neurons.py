@@ -126,6 +126,8 @@ class NeuronSet:
         if shape is None or site is None:
             raise NeuronSetError("The table does not say its model's shape or site: give shape=(layers, width), site=.")
         labels = dict.fromkeys((*table.attrs.get("languages", ()), *table["language"]))
+        if odd := [label for label in labels if not isinstance(label, str)]:
+            raise NeuronSetError(f"The column 'language' holds languages' names, but one is {odd[0]!r:.40}.")
         rows = {label: table.loc[table["language"] == label, ["layer", "neuron"]].to_numpy() for label in labels}
         shape = checked_shape(shape)
         members = {label: flat_indices(label, pairs, shape) for label, pairs in rows.items()}

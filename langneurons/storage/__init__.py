@@ -1,26 +1,29 @@
 """Every file langneurons writes or reads back: JSON, safetensors and parquet, atomic, versioned, checked.
 
 A file appears whole under its name or not at all. JSON artefacts carry a ``schema`` such as
-``"langneurons/neuron-set/1"``. Every file carries a seal, the hash of what it holds, which reading verifies before
-anything else looks at it. What other programs write, and JSON that was edited by hand, has none.
+``"langneurons/neuron-set/1"``. Every file has a checksum, which is verified before anything else looks at the file:
+JSON carries its own, a result's JSON those of its tables and tensors, other files have one beside them. What other
+programs write, and JSON that was edited by hand, needs none.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from langneurons.storage.faults import understood
-from langneurons.storage.folders import (
+from langneurons.storage.checksums import checksum, fingerprint, verify
+from langneurons.storage.files import (
     alone,
+    append_line,
     check_writable,
     locked,
     make_temporary_folder,
     names_a_file,
     remove_folder,
+    replacing,
     temporary_folder,
+    understood,
+    write_text,
 )
 from langneurons.storage.objects import JsonObject, read_json, read_object, read_toml, schema_of, write_json
-from langneurons.storage.sealing import checksum, fingerprint, verify
-from langneurons.storage.writing import append_line, replacing, write_text
 
 if TYPE_CHECKING:
     from langneurons.storage.presenting import Column, Table

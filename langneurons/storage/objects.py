@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StaleArtefactError
-from langneurons.storage.faults import said_plainly
-from langneurons.storage.sealing import seal, unseal
-from langneurons.storage.writing import write_text
+from langneurons.storage.checksums import seal, unseal
+from langneurons.storage.files import said_plainly, write_text
 
 JsonObject = dict[str, Any]
 

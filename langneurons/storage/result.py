@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, unknown
-from langneurons.storage.faults import understood
+from langneurons.storage.files import understood
 from langneurons.storage.objects import JsonObject, read_json, schema_of, write_json
 from langneurons.storage.presenting import Table
 from langneurons.storage.tables import read_table, write_table
