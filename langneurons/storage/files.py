@@ -1,13 +1,12 @@
 """Files and folders: written whole or not at all, locked, and what the system refuses said in one sentence."""
 
 import errno
-import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -121,16 +120,17 @@ def locked(path: Path) -> Iterator[bool]:
     Yields:
         Whether the lock is held; False where another process, or another block of this one, holds it.
     """
+    from filelock import FileLock, Timeout  # takes long to import
+
     with said_plainly(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        lock = FileLock(path)
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 @contextmanager
