@@ -191,7 +191,7 @@ SAVED = Path(__file__).parent / "data" / "saved-by-0.1.0"
 def test_what_0_1_0_wrote_is_read_and_verified(tmp_path):
     """It kept a checksum inside of each file, whose digits counted as zeros, also in what other files recorded."""
     shutil.copytree(SAVED, tmp_path, dirs_exist_ok=True)
-    table = ln.EffectTable.load(tmp_path / "effects")
+    table = ln.effects.EffectTable.load(tmp_path / "effects")
     assert table.keys == ["patched", "measured"]
     rows, tensors = tmp_path / "rows.parquet", tmp_path / "checkpoint.safetensors"
     assert storage.read_table(rows)["value"].tolist() == [0.0, 0.5, 1.0]
@@ -204,7 +204,7 @@ def test_what_0_1_0_wrote_is_read_and_verified(tmp_path):
             file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
             with pytest.raises(CorruptArtefactError):
                 {rows: storage.read_table, tensors: storage.read_tensors}.get(
-                    file, lambda _: ln.EffectTable.load(tmp_path / "effects")
+                    file, lambda _: ln.effects.EffectTable.load(tmp_path / "effects")
                 )(file)
         file.write_bytes(content)
 
@@ -243,7 +243,7 @@ def test_nothing_but_storage_writes_files_or_pickles():
         if path.parent == STORAGE:
             continue
         lines = path.read_text().splitlines()
-        if path.name == "executors.py":  # what goes from one process of a run to another is no file
+        if path.name == "run.py":  # what goes from one process of a run to another is no file
             lines = [line for line in lines if "pickle" not in line.lower()]
         found = [line for line in lines if writers.search(line) and "storage." not in line]
         found = [line for line in found if not line.strip().startswith(("#", '"', ">>>"))]
