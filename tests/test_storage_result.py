@@ -91,9 +91,10 @@ def test_optional_tables_may_be_none_and_required_ones_may_not_be_missing(toy, t
     folder = Toy(toy.rows, {}).save(tmp_path)
     assert Toy.load(folder).controls is None
     content = storage.read_json(folder / "toys.json", Toy.schema)
-    storage.write_json(folder / "toys.json", Toy.schema, {**content, "checksums": {}})
-    with pytest.raises(CorruptArtefactError, match="does not name rows"):
-        Toy.load(folder)
+    for checksums in ({}, [], {**content["checksums"], "../../x": "0" * 32}, {"rows": 3}):
+        storage.write_json(folder / "toys.json", Toy.schema, {**content, "checksums": checksums})
+        with pytest.raises(CorruptArtefactError, match="does not (name rows|fit its checksum)"):
+            Toy.load(folder)
 
 
 def test_what_the_current_functions_wrote_is_read(toy, tmp_path):
