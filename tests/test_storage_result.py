@@ -254,6 +254,17 @@ def test_three_digits_are_right_for_every_number(value):
     assert len(text.lstrip("-0.").replace(".", "").replace(",", "").partition("e")[0]) <= 3 or abs(value) > 999
 
 
+def test_cells_that_hold_lists_arrays_or_truths_are_printed():
+    frame = pd.DataFrame(
+        {"a": [[1, 2], np.array([3.5, 4.5]), None], "b": [True, False, None], "seed": [1.0, 2000, None]}
+    )
+    assert Table(frame).texts().to_numpy().tolist() == [
+        ["[1, 2]", "yes", "1"],
+        ["[3.5 4.5]", "no", "2000"],
+        ["–", "–", "–"],
+    ]
+
+
 # ---- drawing ----
 
 

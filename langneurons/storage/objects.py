@@ -15,7 +15,9 @@ JsonObject = dict[str, Any]
 
 def write_json(path: Path, schema: str, content: Mapping[str, Any]) -> None:
     """Write a JSON artefact atomically, keys sorted, with its schema and seal."""
-    stored = json.loads(_dumped({"schema": schema, **content}))  # keys are text here, as they are when the seal is verified
+    stored = json.loads(
+        _dumped({"schema": schema, **content})
+    )  # keys are text here, as they are when the seal is verified
     write_text(path, _dumped(seal(stored)) + "\n")
 
 

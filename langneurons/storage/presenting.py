@@ -207,7 +207,9 @@ def is_missing(value: object) -> bool:
 def _cell(column: Column, value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    return column.text(value) if value is None or isinstance(value, SupportsFloat) else str(value)
+    if value is None or (isinstance(value, SupportsFloat) and np.ndim(value) == 0):  # arrays have a float, too
+        return column.text(value)
+    return str(value)
 
 
 def _latex(text: str) -> str:
