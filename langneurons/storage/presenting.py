@@ -207,7 +207,7 @@ def is_missing(value: object) -> bool:
 def _cell(column: Column, value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    if value is None or (isinstance(value, SupportsFloat) and np.ndim(value) == 0):  # arrays have a float, too
+    if value is None or (isinstance(value, SupportsFloat) and pd.api.types.is_scalar(value)):  # arrays support it, too
         return column.text(value)
     return str(value)
 
