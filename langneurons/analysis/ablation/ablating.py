@@ -25,6 +25,7 @@ from langneurons.models import view
 from langneurons.patches.patch import Value
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor
+from langneurons.settings import Testing
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -102,7 +103,7 @@ def ablate(
     """
     check_options(neurons, each, controls, rows)
     check_min_effect(min_effect)
-    estimation.check_options(delta, 0.95, resamples)
+    Testing(margin=delta, resamples=resamples)
     neurons = replace(neurons, members={k: v for k, v in neurons.members.items() if len(v)}, scores={})
     written = Written.of(value, stats, neurons, controls)
     source = measured(model, data, metric)
@@ -110,7 +111,7 @@ def ablate(
     check_clusters(source, view(model), chosen)
     runner = Runner(model, source, written, chosen, rows, out, progress, executor)
     conditions, drawn = _measured(runner, neurons, each, Controls(controls, stats, seed), order)
-    options = {"per": source.per, "delta": delta, "resamples": resamples, "seed": seed}
+    options = {"per": source.per, "margin": delta, "resamples": resamples, "seed": seed}
     found = {
         (*key, language): one
         for language in chosen
