@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from langneurons.corpora.loading import distinct
-from langneurons.effects.estimation import check_options, difference
+from langneurons.effects.estimation import difference
 from langneurons.errors import LanguageError, PatchError, TaskError, unknown
 from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
 from langneurons.evaluation.measuring import Job, measure_jobs
@@ -18,12 +18,11 @@ from langneurons.models import view
 from langneurons.patches.patch import Patch, control_patches
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor
-from langneurons.settings import Controls
+from langneurons.settings import Controls, Testing
 from langneurons.tasks.task import Task
 
 Written = Patch | Sequence[Patch]
 Patches = Mapping[str, Written | Callable[[str], Written]]
-LEVEL = 0.95
 CHANGES = ["task", "protocol", "metric", "patch", "language", "draw", "estimate"]
 ROWS = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
 
@@ -82,7 +81,7 @@ def evaluate(
         >>> found.scores["patch"].unique().tolist()
         ['unpatched', 'zero']
     """
-    check_options(delta, LEVEL, resamples)
+    Testing(margin=delta, resamples=resamples)
     how = Controls(draws=controls, stats=stats, seed=seed)
     asked = _asked(tasks, head)
     chosen = chosen_languages(asked, languages)
@@ -123,7 +122,7 @@ def evaluate(
             },
             "tasks": {f"{task.name} {task.protocol}": task.fingerprint for task in asked},
             "control_draws": controls,
-            "options": {"delta": delta, "seed": seed, "resamples": resamples},
+            "options": {"margin": delta, "seed": seed, "resamples": resamples},
         },
     )
 

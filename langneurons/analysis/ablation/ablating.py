@@ -26,7 +26,7 @@ from langneurons.models import view
 from langneurons.patches.patch import Value
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor
-from langneurons.settings import Controls
+from langneurons.settings import Controls, Testing
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -105,7 +105,7 @@ def ablate(
     check_options(neurons, each, controls, rows)
     how = Controls(draws=controls, stats=stats, seed=seed)
     check_min_effect(min_effect)
-    estimation.check_options(delta, 0.95, resamples)
+    Testing(margin=delta, resamples=resamples)
     neurons = replace(neurons, members={k: v for k, v in neurons.members.items() if len(v)}, scores={})
     written = Written.of(value, stats, neurons, controls)
     source = measured(model, data, metric)
@@ -113,7 +113,7 @@ def ablate(
     check_clusters(source, view(model), chosen)
     runner = Runner(model, source, written, chosen, rows, out, progress, executor)
     conditions, drawn = _measured(runner, neurons, each, how, order)
-    options = {"per": source.per, "delta": delta, "resamples": resamples, "seed": seed}
+    options = {"per": source.per, "margin": delta, "resamples": resamples, "seed": seed}
     found = {
         (*key, language): one
         for language in chosen
