@@ -15,7 +15,7 @@ from langneurons.errors import (
     SiteMismatchError,
     TaskError,
 )
-from langneurons.evaluation.evaluating import _drawn, written_patches
+from langneurons.evaluation.evaluating import _control_patches, written_patches
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.models import view
 from langneurons.tasks.task import Task
@@ -84,6 +84,17 @@ def test_saved_and_loaded_evaluations_say_the_same(evaluated, tmp_path):
         Evaluation.load(tmp_path / "kept")
 
 
+def test_an_evaluation_of_version_0_1_0_loads(evaluated, tmp_path):
+    options = {"delta": 0.01, "seed": 0, "resamples": 400}
+    folder = Evaluation(
+        evaluated.rows, evaluated.references, evaluated.controls, {**evaluated.settings, "options": options}
+    ).save(tmp_path)
+    again = ln.load(folder)
+    pd.testing.assert_frame_equal(again.scores, evaluated.scores)
+    pd.testing.assert_frame_equal(again.effects().rows, evaluated.effects().rows)
+    assert again.effects().settings == evaluated.effects().settings
+
+
 def test_an_interrupted_evaluation_goes_on(tmp_path):
     model, _, _, neurons = setting()
     task = next_word()
@@ -108,7 +119,8 @@ def test_the_plot_shows_every_effect_and_its_controls(evaluated):
 
 
 def test_text_of_an_evaluation_names_scores_in_per_cent(evaluated):
-    assert "80.0" in repr(evaluated)
+    assert "score (%)" in repr(evaluated)
+    assert " 80 [" in repr(evaluated)
     assert "<table" in evaluated._repr_html_()
 
 
@@ -132,7 +144,7 @@ def test_several_patches_are_written_together():
         ({"patches": {"unpatched": "zero"}}, PatchError, "another name"),
         ({"patches": {"zero": 0.0}}, PatchError, "should give a patch"),
         ({"patches": {"none": []}}, PatchError, "gives no patch"),
-        ({"controls": -1}, EffectError, "cannot be negative"),
+        ({"controls": -1}, EffectError, "at least 0, given -1"),
         ({"head": "a head"}, TaskError, "no task is one that a head can answer"),
     ],
 )
@@ -160,7 +172,7 @@ def test_tasks_with_numbers_and_with_texts_as_items_are_saved_together(tmp_path)
 def test_options_are_refused_before_anything_is_measured():
     model, *_ = setting()
     task = next_word()
-    with pytest.raises(EffectError, match="50 resamples"):
+    with pytest.raises(EffectError, match="resamples must be a whole number of at least 100, or None, given 50"):
         ln.evaluate(model, task, ["hi"], resamples=50, progress=False)
     assert not task.counter
 
@@ -195,7 +207,7 @@ def test_controls_touch_no_neuron_that_is_patched_in_any_language():
     model, _, stats, neurons = setting()
     written = written_patches({"zero": lambda language: ln.SetTo(neurons[language], 0.0)}, ["en", "hi", "ur", "zh"])
     everywhere = {tuple(unit.tolist()) for unit in neurons.indices()}
-    for patches in _drawn(written, stats, 10, 0).values():
+    for patches in _control_patches(written, ln.Controls(draws=10, stats=stats)).values():
         for patch in patches:
             assert not everywhere & {tuple(unit.tolist()) for unit in patch.neurons.indices()}
 
