@@ -9,6 +9,7 @@ import langneurons as ln
 from langneurons.analysis.profiles.profiling import clearest_neurons
 from langneurons.analysis.validity import Evidence, Nulls, nulls_of, record_nulls, split_half, validity_table
 from langneurons.analysis.validity.reliability import Halves, whole
+from langneurons.effects.table import with_current_names
 from langneurons.errors import StatisticsError
 from langneurons.replication.protocols import compare_protocols
 from langneurons.replication.statistics import published_statistics
@@ -132,7 +133,7 @@ class Computing:
             stats=stats.at(neurons.site),
             patch=patch_maker(str(step.settings["write"]), stats, self.load.published(step)),
             executor=self.executor,
-            **self._judged(),
+            **with_current_names(self._judged()),
         )
         table.save(out)
 
@@ -158,7 +159,7 @@ class Computing:
             stats=stats,
             batch_size=self.config.text.batch_size,
             executor=self.executor,
-            **self._judged(),
+            **with_current_names(self._judged()),
         )
         found.save(out)
 
@@ -203,7 +204,7 @@ class Computing:
             controls=part.controls,
             batch_size=self.config.text.batch_size,
             executor=self.executor,
-            **self._judged(),
+            **with_current_names(self._judged()),
         )
         found.save(out)
 

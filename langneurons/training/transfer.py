@@ -23,6 +23,7 @@ from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor, chosen_executor
+from langneurons.settings import Run as Settings
 from langneurons.settings import Testing
 from langneurons.tasks.heads import LabelledPairs
 from langneurons.tasks.task import Task
@@ -238,7 +239,7 @@ class Measuring:
             for (patch, language), parts in written.items()
             if language in run.languages(self.places)
         }
-        measured = measure_jobs(self.model, jobs, self.folder, progress=False)
+        measured = measure_jobs(self.model, jobs, Settings(out=self.folder, progress=False))
         found = [_long(task, table).assign(patch=name[0], language=name[1]) for name, table in measured.items()]
         about = dict(zip(ROWS[:4], run.about, strict=True))
         return pd.concat(found, ignore_index=True).assign(**about).reindex(columns=ROWS)
