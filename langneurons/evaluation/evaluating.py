@@ -119,7 +119,7 @@ def _tasks(tasks: Any, head: Any) -> list[Task]:
     if not tasks:
         raise TaskError("No task was given: give at least one, such as ln.XNLI.load(...).")
     if head is not None:
-        by_head = [task.by_head(head) if hasattr(task, "by_head") else task for task in tasks]
+        by_head = [task.with_head(head) for task in tasks]
         if all(answered is task for answered, task in zip(by_head, tasks, strict=True)):
             raise TaskError("A head was given, but no task is one that a head can answer.")
         tasks = by_head
