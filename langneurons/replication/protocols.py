@@ -10,16 +10,17 @@ import pandas as pd
 import torch
 
 from langneurons import storage
-from langneurons.effects.estimation import check_options, effect
+from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, LangNeuronsWarning, TaskError
-from langneurons.evaluation.evaluating import LEVEL, Patches, chosen_languages, task_jobs, written_patches
+from langneurons.evaluation.evaluating import Patches, chosen_languages, task_jobs, written_patches
 from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.measuring import measure_jobs
 from langneurons.models import view
 from langneurons.replication import answers
 from langneurons.replication.published import PUBLISHED_METRICS
 from langneurons.run import Executor
+from langneurons.settings import Run, Testing
 from langneurons.tasks.heads import POSITIONS, ClassificationHead, Head, pairs_of
 from langneurons.tasks.task import Task
 
@@ -135,7 +136,7 @@ def compare_protocols(
         >>> compare_protocols(model, task, zero, resamples=200, progress=False).table["metric"].tolist()
         ['f1', 'exact_match']
     """
-    check_options(delta, LEVEL, resamples)
+    Testing(margin=delta, resamples=resamples)
     sound, published = task, _published(task, published_head)
     chosen = chosen_languages([task], languages)
     written = written_patches(patches, chosen)
@@ -148,14 +149,14 @@ def compare_protocols(
         for index, one in enumerate(asked)
         for name, job in task_jobs(model, one, conditions, batch_size).items()
     }
-    measured = measure_jobs(model, jobs, out, progress, executor=executor)
+    measured = measure_jobs(model, jobs, Run(out=out and Path(out), progress=progress, executor=executor))
     rows = {key[1:]: found for key, found in measured.items() if key[0] == 0}
     theirs = {
         key[1:]: _as_published(model, published, key[2], found)
         for key, found in measured.items()
         if key[0] == len(asked) - 1
     }
-    options = {"delta": delta, "seed": seed, "resamples": resamples}
+    options = {"margin": delta, "seed": seed, "resamples": resamples}
     tables = [_compared(metric, list(written), rows, theirs, options) for metric in sound.metrics]
     seen = view(model)
     settings = {"task": f"{task.name} {task.protocol}", "model": f"{seen.name} ({seen.fingerprint[:8]})", **options}
@@ -236,7 +237,7 @@ def _compared(
         base = theirs[UNPATCHED, cell["language"]][metric].to_numpy()
         patched = theirs[cell["patch"], cell["language"]][metric].to_numpy()
         change = float(patched.mean() - base.mean())
-        concluded = "no difference" if abs(change) < options["delta"] else "gain" if change > 0 else "loss"
+        concluded = "no difference" if abs(change) < options["margin"] else "gain" if change > 0 else "loss"
         found.append(
             {
                 "metric": metric,

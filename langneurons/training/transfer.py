@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.corpora.loading import distinct
-from langneurons.effects.estimation import check_options
 from langneurons.errors import LanguageError, TrainingError, unknown
-from langneurons.evaluation.evaluating import LEVEL, Patches, chosen_languages, written_patches
+from langneurons.evaluation.evaluating import Patches, chosen_languages, written_patches
 from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.measuring import Job, check_reads_text, measure_jobs
 from langneurons.identification.neurons import NeuronSet
@@ -24,6 +23,8 @@ from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor, chosen_executor
+from langneurons.settings import Run as Settings
+from langneurons.settings import Testing
 from langneurons.tasks.task import Task
 from langneurons.training.conditions import CONDITIONS, Condition
 from langneurons.training.conditions import conditions as chosen_conditions
@@ -123,7 +124,7 @@ def transfer_experiment(
         >>> found.effects().rows["seeds"].tolist()
         [2.0]
     """
-    check_options(delta, LEVEL, resamples)
+    Testing(margin=delta, resamples=resamples)
     if "languages" in training:
         raise TrainingError("The training data is in one language: say which by source=, not by languages=.")
     places = _places(test, source, targets)
@@ -162,7 +163,7 @@ def transfer_experiment(
             "training": {name: repr(value) for name, value in training.items()},
             "training_patches": [repr(one) for one in held_patches],
             "patches": {" ".join(name): [repr(one) for one in parts] for name, parts in written.items()},
-            "options": {"delta": delta, "seed": seed, "resamples": resamples},
+            "options": {"margin": delta, "seed": seed, "resamples": resamples},
         },
     )
 
@@ -237,7 +238,7 @@ class Measuring:
             for (patch, language), parts in written.items()
             if language in run.languages(self.places)
         }
-        measured = measure_jobs(self.model, jobs, self.folder, progress=False)
+        measured = measure_jobs(self.model, jobs, Settings(out=self.folder, progress=False))
         found = [_long(task, table).assign(patch=name[0], language=name[1]) for name, table in measured.items()]
         about = dict(zip(ROWS[:4], run.about, strict=True))
         return pd.concat(found, ignore_index=True).assign(**about).reindex(columns=ROWS)

@@ -15,13 +15,16 @@ from langneurons.errors import (
     SiteMismatchError,
     TaskError,
 )
-from langneurons.evaluation.evaluating import _drawn, written_patches
+from langneurons.evaluation.evaluating import written_patches
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.models import view
+from langneurons.patches.patch import control_patches
 from langneurons.tasks.heads import ClassificationHead
 from langneurons.tasks.task import Task
 from tests.evaluation.next_word import next_word
 from tests.evaluation.planted_patching import Amplify, setting
+
+HEAD = ClassificationHead(torch.eye(2), torch.zeros(2), ("a", "b"))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,17 @@ def test_saved_and_loaded_evaluations_say_the_same(evaluated, tmp_path):
         Evaluation.load(tmp_path / "kept")
 
 
+def test_an_evaluation_of_version_0_1_0_loads(evaluated, tmp_path):
+    options = {"delta": 0.01, "seed": 0, "resamples": 400}
+    folder = Evaluation(
+        evaluated.rows, evaluated.references, evaluated.controls, {**evaluated.settings, "options": options}
+    ).save(tmp_path)
+    again = ln.load(folder)
+    pd.testing.assert_frame_equal(again.scores, evaluated.scores)
+    pd.testing.assert_frame_equal(again.effects().rows, evaluated.effects().rows)
+    assert again.effects().settings == evaluated.effects().settings
+
+
 def test_an_interrupted_evaluation_goes_on(tmp_path):
     model, _, _, neurons = setting()
     task = next_word()
@@ -109,7 +123,8 @@ def test_the_plot_shows_every_effect_and_its_controls(evaluated):
 
 
 def test_text_of_an_evaluation_names_scores_in_per_cent(evaluated):
-    assert "80.0" in repr(evaluated)
+    assert "score (%)" in repr(evaluated)
+    assert " 80 [" in repr(evaluated)
     assert "<table" in evaluated._repr_html_()
 
 
@@ -133,12 +148,8 @@ def test_several_patches_are_written_together():
         ({"patches": {"unpatched": "zero"}}, PatchError, "another name"),
         ({"patches": {"zero": 0.0}}, PatchError, "should give a patch"),
         ({"patches": {"none": []}}, PatchError, "gives no patch"),
-        ({"controls": -1}, EffectError, "cannot be negative"),
-        (
-            {"head": ClassificationHead(torch.eye(2), torch.zeros(2), ("a", "b"))},
-            TaskError,
-            "no task is one that a head can answer",
-        ),
+        ({"controls": -1}, EffectError, "draws must be a whole number of at least 0, given -1"),
+        ({"head": HEAD}, TaskError, "no task is one that a head can answer"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(arguments, error, said):
@@ -165,7 +176,7 @@ def test_tasks_with_numbers_and_with_texts_as_items_are_saved_together(tmp_path)
 def test_options_are_refused_before_anything_is_measured():
     model, *_ = setting()
     task = next_word()
-    with pytest.raises(EffectError, match="50 resamples"):
+    with pytest.raises(EffectError, match="resamples must be a whole number of at least 100, or None, given 50"):
         ln.evaluate(model, task, ["hi"], resamples=50, progress=False)
     assert not task.counter
 
@@ -177,7 +188,7 @@ def test_an_all_right_score_is_not_taken_for_a_certain_one():
     rows = rows.assign(task="t", protocol="p", patch="unpatched", language="hi")
     references = pd.DataFrame([("t", "p", "f1", "hi", "chance", 0.98)])
     references.columns = ["task", "protocol", "metric", "language", "reference", "value"]
-    options = {"delta": 0.01, "seed": 0, "resamples": 400}
+    options = {"margin": 0.01, "seed": 0, "resamples": 400}
     score = Evaluation(rows, references, None, {"model": "m", "options": options}).scores.iloc[0]
     assert (score["against_chance"], score["high"]) == ("inconclusive", 1.0)
     assert score["low"] < 0.98
@@ -200,7 +211,7 @@ def test_controls_touch_no_neuron_that_is_patched_in_any_language():
     model, _, stats, neurons = setting()
     written = written_patches({"zero": lambda language: ln.SetTo(neurons[language], 0.0)}, ["en", "hi", "ur", "zh"])
     everywhere = {tuple(unit.tolist()) for unit in neurons.indices()}
-    for patches in _drawn(written, stats, 10, 0).values():
+    for patches in control_patches(written, ln.Controls(draws=10, stats=stats)).values():
         for patch in patches:
             assert not everywhere & {tuple(unit.tolist()) for unit in patch.neurons.indices()}
 

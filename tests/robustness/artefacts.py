@@ -25,7 +25,7 @@ from langneurons.errors import StorageError
 from langneurons.evaluation.measuring import _kept
 from langneurons.models.checkpoints import load_tokenizer
 from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
-from langneurons.recording.run_folder import PLAN, Run
+from langneurons.recording.passes import PLAN, RecordingFolder
 from langneurons.recording.sums import LanguageSums
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics
 from langneurons.study.config import read_config
@@ -170,12 +170,12 @@ def _sums() -> LanguageSums:
 
 
 def _make_recording(folder: Path) -> None:
-    Run(folder, True).claim({"sites": ["act"], "context_length": 16, "model": "m"})
-    Run(folder, True).save("en", _sums())
+    RecordingFolder(folder, True).claim({"sites": ["act"], "context_length": 16, "model": "m"})
+    RecordingFolder(folder, True).save("en", _sums())
 
 
 def _read_recording(folder: Path) -> Any:
-    run = Run(folder, True)
+    run = RecordingFolder(folder, True)
     run.claim({"sites": ["act"], "context_length": 16, "model": "m"})
     kept = run.load("en", ("act",), torch.device("cpu"))
     return storage.read_json(folder / "recording.json", PLAN), None if kept is None else kept.tensors()
@@ -321,7 +321,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "published mask": Artefact(_make_pth, _read_pth),
     "effect table": Artefact(lambda f: made_up.matrix().save(f), ln.effects.EffectTable.load),
     "evaluation": Artefact(
-        lambda f: ln.evaluation.Evaluation(TABLE, TABLE, None, {"model": "m", "options": {"delta": 0.01}}).save(f),
+        lambda f: ln.evaluation.Evaluation(TABLE, TABLE, None, {"model": "m", "options": {"margin": 0.01}}).save(f),
         ln.evaluation.Evaluation.load,
     ),
     "transfer": Artefact(
@@ -342,7 +342,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "packed corpus": Artefact(_make_packed, _read_packed),
     "half a recording": Artefact(_make_recording, _read_recording),
     "half a fine-tuning": Artefact(_make_finetuning, _read_finetuning),
-    "kept rows": Artefact(lambda f: storage.write_table(f / "r.parquet", TABLE), _read_rows),
+    "kept rows": Artefact(lambda f: storage.write_table(f / "r.parquet", TABLE, sidecar=True), _read_rows),
     "texts, txt": Artefact(lambda f: _make_texts(f, "txt"), _read_texts, plain=True, share=0.5),
     "texts, jsonl": Artefact(lambda f: _make_texts(f, "jsonl"), _read_texts, plain=True, share=0.5),
     "texts, parquet": Artefact(lambda f: _make_texts(f, "parquet"), _read_texts, plain=True, share=0.5),
