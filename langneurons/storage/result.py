@@ -27,6 +27,7 @@ MODULES = {
     "polysemanticity": "analysis.selectivity.result",
     "profiles": "analysis.profiles.result",
     "protocol-comparison": "replication.protocols",
+    "published-statistics": "replication.statistics",
     "transfer": "training.transfer_table",
     "validity-table": "analysis.validity.table",
 }

@@ -70,7 +70,7 @@ class Against:
         for step, found in self._of("protocols"):
             _, _, group, method, name = step.name.split("/")
             kind = self.config.tasks[self.config.protocols[name].task].kind
-            for row in found.table.to_dict("records"):
+            for row in found.rows.to_dict("records"):
                 cell = {"task": kind, "metric": row["metric"], "neurons": method, "set": group}
                 cell |= {"language": row["language"], "patch": row["patch"]}
                 theirs = f"{_changed(row['published_base'], row['published_patched'])}, {row['published_conclusion']}"
