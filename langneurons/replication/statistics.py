@@ -146,8 +146,7 @@ def published_statistics(
         batch_size: Chunks per batch; the percentiles depend on it.
         seed: Seed of the random choice.
         progress: Whether to show progress bars on standard error.
-        executor: Where to run: None for this process, "ray" or an address for a Ray cluster; one language is one piece
-            of work.
+        executor: None to run in this process, "ray" or an address for a Ray cluster; one language is one piece of work.
 
     Returns:
         The statistics, in float32.

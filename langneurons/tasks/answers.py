@@ -1,15 +1,21 @@
-"""How right a short answer is: exact match and F1 of SQuAD 1.1, with the normalisation that MLQA gave each language.
+"""What can be said of a short answer: how right it is, and in which language.
 
-Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1, and Lewis et al. 2020 (arXiv 1910.07475), section 4.1.
+Exact match and F1 are those of SQuAD 1.1 (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1) with the normalisation
+that MLQA gave each language (Lewis et al. 2020, arXiv 1910.07475, section 4.1). Languages are identified by py3langid.
 """
 
 import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import islice
 
-from langneurons.errors import TaskError
+import numpy as np
+import pandas as pd
+
+from langneurons.corpora.purity import CHARACTERS_READ, MEMBERS, identifier
+from langneurons.errors import CorpusError, LanguageError, TaskError, unknown
 
 # As case folding leaves them (ς becomes σ). English, Spanish, German and Vietnamese are MLQA's.
 _ARTICLES = {
@@ -49,8 +55,8 @@ def normalise(text: str, language: str) -> list[str]:
     character by character, with runs of other scripts and of digits kept whole; every other language by words.
 
     Args:
-        text: An answer.
-        language: Its code; a language without known articles has none removed.
+        text: The text of an answer.
+        language: Code of its language; articles are removed in languages whose articles are known.
 
     Returns:
         Its tokens, perhaps none.
@@ -74,9 +80,9 @@ def exact_match(prediction: str, golds: Sequence[str], language: str) -> float:
     """Score an answer 1 if it equals one of the right ones after normalisation, else 0.
 
     Args:
-        prediction: The answer given.
+        prediction: The answer to score.
         golds: The right answers.
-        language: Of all of them.
+        language: Language of all of them.
 
     Returns:
         0 or 1; an answer without any token is right only where a gold has none either.
@@ -88,7 +94,7 @@ def exact_match(prediction: str, golds: Sequence[str], language: str) -> float:
         >>> exact_match("el balón.", ["Balón", "la pelota"], "es")
         1.0
     """
-    return _best(lambda given, gold: float(given == gold), prediction, golds, language)
+    return _best(lambda answer, gold: float(answer == gold), prediction, golds, language)
 
 
 def f1(prediction: str, golds: Sequence[str], language: str) -> float:
@@ -97,9 +103,9 @@ def f1(prediction: str, golds: Sequence[str], language: str) -> float:
     The harmonic mean of precision and recall over tokens, each counted as often as it occurs.
 
     Args:
-        prediction: The answer given.
+        prediction: The answer to score.
         golds: The right answers.
-        language: Of all of them.
+        language: Language of all of them.
 
     Returns:
         Between 0 and 1; an answer without any token scores 0, unless a gold has none either.
@@ -119,15 +125,15 @@ def _best(
 ) -> float:
     if isinstance(golds, str) or not golds:
         raise TaskError(f"Give the right answers as a list of at least one text, not {golds!r}.")
-    given = normalise(prediction, language)
-    return max(score(given, normalise(gold, language)) for gold in golds)
+    answer = normalise(prediction, language)
+    return max(score(answer, normalise(gold, language)) for gold in golds)
 
 
-def _overlap(given: list[str], gold: list[str]) -> float:
-    if not given or not gold:
-        return float(given == gold)
-    shared = (Counter(given) & Counter(gold)).total()
-    return 2 * shared / (len(given) + len(gold))
+def _overlap(answer: list[str], gold: list[str]) -> float:
+    if not answer or not gold:
+        return float(answer == gold)
+    shared = (Counter(answer) & Counter(gold)).total()
+    return 2 * shared / (len(answer) + len(gold))
 
 
 def _fold(text: str) -> str:
@@ -139,3 +145,120 @@ def _is_silent(letter: str) -> bool:
     """Whether a character is punctuation, or, as direction marks and joiners are, invisible."""
     category = unicodedata.category(letter)
     return category[0] == "P" or category == "Cf" or letter in string.punctuation
+
+
+UNKNOWN = "unknown"
+# Bytes, not letters: of Hindi and Chinese seven characters say what of French twenty do. Among seven languages 15 bytes
+# of news text are placed right in 97 to 100 % of cases, 10 bytes in 93 to 100 %.
+LEAST_BYTES = 15
+# A text is in none of the languages asked for if its probability there is below this share of the best of all. Of 40
+# bytes of news text that keeps 99 % of the texts in one of the languages, and refuses 99 % of those in another.
+LEAST_SHARE = 0.1
+_WHOLE = {member: code for code, members in MEMBERS.items() for member in members}
+
+
+def identify(texts: Sequence[str], languages: Collection[str] | None = None) -> list[str]:
+    """Place texts in languages, with py3langid.
+
+    Name the possible languages wherever they are known: among seven, 20 bytes of letters are placed right in 97 to
+    100 % of cases; among its 140, Hindi of that length is taken for Nepali or Marathi every third time.
+
+    Args:
+        texts: Texts, of each of which the first 1000 characters are read.
+        languages: The languages a text may be in; by default any.
+
+    Returns:
+        Language codes; "unknown" for texts with fewer than 15 UTF-8 bytes of letters, and for those that read much
+        more like a language that is not in ``languages``.
+
+    Raises:
+        LanguageError: If one of ``languages`` cannot be identified.
+
+    Example:
+        >>> identify(["Das Wetter ist heute schön.", "आज मौसम अच्छा है।", "12:30"], ["en", "hi"])
+        ['unknown', 'hi', 'unknown']
+    """
+    identified = {_whole(code) for code in identifier().labels}
+    for language in languages or ():
+        if language not in identified:
+            raise LanguageError(unknown("language", language, sorted(identified)))
+    possible = identified if languages is None else set(languages)
+    if not possible:
+        raise LanguageError("No language was given to choose from; None stands for any.")
+    return [_place(text, possible) for text in texts]
+
+
+def confusion(
+    corpus: Mapping[str, Sequence[str]], letters: int | None = None, sample: int = 500, seed: int = 0
+) -> pd.DataFrame:
+    """Measure how often text of each language is placed in each of them.
+
+    Args:
+        corpus: Documents per language; a ``Corpus`` is one.
+        letters: Letters (vowel signs and other marks included) after which documents are cut, to see what happens at
+            the length of a completion; shorter documents are left out. By default nothing is cut.
+        sample: Maximum number of documents per language.
+        seed: Seed of the sample.
+
+    Returns:
+        One row per language (the index), one column for each of them and "unknown": shares, which sum to 1.
+
+    Raises:
+        CorpusError: If no document of a language has that many letters.
+        LanguageError: If a language cannot be identified.
+
+    Example:
+        >>> table = confusion(ln.load_corpus("babel", ["en", "hi"]), letters=20)
+        >>> bool(table.loc["hi", "hi"] > 0.9), table.columns.tolist()
+        (True, ['en', 'hi', 'unknown'])
+    """
+    columns = [*corpus, UNKNOWN]
+    shares = {}
+    for language, documents in corpus.items():
+        placed = identify(_sample(language, documents, letters, sample, seed), list(corpus))
+        shares[language] = pd.Series(placed).value_counts(normalize=True)
+    table = pd.DataFrame(shares).T.reindex(index=list(corpus), columns=columns, fill_value=0.0).fillna(0.0)
+    return table.rename_axis(index="language")
+
+
+def cut_to_letters(text: str, letters: int) -> str | None:
+    """Cut a text after some letters, marks included; None where it has fewer.
+
+    Example:
+        >>> cut_to_letters("नमस्ते, दुनिया", 6), cut_to_letters("Hi!", 3)
+        ('नमस्ते', None)
+    """
+    places = [place for place, character in enumerate(text) if _is_letter(character)]
+    return text[: places[letters - 1] + 1] if len(places) >= letters else None
+
+
+def _place(text: str, possible: Collection[str]) -> str:
+    read = text[:CHARACTERS_READ]
+    if sum(len(character.encode()) for character in read if _is_letter(character)) < LEAST_BYTES:
+        return UNKNOWN
+    shares: dict[str, float] = {}
+    for code, share in identifier().rank(read):
+        whole = _whole(code)
+        shares[whole] = max(share, shares.get(whole, 0.0))
+    best = max(possible, key=lambda code: (shares.get(code, 0.0), code))
+    return best if shares.get(best, 0.0) >= LEAST_SHARE * max(shares.values()) else UNKNOWN
+
+
+def _whole(code: object) -> str:
+    """The language that a code stands for, or that it is a variety of."""
+    return _WHOLE.get(str(code), str(code))
+
+
+def _is_letter(character: str) -> bool:
+    # In Indic scripts vowels are marks, which str.isalpha leaves out.
+    return unicodedata.category(character)[0] in "LM"
+
+
+def _sample(language: str, documents: Sequence[str], letters: int | None, sample: int, seed: int) -> list[str]:
+    order = np.random.default_rng(seed).permutation(len(documents))
+    read = (documents[int(index)] for index in order)
+    cut = (document if letters is None else cut_to_letters(document, letters) for document in read)
+    texts = list(islice((text for text in cut if text is not None), sample))
+    if not texts:
+        raise CorpusError(f"{language!r} has no document of {letters or 1} letters.")
+    return texts

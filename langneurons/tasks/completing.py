@@ -18,10 +18,10 @@ from langneurons.tasks.batching import groups, scoring
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after a prompt.
+    """The text that a model generated after a prompt.
 
     Args:
-        ids: The generated token ids, up to and with what ended them.
+        ids: The generated token ids, including those that ended them.
         text: Their text, without the end-of-sequence token and cut before the stop string.
         stopped: Whether the end-of-sequence token or a stop string ended it, not the limit.
     """
@@ -68,16 +68,16 @@ def complete(
     """Complete prompts greedily, with whatever is attached to the model at this moment.
 
     Only prompts of one length, rounded up to a multiple of 16, share a batch, so that a completion does not depend on
-    its neighbours (but where two tokens are equally likely to the last bits).
+    its neighbours, unless two tokens are equally likely up to rounding.
 
     Args:
-        model: From ``load_model``.
+        model: A model returned by ``load_model``.
         prompts: Token ids, special tokens included; see ``prompt_ids``.
-        max_new_tokens: The most tokens a completion has.
+        max_new_tokens: Maximum number of tokens of a completion.
         stop: Strings before which a completion ends; they count only after its first visible character.
-        batch_size: Prompts a forward.
-        progress: Show a progress bar on standard error.
-        min_new_tokens: How many tokens come before the end-of-sequence token may.
+        batch_size: Prompts per forward pass.
+        progress: Whether to show a progress bar on standard error.
+        min_new_tokens: Number of tokens before which the end-of-sequence token cannot come.
 
     Returns:
         Completions, in the order of the prompts.
@@ -93,17 +93,17 @@ def complete(
         >>> completion.text, completion.stopped
         (' the word.', True)
     """
-    seen = view(model)
-    _check(seen, prompts, max_new_tokens, stop, batch_size)
-    found: dict[int, Completion] = {}
+    model_view = view(model)
+    _check(model_view, prompts, max_new_tokens, stop, batch_size)
+    by_prompt: dict[int, Completion] = {}
     bar = tqdm(total=len(prompts), unit="prompt", disable=not progress, smoothing=0.1)
     with bar, scoring(model):
-        for length, rows in groups(prompts, batch_size, seen.context_length - max_new_tokens):
-            chosen = rows.tolist()
-            batch = [prompts[index] for index in chosen]
-            found |= zip(chosen, _completed(seen, batch, length, max_new_tokens, stop, min_new_tokens), strict=True)
-            bar.update(len(chosen))
-    return [found[index] for index in range(len(prompts))]
+        for length, rows in groups(prompts, batch_size, model_view.context_length - max_new_tokens):
+            batch = [prompts[row] for row in rows]
+            completed = _completed(model_view, batch, length, max_new_tokens, stop, min_new_tokens)
+            by_prompt |= zip(rows.tolist(), completed, strict=True)
+            bar.update(len(batch))
+    return [by_prompt[index] for index in range(len(prompts))]
 
 
 def completions(
@@ -117,15 +117,15 @@ def completions(
     """Complete prompts without and with patches, to read side by side.
 
     Args:
-        model: From ``load_model``.
-        prompts: Texts.
+        model: A model returned by ``load_model``.
+        prompts: Texts to complete.
         patches: Name -> a patch, or several written together.
-        max_new_tokens: The most tokens a completion has.
+        max_new_tokens: Maximum number of tokens of a completion.
         stop: Strings before which a completion ends.
-        batch_size: Prompts a forward.
+        batch_size: Prompts per forward pass.
 
     Returns:
-        One row a prompt: prompt, unpatched, and a column per name.
+        One row per prompt: prompt, unpatched, and a column per name.
 
     Raises:
         TaskError: If a prompt leaves no room for the completion, or a patch is called "prompt" or "unpatched".
@@ -139,34 +139,32 @@ def completions(
         >>> table.columns.tolist()
         ['prompt', 'unpatched', 'hi']
     """
-    seen = view(model)
+    model_view = view(model)
     conditions: dict[str, Sequence[Patch]] = {"unpatched": ()}
-    for name, given in patches.items():
+    for name, patch in patches.items():
         if name in ("prompt", "unpatched"):
             raise TaskError(f"A patch cannot be called {name!r}: another column has that name.")
-        conditions[name] = [given] if isinstance(given, Patch) else given
-    for patch in [patch for chosen in conditions.values() for patch in chosen]:
-        check_fits(patch, seen)
-    if seen.tokenizer is None:
-        raise _without_tokenizer(seen)
-    ids = [prompt_ids(seen.tokenizer, prompt) for prompt in prompts]
+        conditions[name] = [patch] if isinstance(patch, Patch) else patch
+    for patch in (patch for condition in conditions.values() for patch in condition):
+        check_fits(patch, model_view)
+    tokenizer = _tokenizer_of(model_view)
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     table: dict[str, list[str]] = {"prompt": list(prompts)}
-    for name, chosen in conditions.items():
-        with intervene(model, *chosen):
-            table[name] = [one.text for one in complete(model, ids, max_new_tokens, stop, batch_size)]
+    for name, condition in conditions.items():
+        with intervene(model, *condition):
+            table[name] = [completion.text for completion in complete(model, ids, max_new_tokens, stop, batch_size)]
     return pd.DataFrame(table)
 
 
 def _completed(
-    seen: ModelView,
+    model_view: ModelView,
     prompts: Sequence[Sequence[int]],
     length: int,
     max_new_tokens: int,
     stop: Sequence[str],
     min_new_tokens: int,
 ) -> Iterator[Completion]:
-    tokenizer = seen.tokenizer
-    assert tokenizer is not None
+    tokenizer = _tokenizer_of(model_view)
     eos = cast(int | None, tokenizer.eos_token_id)
     tokens = torch.full((len(prompts), length), eos or 0)
     mask = torch.zeros_like(tokens)
@@ -177,7 +175,7 @@ def _completed(
     def ends(ids: Sequence[int]) -> bool:
         return _cut(_text(tokenizer, ids), stop)[1]
 
-    for ids in seen.generate(tokens, mask, max_new_tokens, ends if stop else None, eos, min_new_tokens):
+    for ids in model_view.generate(tokens, mask, max_new_tokens, ends if stop else None, eos, min_new_tokens):
         text, cut = _cut(_text(tokenizer, ids), stop)
         yield Completion(ids, text, cut or ids[-1] == eos)
 
@@ -196,10 +194,9 @@ def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
 
 
 def _check(
-    seen: ModelView, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str], batch_size: int
+    model_view: ModelView, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str], batch_size: int
 ) -> None:
-    if seen.tokenizer is None:
-        raise _without_tokenizer(seen)
+    _tokenizer_of(model_view)
     if max_new_tokens < 1 or batch_size < 1:
         raise TaskError(
             f"max_new_tokens and batch_size are at least 1, given {max_new_tokens} and {batch_size} (in this order)."
@@ -209,12 +206,14 @@ def _check(
     for index, prompt in enumerate(prompts):
         if not len(prompt):
             raise TaskError(f"Prompt {index} is empty: a model completes at least one token.")
-        if len(prompt) + max_new_tokens > seen.context_length:
+        if len(prompt) + max_new_tokens > model_view.context_length:
             raise TaskError(
                 f"Prompt {index} has {len(prompt)} tokens, and with {max_new_tokens} new ones it exceeds the context "
-                f"of {seen.name!r}, {seen.context_length}: shorten it, or generate fewer."
+                f"of {model_view.name!r}, {model_view.context_length}: shorten it, or generate fewer."
             )
 
 
-def _without_tokenizer(seen: ModelView) -> TaskError:
-    return TaskError(f"{seen.name!r} has no tokenizer, so nothing it writes can be read: load it with tokenizer=.")
+def _tokenizer_of(model_view: ModelView) -> PreTrainedTokenizerBase:
+    if model_view.tokenizer is None:
+        raise TaskError(f"{model_view.name!r} has no tokenizer, so nothing it writes can be read: load it with one.")
+    return model_view.tokenizer

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,32 +14,32 @@ from langneurons import storage
 from langneurons.corpora import Corpus, load_corpus
 from langneurons.errors import LanguageError, TaskError, unknown
 from langneurons.models import view
-from langneurons.tasks.batching import front, token_ids
+from langneurons.tasks.answers import UNKNOWN, identify
+from langneurons.tasks.batching import front, token_ids, tokenizer_of
 from langneurons.tasks.completing import complete
 from langneurons.tasks.heads import Head
-from langneurons.tasks.language_id import UNKNOWN, identify
 from langneurons.tasks.reading import table_of
 from langneurons.tasks.task import Task
 
-SCORING = "generation/1"  # to be raised with every change of scoring: rows that were kept are then left alone
+SCORING = "generation/1"  # raised with every change of scoring, so that rows scored otherwise are not used again
 LEAST_DOCUMENT = 60  # UTF-8 bytes: a prompt, and a continuation long enough to be identified
-BYTES_A_TOKEN = 3  # few, so that what is said of text as long as a completion is not said of a longer one
+BYTES_PER_TOKEN = 3  # few, so that references are measured on text no longer than completions are
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """Beginnings of documents to go on from, scored by whether the continuation is in the measured language.
+    """Beginnings of documents to continue, scored by whether the continuation is in the measured language.
 
-    With a ``source`` this is language forcing: whatever language is measured, the prompts are the source's, so without
-    a patch nearly nothing is in another one. Without, prompts and measured language agree, and a patch can only do
-    damage. ``Generation.of`` makes it.
+    With a ``source`` this is language forcing: the prompts are in the source language whatever language is measured, so
+    that without a patch hardly any continuation is in another one. Without, prompts are in the measured language, and a
+    patch can only do damage. ``Generation.of`` makes it.
 
     Args:
         documents: Language -> item, cluster (both the document's ordinal) and text.
-        source: The language of the prompts; None is the measured language itself.
-        prompt_tokens: Tokens of a document that the model sees, at most half of them.
-        max_new_tokens: The most tokens it generates.
-        min_new_tokens: How many it generates before it may end the text; what is short cannot be identified.
+        source: Language of the prompts; by default the measured language itself.
+        prompt_tokens: Tokens of a document that the model reads, at most half of them.
+        max_new_tokens: Maximum number of tokens that it generates.
+        min_new_tokens: Tokens that it generates before it may end the text; short texts cannot be identified.
     """
 
     documents: Mapping[str, pd.DataFrame] = field(repr=False)
@@ -70,18 +71,18 @@ class Generation:
         """Load text and choose the documents whose beginnings are prompts, see ``of``.
 
         Args:
-            source: Whatever ``load_corpus`` reads, or a corpus.
+            source: A corpus, or anything that ``load_corpus`` reads.
             languages: Languages that can be measured; by default all of the text.
             split: Part of the text: files with this word in their name, where there are such files.
-            beginnings: Language of all prompts; by default the measured language.
+            beginnings: Language of all prompts, the ``source`` of ``of``; by default the measured language.
             documents: Maximum number of documents per language.
-            prompt_tokens: Tokens of a document that the model sees, at most half of them.
+            prompt_tokens: Tokens of a document that the model reads, at most half of them.
             max_new_tokens: Maximum number of tokens that the model generates.
             min_new_tokens: Tokens that the model generates before it may end the text.
             seed: Seed for the choice of documents.
 
         Raises:
-            LangNeuronsError: As ``load_corpus`` and ``of``.
+            LangNeuronsError: If ``load_corpus`` or ``of`` refuses something.
         """
         names = None if languages is None else _with_source(languages, beginnings)
         if isinstance(source, Corpus):
@@ -104,13 +105,13 @@ class Generation:
         """Choose the documents whose beginnings are prompts.
 
         Args:
-            corpus: Text in every language that can be measured, and that a continuation can be taken for.
-            prompt_tokens: Tokens of a document that the model sees, at most half of them.
-            max_new_tokens: The most tokens it generates.
-            source: The language of all prompts; None takes those of the measured language.
-            documents: Documents a language, at most; short ones (below 60 UTF-8 bytes) are left out.
-            seed: Of the choice.
-            min_new_tokens: How many tokens the model generates before it may end the text, at most ``max_new_tokens``.
+            corpus: Text in every language that can be measured, and in which a continuation can be identified.
+            prompt_tokens: Tokens of a document that the model reads, at most half of them.
+            max_new_tokens: Maximum number of tokens that it generates.
+            source: Language of all prompts; by default the measured language.
+            documents: Maximum number of documents per language; short ones (below 60 UTF-8 bytes) are left out.
+            seed: Seed for the choice of documents.
+            min_new_tokens: Tokens that the model generates before it may end the text, at most ``max_new_tokens``.
 
         Returns:
             The task.
@@ -134,22 +135,22 @@ class Generation:
         if source is not None and source not in corpus:
             raise LanguageError(unknown("source", source, corpus.languages))
         identify([], corpus.languages)  # says now which language cannot be identified
-        chosen = {language: _choose(language, texts, documents, seed) for language, texts in corpus.items()}
-        return cls(chosen, source, prompt_tokens, max_new_tokens, min_new_tokens)
+        tables = {language: _documents(language, texts, documents, seed) for language, texts in corpus.items()}
+        return cls(tables, source, prompt_tokens, max_new_tokens, min_new_tokens)
 
     @property
     def name(self) -> str:
-        """What is asked."""
+        """Name in tables: "generation", or with a source "language forcing"."""
         return "generation" if self.source is None else "language forcing"
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages that can be measured; continuations are taken to be in one of them, or in none."""
+        """The languages that can be measured; a continuation is identified as one of them, or as none."""
         return tuple(self.documents)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the documents and of how the model goes on from them."""
+        """A hash of the documents and of how they are continued."""
         parts = [str(self.source), f"{self.prompt_tokens} {self.min_new_tokens} {self.max_new_tokens}"]
         for language, table in self.documents.items():
             parts += [language, *table["item"].astype(str), *table["text"]]
@@ -183,15 +184,15 @@ class Generation:
         return replace(self, documents={language: table_of(self.documents, language) for language in names})
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
-        """Let a model go on from every prompt, with whatever is attached to it at this moment.
+        """Let a model continue every prompt, with whatever is attached to it at this moment.
 
         Args:
-            model: From ``load_model``.
-            language: The language the continuations should be in.
-            batch_size: Prompts a forward.
+            model: A model returned by ``load_model``.
+            language: Language in which the continuations should be.
+            batch_size: Prompts per forward pass.
 
         Returns:
-            One row a document: item, cluster, prompt, prediction (the continuation), gold (the language), identified
+            One row per document: item, cluster, prompt, prediction (the continuation), gold (the language), identified
             (a language or "unknown", as for continuations of a few letters), in_language (1 or 0), unknown (1 or 0),
             generated (token ids) and stopped (whether the model ended the text itself).
 
@@ -200,52 +201,46 @@ class Generation:
             TaskError: If prompt and continuation exceed the model's context.
             ModelError: If the model has no tokenizer.
         """
-        table = self._table(self.source or self._known(language))
-        self._known(language)
-        seen = view(model)
-        prompts = [_prompt(seen.tokenizer, ids, self.prompt_tokens) for ids in token_ids(seen, list(table["text"]))]
-        asked = [front(seen) + ids for ids in prompts]
-        done = complete(model, asked, self.max_new_tokens, (), batch_size, min_new_tokens=self.min_new_tokens)
-        identified = identify([one.text for one in done], self.languages)
+        table_of(self.documents, language)  # is the language there?
+        table = table_of(self.documents, self.source or language)
+        model_view = view(model)
+        tokenizer = tokenizer_of(model_view)
+        prompts = [_prompt(tokenizer, ids, self.prompt_tokens) for ids in token_ids(model_view, list(table["text"]))]
+        inputs = [front(model_view) + ids for ids in prompts]
+        completions = complete(model, inputs, self.max_new_tokens, (), batch_size, min_new_tokens=self.min_new_tokens)
+        identified = identify([completion.text for completion in completions], self.languages)
         return pd.DataFrame(
             {
                 "item": table["item"],
                 "cluster": table["cluster"],
-                "prompt": [_decoded(seen.tokenizer, ids) for ids in prompts],
-                "prediction": [one.text for one in done],
+                "prompt": [_decoded(tokenizer, ids) for ids in prompts],
+                "prediction": [completion.text for completion in completions],
                 "gold": language,
                 "identified": identified,
-                "in_language": [float(found == language) for found in identified],
-                "unknown": [float(found == UNKNOWN) for found in identified],
-                "generated": [one.ids for one in done],
-                "stopped": [one.stopped for one in done],
+                "in_language": [float(code == language) for code in identified],
+                "unknown": [float(code == UNKNOWN) for code in identified],
+                "generated": [completion.ids for completion in completions],
+                "stopped": [completion.stopped for completion in completions],
             }
         )
 
     def references(self, language: str) -> dict[str, float]:
-        """How much of the language's own text, as long as a completion at most, is identified as the language.
+        """Share of the language's own text, cut to the length of a completion, that is identified as the language.
 
-        What a perfect writer of the language would reach, and with ``source`` what one who goes on in that language
-        would: mistakes of identification alone.
+        That is what a perfect writer of the language would reach, and with ``source`` also what one would reach who
+        writes in that language: only identification makes mistakes.
 
         Raises:
             LanguageError: If the task does not have the language.
         """
-        own = {"own text": self._known(language)}
+        table_of(self.documents, language)  # is the language there?
         others = {} if self.source in (None, language) else {f"{self.source} text": self.source}
-        return {name: self._share(of, language) for name, of in (own | others).items()}
+        return {name: self._share(code, language) for name, code in {"own text": language, **others}.items()}
 
-    def _share(self, of: str, language: str) -> float:
-        rest = [_continuation(text, self.prompt_tokens, self.max_new_tokens) for text in self._table(of)["text"]]
-        return float(np.mean([found == language for found in identify(rest, self.languages)]))
-
-    def _known(self, language: str) -> str:
-        if language not in self.documents:
-            raise LanguageError(unknown("language", language, self.languages))
-        return language
-
-    def _table(self, language: str) -> pd.DataFrame:
-        return self.documents[language].reset_index(drop=True)
+    def _share(self, written: str, language: str) -> float:
+        texts = self.documents[written]["text"]
+        rest = [_continuation(text, self.prompt_tokens, self.max_new_tokens) for text in texts]
+        return float(np.mean([code == language for code in identify(rest, self.languages)]))
 
 
 def _with_source(languages: Iterable[str], source: str | None) -> list[str]:
@@ -254,16 +249,13 @@ def _with_source(languages: Iterable[str], source: str | None) -> list[str]:
     return list(names if source is None else {**names, source: None})
 
 
-def _choose(language: str, texts: Sequence[str], documents: int, seed: int) -> pd.DataFrame:
-    chosen: list[int] = []
-    for index in np.random.default_rng(seed).permutation(len(texts)).tolist():
-        if len(chosen) == documents:
-            break
-        if len(str(texts[index]).encode()) >= LEAST_DOCUMENT:
-            chosen.append(index)
-    if not chosen:
+def _documents(language: str, texts: Sequence[str], count: int, seed: int) -> pd.DataFrame:
+    """Documents that are long enough, drawn at random."""
+    order = np.random.default_rng(seed).permutation(len(texts)).tolist()
+    long = (index for index in order if len(str(texts[index]).encode()) >= LEAST_DOCUMENT)
+    if not (indices := list(islice(long, count))):
         raise TaskError(f"{language!r} has no document of at least {LEAST_DOCUMENT} bytes to go on from.")
-    return pd.DataFrame({"item": chosen, "cluster": chosen, "text": [texts[index] for index in chosen]})
+    return pd.DataFrame({"item": indices, "cluster": indices, "text": [texts[index] for index in indices]})
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt_tokens: int) -> list[int]:
@@ -279,5 +271,5 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 def _continuation(text: str, prompt_tokens: int, max_new_tokens: int) -> str:
     data = text.encode()
-    start = min(prompt_tokens * BYTES_A_TOKEN, len(data) // 2)
-    return data[start : start + max_new_tokens * BYTES_A_TOKEN].decode(errors="ignore")
+    start = min(prompt_tokens * BYTES_PER_TOKEN, len(data) // 2)
+    return data[start : start + max_new_tokens * BYTES_PER_TOKEN].decode(errors="ignore")

@@ -67,11 +67,10 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
     longer than the model's context loses the end of its premise.
 
     At the position "padding" it is what Mondal et al. 2025 read: the state of the last of 256 positions, to which texts
-    are padded or cut. That is a token without meaning unless the text is too long, as far behind the text as the text
-    is short, and a patch writes there too. Padding is on the right, its token the tokenizer's own or, where that has
-    none, the end-of-sequence token; no position attends to it. Departure: the published layer is trained together with
-    LoRA weights. Source: github.com/soumenkm/LangSpecificNeurons, code/dataset.py (``XNLIDatasetHF``) and
-    code/models.py (``ModelForCLS``).
+    are padded on the right or cut. That is a token without meaning, the farther behind the text the shorter the text
+    is, and a patch writes there too. Padding is the tokenizer's own token or, where it has none, the end of sequence;
+    no position attends to it. Departure: the published layer is trained together with LoRA weights. Source:
+    github.com/soumenkm/LangSpecificNeurons, code/dataset.py (``XNLIDatasetHF``) and code/models.py (``ModelForCLS``).
 
     Args:
         weight: One row per label.
@@ -188,9 +187,8 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
             coefficients, intercepts = np.vstack([0 * coefficients, coefficients]), np.append([0.0], intercepts)
         weight = coefficients / np.asarray(scaler.scale_)
         bias = intercepts - weight @ np.asarray(scaler.mean_)
-        return cls(
-            torch.tensor(weight).float(), torch.tensor(bias).float(), tuple(map(str, regression.classes_)), model
-        )
+        classes = tuple(map(str, regression.classes_))
+        return cls(torch.tensor(weight).float(), torch.tensor(bias).float(), classes, model)
 
     def __repr__(self) -> str:
         place = f", position {self.positions} of padded texts" if self.position == "padding" else ""
@@ -329,11 +327,7 @@ def last_hidden(
 def head_tokens(
     model_view: ModelView, pairs: Sequence[Pair], position: str, positions: int
 ) -> tuple[list[Tokens], Int[Tensor, "item position"] | None]:
-    """Tokenise pairs so that a head reads each at its last token.
-
-    Returns:
-        Token ids, and for the position "padding" 0 for padding, 1 for text.
-    """
+    """Tokenise pairs so that a head reads each at its last token; for "padding", tell padding (0) from text (1)."""
     if position == "last":
         return pair_tokens(model_view, pairs)[0], None
     tokenizer = tokenizer_of(model_view)
@@ -356,11 +350,7 @@ def joined_tokens(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def pair_tokens(model_view: ModelView, pairs: Sequence[Pair]) -> tuple[list[Tokens], Bool[np.ndarray, " item"]]:
-    """Tokenise ``premise <eos> hypothesis``, the end of the premise cut off where that exceeds the context.
-
-    Returns:
-        Token ids, and which pairs are cut.
-    """
+    """Tokenise ``premise <eos> hypothesis``, cutting premises that exceed the context; say which were cut."""
     premises = token_ids(model_view, [premise for premise, _ in pairs])
     hypotheses = token_ids(model_view, [hypothesis for _, hypothesis in pairs])
     start, separator = front(model_view), _separator(model_view)

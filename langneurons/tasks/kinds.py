@@ -40,7 +40,7 @@ def load_task(
 
     Raises:
         TaskError: If there is no such kind, or no kind has an option.
-        LangNeuronsError: As the kind's ``load``.
+        LangNeuronsError: If the kind's ``load`` refuses something.
 
     Example:
         >>> ln.tasks.load_task("xquad", "babel", ["en", "hi"], "test", items=5, max_new_tokens=8, calibration=None)

@@ -1,4 +1,4 @@
-"""Templates that ask for a label in words: a text with placeholders and a word for each label, several a language."""
+"""Templates that ask for a label in words, and the likelihood of every label's word."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import reduce
 from jaxtyping import Bool, Float
 from scipy.special import log_softmax
 
@@ -48,7 +49,10 @@ class Template:
     words: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        fields = _placeholders(self.text)
+        try:
+            fields = placeholders(self.text)
+        except ValueError as error:
+            raise TaskError(f"The template {self.text!r} is malformed: {error}.") from error
         for field in fields:
             if field not in POSSIBLE:
                 raise TaskError(f"In the template {self.text!r}: {unknown('placeholder', field, POSSIBLE)}")
@@ -69,22 +73,22 @@ class Template:
     @property
     def shows_options(self) -> bool:
         """Whether the order of the options matters."""
-        return "options" in _placeholders(self.text)
+        return "options" in placeholders(self.text)
 
     def filled(self, premise: str, hypothesis: str, order: Sequence[str] = LABELS) -> tuple[str, ...]:
         """Fill in everything.
 
         Args:
-            premise: Text.
-            hypothesis: Text.
+            premise: Text of the premise.
+            hypothesis: Text of the hypothesis.
             order: The labels in the order in which the options are shown.
 
         Returns:
-            One text a label, in the order of ``LABELS``.
+            One text per label, in the order of ``LABELS``.
         """
         options = " / ".join(self.words[label] for label in order)
-        given = {"premise": premise, "hypothesis": hypothesis, "options": options}
-        return tuple(self.text.format(label=self.words[label], **given) for label in LABELS)
+        texts = {"premise": premise, "hypothesis": hypothesis, "options": options}
+        return tuple(self.text.format(label=self.words[label], **texts) for label in LABELS)
 
 
 Templates = Mapping[str, Sequence[Template]]
@@ -94,7 +98,7 @@ def read_templates(path: str | Path | None = None) -> dict[str, tuple[Template, 
     """Read templates from a TOML file: per language some tables of ``text`` and a word for each label.
 
     Args:
-        path: The file; None reads the built-in ones, three for each language of XNLI.
+        path: The file; by default the built-in one, with three templates for each language of XNLI.
 
     Raises:
         TaskError: If there is no such file, it is not such TOML, or a template is malformed.
@@ -106,7 +110,7 @@ def read_templates(path: str | Path | None = None) -> dict[str, tuple[Template, 
     """
     file = Path(__file__).with_name("xnli_templates.toml") if path is None else Path(path).expanduser()
     tables = storage.read_toml(file, "templates from", TaskError)
-    return {language: tuple(_templates(language, found, file)) for language, found in tables.items()}
+    return {language: tuple(_templates(language, content, file)) for language, content in tables.items()}
 
 
 def order_of(seed: int, item: int) -> tuple[str, ...]:
@@ -114,28 +118,31 @@ def order_of(seed: int, item: int) -> tuple[str, ...]:
     return ORDERS[int(storage.fingerprint(str(seed), str(item)), 16) % len(ORDERS)]
 
 
-def _templates(language: str, found: Any, file: Path) -> list[Template]:
-    shaped = isinstance(found, list) and all(isinstance(table, dict) for table in found)
-    if not shaped or not all(isinstance(value, str) for table in found for value in table.values()):
+def _templates(language: str, tables: Any, file: Path) -> list[Template]:
+    shaped = isinstance(tables, list) and all(isinstance(table, dict) for table in tables)
+    if not shaped or not all(isinstance(value, str) for table in tables for value in table.values()):
         raise TaskError(f"{file} has no [[{language}]] tables of a text and a word for each label.")
-    for table in found:
+    for table in tables:
         if "text" not in table:
             raise TaskError(f"A template of {language!r} in {file} lacks its text.")
-    return [Template(table["text"], {key: word for key, word in table.items() if key != "text"}) for table in found]
+    return [Template(table["text"], {key: word for key, word in table.items() if key != "text"}) for table in tables]
 
 
-def _placeholders(text: str) -> set[str]:
-    try:
-        parts = [part for part in Formatter().parse(text) if part[1] is not None]
-    except ValueError as error:
-        raise TaskError(f"The template {text!r} is malformed: {error}.") from error
-    return {f"{field}{'!' if how else ''}{how or ''}{':' if form else ''}{form}" for _, field, form, how in parts}
+def placeholders(text: str) -> list[str]:
+    """The placeholders of a format string, with their conversions and formats.
+
+    Raises:
+        ValueError: If it is no format string.
+    """
+    parts = [part for part in Formatter().parse(text) if part[1] is not None]
+    return [f"{field}{'!' if how else ''}{how or ''}{':' if form else ''}{form}" for _, field, form, how in parts]
 
 
 CALIBRATIONS = ("content-free", "batch", None)
 CONTENT_FREE = ("N/A", "[MASK]", "")
 Order = Sequence[str]
 Alternatives = tuple[Tokens, ...]
+Read = tuple[int, int, range]  # item, alternative, and the places of its tokens that count
 
 
 def label_scores(
@@ -149,19 +156,19 @@ def label_scores(
     """Score the labels of pairs of texts by the likelihood of the words for them.
 
     A label's score is log p of everything after what the three filled-in texts share, normalised over the labels. A
-    model likes some words whatever was asked: its prior for them is subtracted, template by template. The prior is the
-    mean score given content-free texts with the options in the same order (contextual calibration, Zhao et al. 2021),
-    or over all pairs measured (batch calibration, Zhou et al. 2023; rows then depend on one another). Departure: both
-    average probabilities; averaging their logarithms takes a constant liking for a word away exactly. Scores are
+    model prefers some words whatever the pair: that prior is subtracted, template by template. The prior is the mean
+    score given content-free texts with the options in the same order (contextual calibration, Zhao et al. 2021), or
+    over all pairs measured (batch calibration, Zhou et al. 2023; rows then depend on one another). Departure: both
+    average probabilities; averaging their logarithms removes a constant preference for a word exactly. Scores are
     averaged over the templates.
 
     Args:
-        model: From ``load_model``; whatever is attached to it at this moment counts, for the prior too.
+        model: A model returned by ``load_model``; whatever is attached to it at this moment counts, for the prior too.
         pairs: (premise, hypothesis) each.
-        orders: For each, the labels in the order in which its options are shown.
-        templates: At least one.
+        orders: For each pair, the labels in the order in which its options are shown.
+        templates: Templates to average over, at least one.
         calibration: "content-free", "batch" or None.
-        batch_size: Texts a forward.
+        batch_size: Texts per forward pass.
 
     Returns:
         Log-probabilities of ``LABELS``, and which pairs lost the end of their premise to fit the model's context.
@@ -178,12 +185,12 @@ def label_scores(
         >>> scores.shape, float(abs(np.exp(scores).sum() - 1)) < 1e-9, bool(cut[0])
         ((1, 3), True, False)
     """
-    found, cuts = [], []
+    scores, cuts = [], []
     for template in templates:
-        asked, cut = _fitted(view(model), template, pairs, orders)
-        found.append(_calibrated(model, template, asked, orders, calibration, batch_size))
+        items, cut = _fitted(view(model), template, pairs, orders)
+        scores.append(_calibrated(model, template, items, orders, calibration, batch_size))
         cuts.append(cut)
-    return log_softmax(np.mean(found, 0), axis=1), np.any(cuts, 0)
+    return log_softmax(np.mean(scores, 0), axis=1), np.any(cuts, 0)
 
 
 def alternative_scores(
@@ -195,9 +202,9 @@ def alternative_scores(
     an item takes one forward.
 
     Args:
-        model: From ``load_model``; whatever is attached to it at this moment counts.
+        model: A model returned by ``load_model``; whatever is attached to it at this moment counts.
         items: The token ids of each item's alternatives, equally many in every item.
-        batch_size: Sequences a forward.
+        batch_size: Sequences per forward pass.
 
     Returns:
         Natural logarithms, in double precision.
@@ -205,46 +212,39 @@ def alternative_scores(
     Raises:
         TaskError: If alternatives share all tokens of one, or not even the first.
     """
-    reads: dict[Tokens, list[tuple[int, int, int]]] = {}
+    reads: dict[Tokens, list[Read]] = {}
     for index, alternatives in enumerate(items):
         shared = _shared(alternatives)
         for which, tokens in enumerate(alternatives):
-            reads.setdefault(tokens[:-1], []).append((index, which, shared))
+            reads.setdefault(tokens[:-1], []).append((index, which, range(shared, len(tokens))))
     longer = _longest_extensions(reads)
-    runs: dict[Tokens, list[tuple[int, int, int]]] = {}
-    for tokens, asked in reads.items():
-        runs.setdefault(longer[tokens], []).extend(asked)
-    once, scores = list(runs), np.zeros((len(items), len(items[0]) if items else 0))
-    with scoring(model) as seen:
-        for rows, tokens in batches(once, batch_size, seen.context_length):
-            asked = [runs[once[row]] for row in rows]
-            places = sorted({place for one in asked for place in _places(items, one)})
-            row_of = {place: index for index, place in enumerate(places)}
-            for one, logits in zip(asked, seen.logits_at(tokens, [place - 1 for place in places]), strict=True):
-                _read(logits, row_of, items, one, scores)
+    runs: dict[Tokens, list[Read]] = {}
+    for tokens, own_reads in reads.items():
+        runs.setdefault(longer[tokens], []).extend(own_reads)
+    sequences, scores = list(runs), np.zeros((len(items), len(items[0]) if items else 0))
+    with scoring(model) as model_view:
+        for rows, tokens in batches(sequences, batch_size, model_view.context_length):
+            reads_of_rows = [runs[sequences[row]] for row in rows]
+            places = sorted({place for own_reads in reads_of_rows for *_, span in own_reads for place in span})
+            logits = model_view.logits_at(tokens, [place - 1 for place in places])
+            for own_reads, row in zip(reads_of_rows, logits, strict=True):
+                _score(dict(zip(places, row, strict=True)), items, own_reads, scores)
     return scores
 
 
-def _places(items: Sequence[Alternatives], asked: Sequence[tuple[int, int, int]]) -> set[int]:
-    """The places of the tokens whose log-probabilities are wanted."""
-    return {place for index, which, first in asked for place in range(first, len(items[index][which]))}
-
-
-def _read(
-    logits: Float[torch.Tensor, "chosen token"],
-    row_of: Mapping[int, int],
+def _score(
+    logits: Mapping[int, Float[torch.Tensor, " token"]],
     items: Sequence[Alternatives],
-    asked: Sequence[tuple[int, int, int]],
+    reads: Sequence[Read],
     scores: Float[np.ndarray, "item alternative"],
 ) -> None:
     """Sum the log-probabilities of the tokens that a sequence was run for."""
-    wanted = sorted(_places(items, asked))
-    log_p = torch.log_softmax(logits[[row_of[place] for place in wanted]].float(), dim=1)
-    of_place = dict(zip(wanted, log_p, strict=True))
-    for index, which, first in asked:
+    places = sorted({place for *_, span in reads for place in span})
+    log_p = torch.log_softmax(torch.stack([logits[place] for place in places]).float(), dim=1)
+    at_place = dict(zip(places, log_p, strict=True))
+    for index, which, span in reads:
         tokens = items[index][which]
-        found = [of_place[place][tokens[place]].double() for place in range(first, len(tokens))]
-        scores[index, which] = float(torch.stack(found).sum())
+        scores[index, which] = float(torch.stack([at_place[place][tokens[place]].double() for place in span]).sum())
 
 
 def _shared(alternatives: Alternatives) -> int:
@@ -261,56 +261,56 @@ def _shared(alternatives: Alternatives) -> int:
 
 def _longest_extensions(sequences: Iterable[Tokens]) -> dict[Tokens, Tokens]:
     """Find for each sequence a longest one that begins with it: a causal model computes the same there."""
-    found: dict[Tokens, Tokens] = {}
+    extensions: dict[Tokens, Tokens] = {}
     longest: Tokens = ()
     # In this order whatever begins with a sequence comes just before it.
     for tokens in sorted(sequences, reverse=True):
         longest = longest if longest[: len(tokens)] == tokens else tokens
-        found[tokens] = longest
-    return found
+        extensions[tokens] = longest
+    return extensions
 
 
 def _fitted(
-    seen: ModelView, template: Template, pairs: Sequence[Pair], orders: Sequence[Order]
+    model_view: ModelView, template: Template, pairs: Sequence[Pair], orders: Sequence[Order]
 ) -> tuple[list[Alternatives], Bool[np.ndarray, " item"]]:
     """Fill in and tokenise a template, with less of the premise where it exceeds the context."""
-    asked = _tokens(seen, [template.filled(*pair, order) for pair, order in zip(pairs, orders, strict=True)])
-    cut = np.array([_positions(alternatives) > seen.context_length for alternatives in asked], bool)
+    items = _tokens(model_view, [template.filled(*pair, order) for pair, order in zip(pairs, orders, strict=True)])
+    cut = np.array([_positions(alternatives) > model_view.context_length for alternatives in items], bool)
     for item in np.flatnonzero(cut).tolist():
-        asked[item] = _cut(seen, template, pairs[item], orders[item])
-    return asked, cut
+        items[item] = _cut(model_view, template, pairs[item], orders[item])
+    return items, cut
 
 
-def _cut(seen: ModelView, template: Template, pair: Pair, order: Order) -> Alternatives:
+def _cut(model_view: ModelView, template: Template, pair: Pair, order: Order) -> Alternatives:
     premise, hypothesis = pair
 
     def tokens(characters: int) -> Alternatives:
-        return _tokens(seen, [template.filled(premise[:characters], hypothesis, order)])[0]
+        return _tokens(model_view, [template.filled(premise[:characters], hypothesis, order)])[0]
 
-    lengths = range(len(premise) + 1)
-    kept = bisect_right(lengths, seen.context_length, key=lambda length: _positions(tokens(length))) - 1
-    if kept < 0:
+    lengths, context_length = range(len(premise) + 1), model_view.context_length
+    characters = bisect_right(lengths, context_length, key=lambda length: _positions(tokens(length))) - 1
+    if characters < 0:
         raise TaskError(
-            f"The hypothesis {hypothesis[:40]!r} does not fit {seen.name!r} even without its premise: template and "
-            f"hypothesis take {_positions(tokens(0))} positions of {seen.context_length}."
+            f"The hypothesis {hypothesis[:40]!r} does not fit {model_view.name!r} even without its premise: template "
+            f"and hypothesis take {_positions(tokens(0))} positions of {context_length}."
         )
-    return tokens(kept)
+    return tokens(characters)
 
 
 def _positions(alternatives: Alternatives) -> int:
     return max(len(tokens) for tokens in alternatives) - 1
 
 
-def _tokens(seen: ModelView, filled: Sequence[Sequence[str]]) -> list[Alternatives]:
-    start, texts = front(seen), [text for texts in filled for text in texts]
-    flat = [(*start, *ids) for ids in token_ids(seen, texts)]
+def _tokens(model_view: ModelView, filled: Sequence[Sequence[str]]) -> list[Alternatives]:
+    start, texts = front(model_view), [text for texts in filled for text in texts]
+    flat = [(*start, *ids) for ids in token_ids(model_view, texts)]
     return [tuple(flat[index : index + len(LABELS)]) for index in range(0, len(flat), len(LABELS))]
 
 
 def _calibrated(
     model: torch.nn.Module,
     template: Template,
-    asked: list[Alternatives],
+    items: list[Alternatives],
     orders: Sequence[Order],
     calibration: str | None,
     batch_size: int,
@@ -319,12 +319,12 @@ def _calibrated(
     shown = [tuple(order) if template.shows_options else LABELS for order in orders]
     distinct = list(dict.fromkeys(shown)) if calibration == "content-free" else []
     empty = [template.filled(text, text, order) for order in distinct for text in CONTENT_FREE]
-    scores = alternative_scores(model, asked + _tokens(view(model), empty), batch_size)
-    scores, priors = np.split(log_softmax(scores, axis=1), [len(asked)])
+    scores = alternative_scores(model, items + _tokens(view(model), empty), batch_size)
+    scores, priors = np.split(log_softmax(scores, axis=1), [len(items)])
     if calibration is None:
         return scores
     if calibration == "batch":
         return log_softmax(scores - scores.mean(0), axis=1)
-    by_order = priors.reshape(len(distinct), len(CONTENT_FREE), len(LABELS)).mean(1)
+    by_order = reduce(priors, "(order text) label -> order label", "mean", text=len(CONTENT_FREE))
     place = np.array([distinct.index(order) for order in shown])
     return log_softmax(scores - by_order[place], axis=1)

@@ -8,15 +8,18 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, List, Value
 
+from langneurons.babel import miniature as rows_of_babel
 from langneurons.corpora.loading import distinct, hub_tables, is_hub_id
 from langneurons.corpora.purity import identifier
 from langneurons.errors import LanguageError, TaskError, in_short, unknown
-from langneurons.tasks.miniature import SOURCE, Miniature, mini_xquad
+from langneurons.tasks.likelihood import LABELS
 
-Found = TypeVar("Found")
+Source = TypeVar("Source")
 Read = Callable[[Path], pd.DataFrame]
+Miniature = Callable[[str], Mapping[str, Dataset]]
+BABEL = "babel"
 SPLITS = {
     "train": "train",
     "validation": "validation",
@@ -28,6 +31,48 @@ SPLITS = {
 _PART = re.compile(r"([^\[]+)\[(?:(\d{1,2})%)?:(?:(\d{1,2})%)?\]")
 _LANGUAGE_IN_NAME = re.compile(r"(?:^|[./_-])([a-z]{2,3})(?=[./_-])")
 _NO_LANGUAGE = {*SPLITS, "of"}  # "00000-of-00001"
+
+
+XNLI_FEATURES = Features(
+    {"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(names=list(LABELS))}
+)
+XQUAD_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "context": Value("string"),
+        "question": Value("string"),
+        "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
+    }
+)
+
+
+def mini_xnli(split: str) -> dict[str, Dataset]:
+    """The miniature inference task that comes with langneurons, as facebook/xnli is laid out.
+
+    Args:
+        split: "train", "validation" or "test"; combinations of content words in one are in no other.
+
+    Returns:
+        Language -> data set.
+
+    Raises:
+        TaskError: If there is no such split.
+
+    Example:
+        >>> from langneurons.tasks.reading import mini_xnli
+        >>> mini_xnli("test")["fr"].features["label"]
+        ClassLabel(names=['entailment', 'neutral', 'contradiction'])
+    """
+    return {
+        language: Dataset.from_list([{**row, "label": LABELS.index(row["label"])} for row in rows], XNLI_FEATURES)
+        for language, rows in rows_of_babel.mini_xnli(_split(split)).items()
+    }
+
+
+def mini_xquad(split: str) -> dict[str, Dataset]:
+    """The miniature questions that come with langneurons, as google/xquad is laid out; see ``mini_xnli``."""
+    by_language = rows_of_babel.mini_xquad(_split(split))
+    return {language: Dataset.from_list(rows, XQUAD_FEATURES) for language, rows in by_language.items()}
 
 
 def sliced(split: str) -> tuple[str, tuple[int, int]]:
@@ -72,13 +117,13 @@ def read_items(
     Args:
         source: A folder whose files carry language and split in their path, such as ``test-hi.tsv``,
             ``xquad.hi.json`` or ``hi/test-00000-of-00001.parquet`` (a file that names no split belongs to every one);
-            the id of a hub data set with a configuration a language; or ``"babel"``.
-        languages: Which, in which order; None takes all of a folder, sorted.
+            the id of a hub data set with one configuration per language; or ``"babel"``.
+        languages: Languages to read, in this order; by default all of a folder, sorted.
         split: ``"train"``, ``"validation"`` (also called dev or valid) or ``"test"``.
-        readers: How to read a file, by suffix; ``.parquet`` is known.
+        readers: Suffix -> function that reads such a file; ``.parquet`` has one.
         columns: Columns that every table must have.
-        miniature: What ``"babel"`` stands for: from split to a data set a language.
-        revision: Of a hub data set: a branch, tag or commit.
+        miniature: Function from a split to the data sets that ``"babel"`` stands for.
+        revision: Branch, tag or commit of a hub data set.
 
     Returns:
         Language -> its rows, in file order; class labels by their names.
@@ -88,24 +133,24 @@ def read_items(
         LanguageError: If a language is not there.
         CorpusError: If a hub data set cannot be read.
     """
-    wanted = None if languages is None else distinct(languages)
-    if isinstance(source, str) and (source == SOURCE or is_hub_id(source)):
-        found = hub_tables(source, wanted, split, revision) if source != SOURCE else miniature(_split(split))
-        chosen = _chosen(found, wanted or list(found))
-        tables = {language: _from_dataset(table) for language, table in chosen.items()}
+    names = None if languages is None else distinct(languages)
+    if isinstance(source, str) and (source == BABEL or is_hub_id(source)):
+        data_sets = hub_tables(source, names, split, revision) if source != BABEL else miniature(split)
+        data_sets = _selected(data_sets, names or list(data_sets))
+        tables = {language: _from_dataset(data_set) for language, data_set in data_sets.items()}
     else:
-        known = {".parquet": _parquet, **readers}
-        files = _files(Path(source).expanduser(), wanted, split, known)
+        readers = {".parquet": _parquet, **readers}
+        files = _files(Path(source).expanduser(), names, split, readers)
         tables = {
-            language: pd.concat([known[path.suffix](path) for path in paths], ignore_index=True)
+            language: pd.concat([readers[path.suffix](path) for path in paths], ignore_index=True)
             for language, paths in files.items()
         }
     for language, table in tables.items():
-        _check(language, table, columns, str(source))
+        check_table(language, table, columns, f" in {source}")
     return tables
 
 
-def _files(folder: Path, wanted: list[str] | None, split: str, readers: Mapping[str, Read]) -> dict[str, list[Path]]:
+def _files(folder: Path, names: list[str] | None, split: str, readers: Mapping[str, Read]) -> dict[str, list[Path]]:
     _split(split)
     if not folder.is_dir():
         raise TaskError(f"There is no folder {folder}.")
@@ -117,8 +162,8 @@ def _files(folder: Path, wanted: list[str] | None, split: str, readers: Mapping[
     if not by_language:
         kinds = ", ".join(readers)
         raise TaskError(f"{folder} has no file ({kinds}) with a language in its name, such as test-hi.tsv.")
-    chosen = _chosen(by_language, wanted or sorted(by_language))
-    return {language: _of_split(found, folder, split) for language, found in chosen.items()}
+    files = _selected(by_language, names or sorted(by_language))
+    return {language: _of_split(paths, folder, split) for language, paths in files.items()}
 
 
 def _split(name: str) -> str:
@@ -127,27 +172,26 @@ def _split(name: str) -> str:
     return SPLITS[name]
 
 
-def _chosen(found: Mapping[str, Found], wanted: Sequence[str]) -> dict[str, Found]:
-    for language in wanted:
-        if language not in found:
-            raise LanguageError(unknown("language", language, sorted(found)))
-    return {language: found[language] for language in wanted}
+def _selected(sources: Mapping[str, Source], names: Sequence[str]) -> dict[str, Source]:
+    for language in names:
+        if language not in sources:
+            raise LanguageError(unknown("language", language, sorted(sources)))
+    return {language: sources[language] for language in names}
 
 
 def _language_of(path: Path) -> str | None:
-    named = [code for code in _LANGUAGE_IN_NAME.findall(str(path)) if code not in _NO_LANGUAGE]
-    # Of "new-hi.tsv" the code that is one of a language; a code that nobody knows is taken where it stands alone.
-    known = [code for code in named if code in identifier().labels]
-    return next(iter(known or named), None)
+    codes = [code for code in _LANGUAGE_IN_NAME.findall(str(path)) if code not in _NO_LANGUAGE]
+    # In "new-hi.tsv" only hi is the code of a language; a code of no known language counts where there is no other.
+    return next(iter([code for code in codes if code in identifier().labels] or codes), None)
 
 
 def _of_split(paths: list[Path], folder: Path, split: str) -> list[Path]:
-    named = {path: _splits_of(path.relative_to(folder)) for path in paths}
-    chosen = [path for path in paths if not named[path] or SPLITS[split] in named[path]]
-    if not chosen:
-        have = ", ".join(str(path.relative_to(folder)) for path in paths[:5])
-        raise TaskError(f"There is no file of the split {split!r} in {folder}, only {have}.")
-    return chosen
+    splits = {path: _splits_of(path.relative_to(folder)) for path in paths}
+    of_split = [path for path in paths if not splits[path] or SPLITS[split] in splits[path]]
+    if not of_split:
+        others = ", ".join(str(path.relative_to(folder)) for path in paths[:5])
+        raise TaskError(f"There is no file of the split {split!r} in {folder}, only {others}.")
+    return of_split
 
 
 def _splits_of(path: Path) -> set[str]:
@@ -175,17 +219,21 @@ def _named_labels(table: pd.DataFrame, features: Features) -> pd.DataFrame:
     return table
 
 
-def _check(language: str, table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
+def check_table(language: str, table: pd.DataFrame, columns: Sequence[str], where: str = "") -> None:
+    """Check that a table has its columns and an item.
+
+    Raises:
+        TaskError: If not.
+    """
     for column in columns:
         if column not in table.columns:
-            raise TaskError(f"The items of {language!r} in {where} lack a column. {unknown('column', column, table)}")
+            raise TaskError(f"The items of {language!r}{where} lack a column. {unknown('column', column, table)}")
     if table.empty:
-        raise TaskError(f"{language!r} has no item in {where}.")
+        raise TaskError(f"{language!r} has no item{where}.")
 
 
 COLUMNS = ["item", "cluster", "context", "question", "answers"]
-_OF_SOURCES = ["id", "context", "question", "answers"]
-_XQUAD_PARAGRAPHS, _AN_ARTICLE = 240, 5  # all of XQuAD; each article gives five in a row
+_XQUAD_PARAGRAPHS, _ARTICLE_PARAGRAPHS = 240, 5  # of all of XQuAD, and of each article, which stand in a row
 
 
 def read_questions(
@@ -196,12 +244,12 @@ def read_questions(
     Args:
         source: A folder of SQuAD 1.1 files (``.json``) or of parquet with the hub's columns, or the id of a hub data
             set, or "babel" for the miniature questions.
-        languages: Which; the first gives the order of items and their clusters.
-        split: Which split.
-        revision: Of a hub data set.
+        languages: Languages to read; the first gives the order of items and their clusters.
+        split: Name of the split.
+        revision: Branch, tag or commit of a hub data set.
 
     Returns:
-        Language -> one row a question: item, cluster, context, question, answers (a list), items in the same order in
+        Language -> one row per question: item, cluster, context, question, answers (a list), items in the same order in
         every language that has the same ones.
 
     Raises:
@@ -209,16 +257,16 @@ def read_questions(
         LanguageError: If a language is not there.
         CorpusError: If a hub data set cannot be read.
     """
-    tables = read_items(source, languages, split, {".json": _squad}, _OF_SOURCES, mini_xquad, revision)
-    found = {language: _with_answers(language, table) for language, table in tables.items()}
-    first = next(iter(found.values()))
+    tables = read_items(source, languages, split, {".json": _squad}, list(XQUAD_FEATURES), mini_xquad, revision)
+    tables = {language: _with_answers(language, table) for language, table in tables.items()}
+    first = next(iter(tables.values()))
     order = {item: place for place, item in enumerate(first["item"])}
     cluster = dict(zip(first["item"], _clusters(first), strict=True))
     return {
         language: table.assign(cluster=table["item"].map(cluster.get))
         .sort_values("item", key=lambda items: items.map(order.get), ignore_index=True)
         .reindex(columns=COLUMNS)
-        for language, table in found.items()
+        for language, table in tables.items()
     }
 
 
@@ -232,18 +280,14 @@ def check_questions(items: Mapping[str, pd.DataFrame]) -> None:
         raise TaskError("There is no item: give those of at least one language.")
     first = next(iter(items))
     for language, table in items.items():
-        _check_table(language, table)
+        _check_rows(language, table)
         _check_parallel(first, items[first], language, table)
 
 
 def other_answers(table: pd.DataFrame) -> list[list[str]]:
-    """Find the first right answers to the other questions about each item's paragraph.
+    """The first right answers to the other questions about each item's paragraph, one list per item.
 
-    Args:
-        table: Questions; a column ``others``, from before some were left out, comes first.
-
-    Returns:
-        One list an item, empty where its paragraph has no other question.
+    Where the table has a column ``others``, from before some questions were left out, that is it.
     """
     if "others" in table:
         return list(table["others"])
@@ -272,7 +316,7 @@ def _squad(path: Path) -> pd.DataFrame:
         raise TaskError(
             f"{path} is not laid out as SQuAD 1.1, data > paragraphs > context and qas: {type(error).__name__} {error}."
         ) from error
-    return pd.DataFrame(rows, columns=None if rows else _OF_SOURCES)
+    return pd.DataFrame(rows, columns=None if rows else list(XQUAD_FEATURES))
 
 
 def _with_answers(language: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -280,21 +324,21 @@ def _with_answers(language: str, table: pd.DataFrame) -> pd.DataFrame:
     if lacking := int(table["id"].isna().to_numpy().sum()):
         raise TaskError(f"{lacking} questions of {language!r} have no id.")
     rows = zip(table["id"], table["context"], table["answers"], strict=True)
-    answers = [_answers(language, str(item), str(context), found) for item, context, found in rows]
+    answers = [_answers(language, str(item), str(context), cell) for item, context, cell in rows]
     return table.assign(item=table["id"].astype(str), answers=answers)
 
 
-def _answers(language: str, item: str, context: str, found: Any) -> list[str]:
+def _answers(language: str, item: str, context: str, cell: Any) -> list[str]:
     """Read SQuAD's list of answers, or the hub's lists of texts and starts, and check where they stand."""
     try:
-        if isinstance(found, Mapping):
-            pairs = list(zip(found["text"], map(int, found["answer_start"]), strict=True))
+        if isinstance(cell, Mapping):
+            pairs = list(zip(cell["text"], map(int, cell["answer_start"]), strict=True))
         else:
-            pairs = [(one["text"], int(one["answer_start"])) for one in found]
+            pairs = [(answer["text"], int(answer["answer_start"])) for answer in cell]
         wrong = [(text, start) for text, start in pairs if context[start : start + len(text)] != text]
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise TaskError(
-            f"The answers of item {item!r} in {language!r} are not texts, each with answer_start, but {found!r:.60}."
+            f"The answers of item {item!r} in {language!r} are not texts, each with answer_start, but {cell!r:.60}."
         ) from error
     for text, start in wrong:
         stands = context[start : start + len(text)]
@@ -306,28 +350,25 @@ def _answers(language: str, item: str, context: str, found: Any) -> list[str]:
 
 
 def _clusters(table: pd.DataFrame) -> list[str]:
-    """Name each item's article by its title; without titles by its first item, for data other than XQuAD a paragraph.
+    """Name each item's article by its title, or without titles by its first item.
 
-    The hub leaves titles out, and XQuAD takes five paragraphs in a row from each article.
+    The hub leaves titles out; there, XQuAD has five paragraphs in a row from each article, and in other data a
+    paragraph is a cluster.
     """
     if "title" in table and all(map(_visible, table["title"])):
         return list(table["title"])
     cluster = pd.factorize(table["context"])[0]
     if cluster.max() + 1 == _XQUAD_PARAGRAPHS:
-        cluster //= _AN_ARTICLE
-    named: dict[int, str] = {}
-    return [named.setdefault(number, item) for number, item in zip(cluster, table["item"], strict=True)]
+        cluster //= _ARTICLE_PARAGRAPHS
+    names: dict[int, str] = {}
+    return [names.setdefault(number, item) for number, item in zip(cluster, table["item"], strict=True)]
 
 
 # ---- checks ----
 
 
-def _check_table(language: str, table: pd.DataFrame) -> None:
-    for column in COLUMNS:
-        if column not in table:
-            raise TaskError(f"The items of {language!r} lack a column. {unknown('column', column, table.columns)}")
-    if table.empty:
-        raise TaskError(f"{language!r} has no item.")
+def _check_rows(language: str, table: pd.DataFrame) -> None:
+    check_table(language, table, COLUMNS)
     for item in table["item"][table["item"].duplicated()]:
         raise TaskError(f"The item {item!r} stands twice among those of {language!r}; ids must be distinct.")
     for name in ("context", "question"):

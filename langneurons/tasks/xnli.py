@@ -18,17 +18,16 @@ from sklearn.model_selection import GroupKFold
 
 from langneurons import storage
 from langneurons.corpora.loading import distinct
-from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
 from langneurons.settings import Training
 from langneurons.tasks.heads import Head, Pair, items_of, pairs_of
 from langneurons.tasks.likelihood import CALIBRATIONS, LABELS, Templates, label_scores, order_of, read_templates
-from langneurons.tasks.miniature import SOURCE, mini_xnli
 from langneurons.tasks.objectives import Classifying
-from langneurons.tasks.reading import part_of, read_items, sliced, table_of
+from langneurons.tasks.reading import BABEL, check_table, mini_xnli, part_of, read_items, sliced, table_of
 
 COLUMNS = ("premise", "hypothesis", "label")
-SCORING = "xnli/1"  # to be raised with every change of how items are scored: rows that were kept are then left alone
+SCORING = "xnli/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 NUMBERED = {str(number): label for number, label in enumerate(LABELS)}
 
 
@@ -36,18 +35,18 @@ NUMBERED = {str(number): label for number, label in enumerate(LABELS)}
 class XNLI:
     """Premises, each with hypotheses that follow from it, contradict it, or neither, in parallel languages.
 
-    By likelihood, a language's templates are filled in with the word for each label and the model's likeliest wins; by
-    head, a classifier reads a hidden state. No item is dropped for its length: a premise too long for the model loses
-    its end, and the row says ``cut``. ``XNLI.load`` makes it.
+    By likelihood, a language's templates are filled in with the word for each label, and the likeliest is the answer;
+    by head, a classifier reads a hidden state. No item is dropped for its length: a premise too long for the model
+    loses its end, and the row says ``cut``. ``XNLI.load`` makes it.
 
     Args:
         items: Language -> table of item, cluster (the premise), premise, hypothesis and label, the same items in all.
         templates: Language -> templates.
-        calibration: What is subtracted from a label's likelihood, so that a liking for its word does not count:
-            "content-free", "batch" or None, see ``likelihood.label_scores``.
-        head: What answers instead of the likelihood.
-        seed: Of the order in which templates show the options.
-        name: What the task is called in tables.
+        calibration: Estimate of the model's preference for a label's word, which is subtracted: "content-free", "batch"
+            or None, see ``likelihood.label_scores``.
+        head: Head that answers instead of the likelihood.
+        seed: Seed for the order in which templates show the options.
+        name: Name in tables.
 
     Raises:
         TaskError: If there is no item, calibration is unknown, a language lacks templates, or the head's labels differ.
@@ -131,15 +130,18 @@ class XNLI:
         """
         split, part = sliced(split)
         if isinstance(source, Mapping):
-            tables = _given_tables(source, languages)
+            names = source if languages is None else distinct(languages)
+            tables = {language: table_of(source, language) for language in names}
         else:
             tables = read_items(source, languages, split, {".tsv": _read_tsv}, COLUMNS, mini_xnli, revision)
+        for language, table in tables.items():
+            check_table(language, table, COLUMNS)
         checked = {language: _checked(language, table) for language, table in tables.items()}
         _check_parallel(checked)
         source_language = "en" if "en" in checked else next(iter(checked), "")
         cluster = pd.factorize(checked[source_language]["premise"])[0] if checked else None
         items = {language: part_of(table.assign(cluster=cluster), part) for language, table in checked.items()}
-        name = "mini_xnli" if isinstance(source, str) and source == SOURCE else "xnli"
+        name = "mini_xnli" if isinstance(source, str) and source == BABEL else "xnli"
         return cls(items, read_templates(templates), calibration, head, seed, name)
 
     def __repr__(self) -> str:
@@ -166,8 +168,11 @@ class XNLI:
             parts += [language, *(str(value) for column in table for value in (column, *table[column]))]
         if self.head is not None:
             return storage.fingerprint(*parts, self.head.fingerprint)
-        asked = [repr([(one.text, sorted(one.words.items())) for one in self.templates[name]]) for name in self.items]
-        return storage.fingerprint(*parts, *asked, str(self.calibration), str(self.seed))
+        templates = [
+            repr([(template.text, sorted(template.words.items())) for template in self.templates[language]])
+            for language in self.items
+        ]
+        return storage.fingerprint(*parts, *templates, str(self.calibration), str(self.seed))
 
     def objective(
         self,
@@ -282,21 +287,8 @@ def _read_tsv(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header)
 
 
-def _given_tables(source: Mapping[str, pd.DataFrame], languages: Iterable[str] | None) -> dict[str, pd.DataFrame]:
-    names = list(source) if languages is None else distinct(languages)
-    for language in names:
-        if language not in source:
-            raise LanguageError(unknown("language", language, source))
-        for column in COLUMNS:
-            if column not in (columns := source[language].columns):
-                raise TaskError(f"The items of {language!r} lack a column. {unknown('column', column, columns)}")
-        if source[language].empty:
-            raise TaskError(f"{language!r} has no item.")
-    return {language: source[language] for language in names}
-
-
 def _checked(language: str, table: pd.DataFrame) -> pd.DataFrame:
-    """A language's items with an ordinal each, labels by name, after a look at every row."""
+    """A language's items, numbered, with labels by name; every row is checked."""
     labels = [NUMBERED.get(str(label), str(label)) for label in table["label"]]
     for row, label in enumerate(labels):
         if label == "-1":
@@ -314,7 +306,7 @@ def _checked(language: str, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_parallel(tables: Mapping[str, pd.DataFrame]) -> None:
-    """Items are paired between languages by their row, which only makes sense of translations."""
+    """Items are paired between languages by their row, so they must be translations of each other."""
     first = next(iter(tables), None)
     for language, table in tables.items():
         gold = tables[first]["label"] if first is not None else table["label"]
@@ -333,10 +325,10 @@ _FEATURES = 2**14
 
 
 def label_references(items: pd.DataFrame, labels: Sequence[str]) -> dict[str, float]:
-    """Measure what can be had without a model on items of two texts and a label.
+    """Measure accuracies without a model on items of two texts and a label.
 
     Args:
-        items: Columns cluster, premise, hypothesis and label.
+        items: Table with the columns cluster, premise, hypothesis and label.
         labels: All labels there are.
 
     Returns:
@@ -361,13 +353,13 @@ def _references(
     clusters: tuple, premises: tuple[str, ...], hypotheses: tuple[str, ...], labels: tuple[str, ...], possible: int
 ) -> dict[str, float]:
     gold, cluster = np.array(labels), pd.factorize(np.array(clusters))[0]
-    found = {"chance": 1 / possible, "majority": max(Counter(labels).values()) / len(labels)}
+    references = {"chance": 1 / possible, "majority": max(Counter(labels).values()) / len(labels)}
     if len(np.unique(cluster)) < FOLDS:
-        return found
+        return references
     hypothesis = _counts(hypotheses)
     both = csr_matrix(hstack([_counts(premises), hypothesis]))
     return {
-        **found,
+        **references,
         "hypothesis only": cross_validated_accuracy(hypothesis, gold, cluster),
         "bag of words": cross_validated_accuracy(both, gold, cluster),
     }
@@ -377,9 +369,9 @@ def cross_validated_accuracy(features: csr_matrix, gold: np.ndarray, cluster: In
     """Fit a logistic regression on four fifths of the clusters and predict the rest, in turn.
 
     Args:
-        features: A row an item.
+        features: One row per item.
         gold: The label of each item.
-        cluster: The cluster of each; none is on both sides.
+        cluster: The cluster of each item; no cluster is both fitted and predicted.
 
     Returns:
         The share of items predicted right.
@@ -389,10 +381,10 @@ def cross_validated_accuracy(features: csr_matrix, gold: np.ndarray, cluster: In
         if len(set(gold[train])) == 1:
             predicted = np.full(len(test), gold[train][0])
         else:
-            # A feature that no training item has would get no weight: without them a fit takes a fraction of the time.
-            had = np.unique(features[train].indices)
-            fitted = LogisticRegression(max_iter=200).fit(features[train][:, had], gold[train])
-            predicted = fitted.predict(features[test][:, had])
+            # Features that no training item has would get no weight; without them a fit takes a fraction of the time.
+            used = np.unique(features[train].indices)
+            classifier = LogisticRegression(max_iter=200).fit(features[train][:, used], gold[train])
+            predicted = classifier.predict(features[test][:, used])
         right += int((predicted == gold[test]).sum())
     return right / len(gold)
 

@@ -3,7 +3,6 @@
 Artetxe et al. 2020 (arXiv 1910.11856). Scores are SQuAD's exact match and F1, normalised per language.
 """
 
-import string
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,9 +20,10 @@ from langneurons.tasks.answers import exact_match, f1
 from langneurons.tasks.batching import tokenizer_of
 from langneurons.tasks.completing import complete, continuation_ids, end_ids, prompt_ids
 from langneurons.tasks.heads import Head
-from langneurons.tasks.miniature import SOURCE
+from langneurons.tasks.likelihood import placeholders
 from langneurons.tasks.objectives import Answering, Example
 from langneurons.tasks.reading import (
+    BABEL,
     COLUMNS,
     check_questions,
     other_answers,
@@ -33,15 +33,15 @@ from langneurons.tasks.reading import (
     table_of,
 )
 
-SCORING = "xquad/1"  # to be raised with every change of how items are scored: rows that were kept are then left alone
+SCORING = "xquad/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 PLACEHOLDERS = ("context", "question")
 
 
 def read_prompts(path: str | Path | None = None) -> dict[str, str]:
-    """Read prompt templates, one a language, from a TOML file.
+    """Read prompt templates, one per language, from a TOML file.
 
     Args:
-        path: The file; None is the one that comes with langneurons.
+        path: The file; by default the one that comes with langneurons.
 
     Returns:
         Language -> template, in which ``{context}`` and ``{question}`` stand for an item's.
@@ -54,11 +54,11 @@ def read_prompts(path: str | Path | None = None) -> dict[str, str]:
         ['Question: {question}', 'Answer:']
     """
     file = Path(__file__).with_name("xquad_prompts.toml") if path is None else Path(path).expanduser()
-    found = storage.read_toml(file, "prompts from", TaskError)
-    for language, template in found.items():
+    templates = storage.read_toml(file, "prompts from", TaskError)
+    for language, template in templates.items():
         if not isinstance(template, str):
             raise TaskError(f"The prompt of {language!r} in {file} is not a text but {template!r:.40}.")
-    return found
+    return templates
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,11 +66,11 @@ class XQuAD:
     """Questions about paragraphs in several languages; ``XQuAD.load`` makes it.
 
     Args:
-        items: Language -> one row a question: item (its id) and cluster (the article, or the paragraph where articles
+        items: Language -> one row per question: item (its id) and cluster (the article, or the paragraph where articles
             are unknown), both the same in every language; context, question, and answers, a list of right ones.
         prompts: Language -> template with ``{context}`` and ``{question}``.
-        max_new_tokens: The most tokens an answer has.
-        name: What the task is called in tables.
+        max_new_tokens: Maximum number of tokens of an answer.
+        name: Name in tables.
 
     Raises:
         TaskError: If the items are malformed or differ between languages, or a prompt is missing or malformed.
@@ -117,7 +117,7 @@ class XQuAD:
         """Load the questions of several languages.
 
         Args:
-            source: A folder with a SQuAD 1.1 file a language, such as ``xquad.hi.json``, or with parquet of the hub's
+            source: A folder with a SQuAD 1.1 file per language, such as ``xquad.hi.json``, or with parquet of the hub's
                 columns (id, context, question, answers); the hub's ``"google/xquad"``; or ``"babel"``, the miniature
                 questions that come with langneurons.
             languages: Languages to load, first the one that gives the order of items; by default all of a folder,
@@ -140,7 +140,7 @@ class XQuAD:
         split, part = sliced(split)
         questions = read_questions(source, languages, split, revision)
         items = {language: part_of(table, part) for language, table in questions.items()}
-        return cls(items, templates, max_new_tokens, "mini_xquad" if source == SOURCE else "xquad")
+        return cls(items, templates, max_new_tokens, "mini_xquad" if source == BABEL else "xquad")
 
     def __repr__(self) -> str:
         questions, clusters = len(self._first), self._first["cluster"].nunique()
@@ -334,20 +334,19 @@ def _as_text(table: pd.DataFrame) -> str:
 
 def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:
     if language not in prompts:
-        known = ", ".join(prompts) or "none"
-        raise TaskError(f"There is no prompt for {language!r}, only for {known}: give one with prompts=.")
+        languages = ", ".join(prompts) or "none"
+        raise TaskError(f"There is no prompt for {language!r}, only for {languages}: give one with prompts=.")
     if not isinstance(prompts[language], str):
         raise TaskError(f"The prompt of {language!r} is not a text but {prompts[language]!r:.40}.")
     try:
-        fields = [found for found in string.Formatter().parse(prompts[language]) if found[1] is not None]
+        fields = placeholders(prompts[language])
     except ValueError as error:
         raise TaskError(f"The prompt of {language!r} is malformed ({error}): double braces that are text.") from error
-    named = [f"{name}{'!' if how else ''}{how or ''}{':' if form else ''}{form}" for _, name, form, how in fields]
-    for name in named:
+    for name in fields:
         if name not in PLACEHOLDERS:
             raise TaskError(
                 f"The prompt of {language!r} cannot be filled in. {unknown('placeholder', name, PLACEHOLDERS)}"
             )
     for name in PLACEHOLDERS:
-        if name not in named:
+        if name not in fields:
             raise TaskError(f"The prompt of {language!r} lacks {{{name}}}: {prompts[language]!r:.80}.")

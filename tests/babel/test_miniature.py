@@ -14,7 +14,7 @@ import langneurons as ln
 from langneurons.babel import miniature
 from langneurons.babel.grammar import LANGUAGES, Clause, concepts, sentence
 from langneurons.errors import LanguageError, TaskError
-from langneurons.tasks.miniature import mini_xnli, mini_xquad
+from langneurons.tasks.reading import mini_xnli, mini_xquad
 from langneurons.tasks.xnli import label_references
 
 SPLITS = ("train", "validation", "test")

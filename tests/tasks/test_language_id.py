@@ -4,7 +4,7 @@ import pytest
 
 import langneurons as ln
 from langneurons.errors import CorpusError, LanguageError
-from langneurons.tasks.language_id import confusion, cut_to_letters, identify
+from langneurons.tasks.answers import confusion, cut_to_letters, identify
 
 SENTENCES = {
     "en": "The committee will meet again on Tuesday.",

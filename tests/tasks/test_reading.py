@@ -5,8 +5,7 @@ import pytest
 
 import langneurons as ln
 from langneurons.errors import LanguageError, TaskError
-from langneurons.tasks.miniature import mini_xnli
-from langneurons.tasks.reading import read_items
+from langneurons.tasks.reading import mini_xnli, read_items
 
 LINE = "It rains.\tIt is wet.\tentailment"
 HEADER = "premise\thypothesis\tlabel"
