@@ -6,7 +6,7 @@ Nothing heavy is imported here, so that the command line knows its options and t
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, TypeVar, TypeVarTuple, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -56,6 +56,7 @@ class Settings(BaseModel, metaclass=_Checked):
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
+Groups = TypeVarTuple("Groups")  # several settings objects, each of its own class
 
 
 class Training(Settings):
@@ -237,9 +238,28 @@ class Experiment(Adapter):
     targets: tuple[str, ...] | None = Field(
         None, description="Languages to transfer to; by default all others that the test has."
     )
-    conditions: tuple[str, ...] = Field(CONDITIONS, min_length=1, description="Training conditions to compare.")
+    conditions: tuple[
+        Literal["none", "source", "target", "source+target", "random", "random target", "random source+target", "all"],
+        ...,
+    ] = Field(CONDITIONS, min_length=1, description="Training conditions to compare.")
     seeds: Annotated[int, Field(ge=1)] | tuple[int, ...] = Field(
         6, description="Number of training seeds; with fewer than six no difference gets a p-value."
+    )
+    update: Any = Field(
+        None,
+        description="A function of neurons (or None) and seed that makes something else to train than masked LoRA.",
+        json_schema_extra=PYTHON_ONLY,
+    )
+    dev: Any = Field(
+        None, description="A task whose score decides which parameters are kept.", json_schema_extra=PYTHON_ONLY
+    )
+    head: Any = Field(
+        None, description="A classification head that every training starts from.", json_schema_extra=PYTHON_ONLY
+    )
+    training_patches: Any = Field(
+        (),
+        description="Patches that are held while models are trained, but not while they are evaluated.",
+        json_schema_extra=PYTHON_ONLY,
     )
 
 
@@ -364,6 +384,10 @@ class ExperimentOptions(FinetuningOptions, total=False):
     targets: Sequence[str] | None
     conditions: Sequence[str]
     seeds: int | Sequence[int]
+    update: Any
+    dev: Any
+    head: Any
+    training_patches: Any
     rank: int
     alpha: float
     projections: Sequence[str]
@@ -399,7 +423,7 @@ class ProbingOptions(RunOptions, total=False):
     seed: int
 
 
-def with_options(options: Mapping[str, Any], *settings: SettingsType) -> tuple[SettingsType, ...]:
+def with_options(options: Mapping[str, Any], *settings: *Groups) -> tuple[*Groups]:
     """Fill in options that were given one by one; an option that several settings have, such as the seed, is for all.
 
     Args:
@@ -418,11 +442,12 @@ def with_options(options: Mapping[str, Any], *settings: SettingsType) -> tuple[S
         >>> testing.margin, run.progress
         (0.05, False)
     """
+    groups = cast(tuple[Settings, ...], settings)
     for name in options:
-        if not any(name in type(group).model_fields or name in group.old_names for group in settings):
-            possible = dict.fromkeys(field for group in settings for field in type(group).model_fields)
-            raise settings[0].error(unknown("option", name, possible))
-    return tuple(_filled(group, options) for group in settings)
+        if not any(name in type(group).model_fields or name in group.old_names for group in groups):
+            possible = dict.fromkeys(field for group in groups for field in type(group).model_fields)
+            raise groups[0].error(unknown("option", name, possible))
+    return cast(tuple[*Groups], tuple(_filled(group, options) for group in groups))
 
 
 def _filled(group: SettingsType, options: Mapping[str, Any]) -> SettingsType:

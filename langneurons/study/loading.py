@@ -10,7 +10,6 @@ from langneurons.replication.statistics import PublishedStatistics
 from langneurons.study.parts import PatchPart, StudyConfig, TaskPart, sliced
 from langneurons.study.run_folder import RunFolder
 from langneurons.study.steps import Step, among
-from langneurons.study.tuned import TunedTask
 from langneurons.study.wording import patch_maker
 from langneurons.training.finetuned import Finetuned
 
@@ -108,8 +107,7 @@ class Loading:
         given |= {"split": part.split} if part.split else {}
         made = read_items(part.kind, part.source, languages, part.revision, **given).take(part.items, seed)
         if part.tuned is not None:
-            tuned, about = self.tuned(part, step)
-            return TunedTask(made if tuned.head is None else made.by_head(tuned.head), tuned, about)
+            return self.tuned(part, step)[0].ask(made)
         return made if part.head is None else made.by_head(self._head(part, step))
 
     def tuned(self, part: TaskPart, step: Step) -> tuple[Finetuned, str]:

@@ -22,12 +22,12 @@ class MaskedLoRA(MaskedUpdate):
     neurons were chosen.
 
     Args:
-        neurons: Whose weights are trained, those of all of its languages; None trains attention only.
-        rank: Of LoRA; at most the number of neurons.
-        alpha: What LoRA adds is scaled by alpha / rank.
+        neurons: Neurons whose weights are trained, of all languages in the set; None trains attention only.
+        rank: Rank of LoRA; at most the number of neurons.
+        alpha: Scale of LoRA, divided by the rank.
         targets: Projections of the MLP: gate (where there is no gate: the first matrix), up, down.
         attention: Projections of attention: q, k, v, o; all of their rows.
-        seed: Of A; a layer's projection of attention starts equal whichever neurons are trained.
+        seed: Seed for A; a layer's projection of attention starts equal whichever neurons are trained.
 
     Raises:
         TrainingError: If nothing would be trained, or the rank is larger than the selection.
@@ -68,23 +68,24 @@ class MaskedLoRA(MaskedUpdate):
         """Read a saved masked LoRA, or an adapter that peft wrote.
 
         Args:
-            folder: Where it was saved. Of peft's adapters the neurons are those with a row (of down: a column) that is
-                not zero, and all of them where B is still zero.
-            model: Checks that the update was made for it; needed for an adapter of peft's.
+            folder: Folder of the adapter. In one that peft wrote, the neurons are those with a row (of down: a column)
+                that is not zero, and all of them where B is still zero.
+            model: A model; if there is one, it is checked that the update was made for it. An adapter that peft wrote
+                needs one.
 
         Raises:
             StorageError: If there is neither.
-            CorruptArtefactError: If a file of ours was changed since.
+            CorruptArtefactError: If a file that langneurons wrote was changed since.
             TrainingError: If keys or shapes are not the model's, or it is of another class.
         """
         if peft_format.is_ours(Path(folder)):
             return super().load(folder, model)
         if model is None:
             raise TrainingError(f"{folder} was written by peft: give model=, to find what its keys stand for.")
-        seen = view(model)
-        neurons, pieces = peft_format.read(Path(folder), seen)
+        model_view = view(model)
+        neurons, pieces = peft_format.read(Path(folder), model_view)
         update = cls(neurons, *_settings(pieces))
-        update.pieces, update._model = pieces, seen.fingerprint
+        update.pieces, update._model = pieces, model_view.fingerprint
         return update
 
 
@@ -92,12 +93,12 @@ class MaskedRows(MaskedUpdate):
     """Every weight in the rows (of down: the columns) of chosen neurons, trained by itself.
 
     Args:
-        neurons: Whose weights are trained, those of all of its languages; None trains attention only.
+        neurons: Neurons whose weights are trained, of all languages in the set; None trains attention only.
         targets: Projections of the MLP: gate, up, down.
         attention: Projections of attention, trained by LoRA.
-        rank: Of that LoRA.
-        alpha: What it adds is scaled by alpha / rank.
-        seed: Of its first values.
+        rank: Rank of that LoRA.
+        alpha: Scale of that LoRA, divided by the rank.
+        seed: Seed for its first values.
 
     Raises:
         TrainingError: If nothing would be trained.
@@ -119,18 +120,18 @@ class MaskedRows(MaskedUpdate):
 
 
 class MaskedIA3(MaskedUpdate):
-    """One factor a chosen neuron and projection, starting at 1 (IA3: Liu et al. 2022, arXiv 2205.05638).
+    """One factor per chosen neuron and projection, starting at 1 (IA3: Liu et al. 2022, arXiv 2205.05638).
 
     On ``down`` it scales the model's own columns, not what another update attached beside it adds to them.
 
     Args:
-        neurons: Whose pre-activation (gate, bias included), factor (up) or activation as down reads it (down) is
-            scaled, those of all of its languages; None trains attention only.
+        neurons: Neurons whose pre-activation (gate, bias included), factor (up) or activation as down reads it (down)
+            is scaled, of all languages in the set; None trains attention only.
         targets: Projections of the MLP: gate, up, down.
         attention: Projections of attention, trained by LoRA.
-        rank: Of that LoRA.
-        alpha: What it adds is scaled by alpha / rank.
-        seed: Of its first values.
+        rank: Rank of that LoRA.
+        alpha: Scale of that LoRA, divided by the rank.
+        seed: Seed for its first values.
 
     Raises:
         TrainingError: If nothing would be trained.
