@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from langneurons.errors import LanguageError, PatchError, TaskError, TrainingError
+import langneurons as ln
+from langneurons.errors import LangNeuronsWarning, LanguageError, PatchError, TaskError, TrainingError
+from langneurons.evaluation.evaluating import evaluate
 from langneurons.identification import NeuronSet
 from langneurons.models import view
 from langneurons.patches import SetTo, intervene
+from langneurons.run import ThisProcess
 from langneurons.tasks.heads import ClassificationHead, last_hidden, pair_tokens, pairs_of
 from langneurons.tasks.padded_head import PadPositionHead
+from langneurons.tasks.task import Task
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA, MaskedRows
@@ -151,6 +155,47 @@ def test_what_was_saved_is_read_back(model, tmp_path, several, position):
         with one.attach(model):
             logits.append(one.head.logits(model, [("w20 w30", "w5")]))
     assert torch.equal(*logits)
+
+
+def test_a_task_is_asked_of_the_fine_tuned_model(model, tmp_path):
+    task = pairs(12)
+    lora = MaskedLoRA(shift(model).neurons, rank=2)
+    tuned = finetune(model, task, lora, steps=6, **QUIET)
+    asked = tuned.ask(task)
+    assert isinstance(asked, Task)
+    with tuned.attach(model):
+        expected = task.by_head(tuned.head).measure(model, "hi")
+    pd.testing.assert_frame_equal(asked.measure(model, "hi"), expected)
+    assert not view(model).hooked
+    evaluation = evaluate(model, asked, ["hi"], out=tmp_path / "kept", progress=False)
+    assert evaluation.rows["value"].tolist() == expected["accuracy"].tolist()
+    loaded = ln.load(tuned.save(tmp_path / "saved"))
+    assert loaded.ask(task).fingerprint == asked.fingerprint
+    other = finetune(model, task, lora, steps=6, seed=1, **QUIET)
+    fingerprints = {asked.fingerprint, other.ask(task).fingerprint, task.by_head(tuned.head).fingerprint}
+    assert len(fingerprints) == 3
+    answers = questions(4)
+    generated = finetune(model, answers, lora, steps=1, **QUIET).ask(answers)
+    assert (generated.protocol, generated.generates, generated.languages) == ("generation", True, ("en", "hi"))
+    assert generated.references("en") == answers.references("en")
+
+
+def test_names_of_the_first_version_go_on_working(model):
+    update = shift(model)
+    with pytest.warns(LangNeuronsWarning, match="lora is called update"):
+        tuned = finetune(model, pairs(6), lora=update, steps=1, **QUIET)
+    with pytest.warns(LangNeuronsWarning, match="called Finetuned.update"):
+        assert tuned.lora is tuned.update
+    assert tuned.update.count() == 12
+
+
+def test_a_fine_tuning_runs_where_it_is_told_to(model, tmp_path, monkeypatch):
+    task, update = pairs(12), shift(model)
+    here = finetune(model, task, update, steps=3, **QUIET)
+    monkeypatch.chdir(tmp_path)
+    there = finetune(model, task, update, steps=3, executor=ThisProcess(), out="run", **QUIET)
+    assert (tmp_path / "run" / "checkpoint.json").exists()
+    pd.testing.assert_frame_equal(there.history, here.history)
 
 
 def test_an_update_that_could_not_be_read_back_is_not_saved(model, tmp_path):

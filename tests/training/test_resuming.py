@@ -134,6 +134,13 @@ def test_another_fine_tuning_in_the_same_folder_is_refused(model, tmp_path, tmp_
         finetune(other, update=lora, out=tmp_path, **{**given, **change})
 
 
+def test_how_often_it_is_saved_and_watched_is_no_other_fine_tuning(model, tmp_path, monkeypatch):
+    whole = finetune(model, pairs(12), shift(model), out=tmp_path, **OPTIONS)
+    monkeypatch.setattr(loop_module.Loop, "run", None)
+    again = {**OPTIONS, "save_every": 5.0, "tensorboard": True}
+    assert_same(finetune(model, pairs(12), shift(model), out=tmp_path, **again), whole)
+
+
 def test_a_changed_checkpoint_is_refused(model, tmp_path):
     finetune(model, pairs(12), shift(model), out=tmp_path, **OPTIONS)
     about = json.loads((tmp_path / "checkpoint.json").read_text())

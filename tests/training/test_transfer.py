@@ -148,6 +148,14 @@ def test_without_attention_the_condition_none_trains_the_head_alone(model, task,
     assert found.trainings["parameters"].tolist() == [3 * 32 + 3]
 
 
+def test_every_training_starts_from_the_head_that_is_given(model, task, test, neurons):
+    options = {"conditions": ["none"], "seeds": 1, "targets": ["hi"], **OPTIONS, "learning_rate": 1e-9}
+    head = ln.tasks.ClassificationHead.fit(model, task)
+    started = transfer_experiment(model, task, test, neurons, head=head, **options)
+    expected = test.by_head(head).measure(model, "hi")["prediction"].tolist()
+    assert started.rows.query("language == 'hi'")["prediction"].tolist() == expected
+
+
 def test_another_update_is_trained_where_one_is_given(model, task, test, neurons):
     def make(chosen, seed):
         return None if chosen is None else MaskedIA3(chosen)
