@@ -294,7 +294,7 @@ class Probing(Settings):
     position: Literal["mean", "last"] = Field(
         "mean", description="A neuron's value on a text: its mean over counted tokens, or its value at the last one."
     )
-    permutations: Count = Field(1000, description="Exchanges per test; finer p-values take more.")
+    permutations: int = Field(1000, ge=100, description="Exchanges per test; finer p-values take more.")
     max_items: Count | None = Field(None, description="Items to read at most, in whole clusters; by default all.")
     probe_sizes: tuple[Count, ...] = Field(
         (1, 2, 4, 8, 16), description="Numbers of neurons that probes read; empty leaves probes out."

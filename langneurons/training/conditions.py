@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from langneurons.errors import TrainingError, unknown
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.neurons import NeuronSet, united
 from langneurons.settings import CONDITIONS, Controls, Experiment, controls_of, literal_choices
 
 NONE, ALL = "none", "all"
@@ -96,13 +96,13 @@ def needs_target(name: str) -> bool:
 def _random(
     name: str, neurons: NeuronSet, source: str, target: str, seeds: Sequence[int], controls: Controls
 ) -> Iterator[Condition]:
-    match = controls.match or ("layer" if controls.stats is None else "layer+magnitude")
     like = next(selection for selection, control in CONTROL_OF.items() if control == name)
     # Under the source's label: that is the language in which magnitudes are matched.
     original = _relabelled(_selected(like, neurons, source, target), source)
     for seed in seeds:
+        seeded = controls.model_copy(update={"seed": seed})
         for draw in range(controls.draws):
-            control = original.matched_control(controls.stats, seed * 10_007 + draw, match, exclude=neurons)
+            control = original.matched_control(seeded, draw, exclude=neurons)
             yield Condition(name, target, seed, draw, _relabelled(control, name))
 
 
@@ -124,8 +124,7 @@ def _selected(name: str, neurons: NeuronSet, source: str, target: str) -> Neuron
                 f"{language!r} has no neurons, so that the condition {name!r} would train none: identify more of them, "
                 "or leave the condition away."
             )
-    united = np.unique(np.concatenate([neurons.members[language] for language in languages]))
-    return replace(neurons, members={"+".join(languages): united}, scores={})
+    return united([neurons.select(languages)], "+".join(languages))
 
 
 def _relabelled(neurons: NeuronSet, label: str) -> NeuronSet:

@@ -14,6 +14,7 @@ from langneurons.effects.placement import placement_columns
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, unknown
 from langneurons.evaluation.evaluation import UNPATCHED
+from langneurons.settings import Testing
 from langneurons.storage import Column, JsonObject, Result, Table
 from langneurons.training.conditions import ALL, CONTROL_OF, NONE
 
@@ -163,7 +164,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
             EffectError: If only one condition was trained.
         """
         table = self.effects(self.reference)
-        rows, margin = table.rows, 100 * table.settings["delta"]
+        rows, margin = table.rows, 100 * table.settings["margin"]
         groups = {verdict: part for verdict, part in rows.groupby("verdict")}
         clauses = [f"{name}: {_listed(groups[name])}" for name in ("better", "worse") if name in groups]
         clauses = clauses or ["nothing better or worse"]
@@ -200,8 +201,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         return {**fields, "settings": {**fields["settings"], "options": options}}
 
     def _effect(self, condition: pd.DataFrame, baseline: pd.DataFrame) -> Effect:
-        options = {"delta" if name == "margin" else name: value for name, value in self.settings["options"].items()}
-        return effect(condition, baseline, "value", "row", lower_is_better=False, **options)
+        return effect(condition, baseline, "value", "row", False, testing=Testing(**self.settings["options"]))
 
     def _about(self, metric: str) -> str:
         named = self._named()
