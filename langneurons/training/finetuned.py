@@ -20,8 +20,7 @@ from langneurons.storage import JsonObject, Result, Table
 from langneurons.tasks.heads import ClassificationHead, Head
 from langneurons.tasks.padded_head import PadPositionHead
 from langneurons.tasks.task import Task
-from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows
-from langneurons.training.update import Update
+from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows, Update
 
 _UPDATES = {kind.__name__: kind for kind in (MaskedLoRA, MaskedRows, MaskedIA3)}
 

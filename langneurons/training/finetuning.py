@@ -23,9 +23,9 @@ from langneurons.tasks.task import Task
 from langneurons.tasks.xquad import XQuAD
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.loop import Loop, trained_parameters, watching
+from langneurons.training.lora import Update
 from langneurons.training.objectives import Answering, Classifying, Objective
 from langneurons.training.resuming import RunFolder
-from langneurons.training.update import Update
 
 WITHOUT_EFFECT = {"save_every", "tensorboard"}  # fields of Training that change nothing that is trained
 

@@ -18,11 +18,11 @@ from langneurons.models import ModelView
 from langneurons.patches import Patch, intervene
 from langneurons.settings import Training
 from langneurons.storage import understood
+from langneurons.training.lora import Update
 from langneurons.training.masked import frozen
 from langneurons.training.objectives import Objective
 from langneurons.training.resuming import History, RunFolder
 from langneurons.training.schedule import Order, rate
-from langneurons.training.update import Update
 
 Watch = Callable[[Mapping[str, float]], object]
 _REDRAWN = 100  # largest number of times that a curve is redrawn during a run

@@ -1,9 +1,11 @@
-"""MaskedLoRA, MaskedRows and MaskedIA3: train the weights of chosen neurons and no others."""
+"""Updates, which fine-tuning trains; MaskedLoRA, MaskedRows and MaskedIA3 train the weights of some neurons only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from langneurons.errors import TrainingError
 from langneurons.identification.neurons import NeuronSet
@@ -12,6 +14,69 @@ from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
 from langneurons.training import peft_format
 from langneurons.training.masked import MaskedUpdate
 from langneurons.training.pieces import Direct, Form, LowRank, Piece, ScaledInputs, ScaledOutputs
+
+
+@runtime_checkable
+class Update(Protocol):
+    """A change of some weights of a model, with parameters of its own; the parameters of the model are never touched.
+
+    MaskedLoRA, MaskedRows and MaskedIA3 are updates. Parameters exist from ``prepare``, or the first ``attach``, on;
+    they start such that the model computes what it did before.
+    """
+
+    @property
+    def name(self) -> str:
+        """What kind of update this is, with its settings, for tables."""
+        ...
+
+    @property
+    def neurons(self) -> NeuronSet | None:
+        """The neurons whose weights are trained; None where only attention is."""
+        ...
+
+    def prepare(self, model: nn.Module) -> None:
+        """Create the parameters for a model; does nothing where that was done before for the same model."""
+        ...
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained."""
+        ...
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The same by name, such as ``"3.gate.lora_A"``: layer, projection, factor."""
+        ...
+
+    def count(self) -> int:
+        """Count the trained numbers."""
+        ...
+
+    def attach(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Let the model compute with the update inside the block; its own parameters get no gradients there."""
+        ...
+
+    def merge(self, model: nn.Module) -> None:
+        """Write the update into the model's weights."""
+        ...
+
+    def unmerge(self, model: nn.Module) -> None:
+        """Give the model the weights it had before, bit for bit."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copy the parameters' values, by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Set the parameters' values.
+
+        Raises:
+            TrainingError: If names or shapes are not this update's.
+        """
+        ...
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the update into a folder; returns the folder."""
+        ...
 
 
 class MaskedLoRA(MaskedUpdate):
@@ -34,8 +99,7 @@ class MaskedLoRA(MaskedUpdate):
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> from langneurons.training.lora import MaskedLoRA
-        >>> lora = MaskedLoRA(neurons["hi"], rank=4, targets=("gate", "up", "down"))
+        >>> lora = ln.MaskedLoRA(neurons["hi"], rank=4, targets=("gate", "up", "down"))
         >>> with lora.attach(model):
         ...     model("नमस्ते", return_type="loss").backward()
         >>> all(parameter.grad is not None for parameter in lora.parameters())
@@ -104,9 +168,8 @@ class MaskedRows(MaskedUpdate):
         TrainingError: If nothing would be trained.
 
     Example:
-        >>> from langneurons.training.lora import MaskedRows
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> rows = MaskedRows(neurons["hi"])
+        >>> rows = ln.MaskedRows(neurons["hi"])
         >>> rows.prepare(model)
         >>> rows.count() == len(neurons["hi"]) * model.cfg.d_model
         True
@@ -137,9 +200,8 @@ class MaskedIA3(MaskedUpdate):
         TrainingError: If nothing would be trained.
 
     Example:
-        >>> from langneurons.training.lora import MaskedIA3
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> factors = MaskedIA3(neurons["hi"], targets=("gate", "down"))
+        >>> factors = ln.MaskedIA3(neurons["hi"], targets=("gate", "down"))
         >>> factors.prepare(model)
         >>> factors.count() == 2 * len(neurons["hi"])
         True

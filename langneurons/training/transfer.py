@@ -37,9 +37,8 @@ from langneurons.tasks.xquad import XQuAD
 from langneurons.training.conditions import Condition, conditions
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.finetuning import WITHOUT_EFFECT, finetune
-from langneurons.training.lora import MaskedLoRA
+from langneurons.training.lora import MaskedLoRA, Update
 from langneurons.training.transfer_table import ROWS, TRAININGS, Transfer
-from langneurons.training.update import Update
 
 MakeUpdate = Callable[[NeuronSet | None, int], Update | None]
 TEXTS = ("premise", "hypothesis", "context", "question")
