@@ -18,6 +18,7 @@ AnyResult = TypeVar("AnyResult", bound="Result")
 MODULES = {
     "ablation": "analysis.ablation.result",
     "activation-statistics": "recording.statistics",
+    "classification-head": "tasks.heads",
     "comparison": "analysis.comparison",
     "effect-table": "effects.table",
     "evaluation": "evaluation.evaluation",

@@ -18,9 +18,9 @@ from langneurons.models import ModelView
 from langneurons.patches import Patch, intervene
 from langneurons.settings import Training
 from langneurons.storage import understood
+from langneurons.tasks.task import Objective
 from langneurons.training.lora import Update
 from langneurons.training.masked import frozen
-from langneurons.training.objectives import Objective
 from langneurons.training.resuming import History, RunFolder
 from langneurons.training.schedule import Order, rate
 
