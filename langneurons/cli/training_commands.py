@@ -9,8 +9,9 @@ import langneurons as ln
 from langneurons.cli.entry import Backend, Device, Dtype, Where, app
 from langneurons.cli.parsing import MethodName, MethodOptions, codes, listed, make_method
 from langneurons.errors import TrainingError
+from langneurons.settings import CONDITIONS
 from langneurons.study.wording import language_patches
-from langneurons.training.conditions import CONDITIONS, NONE, conditions
+from langneurons.training.conditions import NONE, conditions
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA
 from langneurons.training.transfer import check_apart, transfer_experiment
@@ -130,10 +131,10 @@ def transfer_command(
     options: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "seed": seed}
     options |= {"projections": tuple(listed(projections)), "attention": tuple(listed(attention)), "rank": rank}
     options |= {"learning_rate": learning_rate, "patches": language_patches(known, patch or [], stats)}
-    options |= {"conditions": listed(conditions), "seeds": seeds, "draws": draws, "stats": stats, "out": out}
+    options |= {"conditions": listed(conditions), "seeds": seeds, "controls": draws, "stats": stats, "out": out}
     options["executor"] = executor
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
-    found = transfer_experiment(loaded, train, test, known, source, places[1:], **options)
+    found = transfer_experiment(loaded, train, test, known, source=source, targets=places[1:], **options)
     written = found.save(out / "transfer")
     print(f"{found}\nWritten to {written}")
     if len(found.conditions) > 1:

@@ -9,7 +9,6 @@ from langneurons.replication.statistics import PublishedStatistics
 from langneurons.study.parts import PatchPart, StudyConfig, TaskPart
 from langneurons.study.run_folder import RunFolder
 from langneurons.study.steps import Step, among
-from langneurons.study.tuned import TunedTask
 from langneurons.study.wording import patch_maker
 from langneurons.tasks.kinds import load_task
 from langneurons.training.finetuned import Finetuned
@@ -104,8 +103,7 @@ class Loading:
             revision=part.revision, **options,
         )  # fmt: skip
         if part.tuned is not None:
-            tuned, about = self.tuned(part, step)
-            return TunedTask(task if tuned.head is None else task.with_head(tuned.head), tuned, about)
+            return self.tuned(part, step)[0].ask(task)
         return task if part.head is None else task.with_head(self._head(part, step))
 
     def tuned(self, part: TaskPart, step: Step) -> tuple[Finetuned, str]:
