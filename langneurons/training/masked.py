@@ -167,10 +167,10 @@ class MaskedUpdate:
             raise TrainingError(f"{self!r} is {'merged' if self._merged else 'attached'} already.")
         self.prepare(model)
         seen = view(model)
-        seen.check_weights_writable()
+        seen.weights.check_writable()
         before = seen.fingerprint
         overwritten = [piece.merge(seen.projection(piece.layer, piece.target)) for piece in self.pieces]
-        seen.remember_merging(before)
+        seen.weights.remember_merging(before)
         self._merged = Merged(weakref.ref(model), before, seen.fingerprint, overwritten)
 
     def unmerge(self, model: nn.Module) -> None:
@@ -189,7 +189,7 @@ class MaskedUpdate:
             raise TrainingError("The model's weights were changed since: unmerge in the reverse order of merging.")
         for piece, values in zip(self.pieces, self._merged.overwritten, strict=True):
             piece.write(seen.projection(piece.layer, piece.target), values)
-        seen.remember_fingerprint(self._merged.before)
+        seen.weights.remember(self._merged.before)
         self._merged = None
 
     def state_dict(self) -> dict[str, Tensor]:
