@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from langneurons.models.internals import HookPoint, replaced, without_cache
-from langneurons.models.sites import attached
+from langneurons.models.sites import Reader, attached
 
 Stop = Callable[[Sequence[int]], bool]
 ResidualOf = Callable[[torch.Tensor], torch.Tensor | None]
@@ -217,6 +217,10 @@ class Checkpointing:
         twice = [(block, "forward", self._twice(block.forward)) for block in blocks]
         with replaced(twice), without_cache(config):
             yield
+
+    def once(self, reader: Reader) -> Reader:
+        """Let a reader have values only the first time that a layer runs."""
+        return lambda layer, values: None if self.running_again else reader(layer, values)
 
     def _twice(self, forward: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(forward)

@@ -144,21 +144,25 @@ def range_of(act_fn: Callable[[torch.Tensor], torch.Tensor], device: torch.devic
     return (-math.inf if unbounded_below else float(act.min()), math.inf if unbounded_above else float(act.max()))
 
 
-def reading_hooks(layer: Layer, readers: Mapping[str, Reader]) -> list[tuple[HookPoint, Hook]]:
-    """Build the hooks that hand each site's tensor of a layer to its reader, computing act_fn at most once.
+def reading_hooks(layers: Sequence[Layer], readers: Mapping[str, Reader]) -> list[tuple[HookPoint, Hook]]:
+    """Build the hooks that hand each site's tensor of each layer to its reader, computing act_fn at most once.
 
     Args:
-        layer: The layer.
+        layers: The layers.
         readers: For each site to read, a function of (layer index, values).
 
     Returns:
         Pairs of hook point and hook, at most one per hook point.
     """
-    by_point: dict[int, tuple[HookPoint, list[str]]] = {}
-    for site in readers:
-        point = layer.point(site)
-        by_point.setdefault(id(point), (point, []))[1].append(site)
-    return layer.batch_hooks() + [(point, _reader(layer, sites, readers)) for point, sites in by_point.values()]
+    hooks: list[tuple[HookPoint, Hook]] = []
+    for layer in layers:
+        by_point: dict[int, tuple[HookPoint, list[str]]] = {}
+        for site in readers:
+            point = layer.point(site)
+            by_point.setdefault(id(point), (point, []))[1].append(site)
+        hooks += layer.batch_hooks()
+        hooks += [(point, _reader(layer, sites, readers)) for point, sites in by_point.values()]
+    return hooks
 
 
 def _reader(layer: Layer, sites: list[str], readers: Mapping[str, Reader]) -> Hook:
@@ -288,7 +292,7 @@ def checked_units(
 @torch.no_grad()
 def check_fires(
     name: str, layers: Sequence[Layer], forward: Callable[[], torch.Tensor | None]
-) -> tuple[torch.Tensor | None, dict[str, int]]:
+) -> tuple[torch.Tensor, dict[str, int]]:
     """Run a model once and check that every site's tensor arrives exactly once a layer, all of one width.
 
     Args:
@@ -308,8 +312,9 @@ def check_fires(
         for site, by_layer in widths.items()
     }
     hooks = [hook for layer in layers for hook in _shape_hooks(layer)]
-    with attached(hooks + [hook for layer in layers for hook in reading_hooks(layer, readers)]):
+    with attached(hooks + reading_hooks(layers, readers)):
         logits = forward()
+    assert logits is not None
     for site, by_layer in widths.items():
         if [layer for layer, _ in by_layer] != list(range(len(layers))):
             fired = sorted(layer for layer, _ in by_layer)

@@ -1,7 +1,7 @@
 """One vocabulary over HookedTransformer and TransformerBridge, whoever loaded them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,20 +9,12 @@ from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import HookSiteError, unknown
+from langneurons.models import running
 from langneurons.models.backends import backend_of, layers_of
 from langneurons.models.backends.bridge import Bridge
 from langneurons.models.features.sites import FeatureSite
 from langneurons.models.internals import count_permanent, handles_at_hook_points
 from langneurons.models.projections import Projection, check_target
-from langneurons.models.running import (
-    Checkpointing,
-    Following,
-    GeneratedRows,
-    ResidualOf,
-    Stop,
-    following,
-    resumed_above,
-)
 from langneurons.models.sites import (
     SITES,
     Change,
@@ -76,13 +68,10 @@ class ModelView:
         weights: Which weights it has: their fingerprint, and what it was before updates were merged.
         feature_sites: The sites that dictionaries were added as, by name.
         attention: The implementation that ``native_attention`` runs, such as ``"sdpa"``; None where it does nothing.
-        loaded_as: The arguments of ``load_model`` that load it again in another process; None where it was given as an
-            object.
+        loaded_as: The arguments of ``load_model`` that load it again elsewhere; None where it was given as an object.
     """
 
-    def __init__(
-        self, model: object, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None
-    ) -> None:
+    def __init__(self, model: object, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None):
         self._backend = backend_of(model)
         self.model = self._backend.model
         self.backend = self._backend.name
@@ -98,7 +87,7 @@ class ModelView:
         self.attention: str | None = None
         self.loaded_as: dict[str, Any] | None = None
         self._widths: dict[str, int] = {}
-        self._checkpointing = Checkpointing()
+        self._checkpointing = running.Checkpointing()
         self._act_range: tuple[float, float] | None = None
         self._projections: dict[tuple[int, str], Projection] = {}
         # TransformerLens 4 attaches hooks of its own to some bridges (OPT), for good.
@@ -147,10 +136,7 @@ class ModelView:
 
     @property
     def fingerprint(self) -> str:
-        """Which weights: as load_model found them, or as they are now if they were changed in place since.
-
-        Equal for both backends loaded through load_model from the same weights and dtype.
-        """
+        """Which weights it has; equal for both backends loaded through load_model from the same weights and dtype."""
         return self.weights.fingerprint
 
     def is_of(self, fingerprint: str) -> bool:
@@ -210,10 +196,7 @@ class ModelView:
         Args:
             tokens: Token ids, special tokens included.
             attention_mask: 1 for real tokens, 0 for padding; None where every token is real or padding is on the right.
-            logits: Whether logits are wanted; without them the unembedding is skipped.
-
-        Returns:
-            Logits, or None.
+            logits: Whether to return logits; otherwise the unembedding is skipped and None returned.
         """
         return self._backend.forward(tokens.to(self.device), attention_mask, logits)
 
@@ -248,7 +231,7 @@ class ModelView:
         tokens: Int[torch.Tensor, "row position"],
         attention_mask: Int[torch.Tensor, "row position"],
         max_new_tokens: int,
-        stop: Stop | None = None,
+        stop: running.Stop | None = None,
         eos: int | None = None,
         min_new_tokens: int = 0,
     ) -> list[list[int]]:
@@ -265,22 +248,18 @@ class ModelView:
         Returns:
             The ids that each row generated, up to and with what ended it.
         """
-        rows = GeneratedRows(len(tokens), max_new_tokens, stop, eos, min_new_tokens)
+        rows = running.GeneratedRows(len(tokens), max_new_tokens, stop, eos, min_new_tokens)
         self._backend.generate(tokens.to(self.device), attention_mask.to(self.device), rows)
         return rows.ids
 
-    @contextmanager
-    def following(self) -> Iterator[Following]:
+    def following(self) -> AbstractContextManager[running.Following]:
         """Tell, inside the block, which positions of the running forward are prompt and which are generated.
 
-        Every forward that is not part of a ``generate`` (of this view, of the model, or of the Hugging Face model in a
-        bridge) is all prompt.
+        A forward is all prompt unless this view, the model, or the Hugging Face model in a bridge generates.
         """
-        with following([self, *self._backend.generators], self._layers[0].input_point) as progress:
-            yield progress
+        return running.following([self, *self._backend.generators], self._layers[0].input_point)
 
-    @contextmanager
-    def above(self, layer: int, residual_of: ResidualOf) -> Iterator[None]:
+    def above(self, layer: int, residual_of: running.ResidualOf) -> AbstractContextManager[None]:
         """Run only the layers above one, inside the block, from a residual stream that was computed before.
 
         Whatever runs the model counts, such as scoring a text; positions and masks are those of the whole forward, and
@@ -296,26 +275,22 @@ class ModelView:
         """
         if layer != -1:
             self.layer(layer)
-        with resumed_above(self.model.blocks, self._backend.embedding, layer, residual_of):
-            yield
+        return running.resumed_above(self.model.blocks, self._backend.embedding, layer, residual_of)
 
-    @contextmanager
-    def gradient_checkpointing(self) -> Iterator[None]:
-        """Keep of each layer only its input for a backward pass, inside the block, and run the layer again there.
+    def gradient_checkpointing(self) -> AbstractContextManager[None]:
+        """Keep only each layer's input for a backward pass, inside the block, and run the layer again there.
 
-        Gradients stay what they are and memory shrinks, for the time of another forward. Patches are written again
-        when a layer runs again; ``reading`` still hands on every tensor once.
+        Gradients stay the same; memory shrinks, for the time of another forward. Patches are written in both runs of a
+        layer; ``reading`` still hands on every tensor once.
         """
-        with self._checkpointing.of(self.model.blocks, self._backend.hf_config):
-            yield
+        return self._checkpointing.of(self.model.blocks, self._backend.hf_config)
 
     @contextmanager
     def native_attention(self) -> Iterator[None]:
         """Run a bridge's attention in transformers' own way inside the block, about as fast as the plain model.
 
-        Every site can be read and written as ever; ``hook_pattern`` and ``hook_attn_scores`` stay silent. Nothing
-        changes for a HookedTransformer, nor for a bridge that failed the check of this at load, or was not loaded by
-        load_model.
+        Every site is read and written as ever; ``hook_pattern`` and ``hook_attn_scores`` stay silent. Nothing changes
+        for a HookedTransformer, nor for a bridge that failed the check of this at load or was loaded elsewhere.
         """
         backend, attention = self._backend, self.attention
         native = backend.native_attention(attention) if isinstance(backend, Bridge) and attention else nullcontext()
@@ -326,9 +301,9 @@ class ModelView:
     def reading(self, readers: Mapping[str, Reader]) -> Iterator[None]:
         """Hand each site's tensor to a function, once a layer, during every forward inside the block.
 
-        ``head`` is "batch position head d_head", every other site "batch position neuron". Values
-        written by a ``writing`` entered before are seen, with one exception: on gated MLPs ``act`` is act_fn of the
-        pre-activation, so values written at ``act`` show only at ``post``.
+        ``head`` is "batch position head d_head", every other site "batch position neuron". Values that a ``writing``
+        entered before wrote are read, but for ``act`` on gated MLPs: it is computed from the pre-activation, so values
+        written there show only at ``post``.
 
         Args:
             readers: From site to a function of (layer index, values); what it returns is ignored. On gated MLPs also
@@ -337,22 +312,18 @@ class ModelView:
         Raises:
             HookSiteError: If a site is unknown.
         """
-        of_features = {site for site in readers if not (site == "up" and self.gated) and self._features(site)}
-        once = {site: self._once(reader) for site, reader in readers.items()}
+        of_features = [site for site in readers if not (site == "up" and self.gated) and self._features(site)]
+        once = {site: self._checkpointing.once(reader) for site, reader in readers.items()}
         own = {site: reader for site, reader in once.items() if site not in of_features}
         with ExitStack() as stack:
-            stack.enter_context(attached([hook for layer in self._layers for hook in reading_hooks(layer, own)]))
+            stack.enter_context(attached(reading_hooks(self._layers, own)))
             for site in of_features:
                 stack.enter_context(self.feature_sites[site].reading(once[site]))
             yield
 
-    def _once(self, reader: Reader) -> Reader:
-        return lambda layer, values: None if self._checkpointing.running_again else reader(layer, values)
-
-    @contextmanager
     def writing(
         self, site: str, neurons: Mapping[int, Int[torch.Tensor, " unit"]], change: Change, replaces: bool = False
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Write new values at some neurons during every forward inside the block.
 
         One indexed write a layer, out of place and differentiable; blocks nest in the order entered, each starting
@@ -372,12 +343,9 @@ class ModelView:
         features = self._features(site)
         neurons = checked_units(self.name, site, self.shape(site), neurons)
         on_device = {layer: units.to(self.device, torch.int64) for layer, units in neurons.items()}
-        with (
-            writing_hooks(self._layers, site, on_device, change, replaces)
-            if features is None
-            else features.writing(on_device, change)
-        ):
-            yield
+        if features is not None:
+            return features.writing(on_device, change)
+        return writing_hooks(self._layers, site, on_device, change, replaces)
 
     def cached(self, cache: Any, site: str, layer: int) -> torch.Tensor:
         """Find a site's tensor of one layer in a TransformerLens ActivationCache.
@@ -402,19 +370,12 @@ class ModelView:
         return own.values(site, values) if features is None else features.placed[layer].encoded(values)
 
     def check_sites(self, tokens: Int[torch.Tensor, "batch position"]) -> Float[torch.Tensor, "batch position token"]:
-        """Run the model once and check that every site's tensor arrives exactly once a layer, all of one width.
-
-        Args:
-            tokens: Token ids to run it on.
-
-        Returns:
-            The logits of that run.
+        """Run the model once, check that each site's tensor arrives once a layer, and return the logits.
 
         Raises:
             HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
         """
         logits, self._widths = check_fires(self.name, self._layers, lambda: self.forward(tokens))
-        assert logits is not None
         return logits
 
     @property
