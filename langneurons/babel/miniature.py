@@ -91,11 +91,11 @@ def _inference(draw: random.Random, split: str, kind: str) -> Inference | None:
     premise, hypotheses = (_of_place if kind == "place" else _of_things)(draw, first, second, name, other)
     if not in_split(premise, split):
         return None
-    told = [premise]
+    premises = [premise]
     if draw.random() < 0.1:  # what is said of a third person must be kept apart
         beside = _clause(third, kind, other)
-        told.append(replace(beside, number=draw.choice(concepts("number"))) if kind == "thing" else beside)
-    return Inference(tuple(draw.sample(told, len(told))), draw.choice((None, *concepts("time"))), hypotheses)
+        premises.append(replace(beside, number=draw.choice(concepts("number"))) if kind == "thing" else beside)
+    return Inference(tuple(draw.sample(premises, len(told))), draw.choice((None, *concepts("time"))), hypotheses)
 
 
 def _of_place(draw: random.Random, first: str, second: str, name: str, other: str) -> tuple[Clause, dict[str, Clause]]:
