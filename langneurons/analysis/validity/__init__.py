@@ -1,12 +1,9 @@
-"""Is the score real? Reliability, nulls that can be failed, and language against token and script."""
+"""Is the score real? Reliability, and nulls that can be failed."""
 
-from langneurons.analysis.validity.conditioning import condition, conditioned
 from langneurons.analysis.validity.controls import DocumentHeterogeneity, OwnQuantile, RedrawnRandom
-from langneurons.analysis.validity.firing import TokenFiring, firing_by_token
 from langneurons.analysis.validity.recordings import NULLS, Recordings, nulls, record_halves, record_nulls
 from langneurons.analysis.validity.regrouping import (
     Nulls,
-    halves_by_source,
     nulls_of,
     pseudo_languages,
     shuffled_languages,
@@ -25,13 +22,8 @@ __all__ = [
     "Recordings",
     "RedrawnRandom",
     "SplitHalf",
-    "TokenFiring",
     "ValidityTable",
     "chance_jaccard",
-    "condition",
-    "conditioned",
-    "firing_by_token",
-    "halves_by_source",
     "nulls",
     "nulls_of",
     "pseudo_languages",

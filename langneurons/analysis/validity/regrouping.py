@@ -28,35 +28,6 @@ GROUPINGS = ("source", "topic")
 DIMENSIONS = 32  # of the space in which topics are clusters
 
 
-def halves_by_source(corpus: Corpus) -> tuple[Corpus, Corpus]:
-    """Cut each language's documents, in the corpus' order, into two stretches of about equally many characters.
-
-    In a corpus in the order of its sources the halves are of different sources, which halves of ``corpus.split`` are
-    not.
-
-    Raises:
-        CorpusError: If a language has fewer than two documents.
-
-    Example:
-        >>> halves_by_source(ln.load_corpus({"en": ["A cat.", "A dog.", "A bird."]}))
-        (Corpus(en: 2 documents), Corpus(en: 1 document))
-    """
-    groups = {language: _stretches(_characters(table), 2) for language, table in corpus.tables.items()}
-    for language, group in groups.items():
-        if len(set(group.tolist())) < 2:
-            raise CorpusError(f"{language!r} has {len(corpus[language])} document: two halves need 2.")
-    first, second = (
-        Corpus(
-            {
-                language: table.select(np.flatnonzero(groups[language] == half))
-                for language, table in corpus.tables.items()
-            }
-        )
-        for half in (0, 1)
-    )
-    return first, second
-
-
 def shuffled_languages(corpus: Corpus, seed: int = 0) -> Corpus:
     """Pool the documents of all languages and deal them at random to as many labels.
 

@@ -52,7 +52,6 @@ CHECKS = (
     Check("null_shuffled", "null: shuffled", LIMIT, least=False),
     Check("null_source", "null: source", LIMIT, least=False),
     Check("null_topic", "null: topic", LIMIT, least=False),
-    Check("share_left", "left within tokens", 0.5),
     Check("selectivity", "selectivity, points", 0.0),
 )
 
@@ -69,7 +68,6 @@ class Evidence:
         by_source: Of two halves of different sources.
         parallel: Of all text against parallel text.
         nulls: What it finds in nulls.
-        conditioned: From ``condition``, of the neurons it chose.
         selectivity: Of its perplexity matrix, in points: above 0 where patching a language's neurons hurts it most.
     """
 
@@ -80,7 +78,6 @@ class Evidence:
     by_source: SplitHalf | None = None
     parallel: SplitHalf | None = None
     nulls: Nulls | None = None
-    conditioned: pd.DataFrame | None = None
     selectivity: float | None = None
 
     def figures(self) -> dict[str, float | str]:
@@ -95,7 +92,7 @@ class Evidence:
             row |= {f"{prefix}_{name}": figures.get(name, np.nan) for name in ("jaccard", "jaccard_chance")}
         for null in ("shuffled", "source", "topic"):
             row[f"null_{null}"] = np.nan if self.nulls is None else self.nulls.share(null)
-        return {**row, **_left(self.conditioned), "selectivity": _number(self.selectivity)}
+        return {**row, "selectivity": _number(self.selectivity)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,15 +191,6 @@ def _cell(row: Mapping[Hashable, Any], check: Check) -> str:
     text = f"{value:.2f}" if check.passes(value) else f"**{value:.2f}**"
     chance = row.get(f"{check.column}_chance", np.nan)
     return text if np.isnan(chance) else f"{text} (chance {chance:.2f})"
-
-
-def _left(conditioned: pd.DataFrame | None) -> dict[str, float]:
-    """Medians over languages and neurons."""
-    columns = {"share_left": "share_left_token", "coverage": "coverage_token", "share_left_script": "share_left_script"}
-    if conditioned is None:
-        return dict.fromkeys(columns, np.nan)
-    medians = conditioned[list(columns.values())].median().to_dict()
-    return {name: float(medians[column]) for name, column in columns.items()}
 
 
 def _number(value: float | None) -> float:
