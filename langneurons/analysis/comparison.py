@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 
 from langneurons import storage
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablating import ablate
 from langneurons.analysis.validity import Recordings, chance_jaccard, nulls_of, record_nulls, split_half
 from langneurons.analysis.validity.reliability import Halves, Selection, deciding, high_ones, selections, whole
 from langneurons.corpora import Corpus

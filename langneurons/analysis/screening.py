@@ -18,9 +18,8 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 from tqdm import tqdm
 
-from langneurons.analysis.ablation.ablating import ablate
-from langneurons.analysis.ablation.conditions import Written
-from langneurons.analysis.ablation.measured import check_languages, measured
+from langneurons.analysis.ablating import ablate
+from langneurons.analysis.metrics import Written, check_languages, measured
 from langneurons.corpora import Blocks, Corpus
 from langneurons.errors import EffectError, TaskError
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text, losses

@@ -16,7 +16,7 @@ AnyResult = TypeVar("AnyResult", bound="Result")
 
 # Kind of result -> module of langneurons that defines its class; it is imported when such a result is loaded.
 MODULES = {
-    "ablation": "analysis.ablation.result",
+    "ablation": "analysis.ablation",
     "activation-statistics": "recording.statistics",
     "comparison": "analysis.comparison",
     "effect-table": "effects.table",
@@ -24,7 +24,7 @@ MODULES = {
     "finetuned": "training.finetuned",
     "neuron-set": "identification.neurons",
     "polysemanticity": "analysis.selectivity.result",
-    "profiles": "analysis.profiles.result",
+    "profiles": "analysis.profiles",
     "protocol-comparison": "replication.protocols",
     "transfer": "training.transfer_table",
     "validity-table": "analysis.validity.table",

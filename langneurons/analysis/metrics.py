@@ -5,7 +5,7 @@ time: batches whose rows are copies of the same texts, one copy a neuron.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,9 +19,13 @@ from langneurons.analysis.selectivity.texts import LabelledTexts
 from langneurons.corpora import Blocks, Corpus
 from langneurons.corpora.loading import distinct
 from langneurons.effects.pairing import BASELINE, ROW
-from langneurons.errors import EffectError, LanguageError, TaskError, unknown
+from langneurons.errors import EffectError, LanguageError, NeuronSetError, StatisticsError, TaskError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text, losses
+from langneurons.identification.matching import random_stream
+from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
+from langneurons.patches.patch import SetTo, Value
+from langneurons.recording.statistics import ActivationStats
 from langneurons.tasks.batching import batches, front, scoring, token_ids
 from langneurons.tasks.heads import pair_tokens
 from langneurons.tasks.task import Task
@@ -345,3 +349,142 @@ def _tokenised(seen: ModelView, table: pd.DataFrame) -> pd.DataFrame:
 def _copied(blocks: Blocks, copies: int) -> Blocks:
     parts = (blocks.tokens, blocks.counted, blocks.document, blocks.attention_mask, blocks.place)
     return Blocks(*(part.repeat(copies, 1) for part in parts))
+
+
+EACH = ("neuron", "group", "cumulative")
+MEAN = "mean"
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What ablated neurons are given.
+
+    Args:
+        value: A number, ``"mean"`` (of each neuron in the measured language), SiteValues, or numbers of all neurons of
+            the model.
+        stats: Statistics that ``"mean"`` is read from.
+    """
+
+    value: Value | str
+    stats: ActivationStats | None
+
+    @classmethod
+    def of(cls, value: Value | str, stats: ActivationStats | None, neurons: NeuronSet, controls: int) -> "Written":
+        """Check a value, and spread one number a neuron of the set over the model.
+
+        Raises:
+            StatisticsError: If the mean is asked for without statistics, or the value is another word.
+            EffectError: If controls have no value.
+        """
+        if isinstance(value, str) and (value != MEAN or stats is None):
+            lacking = "The mean is read from statistics: give stats=." if value == MEAN else ""
+            raise StatisticsError(lacking or unknown("value", value, [MEAN, "a number", "SiteValues", "a tensor"]))
+        if isinstance(value, Tensor) and value.ndim == 1:
+            if controls:
+                raise EffectError(
+                    "One number a neuron of the set cannot be read at control neurons: give SiteValues, or numbers of "
+                    "all neurons of the model, or controls=0."
+                )
+            if len(value) != len(neurons):
+                raise EffectError(f"There are {len(value)} values for {len(neurons)} neurons: give one each.")
+            spread = torch.zeros(neurons.shape, dtype=value.dtype)
+            spread[tuple(neurons.indices().T)] = value.cpu()
+            value = spread
+        return cls(value, stats)
+
+    def patch(self, neurons: NeuronSet, language: str) -> SetTo:
+        """Write it at some neurons, in a measured language."""
+        if isinstance(self.value, str):
+            assert self.stats is not None
+            return SetTo(neurons, self.stats.at(neurons.site)[language].mean())
+        return SetTo(neurons, self.value, site=neurons.site)
+
+    @property
+    def said(self) -> str:
+        """In a few words."""
+        if isinstance(self.value, str):
+            return "set to the mean of each measured language"
+        return "set to given values" if isinstance(self.value, Tensor) and self.value.ndim else f"set to {self.value}"
+
+
+def check_options(neurons: NeuronSet, each: str, controls: int, rows: int) -> None:
+    """Refuse what cannot be ablated.
+
+    Raises:
+        NeuronSetError: If there is no neuron.
+        EffectError: If an option is out of range.
+    """
+    if not len(neurons):
+        raise NeuronSetError(f"The neuron set is empty ({neurons!r}): there is nothing to ablate.")
+    if each not in EACH:
+        raise EffectError(unknown("each", each, EACH))
+    if controls < 0 or rows < 1:
+        raise EffectError(f"controls= is 0 or more and rows= 1 or more, given {controls} and {rows}.")
+    if controls and each == "cumulative":
+        raise EffectError("A cumulative ablation has no controls: ask for each='group', or controls=0.")
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """How control neurons are drawn: outside the set, of the same layers and deciles of magnitude.
+
+    Args:
+        number: How many a label.
+        stats: Statistics to match magnitudes by; None matches layers only.
+        seed: Of the draws.
+    """
+
+    number: int
+    stats: ActivationStats | None
+    seed: int
+
+    def neurons(self, neurons: NeuronSet) -> dict[str, NeuronSet]:
+        """Draw single neurons for every label, composed as the label is; fewer than asked where draws coincide.
+
+        Raises:
+            NeuronSetError: If a layer, or a decile of it, has too few neurons outside the set: nothing is padded.
+        """
+        found = {}
+        for label in neurons.languages if self.number else ():
+            drawn = self.sets(neurons, label, -(-self.number // len(neurons[label])))
+            flat = np.unique(np.concatenate([one.members[label] for one in drawn]))
+            kept = random_stream(self.seed, "pooled controls", label).permutation(flat)[: self.number]
+            found[label] = replace(neurons, members={label: np.sort(kept)})
+        return found
+
+    def sets(self, neurons: NeuronSet, label: str, draws: int | None = None) -> list[NeuronSet]:
+        """Draw whole sets for a label; none of their neurons carries any label.
+
+        Raises:
+            NeuronSetError: As ``neurons``.
+        """
+        match = "layer" if self.stats is None else "layer+magnitude"
+        return [
+            neurons[label].matched_control(self.stats, self.seed * 10_007 + draw, match, exclude=neurons)
+            for draw in range(self.number if draws is None else draws)
+        ]
+
+
+def prefixes(
+    neurons: NeuronSet, label: str, order: Float[Tensor, "layer neuron"]
+) -> dict[int, tuple[NeuronSet, int, int]]:
+    """Add a label's neurons from the top of an order: the first 1, 2, 4, ... and all of them.
+
+    Returns:
+        How many -> the set, and the layer and index of the neuron added last.
+    """
+    flat = neurons.members[label]
+    ranked = flat[np.argsort(-order.flatten().double().numpy()[flat], kind="stable")]
+    sizes = [2**power for power in range(len(flat).bit_length()) if 2**power < len(flat)] + [len(flat)]
+    found = {}
+    for size in sizes:
+        layer, unit = divmod(int(ranked[size - 1]), neurons.shape[1])
+        found[size] = (replace(neurons, members={label: np.sort(ranked[:size])}), layer, unit)
+    return found
+
+
+def joined(sets: Iterable[NeuronSet]) -> NeuronSet:
+    """All neurons of several sets of one model, under one label."""
+    first, *others = sets
+    flat = np.unique(np.concatenate([members for one in (first, *others) for members in one.members.values()]))
+    return replace(first, members={"all": flat})

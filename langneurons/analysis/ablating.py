@@ -12,10 +12,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from langneurons.analysis.ablation.conditions import Controls, Written, check_options, joined, prefixes
-from langneurons.analysis.ablation.measured import Metric, Numbers, check_clusters, check_languages, measured
-from langneurons.analysis.ablation.result import Ablation, check_min_effect
-from langneurons.analysis.ablation.running import UNPATCHED, Runner
+from langneurons.analysis.ablation import Ablation, check_min_effect
+from langneurons.analysis.metrics import (
+    Controls,
+    Metric,
+    Numbers,
+    Written,
+    check_clusters,
+    check_languages,
+    check_options,
+    joined,
+    measured,
+    prefixes,
+)
+from langneurons.analysis.running import UNPATCHED, Runner
 from langneurons.effects import estimation
 from langneurons.effects.estimation import many_effects
 from langneurons.effects.pairing import BASELINE

@@ -14,8 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from langneurons import storage
-from langneurons.analysis.ablation.conditions import Written
-from langneurons.analysis.ablation.measured import TEXTS, Measured, Streamed
+from langneurons.analysis.metrics import TEXTS, Measured, Streamed, Written
 from langneurons.errors import EffectError
 from langneurons.evaluation.measuring import Job, measure_jobs
 from langneurons.identification.neurons import NeuronSet
