@@ -1,4 +1,5 @@
 import ast
+import operator
 import subprocess
 import sys
 import tomllib
@@ -8,6 +9,7 @@ import pytest
 
 import langneurons as ln
 from langneurons import babel
+from langneurons.errors import LangNeuronsWarning
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "langneurons"
@@ -17,24 +19,40 @@ def test_every_public_name_can_be_imported_twice_and_is_listed():
     for name in ln.__all__:
         assert getattr(ln, name) is getattr(ln, name)
     assert set(dir(ln)) == set(ln.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+    with pytest.raises(AttributeError, match="attribute Nonsense"):
         ln.Nonsense  # noqa: B018
 
 
-def test_type_checkers_see_the_same_names_as_python():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    imported = {
-        alias.asname
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("langneurons.")
-        for alias in node.names
-    }
-    assert imported == set(ln.__all__) - {"__version__"}
+def test_the_package_shows_at_most_60_names_and_type_checkers_see_the_same():
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    imported = [alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(imported) == sorted(ln.__all__)
+    assert len(ln.__all__) <= 60
 
 
-def test_no_public_name_equals_a_room():
+def test_a_public_name_that_equals_a_room_is_the_room():
     rooms = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("_")}
-    assert not rooms & set(ln.__all__)
+    assert all(getattr(ln, name).__name__ == f"langneurons.{name}" for name in rooms & set(ln.__all__))
+
+
+@pytest.mark.parametrize("name", sorted(ln._OLD_NAMES))
+def test_a_name_of_an_earlier_version_goes_on_working_and_says_what_it_is_called(name):
+    with pytest.warns(LangNeuronsWarning, match=rf"^ln\.{name} is called ln\.{ln._OLD_NAMES[name]}"):
+        old = getattr(ln, name)
+    assert old is operator.attrgetter(ln._OLD_NAMES[name])(ln)
+    assert name not in dir(ln)
+
+
+def test_functions_take_at_most_10_parameters_and_private_ones_8():
+    crowded = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                number = len([name for name in names if name not in ("self", "cls")])
+                if number > (8 if node.name.startswith("_") else 10):
+                    crowded.append(f"{path.relative_to(PACKAGE)}: {node.name} takes {number}")
+    assert crowded == []
 
 
 def test_importing_the_package_imports_none_of_the_heavy_libraries():

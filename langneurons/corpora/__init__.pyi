@@ -1,0 +1,14 @@
+from .blocks import Blocks as Blocks
+from .blocks import PackedCorpus as PackedCorpus
+from .corpus import Corpus as Corpus
+from .languages import SET1 as SET1
+from .languages import SET2 as SET2
+from .languages import SET3 as SET3
+from .languages import SET4 as SET4
+from .languages import SET5 as SET5
+from .languages import SET6 as SET6
+from .languages import SET_XNLI as SET_XNLI
+from .loading import load_corpus as load_corpus
+from .packing import pack as pack
+from .purity import purity as purity
+from .purity import purity_warnings as purity_warnings
