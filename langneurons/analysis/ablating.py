@@ -1,10 +1,9 @@
 """ablate(): the exact effect of every neuron, beside its interval, its p-value and matched controls."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -12,87 +11,83 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from langneurons.analysis.ablation import Ablation, check_min_effect
+from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.metrics import (
-    Controls,
-    Metric,
-    Numbers,
-    Written,
+    AblationValue,
+    FunctionMetric,
+    MetricFunction,
     check_clusters,
-    check_languages,
-    check_options,
-    joined,
-    measured,
-    prefixes,
+    measured_languages,
+    metric_of,
 )
 from langneurons.analysis.running import UNPATCHED, Runner
-from langneurons.effects import estimation
 from langneurons.effects.estimation import many_effects
 from langneurons.effects.pairing import BASELINE
-from langneurons.errors import EffectError
+from langneurons.errors import EffectError, LangNeuronsWarning, NeuronSetError, unknown
+from langneurons.identification.matching import random_stream
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.patch import Value
-from langneurons.recording.statistics import ActivationStats
-from langneurons.run import Executor
+from langneurons.settings import ControlledOptions, Controls, Match, Run, Testing, controls_of, with_options
 
-Tables = Mapping[str, pd.DataFrame]
+KEYS = {
+    "neuron": ("label", "layer", "neuron"),
+    "group": ("label", "neurons"),
+    "cumulative": ("label", "neurons", "layer", "neuron"),
+}
+SAID = {
+    "neuron": "each neuron alone",
+    "group": "a label's neurons together",
+    "cumulative": "neurons added one by one,",
+}
+Tables = Mapping[str, pd.DataFrame]  # language -> one row per item, one column per condition
+Conditions = dict[tuple, str]  # values of the key columns -> the condition's column
 
 
 def ablate(
     model: torch.nn.Module,
     neurons: NeuronSet,
     data: Any,
-    metric: str | Metric = "nll",
+    metric: str | MetricFunction = "nll",
     value: Value | str = 0.0,
-    each: str = "neuron",
-    controls: int = 0,
-    stats: ActivationStats | None = None,
+    *,
+    each: str | Float[Tensor, "layer neuron"] = "neuron",
+    controls: int | Controls = 0,
     languages: Iterable[str] | None = None,
-    order: Float[Tensor, "layer neuron"] | None = None,
-    rows: int = 32,
-    min_effect: float = 0.0,
-    delta: float = 0.01,
-    seed: int = 0,
-    resamples: int = 5000,
-    out: str | Path | None = None,
-    progress: bool = True,
-    executor: str | Executor | None = None,
+    testing: Testing = Testing(),
+    run: Run = Run(),
+    **options: Unpack[ControlledOptions],
 ) -> Ablation:
     """Measure what the model loses without each neuron, exactly.
 
-    Each neuron is written by itself in a copy of the texts, many copies a forward, and only what lies above it is run
-    again: the same numbers as a whole forward inside ``ln.intervene`` for every neuron.
+    Each neuron is written by itself in a copy of the texts, many copies per forward pass, and only what lies above it
+    is run again: the same numbers as a whole forward pass inside ``ln.intervene`` for every neuron.
 
     Args:
-        model: From ``load_model``.
-        neurons: One language's, or every label of a set.
-        data: Held-out text (a ``HeldoutText`` or a corpus), a task such as ``ln.XNLI``, or, for a function as metric, a
-            corpus or texts with labels. A task that generates is run whole for every neuron.
+        model: A model returned by ``load_model``.
+        neurons: One language's neurons, or those of every label of a set.
+        data: Held-out text (a ``HeldoutText``, or a corpus, which is packed as ``HeldoutText.of`` does), a task such as
+            ``ln.XNLI``, or, for a function as metric, a corpus or texts with labels. A task that generates is run whole
+            for every neuron.
         metric: ``"nll"``: the loss, relative to the unpatched model's in that language (of a task with label scores:
             of the gold label). The name of a task's score: its difference. Or a function of (logits "row position
-            token", tokens "row position", mask, labels) that gives one number a row: differences of their mean; mask is
-            False at padding, labels are the texts', else their language. More is better, unless the function is named
-            loss.
-        value: What ablated neurons are given: a number, ``"mean"`` (their mean in the measured language, from
-            ``stats``), SiteValues, or a tensor, one number a neuron of the model or of the set.
+            token", tokens "row position", mask, labels) that gives one number per row: differences of their mean; mask
+            is False at padding, labels are the texts', else their language. More is better, unless the function is
+            named loss.
+        value: What ablated neurons are set to: a number, ``"mean"`` (their mean in the measured language, from
+            ``stats``), SiteValues, or a tensor with one number per neuron of the model or of the set.
         each: ``"neuron"`` by itself, ``"group"`` (a label's neurons together), or ``"cumulative"``: the first 1, 2, 4,
-            ... and all of them.
-        controls: Control neurons a label, of the same layers and, with ``stats``, deciles of mean magnitude x output
-            norm as the label's own; fewer where so many are not there (each="group": so many whole control sets).
-        stats: Statistics of the same model.
-        languages: In which to measure; None is all of the data's.
-        order: For ``"cumulative"``: a number a neuron, the largest are ablated first; None orders them by the size of
-            their single effects in their label's language (in all languages where that is not measured).
-        rows: Rows a forward, at most: neurons x texts. The logits of a forward are rows x positions x vocabulary.
-        min_effect: Smaller effects are not printed; p-values are adjusted over all, printed or not.
-        delta: Effects within +-delta are called equivalent to none: 0.01 is 1 % of the loss, or one point; of a
-            function's numbers, 0.01 of their own unit.
-        seed: Of controls and resampling.
-        resamples: Bootstrap and sign-flip samples.
-        out: Folder that keeps what was measured; the same call goes on there.
-        progress: Show progress bars on standard error.
-        executor: Where to run, as for ``ln.record``.
+            ... and all of them, ordered by the size of their single effects in their label's language (in all languages
+            where that is not measured). A tensor with one number per neuron of the model is another order for
+            cumulative ablation, the largest first.
+        controls: Control neurons per label, of the same layers and, with ``stats``, deciles of mean magnitude x output
+            norm as the label's own; fewer where so many are not there (for groups: so many whole control sets).
+        languages: Languages to measure; by default all of the data's.
+        testing: The margin of equivalence (0.01 is 1 % of the loss, or one point; of a function's numbers, 0.01 of
+            their own unit), intervals and resampling.
+        run: Where it runs and what keeps it; a batch's rows are texts with one neuron ablated, 32 by default, and their
+            logits are rows x positions x vocabulary.
+        options: Single fields of ``Controls``, ``Testing`` and ``Run``, such as ``stats=stats`` or ``out="runs/x"``.
 
     Returns:
         Effects by label, neuron and measured language, as one family (Benjamini-Hochberg).
@@ -106,130 +101,173 @@ def ablate(
     Example:
         >>> neurons = ln.NeuronSet.of({"hi": [(0, 3), (1, 2)]}, (model.cfg.n_layers, model.cfg.d_mlp), "act")
         >>> text = ln.load_corpus("babel", ["en", "hi"]).take(20)
-        >>> found = ablate(model, neurons, text, resamples=200, progress=False)
-        >>> found.rows[["label", "layer", "neuron", "language"]].values.tolist()
+        >>> ablation = ln.ablate(model, neurons, text, resamples=200, progress=False)
+        >>> ablation.rows[["label", "layer", "neuron", "language"]].values.tolist()
         [['hi', 0, 3, 'en'], ['hi', 1, 2, 'en'], ['hi', 0, 3, 'hi'], ['hi', 1, 2, 'hi']]
     """
-    check_options(neurons, each, controls, rows)
-    check_min_effect(min_effect)
-    estimation.check_options(delta, 0.95, resamples)
+    renamed = with_current_names(options)
+    each, printed = renamed.pop("order", each), {name: renamed.pop(name) for name in {"min_effect"} & set(renamed)}
+    controls, testing, run = with_options(renamed, controls_of(controls), testing, run)
+    order, each = (each, "cumulative") if isinstance(each, Tensor) else (None, each)
+    _check(neurons, each, order, controls)
     neurons = replace(neurons, members={k: v for k, v in neurons.members.items() if len(v)}, scores={})
-    written = Written.of(value, stats, neurons, controls)
-    source = measured(model, data, metric)
-    chosen = check_languages(source, languages)
-    check_clusters(source, view(model), chosen)
-    runner = Runner(model, source, written, chosen, rows, out, progress, executor)
-    conditions, drawn = _measured(runner, neurons, each, Controls(controls, stats, seed), order)
-    options = {"per": source.per, "delta": delta, "resamples": resamples, "seed": seed}
-    found = {
-        (*key, language): one
-        for language in chosen
-        for key, one in zip(conditions, _effects(conditions, language, source.name, options), strict=True)
-    }
-    seen = view(model)
-    about = {
-        "model": f"{seen.name} ({seen.fingerprint[:8]}, {seen.backend})",
-        "metric": source.name,
-        "data": source.fingerprint,
-        "patch": f"{_SAID[each]} {written.said} at {neurons.site}",
+    ablation_value = AblationValue.of(value, controls.stats, neurons, controls.draws)
+    measured_metric = metric_of(model, data, metric)
+    model_view, languages = view(model), measured_languages(measured_metric, languages)
+    check_clusters(measured_metric, model_view, languages)
+    runner = Runner(model, measured_metric, ablation_value, languages, run)
+    if each == "cumulative":
+        tables, conditions, control_effects = *_added(runner, neurons, order), None
+    else:
+        tables, conditions, control_effects = (_alone if each == "neuron" else _grouped)(runner, neurons, controls)
+    effects = {}
+    for language in languages:
+        table = tables[language]
+        after = table[list(conditions.values())].to_numpy().T
+        before = table[["item", "cluster"]].assign(**{measured_metric.name: table[UNPATCHED]})
+        judged = many_effects(
+            after,
+            before,
+            measured_metric.name,
+            measured_metric.per,
+            delta=testing.margin,
+            level=testing.level,
+            resamples=testing.samples,
+            seed=testing.seed,
+        )
+        effects |= {(*key, language): effect for key, effect in zip(conditions, judged, strict=True)}
+    settings = {
+        "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
+        "metric": measured_metric.name,
+        "data": measured_metric.fingerprint,
+        "patch": f"{SAID[each]} {ablation_value} at {neurons.site}",
         "neurons": neurons.method,
         "site": neurons.site,
         "each": each,
-        "controls": controls,
-        "match": "layer" if stats is None else "layer+magnitude",
-        "min_effect": min_effect,
-        "own_unit": isinstance(source, Numbers),
+        "controls": controls.draws,
+        "match": _match(controls),
+        "per": measured_metric.per,
+        "margin": testing.margin,
+        "level": testing.level,
+        "resamples": testing.samples,
+        "seed": testing.seed,
+        "own_unit": isinstance(measured_metric, FunctionMetric),
+        **printed,
     }
-    return Ablation.of(found, [*_KEYS[each], "language"], drawn, {**options, **about})
+    return Ablation.of(effects, [*KEYS[each], "language"], control_effects, settings)
 
 
-_SAID = {
-    "neuron": "each neuron alone",
-    "group": "a label's neurons together",
-    "cumulative": "neurons added one by one,",
-}
-_KEYS = {
-    "neuron": ["label", "layer", "neuron"],
-    "group": ["label", "neurons"],
-    "cumulative": ["label", "neurons", "layer", "neuron"],
-}
-Conditions = dict[tuple, tuple[Tables, str]]  # values of the key columns -> the tables, and the condition's column
-Found = tuple[Conditions, pd.DataFrame | None]
+def with_current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, where ``rows``, ``order`` and ``min_effect`` of version 0.1.0 have the names, or places, of today."""
+    places = {
+        "rows": "batch_size=",
+        "order": "each=, which takes the tensor",
+        "min_effect": "an argument of Ablation.table()",
+    }
+    for name in places.keys() & options.keys():
+        warnings.warn(f"The option {name}= is now {places[name]}.", LangNeuronsWarning, stacklevel=4)
+    return {"batch_size" if name == "rows" else name: value for name, value in options.items()}
 
 
-def _measured(runner: Runner, neurons: NeuronSet, each: str, controls: Controls, order: Tensor | None) -> Found:
-    if each == "cumulative":
-        return _added(runner, neurons, order), None
-    return _alone(runner, neurons, controls) if each == "neuron" else _grouped(runner, neurons, controls)
+def _check(neurons: NeuronSet, each: str, order: Tensor | None, controls: Controls) -> None:
+    """Refuse what cannot be ablated."""
+    if not len(neurons):
+        raise NeuronSetError(f"The neuron set is empty ({neurons!r}): there is nothing to ablate.")
+    if each not in KEYS:
+        raise EffectError(unknown("each", each, KEYS))
+    if controls.draws and each == "cumulative":
+        raise EffectError("A cumulative ablation has no controls: ask for each='group', or controls=0.")
+    if order is not None and tuple(order.shape) != neurons.shape:
+        raise EffectError(
+            f"An order gives one number per neuron of the model, {neurons.shape}, not {tuple(order.shape)}."
+        )
 
 
-def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> Found:
-    drawn = controls.neurons(neurons)
-    tables = runner.alone(joined([neurons, *drawn.values()]))
-    found: Conditions = {
-        (label, layer, unit): (tables, str(layer * neurons.shape[1] + unit))
+def _match(controls: Controls) -> Match:
+    return controls.match or ("layer" if controls.stats is None else "layer+magnitude")
+
+
+def _draws(neurons: NeuronSet, label: str, controls: Controls, draws: int) -> list[NeuronSet]:
+    """Whole control sets of one label; none of their neurons carries any label."""
+    return [
+        neurons[label].matched_control(controls.stats, controls.seed * 10_007 + draw, _match(controls), exclude=neurons)
+        for draw in range(draws)
+    ]
+
+
+def _single_controls(neurons: NeuronSet, controls: Controls) -> NeuronSet:
+    """Single control neurons of every label, composed as the label is; fewer than wanted where draws coincide."""
+    members = {}
+    for label, flat in neurons.members.items() if controls.draws else ():
+        sets = _draws(neurons, label, controls, -(-controls.draws // len(flat)))
+        pooled = np.unique(np.concatenate([control.members[label] for control in sets]))
+        order = random_stream(controls.seed, "pooled controls", label).permutation(pooled)
+        members[label] = np.sort(order[: controls.draws])
+    return replace(neurons, members=members)
+
+
+def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, pd.DataFrame | None]:
+    single_controls = _single_controls(neurons, controls)
+    every = {f"set {label}": flat for label, flat in neurons.members.items()}
+    every |= {f"control {label}": flat for label, flat in single_controls.members.items()}
+    tables = runner.alone(replace(neurons, members=every))
+    conditions: Conditions = {
+        (label, layer, unit): str(layer * neurons.shape[1] + unit)
         for label in neurons.languages
         for layer, unit in neurons[label].indices().tolist()
     }
     parts = []
-    for label, chosen in drawn.items():
-        layer, unit = np.divmod(chosen.members[label], neurons.shape[1])
+    for label, flat in single_controls.members.items():
+        layer, unit = np.divmod(flat, neurons.shape[1])
         for language in runner.languages:
-            effect = _changes(runner, tables[language], chosen.members[label])
-            about = {"label": label, "layer": layer, "neuron": unit, "language": language}
-            parts.append(pd.DataFrame({**about, "effect": effect}))
-    return found, pd.concat(parts, ignore_index=True) if parts else None
+            key = {"label": label, "layer": layer, "neuron": unit, "language": language}
+            parts.append(pd.DataFrame({**key, "effect": _changes(runner, tables[language], flat)}))
+    return tables, conditions, pd.concat(parts, ignore_index=True) if parts else None
 
 
-def _grouped(runner: Runner, neurons: NeuronSet, controls: Controls) -> Found:
-    sets = {label: neurons[label] for label in neurons.languages}
-    draws = {label: controls.sets(neurons, label) for label in neurons.languages}
+def _grouped(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, pd.DataFrame | None]:
     # The first word tells what a column is, whatever labels are called.
-    drawn = {f"control {draw} {label}": one for label, ones in draws.items() for draw, one in enumerate(ones)}
-    tables = runner.together({f"set {label}": one for label, one in sets.items()} | drawn)
-    found: Conditions = {(label, len(one)): (tables, f"set {label}") for label, one in sets.items()}
-    parts = []
-    for label, language in product(sets, runner.languages):
-        effect = _changes(runner, tables[language], [f"control {draw} {label}" for draw in range(controls.number)])
-        about = {"label": label, "draw": range(controls.number), "language": language}
-        parts.append(pd.DataFrame({**about, "effect": effect}))
-    return found, pd.concat(parts, ignore_index=True) if controls.number else None
-
-
-def _added(runner: Runner, neurons: NeuronSet, order: Tensor | None) -> Conditions:
-    if order is not None and tuple(order.shape) != neurons.shape:
-        raise EffectError(f"order= gives one number a neuron of the model, {neurons.shape}, not {tuple(order.shape)}.")
-    singles = runner.alone(joined([neurons])) if order is None else {}
-    sets, keys = {}, {}
+    sets = {f"set {label}": neurons[label] for label in neurons.languages}
     for label in neurons.languages:
-        ranks = _sizes(runner, singles, neurons, label) if order is None else order
-        for size, (one, layer, unit) in prefixes(neurons, label, ranks).items():
-            sets[f"first {size} {label}"], keys[label, size, layer, unit] = one, f"first {size} {label}"
+        draws = _draws(neurons, label, controls, controls.draws)
+        sets |= {f"control {draw} {label}": control for draw, control in enumerate(draws)}
     tables = runner.together(sets)
-    return {key: (tables, column) for key, column in keys.items()}
+    conditions: Conditions = {(label, len(neurons[label])): f"set {label}" for label in neurons.languages}
+    parts = []
+    for label in neurons.languages if controls.draws else ():
+        columns = [f"control {draw} {label}" for draw in range(controls.draws)]
+        for language in runner.languages:
+            key = {"label": label, "draw": range(controls.draws), "language": language}
+            parts.append(pd.DataFrame({**key, "effect": _changes(runner, tables[language], columns)}))
+    return tables, conditions, pd.concat(parts, ignore_index=True) if parts else None
 
 
-def _sizes(runner: Runner, tables: Tables, neurons: NeuronSet, label: str) -> Float[Tensor, "layer neuron"]:
-    """How large each neuron's single effect is in its own language, or on average."""
-    own = [label] if label in runner.languages else list(runner.languages)
-    sizes = np.zeros(neurons.shape).ravel()
-    flat = neurons.members[label]
-    sizes[flat] = np.mean([np.abs(_changes(runner, tables[language], flat)) for language in own], axis=0)
-    return torch.from_numpy(sizes.reshape(neurons.shape))
+def _added(
+    runner: Runner, neurons: NeuronSet, order: Float[Tensor, "layer neuron"] | None
+) -> tuple[Tables, Conditions]:
+    """Add each label's neurons from the top of an order: the first 1, 2, 4, ... and all of them."""
+    singles = runner.alone(neurons) if order is None else {}
+    sets, conditions = {}, {}
+    for label, flat in neurons.members.items():
+        sizes = _single_sizes(runner, singles, neurons, label) if order is None else order.flatten().double().numpy()
+        ranked = flat[np.argsort(-sizes[flat], kind="stable")]
+        for size in [*(2**power for power in range(len(flat).bit_length()) if 2**power < len(flat)), len(flat)]:
+            layer, unit = divmod(int(ranked[size - 1]), neurons.shape[1])
+            sets[f"first {size} {label}"] = replace(neurons, members={label: np.sort(ranked[:size])})
+            conditions[label, size, layer, unit] = f"first {size} {label}"
+    return runner.together(sets), conditions
+
+
+def _single_sizes(runner: Runner, tables: Tables, neurons: NeuronSet, label: str) -> Float[np.ndarray, " neuron"]:
+    """Size of each neuron's single effect in its own language, or on average; 0 for neurons without the label."""
+    languages = [label] if label in runner.languages else list(runner.languages)
+    sizes, flat = np.zeros(neurons.shape).ravel(), neurons.members[label]
+    sizes[flat] = np.mean([np.abs(_changes(runner, tables[language], flat)) for language in languages], axis=0)
+    return sizes
 
 
 def _changes(runner: Runner, table: pd.DataFrame, columns: Iterable[Any]) -> Float[np.ndarray, " condition"]:
     """The estimates of effects alone, as ``difference`` gives them."""
     before = table[UNPATCHED].to_numpy()
     after = table[[str(column) for column in columns]].to_numpy()
-    return (after - before[:, None]).sum(0) / (before.sum() if runner.source.per == BASELINE else len(before))
-
-
-def _effects(
-    conditions: Conditions, language: str, name: str, options: Mapping[str, Any]
-) -> Sequence[estimation.Effect]:
-    tables = next(iter(conditions.values()))[0]
-    table = tables[language]
-    after = table[[column for _, column in conditions.values()]].to_numpy().T
-    before = table[["item", "cluster"]].assign(**{name: table[UNPATCHED]})
-    return many_effects(after, before, name, **options)
+    return (after - before[:, None]).sum(0) / (before.sum() if runner.metric.per == BASELINE else len(before))

@@ -1,6 +1,6 @@
 """Ablation: the effect of every neuron in every language, with what is needed to believe it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from langneurons import storage
 from langneurons.effects.estimation import Effect, benjamini_hochberg
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.placement import placement_columns
 from langneurons.errors import EffectError
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import Column, Table
+from langneurons.storage.result import Result
 
-SCHEMA = "langneurons/ablation/1"
-LATEX = str.maketrans({char: f"\\{char}" for char in "%&_#$"})
 LEAST_CONTROLS = 19  # fewer give no rank p-value of 0.05
+SHOWN = 20  # effects that are printed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ablation:
+class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)):
     """What ablating neurons changed, per label and measured language, as one family of tests (Benjamini-Hochberg).
 
     Two questions, two columns: ``p_adjusted`` and the verdict ask whether the effect differs from zero,
@@ -28,7 +29,7 @@ class Ablation:
     and yet matter no more than any other of its kind. ``control_p`` is of one test, not adjusted for their number.
 
     Attributes:
-        rows: One row a condition and language: label, layer and neuron (where neurons are ablated alone or added one
+        rows: One row per condition and language: label, layer and neuron (where neurons are ablated alone or added one
             by one), neurons (how many are ablated), language (measured), effect, low, high, p, p_adjusted, verdict,
             detectable (the minimal detectable effect of one test), unpatched, patched, items, clusters; with controls
             control_position (the share of controls below the effect), control_p, control_mean, control_sd, control_low,
@@ -46,7 +47,7 @@ class Ablation:
     def of(
         cls,
         effects: Mapping[tuple, Effect],
-        keys: list[str],
+        keys: Sequence[str],
         controls: pd.DataFrame | None,
         settings: Mapping[str, Any],
     ) -> "Ablation":
@@ -56,116 +57,93 @@ class Ablation:
             effects: Values of ``keys`` -> effect.
             keys: Names of the key columns: label and language among them.
             controls: What each control changed, with the columns label, language, effect, and perhaps layer.
-            settings: What JSON can hold.
+            settings: Settings that JSON can hold.
         """
-        found = list(effects.values())
-        adjusted = benjamini_hochberg([one.p for one in found])
-        judged = {
-            "effect": [one.estimate for one in found],
-            "low": [one.low for one in found],
-            "high": [one.high for one in found],
-            "p": np.array([one.p for one in found], dtype=float),
+        values = list(effects.values())
+        adjusted = benjamini_hochberg([effect.p for effect in values])
+        columns = {
+            "effect": [effect.estimate for effect in values],
+            "low": [effect.low for effect in values],
+            "high": [effect.high for effect in values],
+            "p": np.array([effect.p for effect in values], dtype=float),
             "p_adjusted": adjusted,
-            "verdict": [one.judged(float(p)) for one, p in zip(found, adjusted, strict=True)],
-            "detectable": [one.minimal_detectable for one in found],
-            "unpatched": [one.baseline for one in found],
-            "patched": [one.condition for one in found],
-            "items": [one.items for one in found],
-            "clusters": [one.clusters for one in found],
+            "verdict": [effect.judged(float(p)) for effect, p in zip(values, adjusted, strict=True)],
+            "detectable": [effect.minimal_detectable for effect in values],
+            "unpatched": [effect.baseline for effect in values],
+            "patched": [effect.condition for effect in values],
+            "items": [effect.items for effect in values],
+            "clusters": [effect.clusters for effect in values],
         }
-        rows = pd.DataFrame(list(effects), columns=pd.Index(keys)).assign(**judged)
-        stored = {**settings, "keys": keys}
-        return cls(rows if controls is None else _placed(rows, controls), controls, stored)
+        rows = pd.DataFrame(list(effects), columns=pd.Index(keys)).assign(**columns)
+        rows = rows if controls is None else _placed(rows, controls)
+        return cls(rows, controls, {**settings, "keys": list(keys)})
 
-    def table(self, top: int | None = None) -> pd.DataFrame:
+    def table(self, show: int | None = None, min_effect: float | None = None) -> Table:
         """The effects to print, the largest first.
 
         Args:
-            top: How many; None is all whose size is ``min_effect`` or more.
+            show: Number of effects; by default all, of which text and HTML show twenty.
+            min_effect: Smaller effects are left out: 0.01 is 1 % or one point. P-values are adjusted over all effects,
+                shown or not.
 
         Returns:
-            Effects in per cent of the unpatched loss, in points of a task's score, or in a function's own unit, with
-            p-values adjusted over all rows, shown or not.
-        """
-        shown = self.rows.loc[self.rows["effect"].abs() >= self.settings["min_effect"]]
-        shown = shown.loc[shown["effect"].abs().sort_values(ascending=False, kind="stable").index]
-        shown = shown if top is None else shown.head(top)
-        columns: dict[str, Any] = {key: shown[key] for key in self.settings["keys"]}
-        scale = self.scale
-        columns["effect"] = [f"{scale * value:+.3g}" for value in shown["effect"]]
-        columns["interval"] = [
-            f"[{scale * low:+.3g}, {scale * high:+.3g}]" for low, high in zip(shown["low"], shown["high"], strict=True)
-        ]
-        columns |= {"p (BH)": [_p(value) for value in shown["p_adjusted"]], "verdict": shown["verdict"]}
-        columns["detectable"] = [f"{scale * value:.2g}" for value in shown["detectable"]]
-        if "control_position" in shown.columns:
-            columns["among controls"] = [_percentile(row) for row in shown.to_dict("records")]
-        return pd.DataFrame(columns).reset_index(drop=True)
-
-    def latex(self, top: int | None = None) -> str:
-        """The table as LaTeX, with a caption that says what was measured."""
-        return self.table(top).to_latex(index=False, escape=True, caption=self.caption.translate(LATEX))
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a folder: ``ablation.json`` (settings, checksums) and one parquet file a table.
-
-        Returns:
-            The folder.
-        """
-        tables = {"rows": self.rows, "controls": self.controls}
-        return storage.write_result(Path(path) / "ablation.json", SCHEMA, self.settings, tables)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Ablation":
-        """Read a saved ablation.
+            Effects in per cent of the unpatched loss, in points of a task's score, or in a function's own unit.
 
         Raises:
-            StorageError: If a file is missing.
-            CorruptArtefactError: If it is no ablation, or was changed.
+            EffectError: If ``min_effect`` is negative or not finite.
         """
-        settings, tables = storage.read_result(Path(path) / "ablation.json", SCHEMA, ["rows"])
-        return cls(tables["rows"], tables.get("controls"), settings)
-
-    def __repr__(self) -> str:
-        return f"{self.table(20).to_string(index=False)}\n{self.caption}"
-
-    def _repr_html_(self) -> str:
-        return f"{self.table(20).to_html(index=False, border=0)}<p>{self.caption}</p>"
+        least = float(self.settings.get("min_effect", 0.0)) if min_effect is None else min_effect
+        if not 0 <= least < np.inf:
+            raise EffectError(f"min_effect is the smallest effect to print: 0 or more, given {least}.")
+        rows = self.rows.loc[self.rows["effect"].abs() >= least]
+        rows = rows.loc[rows["effect"].abs().sort_values(ascending=False, kind="stable").index].head(
+            len(rows) if show is None else show
+        )
+        names = [*self.settings["keys"], "effect", "low", "high", "p_adjusted", "verdict", "detectable"]
+        frame = rows[names].reset_index(drop=True)
+        if "control_position" in rows.columns:
+            frame["among_controls"] = [_percentile(row) for row in rows.to_dict("records")]
+        unit = "" if self.settings.get("own_unit") else "%" if self.settings["per"] == BASELINE else "points"
+        floor = 1 / (1 + self.settings["resamples"])
+        columns = {
+            "effect": Column(unit=unit, scale=self.scale, signed=True, bounds=("low", "high")),
+            "p_adjusted": Column("p (BH)", digits=2, floor=floor if floor <= self.rows["p"].min() else None),
+            "detectable": Column(unit=unit, scale=self.scale, digits=2),
+        }
+        return Table(frame, columns, caption=self.caption, limit=SHOWN if show is None else max(show, 1))
 
     @property
     def unit(self) -> str:
-        """What effects are printed in."""
+        """Unit in which effects are printed."""
         if self.settings.get("own_unit"):
             return "its own unit"
         return "% of the unpatched loss" if self.settings["per"] == BASELINE else "points"
 
     @property
     def scale(self) -> int:
-        """What effects are multiplied by when they are printed."""
+        """Factor by which effects are multiplied when they are printed."""
         return 1 if self.settings.get("own_unit") else 100
 
     @property
     def caption(self) -> str:
         """What was measured, in which family, and what could have been found."""
-        about = self.settings
+        settings = self.settings
         least, most = (self.scale * float(value) for value in self.rows["detectable"].agg(["min", "max"]))
-        sizes = f"{self.rows['items'].min():,} to {self.rows['items'].max():,} items an effect"
-        basis = " Units of resid_post are coordinates: basis-dependent." if about["site"] == "resid_post" else ""
+        sizes = f"{self.rows['items'].min():,} to {self.rows['items'].max():,} items per effect"
+        basis = " Units of resid_post are coordinates: basis-dependent." if settings["site"] == "resid_post" else ""
         return (
-            f"{about['model']}: {about['metric']} in {self.unit}, {about['patch']}; {len(self.rows)} effects, p "
-            f"adjusted over all of them; equivalent: within +-{self.scale * about['delta']:g}; {sizes}; minimal "
+            f"{settings['model']}: {settings['metric']} in {self.unit}, {settings['patch']}; {len(self.rows)} effects, "
+            f"p adjusted over all of them; equivalent: within +-{self.scale * settings['margin']:g}; {sizes}; minimal "
             f"detectable effect (one test) {least:.2g} to {most:.2g}.{basis}"
         )
 
-
-def check_min_effect(min_effect: float) -> None:
-    """Refuse a smallest effect that is no size.
-
-    Raises:
-        EffectError: If it is negative or not finite.
-    """
-    if not 0 <= min_effect < np.inf:
-        raise EffectError(f"min_effect is the smallest effect to print: 0 or more, given {min_effect}.")
+    @classmethod
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        fields = super()._read(folder, content)
+        settings = fields["settings"]
+        if "delta" in settings:  # what 0.1.0 called the margin
+            settings["margin"] = settings.pop("delta")
+        return fields
 
 
 def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
@@ -173,20 +151,16 @@ def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     by_layer = {}
     if "layer" in rows.columns:
         by_layer = {key: part["effect"].tolist() for key, part in controls.groupby(["label", "language", "layer"])}
-    pools, drawn = [], []
+    pools, draws = [], []
     for row in rows.to_dict("records"):
         cell = (row["label"], row["language"])
         near = by_layer.get((*cell, row.get("layer")), [])
         pools.append("layer" if len(near) >= LEAST_CONTROLS else "label")
-        drawn.append(near if len(near) >= LEAST_CONTROLS else by_label.get(cell, []))
-    return rows.assign(**placement_columns(rows["effect"].tolist(), drawn), control_pool=pools)
+        draws.append(near if len(near) >= LEAST_CONTROLS else by_label.get(cell, []))
+    return rows.assign(**placement_columns(rows["effect"].tolist(), draws), control_pool=pools)
 
 
-def _p(value: float) -> str:
-    return "none" if np.isnan(value) else f"{value:.2g}"
-
-
-def _percentile(row: Mapping[str, Any]) -> str:
+def _percentile(row: Mapping[Any, Any]) -> str | None:
     if np.isnan(row["control_position"]):
-        return "none"
+        return None
     return f"P{np.floor(100 * row['control_position']):.0f} of {row['control_draws']:.0f} ({row['control_pool']})"

@@ -4,17 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from langneurons import storage
-from langneurons.analysis.metrics import TEXTS, Measured, Streamed, Written
+from langneurons.analysis.metrics import TEXTS, AblationValue, Metric, TextMetric
 from langneurons.errors import EffectError
 from langneurons.evaluation.measuring import Job, measure_jobs
 from langneurons.identification.neurons import NeuronSet
@@ -22,12 +22,13 @@ from langneurons.models import ModelView, view
 from langneurons.models.sites import written
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import Patch
-from langneurons.run import Executor
+from langneurons.settings import Run
 from langneurons.tasks.batching import scoring
 
 PROCEDURE = "langneurons/ablated-rows/1"  # part of the name under which rows are kept
 UNPATCHED = "unpatched"
 SHARD = 256  # neurons that are measured and kept together
+ROWS = 32  # texts with one neuron ablated that share a forward pass
 
 
 @dataclass(frozen=True)
@@ -35,58 +36,59 @@ class Runner:
     """Where, on what and how neurons are ablated.
 
     Args:
-        model: From ``load_model``.
-        source: What is measured.
-        written: What neurons are given.
-        languages: Measured ones.
-        rows: Rows of a forward, at most: neurons x texts.
-        out: Folder that keeps what was measured.
-        progress: Show progress bars on standard error.
-        executor: Where to run.
+        model: A model returned by ``load_model``.
+        metric: What is measured.
+        value: What neurons are set to.
+        languages: Languages to measure in.
+        run: Where it runs and where it is kept; a batch's rows are texts with one neuron ablated, 32 by default.
     """
 
     model: torch.nn.Module
-    source: Measured
-    written: Written
+    metric: Metric
+    value: AblationValue
     languages: Sequence[str]
-    rows: int
-    out: str | Path | None
-    progress: bool
-    executor: str | Executor | None = None
+    run: Run
 
     def __post_init__(self) -> None:
-        if self.out is not None and self.source.fingerprint is None:
+        if self.run.out is not None and self.metric.fingerprint is None:
             raise EffectError(
-                f"What {self.source.name} gives cannot be kept, because a function does not say what it computes: give "
+                f"What {self.metric.name} gives cannot be kept, because a function does not say what it computes: give "
                 "it an attribute fingerprint, a text that changes with it, or leave out= away."
             )
+
+    @property
+    def rows(self) -> int:
+        """Largest number of rows of a forward pass."""
+        return self.run.batch_size or ROWS
 
     def alone(self, neurons: NeuronSet) -> dict[str, pd.DataFrame]:
         """Ablate every neuron by itself.
 
         Returns:
-            Language -> one row an item: item, cluster, unpatched, and a column a neuron, named by its flat index.
+            Language -> one row per item: item, cluster, unpatched, and a column per neuron, named by its flat index.
         """
-        if isinstance(self.source, Streamed):
-            return self._measured(self._shards(self.source, neurons))
-        return self._measured(self._one_by_one(neurons))
+        flat = np.unique(np.concatenate(list(neurons.members.values())))
+        if isinstance(self.metric, TextMetric):
+            return self._tables(self._shards(self.metric, flat, neurons))
+        return self._tables(self._one_by_one(flat, neurons))
 
     def together(self, sets: Mapping[str, NeuronSet]) -> dict[str, pd.DataFrame]:
         """Ablate whole sets of neurons.
 
         Returns:
-            Language -> one row an item: item, cluster, unpatched, and a column a set, by its name.
+            Language -> one row per item: item, cluster, unpatched, and a column per set, by its name.
         """
-        return self._measured(self._sets(sets))
+        return self._tables(self._sets(sets))
 
     def rows_of(self, language: str, name: str) -> pd.DataFrame:
         """Measure the model with whatever is attached to it: item, cluster, and the value in a column of that name."""
-        return self.source.rows(self.model, language, self.rows).rename(columns={"value": name})
+        return self.metric.rows(self.model, language, self.rows).rename(columns={"value": name})
 
-    def _measured(self, jobs: Mapping[tuple, Job]) -> dict[str, pd.DataFrame]:
+    def _tables(self, jobs: Mapping[tuple, Job]) -> dict[str, pd.DataFrame]:
         parts: dict[str, list[pd.DataFrame]] = {}
-        found = measure_jobs(self.model, jobs, self.out, self.progress, executor=self.executor)
-        for (language, *_), rows in found.items():
+        run = self.run
+        by_job = measure_jobs(self.model, jobs, run.out, bool(run.progress), executor=run.executor)
+        for (language, *_), rows in by_job.items():
             parts.setdefault(language, []).append(rows.set_index(["item", "cluster"]))
         tables = {language: pd.concat(shards, axis=1) for language, shards in parts.items()}
         return {language: table.loc[:, ~table.columns.duplicated()].reset_index() for language, table in tables.items()}
@@ -95,74 +97,70 @@ class Runner:
         jobs = {}
         for language in self.languages:
             patches: dict[str, list[Patch]] = {UNPATCHED: []}
-            patches |= {name: [self.written.patch(one, language)] for name, one in sets.items()}
+            patches |= {name: [self.value.patch(neurons, language)] for name, neurons in sets.items()}
             for name, parts in patches.items():
                 score = partial(self.rows_of, language, name)
-                jobs[language, name] = Job(parts, self._about(language, name), score, self.source.generates)
+                jobs[language, name] = Job(parts, self._about(language, name), score, self.metric.generates)
         return jobs
 
     def _about(self, language: str, *more: str) -> str:
-        return storage.fingerprint(PROCEDURE, str(self.source.fingerprint), language, *more)
+        return storage.fingerprint(PROCEDURE, str(self.metric.fingerprint), language, *more)
 
-    def _shards(self, source: Streamed, neurons: NeuronSet) -> dict[tuple, Job]:
+    def _shards(self, metric: TextMetric, flat: np.ndarray, neurons: NeuronSet) -> dict[tuple, Job]:
         jobs = {}
-        flat = neurons.members["all"]
-        shards = np.split(flat, range(SHARD, len(flat), SHARD))
         for language in self.languages:
-            for number, part in enumerate(shards):
-                patch = self._checked(part, neurons, language)
-
-                score = partial(self._streamed, source, language, patch)
+            for number, shard in enumerate(np.split(flat, range(SHARD, len(flat), SHARD))):
+                patch = self._checked(shard, neurons, language)
+                score = partial(self._streamed, metric, language, patch)
                 jobs[language, number] = Job((), self._about(language, patch.fingerprint), score)
         return jobs
 
     def _checked(self, flat: np.ndarray, neurons: NeuronSet, language: str) -> Patch:
         """The patch of some neurons; it is not entered, but written one neuron at a time."""
-        chosen = NeuronSet({"all": flat.copy()}, neurons.shape, neurons.site, neurons.model)
-        patch = self.written.patch(chosen, language)
+        alone = NeuronSet({"all": flat.copy()}, neurons.shape, neurons.site, neurons.model)
+        patch = self.value.patch(alone, language)
         check_fits(patch, view(self.model))
         return patch
 
-    def _streamed(self, source: Streamed, language: str, patch: Patch) -> pd.DataFrame:
+    def _streamed(self, metric: TextMetric, language: str, patch: Patch) -> pd.DataFrame:
         width, values = patch.neurons.shape[1], _values(patch)
         names = [str(layer * width + int(unit)) for layer, units in patch.by_layer.items() for unit in units]
-        parts = []
-        with scoring(self.model) as seen:
-            memory = Remembered(seen, patch.neurons.site, patch.by_layer)
-            texts = source.batches(seen, language, min(TEXTS, self.rows))
-            for batch in tqdm(texts, unit="batch", desc=language, leave=False, disable=not self.progress):
+        tables = []
+        with scoring(self.model) as model_view:
+            memory = Remembered(model_view, patch.neurons.site, patch.by_layer)
+            texts = metric.batches(model_view, language, min(TEXTS, self.rows))
+            for batch in tqdm(texts, unit="batch", desc=language, leave=False, disable=not self.run.progress):
                 memory.forget()
                 with memory.remembering():
-                    found = [batch.read(seen, 1)]
-                for layer, given in values.items():
-                    for chosen in torch.arange(len(given)).split(max(1, self.rows // len(batch.tokens))):
-                        with memory.ablated(layer, chosen, given[chosen]):
-                            found.append(batch.read(seen, len(chosen)))
-                table = pd.DataFrame(np.concatenate(found).T, columns=pd.Index([UNPATCHED, *names]))
+                    columns = [batch.read(model_view, 1)]
+                for layer, layer_values in values.items():
+                    for places in torch.arange(len(layer_values)).split(max(1, self.rows // len(batch.tokens))):
+                        with memory.ablated(layer, places, layer_values[places]):
+                            columns.append(batch.read(model_view, len(places)))
+                table = pd.DataFrame(np.concatenate(columns).T, columns=pd.Index([UNPATCHED, *names]))
                 _check_finite(table, width)
                 table.insert(0, "item", batch.items)
                 table.insert(1, "cluster", batch.clusters)
-                parts.append(table)
+                tables.append(table)
         # Texts of one length share a batch; in this order clusters are resampled as those of the whole text are.
-        return pd.concat(parts).sort_values("cluster", kind="stable", ignore_index=True)
+        return pd.concat(tables).sort_values("cluster", kind="stable", ignore_index=True)
 
-    def _one_by_one(self, neurons: NeuronSet) -> dict[tuple, Job]:
-        flat, width = neurons.members["all"], neurons.shape[1]
-        if self.source.generates:
-            return self._sets({str(one): replace(neurons, members={"all": flat[[i]]}) for i, one in enumerate(flat)})
-        jobs, known = {}, _KnownTexts(self)
+    def _one_by_one(self, flat: np.ndarray, neurons: NeuronSet) -> dict[tuple, Job]:
+        if self.metric.generates:
+            return self._sets({str(index): replace(neurons, members={"all": flat[flat == index]}) for index in flat})
+        jobs, texts = {}, _RememberedTexts(self)
         for language in self.languages:
             patch = self._checked(flat, neurons, language)
-            jobs[language, UNPATCHED] = Job((), self._about(language, UNPATCHED), partial(known.read, language, patch))
+            jobs[language, UNPATCHED] = Job((), self._about(language, UNPATCHED), partial(texts.read, language, patch))
             for layer, units in patch.by_layer.items():
                 for place, unit in enumerate(units.tolist()):
-                    name = str(layer * width + unit)
+                    name = str(layer * neurons.shape[1] + unit)
                     about = self._about(language, self._checked(np.array([int(name)]), neurons, language).fingerprint)
-                    jobs[language, name] = Job((), about, partial(known.ablated, language, patch, layer, place, name))
+                    jobs[language, name] = Job((), about, partial(texts.ablated, language, patch, layer, place, name))
         return jobs
 
 
-class _KnownTexts:
+class _RememberedTexts:
     """A task's texts in one language, remembered while its neurons are ablated one by one."""
 
     def __init__(self, runner: Runner) -> None:
@@ -172,9 +170,8 @@ class _KnownTexts:
 
     def read(self, language: str, patch: Patch) -> pd.DataFrame:
         """Measure the unpatched model, and remember its texts."""
-        seen = view(self._runner.model)
         self._memory = None  # of another language: gone before this one's is built up
-        memory = Remembered(seen, patch.neurons.site, patch.by_layer)
+        memory = Remembered(view(self._runner.model), patch.neurons.site, patch.by_layer)
         with memory.remembering():
             rows = self._runner.rows_of(language, UNPATCHED)
         self._language, self._memory = language, memory
@@ -193,7 +190,9 @@ def _check_finite(table: pd.DataFrame, width: int) -> None:
     """Refuse what nothing can be concluded from, at the first texts that give it."""
     wrong = [str(name) for name in table.columns if not np.isfinite(table[name].to_numpy(float)).all()]
     if UNPATCHED in wrong:
-        raise EffectError("The unpatched model gives what is no finite number on some texts: what is measured?")
+        raise EffectError(
+            "The unpatched model gives values that are no finite number on some texts: metrics must give finite numbers."
+        )
     if wrong:
         raise EffectError(
             f"Without {len(wrong)} of {table.shape[1] - 1} neurons, such as {divmod(int(wrong[0]), width)}, what is "
@@ -202,12 +201,12 @@ def _check_finite(table: pd.DataFrame, width: int) -> None:
 
 
 def _values(patch: Patch) -> dict[int, Tensor]:
-    """Each layer's values, one a neuron."""
-    found = {}
+    """Each layer's values, one per neuron."""
+    values = {}
     for layer, units in patch.by_layer.items():
         value = patch.values_of(layer)["value"]
-        found[layer] = value if isinstance(value, Tensor) else torch.full((len(units),), float(value))
-    return found
+        values[layer] = value if isinstance(value, Tensor) else torch.full((len(units),), float(value))
+    return values
 
 
 MLP_SITES = ("pre", "act", "post")
@@ -216,8 +215,8 @@ STEP = 100.0  # so large that what it adds to the residual stream is no rounding
 
 
 @dataclass
-class Known:
-    """What one batch of texts gave.
+class BatchMemory:
+    """What the forward pass of one batch of texts computed.
 
     Attributes:
         residual: Layer -> the residual stream after it, "text position d_model".
@@ -231,144 +230,144 @@ class Known:
 
     @property
     def bytes(self) -> int:
-        """How much memory it takes."""
-        return sum(one.nbytes for part in (self.residual, self.value, self.up) for one in part.values())
+        """Memory that it takes."""
+        return sum(part.nbytes for parts in (self.residual, self.value, self.up) for part in parts.values())
 
 
 class Remembered:
     """The texts that a model has read, as far as ablating some neurons needs them.
 
     Args:
-        seen: The model.
-        site: Where the neurons are.
+        model_view: The model.
+        site: Site of the neurons.
         neurons: Layer -> indices of the neurons, sorted.
-        limit: Bytes that are remembered at most.
+        limit: Largest number of bytes to remember.
     """
 
     def __init__(
-        self, seen: ModelView, site: str, neurons: Mapping[int, Int[Tensor, " neuron"]], limit: int = LIMIT
+        self, model_view: ModelView, site: str, neurons: Mapping[int, Int[Tensor, " neuron"]], limit: int = LIMIT
     ) -> None:
-        self._seen, self._site, self._limit = seen, site, limit
-        self._neurons = {layer: units.to(seen.device) for layer, units in neurons.items()}
-        self._rows = {
-            layer: seen.output_weights(layer, "post")[units.to(seen.output_weights(layer, "post").device)].detach()
-            for layer, units in neurons.items()
-            if site in MLP_SITES and writes_directly(seen, layer)
-        }
-        # Where each layer's forwards begin: after it, or, where it is run again, after the one below.
-        features = seen.feature_sites.get(site)
+        self._view, self._site, self._limit = model_view, site, limit
+        self._neurons = {layer: units.to(model_view.device) for layer, units in neurons.items()}
+        self._weights = {}
+        for layer, units in neurons.items():
+            if site in MLP_SITES and writes_directly(model_view, layer):
+                weights = model_view.output_weights(layer, "post")
+                self._weights[layer] = weights[units.to(weights.device)].detach()
+        # The layer after which each layer's forward passes begin: itself, or, where it is run again, the one below.
+        features = model_view.feature_sites.get(site)
         depth = {layer: layer if features is None else features.layers[layer] for layer in neurons}
-        known = [layer for layer in neurons if layer in self._rows or site == "resid_post"]
-        self._begins = {layer: depth[layer] if layer in known else depth[layer] - 1 for layer in neurons}
-        self._known: dict[bytes, Known] = {}
-        self._held = 0
+        direct = [layer for layer in neurons if layer in self._weights or site == "resid_post"]
+        self._begins = {layer: depth[layer] if layer in direct else depth[layer] - 1 for layer in neurons}
+        self.forget()
 
     def forget(self) -> None:
         """Forget every text."""
-        self._known, self._held = {}, 0
+        self._memories: dict[bytes, BatchMemory] = {}
+        self._held = 0
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Remember, inside the block, what every forward computes."""
-        known, key = Known(), b""
+        """Remember, inside the block, what every forward pass computes."""
+        memory, key = BatchMemory(), b""
 
         def begin(tokens: Tensor) -> None:
-            nonlocal known, key
-            known, key = Known(), _key(tokens)
+            nonlocal memory, key
+            memory, key = BatchMemory(), _key(tokens)
 
         def keep_residual(layer: int, values: Tensor) -> None:
             if layer in self._begins.values():
-                known.residual[layer] = values
-            if layer == self._seen.n_layers - 1 and self._held + known.bytes <= self._limit:
-                self._held += known.bytes
-                self._known[key] = known
+                memory.residual[layer] = values
+            if layer == self._view.n_layers - 1 and self._held + memory.bytes <= self._limit:
+                self._held += memory.bytes
+                self._memories[key] = memory
 
         def keep(layer: int, values: Tensor, part: str) -> None:
-            if layer in self._rows:
-                getattr(known, part)[layer] = values[..., self._neurons[layer].to(values.device)]
+            if layer in self._weights:
+                getattr(memory, part)[layer] = values[..., self._neurons[layer].to(values.device)]
 
         readers = {"resid_post": keep_residual}
-        if self._rows:
+        if self._weights:
             own = "post" if self._site == "post" else "act"
             readers[own] = lambda layer, values: keep(layer, values, "value")
-            if own == "act" and self._seen.gated:
+            if own == "act" and self._view.gated:
                 readers["up"] = lambda layer, values: keep(layer, values, "up")
-        with self._seen.above(-1, begin), self._seen.reading(readers):
+        with self._view.above(-1, begin), self._view.reading(readers):
             yield
 
     @contextmanager
-    def ablated(self, layer: int, chosen: Int[Tensor, " chosen"], values: Float[Tensor, " chosen"]) -> Iterator[None]:
+    def ablated(self, layer: int, places: Int[Tensor, " copy"], values: Float[Tensor, " copy"]) -> Iterator[None]:
         """Write one neuron's value in each copy of a batch of texts, inside the block.
 
-        Every forward must hold as many copies of its texts, one after the other, as there are neurons. Those of
+        Every forward pass must hold as many copies of its texts, one after the other, as there are neurons. Those of
         remembered texts begin at the layer; others are run whole.
 
         Args:
-            layer: The neurons' layer.
-            chosen: Places of the neurons among those of their layer that are remembered, in increasing order.
-            values: What each is given.
+            layer: Layer of the neurons.
+            places: Places of the neurons among those of their layer that are remembered, in increasing order.
+            values: The value that each neuron is set to.
         """
+        copies = len(places)
 
         def residual_of(tokens: Tensor) -> Tensor | None:
-            known = self._known.get(_key(tokens[: len(tokens) // len(chosen)]))
-            if known is None or begins < 0:
+            memory = self._memories.get(_key(tokens[: len(tokens) // copies]))
+            if memory is None or begins < 0:
                 return None
-            residual = known.residual[begins]
-            if layer in self._rows:
-                return self._moved(known, layer, chosen, values, residual)
-            copies = residual.repeat(len(chosen), 1, 1)
+            if layer in self._weights:
+                return self._moved(memory, layer, places, values)
+            residual = repeat(memory.residual[begins], "text ... -> (copy text) ...", copy=copies)
             if self._site != "resid_post":
-                return copies
-            index = units.to(copies.device)
-            return written(copies, index, write(layer, copies[..., index]))
+                return residual
+            index = units.to(residual.device)
+            return written(residual, index, write(layer, residual[..., index]))
 
         def write(_: int, current: Tensor) -> Tensor:
-            copies = current.unflatten(0, (len(chosen), -1))
-            beyond = [1] * (copies.ndim - 4)
-            own = torch.eye(len(chosen), dtype=torch.bool, device=current.device).view(len(chosen), 1, 1, -1, *beyond)
-            return torch.where(own, values.to(current).view(-1, *beyond), copies).flatten(0, 1)
+            by_copy = rearrange(current, "(copy text) ... -> copy text ...", copy=copies)
+            beyond = [1] * (by_copy.ndim - 4)
+            own = torch.eye(copies, dtype=torch.bool, device=current.device).view(copies, 1, 1, -1, *beyond)
+            return torch.where(own, values.to(current).view(-1, *beyond), by_copy).flatten(0, 1)
 
-        units, begins = self._neurons[layer][chosen.to(self._seen.device)], self._begins[layer]
-        with self._seen.above(begins, residual_of), self._seen.writing(self._site, {layer: units}, write):
+        units, begins = self._neurons[layer][places.to(self._view.device)], self._begins[layer]
+        with self._view.above(begins, residual_of), self._view.writing(self._site, {layer: units}, write):
             yield
 
-    def _moved(self, known: Known, layer: int, chosen: Tensor, values: Tensor, residual: Tensor) -> Tensor:
-        """The residual stream after a layer, once a neuron."""
-        old = known.value[layer]
-        places = chosen.to(old.device)
-        new = values.to(old)
-        change = (self._seen.act_fn(layer)(new) if self._site == "pre" else new) - old[..., places]
-        if layer in known.up:
-            change = change * known.up[layer][..., places]
-        by_copy = change.movedim(-1, 0)[..., None].float()
-        moved = by_copy * self._rows[layer][places][:, None, None].float()
+    def _moved(self, memory: BatchMemory, layer: int, places: Tensor, values: Tensor) -> Tensor:
+        """The residual stream after a layer, once per neuron."""
+        residual, before = memory.residual[self._begins[layer]], memory.value[layer]
+        places = places.to(before.device)
+        after = values.to(before)
+        change = (self._view.act_fn(layer)(after) if self._site == "pre" else after) - before[..., places]
+        if layer in memory.up:
+            change = change * memory.up[layer][..., places]
+        by_copy = rearrange(change, "text position copy -> copy text position 1").float()
+        moved = by_copy * rearrange(self._weights[layer][places], "copy d_model -> copy 1 1 d_model").float()
         return moved.add_(residual.float()).to(residual.dtype).flatten(0, 1)
 
 
 @torch.no_grad()
-def writes_directly(seen: ModelView, layer: int) -> bool:
+def writes_directly(model_view: ModelView, layer: int) -> bool:
     """Find out whether what W_out gives is added to the residual stream as it is, not normed or scaled before.
 
     Args:
-        seen: A model.
-        layer: Which of its layers.
+        model_view: A model.
+        layer: Number of one of its layers.
 
     Example:
         >>> from langneurons.models import view
         >>> writes_directly(view(model), 0)
         True
     """
-    units = torch.arange(min(8, seen.width("post")))
-    tokens = torch.arange(min(4, seen.context_length))[None]
+    units = torch.arange(min(8, model_view.width("post")))
+    tokens = torch.arange(min(4, model_view.context_length))[None]
 
     def after(value: float) -> Tensor:
-        found: dict[int, Tensor] = {}
-        writing = seen.writing("post", {layer: units}, lambda _, current: torch.full_like(current, value))
-        with writing, seen.reading({"resid_post": found.__setitem__}):
-            seen.forward(tokens, logits=False)
-        return found[layer].float()
+        residual: dict[int, Tensor] = {}
+        writing = model_view.writing("post", {layer: units}, lambda _, current: torch.full_like(current, value))
+        with writing, model_view.reading({"resid_post": residual.__setitem__}):
+            model_view.forward(tokens, logits=False)
+        return residual[layer].float()
 
-    weights = seen.output_weights(layer, "post")
+    weights = model_view.output_weights(layer, "post")
     expected = STEP * weights[units.to(weights.device)].float().sum(0)
     moved = after(STEP) - after(0.0)
     return bool((moved - expected.to(moved.device)).norm() <= 0.05 * moved.norm())
