@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from langneurons.corpora.loading import distinct
-from langneurons.effects.estimation import check_options, difference
+from langneurons.effects.estimation import difference
 from langneurons.errors import EffectError, LanguageError, PatchError, TaskError, unknown
 from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
 from langneurons.evaluation.measuring import Job, measure_jobs
@@ -20,11 +20,11 @@ from langneurons.models import view
 from langneurons.patches.patch import Patch
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor
+from langneurons.settings import Testing
 from langneurons.tasks.task import Task
 
 Written = Patch | Sequence[Patch]
 Patches = Mapping[str, Written | Callable[[str], Written]]
-LEVEL = 0.95
 CHANGES = ["task", "protocol", "metric", "patch", "language", "draw", "estimate"]
 ROWS = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
 
@@ -83,7 +83,7 @@ def evaluate(
         >>> found.scores["patch"].unique().tolist()
         ['unpatched', 'zero']
     """
-    check_options(delta, LEVEL, resamples)
+    Testing(margin=delta, resamples=resamples)
     if controls < 0:
         raise EffectError(f"The number of control draws cannot be negative, given {controls}.")
     asked = _asked(tasks, head)
@@ -125,7 +125,7 @@ def evaluate(
             },
             "tasks": {f"{task.name} {task.protocol}": task.fingerprint for task in asked},
             "control_draws": controls,
-            "options": {"delta": delta, "seed": seed, "resamples": resamples},
+            "options": {"margin": delta, "seed": seed, "resamples": resamples},
         },
     )
 

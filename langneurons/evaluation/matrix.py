@@ -102,7 +102,7 @@ def perplexity_matrix(
     rows = measure(model, text, conditions, out, batch_size, progress, executor)
     by_language = {name: split_by_language(one) for name, one in rows.items()}
     baseline = by_language.pop(UNPATCHED)
-    options = {"delta": delta, "seed": seed, "resamples": resamples}
+    options = {"margin": delta, "seed": seed, "resamples": resamples}
     patched = {label: by_language["set", label] for label in labels}
     settings = {
         "patch": repr(conditions["set", labels[0]][0]),

@@ -172,7 +172,7 @@ def test_an_all_right_score_is_not_taken_for_a_certain_one():
     rows = rows.assign(task="t", protocol="p", patch="unpatched", language="hi")
     references = pd.DataFrame([("t", "p", "f1", "hi", "chance", 0.98)])
     references.columns = ["task", "protocol", "metric", "language", "reference", "value"]
-    options = {"delta": 0.01, "seed": 0, "resamples": 400}
+    options = {"margin": 0.01, "seed": 0, "resamples": 400}
     score = Evaluation(rows, references, None, {"model": "m", "options": options}).scores.iloc[0]
     assert (score["against_chance"], score["high"]) == ("inconclusive", 1.0)
     assert score["low"] < 0.98

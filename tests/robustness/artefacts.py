@@ -321,7 +321,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "published mask": Artefact(_make_pth, _read_pth),
     "effect table": Artefact(lambda f: made_up.matrix().save(f), ln.effects.EffectTable.load),
     "evaluation": Artefact(
-        lambda f: ln.evaluation.Evaluation(TABLE, TABLE, None, {"model": "m", "options": {"delta": 0.01}}).save(f),
+        lambda f: ln.evaluation.Evaluation(TABLE, TABLE, None, {"model": "m", "options": {"margin": 0.01}}).save(f),
         ln.evaluation.Evaluation.load,
     ),
     "transfer": Artefact(
