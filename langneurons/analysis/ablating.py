@@ -105,7 +105,7 @@ def ablate(
         >>> ablation.rows[["label", "layer", "neuron", "language"]].values.tolist()
         [['hi', 0, 3, 'en'], ['hi', 1, 2, 'en'], ['hi', 0, 3, 'hi'], ['hi', 1, 2, 'hi']]
     """
-    renamed = with_current_names(options)
+    renamed = in_places_of_today(options)
     each, printed = renamed.pop("order", each), {name: renamed.pop(name) for name in {"min_effect"} & set(renamed)}
     controls, testing, run = with_options(renamed, controls_of(controls), testing, run)
     order, each = (each, "cumulative") if isinstance(each, Tensor) else (None, each)
@@ -125,16 +125,7 @@ def ablate(
         table = tables[language]
         after = table[list(conditions.values())].to_numpy().T
         before = table[["item", "cluster"]].assign(**{measured_metric.name: table[UNPATCHED]})
-        judged = many_effects(
-            after,
-            before,
-            measured_metric.name,
-            measured_metric.per,
-            delta=testing.margin,
-            level=testing.level,
-            resamples=testing.samples,
-            seed=testing.seed,
-        )
+        judged = many_effects(after, before, measured_metric.name, measured_metric.per, testing=testing)
         effects |= {(*key, language): effect for key, effect in zip(conditions, judged, strict=True)}
     settings = {
         "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
@@ -157,7 +148,7 @@ def ablate(
     return Ablation.of(effects, [*KEYS[each], "language"], control_effects, settings)
 
 
-def with_current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+def in_places_of_today(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options, where ``rows``, ``order`` and ``min_effect`` of version 0.1.0 have the names, or places, of today."""
     places = {
         "rows": "batch_size=",

@@ -191,7 +191,7 @@ def _check_finite(table: pd.DataFrame, width: int) -> None:
     wrong = [str(name) for name in table.columns if not np.isfinite(table[name].to_numpy(float)).all()]
     if UNPATCHED in wrong:
         raise EffectError(
-            "The unpatched model gives values that are no finite number on some texts: metrics must give finite numbers."
+            "The unpatched model gives what is no finite number on some texts: a metric must give finite numbers."
         )
     if wrong:
         raise EffectError(
