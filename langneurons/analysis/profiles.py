@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from langneurons.errors import NeuronSetError, StaleArtefactError
-from langneurons.identification.matching import fitting_statistics
+from langneurons.identification.controls import fitting_statistics
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.storage.presenting import Table
