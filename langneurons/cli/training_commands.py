@@ -8,14 +8,12 @@ import typer
 import langneurons as ln
 from langneurons.cli.entry import Backend, Device, Dtype, Where, app
 from langneurons.cli.parsing import MethodName, MethodOptions, codes, listed, make_method
-from langneurons.errors import TaskError, TrainingError, unknown
+from langneurons.errors import TrainingError
 from langneurons.study.wording import language_patches
 from langneurons.training.conditions import CONDITIONS, NONE, conditions
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA
 from langneurons.training.transfer import check_apart, transfer_experiment
-
-KINDS = {"xnli": ln.XNLI, "xquad": ln.XQuAD}
 
 Model = Annotated[str, typer.Argument(help="babel, a local folder, or a hub name.")]
 TaskFolder = Annotated[str, typer.Argument(help="A folder of XNLI or XQuAD files, facebook/xnli, google/xquad, ...")]
@@ -155,9 +153,5 @@ def _tasks(
     seed: int,
 ) -> tuple[Any, Any]:
     """What is trained on, in the first language, and what is evaluated on, in all."""
-    if kind not in KINDS:
-        raise TaskError(unknown("kind of task", kind, KINDS))
-    train = KINDS[kind].load(folder, languages[:1], split=train_split)
-    test = KINDS[kind].load(folder, languages, split=test_split)
-    train = train if train_items is None else train.take(train_items, seed)
-    return train, test if test_items is None else test.take(test_items, seed)
+    train = ln.tasks.load_task(kind, folder, languages[:1], train_split, items=train_items, seed=seed)
+    return train, ln.tasks.load_task(kind, folder, languages, test_split, items=test_items, seed=seed)

@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import langneurons as ln
-from langneurons.analysis.profiling import clearest_neurons
+from langneurons.analysis.profiles import clearest_neurons
 from langneurons.analysis.validity import Evidence, Nulls, nulls_of, record_nulls, split_half, validity_table
 from langneurons.analysis.validity.reliability import Halves, whole
+from langneurons.effects.table import with_current_names
 from langneurons.errors import StatisticsError
 from langneurons.replication.protocols import compare_protocols
 from langneurons.replication.statistics import published_statistics
 from langneurons.run import Executor
-from langneurons.study.loading import Loading, read_items
+from langneurons.study.loading import Loading
 from langneurons.study.parts import StudyConfig
 from langneurons.study.run_folder import SHOWN, RunFolder
 from langneurons.study.steps import Step, among, patches_of, transferred_to
 from langneurons.study.wording import make_method, patch_maker, published_neurons
-from langneurons.tasks.padded_head import PadPositionHead
+from langneurons.tasks.heads import ClassificationHead
+from langneurons.tasks.kinds import load_task
 
 
 class Computing:
@@ -64,11 +66,11 @@ class Computing:
         ln.record(
             self.load.model(step),
             self.load.text(heldout=False),
-            text.tokens,
-            text.context_length,
-            text.batch_size,
-            tuple(text.sites),
-            out,
+            tokens_per_language=text.tokens,
+            context_length=text.context_length,
+            batch_size=text.batch_size,
+            sites=text.sites,
+            out=out,
             progress=self.progress,
             also=step.settings["also"],
             executor=self.executor,
@@ -132,14 +134,14 @@ class Computing:
             stats=stats.at(neurons.site),
             patch=patch_maker(str(step.settings["write"]), stats, self.load.published(step)),
             executor=self.executor,
-            **self._judged(),
+            **with_current_names(self._judged()),
         )
         table.save(out)
 
     def _finetune(self, step: Step, out: Path) -> None:
         part, seed = self.config.finetuning[step.name.split("/")[2]], self.config.seed
-        items = read_items(part.kind, part.source, [part.language], part.revision, split=part.split)
-        items = items if part.items is None else items.take(part.items, seed)
+        about = {"items": part.items, "seed": seed, "revision": part.revision}
+        items = load_task(part.kind, part.source, [part.language], part.split, **about)
         lora = ln.MaskedLoRA(None, rank=part.rank, alpha=part.alpha, attention=tuple(part.attention), seed=seed)
         training = partial(_finetuned, **part.training, **self._common("training", step.key[:SHOWN]))
         (tuned,) = self.executor.map(self.load.model(step), training, [(items, lora)])
@@ -158,7 +160,7 @@ class Computing:
             stats=stats,
             batch_size=self.config.text.batch_size,
             executor=self.executor,
-            **self._judged(),
+            **with_current_names(self._judged()),
         )
         found.save(out)
 
@@ -168,10 +170,12 @@ class Computing:
         asked = self.config.tasks[part.task]
         task, batch_size = self.load.task(asked, step), self.config.text.batch_size
         head: Any = None
-        if asked.kind == "xnli":
+        if not task.generates:
             with self.load.attached(asked, step):
-                items = self.load.head_items(asked, part.head_items)
-                head = PadPositionHead.fit(self.load.model(step), items, None, batch_size, positions=part.positions)
+                items, place = self.load.head_items(asked, part.head_items), {"positions": part.positions}
+                head = ClassificationHead.fit(
+                    self.load.model(step), items, None, batch_size, position="padding", **place
+                )
         found = compare_protocols(
             self.load.model(step),
             task,
@@ -203,7 +207,7 @@ class Computing:
             controls=part.controls,
             batch_size=self.config.text.batch_size,
             executor=self.executor,
-            **self._judged(),
+            **with_current_names(self._judged()),
         )
         found.save(out)
 
@@ -243,13 +247,15 @@ class Computing:
         neurons, stats = self.load.neurons(step)
         part, seed = self.config.transfer[step.name.split("/")[4]], self.config.seed
         targets = transferred_to(part.targets, part.language, step.settings["languages"])
-        about = (part.kind, part.source)
-        train = read_items(*about, [part.language], part.revision, split=part.train_split)
-        test = read_items(*about, [part.language, *targets], part.revision, split=part.test_split)
+        about = {"seed": seed, "revision": part.revision}
+        languages, items = [part.language], part.train_items
+        train = load_task(part.kind, part.source, languages, part.train_split, items=items, **about)
+        languages, items = [part.language, *targets], part.test_items
+        test = load_task(part.kind, part.source, languages, part.test_split, items=items, **about)
         found = ln.transfer_experiment(
             self.load.model(step),
-            train if part.train_items is None else train.take(part.train_items, seed),
-            test if part.test_items is None else test.take(part.test_items, seed),
+            train,
+            test,
             neurons,
             part.language,
             targets,

@@ -7,11 +7,12 @@ from typing import Any
 import tomlkit
 from pydantic import BaseModel, ValidationError
 
+import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.validity import NULLS
 from langneurons.errors import PatchError, StatisticsError, StudyError, unknown
 from langneurons.evaluation.factorial import OPERATIONS
-from langneurons.replication.published import beside
+from langneurons.replication.published import PUBLISHED_METRICS, beside
 from langneurons.study.parts import StudyConfig
 from langneurons.study.wording import check_method, check_patch
 
@@ -166,14 +167,15 @@ def _languages(config: StudyConfig, sets: list[str] | None) -> list[str]:
 
 def _mistakes(config: StudyConfig) -> Iterator[str]:
     """What does not go together."""
+    kinds = ln.tasks.KINDS
     for name, part in config.protocols.items():
         task = config.tasks[part.task]
-        if task.kind == "generation":
-            yield f"protocols.{name}: both protocols ask xnli or xquad, and {part.task!r} is free generation."
-        if task.kind == "xnli" and task.head is None and task.tuned is None:
+        if kinds[task.kind].metrics[0] not in PUBLISHED_METRICS:
+            yield f"protocols.{name}: both protocols ask xnli or xquad, and {part.task!r} is {task.kind}."
+        elif not kinds[task.kind].generates and task.head is None and task.tuned is None:
             yield f"protocols.{name}: the published protocol answers by a head; give tasks.{part.task} head or tuned."
     for name, task in config.tasks.items():
-        if task.kind != "generation" and not task.source:
+        if not task.source and not kinds[task.kind].reads_text:
             yield f"tasks.{name}.source is missing."
         if task.tuned is not None and config.finetuning[task.tuned].kind != task.kind:
             yield f"tasks.{name} asks {task.kind} of a model tuned on {config.finetuning[task.tuned].kind}."

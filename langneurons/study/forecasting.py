@@ -20,10 +20,10 @@ HOURS = 180  # minutes from which on hours are said
 COLUMNS = ["step", "state", "million tokens", "GB memory", "GB disk", "minutes", "measured"]
 BYTES_A_NEURON = 800  # of one language's statistics at a site, at most
 PUBLISHED_BYTES_A_NEURON = 44  # of the published statistics: eleven single-precision numbers
-PAIR = 60  # tokens of a premise and a hypothesis
-PAIRS = 3  # a premise has
+TEXT = 100  # tokens of an example, where nothing tells how many there are
+TEXTS = {"xnli": 60, "xquad": 230}  # tokens of a premise and a hypothesis, of a paragraph and a question
+EXAMPLES = {"xnli": 3}  # hypotheses of a premise
 LABELS = 3  # that are read for their likelihood
-PARAGRAPH = 230  # tokens of a paragraph and a question
 # Items of the hub's splits, to tell how long an epoch is.
 ITEMS = {"xnli": {"train": 392_702, "validation": 2_490, "test": 5_010}, "xquad": {"validation": 1_190}}
 FEW = 1000  # items, where nothing tells how many there are
@@ -117,7 +117,7 @@ def _asked(step: Step) -> float | int:
         return _items(told, languages) * (1 + len(told["patches"]) * (1 + told["controls"]))
     if step.kind == "protocols":
         task = told["task"]
-        padded = PAIRS * told["positions"] if task["kind"] == "xnli" else 0
+        padded = 0 if ln.tasks.KINDS[task["kind"]].generates else EXAMPLES.get(task["kind"], 1) * told["positions"]
         each = _item(task) + padded
         conditions = 1 + len(told["patches"])
         return (
@@ -136,9 +136,10 @@ def _items(task: Mapping[str, Any], languages: Sequence[str]) -> float | int:
 
 def _item(task: Mapping[str, Any]) -> int:
     """Tokens of an item: a premise with its hypotheses, a question or a prompt, and what is generated."""
-    if task["kind"] == "xnli":
-        return PAIRS * PAIR * (1 if task["head"] or task["tuned"] else LABELS)
-    return (PARAGRAPH if task["kind"] == "xquad" else task["prompt_tokens"]) + task["max_new_tokens"]
+    kind = ln.tasks.KINDS[task["kind"]]
+    if kind.generates:
+        return (task["prompt_tokens"] if kind.reads_text else _pair(task["kind"])) + task["max_new_tokens"]
+    return EXAMPLES.get(task["kind"], 1) * _pair(task["kind"]) * (1 if task["head"] or task["tuned"] else LABELS)
 
 
 def _transferred(told: Mapping[str, Any]) -> float | int:
@@ -157,15 +158,15 @@ def _trained(told: Mapping[str, Any], split: str, items: int | None) -> float | 
 
 
 def _pair(kind: str) -> int:
-    return PAIR if kind == "xnli" else PARAGRAPH
+    return TEXTS.get(kind, TEXT)
 
 
 def _number(kind: str, split: str, items: int | None) -> float | int:
     """Examples in a split, or in so many premises or questions of it."""
     if items is not None:
-        return items * (PAIRS if kind == "xnli" else 1)
+        return items * EXAMPLES.get(kind, 1)
     name, low, high = sliced(split)
-    return ITEMS[kind].get(name, FEW) * (high - low) / 100
+    return ITEMS.get(kind, {}).get(name, FEW) * (high - low) / 100
 
 
 def _chosen(config: StudyConfig, step: Step, model: ModelDescription | None) -> float | int:

@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import langneurons as ln
 from langneurons.replication.statistics import PublishedStatistics
-from langneurons.study.parts import PatchPart, StudyConfig, TaskPart, sliced
+from langneurons.study.parts import PatchPart, StudyConfig, TaskPart
 from langneurons.study.run_folder import RunFolder
 from langneurons.study.steps import Step, among
 from langneurons.study.tuned import TunedTask
 from langneurons.study.wording import patch_maker
+from langneurons.tasks.kinds import load_task
 from langneurons.training.finetuned import Finetuned
-
-READERS = {"xnli": ln.XNLI, "xquad": ln.XQuAD}
 
 
 class Loading:
@@ -98,19 +96,17 @@ class Loading:
     def task(self, part: TaskPart, step: Step) -> Any:
         """A task in the languages of a step's set, asked of the model as it is, or of a fine-tuned one."""
         languages = among(part.languages, step.settings["languages"])
-        seed = self.config.seed
-        if part.kind == "generation":
-            everything = list(dict.fromkeys([*languages, *([part.beginnings] if part.beginnings else [])]))
-            sizes = {name: getattr(part, name) for name in ("prompt_tokens", "max_new_tokens", "min_new_tokens")}
-            corpus = self.text(heldout=True).select(everything)
-            return ln.tasks.Generation.of(corpus, source=part.beginnings, documents=part.items, seed=seed, **sizes)
-        given: dict[str, Any] = {"seed": seed} if part.kind == "xnli" else {"max_new_tokens": part.max_new_tokens}
-        given |= {"split": part.split} if part.split else {}
-        made = read_items(part.kind, part.source, languages, part.revision, **given).take(part.items, seed)
+        names = ("prompt_tokens", "max_new_tokens", "min_new_tokens", "beginnings")
+        options = {name: getattr(part, name) for name in names}
+        source = part.source or self.text(heldout=True)
+        task = load_task(
+            part.kind, source, languages, part.split, items=part.items, seed=self.config.seed,
+            revision=part.revision, **options,
+        )  # fmt: skip
         if part.tuned is not None:
             tuned, about = self.tuned(part, step)
-            return TunedTask(made if tuned.head is None else made.by_head(tuned.head), tuned, about)
-        return made if part.head is None else made.by_head(self._head(part, step))
+            return TunedTask(task if tuned.head is None else task.with_head(tuned.head), tuned, about)
+        return task if part.head is None else task.with_head(self._head(part, step))
 
     def tuned(self, part: TaskPart, step: Step) -> tuple[Finetuned, str]:
         """The fine-tuned model that a task is asked of, and a hash of all it depends on."""
@@ -124,11 +120,13 @@ class Loading:
     def head_items(self, part: TaskPart, premises: int) -> Any:
         """The items that a head of a task is fitted on: those that it was tuned on, or those of ``head_split``."""
         if part.tuned is not None:
-            on = self.config.finetuning[part.tuned]
-            found = read_items(on.kind, on.source, [on.language], on.revision, split=on.split)
+            trained = self.config.finetuning[part.tuned]
+            kind, source, revision = trained.kind, trained.source, trained.revision
+            languages, split = [trained.language], trained.split
         else:
-            found = read_items(part.kind, part.source, [str(part.head)], part.revision, split=part.head_split)
-        return found.take(premises, self.config.seed)
+            kind, source, revision = part.kind, part.source, part.revision
+            languages, split = [str(part.head)], part.head_split
+        return load_task(kind, source, languages, split, items=premises, seed=self.config.seed, revision=revision)
 
     def _head(self, part: TaskPart, step: Step) -> Any:
         name = (step.model, part.source, part.head, part.head_split, part.head_items)
@@ -142,30 +140,3 @@ class Loading:
         if key not in self._held:
             self._held[key] = make()
         return self._held[key]
-
-
-def read_items(kind: str, source: str, languages: list[str], revision: str | None, **options: Any) -> Any:
-    """Read a task; a split may be a part of one, such as ``validation[80%:]``, in the order of its items.
-
-    Args:
-        kind: "xnli" or "xquad".
-        source: A folder, the hub's name, or babel.
-        languages: Which.
-        revision: Of a hub data set.
-        options: Of the task's ``load``.
-
-    Raises:
-        LangNeuronsError: As ``load``.
-    """
-    reader = READERS[kind]
-    if "split" not in options:
-        return reader.load(source, languages, revision=revision, **options)
-    split, low, high = sliced(options.pop("split"))
-    whole = reader.load(source, languages, split, revision=revision, **options)
-    if (low, high) == (0, 100):
-        return whole
-    parts = {
-        code: table.iloc[len(table) * low // 100 : len(table) * high // 100].reset_index(drop=True)
-        for code, table in whole.items.items()
-    }
-    return replace(whole, items=parts)

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+import langneurons as ln
+from langneurons.errors import unknown
 from langneurons.evaluation.factorial import OPERATIONS
 from langneurons.study.wording import PUBLISHED_METHODS
 
@@ -12,6 +14,19 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Split = Annotated[str, Field(pattern=r"^[a-z]+(\[(\d{1,2}%)?:(\d{1,2}%)?\])?$")]
 Value = str | float | int
+
+
+def _task_kind(kind: str) -> str:
+    if kind not in ln.tasks.KINDS:
+        raise ValueError(unknown("kind of task", kind, ln.tasks.KINDS))
+    return kind
+
+
+def _trained_kind(kind: str) -> str:
+    trained = [name for name, task in ln.tasks.KINDS.items() if task.objective is not ln.tasks.Task.objective]
+    if _task_kind(kind) not in trained:
+        raise ValueError(unknown("kind of task to train on", kind, trained))
+    return kind
 
 
 def sliced(split: str) -> tuple[str, int, int]:
@@ -156,7 +171,7 @@ class _Training(Part):
 class FinetuningPart(_Training):
     """Attention, and for XNLI a head, trained on one language; tasks may be asked of such a model."""
 
-    kind: Literal["xnli", "xquad"] = "xnli"
+    kind: Annotated[str, AfterValidator(_trained_kind)] = "xnli"
     source: str = Field(description="the task's files: a folder, the hub's name, or babel")
     revision: str | None = None
     split: Split = Field("train", description="such as train, or train[:25%]")
@@ -167,7 +182,7 @@ class FinetuningPart(_Training):
 class TaskPart(Grid):
     """A task that the model is scored on, unpatched and under every patch."""
 
-    kind: Literal["xnli", "xquad", "generation"]
+    kind: Annotated[str, AfterValidator(_task_kind)]
     source: str = Field("", description="a folder of the task's files, the hub's name, or babel")
     revision: str | None = None
     split: Split | None = Field(None, description="the task's usual one by default; such as validation[80%:]")
@@ -235,7 +250,7 @@ class PolysemanticityPart(Grid):
 class TransferPart(Grid, _Training):
     """Training chosen neurons on one language, and what that is worth in others."""
 
-    kind: Literal["xnli", "xquad"] = "xnli"
+    kind: Annotated[str, AfterValidator(_trained_kind)] = "xnli"
     source: str = Field(description="the task's files: a folder, the hub's name, or babel")
     revision: str | None = None
     train_split: Split = Field("train", description="such as train, or train[:25%]")

@@ -8,11 +8,12 @@ import torch
 
 from langneurons import storage
 from langneurons.tasks.heads import Head
+from langneurons.tasks.task import Task
 from langneurons.training.finetuned import Finetuned
 
 
 @dataclass(frozen=True)
-class TunedTask:
+class TunedTask(Task):
     """The items of a task, answered with what was trained attached to the model.
 
     Args:
@@ -60,9 +61,10 @@ class TunedTask:
         """A hash of the task and of what was trained."""
         return storage.fingerprint(self.task.fingerprint, self.about)
 
-    def by_head(self, head: Head) -> "TunedTask":
-        """The same, answered by another head on the same trained model."""
-        return replace(self, task=self.task.by_head(head))
+    def with_head(self, head: Head) -> "TunedTask":
+        """The same, answered by another head on the same trained model; itself where a head cannot answer it."""
+        answered = self.task.with_head(head)
+        return self if answered is self.task else replace(self, task=answered)
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Score the fine-tuned model on the items of one language.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,6 @@ from langneurons.errors import TrainingError, unknown
 from langneurons.evaluation.evaluating import evaluate
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.tasks.heads import ClassificationHead, Head
-from langneurons.tasks.padded_head import PadPositionHead
 from langneurons.tasks.task import Task
 from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows
 from langneurons.training.update import Update
@@ -55,8 +54,8 @@ class Finetuned:
         counts = {f"{index}: {one.name}": one.count() for index, one in enumerate(self.updates)}
         if len(counts) == 1:
             counts = {self.updates[0].name: self.updates[0].count()}
-        linear = self.head.linear if isinstance(self.head, PadPositionHead) else self.head
-        trained = linear.weight.numel() + linear.bias.numel() if isinstance(linear, ClassificationHead) else 0
+        head = self.head
+        trained = head.weight.numel() + head.bias.numel() if isinstance(head, ClassificationHead) else 0
         return counts | ({} if self.head is None else {"head": trained})
 
     def __repr__(self) -> str:
@@ -82,15 +81,12 @@ class Finetuned:
             if kind not in _UPDATES:
                 raise TrainingError(unknown("kind of update", kind, _UPDATES))
             self.updates[place].save(folder / f"update-{place}")
-        padded = self.head.positions if isinstance(self.head, PadPositionHead) else None
-        linear = self.head.linear if isinstance(self.head, PadPositionHead) else self.head
-        if isinstance(linear, ClassificationHead):
-            linear.save(folder / "head")
+        if isinstance(self.head, ClassificationHead):
+            self.head.save(folder / "head")
         content = {
             "updates": kinds,
             "several": isinstance(self.lora, tuple),
-            "head": linear is not None,
-            "positions": padded,
+            "head": self.head is not None,
             "history": storage.write_table(folder / "history.parquet", self.history),
             "about": dict(self.about),
         }
@@ -112,8 +108,8 @@ class Finetuned:
             loaded = [_UPDATES[kind].load(folder / f"update-{place}") for place, kind in enumerate(content["updates"])]
             several = tuple(cast(list[Update], loaded))
             head: Any = ClassificationHead.load(folder / "head") if content["head"] else None
-            if content["positions"] is not None:
-                head = PadPositionHead(head, content["positions"])
+            if content.get("positions") is not None:  # of version 0.1.0: the head read the padding
+                head = replace(head, position="padding", positions=content["positions"])
             lora = several if content["several"] else next(iter(several), None)
             return cls(lora, head, history, content["about"])
 

@@ -15,13 +15,11 @@ from langneurons.errors import LanguageError, TrainingError, unknown
 from langneurons.models import ModelView, view
 from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits
-from langneurons.tasks.heads import ClassificationHead, LabelledPairs
-from langneurons.tasks.padded_head import POSITIONS
-from langneurons.tasks.task import Task
-from langneurons.tasks.xquad import XQuAD
+from langneurons.settings import Training
+from langneurons.tasks.heads import POSITIONS, Head
+from langneurons.tasks.task import Objective, Task
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.loop import Loop, trained, watching
-from langneurons.training.objectives import LOSSES, Answering, Classifying, Objective
 from langneurons.training.resuming import RunFolder
 from langneurons.training.settings import Settings
 from langneurons.training.update import Update
@@ -29,12 +27,12 @@ from langneurons.training.update import Update
 
 def finetune(
     model: torch.nn.Module,
-    task: LabelledPairs | XQuAD,
+    task: Task,
     lora: Update | Sequence[Update] | None = None,
     *,
     languages: Iterable[str] | None = None,
     dev: Task | None = None,
-    head: ClassificationHead | None = None,
+    head: Head | None = None,
     position: str = "last",
     positions: int = POSITIONS,
     loss_on: str = "answer",
@@ -67,7 +65,7 @@ def finetune(
 
     Args:
         model: From ``load_model``.
-        task: Pairs of texts with labels, such as ``XNLI``: a head is trained too. Or ``XQuAD``: the model learns to
+        task: A task that can be trained on: of ``XNLI`` a head is trained too; of ``XQuAD`` the model learns to
             generate the first right answer, and to end there.
         lora: What to train: ``MaskedLoRA`` or another update, or several; None trains the head only.
         languages: Which of the task's to train on, together; None is all.
@@ -113,10 +111,10 @@ def finetune(
         >>> rows = [("It rains.", "It is wet.", "entailment"), ("It rains.", "It is dry.", "contradiction")]
         >>> task = ln.XNLI.load({"en": pd.DataFrame(rows, columns=["premise", "hypothesis", "label"])})
         >>> tuned = ln.finetune(model, task, steps=20, learning_rate=0.1, progress=False)
-        >>> task.by_head(tuned.head).measure(model, "en")["accuracy"].tolist()
+        >>> task.with_head(tuned.head).measure(model, "en")["accuracy"].tolist()
         [1.0, 1.0]
     """
-    _check_choices(task, loss_on, progress)
+    _check_choices(task, progress)
     seen = view(model)
     held = [patches] if isinstance(patches, Patch) else list(patches)
     for patch in held:
@@ -139,19 +137,20 @@ def finetune(
         patience=patience,
         seed=seed,
     )
-    if isinstance(task, XQuAD):
-        _refuse_head(lora, head)
-        objective: Objective = Answering(seen, task, asked, loss_on)
-    else:
-        objective = Classifying(seen, task, asked, head, position, positions, seed)
+    shape: dict[str, Any] = {"loss_on": loss_on, "position": position, "positions": positions, "seed": seed}
+    objective = task.objective(seen, asked, Training(**shape), head)
+    if lora is None and not objective.parameters():
+        raise TrainingError(f"{task.name!r} trains no head, so there is nothing to train without an update: lora=.")
+    if dev is not None:
+        objective.ask(dev)  # says now whether it can be answered
     updates = _prepared(lora, model)
-    measured_in = _dev_languages(dev, asked if asked is not None else list(task.items), settings)
+    measured_in = _dev_languages(dev, asked if asked is not None else list(task.languages), settings)
 
     def score() -> float:
         assert dev is not None
-        measured = objective.measured(dev)
-        rows = [measured.measure(model, language, batch_size) for language in measured_in]
-        return float(np.mean([table[measured.metrics[0]].mean() for table in rows]))
+        task_of_dev = objective.ask(dev)
+        rows = [task_of_dev.measure(model, language, batch_size) for language in measured_in]
+        return float(np.mean([table[task_of_dev.metrics[0]].mean() for table in rows]))
 
     identity = _identity(seen, objective, updates, settings, held, dev, measured_in)
     with nullcontext() if out is None else storage.alone(Path(out).expanduser(), "fine-tuning"):
@@ -165,24 +164,15 @@ def finetune(
         return _result(loop, objective, updates, lora, identity, dev)
 
 
-def _check_choices(task: object, loss_on: str, progress: bool | str) -> None:
-    if not hasattr(task, "items"):
-        raise TrainingError(f"A task is an XNLI, an XQuAD or a table of labelled pairs, not {type(task).__name__}.")
-    if loss_on not in LOSSES:
-        raise TrainingError(unknown("loss_on", loss_on, LOSSES))
+def _check_choices(task: object, progress: bool | str) -> None:
+    if not isinstance(task, Task):
+        raise TrainingError(f"A task is an XNLI, an XQuAD or another Task, not {type(task).__name__}.")
     if progress not in (True, False, "notebook"):
         raise TrainingError(unknown("progress", progress, (True, False, "notebook")))
 
 
 def _can_autocast(seen: ModelView) -> bool:
     return seen.device.type == "cuda" and torch.cuda.is_bf16_supported() and seen.dtype == torch.float32
-
-
-def _refuse_head(lora: object, head: object) -> None:
-    if lora is None:
-        raise TrainingError("A task that generates has no head, so there is nothing to train without an update: lora=.")
-    if head is not None:
-        raise TrainingError("A task that generates has no head to start from: leave head= away.")
 
 
 def _prepared(lora: Update | Sequence[Update] | None, model: torch.nn.Module) -> list[Update]:

@@ -17,8 +17,8 @@ from langneurons.errors import TrainingError
 from langneurons.models import ModelView
 from langneurons.patches import Patch, intervene
 from langneurons.storage import understood
+from langneurons.tasks.task import Objective
 from langneurons.training.masked import frozen
-from langneurons.training.objectives import Objective
 from langneurons.training.resuming import History, RunFolder
 from langneurons.training.settings import Order, Settings
 from langneurons.training.update import Update

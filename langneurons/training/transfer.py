@@ -23,10 +23,9 @@ from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor, chosen_executor
+from langneurons.settings import Run as Settings
 from langneurons.settings import Testing
-from langneurons.tasks.heads import LabelledPairs
 from langneurons.tasks.task import Task
-from langneurons.tasks.xquad import XQuAD
 from langneurons.training.conditions import CONDITIONS, Condition
 from langneurons.training.conditions import conditions as chosen_conditions
 from langneurons.training.finetuned import Finetuned
@@ -41,7 +40,7 @@ TEXTS = ("premise", "hypothesis", "context", "question")
 
 def transfer_experiment(
     model: torch.nn.Module,
-    task: LabelledPairs,
+    task: Task,
     test: Task,
     neurons: NeuronSet,
     source: str = "en",
@@ -129,10 +128,10 @@ def transfer_experiment(
     if "languages" in training:
         raise TrainingError("The training data is in one language: say which by source=, not by languages=.")
     places = _places(test, source, targets)
-    _check_kinds(task, test)
     for name, items in (("training", task), ("dev", training.get("dev"))):
         if items is not None:
             check_apart(items, test, source, name)
+    task.take(1).objective(view(model), [source]).ask(test)  # says now whether what is trained can answer the test
     trained = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     chosen = chosen_conditions(neurons, source, places[1:], conditions, trained, draws, stats)
     make = _maker(rank, alpha, projections, attention) if update is None else update
@@ -238,7 +237,7 @@ class Measuring:
             for (patch, language), parts in written.items()
             if language in run.languages(self.places)
         }
-        measured = measure_jobs(self.model, jobs, self.folder, progress=False)
+        measured = measure_jobs(self.model, jobs, Settings(out=self.folder, progress=False))
         found = [_long(task, table).assign(patch=name[0], language=name[1]) for name, table in measured.items()]
         about = dict(zip(ROWS[:4], run.about, strict=True))
         return pd.concat(found, ignore_index=True).assign(**about).reindex(columns=ROWS)
@@ -256,7 +255,7 @@ class Measuring:
 
 
 def train_and_measure(
-    model: torch.nn.Module, run: Run, task: LabelledPairs, held: Mapping[str, Any], measuring: Measuring
+    model: torch.nn.Module, run: Run, task: Task, held: Mapping[str, Any], measuring: Measuring
 ) -> tuple[tuple, pd.DataFrame]:
     """Fine-tune once and score what came out, wherever that is.
 
@@ -289,18 +288,11 @@ def _places(test: Task, source: str, targets: Iterable[str] | None) -> list[str]
     return chosen_languages([test], [source]) + chosen_languages([test], asked)
 
 
-def _check_kinds(task: Any, test: Any) -> None:
-    answering = isinstance(task, XQuAD)
-    if answering != bool(test.generates) or not (answering or hasattr(test, "by_head")):
-        learned = "answers questions" if answering else "has a head"
-        raise TrainingError(f"A model that {learned} cannot be tested by {test.name!r}: give a test of the same kind.")
-
-
-def check_apart(task: Any, test: Any, source: str, name: str) -> None:
+def check_apart(task: Task, test: Task, source: str, name: str) -> None:
     """Refuse test items that are trained on, or that decide which parameters are kept.
 
     Args:
-        task: What has ``items``: the training or the dev task.
+        task: The training or the dev task; one without ``items`` cannot be compared with the test.
         test: What is evaluated.
         source: The language of the training data.
         name: What the task is for: "training" or "dev".
@@ -309,13 +301,13 @@ def check_apart(task: Any, test: Any, source: str, name: str) -> None:
         LanguageError: If the task has no items in that language.
         TrainingError: If it shares items with the test.
     """
-    if source not in task.items:
-        raise LanguageError(f"The task has no {name} data. {unknown('language', source, task.items)}")
-    tested = getattr(test, "items", {}).get(source)
-    if tested is None:
+    if source not in task.languages:
+        raise LanguageError(f"The task has no {name} data. {unknown('language', source, task.languages)}")
+    tested, trained = (getattr(part, "items", {}).get(source) for part in (test, task))
+    if tested is None or trained is None:
         return
-    shared = [name for name in TEXTS if name in tested.columns and name in task.items[source].columns]
-    same = tested[shared].drop_duplicates().merge(task.items[source][shared].drop_duplicates()) if shared else []
+    shared = [column for column in TEXTS if column in tested.columns and column in trained.columns]
+    same = tested[shared].drop_duplicates().merge(trained[shared].drop_duplicates()) if shared else []
     if len(same):
         raise TrainingError(
             f"{len(same)} of the test items in {source!r} are among the {name} items: take another split, or divide "
@@ -332,8 +324,8 @@ def _maker(rank: int, alpha: float, projections: Sequence[str], attention: Seque
     return make
 
 
-def _answered(test: Any, tuned: Finetuned) -> Task:
-    return test if tuned.head is None else test.by_head(tuned.head)
+def _answered(test: Task, tuned: Finetuned) -> Task:
+    return test if tuned.head is None else test.with_head(tuned.head)
 
 
 def _long(task: Task, rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,12 +13,11 @@ from langneurons.errors import LanguageError, PatchError, TaskError, TrainingErr
 from langneurons.identification import NeuronSet
 from langneurons.models import view
 from langneurons.patches import SetTo, intervene
+from langneurons.settings import Training
 from langneurons.tasks.heads import ClassificationHead, last_hidden, pair_tokens, pairs_of
-from langneurons.tasks.padded_head import PadPositionHead
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA, MaskedRows
-from langneurons.training.objectives import Answering, Classifying
 from langneurons.training.settings import Order
 from tests.training.small import pairs, questions, shift, tiny
 
@@ -71,7 +70,7 @@ def test_a_classification_step_follows_a_naive_loop(any_model):
         any_model, task, update, epochs=3, batch_size=4, accumulate=2, schedule="constant", warmup=0, clip=None, **QUIET
     )
     update.prepare(any_model)
-    start = Classifying(view(any_model), task, seed=0).head()
+    start = task.objective(view(any_model)).head()
     weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
     ours = [weight, bias, *update.parameters()]
     optimizer = torch.optim.AdamW(ours, lr=0.05, weight_decay=0.1)
@@ -96,7 +95,7 @@ def test_a_classification_step_follows_a_naive_loop(any_model):
 @pytest.mark.parametrize("loss_on", ["answer", "all"])
 def test_the_loss_of_answers_is_that_of_a_naive_loop(any_model, loss_on):
     seen, task = view(any_model), questions(5)
-    objective = Answering(seen, task, ["en"], loss_on)
+    objective = task.objective(seen, ["en"], Training(loss_on=loss_on))
     total = 0.0
     for row, item in task.items["en"].iterrows():
         prompt = seen.tokenizer(task.prompts["en"].format(**item)).input_ids
@@ -161,7 +160,7 @@ def test_an_update_that_could_not_be_read_back_is_not_saved(model, tmp_path):
 
 def test_how_examples_are_divided_into_batches_changes_no_loss(model):
     rows = np.arange(16)
-    for objective in (Classifying(view(model), pairs(16)), Answering(view(model), questions(16))):
+    for objective in (task.objective(view(model)) for task in (pairs(16), questions(16))):
         parts = [objective.loss(view(model), part) for part in (rows[:5], rows[5:6], rows[6:])]
         torch.testing.assert_close(objective.loss(view(model), rows), sum(parts))
 
@@ -169,9 +168,8 @@ def test_how_examples_are_divided_into_batches_changes_no_loss(model):
 def test_the_papers_position_is_trained_and_evaluated_alike(model):
     task = pairs(12, languages=("en",))
     tuned = finetune(model, task, shift(model), position="padding", positions=24, epochs=4, **QUIET)
-    assert isinstance(tuned.head, PadPositionHead)
-    assert tuned.head.positions == 24
-    objective = Classifying(view(model), task, position="padding", positions=24)
+    assert (tuned.head.position, tuned.head.positions) == ("padding", 24)
+    objective = task.objective(view(model), training=Training(position="padding", positions=24))
     naive = functional.cross_entropy(
         objective.head().logits(model, pairs_of(task.items["en"])),
         torch.tensor([list(tuned.head.labels).index(label) for label in task.items["en"]["label"]]),
@@ -206,7 +204,7 @@ def test_patches_are_held_while_it_trains(model):
     plain = finetune(model, pairs(12, languages=("en",)), None, steps=1, batch_size=12, **QUIET)
     with intervene(model, patch):
         hidden = last_hidden(model, pairs_of(table))
-    start = Classifying(view(model), pairs(12, languages=("en",)), seed=0).head()
+    start = pairs(12, languages=("en",)).objective(view(model)).head()
     golds = torch.tensor([list(start.labels).index(label) for label in table["label"]])
     patched = finetune(model, pairs(12, languages=("en",)), None, steps=1, batch_size=12, patches=[patch], **QUIET)
     expected = float(functional.cross_entropy(start.read(hidden), golds))

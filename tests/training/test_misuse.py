@@ -36,7 +36,7 @@ def neurons(model):
         ({"learning_rate": float("inf")}, "learning_rate is above 0, and finite"),
         ({"weight_decay": float("inf")}, "weight_decay is at least 0, and finite"),
         ({"position": "padding", "positions": 2000}, "takes 1 to 1024 tokens"),
-        ({"position": "padding", "positions": 0}, "takes 1 to 1024 tokens"),
+        ({"position": "padding", "positions": 0}, "positions must be a whole number of at least 1, given 0"),
         ({"loss_on": "rubbish"}, "Unknown loss_on 'rubbish'"),
         ({"progress": "junk"}, "Unknown progress 'junk'"),
     ],
