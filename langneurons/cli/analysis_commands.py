@@ -7,7 +7,7 @@ import typer
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablating import ablate
 from langneurons.analysis.screening import screen
 from langneurons.cli.entry import Backend, Device, Dtype, Languages, TextColumn, Where, app
 from langneurons.cli.parsing import codes

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import langneurons as ln
-from langneurons.analysis.profiles.profiling import clearest_neurons
+from langneurons.analysis.profiles import clearest_neurons
 from langneurons.cli.entry import Backend, Device, Dtype, Languages, TextColumn, app
 from langneurons.cli.parsing import codes
 from langneurons.cli.run_folders import read_folder

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import langneurons as ln
-from langneurons.analysis.profiles.profiling import clearest_neurons
+from langneurons.analysis.profiles import clearest_neurons
 from langneurons.analysis.validity import Evidence, Nulls, nulls_of, record_nulls, split_half, validity_table
 from langneurons.analysis.validity.reliability import Halves, whole
 from langneurons.effects.table import with_current_names
