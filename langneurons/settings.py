@@ -6,7 +6,7 @@ Nothing heavy is imported here, so that the command line knows its options and t
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, TypeVar, TypeVarTuple, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -56,6 +56,7 @@ class Settings(BaseModel, metaclass=_Checked):
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
+Groups = TypeVarTuple("Groups")  # several settings objects, each of its own class
 
 
 class Training(Settings):
@@ -274,7 +275,7 @@ class Probing(Settings):
     position: Literal["mean", "last"] = Field(
         "mean", description="A neuron's value on a text: its mean over counted tokens, or its value at the last one."
     )
-    permutations: Count = Field(1000, description="Exchanges per test; finer p-values take more.")
+    permutations: int = Field(1000, ge=100, description="Exchanges per test; finer p-values take more.")
     max_items: Count | None = Field(None, description="Items to read at most, in whole clusters; by default all.")
     probe_sizes: tuple[Count, ...] = Field(
         (1, 2, 4, 8, 16), description="Numbers of neurons that probes read; empty leaves probes out."
@@ -399,7 +400,7 @@ class ProbingOptions(RunOptions, total=False):
     seed: int
 
 
-def with_options(options: Mapping[str, Any], *settings: SettingsType) -> tuple[SettingsType, ...]:
+def with_options(options: Mapping[str, Any], *settings: *Groups) -> tuple[*Groups]:
     """Fill in options that were given one by one; an option that several settings have, such as the seed, is for all.
 
     Args:
@@ -418,11 +419,12 @@ def with_options(options: Mapping[str, Any], *settings: SettingsType) -> tuple[S
         >>> testing.margin, run.progress
         (0.05, False)
     """
+    groups = cast(tuple[Settings, ...], settings)
     for name in options:
-        if not any(name in type(group).model_fields or name in group.old_names for group in settings):
-            possible = dict.fromkeys(field for group in settings for field in type(group).model_fields)
-            raise settings[0].error(unknown("option", name, possible))
-    return tuple(_filled(group, options) for group in settings)
+        if not any(name in type(group).model_fields or name in group.old_names for group in groups):
+            possible = dict.fromkeys(field for group in groups for field in type(group).model_fields)
+            raise groups[0].error(unknown("option", name, possible))
+    return cast(tuple[*Groups], tuple(_filled(group, options) for group in groups))
 
 
 def _filled(group: SettingsType, options: Mapping[str, Any]) -> SettingsType:

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from langneurons.effects.estimation import effect
+from langneurons.effects.pairing import BASELINE
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.errors import EffectError
+from langneurons.settings import Testing, TestingOptions, with_options
 
 Simulation = Callable[[np.random.Generator], tuple[pd.DataFrame, pd.DataFrame, float]]
 
@@ -20,8 +22,8 @@ class Share:
     """A share of simulations with its exact binomial 95 % interval (Clopper and Pearson 1934).
 
     Attributes:
-        share: The share seen.
-        low: Lower end.
+        share: The share.
+        low: Lower end of the interval.
         high: Upper end.
     """
 
@@ -31,7 +33,7 @@ class Share:
 
     @classmethod
     def of(cls, count: int, total: int) -> "Share":
-        """How many of how many."""
+        """The share of a count in a total."""
         interval = stats.binomtest(count, total).proportion_ci(0.95, method="exact")
         return cls(count / total, float(interval.low), float(interval.high))
 
@@ -41,7 +43,7 @@ class Calibration:
     """How often simulated effects were significant, covered the truth, and were called equivalent.
 
     Attributes:
-        simulations: How many comparisons were simulated.
+        simulations: Number of simulated comparisons.
         rejected: Share with p < 0.05: the false alarms where the truth is 0, the power where it is not.
         covered: Share whose interval holds the truth.
         equivalent: Share called equivalent.
@@ -53,14 +55,24 @@ class Calibration:
     equivalent: Share
 
 
-def calibrate(simulate: Simulation, simulations: int = 200, seed: int = 0, **options: Any) -> Calibration:
+def calibrate(
+    simulate: Simulation,
+    simulations: int = 200,
+    value: str = "nll",
+    per: str = BASELINE,
+    *,
+    testing: Testing = Testing(),
+    **options: Unpack[TestingOptions],
+) -> Calibration:
     """Estimate effects on simulated comparisons and count how often they are right.
 
     Args:
         simulate: Makes one comparison with a generator: condition rows, baseline rows, and the true effect.
-        simulations: How many.
-        seed: Of the generators, and of the resampling.
-        options: Of ``effect``: value, per, delta, level, resamples.
+        simulations: Number of comparisons to simulate.
+        value: The column to compare.
+        per: What summed differences are divided by, see ``effect``.
+        testing: The margin, the interval's level and the resampling; its seed is also that of the simulations.
+        options: Single fields of ``Testing``, such as ``margin=0.02``.
 
     Raises:
         EffectError: If a comparison cannot be estimated.
@@ -74,13 +86,14 @@ def calibrate(simulate: Simulation, simulations: int = 200, seed: int = 0, **opt
     """
     if simulations < 1:
         raise EffectError(f"A calibration needs at least one simulation, given {simulations}.")
+    (testing,) = with_options(options, testing)
     rejected = covered = equivalent = 0
     for number in range(simulations):
-        condition, baseline, truth = simulate(np.random.default_rng([seed, number]))
-        found = effect(condition, baseline, seed=seed, **options)
-        rejected += found.p is not None and found.p < SIGNIFICANCE
-        covered += found.low <= truth <= found.high
-        equivalent += found.equivalent
+        condition, baseline, truth = simulate(np.random.default_rng([testing.seed, number]))
+        change = effect(condition, baseline, value, per, testing=testing)
+        rejected += change.p is not None and change.p < SIGNIFICANCE
+        covered += change.low <= truth <= change.high
+        equivalent += change.equivalent
     counts = (Share.of(int(count), simulations) for count in (rejected, covered, equivalent))
     return Calibration(simulations, *counts)
 
@@ -96,8 +109,8 @@ def null_comparisons(
     Args:
         rows: Baseline rows with ``item``, ``cluster`` and the value.
         value: The column to disturb.
-        cluster_sd: Standard deviation of the noise of a cluster, as a share of the value.
-        row_sd: The same of a row.
+        cluster_sd: Standard deviation of each cluster's noise, as a share of the value.
+        row_sd: Standard deviation of each row's noise, as a share of the value.
 
     Returns:
         A simulation for ``calibrate``, whose truth is 0.
@@ -105,11 +118,11 @@ def null_comparisons(
     members = [part for _, part in rows.groupby("cluster", sort=False)]
 
     def simulate(generator: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, float]:
-        drawn = [
+        clusters = [
             members[index].assign(cluster=place)
             for place, index in enumerate(generator.integers(len(members), size=len(members)))
         ]
-        baseline = pd.concat(drawn, ignore_index=True)
+        baseline = pd.concat(clusters, ignore_index=True)
         baseline["item"] = np.arange(len(baseline))
         shared = generator.normal(0, cluster_sd, len(members))[baseline["cluster"]]
         noise = 1 + shared + generator.normal(0, row_sd, len(baseline))

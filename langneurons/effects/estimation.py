@@ -6,7 +6,7 @@ A difference that is not significant is no evidence of no difference. So each ef
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,10 +16,12 @@ from scipy import stats
 from langneurons.effects.pairing import BASELINE, Paired, pair
 from langneurons.effects.resampling import SIGNIFICANCE, ClusterSums, Spread, sign_flip_p_values, spreads
 from langneurons.errors import EffectError
+from langneurons.settings import Testing, TestingOptions, with_options
 
 Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
 LOSSES = ("nll", "loss", "perplexity", "bits_per_byte")
 LEAST_SEEDS = 6
+TOGETHER = 64  # conditions whose resamples are held at once
 
 
 @dataclass(frozen=True)
@@ -30,24 +32,24 @@ class Effect:
         estimate: Sum of differences / sum of denominators; positive where the condition's values are larger.
         low: Lower end of the interval.
         high: Upper end.
-        p: Two-sided; None where fewer than six training seeds could not give one below 0.05.
+        p: Two-sided p-value; None with fewer than six training seeds, where no p-value below 0.05 is possible.
         verdict: "equivalent", "better", "worse" or "inconclusive".
-        delta: Margin of equivalence, in units of the estimate.
+        margin: Largest difference of no interest, in units of the estimate.
         level: Confidence of the interval.
-        minimal_detectable: The true effect found with 80 % power by one two-sided 5 % test (no family counted), and
+        minimal_detectable: The true effect that one two-sided 5 % test finds with 80 % power (no family counted), and
             never less than half the 95 % interval; infinite where no outcome could be significant.
-        standard_error: Of the estimate, from clusters (and seeds).
-        items: Distinct items.
-        clusters: What was resampled.
+        standard_error: Standard error of the estimate, from clusters (and seeds).
+        items: Number of distinct items.
+        clusters: Number of clusters, which are what is resampled.
         baseline: Level without the condition: sum of values / sum of denominators, or per row where ``per`` is
             "baseline".
         condition: Level with the condition.
         per: What differences were divided by.
-        value: What was measured.
-        seed: Of the resampling.
-        resamples: How many.
+        value: Name of what was measured.
+        seed: Seed of the resampling.
+        resamples: Bootstrap and sign-flip samples.
         lower_is_better: Whether a smaller value is better.
-        equivalent: Whether two one-sided 5 % tests place the effect inside +-delta.
+        equivalent: Whether two one-sided 5 % tests place the effect within the margin.
         seeds: Training seeds, None where nothing was trained.
         seed_sd: Standard deviation of the effect between training seeds.
     """
@@ -57,7 +59,7 @@ class Effect:
     high: float
     p: float | None
     verdict: Verdict
-    delta: float
+    margin: float
     level: float
     minimal_detectable: float
     standard_error: float
@@ -77,7 +79,7 @@ class Effect:
     def judged(self, p: float | None) -> Verdict:
         """The verdict by a p-value, such as one adjusted for a family of tests.
 
-        A difference smaller than delta is equivalent even where it is significant.
+        A difference within the margin is equivalent even where it is significant.
         """
         return verdict_of(self.estimate, p, self.equivalent, self.lower_is_better)
 
@@ -97,10 +99,9 @@ def effect(
     value: str = "nll",
     per: str = BASELINE,
     lower_is_better: bool | None = None,
-    delta: float = 0.01,
-    level: float = 0.95,
-    resamples: int = 5000,
-    seed: int = 0,
+    *,
+    testing: Testing = Testing(),
+    **options: Unpack[TestingOptions],
 ) -> Effect:
     """Compare two conditions measured on the same items.
 
@@ -112,16 +113,15 @@ def effect(
     bootstrap's, and below six seeds there is none. The interval of a single seed says nothing about other seeds.
 
     Args:
-        condition: Rows with ``item``, ``cluster`` and the value, perhaps ``seed``.
+        condition: Rows with ``item``, ``cluster`` and the value, and ``seed`` where models were trained.
         baseline: Rows of the same items in the same clusters.
-        value: The column compared.
+        value: The column to compare.
         per: What the summed differences are divided by: ``"baseline"`` (the baseline's own sum: relative change),
             ``"row"`` (their number) or a column of the baseline such as ``"tokens"``.
-        lower_is_better: None knows that it is for losses (nll, loss, perplexity, bits_per_byte) and for nothing else.
-        delta: Differences within +-delta are of no interest; in units of the estimate.
-        level: Confidence of the interval.
-        resamples: Bootstrap samples, and sign patterns.
-        seed: Of the resampling.
+        lower_is_better: Whether smaller values are better; by default only for losses (nll, loss, perplexity,
+            bits_per_byte).
+        testing: The margin, in units of the estimate, the interval's level, and the resampling.
+        options: Single fields of ``Testing``, such as ``margin=0.02``.
 
     Raises:
         EffectError: If the rows cannot be paired, there are fewer than two clusters, or the denominators are not
@@ -130,64 +130,110 @@ def effect(
     Example:
         >>> before = pd.DataFrame({"item": range(40), "cluster": [i // 2 for i in range(40)], "nll": 2.0})
         >>> after = before.assign(nll=[2.2 + 0.01 * (i % 7) for i in range(40)])
-        >>> found = effect(after, before)
-        >>> round(found.estimate, 3), found.verdict, found.clusters
+        >>> change = effect(after, before)
+        >>> round(change.estimate, 3), change.verdict, change.clusters
         (0.114, 'worse', 20)
     """
-    lower_is_better = value in LOSSES if lower_is_better is None else lower_is_better
-    options = Options(value, per, lower_is_better, float(delta), level, resamples, seed)
-    return effects_of([pair(condition, baseline, value, per)], options)[0]
+    (testing,) = with_options(options, testing)
+    return _effects([pair(condition, baseline, value, per)], Comparison.of(value, per, lower_is_better, testing))[0]
+
+
+def many_effects(
+    conditions: Float[np.ndarray, "condition row"],
+    baseline: pd.DataFrame,
+    value: str = "nll",
+    per: str = BASELINE,
+    lower_is_better: bool | None = None,
+    *,
+    testing: Testing = Testing(),
+    **options: Unpack[TestingOptions],
+) -> list[Effect]:
+    """Compare many untrained conditions with one baseline.
+
+    Args:
+        conditions: The value of each row of the baseline, in its order, under every condition.
+        baseline: Rows with ``item``, ``cluster`` and the value, of one language.
+        value: The column to compare.
+        per: What summed differences are divided by, see ``effect``.
+        lower_is_better: Whether smaller values are better; by default only for losses.
+        testing: The margin, in units of the estimate, the interval's level, and the resampling.
+        options: Single fields of ``Testing``, such as ``margin=0.02``.
+
+    Returns:
+        What ``effect`` gives for each condition alone.
+
+    Raises:
+        EffectError: If ``effect`` would refuse a condition, or a value is not finite.
+
+    Example:
+        >>> before = pd.DataFrame({"item": range(40), "cluster": [i // 2 for i in range(40)], "nll": 2.0})
+        >>> worse, same = many_effects(np.stack([np.linspace(2.1, 2.3, 40), np.full(40, 2.0)]), before)
+        >>> round(worse.estimate, 3), worse.verdict, same.verdict
+        (0.1, 'worse', 'equivalent')
+    """
+    (testing,) = with_options(options, testing)
+    comparison = Comparison.of(value, per, lower_is_better, testing)
+    unchanged = pair(baseline, baseline, value, per)
+    if wrong := np.argwhere(~np.isfinite(conditions)).tolist():
+        affected, (condition, row) = len({number for number, _ in wrong}), wrong[0]
+        raise EffectError(
+            f"{affected} of {len(conditions)} conditions hold values of {value!r} that are no finite number, such as "
+            f"condition {condition} at item {baseline['item'].tolist()[row]!r}."
+        )
+    effects = []
+    for start in range(0, len(conditions), TOGETHER):
+        part = conditions[start : start + TOGETHER].astype(float)
+        effects += _effects([replace(unchanged, condition=values) for values in part], comparison)
+    return effects
 
 
 @dataclass(frozen=True)
-class Options:
-    """How effects are estimated; ``effect`` says what each means."""
+class Comparison:
+    """What is compared and how it is judged: the fields that an ``Effect`` has in common with it."""
 
     value: str
     per: str
     lower_is_better: bool
-    delta: float
+    margin: float
     level: float
     resamples: int
     seed: int
 
-    def __post_init__(self) -> None:
-        check_options(self.delta, self.level, self.resamples)
+    @classmethod
+    def of(cls, value: str, per: str, lower_is_better: bool | None, testing: Testing) -> "Comparison":
+        """A comparison, in which smaller losses are better unless told otherwise."""
+        lower_is_better = value in LOSSES if lower_is_better is None else lower_is_better
+        return cls(value, per, lower_is_better, testing.margin, testing.level, testing.samples, testing.seed)
 
 
-def effects_of(paired: Sequence[Paired], options: Options) -> list[Effect]:
-    """Estimate the effects of conditions that share one baseline; all are resampled alike.
-
-    Args:
-        paired: Each condition beside the baseline.
-        options: How.
-    """
-    sums = [sums_of(rows, options.per, options.value) for rows in paired]
-    found = spreads(sums, options.resamples, options.seed)
-    p = _p_values_of(paired, sums, found, options)
-    return [_judged(*one, options) for one in zip(paired, sums, found, p, strict=True)]
+def _effects(paired: Sequence[Paired], comparison: Comparison) -> list[Effect]:
+    """Estimate the effects of conditions that share one baseline; all are resampled alike."""
+    sums = [sums_of(rows, comparison.per, comparison.value) for rows in paired]
+    varied = spreads(sums, comparison.resamples, comparison.seed)
+    p_values = _p_values_of(paired, sums, varied, comparison)
+    return [_effect(*parts, comparison) for parts in zip(paired, sums, varied, p_values, strict=True)]
 
 
-def _judged(rows: Paired, sums: ClusterSums, found: Spread, p: float | None, options: Options) -> Effect:
-    (low, high), (inner_low, inner_high) = found.interval(options.level), found.interval(1 - 2 * SIGNIFICANCE)
+def _effect(rows: Paired, sums: ClusterSums, spread: Spread, p: float | None, comparison: Comparison) -> Effect:
+    (low, high), inner = spread.interval(comparison.level), spread.interval(1 - 2 * SIGNIFICANCE)
     one_seed = rows.trained and sums.shape[0] == 1
-    equivalent = -options.delta <= inner_low and inner_high <= options.delta and not one_seed
+    equivalent = -comparison.margin <= inner[0] and inner[1] <= comparison.margin and not one_seed
     return Effect(
-        estimate=found.estimate,
+        estimate=spread.estimate,
         low=low,
         high=high,
         p=p,
-        verdict=verdict_of(found.estimate, p, equivalent, options.lower_is_better),
-        minimal_detectable=_detectable_size(found) if _can_be_significant(rows, sums) else float("inf"),
-        standard_error=found.standard_error,
+        verdict=verdict_of(spread.estimate, p, equivalent, comparison.lower_is_better),
+        minimal_detectable=_detectable_size(spread) if _can_be_significant(rows, sums) else float("inf"),
+        standard_error=spread.standard_error,
         items=rows.items,
         clusters=sums.shape[1],
-        baseline=_level_of(rows.baseline, rows, options.per),
-        condition=_level_of(rows.condition, rows, options.per),
+        baseline=_level_of(rows.baseline, rows, comparison.per),
+        condition=_level_of(rows.condition, rows, comparison.per),
         equivalent=equivalent,
         seeds=sums.shape[0] if rows.trained else None,
         seed_sd=_seed_sd(sums) if rows.trained else None,
-        **asdict(options),
+        **asdict(comparison),
     )
 
 
@@ -195,13 +241,13 @@ def difference(condition: pd.DataFrame, baseline: pd.DataFrame, value: str = "nl
     """The estimate of ``effect`` alone, without resampling: for the many draws of a control.
 
     Args:
-        condition: Rows as for ``effect``.
-        baseline: Rows as for ``effect``.
-        value: The column compared.
-        per: What the summed differences are divided by.
+        condition: Rows with ``item``, ``cluster`` and the value, and ``seed`` where models were trained.
+        baseline: Rows of the same items in the same clusters.
+        value: The column to compare.
+        per: What the summed differences are divided by, see ``effect``.
 
     Raises:
-        EffectError: As ``effect``.
+        EffectError: If ``effect`` would refuse the rows.
 
     Example:
         >>> before = pd.DataFrame({"item": [0, 1], "cluster": [0, 1], "nll": [2.0, 2.0]})
@@ -215,15 +261,15 @@ def holm(p: Sequence[float | None] | Float[np.ndarray, " test"]) -> Float[np.nda
     """Adjust p-values so that one family makes any false claim with 5 % probability at most (Holm 1979).
 
     Args:
-        p: One per test; None or NaN is no test, does not count in the family, and stays NaN.
+        p: One p-value per test; None or NaN is no test, does not count in the family, and stays NaN.
 
     Example:
         >>> holm([0.01, None, 0.04, 0.03]).tolist()
         [0.03, nan, 0.06, 0.06]
     """
-    given, adjusted = _p_values(p)
-    order = np.argsort(given)
-    stepped = given[order] * np.arange(len(given), 0, -1)
+    tests, adjusted = _p_values(p)
+    order = np.argsort(tests)
+    stepped = tests[order] * np.arange(len(tests), 0, -1)
     adjusted[np.flatnonzero(~np.isnan(adjusted))[order]] = np.minimum(np.maximum.accumulate(stepped), 1)
     return adjusted
 
@@ -232,30 +278,16 @@ def benjamini_hochberg(p: Sequence[float | None] | Float[np.ndarray, " test"]) -
     """Adjust p-values so that at most 5 % of a long list of claims are false in expectation (Benjamini, Hochberg 1995).
 
     Args:
-        p: One per test; None or NaN is no test, does not count, and stays NaN.
+        p: One p-value per test; None or NaN is no test, does not count, and stays NaN.
 
     Example:
         >>> benjamini_hochberg([0.01, None, 0.04, 0.03]).tolist()
         [0.03, nan, 0.04, 0.04]
     """
-    given, adjusted = _p_values(p)
-    if len(given):
-        adjusted[~np.isnan(adjusted)] = stats.false_discovery_control(given)
+    tests, adjusted = _p_values(p)
+    if len(tests):
+        adjusted[~np.isnan(adjusted)] = stats.false_discovery_control(tests)
     return adjusted
-
-
-def check_options(delta: float, level: float, resamples: int) -> None:
-    """Refuse options that no effect can be estimated with, before anything is measured.
-
-    Raises:
-        EffectError: If one is out of range.
-    """
-    if not 0 < delta < np.inf:
-        raise EffectError(f"delta is the largest difference of no interest: a positive number, given {delta}.")
-    if not 0 < level < 1:
-        raise EffectError(f"level is a confidence between 0 and 1, such as 0.95, given {level}.")
-    if resamples < 100:
-        raise EffectError(f"{resamples} resamples cannot give an interval: take at least 100, better 5000.")
 
 
 def sums_of(rows: Paired, per: str, value: str) -> ClusterSums:
@@ -278,17 +310,19 @@ def sums_of(rows: Paired, per: str, value: str) -> ClusterSums:
 
 
 def _p_values_of(
-    paired: Sequence[Paired], sums: Sequence[ClusterSums], found: Sequence[Spread], options: Options
+    paired: Sequence[Paired], sums: Sequence[ClusterSums], varied: Sequence[Spread], comparison: Comparison
 ) -> list[float | None]:
     """The test that fits the rows: over seeds, of single right or wrong answers, or by flipping clusters' signs."""
     if paired[0].trained:
-        return [one.p() if of.shape[0] >= LEAST_SEEDS else None for of, one in zip(sums, found, strict=True)]
+        return [
+            spread.p() if parts.shape[0] >= LEAST_SEEDS else None for parts, spread in zip(sums, varied, strict=True)
+        ]
     p: list[float | None] = [
-        _mcnemar(of) if rows.binary and rows.single_rows else None for rows, of in zip(paired, sums, strict=True)
+        _mcnemar(parts) if rows.binary and rows.single_rows else None for rows, parts in zip(paired, sums, strict=True)
     ]
-    if flipped := [place for place, one in enumerate(p) if one is None]:
+    if flipped := [place for place, value in enumerate(p) if value is None]:
         differences = np.stack([sums[place].differences[0] for place in flipped], axis=1)
-        values = sign_flip_p_values(differences, options.resamples, options.seed)
+        values = sign_flip_p_values(differences, comparison.resamples, comparison.seed)
         for place, value in zip(flipped, values.tolist(), strict=True):
             p[place] = value
     return p
@@ -299,10 +333,10 @@ def _mcnemar(sums: ClusterSums) -> float:
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def _detectable_size(found: Spread) -> float:
+def _detectable_size(spread: Spread) -> float:
     """At least half the interval: where only few rows change, the standard error alone would promise too much."""
-    low, high = found.interval(1 - SIGNIFICANCE)
-    return max(found.minimal_detectable(), (high - low) / 2)
+    low, high = spread.interval(1 - SIGNIFICANCE)
+    return max(spread.minimal_detectable(), (high - low) / 2)
 
 
 def _can_be_significant(rows: Paired, sums: ClusterSums) -> bool:
@@ -330,64 +364,9 @@ def _seed_sd(sums: ClusterSums) -> float | None:
 
 
 def _p_values(p: Sequence[float | None] | Float[np.ndarray, " test"]) -> tuple[np.ndarray, np.ndarray]:
-    """The p-values given, and an array with a place for each (NaN where none was)."""
-    values = np.array([np.nan if one is None else one for one in p], dtype=float)
-    given = values[~np.isnan(values)]
-    if ((given < 0) | (given > 1)).any():
-        raise EffectError(f"p-values lie between 0 and 1, given {given[(given < 0) | (given > 1)][0]}.")
-    return given, values
-
-
-TOGETHER = 64  # conditions whose resamples are held at once
-
-
-def many_effects(
-    conditions: Float[np.ndarray, "condition row"],
-    baseline: pd.DataFrame,
-    value: str = "nll",
-    per: str = BASELINE,
-    lower_is_better: bool | None = None,
-    delta: float = 0.01,
-    level: float = 0.95,
-    resamples: int = 5000,
-    seed: int = 0,
-) -> list[Effect]:
-    """Compare many untrained conditions with one baseline.
-
-    Args:
-        conditions: The value of each row of the baseline, in its order, under every condition.
-        baseline: Rows with ``item``, ``cluster`` and the value, of one language.
-        value: As for ``effect``, like all that follow.
-        per: What summed differences are divided by.
-        lower_is_better: None knows that it is for losses.
-        delta: Differences within +-delta are of no interest.
-        level: Confidence of the intervals.
-        resamples: Bootstrap samples, and sign patterns.
-        seed: Of the resampling.
-
-    Returns:
-        What ``effect`` gives for each condition alone.
-
-    Raises:
-        EffectError: As ``effect``; also if a value is not finite.
-
-    Example:
-        >>> before = pd.DataFrame({"item": range(40), "cluster": [i // 2 for i in range(40)], "nll": 2.0})
-        >>> worse, same = many_effects(np.stack([np.linspace(2.1, 2.3, 40), np.full(40, 2.0)]), before)
-        >>> round(worse.estimate, 3), worse.verdict, same.verdict
-        (0.1, 'worse', 'equivalent')
-    """
-    lower_is_better = value in LOSSES if lower_is_better is None else lower_is_better
-    options = Options(value, per, lower_is_better, float(delta), level, resamples, seed)
-    unchanged = pair(baseline, baseline, value, per)
-    if wrong := np.argwhere(~np.isfinite(conditions)).tolist():
-        affected, (condition, row) = len({one for one, _ in wrong}), wrong[0]
-        raise EffectError(
-            f"{affected} of {len(conditions)} conditions hold values of {value!r} that are no finite number, such as "
-            f"condition {condition} at item {baseline['item'].tolist()[row]!r}."
-        )
-    found = []
-    for start in range(0, len(conditions), TOGETHER):
-        part = conditions[start : start + TOGETHER].astype(float)
-        found += effects_of([replace(unchanged, condition=one) for one in part], options)
-    return found
+    """The p-values of tests, and an array with a place for each (NaN where there is none)."""
+    values = np.array([np.nan if value is None else value for value in p], dtype=float)
+    tests = values[~np.isnan(values)]
+    if ((tests < 0) | (tests > 1)).any():
+        raise EffectError(f"p-values lie between 0 and 1, given {tests[(tests < 0) | (tests > 1)][0]}.")
+    return tests, values

@@ -73,10 +73,10 @@ def pair(condition: pd.DataFrame, baseline: pd.DataFrame, value: str, per: str) 
     columns = [value] if per in (ROW, BASELINE) else [value, per]
     trained = "seed" in condition.columns or "seed" in baseline.columns
     after, before = _aligned(condition, baseline, ["item", "seed"] if trained else ["item"], columns)
-    clusters, known = pd.factorize(before["cluster"])
-    if len(known) < 2:
+    clusters, names = pd.factorize(before["cluster"])
+    if len(names) < 2:
         raise EffectError(
-            f"All {len(before)} rows belong to one cluster ({_shown(known[0])}): an effect needs at least two, "
+            f"All {len(before)} rows belong to one cluster ({_shown(names[0])}): an effect needs at least two, "
             "because clusters are what is resampled."
         )
     values = before[value].to_numpy(float)

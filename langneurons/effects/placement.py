@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,12 @@ from scipy import stats
 from langneurons.effects.estimation import difference
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.errors import EffectError
+from langneurons.settings import Testing, TestingOptions, with_options
+
+ALL = "all"
+LEVEL = 0.95
+MEASURES = ("mean", "sd", "low", "high", "position", "p", "draws")  # of a placement, as columns of a table
+LanguageRows = Mapping[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -18,11 +25,11 @@ class Placement:
     """A value among its controls.
 
     Attributes:
-        value: What was placed.
-        draws: How many controls.
+        value: The value that is placed.
+        draws: Number of controls.
         position: Share of the controls below the value.
-        mean: Of the controls.
-        sd: Of the controls; None for one control.
+        mean: Mean of the controls.
+        sd: Standard deviation of the controls; None for one control.
         low: Lower end of the interval in which one more control would lie; None for one control.
         high: Upper end.
         p: Two-sided rank p-value; None where the number of controls could not give one of 0.05 (fewer than 19).
@@ -40,7 +47,7 @@ class Placement:
     level: float
 
 
-def placed(value: float, controls: Sequence[float] | Float[np.ndarray, " draw"], level: float = 0.95) -> Placement:
+def placed(value: float, controls: Sequence[float] | Float[np.ndarray, " draw"], level: float = LEVEL) -> Placement:
     """Place a value among its controls.
 
     The interval predicts one more control (mean +- t x SD x sqrt(1 + 1/m)). The rank p-value counts the controls at
@@ -48,8 +55,8 @@ def placed(value: float, controls: Sequence[float] | Float[np.ndarray, " draw"],
     exact where the value is one of them.
 
     Args:
-        value: Such as the effect of patching the neurons found.
-        controls: The same of each control draw.
+        value: A value such as the effect of patching some neurons.
+        controls: The same measure of each control draw.
         level: Confidence of the prediction interval.
 
     Raises:
@@ -60,59 +67,59 @@ def placed(value: float, controls: Sequence[float] | Float[np.ndarray, " draw"],
         >>> where.position, where.p
         (1.0, 0.05)
     """
-    drawn = np.asarray(controls, dtype=float)
-    if not len(drawn):
+    draws = np.asarray(controls, dtype=float)
+    if not len(draws):
         raise EffectError("A value can be placed among one control or more, none was given.")
-    if not np.isfinite([value, *drawn]).all():
-        raise EffectError(f"Only finite values can be placed: given {value} among {len(drawn)} controls.")
-    mean, count = float(drawn.mean()), len(drawn)
-    sd = float(drawn.std(ddof=1)) if count > 1 else None
+    if not np.isfinite([value, *draws]).all():
+        raise EffectError(f"Only finite values can be placed: given {value} among {len(draws)} controls.")
+    mean, count = float(draws.mean()), len(draws)
+    sd = float(draws.std(ddof=1)) if count > 1 else None
     reach = None if sd is None else float(stats.t.ppf((1 + level) / 2, count - 1) * sd * np.sqrt(1 + 1 / count))
     return Placement(
         value=float(value),
         draws=count,
-        position=float((drawn < value).mean()),
+        position=float((draws < value).mean()),
         mean=mean,
         sd=sd,
         low=None if reach is None else mean - reach,
         high=None if reach is None else mean + reach,
-        p=_rank_p(float(value), drawn) if 1 / (count + 1) <= SIGNIFICANCE else None,
+        p=_rank_p(float(value), draws) if 1 / (count + 1) <= SIGNIFICANCE else None,
         level=level,
     )
 
 
 def placement_columns(
-    estimates: Sequence[float], controls: Sequence[Sequence[float]]
+    estimates: Sequence[float], controls: Sequence[Sequence[float]], level: float = LEVEL
 ) -> dict[str, Float[np.ndarray, " row"]]:
     """Say in columns of a table where each of its estimates lies among its controls; NaN where it has none.
 
     Args:
-        estimates: One a row.
-        controls: Of each row.
+        estimates: The estimate of each row.
+        controls: The estimates of each row's control draws.
+        level: Confidence of the prediction intervals.
 
     Returns:
         control_mean, control_sd, control_low, control_high, control_position, control_p, control_draws.
     """
-    found = [placed(value, drawn) if len(drawn) else None for value, drawn in zip(estimates, controls, strict=True)]
-    names = ("mean", "sd", "low", "high", "position", "p", "draws")
+    places = [
+        placed(value, draws, level) if len(draws) else None for value, draws in zip(estimates, controls, strict=True)
+    ]
     return {
-        f"control_{name}": np.array([np.nan if one is None else getattr(one, name) for one in found], dtype=float)
-        for name in names
+        f"control_{name}": np.array(
+            [np.nan if place is None else getattr(place, name) for place in places], dtype=float
+        )
+        for name in MEASURES
     }
 
 
-def _rank_p(value: float, drawn: Float[np.ndarray, " draw"]) -> float:
-    centre = (drawn.sum() + value) / (len(drawn) + 1)
-    tolerance = 1e-12 * max(abs(value), float(np.abs(drawn).max()))
-    extreme = np.count_nonzero(np.abs(drawn - centre) >= abs(value - centre) - tolerance)
-    return (1 + int(extreme)) / (len(drawn) + 1)
+def _rank_p(value: float, draws: Float[np.ndarray, " draw"]) -> float:
+    centre = (draws.sum() + value) / (len(draws) + 1)
+    tolerance = 1e-12 * max(abs(value), float(np.abs(draws).max()))
+    extreme = np.count_nonzero(np.abs(draws - centre) >= abs(value - centre) - tolerance)
+    return (1 + int(extreme)) / (len(draws) + 1)
 
 
-ALL = "all"
-Scored = Mapping[str, pd.DataFrame]
-
-
-def relative_changes(scored: Scored, baseline: Scored) -> dict[str, float]:
+def relative_changes(rows: LanguageRows, baseline: LanguageRows) -> dict[str, float]:
     """Change of each language's summed negative log-likelihood, as a share of its own baseline.
 
     Example:
@@ -120,16 +127,16 @@ def relative_changes(scored: Scored, baseline: Scored) -> dict[str, float]:
         >>> relative_changes({"hi": before["hi"].assign(nll=[2.0, 3.0])}, before)
         {'hi': 0.25}
     """
-    return {language: difference(scored[language], rows) for language, rows in baseline.items()}
+    return {language: difference(rows[language], unpatched) for language, unpatched in baseline.items()}
 
 
 def selectivity(
-    patched: Mapping[str, Scored],
-    baseline: Scored,
-    drawn: pd.DataFrame,
-    seed: int = 0,
-    resamples: int = 5000,
-    level: float = 0.95,
+    patched: Mapping[str, LanguageRows],
+    baseline: LanguageRows,
+    controls: pd.DataFrame,
+    *,
+    testing: Testing = Testing(),
+    **options: Unpack[TestingOptions],
 ) -> pd.DataFrame:
     """Compare the diagonal of a perplexity matrix with the rest of its rows.
 
@@ -139,25 +146,27 @@ def selectivity(
     Args:
         patched: Label -> language -> rows scored under the label's patch.
         baseline: Language -> rows of the unpatched model.
-        drawn: What controls did (``EffectTable.controls``): the index of each matched draw is the control distribution.
-        seed: Of the resampling.
-        resamples: Bootstrap samples: documents of each language are drawn anew, the same ones for every patch.
-        level: Of the interval.
+        controls: What controls did (``EffectTable.controls``): the index of each matched draw is the control
+            distribution.
+        testing: The intervals' level and the resampling: documents of each language are drawn anew, the same ones for
+            every patch.
+        options: Single fields of ``Testing``, such as ``resamples=1000``.
 
     Returns:
-        One row a label, and ``all``: selectivity, low, high, and of the matched draws mean, sd, low, high, position
+        One row per label, and ``all``: selectivity, low, high, and of the matched draws mean, sd, low, high, position
         and rank p. Empty where no label is measured, or only one language is.
     """
+    (testing,) = with_options(options, testing)
     languages = list(baseline)
     labels = [label for label in patched if label in languages]
     if not labels or len(languages) < 2:
         return pd.DataFrame()
     changes = pd.DataFrame({label: relative_changes(patched[label], baseline) for label in labels}).T[languages]
-    found = _index(changes.to_numpy()[None], labels, languages)[0]
-    samples = _index(_resampled(patched, baseline, labels, languages, seed, resamples), labels, languages)
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    table = pd.DataFrame({"language": [*labels, ALL], "selectivity": found, "low": low, "high": high})
-    matched = drawn[drawn["control"] == "matched"]
+    indices = _index(changes.to_numpy()[None], labels, languages)[0]
+    samples = _index(_resampled(patched, baseline, labels, testing), labels, languages)
+    low, high = np.quantile(samples, [(1 - testing.level) / 2, (1 + testing.level) / 2], axis=0)
+    table = pd.DataFrame({"language": [*labels, ALL], "selectivity": indices, "low": low, "high": high})
+    matched = controls[controls["control"] == "matched"]
     if matched.empty:
         return table
     draws = [
@@ -165,12 +174,7 @@ def selectivity(
         for _, part in matched.groupby("draw", sort=False)
     ]
     of_controls = _index(np.stack(draws), labels, languages)
-    places = [placed(value, of_controls[:, column].tolist(), level) for column, value in enumerate(found)]
-    for name in ("mean", "sd", "low", "high", "position", "p", "draws"):
-        table[f"control_{name}"] = pd.array([getattr(place, name) for place in places], dtype="Float64").to_numpy(
-            dtype=float, na_value=np.nan
-        )
-    return table
+    return table.assign(**placement_columns(indices.tolist(), of_controls.T.tolist(), testing.level))
 
 
 def _index(changes: np.ndarray, labels: list[str], languages: list[str]) -> np.ndarray:
@@ -183,15 +187,15 @@ def _index(changes: np.ndarray, labels: list[str], languages: list[str]) -> np.n
 
 
 def _resampled(
-    patched: Mapping[str, Scored], baseline: Scored, labels: list[str], languages: list[str], seed: int, resamples: int
+    patched: Mapping[str, LanguageRows], baseline: LanguageRows, labels: list[str], testing: Testing
 ) -> np.ndarray:
     """Bootstrap the matrix of changes: "sample label language"."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(testing.seed)
     columns = []
-    for language in languages:
-        before = _by_cluster(baseline[language])
+    for language, rows in baseline.items():
+        before = _by_cluster(rows)
         after = np.stack([_by_cluster(patched[label][language]) for label in labels], axis=1)
-        weights = generator.multinomial(len(before), np.full(len(before), 1 / len(before)), size=resamples)
+        weights = generator.multinomial(len(before), np.full(len(before), 1 / len(before)), size=testing.samples)
         columns.append(weights @ after / (weights @ before)[:, None] - 1)
     return np.stack(columns, axis=-1)
 

@@ -116,35 +116,37 @@ def spread(sums: ClusterSums, resamples: int, seed: int) -> Spread:
 
     Of percentile, BCa, studentized and symmetric studentized intervals, the last, with the jackknife's standard error,
     alone kept 92 % coverage or more at 95 % with 20 clusters of unequal sizes and skewed values
-    (``tests/evaluation/test_resampling.py``); sparse 0/1 values are covered up to 99 %. All seeds of a
+    (``tests/effects/test_resampling.py``); sparse 0/1 values are covered up to 99 %. All seeds of a
     resample share its clusters, because all trained models were measured on the same documents; drawing clusters anew
     for every seed would average their share of the variance away.
 
     Args:
         sums: The observed sums.
-        resamples: How many to draw.
-        seed: Of the draws.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the samples.
     """
     return spreads([sums], resamples, seed)[0]
 
 
 def spreads(sums: Sequence[ClusterSums], resamples: int, seed: int) -> list[Spread]:
-    """As ``spread`` of each; one product of matrices resamples them all.
+    """Bootstrap several ratios like ``spread``; one product of matrices resamples them all.
 
     Args:
-        sums: Of the same clusters (and seeds), with the same denominators.
-        resamples: How many to draw.
-        seed: Of the draws.
+        sums: Sums of each condition, over the same clusters (and seeds) and with the same denominators.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the samples.
     """
-    by_seed, by_cluster = (np.array([jackknife_variance(one, axis) for one in sums]) for axis in (1, 0))
+    by_seed, by_cluster = (np.array([jackknife_variance(part, axis) for part in sums]) for axis in (1, 0))
     variances = by_seed + by_cluster
-    errors = np.sqrt(np.maximum(variances, [one.least_variance for one in sums]))
+    errors = np.sqrt(np.maximum(variances, [part.least_variance for part in sums]))
     magnitudes = _magnitudes(sums, resamples, seed, DEGENERATE * np.sqrt(variances))
+    degrees = [
+        _degrees(*parts)
+        for parts in zip(by_seed.tolist(), by_cluster.tolist(), (part.shape for part in sums), strict=True)
+    ]
     return [
-        Spread(one.ratio, float(error), _degrees(*parts, one.shape), drawn)
-        for one, error, parts, drawn in zip(
-            sums, errors, zip(by_seed.tolist(), by_cluster.tolist(), strict=True), magnitudes, strict=True
-        )
+        Spread(part.ratio, float(error), freedom, sizes)
+        for part, error, freedom, sizes in zip(sums, errors, degrees, magnitudes, strict=True)
     ]
 
 
@@ -156,8 +158,8 @@ def sign_flip_p(differences: Float[np.ndarray, " cluster"], resamples: int, seed
 
     Args:
         differences: Sum of the differences of each cluster.
-        resamples: How many sign patterns to draw at most.
-        seed: Of the draws.
+        resamples: Largest number of sign patterns.
+        seed: Seed of the patterns.
 
     Returns:
         The two-sided p-value; 1 where all differences are 0.
@@ -172,7 +174,7 @@ def sign_flip_p(differences: Float[np.ndarray, " cluster"], resamples: int, seed
 def sign_flip_p_values(
     differences: Float[np.ndarray, "cluster condition"], resamples: int, seed: int
 ) -> Float[np.ndarray, " condition"]:
-    """As ``sign_flip_p`` of each condition, all with the same signs."""
+    """Test each condition like ``sign_flip_p``, all with the same signs."""
     clusters = len(differences)
     bar = np.abs(differences.sum(0)) - 1e-9 * np.abs(differences).sum(0)
     exact = 2 ** (clusters - 1) <= resamples
@@ -212,8 +214,8 @@ def _magnitudes(
         return [np.empty(0)] * len(sums)
     chunks = [_studentized(sums, *chunk) for chunk in weight_chunks(sums[0].shape, resamples, seed)]
     moved, error = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
-    kept = (error > least) & (least > 0)
-    return [np.sort(np.abs(moved[own, i]) / error[own, i]) for i, own in enumerate(kept.T)]
+    varies = (error > least) & (least > 0)
+    return [np.sort(np.abs(moved[own, i]) / error[own, i]) for i, own in enumerate(varies.T)]
 
 
 def _studentized(
@@ -224,7 +226,7 @@ def _studentized(
     """How far each resample's ratio moved, and its linearised standard error (0 where it has no denominator)."""
     size = sums[0].denominators
     seeds, clusters = size.shape
-    centred = np.stack([one.differences - one.ratio * size for one in sums])
+    centred = np.stack([part.differences - part.ratio * size for part in sums])
     by_seed, size_by_seed, own, cross, both = _weighted(
         cluster_weights,
         centred,
@@ -253,7 +255,7 @@ def _weighted(
     flat = [part.reshape(-1, weights.shape[1]) for part in parts]
     products = weights @ np.concatenate(flat).T
     split = np.split(products, np.cumsum([len(part) for part in flat])[:-1], axis=1)
-    return [one.reshape(len(weights), *part.shape[:-1]) for one, part in zip(split, parts, strict=True)]
+    return [sums.reshape(len(weights), *part.shape[:-1]) for sums, part in zip(split, parts, strict=True)]
 
 
 def weight_chunks(
@@ -279,9 +281,9 @@ def _chunked(resamples: int, clusters: int) -> list[int]:
 
 @lru_cache(maxsize=32)
 def _counts(units: int, resamples: int, seed: int, stream: int) -> UInt16[np.ndarray, "resample unit"]:
-    drawn = np.random.default_rng([units, seed, abs(stream), stream < 0]).integers(units, size=(resamples, units))
-    drawn += units * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.uint16)
+    indices = np.random.default_rng([units, seed, abs(stream), stream < 0]).integers(units, size=(resamples, units))
+    indices += units * np.arange(resamples)[:, None]
+    return np.bincount(indices.ravel(), minlength=indices.size).reshape(indices.shape).astype(np.uint16)
 
 
 @lru_cache(maxsize=32)

@@ -1,25 +1,25 @@
 """EffectTable: one printed table of effects, which is one family of tests, with what is needed to believe it."""
 
-import html
 import json
-import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from langneurons import storage
-from langneurons.effects.estimation import Effect, holm
+from langneurons.effects.estimation import LOSSES, Effect, holm
+from langneurons.effects.pairing import BASELINE
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.errors import EffectError, LangNeuronsWarning, unknown
+from langneurons.settings import Testing
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import P_VALUE, Column, Table
+from langneurons.storage.result import Result
 
-SCHEMA = "langneurons/effect-table/1"
-TABLES = ("rows", "controls", "selectivity")
-COMMON = ("value", "per", "delta", "level", "resamples", "seed", "lower_is_better")
-CONTROL_INTERVAL = ("control_mean", "control_low", "control_high")
+COMMON = ("value", "per", "margin", "level", "resamples", "seed", "lower_is_better")
 COLUMNS = (
     "estimate",
     "low",
@@ -37,15 +37,15 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EffectTable:
+class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",), optional=("controls", "selectivity")):
     """Effects of one model, task and metric; verdicts follow p-values adjusted over all of them (Holm).
 
     Attributes:
-        rows: One effect a row: the key columns, estimate, low, high, p, p_holm, verdict, minimal_detectable,
+        rows: One effect per row: the key columns, estimate, low, high, p, p_holm, verdict, minimal_detectable,
             standard_error, items, clusters, baseline, condition; seeds and seed_sd where something was trained;
             where controls were drawn, their placement (control_mean, control_low, control_high, ...).
         settings: How it was measured, with ``keys`` (the key columns) and ``family`` (what was adjusted over).
-        controls: What each control draw gave: key columns, ``control`` (its kind), ``draw``, ``estimate``.
+        controls: Effect of each control draw: key columns, ``control`` (its kind), ``draw``, ``estimate``.
         selectivity: Diagonal against off-diagonal, where the table is a matrix of languages.
 
     Example:
@@ -81,7 +81,7 @@ class EffectTable:
             family: One sentence on what was tested, printed and stored with the table.
             settings: What else to store; numbers, texts, lists and mappings of them.
             controls: Estimates of control draws.
-            selectivity: Of a matrix.
+            selectivity: Diagonal against off-diagonal of a matrix of languages.
 
         Raises:
             EffectError: If there is no effect, a key does not fit, the effects measure different things, or a setting
@@ -104,11 +104,25 @@ class EffectTable:
         """What p-values are adjusted over, in one sentence."""
         return self.settings["family"]
 
+    @property
+    def unit(self) -> str:
+        """Unit in which effects are printed: "%" of the baseline, "points" of a score, or what a loss is divided by."""
+        value, per = self.settings["value"], self.settings["per"]
+        return "%" if per == BASELINE else f"{value} per {per}" if value in LOSSES else "points"
+
+    @property
+    def scale(self) -> int:
+        """Factor from estimates to the unit in which they are printed."""
+        return 100 if self.unit in ("%", "points") else 1
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def matrix(self, value: str = "estimate") -> pd.DataFrame:
         """One column of a table with two keys: the first key down, the second across, in the order of the rows.
+
+        Args:
+            value: Name of the column.
 
         Raises:
             EffectError: If there is no such column, or the table has not two keys.
@@ -119,90 +133,108 @@ class EffectTable:
             raise EffectError(f"A matrix needs two keys; this table has {len(self.keys)}: {', '.join(self.keys)}.")
         return self._wide(self.rows.assign(shown=self.rows[value]))
 
+    def table(self, percent: bool = True) -> Table:
+        """The table to print: every effect with its interval, p-value, verdict, detectable effect and controls.
+
+        Args:
+            percent: Whether to print effects in per cent or points, not as shares.
+        """
+        names = ("estimate", "low", "high", "p_holm", "verdict", "minimal_detectable")
+        names += ("control_mean", "control_low", "control_high", "items", "clusters", "seeds")
+        frame = self.rows.loc[:, [*self.keys, *(name for name in names if name in self.rows.columns)]]
+        unit, scale = (self.unit, self.scale) if percent else ("", 1)
+        columns = {
+            "estimate": Column("effect", unit, scale, signed=True, bounds=("low", "high")),
+            "p_holm": Column("p (Holm)", digits=P_VALUE.digits, floor=self._least_p()),
+            "minimal_detectable": Column("detectable", unit, scale),
+            "control_mean": Column("controls", unit, scale, signed=True, bounds=("control_low", "control_high")),
+            "seeds": Column(index=True),
+        }
+        return Table(frame, columns, caption=self._caption(unit, scale))
+
+    def selectivity_table(self) -> Table:
+        """The table of selectivity to print, in points: by how much patching hurts a language more than the others."""
+        points = {"unit": "points", "scale": 100, "signed": True}
+        columns = {
+            "selectivity": Column(**points, bounds=("low", "high")),
+            "control_mean": Column("controls", **points, bounds=("control_low", "control_high")),
+            "control_p": Column("p among controls", digits=P_VALUE.digits),
+        }
+        frame = pd.DataFrame() if self.selectivity is None else self.selectivity
+        frame = frame.drop(columns=["control_sd", "control_position", "control_draws"], errors="ignore")
+        caption = (
+            f"Change of a language's own loss minus the mean change of the others' [{self._level} interval]; controls: "
+            "the same with matched neurons."
+        )
+        return Table(frame, columns, title="Selectivity", caption=caption)
+
     def to_markdown(self, percent: bool = True) -> str:
         """A table for a README: estimate [low, high] and verdict, under it the family, sizes and detectable effects.
 
-        A table with two keys becomes a matrix, any other one line an effect.
+        A table with two keys becomes a matrix, any other one line per effect.
 
         Args:
-            percent: Show estimates times 100.
+            percent: Whether to print effects in per cent or points, not as shares.
         """
-        shown = self._matrix_of_texts(percent) if len(self.keys) == 2 else self._lines_of_texts(percent)
-        lines = [list(shown.columns), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
-        table = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return f"{table}\n\n{self._caption(percent)}"
-
-    def __repr__(self) -> str:
-        table = self._lines_of_texts(percent=True).to_string(index=False, max_rows=60)
-        return f"{table}\n{self._caption(percent=True)}"
-
-    def _repr_html_(self) -> str:
-        table = self._lines_of_texts(percent=True).to_html(index=False, border=0, max_rows=100)
-        return f"{table}<p>{html.escape(self._caption(percent=True))}</p>"
-
-    def save(self, path: str | Path) -> Path:
-        """Write the table to a folder: ``effects.json`` (settings, checksums) and one parquet file a table.
-
-        Returns:
-            The folder.
-        """
-        tables = {name: getattr(self, name) for name in TABLES}
-        return storage.write_result(Path(path) / "effects.json", SCHEMA, self.settings, tables)
+        table = self.table(percent)
+        if len(self.keys) != 2:
+            return table.to_markdown()
+        down, across = self.keys
+        texts = table.texts().iloc[:, 2].set_axis(self.rows.index) + " " + self.rows["verdict"]
+        matrix = (
+            self._wide(self.rows.assign(shown=texts))
+            .fillna("")
+            .rename_axis(columns=None)
+            .reset_index(names=f"{down} \\ {across}")
+        )
+        return Table(matrix, caption=table.caption).to_markdown()
 
     @classmethod
-    def load(cls, path: str | Path) -> "EffectTable":
-        """Read a saved table.
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        fields = super()._read(folder, content)
+        return fields | {"settings": with_current_names(fields["settings"])}
 
-        Raises:
-            StorageError: If a file is missing.
-            CorruptArtefactError: If it is no effect table, or was changed.
-        """
-        settings, tables = storage.read_result(Path(path) / "effects.json", SCHEMA, ["rows"])
-        return cls(settings=settings, **tables)
+    @property
+    def _level(self) -> str:
+        return f"{100 * self.settings['level']:g} %"
+
+    def _least_p(self) -> float | None:
+        """The smallest adjusted p-value, where no number of resamples as large as this one gives a smaller one."""
+        p, adjusted = (self.rows[name].to_numpy(float) for name in ("p", "p_holm"))
+        at_floor = np.isclose(p, 1 / (self.settings["resamples"] + 1), rtol=1e-9)
+        return float(adjusted[at_floor].min()) if at_floor.any() and np.nanmin(p) == p[at_floor].min() else None
 
     def _wide(self, rows: pd.DataFrame) -> pd.DataFrame:
         down, across = self.keys
         wide = rows.pivot(index=down, columns=across, values="shown")
         return wide.reindex(index=rows[down].unique(), columns=rows[across].unique())
 
-    def _matrix_of_texts(self, percent: bool) -> pd.DataFrame:
-        down, across = self.keys
-        texts = [
-            f"{text} {verdict}"
-            for text, verdict in zip(_intervals(self.rows, percent), self.rows["verdict"], strict=True)
-        ]
-        wide = self._wide(self.rows.assign(shown=texts)).fillna("")
-        return wide.rename_axis(columns=None).reset_index(names=f"{down} \\ {across}")
-
-    def _lines_of_texts(self, percent: bool) -> pd.DataFrame:
-        lines = self.rows.loc[:, self.keys].copy()
-        lines["effect" + " (%)" * percent] = _intervals(self.rows, percent)
-        lines["p (Holm)"] = ["none" if math.isnan(p) else f"{p:.2g}" for p in self.rows["p_holm"]]
-        lines["verdict"] = self.rows["verdict"]
-        lines["detectable"] = [_number(value, percent, sign="") for value in self.rows["minimal_detectable"]]
-        if set(CONTROL_INTERVAL) <= set(self.rows.columns):
-            lines["controls"] = _intervals(self.rows, percent, CONTROL_INTERVAL)
-        for name in ("items", "clusters", "seeds"):
-            if name in self.rows.columns:
-                lines[name] = self.rows[name]
-        return lines
-
-    def _caption(self, percent: bool) -> str:
-        unit = " %" if percent else ""
-        least, most = (_number(found, percent, "") for found in self.rows["minimal_detectable"].agg(["min", "max"]))
-        delta, level = _number(self.settings["delta"], percent, ""), f"{100 * self.settings['level']:g} %"
+    def _caption(self, unit: str, scale: int) -> str:
+        size, column = Column(scale=scale), f" {unit}" if unit else ""
+        least, most = (size.text(bound) for bound in self.rows["minimal_detectable"].agg(["min", "max"]))
         return (
-            f"Family: {self.family} (Holm). {self.settings['value']} per {self.settings['per']}{', in %' * percent}, "
-            f"[{level} interval]; equivalent: within +-{delta}{unit}. {_span(self.rows['items'].tolist())} items in "
-            f"{_span(self.rows['clusters'].tolist())} clusters an effect; minimal detectable effect (one test) "
-            f"{least}{unit} to {most}{unit}."
+            f"Family: {self.family} (Holm). {self.settings['value']} per {self.settings['per']}"
+            f"{f', in {unit}' if unit else ''}, [{self._level} interval]; equivalent: within "
+            f"+-{size.text(self.settings['margin'])}{column}. {_span(self.rows['items'].tolist())} items in "
+            f"{_span(self.rows['clusters'].tolist())} clusters per effect; minimal detectable effect (one test) "
+            f"{least}{column} to {most}{column}."
         )
+
+
+def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings stored with a result, in which options of version 0.1.0 have their current names.
+
+    Example:
+        >>> with_current_names({"delta": 0.01, "seed": 0})
+        {'margin': 0.01, 'seed': 0}
+    """
+    return {Testing.old_names.get(name, name): value for name, value in settings.items()}
 
 
 def _common(effects: Sequence[Effect]) -> dict[str, Any]:
     """The options that all effects share."""
     for name in COMMON:
-        values = list(dict.fromkeys(getattr(one, name) for one in effects))
+        values = list(dict.fromkeys(getattr(change, name) for change in effects))
         if len(values) > 1:
             raise EffectError(
                 f"One table is one family of one metric, but its effects differ in {name}: "
@@ -212,16 +244,16 @@ def _common(effects: Sequence[Effect]) -> dict[str, Any]:
 
 
 def _judged(effects: Sequence[Effect]) -> pd.DataFrame:
-    adjusted = holm([one.p for one in effects])
+    adjusted = holm([change.p for change in effects])
     _check_resamples(effects)
-    trained = ["seeds", "seed_sd"] if any(one.seeds is not None for one in effects) else []
-    rows = pd.DataFrame([asdict(one) for one in effects]).assign(p_holm=adjusted)
-    rows["verdict"] = [one.judged(float(p)) for one, p in zip(effects, adjusted, strict=True)]
+    trained = ["seeds", "seed_sd"] if any(change.seeds is not None for change in effects) else []
+    rows = pd.DataFrame([asdict(change) for change in effects]).assign(p_holm=adjusted)
+    rows["verdict"] = [change.judged(float(p)) for change, p in zip(effects, adjusted, strict=True)]
     return rows.loc[:, [*COLUMNS, *trained]].astype({"p": "float64", **dict.fromkeys(trained, "float64")})
 
 
 def _check_resamples(effects: Sequence[Effect]) -> None:
-    tests, resamples = sum(one.p is not None for one in effects), effects[0].resamples
+    tests, resamples = sum(change.p is not None for change in effects), effects[0].resamples
     if tests > SIGNIFICANCE * (resamples + 1):
         warnings.warn(
             f"{resamples} resamples give no p-value below {1 / (resamples + 1):.1g}, so that none of {tests} effects "
@@ -251,19 +283,6 @@ def _storable(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise EffectError(f"The settings of a table are stored as JSON: {error}.") from error
 
 
-def _intervals(rows: pd.DataFrame, percent: bool, names: Sequence[str] = ("estimate", "low", "high")) -> list[str]:
-    values = rows[list(names)].to_numpy(dtype=float, na_value=math.nan)
-    numbers = ([_number(value, percent) for value in row] for row in values)
-    return [f"{middle} [{low}, {high}]" for middle, low, high in numbers]
-
-
-def _number(value: float, percent: bool, sign: str = "+") -> str:
-    if math.isnan(value):
-        return "none"
-    shown = 100 * value if percent else value
-    return f"{shown:{sign}.3g}" if abs(shown) < 1000 else f"{shown:{sign},.0f}"
-
-
-def _span(counts: list[int]) -> str:
+def _span(counts: Sequence[int]) -> str:
     least, most = min(counts), max(counts)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"

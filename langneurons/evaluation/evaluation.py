@@ -11,7 +11,7 @@ import pandas as pd
 from langneurons import storage
 from langneurons.effects.estimation import effect
 from langneurons.effects.placement import placement_columns
-from langneurons.effects.table import EffectTable
+from langneurons.effects.table import EffectTable, with_current_names
 from langneurons.errors import EffectError, unknown
 
 SCHEMA = "langneurons/evaluation/1"
@@ -46,9 +46,9 @@ class Evaluation:
         Returns:
             One row a task, protocol, metric, patch and language: score, its 95 % interval (low, high), items, clusters;
             ``against_chance`` where chance is known exactly: better or worse where it lies outside the interval,
-            equivalent where the interval lies within delta of it, else inconclusive (one score at a time, no family);
-            ``detectable``, the difference from any fixed value that this many items find with 80 % power; then one
-            column a reference.
+            equivalent where the interval lies within the margin around it, else inconclusive (one score at a time,
+            no family); ``detectable``, the difference from any fixed value that this many items find with 80 %
+            power; then one column per reference.
         """
         keys = [*MEASURED, "patch", "language"]
         return pd.DataFrame(
@@ -146,7 +146,8 @@ class Evaluation:
             CorruptArtefactError: If it is no evaluation, or was changed.
         """
         settings, tables = storage.read_result(Path(path) / "evaluation.json", SCHEMA, ["rows", "references"])
-        return cls(**{"controls": None, **tables}, settings=settings)
+        options = {"options": with_current_names(settings["options"])} if "options" in settings else {}
+        return cls(**{"controls": None, **tables}, settings={**settings, **options})
 
     def __repr__(self) -> str:
         return f"Evaluation of {self.settings['model']}\n{self._shown().to_string(index=False)}"
@@ -190,7 +191,7 @@ class Evaluation:
             found = effect(part, part.assign(value=0.0), "value", "row", lower_is_better=False, **options)
             score |= {"low": max(found.low, 0.0), "high": min(found.high, 1.0)}
             detectable = found.minimal_detectable
-        against = _against(references.get("chance"), score["low"], score["high"], self.settings["options"]["delta"])
+        against = _against(references.get("chance"), score["low"], score["high"], self.settings["options"]["margin"])
         sizes = {"items": len(part), "clusters": clusters}
         return {**about, **score, **sizes, "against_chance": against, "detectable": detectable, **references}
 
@@ -203,10 +204,10 @@ class Evaluation:
         return replace(table, rows=table.rows.assign(**columns), controls=drawn.reset_index(drop=True))
 
 
-def _against(chance: float | None, low: float | None, high: float | None, delta: float) -> str | None:
+def _against(chance: float | None, low: float | None, high: float | None, margin: float) -> str | None:
     if chance is None or low is None or high is None:
         return None
-    if chance - delta <= low and high <= chance + delta:
+    if chance - margin <= low and high <= chance + margin:
         return "equivalent"
     return "better" if low > chance else "worse" if high < chance else "inconclusive"
 

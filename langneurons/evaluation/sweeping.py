@@ -176,7 +176,7 @@ def sweep(
     by_language = {name: split_by_language(one) for name, one in rows.items()}
     baseline = by_language.pop(())
     needed = round(RESAMPLES_PER_EFFECT * len(patches) * len(text.languages))
-    options = {"delta": delta, "seed": seed, "resamples": resamples or max(LEAST_RESAMPLES, needed)}
+    options = {"margin": delta, "seed": seed, "resamples": resamples or max(LEAST_RESAMPLES, needed)}
     settings = {"methods": {name: one.method for name, one in named.items()}}
     table = loss_effects(model, text, by_language, baseline, KEYS, settings, **options)
     described = {name: _described(model, patch) for name, patch in patches.items()}

@@ -9,15 +9,16 @@ import pandas as pd
 import torch
 
 from langneurons import storage
-from langneurons.effects.estimation import check_options, effect
+from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, TaskError
-from langneurons.evaluation.evaluating import LEVEL, Patches, chosen_languages, task_jobs, written_patches
+from langneurons.evaluation.evaluating import Patches, chosen_languages, task_jobs, written_patches
 from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.measuring import measure_jobs
 from langneurons.models import view
 from langneurons.replication import answers
 from langneurons.run import Executor
+from langneurons.settings import Testing
 from langneurons.tasks import padded_head as head
 from langneurons.tasks.heads import Head, pairs_of
 from langneurons.tasks.task import Task
@@ -134,7 +135,7 @@ def compare_protocols(
         >>> compare_protocols(model, task, zero, resamples=200, progress=False).table["metric"].tolist()
         ['f1', 'exact_match']
     """
-    check_options(delta, LEVEL, resamples)
+    Testing(margin=delta, resamples=resamples)
     sound, published = _tasks(task, published_head)
     chosen = chosen_languages([task], languages)
     written = written_patches(patches, chosen)
@@ -154,7 +155,7 @@ def compare_protocols(
         for key, found in measured.items()
         if key[0] == len(asked) - 1
     }
-    options = {"delta": delta, "seed": seed, "resamples": resamples}
+    options = {"margin": delta, "seed": seed, "resamples": resamples}
     tables = [_compared(metric, list(written), rows, theirs, options) for metric in sound.metrics]
     seen = view(model)
     settings = {"task": f"{task.name} {task.protocol}", "model": f"{seen.name} ({seen.fingerprint[:8]})", **options}
@@ -201,7 +202,7 @@ def _compared(
         base = theirs[UNPATCHED, cell["language"]][metric].to_numpy()
         patched = theirs[cell["patch"], cell["language"]][metric].to_numpy()
         change = float(patched.mean() - base.mean())
-        concluded = "no difference" if abs(change) < options["delta"] else "gain" if change > 0 else "loss"
+        concluded = "no difference" if abs(change) < options["margin"] else "gain" if change > 0 else "loss"
         found.append(
             {
                 "metric": metric,

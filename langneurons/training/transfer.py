@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.corpora.loading import distinct
-from langneurons.effects.estimation import check_options
 from langneurons.errors import LanguageError, TrainingError, unknown
-from langneurons.evaluation.evaluating import LEVEL, Patches, chosen_languages, written_patches
+from langneurons.evaluation.evaluating import Patches, chosen_languages, written_patches
 from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.measuring import Job, check_reads_text, measure_jobs
 from langneurons.identification.neurons import NeuronSet
@@ -24,6 +23,7 @@ from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor, chosen_executor
+from langneurons.settings import Testing
 from langneurons.tasks.heads import LabelledPairs
 from langneurons.tasks.task import Task
 from langneurons.tasks.xquad import XQuAD
@@ -125,7 +125,7 @@ def transfer_experiment(
         >>> found.effects().rows["seeds"].tolist()
         [2.0]
     """
-    check_options(delta, LEVEL, resamples)
+    Testing(margin=delta, resamples=resamples)
     if "languages" in training:
         raise TrainingError("The training data is in one language: say which by source=, not by languages=.")
     places = _places(test, source, targets)
@@ -163,7 +163,7 @@ def transfer_experiment(
             "training": {name: repr(value) for name, value in training.items()},
             "training_patches": [repr(one) for one in held_patches],
             "patches": {" ".join(name): [repr(one) for one in parts] for name, parts in written.items()},
-            "options": {"delta": delta, "seed": seed, "resamples": resamples},
+            "options": {"margin": delta, "seed": seed, "resamples": resamples},
         },
     )
 

@@ -110,7 +110,7 @@ class Transfer:
             ... ]
             >>> trained = [(name, "", seed, 0, 9, 90, 0.5) for name in right for seed in range(6)]
             >>> about = {"model": "m", "task": "xnli", "protocol": "head", "source": "en", "targets": ["hi"]}
-            >>> options = {"delta": 0.01, "seed": 0, "resamples": 1000}
+            >>> options = {"margin": 0.01, "seed": 0, "resamples": 1000}
             >>> found = Transfer(
             ...     pd.DataFrame(rows, columns=ROWS), pd.DataFrame(trained, columns=TRAININGS),
             ...     pd.DataFrame(columns=["language", "reference", "value"]), {**about, "options": options},
@@ -173,12 +173,12 @@ class Transfer:
             EffectError: If only one condition was trained.
         """
         table = self.effects(self.reference)
-        rows, delta = table.rows, 100 * table.settings["delta"]
+        rows, margin = table.rows, 100 * table.settings["margin"]
         groups = {verdict: part for verdict, part in rows.groupby("verdict")}
         said = [f"{name}: {_listed(groups[name])}" for name in ("better", "worse") if name in groups]
         said = said or ["nothing better or worse"]
         if "equivalent" in groups:
-            said.append(f"equivalent within {delta:g} points: {_listed(groups['equivalent'])}")
+            said.append(f"equivalent within {margin:g} points: {_listed(groups['equivalent'])}")
         if "inconclusive" in groups:
             least, most = (100 * groups["inconclusive"]["minimal_detectable"]).agg(["min", "max"])
             missed = "" if most == float("inf") else f" (detectable: {least:.1f} to {most:.1f} points)"

@@ -181,7 +181,7 @@ def _titled(
 
 def _axis(result: Ablation) -> tuple[str, float]:
     """What the axis of effects says, and what counts as no effect."""
-    return f"change of {result.settings['metric']}, {result.unit}", result.scale * float(result.settings["delta"])
+    return f"change of {result.settings['metric']}, {result.unit}", result.scale * float(result.settings["margin"])
 
 
 def _reach(shown: Any) -> float:

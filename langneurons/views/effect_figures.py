@@ -60,7 +60,7 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
     estimate = 100 * table.matrix("estimate")
     cells = {(cell["patched"], cell["measured"]): cell for cell in table.rows.to_dict("records")}
     wide = [[cells.get((patched, measured), {}) for measured in estimate.columns] for patched in estimate.index]
-    delta, level = 100 * float(table.settings["delta"]), 100 * float(table.settings["level"])
+    delta, level = 100 * float(table.settings["margin"]), 100 * float(table.settings["level"])
     limit = max(float(np.nanmax(np.abs(estimate.to_numpy()))), delta)
     figure = go.Figure(
         go.Heatmap(
@@ -121,7 +121,7 @@ def effects(table: EffectTable | Evaluation | Transfer) -> go.Figure:
         table = replace(found, settings={"model": table.settings["model"], **found.settings})
     about = table.settings
     measured, trained = about.get("measured", about["value"]), table.keys[0] == "trained"
-    delta, unit = 100 * float(about["delta"]), "%" if about["per"] == "baseline" else "points"
+    delta, unit = 100 * float(about["margin"]), "%" if about["per"] == "baseline" else "points"
     controls = "random neurons" if trained else "matched controls"
     figure = forest(
         _lines(table), None if table.controls is None else _beside(table), controls, f"{unit}, interval, verdict"
@@ -148,7 +148,7 @@ def caption_of(table: EffectTable) -> str:
     found = f"{least:.2g}" if f"{least:.2g}" == f"{most:.2g}" else f"{least:.2g} to {most:.2g}"
     return (
         f"Family of tests (Holm): {table.family}. {100 * about['level']:g} % intervals; equivalent: within "
-        f"±{100 * about['delta']:g} {unit}; minimal detectable effect (one test, 80 % power) {found} {unit}."
+        f"±{100 * about['margin']:g} {unit}; minimal detectable effect (one test, 80 % power) {found} {unit}."
     )
 
 

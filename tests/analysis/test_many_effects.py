@@ -31,7 +31,7 @@ def test_losses_relative_to_the_baseline(clusters):
     random = np.random.default_rng(1)
     scale = np.array([0.0, 1e-4, 0.01, 0.5])[:, None]
     after = before["nll"].to_numpy() * (1 + scale * random.standard_normal((4, len(before))) + 0.3 * scale)
-    options = {"resamples": 300, "seed": 3, "delta": 0.02}
+    options = {"resamples": 300, "seed": 3, "margin": 0.02}
     for values, many in zip(after, many_effects(after, before, **options), strict=True):
         same(many, effect(before.assign(nll=values), before, **options))
 

@@ -2,9 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import langneurons as ln
 from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable
 from langneurons.errors import CorruptArtefactError, EffectError, LangNeuronsWarning, StorageError
+from langneurons.storage.objects import read_json, write_json
 
 KEYS = ("patched", "measured")
 
@@ -35,7 +37,7 @@ def test_rows_begin_with_keys_and_the_estimate(table):
 
 
 def test_settings_keep_what_all_effects_share(table):
-    shared = {"value": "nll", "per": "baseline", "delta": 0.01, "level": 0.95, "lower_is_better": True}
+    shared = {"value": "nll", "per": "baseline", "margin": 0.01, "level": 0.95, "lower_is_better": True}
     assert shared.items() <= dict(table.settings).items()
     assert (table.keys, table.family, table.settings["tokens"]) == (
         ["patched", "measured"],
@@ -72,7 +74,7 @@ def test_trained_effects_show_their_seeds():
     assert table.rows["seeds"].tolist()[0] == 3
     assert np.isnan(table.rows["p_holm"][0])
     assert table.rows["p_holm"][1] == table.rows["p"][1]
-    assert "none" in repr(table)
+    assert " – " in repr(table)
 
 
 def test_saved_tables_load_equal(table, tmp_path):
@@ -86,6 +88,18 @@ def test_saved_tables_load_equal(table, tmp_path):
     assert loaded.selectivity is None
     assert loaded.settings == dict(table.settings)
     assert loaded.to_markdown() == full.to_markdown()
+
+
+def test_a_table_of_version_0_1_0_loads(table, tmp_path):
+    folder = table.save(tmp_path / "table")
+    content = read_json(folder / "effects.json", EffectTable.schema)
+    settings = {"delta" if name == "margin" else name: value for name, value in content["settings"].items()}
+    write_json(folder / "effects.json", EffectTable.schema, {**content, "settings": settings})
+    assert '"delta"' in (folder / "effects.json").read_text("utf-8")
+    loaded = ln.load(folder)
+    assert isinstance(loaded, EffectTable)
+    assert loaded.settings == dict(table.settings)
+    assert repr(loaded) == repr(table)
 
 
 def test_changed_and_missing_files_are_noticed(table, tmp_path):
@@ -119,7 +133,42 @@ def test_control_intervals_are_shown(table):
     placed = table.rows.assign(control_mean=0.01, control_low=-0.02, control_high=[0.04, 0.04, 0.04, np.nan])
     text = repr(EffectTable(placed, table.settings))
     assert "+1 [-2, +4]" in text
-    assert "+1 [-2, none]" in text
+    assert "+1 [-2, none]" not in text
+    assert text.splitlines()[4].split()[-3] == "+1"
+
+
+def test_effects_are_printed_in_their_unit(table):
+    assert (table.unit, table.scale) == ("%", 100)
+    assert "equivalent: within +-1 %." in repr(table)
+    assert r"+19.9 [+18.4, +21.5]" in table.table().latex()
+    scores = pd.DataFrame({"item": range(40), "cluster": range(40), "accuracy": [0.0, 1.0] * 20})
+    points = EffectTable.of({"a": effect(scores, scores, "accuracy", "row")}, ["name"], "one")
+    assert "effect (points)" in repr(points)
+    nats = pd.DataFrame({"item": range(40), "cluster": range(40), "nll": 8.0, "tokens": 4})
+    losses = EffectTable.of({"a": effect(nats.assign(nll=10.0), nats, per="tokens")}, ["name"], "one")
+    assert "effect (nll per tokens)" in repr(losses)
+    assert "+0.5 [+0.5, +0.5]" in repr(losses)
+
+
+def test_the_smallest_possible_p_value_is_printed_as_a_bound():
+    table = EffectTable.of({"a": one(0.2, resamples=199), "b": one(0.0, resamples=199)}, ["name"], "two")
+    assert table.rows["p_holm"][0] == 2 / 200
+    assert "<= 0.01 " in repr(table)
+    assert "<=" not in repr(EffectTable.of({"b": one(0.0)}, ["name"], "one"))
+
+
+def test_selectivity_is_printed_in_points_and_never_as_nan(table):
+    selectivity = pd.DataFrame({"language": ["en", "all"], "selectivity": [0.003051, -0.001], "low": [0.002, -0.002]})
+    selectivity["high"] = [0.004, 0.0]
+    text = repr(EffectTable(table.rows, table.settings, selectivity=selectivity).selectivity_table())
+    assert "selectivity (points)" in text
+    assert "+0.305 [+0.2, +0.4]" in text
+    one_control = selectivity.assign(control_mean=0.001, control_low=np.nan, control_high=np.nan, control_p=np.nan)
+    text = repr(EffectTable(table.rows, table.settings, selectivity=one_control).selectivity_table())
+    assert "+0.1 " in text
+    assert "nan" not in text.lower()
+    assert "none" not in text.lower()
+    assert "(no rows)" in repr(table.selectivity_table())
 
 
 def test_html_escapes_what_it_shows():
@@ -141,8 +190,8 @@ def test_matrix_needs_two_keys_and_a_known_column(table):
 
 
 def test_one_table_holds_one_metric(effects):
-    with pytest.raises(EffectError, match="differ in delta: 0.01 and 0.02"):
-        EffectTable.of({"a": one(0.2), "b": one(0.2, delta=0.02)}, ["name"], "two")
+    with pytest.raises(EffectError, match="differ in margin: 0.01 and 0.02"):
+        EffectTable.of({"a": one(0.2), "b": one(0.2, margin=0.02)}, ["name"], "two")
     with pytest.raises(EffectError, match="at least one"):
         EffectTable.of({}, ["name"], "none")
     with pytest.raises(EffectError, match="2 parts"):

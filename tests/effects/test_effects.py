@@ -85,7 +85,7 @@ def test_small_significant_differences_are_equivalent():
     found = effect(condition, baseline)
     assert found.p < 0.05
     assert found.verdict == "equivalent"
-    assert effect(condition, baseline, delta=0.003).verdict == "worse"
+    assert effect(condition, baseline, margin=0.003).verdict == "worse"
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_seed_without_one_item_is_refused():
     assert "lacks 1 of the baseline's 72" in refused(trained.iloc[:-1])
 
 
-@pytest.mark.parametrize("options", [{"delta": 0}, {"delta": -0.1}, {"level": 95.0}, {"resamples": 10}])
+@pytest.mark.parametrize("options", [{"margin": 0}, {"margin": -0.1}, {"level": 95.0}, {"resamples": 10}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(EffectError, match=str(next(iter(options.values())))):
         effect(BASELINE, BASELINE, **options)

@@ -54,7 +54,7 @@ def test_opposite_signs_are_found_and_the_factors_they_differ_in_named():
                 rows.append((protocol, patch, "hi", item, item, "score", value, "", ""))
     names = ["protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
     table = pd.DataFrame(rows, columns=names).assign(task="t")
-    settings = {"model": "m", "options": {"delta": 0.01, "seed": 0, "resamples": 400}}
+    settings = {"model": "m", "options": {"margin": 0.01, "seed": 0, "resamples": 400}}
     references = pd.DataFrame(columns=["task", "protocol", "metric", "language", "reference", "value"])
     design = pd.DataFrame(
         [("set at act", "set", "act"), ("add at post", "add", "post")], columns=["patch", "operation", "site"]

@@ -41,7 +41,7 @@ def evaluation(turned):
         )
         for cell, number in (unpatched | turned).items()
     ]
-    settings = {"model": "planted", "options": {"delta": 0.15, "seed": 0, "resamples": 400}}
+    settings = {"model": "planted", "options": {"margin": 0.15, "seed": 0, "resamples": 400}}
     references = pd.DataFrame(columns=["task", "protocol", "metric", "language", "reference", "value"], dtype=object)
     return Evaluation(pd.concat(parts, ignore_index=True), references, None, settings)
 
@@ -136,7 +136,7 @@ def test_a_table_that_is_missing_changed_or_of_another_kind_is_refused(planted, 
         Factorial.load(folder)
     table.write_bytes(whole)
     settings = json.loads((folder / "evaluation.json").read_text("utf-8"))
-    settings["settings"]["options"]["delta"] = 0.5
+    settings["settings"]["options"]["margin"] = 0.5
     (folder / "evaluation.json").write_text(json.dumps(settings), "utf-8")
     with pytest.raises(CorruptArtefactError, match=r"evaluation\.json does not fit its checksum"):
         Factorial.load(folder)

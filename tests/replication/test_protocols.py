@@ -104,7 +104,7 @@ def test_a_raw_difference_is_a_conclusion_in_the_published_reading_only(shift, c
     base = pd.DataFrame({"item": range(100), "cluster": range(100), "f1": random.random(100)})
     patched = base.assign(f1=base["f1"] + shift + random.permutation(np.r_[np.ones(50), -np.ones(50)]) * 0.5)
     rows = {("unpatched", "hi"): base, ("p", "hi"): patched}
-    row = _compared("f1", [("p", "hi")], rows, rows, {"delta": 0.01, "seed": 0, "resamples": 400}).iloc[0]
+    row = _compared("f1", [("p", "hi")], rows, rows, {"margin": 0.01, "seed": 0, "resamples": 400}).iloc[0]
     assert (row["published_conclusion"], row["verdict"], row["changes"]) == (concluded, "inconclusive", True)
 
 
@@ -114,7 +114,7 @@ def test_where_the_evidence_is_clear_both_agree(shift, concluded):
     base = pd.DataFrame({"item": range(100), "cluster": range(100), "f1": random.random(100)})
     patched = base.assign(f1=base["f1"] + shift + 0.01 * random.standard_normal(100))
     rows = {("unpatched", "hi"): base, ("p", "hi"): patched}
-    row = _compared("f1", [("p", "hi")], rows, rows, {"delta": 0.01, "seed": 0, "resamples": 400}).iloc[0]
+    row = _compared("f1", [("p", "hi")], rows, rows, {"margin": 0.01, "seed": 0, "resamples": 400}).iloc[0]
     assert row["verdict"] == AGREE[concluded]
     assert not row["changes"]
 

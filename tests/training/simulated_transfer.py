@@ -65,7 +65,7 @@ def simulated(
             "protocol": "head",
             "source": SOURCE,
             "targets": list(TARGETS),
-            "options": {"delta": 0.01, "seed": 0, "resamples": resamples},
+            "options": {"margin": 0.01, "seed": 0, "resamples": resamples},
         },
     )
 

@@ -152,7 +152,7 @@ def test_an_evaluation_is_drawn_by_its_effects():
     ]
     names = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
     references = pd.DataFrame(columns=["task", "protocol", "metric", "language", "reference", "value"])
-    settings = {"model": "made up", "options": {"delta": 0.01, "resamples": 1000, "seed": 0}}
+    settings = {"model": "made up", "options": {"margin": 0.01, "resamples": 1000, "seed": 0}}
     found = ln.evaluation.Evaluation(pd.DataFrame(rows, columns=names), references, None, settings)
     figure = ln.plot.effects(found)
     assert figure.data[0].x[0] == pytest.approx(100 / 3)

@@ -153,7 +153,7 @@ class Ablation:
         basis = " Units of resid_post are coordinates: basis-dependent." if about["site"] == "resid_post" else ""
         return (
             f"{about['model']}: {about['metric']} in {self.unit}, {about['patch']}; {len(self.rows)} effects, p "
-            f"adjusted over all of them; equivalent: within +-{self.scale * about['delta']:g}; {sizes}; minimal "
+            f"adjusted over all of them; equivalent: within +-{self.scale * about['margin']:g}; {sizes}; minimal "
             f"detectable effect (one test) {least:.2g} to {most:.2g}.{basis}"
         )
 

@@ -110,7 +110,7 @@ def of_ablation(ablation: Ablation) -> str:
     open_ = rows.loc[rows["verdict"] == "inconclusive"]
     said = (
         f"Ablation ({about['patch']}; {about['metric']}): {different:,} of {len(rows):,} effects differ from zero "
-        f"(false discovery rate 5 %), {small:,} lie within ±{scale * about['delta']:g} {unit}"
+        f"(false discovery rate 5 %), {small:,} lie within ±{scale * about['margin']:g} {unit}"
     )
     if len(open_):
         said += (
@@ -167,7 +167,7 @@ def verdicts(rows: pd.DataFrame, table: EffectTable) -> str:
         parts.append(f"no change was found in {len(rows)} effects")
     same = rows.loc[rows["verdict"] == "equivalent"]
     if len(same):
-        parts.append(f"{len(same)} shown to be within ±{100 * table.settings['delta']:g} {unit} of none")
+        parts.append(f"{len(same)} shown to be within ±{100 * table.settings['margin']:g} {unit} of none")
     unsure = rows.loc[rows["verdict"] == "inconclusive"]
     if len(unsure):
         least = 100 * finite_max(unsure["minimal_detectable"])

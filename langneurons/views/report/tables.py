@@ -94,7 +94,7 @@ def effects_table(table: EffectTable, anchor: str, heading: str) -> Table:
     for name in ("items", "clusters", "seeds"):
         if name in rows.columns:
             shown[name] = rows[name]
-    caption = f"Family of tests (Holm): {table.family}. Equivalent: within ±{100 * table.settings['delta']:g} {unit}."
+    caption = f"Family of tests (Holm): {table.family}. Equivalent: within ±{100 * table.settings['margin']:g} {unit}."
     return table_of(shown, anchor, heading, caption)
 
 

@@ -122,7 +122,7 @@ def ablation(neurons: NeuronSet) -> Ablation:
         for language in PIECES
     }
     keys = ["label", "layer", "neuron", "neurons", "language"]
-    settings = {"model": "planted", "site": "act", "metric": "nll", "per": "baseline", "delta": 0.01}
+    settings = {"model": "planted", "site": "act", "metric": "nll", "per": "baseline", "margin": 0.01}
     settings |= {"patch": "each neuron alone set to 0", "min_effect": 0.0, "each": "neuron"}
     return Ablation.of(effects, keys, None, settings)
 
