@@ -10,7 +10,7 @@ import langneurons as ln
 from langneurons.settings import Adapter, Count, Training
 from langneurons.study.stages import Cost, Plan, Stage, Step, keyed
 from langneurons.study.stages.record import BACKWARD
-from langneurons.study.stages.tasks import check_kind, examples, load_items, pair_tokens
+from langneurons.study.stages.tasks import check_kind, examples, pair_tokens, trained_on
 from langneurons.study.tables import Part, Split, StudyConfig
 
 if TYPE_CHECKING:
@@ -47,16 +47,15 @@ class FinetuneStage(Stage[FinetuningPart]):
             yield Step(self, settings, model=model, entry=entry)
 
     def mistakes_in(self, config: StudyConfig, where: str, part: FinetuningPart) -> Iterator[str]:
-        """An unknown kind of task."""
-        yield from check_kind(where, part.kind)
+        """A kind of task that does not exist, or cannot be trained on."""
+        yield from check_kind(where, part.kind, trained=True)
 
     def run(self, step: Step, work: "Work") -> None:
         """Train one model, as one piece of work."""
         from langneurons.run import chosen_executor
 
         part, seed = self.part_of(work.config, step), work.config.seed
-        items = load_items(part.kind, part.source, [part.language], revision=part.revision, split=part.split)
-        items = items if part.items is None else items.take(part.items, seed)
+        items = trained_on(part, part.items, seed)
         adapter = part.adapter
         update = ln.MaskedLoRA(None, adapter.rank, adapter.alpha, attention=adapter.attention, seed=seed)
         run = work.own(step, "training")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+import langneurons as ln
+from langneurons.replication.published import PUBLISHED_METRICS
 from langneurons.settings import Count
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
 from langneurons.study.stages.tasks import (
@@ -22,8 +24,6 @@ from langneurons.study.tables import PatchedGrid, StudyConfig
 if TYPE_CHECKING:
     from langneurons.models.description import ModelDescription
     from langneurons.study.work import Work
-
-HEADED = {"xnli": True, "xquad": False}  # the tasks of the paper -> whether its protocol answers by a head
 
 
 class ProtocolsPart(PatchedGrid):
@@ -58,10 +58,10 @@ class ProtocolsStage(NeuronStage[ProtocolsPart]):
         tasks = config.tables("tasks")
         yield from misnamed("task", where, [part.task], tasks)
         task = tasks[part.task]
-        if task.kind not in HEADED:
-            what = "free generation" if task.kind == "generation" else task.kind
-            yield f"{where}: both protocols ask xnli or xquad, and {part.task!r} is {what}."
-        if HEADED[task.kind] and task.head is None and task.tuned is None:
+        kind = ln.tasks.KINDS[task.kind]
+        if kind.metrics[0] not in PUBLISHED_METRICS:
+            yield f"{where}: both protocols ask xnli or xquad, and {part.task!r} is {task.kind}."
+        if not kind.generates and task.head is None and task.tuned is None:
             yield f"{where}: the published protocol answers by a head; give tasks.{part.task} head or tuned."
 
     def run(self, step: Step, work: "Work") -> None:
@@ -70,12 +70,13 @@ class ProtocolsStage(NeuronStage[ProtocolsPart]):
 
         neurons, _ = work.neurons(step)
         part = self.part_of(work.config, step)
-        asked_part = work.config.tables("tasks")[part.task]
-        task, model = task_of(asked_part, step, work), work.model(step)
-        head = None
-        if HEADED[asked_part.kind]:
-            with work.attached(step, asked_part.tuned):
-                head = _published_head(model, head_items(asked_part, part.head_items, work), part, work)
+        table = work.config.tables("tasks")[part.task]
+        task, model, head = task_of(table, step, work), work.model(step), None
+        if not task.generates:
+            with work.attached(step, table.tuned):
+                options: dict[str, Any] = {"position": "padding", "positions": part.positions}
+                items, batch_size = head_items(table, part.head_items, work), work.run().batch_size or 8
+                head = ln.tasks.ClassificationHead.fit(model, items, None, batch_size, **options)
         compare_protocols(
             model,
             task,
@@ -94,10 +95,3 @@ class ProtocolsStage(NeuronStage[ProtocolsPart]):
         conditions = 1 + len(config.patches_of(part))
         items = task.items * len(among(task.languages, step.settings["languages"])) * conditions
         return Cost(items * (item_tokens(task) + padded) + part.head_items * padded)
-
-
-def _published_head(model: Any, items: Any, part: ProtocolsPart, work: "Work") -> Any:
-    from langneurons.tasks import ClassificationHead
-
-    options: dict[str, Any] = {"position": "padding", "positions": part.positions}
-    return ClassificationHead.fit(model, items, None, work.run().batch_size or 8, **options)

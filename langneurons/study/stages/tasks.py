@@ -1,6 +1,5 @@
 """Tasks: scored unpatched and under every patch; also what other stages ask of tasks."""
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 
 PAIR_TOKENS = {"xnli": 60, "xquad": 230}  # of a premise and a hypothesis, of a paragraph and a question
 PAIRS = {"xnli": 3}  # of an item
-LABELS = {"xnli": 3}  # that are read for their likelihood
-USUAL_TOKENS = 60  # of an item of which nothing is known
+LABELS = 3  # that are read for their likelihood
+USUAL_TOKENS = 100  # of an item of which nothing is known
 # Items of the hub's splits, to tell how long an epoch is.
 ITEMS = {"xnli": {"train": 392_702, "validation": 2_490, "test": 5_010}, "xquad": {"validation": 1_190}}
 FEW = 1000  # items, where nothing tells how many there are
@@ -72,7 +71,7 @@ class TasksStage(NeuronStage[TaskPart]):
         yield from check_kind(where, part.kind)
         yield from misnamed("finetuning", where, filter(None, [part.tuned]), finetuning)
         yield from misnamed("language", f"{where}.beginnings", filter(None, [part.beginnings]), config.languages)
-        if not part.source and not takes_text(part.kind):
+        if not part.source and not ln.tasks.KINDS[part.kind].reads_text:
             yield f"{where}.source is missing."
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
@@ -99,7 +98,7 @@ class TasksStage(NeuronStage[TaskPart]):
         return Cost(asked_tokens(part, step.settings["languages"]) * conditions)
 
 
-def task_of(part: TaskPart, step: Step, work: "Work") -> Any:
+def task_of(part: TaskPart, step: Step, work: "Work") -> "ln.tasks.Task":
     """A task in the languages of a step's set, asked of the model as it is, or of a fine-tuned one.
 
     Args:
@@ -107,15 +106,12 @@ def task_of(part: TaskPart, step: Step, work: "Work") -> Any:
         step: The step that asks it.
         work: Loads what it needs.
     """
-    languages = among(part.languages, step.settings["languages"])
+    source = part.source or work.text(heldout=True)
     options = part.model_dump(
-        include={"revision", "split", "max_new_tokens", "min_new_tokens", "prompt_tokens", "beginnings"}
+        include={"revision", "prompt_tokens", "max_new_tokens", "min_new_tokens", "beginnings", "items"}
     )
-    source: Any = part.source
-    if not source:
-        source = work.text(heldout=True).select(dict.fromkeys([*languages, *filter(None, [part.beginnings])]))
-    task = load_items(part.kind, source, languages, seed=work.config.seed, items=part.items, **options)
-    task = task.take(part.items, work.config.seed)
+    languages = among(part.languages, step.settings["languages"])
+    task = ln.tasks.load_task(part.kind, source, languages, part.split, seed=work.config.seed, **options)
     if part.tuned is not None:
         return work.tuned(step, part.tuned).ask(task)
     if part.head is None:
@@ -125,40 +121,38 @@ def task_of(part: TaskPart, step: Step, work: "Work") -> Any:
     return task.with_head(work.once(key, lambda: ln.tasks.ClassificationHead.fit(work.model(step), items)))
 
 
-def head_items(part: TaskPart, count: int, work: "Work") -> Any:
+def head_items(part: TaskPart, count: int, work: "Work") -> "ln.tasks.Task":
     """The items that a head of a task is fitted on: those that it was tuned on, or those of ``head_split``."""
+    seed = work.config.seed
     if part.tuned is not None:
-        on = work.config.tables("finetuning")[part.tuned]
-        items = load_items(on.kind, on.source, [on.language], revision=on.revision, split=on.split)
-    else:
-        options = {"revision": part.revision, "split": part.head_split}
-        items = load_items(part.kind, part.source, [str(part.head)], **options)
-    return items.take(count, work.config.seed)
+        return trained_on(work.config.tables("finetuning")[part.tuned], count, seed)
+    options = {"items": count, "seed": seed, "revision": part.revision}
+    return ln.tasks.load_task(part.kind, part.source, [str(part.head)], part.head_split, **options)
 
 
-def load_items(kind: str, source: Any, languages: Sequence[str], **options: Any) -> Any:
-    """Load a task.
+def trained_on(part: Any, items: int | None, seed: int) -> "ln.tasks.Task":
+    """The items of a fine-tuning.
 
     Args:
-        kind: One of ``ln.tasks.KINDS``.
-        source: A folder, the hub's name, babel, or a corpus.
-        languages: Languages to load.
-        options: Options of its ``load``; those that it does not take, and None, are left out.
+        part: The table of the fine-tuning.
+        items: Number of items; by default all.
+        seed: Seed of their draw.
     """
-    load = ln.tasks.KINDS[kind].load
-    possible = inspect.signature(load).parameters
-    options = {name: value for name, value in options.items() if value is not None and name in possible}
-    return load(source, languages, **options)
+    options = {"items": items, "seed": seed, "revision": part.revision}
+    return ln.tasks.load_task(part.kind, part.source, [part.language], part.split, **options)
 
 
-def takes_text(kind: str) -> bool:
-    """Whether a kind of task is made from the held-out text where it has no source of its own."""
-    return "Corpus" in str(inspect.signature(ln.tasks.KINDS[kind].load).parameters["source"].annotation)
+def check_kind(where: str, kind: str, trained: bool = False) -> Iterator[str]:
+    """Say that a kind of task does not exist, or cannot be trained on.
 
-
-def check_kind(where: str, kind: str) -> Iterator[str]:
-    """Say that a kind of task does not exist."""
-    yield from misnamed("kind of task", where, [kind], ln.tasks.KINDS)
+    Args:
+        where: Place of the table in the file.
+        kind: Name of the kind.
+        trained: Whether a model is to be trained on it.
+    """
+    untrained = ln.tasks.Task.objective
+    kinds = {name: task for name, task in ln.tasks.KINDS.items() if not trained or task.objective is not untrained}
+    yield from misnamed("kind of task", where, [kind], kinds)
 
 
 def patchable(languages: Sequence[str], neurons: "ln.NeuronSet") -> list[str]:
@@ -189,9 +183,10 @@ def asked_tokens(part: TaskPart, languages: Sequence[str]) -> int:
 
 def item_tokens(part: TaskPart) -> int:
     """Tokens of an item: a premise with its hypotheses, a question or a prompt, and what is generated."""
-    if part.kind in LABELS:
-        return PAIRS[part.kind] * PAIR_TOKENS[part.kind] * (1 if part.head or part.tuned else LABELS[part.kind])
-    return PAIR_TOKENS.get(part.kind, part.prompt_tokens) + part.max_new_tokens
+    kind = ln.tasks.KINDS[part.kind]
+    if kind.generates:
+        return (part.prompt_tokens if kind.reads_text else pair_tokens(part.kind)) + part.max_new_tokens
+    return PAIRS.get(part.kind, 1) * pair_tokens(part.kind) * (1 if part.head or part.tuned else LABELS)
 
 
 def pair_tokens(kind: str) -> int:

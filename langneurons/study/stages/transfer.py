@@ -1,6 +1,7 @@
 """Transfer: chosen neurons trained on one language, and what that is worth in others."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -9,7 +10,7 @@ import langneurons as ln
 from langneurons.settings import Controls, Count, Experiment, Training
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
 from langneurons.study.stages.finetune import trained_tokens
-from langneurons.study.stages.tasks import check_kind, examples, load_items, pair_tokens, patch_inputs
+from langneurons.study.stages.tasks import check_kind, examples, pair_tokens, patch_inputs
 from langneurons.study.tables import Names, PatchedGrid, Split, StudyConfig
 
 if TYPE_CHECKING:
@@ -55,23 +56,21 @@ class TransferStage(NeuronStage[TransferPart]):
             yield "", {**settings, "patches": plan.patch_settings(patches)}, patch_inputs(model, patches)
 
     def mistakes_in(self, config: StudyConfig, where: str, part: TransferPart) -> Iterator[str]:
-        """An unknown kind of task, and languages that no set has."""
-        yield from check_kind(where, part.kind)
+        """A kind of task that cannot be trained on, and languages that no set has."""
+        yield from check_kind(where, part.kind, trained=True)
         languages = [code for name in part.sets or config.sets for code in config.sets[name]]
         yield from misnamed("language", f"{where}.targets", part.experiment.targets, languages)
 
     def run(self, step: Step, work: "Work") -> None:
         """Train under every condition and seed, and evaluate."""
         neurons, stats = work.neurons(step)
-        part, seed = self.part_of(work.config, step), work.config.seed
+        part = self.part_of(work.config, step)
         source, targets = part.experiment.source, _targets(part, step.settings["languages"])
-        options = {"revision": part.revision}
-        train = load_items(part.kind, part.source, [source], split=part.train_split, **options)
-        test = load_items(part.kind, part.source, [source, *targets], split=part.test_split, **options)
+        load = partial(ln.tasks.load_task, part.kind, part.source, seed=work.config.seed, revision=part.revision)
         ln.transfer_experiment(
             work.model(step),
-            train if part.train_items is None else train.take(part.train_items, seed),
-            test if part.test_items is None else test.take(part.test_items, seed),
+            load([source], part.train_split, items=part.train_items),
+            load([source, *targets], part.test_split, items=part.test_items),
             neurons,
             experiment=part.experiment.model_copy(update={"targets": tuple(targets)}),
             patches=work.patches(step, work.config.patches_of(part)) or None,
