@@ -48,7 +48,7 @@ def test_finetune_prints_scores_in_both_languages_and_keeps_the_result(capsys, m
     assert "masked LoRA on gate, q, k, v, o" in said
     assert "chance" in said
     kept = Finetuned.load(tmp_path / "finetuned")
-    assert len(kept.lora.neurons) == 4
+    assert len(kept.update.neurons) == 4
 
 
 @pytest.mark.parametrize(

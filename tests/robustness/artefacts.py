@@ -139,12 +139,12 @@ def _read_peft(folder: Path) -> Any:
 
 
 def _finetuned() -> Any:
-    return ln.finetune(model(), pairs(6), lora=_lora(), epochs=1, batch_size=3, learning_rate=1e-3, progress=False)
+    return ln.finetune(model(), pairs(6), update=_lora(), epochs=1, batch_size=3, learning_rate=1e-3, progress=False)
 
 
 def _read_finetuned(folder: Path) -> Any:
     found = ln.training.Finetuned.load(folder)
-    return found.lora.state_dict(), found.head, found.history, found.about
+    return found.update.state_dict(), found.head, found.history, found.about
 
 
 def _read_head(folder: Path) -> Any:
