@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 import langneurons as ln
-from langneurons.analysis.profiles.profiling import clearest_neurons
+from langneurons.analysis.profiling import clearest_neurons
 
 TOP = 0.01
 HELDOUT_TOKENS = 600

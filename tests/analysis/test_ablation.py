@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.ablation.ablating import ablate
-from langneurons.analysis.ablation.result import Ablation
-from langneurons.analysis.ablation.running import Remembered, writes_directly
+from langneurons.analysis.ablating import ablate
+from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.running import Remembered, writes_directly
 from langneurons.effects.estimation import effect
 from langneurons.errors import EffectError, LanguageError, NeuronSetError, PatchError, StatisticsError
 from langneurons.models import add_dictionary, remove_dictionary, view

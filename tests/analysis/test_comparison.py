@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablating import ablate
 from langneurons.analysis.comparison import AblatedSample, Comparison, compare_methods
 from langneurons.analysis.validity import record_nulls
 from langneurons.analysis.validity.reliability import Selection

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablating import ablate
 from tests.analysis.selectivity.planted_carriers import KINDS, LANGUAGES, LAYERS, NAME, WIDTH, planted_carriers
 
 EVERY = set(LANGUAGES)

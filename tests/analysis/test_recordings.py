@@ -8,7 +8,6 @@ import pytest
 import langneurons as ln
 from langneurons.analysis.validity import (
     ValidityTable,
-    halves_by_source,
     nulls,
     nulls_of,
     record_halves,
@@ -85,7 +84,7 @@ def test_recordings_cut_in_pieces_are_the_same(model_and_corpus):
 
 def test_recordings_in_a_folder_are_found_again(model_and_corpus, tmp_path, monkeypatch):
     model, corpus = model_and_corpus
-    halves = halves_by_source(corpus)
+    halves = corpus.split(0.5)
     first = record_halves(model, halves, 600, 64, out=tmp_path, progress=False)
     monkeypatch.setattr(type(ln.models.view(model)), "forward", lambda *_: pytest.fail("recorded again"))
     second = record_halves(model, halves, 600, 64, out=tmp_path, progress=False)

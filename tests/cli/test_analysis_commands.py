@@ -1,7 +1,7 @@
 import pytest
 
 import langneurons as ln
-from langneurons.analysis.ablation.result import Ablation
+from langneurons.analysis.ablation import Ablation
 from langneurons.cli import analysis_commands
 from tests.analysis.ablation_models import texts
 from tests.test_cli import run

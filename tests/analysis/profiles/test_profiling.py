@@ -3,8 +3,16 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.profiles.outputs import activity, completed, named, script_of, standardised, token_changes
-from langneurons.analysis.profiles.profiling import clearest_neurons, pieces_of
+from langneurons.analysis.profiling import (
+    activity,
+    clearest_neurons,
+    completed,
+    named,
+    pieces_of,
+    script_of,
+    standardised,
+    token_changes,
+)
 from langneurons.errors import (
     CorruptArtefactError,
     NeuronSetError,
