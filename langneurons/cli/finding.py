@@ -246,13 +246,15 @@ def profile(
     options: ModelOptions = ModelOptions(),
 ) -> None:
     """Look at single neurons: the texts that move them, the tokens they promote, the neurons like them."""
+    from langneurons.analysis.profiling import clearest_neurons
+
     neurons, stats = files.load(text.languages)
     if len(neurons) > most and stats is None:
         raise NeuronSetError(
             f"{files.neurons} holds {len(neurons):,} neurons, more than {most}: give --statistics or --most."
         )
     if stats is not None and len(neurons) > most:
-        neurons = ln.analysis.clearest_neurons(neurons, stats, most)
+        neurons = clearest_neurons(neurons, stats, most)
     texts = ln.load_corpus(corpus, text.languages, text_column=text.text_column, split=text.split)
     profiles = ln.profile(load_model(model, options), neurons, texts, stats, profiling=profiling, run=run)
     path = profiles.save(Path(str(run.out)) / "profiles")

@@ -209,7 +209,7 @@ def _problem(error: Any) -> str:
         return unknown(f"key in {'.'.join(places[:-1]) or 'the study'}", places[-1], possible)
     if error["type"] == "missing":
         return f"{'.'.join(places)} is missing."
-    if group is not None:
+    if group is not None and places[group[0]] in group[1].model_fields:
         place, settings = group
         return f"{'.'.join(places[:place])}: {sentence({**error, 'loc': error['loc'][place:]}, settings)}"
     message = error["msg"].removeprefix("Value error, ")
@@ -258,9 +258,8 @@ def _write(table: Any, part: BaseModel, seed: int) -> None:
         elif value is None and field.default is None:
             table.add(tomlkit.comment(f"{name} is not set" + (f": {field.description}" if field.description else "")))
         elif value != {}:
-            table.add(name, _plain(value))
-            if field.description:
-                table[name].comment(field.description)
+            item = _plain(value)
+            table.add(name, item.comment(field.description) if field.description else item)
     for name, value in (part.model_extra or {}).items():
         table.add(name, value)
     for name, value in nested:
@@ -273,7 +272,7 @@ def _plain(value: Any) -> Any:
         table = tomlkit.inline_table()
         table.update(value)
         return table
-    return "none" if value is None else str(value) if isinstance(value, Path) else tomlkit.item(value)
+    return tomlkit.item("none" if value is None else str(value) if isinstance(value, Path) else value)
 
 
 def _table(value: Any, seed: int) -> Any:

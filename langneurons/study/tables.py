@@ -55,8 +55,15 @@ def _over(default: Settings, value: Any) -> Any:
         value = {"draws": value}
     if not isinstance(value, dict):
         return value
-    options = {name: None if option == "none" else option for name, option in value.items()}
-    return default.model_dump(exclude_unset=True) | options
+    fields = type(default).model_fields
+    listed = {name for name, field in fields.items() if isinstance(value.get(name), str) and _is_list(field.annotation)}
+    options = {name: [option] if name in listed else option for name, option in value.items()}
+    unset = {name: None for name, option in options.items() if option == "none"}
+    return default.model_dump(exclude_unset=True) | options | unset
+
+
+def _is_list(annotation: Any) -> bool:
+    return "tuple" in str(annotation)
 
 
 class ModelOptions(Settings):

@@ -150,8 +150,9 @@ def check_kind(where: str, kind: str, trained: bool = False) -> Iterator[str]:
         kind: Name of the kind.
         trained: Whether a model is to be trained on it.
     """
-    untrained = ln.tasks.Task.objective
-    kinds = {name: task for name, task in ln.tasks.KINDS.items() if not trained or task.objective is not untrained}
+    kinds = ln.tasks.KINDS
+    if trained:
+        kinds = {name: task for name, task in kinds.items() if task.objective is not ln.tasks.Task.objective}
     yield from misnamed("kind of task", where, [kind], kinds)
 
 
