@@ -132,7 +132,7 @@ def _asked(tasks: Any, head: Any) -> list[Task]:
     for task in given:
         if not isinstance(task, Task):
             raise TaskError(f"A task is an XNLI, XQuAD, Generation or another Task, not {type(task).__name__}.")
-    asked = given if head is None else [_by_head(task, head) for task in given]
+    asked = given if head is None else [task.with_head(head) for task in given]
     if head is not None and all(one is task for one, task in zip(asked, given, strict=True)):
         raise TaskError("A head was given, but no task is one that a head can answer.")
     if not asked:
@@ -141,10 +141,6 @@ def _asked(tasks: Any, head: Any) -> list[Task]:
     if twice := {name for name in names if names.count(name) > 1}:
         raise TaskError(f"Two tasks are called {' '.join(next(iter(twice)))}: evaluate them apart.")
     return asked
-
-
-def _by_head(task: Any, head: Any) -> Task:
-    return task.by_head(head) if hasattr(task, "by_head") else task
 
 
 def chosen_languages(tasks: Sequence[Task], languages: Iterable[str] | None) -> list[str]:

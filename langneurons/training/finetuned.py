@@ -3,11 +3,11 @@
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,7 +18,6 @@ from langneurons.evaluation.evaluating import evaluate
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.storage import JsonObject, Result, Table
 from langneurons.tasks.heads import ClassificationHead, Head
-from langneurons.tasks.padded_head import PadPositionHead
 from langneurons.tasks.task import Task
 from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows, Update
 
@@ -62,8 +61,8 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
         counts = {f"{index}: {update.name}": update.count() for index, update in enumerate(self.updates)}
         if len(counts) == 1:
             counts = {self.updates[0].name: self.updates[0].count()}
-        linear = self.head.linear if isinstance(self.head, PadPositionHead) else self.head
-        trained = linear.weight.numel() + linear.bias.numel() if isinstance(linear, ClassificationHead) else 0
+        head = self.head
+        trained = head.weight.numel() + head.bias.numel() if isinstance(head, ClassificationHead) else 0
         return counts | ({} if self.head is None else {"head": trained})
 
     @property
@@ -104,14 +103,14 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
                 stack.enter_context(update.attach(model))
             yield
 
-    def ask(self, task: Task) -> Task:
+    def ask(self, task: Task) -> "TunedTask":
         """Make a task that this fine-tuned model answers, wherever a task is taken, instead of the model as it is.
 
         Args:
-            task: A task; where a head was trained, one that a head can answer.
+            task: The task.
 
         Returns:
-            The same items, measured with every update attached, and answered by the head where there is one.
+            The same items, measured with every update attached, and answered by the trained head where there is one.
 
         Example:
             >>> import pandas as pd
@@ -121,7 +120,7 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
             >>> tuned.ask(task).measure(model, "en")["accuracy"].tolist()
             [1.0, 1.0]
         """
-        return TunedTask(task if self.head is None else cast(Any, task).by_head(self.head), self)
+        return TunedTask(task if self.head is None else task.with_head(self.head), self, self.fingerprint)
 
     def evaluate(self, model: torch.nn.Module, task: Task, *arguments: Any, **options: Any) -> Evaluation:
         """Evaluate a model with every update attached, and the head where there is one.
@@ -152,15 +151,12 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
             if kind not in _UPDATES:
                 raise TrainingError(unknown("kind of update", kind, _UPDATES))
             self.updates[place].save(folder / f"update-{place}")
-        padded = self.head.positions if isinstance(self.head, PadPositionHead) else None
-        linear = self.head.linear if isinstance(self.head, PadPositionHead) else self.head
-        if isinstance(linear, ClassificationHead):
-            linear.save(folder / "head")
+        if isinstance(self.head, ClassificationHead):
+            self.head.save(folder / "head")
         return {
             "updates": kinds,
             "several": isinstance(self.update, tuple),
-            "head": linear is not None,
-            "positions": padded,
+            "head": self.head is not None,
             "history": storage.write_table(folder / "history.parquet", self.history),
             "about": dict(self.about),
         }
@@ -170,8 +166,8 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
         kinds = content["updates"]
         updates = tuple(_UPDATES[kind].load(folder / f"update-{place}") for place, kind in enumerate(kinds))
         head: Any = ClassificationHead.load(folder / "head") if content["head"] else None
-        if content["positions"] is not None:
-            head = PadPositionHead(head, content["positions"])
+        if content.get("positions") is not None:  # of version 0.1.0: the head reads the padding
+            head = replace(head, position="padding", positions=content["positions"])
         return {
             "update": updates if content["several"] else next(iter(updates), None),
             "head": head,
@@ -181,37 +177,53 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
 
 
 @dataclass(frozen=True)
-class TunedTask:
+class TunedTask(Task):
     """The items of a task, answered by a fine-tuned model.
 
     Args:
         task: The task, answered by the trained head where there is one.
-        tuned: What was trained.
+        tuned: The trained update and head.
+        trained: A hash of what was trained.
     """
 
-    task: Any
+    task: Task
     tuned: Finetuned
+    trained: str
 
-    name: str = field(init=False)
-    protocol: str = field(init=False)
-    metrics: tuple[str, ...] = field(init=False)
-    generates: bool = field(init=False)
-    languages: tuple[str, ...] = field(init=False)
-    fingerprint: str = field(init=False)
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return self.task.name
 
-    def __post_init__(self) -> None:
-        for name in ("name", "protocol", "metrics", "generates", "languages"):
-            object.__setattr__(self, name, getattr(self.task, name))
-        object.__setattr__(self, "fingerprint", storage.fingerprint(self.task.fingerprint, self.tuned.fingerprint))
+    @property
+    def protocol(self) -> str:
+        """How the answer is read off the model."""
+        return self.task.protocol
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The scores of the task, the main one first."""
+        return self.task.metrics
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model generates."""
+        return self.task.generates
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages it has items in."""
+        return self.task.languages
 
     @property
     def items(self) -> Any:
-        """The items of the task, per language."""
-        return self.task.items
+        """The items of the task, per language, where it has such."""
+        return getattr(self.task, "items", {})
 
-    def by_head(self, head: Head) -> "TunedTask":
-        """The same task, answered by another head on the same fine-tuned model."""
-        return replace(self, task=self.task.by_head(head))
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the task and of what was trained."""
+        return storage.fingerprint(self.task.fingerprint, self.trained)
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Score the fine-tuned model on the items of one language.
@@ -228,5 +240,18 @@ class TunedTask:
             return self.task.measure(model, language, batch_size)
 
     def references(self, language: str) -> dict[str, float]:
-        """What the main metric is worth without the model, by name, such as chance."""
+        """Values of the main metric without the model, by name, such as chance."""
         return self.task.references(language)
+
+    def with_head(self, head: Head) -> "TunedTask":
+        """The same items, answered by another head on the same fine-tuned model."""
+        answered = self.task.with_head(head)
+        return self if answered is self.task else replace(self, task=answered)
+
+    def take(self, count: int, seed: int = 0) -> "TunedTask":
+        """Some of the items, drawn at random."""
+        return replace(self, task=self.task.take(count, seed))
+
+    def select(self, languages: Iterable[str]) -> "TunedTask":
+        """The same items in some of the languages."""
+        return replace(self, task=self.task.select(languages))

@@ -18,13 +18,11 @@ from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits
 from langneurons.run import chosen_executor
 from langneurons.settings import FinetuningOptions, Run, Training, with_options
-from langneurons.tasks.heads import ClassificationHead, LabelledPairs
-from langneurons.tasks.task import Task
-from langneurons.tasks.xquad import XQuAD
+from langneurons.tasks.heads import Head
+from langneurons.tasks.task import Objective, Task
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.loop import Loop, trained_parameters, watching
 from langneurons.training.lora import Update
-from langneurons.training.objectives import Answering, Classifying, Objective
 from langneurons.training.resuming import RunFolder
 
 WITHOUT_EFFECT = {"save_every", "tensorboard"}  # fields of Training that change nothing that is trained
@@ -32,12 +30,12 @@ WITHOUT_EFFECT = {"save_every", "tensorboard"}  # fields of Training that change
 
 def finetune(
     model: torch.nn.Module,
-    task: LabelledPairs | XQuAD,
+    task: Task,
     update: Update | Sequence[Update] | None = None,
     *,
     languages: Iterable[str] | None = None,
     dev: Task | None = None,
-    head: ClassificationHead | None = None,
+    head: Head | None = None,
     patches: Patch | Sequence[Patch] = (),
     training: Training = Training(),
     run: Run = Run(),
@@ -51,7 +49,7 @@ def finetune(
 
     Args:
         model: A model returned by ``load_model``.
-        task: Pairs of texts with labels, such as ``XNLI``: a head is trained too. Or ``XQuAD``: the model learns to
+        task: A task that can be trained on: with ``XNLI`` a head is trained too; with ``XQuAD`` the model learns to
             generate the first right answer, and to end there.
         update: What to train: ``MaskedLoRA`` or another update, or several; None trains the head only.
         languages: Languages of the task to train on, together; by default all.
@@ -80,7 +78,7 @@ def finetune(
         >>> rows = [("It rains.", "It is wet.", "entailment"), ("It rains.", "It is dry.", "contradiction")]
         >>> task = ln.XNLI.load({"en": pd.DataFrame(rows, columns=["premise", "hypothesis", "label"])})
         >>> tuned = ln.finetune(model, task, steps=20, learning_rate=0.1, progress=False)
-        >>> task.by_head(tuned.head).measure(model, "en")["accuracy"].tolist()
+        >>> task.with_head(tuned.head).measure(model, "en")["accuracy"].tolist()
         [1.0, 1.0]
     """
     fields: dict[str, Any] = {**options}
@@ -101,11 +99,14 @@ def finetune(
         check_fits(patch, model_view)
     if training.bfloat16 is None:
         training = training.model_copy(update={"bfloat16": _can_autocast(model_view)})
-    objective = _objective(model_view, task, languages, training, head, update)
+    objective = task.objective(model_view, languages, training, head)
+    if update is None and not objective.parameters():
+        raise TrainingError(f"{task.name!r} trains no head, so there is nothing to train without update=.")
     updates = _prepared(update, model)
-    dev_languages = _dev_languages(dev, languages if languages is not None else list(task.items), training)
+    dev_languages = _dev_languages(dev, languages if languages is not None else list(task.languages), training)
     evaluate = None
     if dev is not None:
+        objective.ask(dev)  # says before anything is trained whether it can be answered
         evaluate = _scorer(model, objective, dev, dev_languages, run.batch_size or training.batch_size)
     identity = {
         **training.model_dump(mode="json", exclude=WITHOUT_EFFECT),
@@ -140,26 +141,6 @@ def _finetuned(model: torch.nn.Module, update: Update | Sequence[Update] | None,
     return finetune(model, update=update, **arguments)
 
 
-def _objective(
-    model_view: ModelView,
-    task: LabelledPairs | XQuAD,
-    languages: list[str] | None,
-    training: Training,
-    head: ClassificationHead | None,
-    update: object,
-) -> Objective:
-    if not hasattr(task, "items"):
-        raise TrainingError(f"A task is an XNLI, an XQuAD or a table of labelled pairs, not {type(task).__name__}.")
-    if not isinstance(task, XQuAD):
-        position = training.position, training.positions
-        return Classifying(model_view, task, languages, head, *position, training.seed)
-    if update is None:
-        raise TrainingError("A task that generates has no head, so there is nothing to train without update=.")
-    if head is not None:
-        raise TrainingError("A task that generates has no head to start from: leave head= away.")
-    return Answering(model_view, task, languages, training.loss_on)
-
-
 def _can_autocast(model_view: ModelView) -> bool:
     on_gpu = model_view.device.type == "cuda" and torch.cuda.is_bf16_supported()
     return on_gpu and model_view.dtype == torch.float32
@@ -190,7 +171,7 @@ def _scorer(
     model: torch.nn.Module, objective: Objective, dev: Task, languages: Sequence[str], batch_size: int
 ) -> Callable[[], float]:
     def score() -> float:
-        task = objective.measured(dev)
+        task = objective.ask(dev)
         tables = [task.measure(model, language, batch_size) for language in languages]
         return float(np.mean([table[task.metrics[0]].mean() for table in tables]))
 

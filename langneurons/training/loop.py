@@ -1,4 +1,4 @@
-"""The loop of a fine-tuning: steps, evaluations, the best parameters, checkpoints, and stopping where it must."""
+"""The loop of a fine-tuning: steps, evaluations, the best parameters, checkpoints and stopping."""
 
 import math
 import sys
@@ -18,9 +18,9 @@ from langneurons.models import ModelView
 from langneurons.patches import Patch, intervene
 from langneurons.settings import Training
 from langneurons.storage import understood
+from langneurons.tasks.task import Objective
 from langneurons.training.lora import Update
 from langneurons.training.masked import frozen
-from langneurons.training.objectives import Objective
 from langneurons.training.resuming import History, RunFolder
 from langneurons.training.schedule import Order, rate
 
@@ -57,7 +57,7 @@ def _advance(bar: Any, row: Mapping[str, float]) -> None:
 
 
 def _in_notebook() -> bool:
-    """Whether a kernel runs this, and what draws a live figure is installed."""
+    """Whether this runs in a notebook, and the package for live figures is installed."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None or not hasattr(shell, "kernel"):
@@ -70,7 +70,7 @@ def _in_notebook() -> bool:
 
 
 def _curve(steps: int) -> Watch:
-    """A figure of the loss that grows with it."""
+    """Show a figure of the loss that grows during the run."""
     from IPython.display import display  # noqa: PLC0415 (only where a notebook runs)
     from plotly import graph_objects  # noqa: PLC0415 (takes a while to import)
 
@@ -107,7 +107,7 @@ def _writer_class() -> Any:
 
 
 class Loop:
-    """A fine-tuning that can stop after any step and go on exactly.
+    """A fine-tuning that can stop after any step and continue exactly.
 
     Args:
         model_view: The model.
@@ -155,7 +155,7 @@ class Loop:
 
     @property
     def step(self) -> int:
-        """How many steps were taken."""
+        """Number of steps that were taken."""
         return len(self.history.rows)
 
     def run(self, watch: Watch) -> None:
@@ -176,14 +176,14 @@ class Loop:
                     self._stretch(watch)
                     self._end_stretch()
             except KeyboardInterrupt:
-                # In the middle of an update parameters are of no step: the checkpoint before stands.
+                # In the middle of a change parameters belong to no step: the previous checkpoint counts.
                 if self._whole:
                     self._save()
                 raise
         self._saved_result()
 
     def restore(self) -> None:
-        """Go on where the last checkpoint of the folder stands, if there is one."""
+        """Continue from the last checkpoint of the folder, if there is one."""
         checkpoint = None if self._folder is None else self._folder.load()
         if self._folder is None or checkpoint is None:
             return
@@ -235,7 +235,7 @@ class Loop:
         self._whole = True
 
     def _backward(self, step: int) -> float:
-        """Gradients of the mean loss over all batches of a step: how they are divided changes nothing."""
+        """Gradients of the mean loss over all batches of a step, whatever their sizes."""
         batches = self._order.batches(step)
         counted = sum(int(self._objective.weights[rows].sum()) for rows in batches)
         total = torch.zeros((), dtype=torch.float64)
@@ -324,7 +324,7 @@ def trained_parameters(objective: Objective, updates: Sequence[Update]) -> dict[
 
 @contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """No dropout inside the block, and no gradients of the model's own parameters; afterwards all is as before."""
+    """Inside the block no dropout and no gradients of the model's own parameters; afterwards all is as before."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

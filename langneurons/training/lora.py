@@ -26,7 +26,7 @@ class Update(Protocol):
 
     @property
     def name(self) -> str:
-        """What kind of update this is, with its settings, for tables."""
+        """The kind of update, with its settings, for tables."""
         ...
 
     @property
@@ -43,7 +43,7 @@ class Update(Protocol):
         ...
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The same by name, such as ``"3.gate.lora_A"``: layer, projection, factor."""
+        """Everything that is trained, by name, such as ``"3.gate.lora_A"``: layer, projection, factor."""
         ...
 
     def count(self) -> int:

@@ -83,7 +83,7 @@ class MaskedUpdate:
 
     @property
     def name(self) -> str:
-        """What kind of update this is, and of which projections."""
+        """The kind of update and its projections."""
         return f"{self.kind} on {', '.join(self.targets + self.attention)}"
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ class MaskedUpdate:
         return list(self.named_parameters().values())
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The same by name, such as ``"3.gate.lora_A"``."""
+        """Everything that is trained, by name, such as ``"3.gate.lora_A"``."""
         return {f"{piece.name}.{name}": value for piece in self.pieces for name, value in piece.parameters.items()}
 
     def count(self) -> int:
@@ -251,7 +251,7 @@ class MaskedUpdate:
             raise TrainingError(f"{folder} holds {saved.kind}, not {cls.kind}.")
         with understood(Path(folder) / peft_format.SIDECAR):
             update = cls(**saved.settings)
-            update.pieces = [piece.piece(update.neurons, update.form(piece.target)) for piece in saved.pieces]
+            update.pieces = saved.pieces(update.form)
         update._model = saved.model
         if model is not None:
             update.prepare(model)
@@ -299,7 +299,7 @@ def _check_keys(own: Mapping[str, object], other: Mapping[str, object]) -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Let no parameter of a model ask for gradients inside the block; afterwards those that did do again."""
+    """Inside the block no parameter of a model requires gradients; afterwards those that did do again."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:

@@ -7,7 +7,7 @@ block-diagonal, ranks and alphas summed, which is exact.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -255,37 +255,37 @@ class SavedUpdate:
         kind: The kind of the class that wrote it.
         settings: The arguments of that class.
         model: Fingerprint of the weights it was made for, None where unknown.
-        pieces: Its parameters, with the form where that is LoRA.
+        described: A description of each of its trained parts.
+        tensors: Parameters of those parts, by name.
     """
 
     kind: str
     settings: dict[str, Any]
     model: str | None
-    pieces: list["SavedPiece"]
+    described: list[dict[str, Any]]
+    tensors: dict[str, Tensor]
 
-
-@dataclass(frozen=True)
-class SavedPiece:
-    """What a folder says of the trained part of one projection; ``low_rank`` is None where it is no LoRA."""
-
-    layer: int
-    target: str
-    shape: tuple[int, int]
-    module: HuggingFaceModule
-    low_rank: LowRank | None
-    parameters: dict[str, torch.Tensor]
-
-    def piece(self, neurons: NeuronSet | None, form: Form) -> Piece:
-        """Make the trained part of it.
+    def pieces(self, form: Callable[[str], Form]) -> list[Piece]:
+        """The trained parts.
 
         Args:
-            neurons: Neurons of the update; their rows or columns are trained unless this is a projection of attention.
-            form: The form of the change where that is not LoRA.
+            form: Projection -> the form of the change where that is not LoRA.
         """
-        attention = self.target in ATTENTION_TARGETS
-        units = None if attention or neurons is None else neurons.per_layer()[self.layer]
-        parameters = {name: nn.Parameter(values) for name, values in self.parameters.items()}
-        return Piece(self.layer, self.target, self.shape, units, self.low_rank or form, self.module, parameters)
+        return [self._piece(described, form) for described in self.described]
+
+    def _piece(self, described: dict[str, Any], form: Callable[[str], Form]) -> Piece:
+        layer, target, (outputs, inputs) = described["layer"], described["target"], described["shape"]
+        module, neurons = described["module"], self.settings["neurons"]
+        runs = tuple((start, stop) for start, stop in module["runs"])
+        return Piece(
+            layer,
+            target,
+            (outputs, inputs),
+            None if target in ATTENTION_TARGETS or neurons is None else neurons.per_layer()[layer],
+            LowRank(**described["low_rank"]) if described["low_rank"] else form(target),
+            HuggingFaceModule(module["name"], module["size"], runs, module["transposed"]),
+            {name: nn.Parameter(self.tensors[f"{layer}.{target}.{name}"]) for name in described["parameters"]},
+        )
 
 
 def write_update(folder: Path, kind: str, settings: dict[str, Any], model: str | None, pieces: Sequence[Piece]) -> None:
@@ -335,8 +335,8 @@ def read_update(folder: Path) -> SavedUpdate:
             storage.verify(folder / name, checksum)
         tensors = storage.read_tensors(folder / PARAMETERS, content["checksums"][PARAMETERS])
         neurons = NeuronSet.load(folder / NEURONS) if NEURONS in content["checksums"] else None
-        pieces = [_read_piece(described, tensors) for described in content["pieces"]]
-        return SavedUpdate(content["kind"], {"neurons": neurons, **content["settings"]}, content["model"], pieces)
+        settings = {"neurons": neurons, **content["settings"]}
+        return SavedUpdate(content["kind"], settings, content["model"], content["pieces"], tensors)
 
 
 def is_ours(folder: Path) -> bool:
@@ -362,17 +362,3 @@ def _described(piece: Piece) -> dict[str, Any]:
         "low_rank": low_rank,
         "parameters": sorted(piece.parameters),
     }
-
-
-def _read_piece(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SavedPiece:
-    layer, target, (outputs, inputs) = described["layer"], described["target"], described["shape"]
-    module = described["module"]
-    runs = tuple((start, stop) for start, stop in module["runs"])
-    return SavedPiece(
-        layer,
-        target,
-        (outputs, inputs),
-        HuggingFaceModule(module["name"], module["size"], runs, module["transposed"]),
-        LowRank(**described["low_rank"]) if described["low_rank"] else None,
-        {name: tensors[f"{layer}.{target}.{name}"] for name in described["parameters"]},
-    )

@@ -31,9 +31,7 @@ from langneurons.settings import (
     controls_of,
     with_options,
 )
-from langneurons.tasks.heads import LabelledPairs
 from langneurons.tasks.task import Task
-from langneurons.tasks.xquad import XQuAD
 from langneurons.training.conditions import Condition, conditions
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.finetuning import WITHOUT_EFFECT, finetune
@@ -46,7 +44,7 @@ TEXTS = ("premise", "hypothesis", "context", "question")
 
 def transfer_experiment(
     model: torch.nn.Module,
-    task: LabelledPairs,
+    task: Task,
     test: Task,
     neurons: NeuronSet,
     *,
@@ -114,10 +112,11 @@ def transfer_experiment(
     settings = (experiment, controls_of(controls), training, testing, run)
     experiment, controls, training, testing, run = with_options(options, *settings)
     languages = _languages(test, experiment)
-    _check_kinds(task, test)
     for name, items in (("training", task), ("dev", experiment.dev)):
         if items is not None:
             check_apart(items, test, experiment.source, name)
+    # Says before anything is trained whether the task can be trained on, and the test be answered afterwards.
+    task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
     trainings = _planned(neurons, experiment, languages[1:], controls)
     own_patches = written_patches(patches or {}, languages[1:])
     folder = None if run.out is None else run.out.expanduser().resolve()
@@ -218,7 +217,7 @@ class Measuring:
 
     def rows(self, planned: PlannedTraining, tuned: Finetuned) -> pd.DataFrame:
         """Score a trained model in every language, without and with patches: rows of a ``Transfer``."""
-        task = _answered(self.test, tuned)
+        task = self.test if tuned.head is None else self.test.with_head(tuned.head)
         patches = {(UNPATCHED, language): [] for language in self.languages} | dict(self.patches)
         jobs = {
             (name, language): self._job(task, tuned, language, parts)
@@ -245,7 +244,7 @@ class Measuring:
 def train_and_measure(
     model: torch.nn.Module,
     planned: PlannedTraining,
-    task: LabelledPairs,
+    task: Task,
     arguments: Mapping[str, Any],
     training: Training,
     measuring: Measuring,
@@ -303,18 +302,11 @@ def _languages(test: Task, experiment: Experiment) -> list[str]:
     return chosen_languages([test], [source]) + chosen_languages([test], targets)
 
 
-def _check_kinds(task: object, test: Task) -> None:
-    answering = isinstance(task, XQuAD)
-    if answering != bool(test.generates) or not (answering or hasattr(test, "by_head")):
-        learned = "answers questions" if answering else "has a head"
-        raise TrainingError(f"A model that {learned} cannot be tested by {test.name!r}: give a test of the same kind.")
-
-
-def check_apart(task: LabelledPairs, test: object, source: str, name: str) -> None:
+def check_apart(task: Task, test: Task, source: str, name: str) -> None:
     """Refuse test items that are trained on, or that decide which parameters are kept.
 
     Args:
-        task: What has ``items``: the training or the dev task.
+        task: The training or the dev task; one without ``items`` cannot be compared with the test.
         test: The task that is evaluated.
         source: The language of the training data.
         name: Purpose of the task: "training" or "dev".
@@ -323,13 +315,13 @@ def check_apart(task: LabelledPairs, test: object, source: str, name: str) -> No
         LanguageError: If the task has no items in that language.
         TrainingError: If it shares items with the test.
     """
-    if source not in task.items:
-        raise LanguageError(f"The task has no {name} data. {unknown('language', source, task.items)}")
-    items = getattr(test, "items", {}).get(source)
-    if items is None:
+    if source not in task.languages:
+        raise LanguageError(f"The task has no {name} data. {unknown('language', source, task.languages)}")
+    test_items, items = (getattr(part, "items", {}).get(source) for part in (test, task))
+    if test_items is None or items is None:
         return
-    shared = [name for name in TEXTS if name in items.columns and name in task.items[source].columns]
-    same = items[shared].drop_duplicates().merge(task.items[source][shared].drop_duplicates()) if shared else []
+    shared = [column for column in TEXTS if column in test_items.columns and column in items.columns]
+    same = test_items[shared].drop_duplicates().merge(items[shared].drop_duplicates()) if shared else []
     if len(same):
         raise TrainingError(
             f"{len(same)} of the test items in {source!r} are among the {name} items: take another split, or divide "
@@ -345,10 +337,6 @@ def _maker(experiment: Experiment) -> MakeUpdate:
         return MaskedLoRA(neurons, *form, seed)
 
     return make
-
-
-def _answered(test: Any, tuned: Finetuned) -> Task:
-    return test if tuned.head is None else test.by_head(tuned.head)
 
 
 def _long(task: Task, table: pd.DataFrame) -> pd.DataFrame:

@@ -16,13 +16,12 @@ from langneurons.identification import NeuronSet
 from langneurons.models import view
 from langneurons.patches import SetTo, intervene
 from langneurons.run import ThisProcess
+from langneurons.settings import Training
 from langneurons.tasks.heads import ClassificationHead, last_hidden, pair_tokens, pairs_of
-from langneurons.tasks.padded_head import PadPositionHead
 from langneurons.tasks.task import Task
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA, MaskedRows
-from langneurons.training.objectives import Answering, Classifying
 from langneurons.training.schedule import Order
 from tests.training.small import pairs, questions, shift, tiny
 
@@ -47,7 +46,7 @@ def test_a_head_and_an_update_learn_what_one_word_tells(any_model):
     task = pairs(60)
     tuned = finetune(any_model, task, shift(any_model), languages=["en"], epochs=8, batch_size=12, **QUIET)
     with tuned.attach(any_model):
-        accuracy = task.by_head(tuned.head).measure(any_model, "en")["accuracy"].mean()
+        accuracy = task.with_head(tuned.head).measure(any_model, "en")["accuracy"].mean()
     assert accuracy > 0.7
     assert tuned.history["loss"].iloc[-5:].mean() < 0.8 * tuned.history["loss"].iloc[0]
     assert tuned.trainable == {"Shift(from 0.0)": 12, "head": 3 * 32 + 3}
@@ -75,7 +74,7 @@ def test_a_classification_step_follows_a_naive_loop(any_model):
         any_model, task, update, epochs=3, batch_size=4, accumulate=2, schedule="constant", warmup=0, clip=None, **QUIET
     )
     update.prepare(any_model)
-    start = Classifying(view(any_model), task, seed=0).head()
+    start = task.objective(view(any_model)).head()
     weight, bias = start.weight.clone().requires_grad_(), start.bias.clone().requires_grad_()
     ours = [weight, bias, *update.parameters()]
     optimizer = torch.optim.AdamW(ours, lr=0.05, weight_decay=0.1)
@@ -100,7 +99,7 @@ def test_a_classification_step_follows_a_naive_loop(any_model):
 @pytest.mark.parametrize("loss_on", ["answer", "all"])
 def test_the_loss_of_answers_is_that_of_a_naive_loop(any_model, loss_on):
     seen, task = view(any_model), questions(5)
-    objective = Answering(seen, task, ["en"], loss_on)
+    objective = task.objective(seen, ["en"], Training(loss_on=loss_on))
     total = 0.0
     for row, item in task.items["en"].iterrows():
         prompt = seen.tokenizer(task.prompts["en"].format(**item)).input_ids
@@ -164,7 +163,7 @@ def test_a_task_is_asked_of_the_fine_tuned_model(model, tmp_path):
     asked = tuned.ask(task)
     assert isinstance(asked, Task)
     with tuned.attach(model):
-        expected = task.by_head(tuned.head).measure(model, "hi")
+        expected = task.with_head(tuned.head).measure(model, "hi")
     pd.testing.assert_frame_equal(asked.measure(model, "hi"), expected)
     assert not view(model).hooked
     evaluation = evaluate(model, asked, ["hi"], out=tmp_path / "kept", progress=False)
@@ -172,7 +171,7 @@ def test_a_task_is_asked_of_the_fine_tuned_model(model, tmp_path):
     loaded = ln.load(tuned.save(tmp_path / "saved"))
     assert loaded.ask(task).fingerprint == asked.fingerprint
     other = finetune(model, task, lora, steps=6, seed=1, **QUIET)
-    fingerprints = {asked.fingerprint, other.ask(task).fingerprint, task.by_head(tuned.head).fingerprint}
+    fingerprints = {asked.fingerprint, other.ask(task).fingerprint, task.with_head(tuned.head).fingerprint}
     assert len(fingerprints) == 3
     answers = questions(4)
     generated = finetune(model, answers, lora, steps=1, **QUIET).ask(answers)
@@ -206,7 +205,7 @@ def test_an_update_that_could_not_be_read_back_is_not_saved(model, tmp_path):
 
 def test_how_examples_are_divided_into_batches_changes_no_loss(model):
     rows = np.arange(16)
-    for objective in (Classifying(view(model), pairs(16)), Answering(view(model), questions(16))):
+    for objective in (task.objective(view(model)) for task in (pairs(16), questions(16))):
         parts = [objective.loss(view(model), part) for part in (rows[:5], rows[5:6], rows[6:])]
         torch.testing.assert_close(objective.loss(view(model), rows), sum(parts))
 
@@ -214,9 +213,8 @@ def test_how_examples_are_divided_into_batches_changes_no_loss(model):
 def test_the_papers_position_is_trained_and_evaluated_alike(model):
     task = pairs(12, languages=("en",))
     tuned = finetune(model, task, shift(model), position="padding", positions=24, epochs=4, **QUIET)
-    assert isinstance(tuned.head, PadPositionHead)
-    assert tuned.head.positions == 24
-    objective = Classifying(view(model), task, position="padding", positions=24)
+    assert (tuned.head.position, tuned.head.positions) == ("padding", 24)
+    objective = task.objective(view(model), training=Training(position="padding", positions=24))
     naive = functional.cross_entropy(
         objective.head().logits(model, pairs_of(task.items["en"])),
         torch.tensor([list(tuned.head.labels).index(label) for label in task.items["en"]["label"]]),
@@ -253,7 +251,7 @@ def test_patches_are_held_while_it_trains(model):
     plain = finetune(model, pairs(12, languages=("en",)), None, steps=1, batch_size=12, **QUIET)
     with intervene(model, patch):
         hidden = last_hidden(model, pairs_of(table))
-    start = Classifying(view(model), pairs(12, languages=("en",)), seed=0).head()
+    start = pairs(12, languages=("en",)).objective(view(model)).head()
     golds = torch.tensor([list(start.labels).index(label) for label in table["label"]])
     patched = finetune(model, pairs(12, languages=("en",)), None, steps=1, batch_size=12, patches=[patch], **QUIET)
     expected = float(functional.cross_entropy(start.read(hidden), golds))
@@ -297,7 +295,7 @@ def test_an_evaluation_sees_the_update(model):
     tuned = finetune(model, task, shift(model, start=2.0), epochs=3, **QUIET)
     found = tuned.evaluate(model, task, ["en"], progress=False)
     with tuned.attach(model):
-        expected = task.by_head(tuned.head).measure(model, "en")
+        expected = task.with_head(tuned.head).measure(model, "en")
     assert found.rows["value"].tolist() == expected["accuracy"].tolist()
 
 

@@ -108,9 +108,9 @@ def test_a_trained_model_scores_as_it_does_by_hand(run, model, task, test, neuro
         model, task, lora, languages=["en"], steps=3, batch_size=4, learning_rate=0.01, seed=1, progress=False
     )
     with tuned.attach(model):
-        plain = test.by_head(tuned.head).measure(model, "hi")
+        plain = test.with_head(tuned.head).measure(model, "hi")
         with ln.intervene(model, PATCHES["zero"]("hi")):
-            patched = test.by_head(tuned.head).measure(model, "hi")
+            patched = test.with_head(tuned.head).measure(model, "hi")
     for name, expected in (("unpatched", plain), ("zero", patched)):
         rows = found.rows.query("condition == 'target' and target == 'hi' and seed == 1 and language == 'hi'")
         rows = rows[rows["patch"] == name]
@@ -152,7 +152,7 @@ def test_every_training_starts_from_the_head_that_is_given(model, task, test, ne
     options = {"conditions": ["none"], "seeds": 1, "targets": ["hi"], **OPTIONS, "learning_rate": 1e-9}
     head = ln.tasks.ClassificationHead.fit(model, task)
     started = transfer_experiment(model, task, test, neurons, head=head, **options)
-    expected = test.by_head(head).measure(model, "hi")["prediction"].tolist()
+    expected = test.with_head(head).measure(model, "hi")["prediction"].tolist()
     assert started.rows.query("language == 'hi'")["prediction"].tolist() == expected
 
 
