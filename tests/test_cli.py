@@ -295,9 +295,9 @@ def test_what_cannot_be_evaluated_is_a_sentence(capsys, monkeypatch, pairs, argu
 @pytest.mark.parametrize(
     ("text", "patch"),
     [
-        ("0", "Set"),
-        ("set:1.5", "Set"),
-        ("mean", "Set"),
+        ("0", "SetTo"),
+        ("set:1.5", "SetTo"),
+        ("mean", "SetTo"),
         ("add:p90", "Add"),
         ("scale:2", "Scale"),
         ("diffmean", "DiffMean"),

@@ -234,7 +234,7 @@ def main() -> None:
         import_module(f"langneurons.cli.{module}")
     try:
         # Not standalone: typer would answer Ctrl-C itself, without saying that the work goes on.
-        status = app(args=modernised(sys.argv[1:]), standalone_mode=False)
+        status = app(args=modernised(sys.argv[1:]), prog_name="langneurons", standalone_mode=False)
     except LangNeuronsError as error:
         if debug:
             raise

@@ -73,7 +73,6 @@ class ComparisonOptions(Settings):
     heldout: str | None = Field(
         None, description="Text to patch and ablate on: files with heldout in their name; by default neither is done."
     )
-    site: str = Field("act", description="pre, act, post or head.")
     nulls: tuple[str, ...] = Field(("shuffled",), description="Nulls to record: shuffled, source, topic.")
     value: float = Field(0.0, description="Number that patched and ablated neurons are set to.")
     sample: Count = Field(200, description="Neurons to ablate, drawn at random from all.")
@@ -180,17 +179,15 @@ def validity(
         raise StatisticsError(
             f"The nulls are recorded at 'act', these statistics at {stats.site!r}: leave --model away."
         )
-    identified_by, stats = (
-        method_of(method, option or []),
-        stats if text.languages is None else stats.select(text.languages),
-    )
-    print(ln.split_half(identified_by, stats, splits, text.seed))
+    stats = stats if text.languages is None else stats.select(text.languages)
+    checked = method_of(method, option or [])
+    print(ln.split_half(checked, stats, splits, text.seed))
     if model is not None and corpus is not None:
         texts = ln.load_corpus(corpus, text.languages, text_column=text.text_column, split=text.split)
         print(ln.nulls(checked, ln.load_model(model), texts, seed=text.seed, recording=recording, run=run))
 
 
-@command(required=("out",))
+@command(old={"--site": "--sites"}, required=("out",))
 def compare_methods(
     model: Model,
     corpus: Texts,
@@ -219,14 +216,13 @@ def compare_methods(
         load_model(model, options),
         texts,
         heldout,
-        site=compared.site,
         nulls=compared.nulls,
         value=compared.value,
         controls=controls,
         sample=compared.sample,
         recording=recording,
-        testing=testing,
         run=run,
+        **testing.model_dump(),
     )
     print(comparison)
     print(f"Written to {comparison.save(Path(str(run.out)) / 'comparison')}")
@@ -246,7 +242,7 @@ def profile(
     options: ModelOptions = ModelOptions(),
 ) -> None:
     """Look at single neurons: the texts that move them, the tokens they promote, the neurons like them."""
-    from langneurons.analysis.profiling import clearest_neurons
+    from langneurons.analysis.profiles import clearest_neurons
 
     neurons, stats = files.load(text.languages)
     if len(neurons) > most and stats is None:

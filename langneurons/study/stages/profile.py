@@ -46,7 +46,7 @@ class ProfileStage(Stage[ReportPart]):
 
     def run(self, step: Step, work: "Work") -> None:
         """Look at the clearest neurons."""
-        from langneurons.analysis.profiling import clearest_neurons
+        from langneurons.analysis.profiles import clearest_neurons
 
         neurons, stats = work.neurons(step)
         stats = stats.at(neurons.site)
