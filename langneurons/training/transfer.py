@@ -224,7 +224,7 @@ class Measuring:
             for (name, language), parts in patches.items()
             if language in planned.languages(self.languages)
         }
-        tables = measure_jobs(self.model, jobs, self.folder, progress=False)
+        tables = measure_jobs(self.model, jobs, Run(out=self.folder, progress=False))
         rows = [_long(task, table).assign(patch=key[0], language=key[1]) for key, table in tables.items()]
         about = dict(zip(ROWS[:4], planned.about, strict=True))
         return pd.concat(rows, ignore_index=True).assign(**about).reindex(columns=ROWS)
