@@ -298,7 +298,9 @@ class Probing(Settings):
     permutations: int = Field(1000, ge=100, description="Exchanges per test; finer p-values take more.")
     max_items: Count | None = Field(None, description="Items to read at most, in whole clusters; by default all.")
     probe_sizes: tuple[Count, ...] = Field(
-        (1, 2, 4, 8, 16), description="Numbers of neurons that probes read; empty leaves probes out."
+        (1, 2, 4, 8, 16),
+        description="Numbers of neurons that probes read; empty leaves probes out.",
+        json_schema_extra={"possible": "whole numbers of at least 1"},
     )
     least_share: float = Field(
         0.01, ge=0, lt=1, description="Share of the remaining variance below which an effect counts as none."
