@@ -35,8 +35,8 @@ def run_demo(out: Path) -> str:
     text = ln.HeldoutText.of(model, heldout, HELDOUT_TOKENS, context_length=128)
     matrix = ln.perplexity_matrix(model, text, lape, controls=CONTROLS, stats=stats, out=out / "matrix")
     matrix.save(out / "matrix" / "effects")
-    shown = clearest_neurons(lape, stats, PAGES)
-    profiles = ln.profile(model, shown, train, stats, k=3, documents=TEXTS)
+    neurons = clearest_neurons(lape, stats, PAGES)
+    profiles = ln.profile(model, neurons, train, stats, k=3, documents=TEXTS)
     profiles.save(out / "profiles")
     resolution = detectable(stats)
     page = ln.write_report(
