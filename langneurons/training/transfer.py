@@ -34,7 +34,7 @@ from langneurons.settings import (
 from langneurons.tasks.task import Task
 from langneurons.training.conditions import Condition, conditions
 from langneurons.training.finetuned import Finetuned
-from langneurons.training.finetuning import WITHOUT_EFFECT, finetune
+from langneurons.training.finetuning import WITHOUT_EFFECT, check_task, finetune
 from langneurons.training.lora import MaskedLoRA, Update
 from langneurons.training.transfer_table import ROWS, TRAININGS, Transfer
 
@@ -111,6 +111,8 @@ def transfer_experiment(
         raise TrainingError("The training data is in one language: say which by source=, not by languages=.")
     settings = (experiment, controls_of(controls), training, testing, run)
     experiment, controls, training, testing, run = with_options(options, *settings)
+    check_task(task)
+    check_task(test)
     languages = _languages(test, experiment)
     for name, items in (("training", task), ("dev", experiment.dev)):
         if items is not None:
