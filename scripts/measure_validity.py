@@ -170,8 +170,8 @@ def counted(
         model, corpus.shuffle(arguments.seed), everyone, arguments.tokens, arguments.context, arguments.batch
     )
     arrays = {"fired": firing.fired, "neurons": firing.neurons}
-    storage.write_tensors(tensors, {name: torch.from_numpy(array) for name, array in arrays.items()})
-    storage.write_table(table, firing.tokens)
+    storage.write_tensors(tensors, {name: torch.from_numpy(array) for name, array in arrays.items()}, sidecar=True)
+    storage.write_table(table, firing.tokens, sidecar=True)
     return firing
 
 

@@ -25,7 +25,7 @@ from langneurons.effects.placement import ALL
 from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsError, TaskError
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
 from langneurons.evaluation.matrix import perplexity_matrix
-from langneurons.identification.matching import random_stream
+from langneurons.identification.controls import random_stream
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.selection import Method
 from langneurons.patches.patch import Value

@@ -24,7 +24,7 @@ from langneurons.analysis.ablation.measured import check_languages, measured
 from langneurons.corpora import Blocks, Corpus
 from langneurons.errors import EffectError, TaskError
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text, losses
-from langneurons.identification.matching import random_stream
+from langneurons.identification.controls import random_stream
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits

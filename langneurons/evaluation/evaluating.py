@@ -1,9 +1,8 @@
 """evaluate(): tasks in several languages, unpatched, patched, and with the same patch on control neurons."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from itertools import chain, product
+from itertools import product
 from typing import Any, Unpack
 
 import pandas as pd
@@ -13,10 +12,9 @@ from langneurons.corpora.loading import distinct
 from langneurons.effects.estimation import difference
 from langneurons.errors import LanguageError, PatchError, TaskError, unknown
 from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
-from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs, statistics_at
-from langneurons.identification.neurons import NeuronSet
+from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs
 from langneurons.models import view
-from langneurons.patches.patch import Patch
+from langneurons.patches.patch import Patch, control_patches
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
 from langneurons.tasks.task import Task
 
@@ -75,7 +73,7 @@ def evaluate(
     tasks = _tasks(tasks, head)
     languages = chosen_languages(tasks, languages)
     by_cell = written_patches(patches or {}, languages)
-    conditions = {(UNPATCHED, language): [] for language in languages} | by_cell | _control_patches(by_cell, controls)
+    conditions = {(UNPATCHED, language): [] for language in languages} | by_cell | control_patches(by_cell, controls)
     jobs = {
         (index, *name): job
         for index, task in enumerate(tasks)
@@ -187,39 +185,6 @@ def _cell(name: str, patches: Any) -> list[Patch]:
     if not patches:
         raise PatchError(f"{name!r} gives no patch: the unpatched model is measured anyway.")
     return patches
-
-
-def _control_patches(
-    by_cell: Mapping[tuple[str, str], Sequence[Patch]], controls: Controls
-) -> dict[tuple[str, str, int], list[Patch]]:
-    """The same patches on matched neurons that no patch writes at, in any language."""
-    at_site: dict[str, list[NeuronSet]] = {}
-    for patch in chain.from_iterable(by_cell.values()) if controls.draws else ():
-        at_site.setdefault(patch.neurons.site, []).append(patch.neurons)
-    patched = {site: _union(sets) for site, sets in at_site.items()}
-    return {
-        (*name, draw): [_control(patch, controls, draw, patched[patch.neurons.site]) for patch in patches]
-        for draw in range(controls.draws)
-        for name, patches in by_cell.items()
-    }
-
-
-def _union(sets: Sequence[NeuronSet]) -> NeuronSet:
-    units = torch.cat([neurons.indices() for neurons in sets]).unique(dim=0)
-    members = {"patched": [(int(layer), int(unit)) for layer, unit in units]}
-    return NeuronSet.of(members, sets[0].shape, sets[0].site, sets[0].model)
-
-
-def _control(patch: Patch, controls: Controls, draw: int, patched: NeuronSet) -> Patch:
-    stats = statistics_at(controls, patch.neurons.site)
-    if any(isinstance(value, torch.Tensor) and value.ndim == 1 for value in patch.values.values()):
-        raise PatchError(
-            "One raw value per neuron cannot be read at control neurons: give SiteValues, or values of all neurons of "
-            "the model, or controls=0."
-        )
-    match = controls.match or ("layer" if stats is None else "layer+magnitude")
-    neurons = patch.neurons.matched_control(stats, controls.seed * 10_007 + draw, match, exclude=patched)
-    return replace(patch, neurons=neurons)
 
 
 def task_jobs(

@@ -13,7 +13,8 @@ from langneurons.effects.placement import placement_columns, relative_changes, s
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, PatchError, StatisticsError
 from langneurons.evaluation.heldout_text import HeldoutText
-from langneurons.evaluation.measuring import LanguageRows, loss_effects, measure, split_by_language, statistics_at
+from langneurons.evaluation.measuring import LanguageRows, loss_effects, measure, split_by_language
+from langneurons.identification.controls import matched_by, statistics_at
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Patch, SetTo, Value
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
@@ -91,7 +92,7 @@ def perplexity_matrix(
         "patches": {label: patches["set", label].fingerprint for label in patched},
         "neurons": neurons.method,
         "controls": controls.draws,
-        "match": controls.match or ("layer" if controls.stats is None else "layer+magnitude"),
+        "match": matched_by(controls),
     }
     labels = {(label,): rows for label, rows in patched.items()}
     table = loss_effects(model, text, labels, baseline, ("patched", "measured"), settings, testing)
@@ -111,12 +112,11 @@ def _neurons_of_conditions(neurons: NeuronSet, controls: Controls) -> dict[tuple
         raise EffectError(f"No label of {neurons!r} has a neuron: there is nothing to patch.")
     neurons = replace(neurons, members={label: neurons.members[label] for label in labels}, scores={})
     conditions: dict[tuple, NeuronSet] = {("set", label): neurons[label] for label in labels}
-    stats = statistics_at(controls, neurons.site) if controls.draws else None
-    match = controls.match or ("layer" if stats is None else "layer+magnitude")
     for draw in range(controls.draws):
-        control = neurons.matched_control(stats, controls.seed * 10_007 + draw, match)
+        control = neurons.matched_control(controls, draw)
         conditions |= {("matched", label, draw): control[label] for label in labels}
-    if stats is not None:
+    stats = statistics_at(controls, neurons.site)
+    if controls.draws and stats is not None:
         try:
             neutral = neurons.neutral_control(stats)
         except StatisticsError:

@@ -22,9 +22,8 @@ from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.recording.statistics import ActivationStats
 from langneurons.run import PIECES_PER_WORKER, Cost, Executor, chosen_executor, say
-from langneurons.settings import Controls, Run, Testing
+from langneurons.settings import Run, Testing
 
 BATCH_SIZE = 8
 Conditions = Mapping[tuple, Sequence[Patch]]
@@ -163,7 +162,7 @@ def _rows(
         if rows is None:
             rows = next(fresh) if key in to_do else measure_job(model, jobs[key])
             if path is not None:
-                storage.write_table(path, rows)
+                storage.write_table(path, rows, sidecar=True)
         yield rows
 
 
@@ -213,22 +212,6 @@ def check_reads_text(patch: Patch) -> None:
             "While a text is scored nothing is generated, so a patch with positions='generated' would do nothing: "
             "possible are 'all' and 'prompt'."
         )
-
-
-def statistics_at(controls: Controls, site: str) -> ActivationStats | None:
-    """The statistics at a site, by which controls match magnitudes; None where no statistics are given.
-
-    Raises:
-        PatchError: If statistics are given, but none of that site.
-    """
-    if controls.stats is None:
-        return None
-    several = list(controls.stats) if isinstance(controls.stats, Sequence) else [controls.stats]
-    for stats in several:
-        if site in stats.records:
-            return stats.at(site)
-    sites = ", ".join(site for stats in several for site in stats.records)
-    raise PatchError(f"Controls of a patch at {site!r} need statistics of that site; given are those of {sites}.")
 
 
 def loss_effects(

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from langneurons.errors import NeuronSetError
-from langneurons.identification.matching import shape_text
+from langneurons.identification.indices import shape_text
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.style import COLOURS, DASHES, FAINT, SHADES, legend_above, span, styled

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from langneurons.analysis.ablation.conditions import Controls, Written, check_options, joined, prefixes
+from langneurons.analysis.ablation.conditions import Written, check_options, prefixes
 from langneurons.analysis.ablation.measured import Metric, Numbers, check_clusters, check_languages, measured
 from langneurons.analysis.ablation.result import Ablation, check_min_effect
 from langneurons.analysis.ablation.running import UNPATCHED, Runner
@@ -20,12 +20,13 @@ from langneurons.effects import estimation
 from langneurons.effects.estimation import many_effects
 from langneurons.effects.pairing import BASELINE
 from langneurons.errors import EffectError
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.controls import matched_by
+from langneurons.identification.neurons import NeuronSet, united
 from langneurons.models import view
 from langneurons.patches.patch import Value
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor
-from langneurons.settings import Testing
+from langneurons.settings import Controls, Testing
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -102,6 +103,7 @@ def ablate(
         [['hi', 0, 3, 'en'], ['hi', 1, 2, 'en'], ['hi', 0, 3, 'hi'], ['hi', 1, 2, 'hi']]
     """
     check_options(neurons, each, controls, rows)
+    how = Controls(draws=controls, stats=stats, seed=seed)
     check_min_effect(min_effect)
     Testing(margin=delta, resamples=resamples)
     neurons = replace(neurons, members={k: v for k, v in neurons.members.items() if len(v)}, scores={})
@@ -110,7 +112,7 @@ def ablate(
     chosen = check_languages(source, languages)
     check_clusters(source, view(model), chosen)
     runner = Runner(model, source, written, chosen, rows, out, progress, executor)
-    conditions, drawn = _measured(runner, neurons, each, Controls(controls, stats, seed), order)
+    conditions, drawn = _measured(runner, neurons, each, how, order)
     options = {"per": source.per, "margin": delta, "resamples": resamples, "seed": seed}
     found = {
         (*key, language): one
@@ -127,7 +129,7 @@ def ablate(
         "site": neurons.site,
         "each": each,
         "controls": controls,
-        "match": "layer" if stats is None else "layer+magnitude",
+        "match": matched_by(how),
         "min_effect": min_effect,
         "own_unit": isinstance(source, Numbers),
     }
@@ -155,18 +157,18 @@ def _measured(runner: Runner, neurons: NeuronSet, each: str, controls: Controls,
 
 
 def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> Found:
-    drawn = controls.neurons(neurons)
-    tables = runner.alone(joined([neurons, *drawn.values()]))
+    drawn = neurons.single_controls(controls)
+    tables = runner.alone(united([neurons, drawn]))
     found: Conditions = {
         (label, layer, unit): (tables, str(layer * neurons.shape[1] + unit))
         for label in neurons.languages
         for layer, unit in neurons[label].indices().tolist()
     }
     parts = []
-    for label, chosen in drawn.items():
-        layer, unit = np.divmod(chosen.members[label], neurons.shape[1])
+    for label, flat in drawn.members.items():
+        layer, unit = np.divmod(flat, neurons.shape[1])
         for language in runner.languages:
-            effect = _changes(runner, tables[language], chosen.members[label])
+            effect = _changes(runner, tables[language], flat)
             about = {"label": label, "layer": layer, "neuron": unit, "language": language}
             parts.append(pd.DataFrame({**about, "effect": effect}))
     return found, pd.concat(parts, ignore_index=True) if parts else None
@@ -174,23 +176,23 @@ def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> Found:
 
 def _grouped(runner: Runner, neurons: NeuronSet, controls: Controls) -> Found:
     sets = {label: neurons[label] for label in neurons.languages}
-    draws = {label: controls.sets(neurons, label) for label in neurons.languages}
+    draws = [neurons.matched_control(controls, draw) for draw in range(controls.draws)]
     # The first word tells what a column is, whatever labels are called.
-    drawn = {f"control {draw} {label}": one for label, ones in draws.items() for draw, one in enumerate(ones)}
+    drawn = {f"control {draw} {label}": draws[draw][label] for label in sets for draw in range(controls.draws)}
     tables = runner.together({f"set {label}": one for label, one in sets.items()} | drawn)
     found: Conditions = {(label, len(one)): (tables, f"set {label}") for label, one in sets.items()}
     parts = []
     for label, language in product(sets, runner.languages):
-        effect = _changes(runner, tables[language], [f"control {draw} {label}" for draw in range(controls.number)])
-        about = {"label": label, "draw": range(controls.number), "language": language}
+        effect = _changes(runner, tables[language], [f"control {draw} {label}" for draw in range(controls.draws)])
+        about = {"label": label, "draw": range(controls.draws), "language": language}
         parts.append(pd.DataFrame({**about, "effect": effect}))
-    return found, pd.concat(parts, ignore_index=True) if controls.number else None
+    return found, pd.concat(parts, ignore_index=True) if controls.draws else None
 
 
 def _added(runner: Runner, neurons: NeuronSet, order: Tensor | None) -> Conditions:
     if order is not None and tuple(order.shape) != neurons.shape:
         raise EffectError(f"order= gives one number a neuron of the model, {neurons.shape}, not {tuple(order.shape)}.")
-    singles = runner.alone(joined([neurons])) if order is None else {}
+    singles = runner.alone(united([neurons])) if order is None else {}
     sets, keys = {}, {}
     for label in neurons.languages:
         ranks = _sizes(runner, singles, neurons, label) if order is None else order

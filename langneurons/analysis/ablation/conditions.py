@@ -1,6 +1,5 @@
 """Which neurons are ablated together, which are their controls, and what is written at them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from langneurons.errors import EffectError, NeuronSetError, StatisticsError, unknown
-from langneurons.identification.matching import random_stream
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import SetTo, Value
 from langneurons.recording.statistics import ActivationStats
@@ -87,47 +85,6 @@ def check_options(neurons: NeuronSet, each: str, controls: int, rows: int) -> No
         raise EffectError("A cumulative ablation has no controls: ask for each='group', or controls=0.")
 
 
-@dataclass(frozen=True, eq=False)
-class Controls:
-    """How control neurons are drawn: outside the set, of the same layers and deciles of magnitude.
-
-    Args:
-        number: How many a label.
-        stats: Statistics to match magnitudes by; None matches layers only.
-        seed: Of the draws.
-    """
-
-    number: int
-    stats: ActivationStats | None
-    seed: int
-
-    def neurons(self, neurons: NeuronSet) -> dict[str, NeuronSet]:
-        """Draw single neurons for every label, composed as the label is; fewer than asked where draws coincide.
-
-        Raises:
-            NeuronSetError: If a layer, or a decile of it, has too few neurons outside the set: nothing is padded.
-        """
-        found = {}
-        for label in neurons.languages if self.number else ():
-            drawn = self.sets(neurons, label, -(-self.number // len(neurons[label])))
-            flat = np.unique(np.concatenate([one.members[label] for one in drawn]))
-            kept = random_stream(self.seed, "pooled controls", label).permutation(flat)[: self.number]
-            found[label] = replace(neurons, members={label: np.sort(kept)})
-        return found
-
-    def sets(self, neurons: NeuronSet, label: str, draws: int | None = None) -> list[NeuronSet]:
-        """Draw whole sets for a label; none of their neurons carries any label.
-
-        Raises:
-            NeuronSetError: As ``neurons``.
-        """
-        match = "layer" if self.stats is None else "layer+magnitude"
-        return [
-            neurons[label].matched_control(self.stats, self.seed * 10_007 + draw, match, exclude=neurons)
-            for draw in range(self.number if draws is None else draws)
-        ]
-
-
 def prefixes(
     neurons: NeuronSet, label: str, order: Float[Tensor, "layer neuron"]
 ) -> dict[int, tuple[NeuronSet, int, int]]:
@@ -144,10 +101,3 @@ def prefixes(
         layer, unit = divmod(int(ranked[size - 1]), neurons.shape[1])
         found[size] = (replace(neurons, members={label: np.sort(ranked[:size])}), layer, unit)
     return found
-
-
-def joined(sets: Iterable[NeuronSet]) -> NeuronSet:
-    """All neurons of several sets of one model, under one label."""
-    first, *others = sets
-    flat = np.unique(np.concatenate([members for one in (first, *others) for members in one.members.values()]))
-    return replace(first, members={"all": flat})

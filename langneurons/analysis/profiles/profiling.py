@@ -12,7 +12,7 @@ from langneurons.analysis.profiles.outputs import similar_neurons
 from langneurons.analysis.profiles.result import EXAMPLES, Profiles
 from langneurons.corpora import Corpus
 from langneurons.errors import NeuronSetError, SiteMismatchError, StaleArtefactError
-from langneurons.identification.matching import fitting_statistics
+from langneurons.identification.controls import fitting_statistics
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.recording.looking import examples, token_values
