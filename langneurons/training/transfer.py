@@ -118,7 +118,7 @@ def transfer_experiment(
         if items is not None:
             check_apart(items, test, experiment.source, name)
     # Says before anything is trained whether the task can be trained on, and the test be answered afterwards.
-    task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
+    protocol = task.objective(view(model), [experiment.source], training, experiment.head).ask(test).protocol
     trainings = _planned(neurons, experiment, languages[1:], controls)
     own_patches = written_patches(patches or {}, languages[1:])
     folder = None if run.out is None else run.out.expanduser().resolve()
@@ -141,7 +141,7 @@ def transfer_experiment(
         trainings=pd.DataFrame(list(costs), columns=TRAININGS),
         references=_references(test, languages),
         settings={
-            **_described(model, test),
+            **_described(model, test, protocol),
             "source": experiment.source,
             "targets": languages[1:],
             "neurons": repr(neurons),
@@ -353,11 +353,11 @@ def _references(test: Task, languages: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["language", "reference", "value"])
 
 
-def _described(model: torch.nn.Module, test: Task) -> dict[str, str]:
+def _described(model: torch.nn.Module, test: Task, protocol: str) -> dict[str, str]:
     model_view = view(model)
     return {
         "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
         "task": test.name,
-        "protocol": test.protocol if test.generates else "head",
+        "protocol": protocol,
         "items": test.fingerprint,
     }
