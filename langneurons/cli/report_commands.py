@@ -11,7 +11,7 @@ from langneurons.cli.entry import Backend, Device, Dtype, Languages, TextColumn,
 from langneurons.cli.parsing import codes
 from langneurons.cli.run_folders import read_folder
 from langneurons.errors import NeuronSetError
-from langneurons.views.report.sections import provenance
+from langneurons.views.report.findings import provenance
 
 QUESTION = "Which neurons belong to which language, and what do they do?"
 

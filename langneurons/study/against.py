@@ -15,7 +15,7 @@ from langneurons.replication.published import Claim, Published, ScoreRow, listed
 from langneurons.study.parts import StudyConfig
 from langneurons.study.steps import Step
 from langneurons.training.conditions import NONE
-from langneurons.views.report.answers import of_matrix
+from langneurons.views.report.findings import of_matrix
 from langneurons.views.style import interval, signed
 
 Results = Mapping[str, tuple[Step, Any]]
