@@ -42,7 +42,7 @@ def conditions(model, stats: ln.ActivationStats, neurons: ln.NeuronSet, argument
 
 def silenced(model, stats: ln.ActivationStats, neurons: ln.NeuronSet, arguments: argparse.Namespace) -> None:
     """The source's neurons, or others like them, at zero while the model is trained, and while it is used."""
-    controls = neurons[SOURCE].matched_control(stats, seed=0)
+    controls = neurons[SOURCE].matched_control(stats)
     for name, chosen in {"source": neurons[SOURCE], "control": controls}.items():
         zero = ln.SetTo(chosen, 0.0)
         options = {"training_patches": zero, "patches": {"silenced": zero}}

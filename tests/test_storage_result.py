@@ -91,9 +91,10 @@ def test_optional_tables_may_be_none_and_required_ones_may_not_be_missing(toy, t
     folder = Toy(toy.rows, {}).save(tmp_path)
     assert Toy.load(folder).controls is None
     content = storage.read_json(folder / "toys.json", Toy.schema)
-    storage.write_json(folder / "toys.json", Toy.schema, {**content, "checksums": {}})
-    with pytest.raises(CorruptArtefactError, match="does not name rows"):
-        Toy.load(folder)
+    for checksums in ({}, [], {**content["checksums"], "../../x": "0" * 32}, {"rows": 3}):
+        storage.write_json(folder / "toys.json", Toy.schema, {**content, "checksums": checksums})
+        with pytest.raises(CorruptArtefactError, match="does not (name rows|fit its checksum)"):
+            Toy.load(folder)
 
 
 def test_what_the_current_functions_wrote_is_read(toy, tmp_path):
@@ -251,6 +252,17 @@ def test_three_digits_are_right_for_every_number(value):
     if 1e-5 <= abs(value) < 1e15:
         assert "e" not in text
     assert len(text.lstrip("-0.").replace(".", "").replace(",", "").partition("e")[0]) <= 3 or abs(value) > 999
+
+
+def test_cells_that_hold_lists_arrays_or_truths_are_printed():
+    frame = pd.DataFrame(
+        {"a": [[1, 2], np.array([3.5, 4.5]), None], "b": [True, False, None], "seed": [1.0, 2000, None]}
+    )
+    assert Table(frame).texts().to_numpy().tolist() == [
+        ["[1, 2]", "yes", "1"],
+        ["[3.5 4.5]", "no", "2000"],
+        ["–", "–", "–"],
+    ]
 
 
 # ---- drawing ----

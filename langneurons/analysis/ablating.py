@@ -24,11 +24,11 @@ from langneurons.analysis.running import UNPATCHED, Runner
 from langneurons.effects.estimation import many_effects
 from langneurons.effects.pairing import BASELINE
 from langneurons.errors import EffectError, LangNeuronsWarning, NeuronSetError, unknown
-from langneurons.identification.matching import random_stream
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.controls import matched_by, statistics_at
+from langneurons.identification.neurons import NeuronSet, united
 from langneurons.models import view
 from langneurons.patches.patch import Value
-from langneurons.settings import ControlledOptions, Controls, Match, Run, Testing, controls_of, with_options
+from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
 
 KEYS = {
     "neuron": ("label", "layer", "neuron"),
@@ -105,13 +105,13 @@ def ablate(
         >>> ablation.rows[["label", "layer", "neuron", "language"]].values.tolist()
         [['hi', 0, 3, 'en'], ['hi', 1, 2, 'en'], ['hi', 0, 3, 'hi'], ['hi', 1, 2, 'hi']]
     """
-    renamed = with_current_names(options)
+    renamed = in_places_of_today(options)
     each, printed = renamed.pop("order", each), {name: renamed.pop(name) for name in {"min_effect"} & set(renamed)}
     controls, testing, run = with_options(renamed, controls_of(controls), testing, run)
     order, each = (each, "cumulative") if isinstance(each, Tensor) else (None, each)
     _check(neurons, each, order, controls)
     neurons = replace(neurons, members={k: v for k, v in neurons.members.items() if len(v)}, scores={})
-    ablation_value = AblationValue.of(value, controls.stats, neurons, controls.draws)
+    ablation_value = AblationValue.of(value, statistics_at(controls, neurons.site), neurons, controls.draws)
     measured_metric = metric_of(model, data, metric)
     model_view, languages = view(model), measured_languages(measured_metric, languages)
     check_clusters(measured_metric, model_view, languages)
@@ -125,16 +125,7 @@ def ablate(
         table = tables[language]
         after = table[list(conditions.values())].to_numpy().T
         before = table[["item", "cluster"]].assign(**{measured_metric.name: table[UNPATCHED]})
-        judged = many_effects(
-            after,
-            before,
-            measured_metric.name,
-            measured_metric.per,
-            delta=testing.margin,
-            level=testing.level,
-            resamples=testing.samples,
-            seed=testing.seed,
-        )
+        judged = many_effects(after, before, measured_metric.name, measured_metric.per, testing=testing)
         effects |= {(*key, language): effect for key, effect in zip(conditions, judged, strict=True)}
     settings = {
         "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
@@ -145,7 +136,7 @@ def ablate(
         "site": neurons.site,
         "each": each,
         "controls": controls.draws,
-        "match": _match(controls),
+        "match": matched_by(controls),
         "per": measured_metric.per,
         "margin": testing.margin,
         "level": testing.level,
@@ -157,7 +148,7 @@ def ablate(
     return Ablation.of(effects, [*KEYS[each], "language"], control_effects, settings)
 
 
-def with_current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+def in_places_of_today(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options, where ``rows``, ``order`` and ``min_effect`` of version 0.1.0 have the names, or places, of today."""
     places = {
         "rows": "batch_size=",
@@ -183,34 +174,9 @@ def _check(neurons: NeuronSet, each: str, order: Tensor | None, controls: Contro
         )
 
 
-def _match(controls: Controls) -> Match:
-    return controls.match or ("layer" if controls.stats is None else "layer+magnitude")
-
-
-def _draws(neurons: NeuronSet, label: str, controls: Controls, draws: int) -> list[NeuronSet]:
-    """Whole control sets of one label; none of their neurons carries any label."""
-    return [
-        neurons[label].matched_control(controls.stats, controls.seed * 10_007 + draw, _match(controls), exclude=neurons)
-        for draw in range(draws)
-    ]
-
-
-def _single_controls(neurons: NeuronSet, controls: Controls) -> NeuronSet:
-    """Single control neurons of every label, composed as the label is; fewer than wanted where draws coincide."""
-    members = {}
-    for label, flat in neurons.members.items() if controls.draws else ():
-        sets = _draws(neurons, label, controls, -(-controls.draws // len(flat)))
-        pooled = np.unique(np.concatenate([control.members[label] for control in sets]))
-        order = random_stream(controls.seed, "pooled controls", label).permutation(pooled)
-        members[label] = np.sort(order[: controls.draws])
-    return replace(neurons, members=members)
-
-
 def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, pd.DataFrame | None]:
-    single_controls = _single_controls(neurons, controls)
-    every = {f"set {label}": flat for label, flat in neurons.members.items()}
-    every |= {f"control {label}": flat for label, flat in single_controls.members.items()}
-    tables = runner.alone(replace(neurons, members=every))
+    single_controls = neurons.single_controls(controls)
+    tables = runner.alone(united([neurons, single_controls]))
     conditions: Conditions = {
         (label, layer, unit): str(layer * neurons.shape[1] + unit)
         for label in neurons.languages
@@ -226,11 +192,10 @@ def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tabl
 
 
 def _grouped(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, pd.DataFrame | None]:
+    draws = [neurons.matched_control(controls, draw) for draw in range(controls.draws)]
     # The first word tells what a column is, whatever labels are called.
     sets = {f"set {label}": neurons[label] for label in neurons.languages}
-    for label in neurons.languages:
-        draws = _draws(neurons, label, controls, controls.draws)
-        sets |= {f"control {draw} {label}": control for draw, control in enumerate(draws)}
+    sets |= {f"control {draw} {label}": draws[draw][label] for label in neurons.languages for draw in range(len(draws))}
     tables = runner.together(sets)
     conditions: Conditions = {(label, len(neurons[label])): f"set {label}" for label in neurons.languages}
     parts = []
@@ -246,7 +211,7 @@ def _added(
     runner: Runner, neurons: NeuronSet, order: Float[Tensor, "layer neuron"] | None
 ) -> tuple[Tables, Conditions]:
     """Add each label's neurons from the top of an order: the first 1, 2, 4, ... and all of them."""
-    singles = runner.alone(neurons) if order is None else {}
+    singles = runner.alone(united([neurons])) if order is None else {}
     sets, conditions = {}, {}
     for label, flat in neurons.members.items():
         sizes = _single_sizes(runner, singles, neurons, label) if order is None else order.flatten().double().numpy()

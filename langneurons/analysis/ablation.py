@@ -11,6 +11,7 @@ import pandas as pd
 from langneurons.effects.estimation import Effect, benjamini_hochberg
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.placement import placement_columns
+from langneurons.effects.table import with_current_names
 from langneurons.errors import EffectError
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import Column, Table
@@ -140,10 +141,7 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
     @classmethod
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
         fields = super()._read(folder, content)
-        settings = fields["settings"]
-        if "delta" in settings:  # what 0.1.0 called the margin
-            settings["margin"] = settings.pop("delta")
-        return fields
+        return fields | {"settings": with_current_names(fields["settings"])}
 
 
 def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:

@@ -279,7 +279,9 @@ def check_clusters(metric: Metric, model_view: ModelView, languages: Sequence[st
     Raises:
         EffectError: If a language's texts are one cluster, because clusters are what is resampled.
     """
-    for language in languages if isinstance(metric, TextMetric) else ():
+    if not isinstance(metric, TextMetric):
+        return
+    for language in languages:
         clusters = {cluster for batch in metric.batches(model_view, language, TEXTS) for cluster in batch.clusters}
         if len(clusters) < 2:
             raise EffectError(

@@ -62,15 +62,14 @@ class Runner:
         return self.run.batch_size or ROWS
 
     def alone(self, neurons: NeuronSet) -> dict[str, pd.DataFrame]:
-        """Ablate every neuron by itself.
+        """Ablate every neuron of the label "all" by itself.
 
         Returns:
             Language -> one row per item: item, cluster, unpatched, and a column per neuron, named by its flat index.
         """
-        flat = np.unique(np.concatenate(list(neurons.members.values())))
         if isinstance(self.metric, TextMetric):
-            return self._tables(self._shards(self.metric, flat, neurons))
-        return self._tables(self._one_by_one(flat, neurons))
+            return self._tables(self._shards(self.metric, neurons))
+        return self._tables(self._one_by_one(neurons))
 
     def together(self, sets: Mapping[str, NeuronSet]) -> dict[str, pd.DataFrame]:
         """Ablate whole sets of neurons.
@@ -106,8 +105,8 @@ class Runner:
     def _about(self, language: str, *more: str) -> str:
         return storage.fingerprint(PROCEDURE, str(self.metric.fingerprint), language, *more)
 
-    def _shards(self, metric: TextMetric, flat: np.ndarray, neurons: NeuronSet) -> dict[tuple, Job]:
-        jobs = {}
+    def _shards(self, metric: TextMetric, neurons: NeuronSet) -> dict[tuple, Job]:
+        jobs, flat = {}, neurons.members["all"]
         for language in self.languages:
             for number, shard in enumerate(np.split(flat, range(SHARD, len(flat), SHARD))):
                 patch = self._checked(shard, neurons, language)
@@ -145,7 +144,8 @@ class Runner:
         # Texts of one length share a batch; in this order clusters are resampled as those of the whole text are.
         return pd.concat(tables).sort_values("cluster", kind="stable", ignore_index=True)
 
-    def _one_by_one(self, flat: np.ndarray, neurons: NeuronSet) -> dict[tuple, Job]:
+    def _one_by_one(self, neurons: NeuronSet) -> dict[tuple, Job]:
+        flat = neurons.members["all"]
         if self.metric.generates:
             return self._sets({str(index): replace(neurons, members={"all": flat[flat == index]}) for index in flat})
         jobs, texts = {}, _RememberedTexts(self)
@@ -191,7 +191,7 @@ def _check_finite(table: pd.DataFrame, width: int) -> None:
     wrong = [str(name) for name in table.columns if not np.isfinite(table[name].to_numpy(float)).all()]
     if UNPATCHED in wrong:
         raise EffectError(
-            "The unpatched model gives values that are no finite number on some texts: metrics must give finite numbers."
+            "The unpatched model gives what is no finite number on some texts: a metric must give finite numbers."
         )
     if wrong:
         raise EffectError(

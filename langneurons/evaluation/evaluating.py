@@ -1,7 +1,6 @@
 """evaluate(): tasks in several languages, unpatched, patched, and with the same patch on control neurons."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -12,15 +11,14 @@ import torch
 
 from langneurons.corpora.loading import distinct
 from langneurons.effects.estimation import difference
-from langneurons.errors import EffectError, LanguageError, PatchError, TaskError, unknown
+from langneurons.errors import LanguageError, PatchError, TaskError, unknown
 from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
 from langneurons.evaluation.measuring import Job, measure_jobs
-from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
-from langneurons.patches.patch import Patch
+from langneurons.patches.patch import Patch, control_patches
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor
-from langneurons.settings import Testing
+from langneurons.settings import Controls, Testing
 from langneurons.tasks.task import Task
 
 Written = Patch | Sequence[Patch]
@@ -84,12 +82,11 @@ def evaluate(
         ['unpatched', 'zero']
     """
     Testing(margin=delta, resamples=resamples)
-    if controls < 0:
-        raise EffectError(f"The number of control draws cannot be negative, given {controls}.")
+    how = Controls(draws=controls, stats=stats, seed=seed)
     asked = _asked(tasks, head)
     chosen = chosen_languages(asked, languages)
     written = written_patches(patches or {}, chosen)
-    drawn = _drawn(written, stats, controls, seed)
+    drawn = control_patches(written, how)
     conditions = {(UNPATCHED, language): [] for language in chosen} | written | drawn
     jobs = {
         (index, *name): job
@@ -202,48 +199,6 @@ def _parts(name: str, given: Any) -> list[Patch]:
     if not parts:
         raise PatchError(f"{name!r} gives no patch: the unpatched model is measured anyway.")
     return parts
-
-
-def _drawn(
-    written: Mapping[tuple[str, str], Sequence[Patch]],
-    stats: ActivationStats | Sequence[ActivationStats] | None,
-    draws: int,
-    seed: int,
-) -> dict[tuple[str, str, int], list[Patch]]:
-    """The same patches on matched neurons that no patch writes at, in any language."""
-    at_site: dict[str, list[NeuronSet]] = {}
-    for patch in (patch for parts in written.values() for patch in parts) if draws else ():
-        at_site.setdefault(patch.neurons.site, []).append(patch.neurons)
-    taken = {site: _union(sets) for site, sets in at_site.items()}
-    return {
-        (*name, draw): [_control(patch, stats, seed * 10_007 + draw, taken[patch.neurons.site]) for patch in parts]
-        for draw in range(draws)
-        for name, parts in written.items()
-    }
-
-
-def _union(sets: Sequence[NeuronSet]) -> NeuronSet:
-    units = torch.cat([one.indices() for one in sets]).unique(dim=0)
-    members = {"taken": [(int(layer), int(unit)) for layer, unit in units]}
-    return NeuronSet.of(members, sets[0].shape, sets[0].site, sets[0].model)
-
-
-def _control(
-    patch: Patch, stats: ActivationStats | Sequence[ActivationStats] | None, seed: int, taken: NeuronSet
-) -> Patch:
-    known = [stats] if isinstance(stats, ActivationStats) else list(stats or [])
-    site = patch.neurons.site
-    fitting = next((one.at(site) for one in known if site in one.records), None)
-    if known and fitting is None:
-        sites = ", ".join(site for one in known for site in one.records)
-        raise PatchError(f"Controls of a patch at {site!r} need statistics of that site; given are those of {sites}.")
-    if any(isinstance(value, torch.Tensor) and value.ndim == 1 for value in patch.values.values()):
-        raise PatchError(
-            "One raw value a neuron of the set cannot be read at control neurons: give SiteValues, or values of all "
-            "neurons of the model, or controls=0."
-        )
-    match = "layer" if fitting is None else "layer+magnitude"
-    return replace(patch, neurons=patch.neurons.matched_control(fitting, seed, match, exclude=taken))
 
 
 def task_jobs(

@@ -14,11 +14,12 @@ from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, PatchError, StatisticsError
 from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
 from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
-from langneurons.identification.matching import Match
+from langneurons.identification.controls import matched_by
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Patch, SetTo, Value
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import Executor
+from langneurons.settings import Controls
 
 UNPATCHED = ("unpatched",)
 MakePatch = Callable[[NeuronSet, str], Patch]
@@ -90,13 +91,12 @@ def perplexity_matrix(
         >>> list(matrix.matrix().columns)
         ['en', 'hi']
     """
-    if controls < 0:
-        raise EffectError(f"The number of control draws cannot be negative, given {controls}.")
+    how = Controls(draws=controls, stats=stats, seed=seed)
     if patch is not None and (layers is not None or not isinstance(value, int | float) or value != 0):
         raise PatchError("Give either patch=, which says what is written where, or value= and layers=.")
     make = patch or (lambda chosen, language: SetTo(chosen, value, layers=layers))
     labels = [label for label in neurons.languages if len(neurons[label])]
-    sets = _sets(neurons, labels, controls, stats, seed)
+    sets = _sets(neurons, labels, how)
     conditions = {UNPATCHED: []} | {name: [make(chosen, name[1])] for name, chosen in sets.items()}
     text = as_heldout_text(model, heldout, tokens_per_language, context_length)
     rows = measure(model, text, conditions, out, batch_size, progress, executor)
@@ -109,7 +109,7 @@ def perplexity_matrix(
         "patches": {label: conditions["set", label][0].fingerprint for label in labels},
         "neurons": neurons.method,
         "controls": controls,
-        "match": _match(stats),
+        "match": matched_by(how),
     }
     scored = {(label,): rows for label, rows in patched.items()}
     table = loss_effects(model, text, scored, baseline, ("patched", "measured"), settings, **options)
@@ -122,24 +122,17 @@ def perplexity_matrix(
     )
 
 
-def _match(stats: ActivationStats | None) -> Match:
-    return "layer" if stats is None else "layer+magnitude"
-
-
-def _sets(
-    neurons: NeuronSet, labels: Sequence[str], controls: int, stats: ActivationStats | None, seed: int
-) -> dict[tuple, NeuronSet]:
+def _sets(neurons: NeuronSet, labels: Sequence[str], controls: Controls) -> dict[tuple, NeuronSet]:
     """Every set to patch: ("set", label), ("matched", label, draw) and ("neutral", label)."""
     if not labels:
         raise EffectError(f"No label of {neurons!r} has a neuron: there is nothing to patch.")
-    match = _match(stats)
     kept = replace(neurons, members={label: neurons.members[label] for label in labels}, scores={})
-    draws = [kept.matched_control(stats, seed * 10_007 + draw, match) for draw in range(controls)]
+    draws = [kept.matched_control(controls, draw) for draw in range(controls.draws)]
     sets: dict[tuple, NeuronSet] = {("set", label): kept[label] for label in labels}
     sets |= {("matched", label, draw): one[label] for draw, one in enumerate(draws) for label in labels}
-    if controls and stats is not None:
+    if controls.draws and controls.stats is not None:
         try:
-            neutral = kept.neutral_control(stats)
+            neutral = kept.neutral_control(controls.stats)
         except StatisticsError:
             return sets  # where the sign means nothing, no neuron can be called frequent
         sets |= {("neutral", label): neutral[label] for label in labels}

@@ -160,7 +160,7 @@ def _rows(
         if rows is None:
             rows = next(fresh) if key in to_do else measure_job(model, jobs[key])
             if path is not None:
-                storage.write_table(path, rows)
+                storage.write_table(path, rows, sidecar=True)
         yield rows
 
 

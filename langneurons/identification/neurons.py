@@ -17,23 +17,22 @@ from torch import Tensor
 
 from langneurons import storage
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
-from langneurons.identification.matching import (
-    Match,
-    Shape,
-    check_flat,
-    checked_shape,
+from langneurons.identification.controls import (
     choose_neutral,
     draw_matched,
+    draw_seed,
     fitting_statistics,
-    flat_indices,
-    overlap,
-    shape_text,
+    matched_by,
+    random_stream,
+    statistics_at,
     strata,
 )
+from langneurons.identification.indices import Shape, check_flat, checked_shape, flat_indices, overlap, shape_text
 from langneurons.identification.published import read_rucaibox
 from langneurons.identification.scores import Scores
 from langneurons.recording.site_values import basis_note
 from langneurons.recording.statistics import ActivationStats
+from langneurons.settings import Controls
 
 SCHEMA = "langneurons/neuron-set/1"
 COLUMNS = ("language", "layer", "neuron")
@@ -126,6 +125,8 @@ class NeuronSet:
         if shape is None or site is None:
             raise NeuronSetError("The table does not say its model's shape or site: give shape=(layers, width), site=.")
         labels = dict.fromkeys((*table.attrs.get("languages", ()), *table["language"]))
+        if odd := [label for label in labels if not isinstance(label, str)]:
+            raise NeuronSetError(f"The column 'language' holds languages' names, but one is {odd[0]!r:.40}.")
         rows = {label: table.loc[table["language"] == label, ["layer", "neuron"]].to_numpy() for label in labels}
         shape = checked_shape(shape)
         members = {label: flat_indices(label, pairs, shape) for label, pairs in rows.items()}
@@ -287,39 +288,63 @@ class NeuronSet:
 
     def matched_control(
         self,
-        stats: ActivationStats | None,
-        seed: int = 0,
-        match: Match = "layer+magnitude",
+        controls: Controls | ActivationStats | None = None,
+        draw: int = 0,
         exclude: "NeuronSet | None" = None,
     ) -> "NeuronSet":
         """Draw neurons that belong to no label but are otherwise like each label's neurons.
 
-        As many per label and layer as the label has and, with ``layer+magnitude``, per decile (within the layer) of
-        mean |activation| x norm of the output weights, read in the label's own language. Labels are drawn
-        independently, so controls of two labels may share neurons.
+        As many per label and layer as the label has and, with statistics, per decile (within the layer) of mean
+        |activation| x norm of the output weights, read in the label's own language. Labels are drawn independently,
+        so controls of two labels may share neurons, and a label's draw does not depend on the other labels' names.
 
         Args:
-            stats: Statistics of the same model; None suffices for ``"layer"``.
-            seed: Of the draw; a label's draw does not depend on the other labels' names.
-            match: ``"layer+magnitude"`` or ``"layer"``.
+            controls: How to draw: statistics to match by, match, seed. Statistics alone stand for
+                ``Controls(stats=...)``; without any, only layers match.
+            draw: Number of the draw; different draws are independent.
             exclude: Neurons that cannot be drawn either, such as those of labels that this set was taken from.
 
         Raises:
             NeuronSetError: If a layer (or a decile of it) has too few neurons left: nothing is padded.
             LanguageError: If a label was not recorded and the magnitude must match.
             SiteMismatchError: If the statistics hold another site or model.
+
+        Example:
+            >>> neurons = ln.LAPE(top=0.01).identify(stats)
+            >>> control = neurons.matched_control(ln.Controls(stats=stats, seed=1), draw=2)
+            >>> len(control & neurons)
+            0
         """
+        if not isinstance(controls, Controls):
+            controls = Controls(stats=controls)
+        stats, match, seed = statistics_at(controls, self.site), matched_by(controls), draw_seed(controls, draw)
         if stats is not None:
             stats = fitting_statistics(stats, self.shape, self.site, self.model)
-        taken = self._union()
-        if exclude is not None:
-            self._check_comparable(exclude)
-            taken = np.union1d(taken, exclude._union())
-        drawn = {
-            label: draw_matched(label, flat, taken, strata(label, self.shape, stats, match), seed, match)
+        taken = self if exclude is None else united([self, exclude])
+        members = {
+            label: draw_matched(label, flat, taken._union(), strata(label, self.shape, stats, match), seed, match)
             for label, flat in self.members.items()
         }
-        return replace(self, members=drawn, scores={}, method=f"control matched by {match}, seed {seed}: {self.method}")
+        return replace(
+            self, members=members, scores={}, method=f"control matched by {match}, seed {seed}: {self.method}"
+        )
+
+    def single_controls(self, controls: Controls) -> "NeuronSet":
+        """Draw ``controls.draws`` single neurons for each label, from as many whole controls as that takes.
+
+        Args:
+            controls: How to draw, and how many neurons; where draws coincide there are fewer.
+
+        Raises:
+            NeuronSetError: If a layer (or a decile of it) has too few neurons left: nothing is padded.
+        """
+        members = {}
+        for label, flat in self.members.items() if controls.draws else ():
+            draws = range(-(-controls.draws // len(flat)))
+            sets = [self[label].matched_control(controls, draw, exclude=self) for draw in draws]
+            order = random_stream(controls.seed, "pooled controls", label).permutation(united(sets)._union())
+            members[label] = np.sort(order[: controls.draws])
+        return replace(self, members=members, scores={}, method=f"single controls: {self.method}")
 
     def neutral_control(self, stats: ActivationStats) -> "NeuronSet":
         """Choose neurons that fire often, and about as often in every language, in place of each label's neurons.
@@ -421,3 +446,22 @@ class NeuronSet:
     def _check_label(self, language: str) -> None:
         if language not in self.members:
             raise LanguageError(unknown("language", language, self.languages))
+
+
+def united(neuron_sets: Iterable[NeuronSet], label: str = "all") -> NeuronSet:
+    """All neurons of several sets of one model and site, under one label.
+
+    Raises:
+        NeuronSetError: If the sets belong to different models.
+        SiteMismatchError: If they belong to different sites.
+
+    Example:
+        >>> neurons = NeuronSet.of({"hi": [(0, 3), (1, 2)], "ur": [(1, 2)]}, shape=(2, 8), site="act")
+        >>> united([neurons["hi"], neurons["ur"]], "Hindustani")
+        NeuronSet of 2 neurons at act (2 layers x 8): Hindustani 2
+    """
+    first, *others = neuron_sets
+    for other in others:
+        first._check_comparable(other)
+    flat = np.unique(np.concatenate([neurons._union() for neurons in (first, *others)]))
+    return replace(first, members={label: flat}, scores={})

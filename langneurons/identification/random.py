@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from langneurons.errors import StatisticsError
-from langneurons.identification.matching import random_stream
+from langneurons.identification.controls import random_stream
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import best_per_language, check_share, wanted

@@ -6,11 +6,11 @@ fits anywhere, SiteValues carry their site and model, a raw tensor is given with
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from numbers import Real
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from langneurons import storage
 from langneurons.errors import LanguageError, PatchError, SiteMismatchError, unknown
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.controls import statistics_of
+from langneurons.identification.neurons import NeuronSet, united
 from langneurons.recording.site_values import SiteValues
 from langneurons.recording.statistics import ActivationStats
+from langneurons.settings import Controls
 
 Positions = Literal["all", "prompt", "generated"]
 POSITIONS = get_args(Positions)
@@ -40,6 +42,8 @@ class Patch(ABC):
         allow_site_mismatch: Write SiteValues (or a raw tensor) of another site or model all the same, as the reference
             implementation of Mondal et al. 2025 does: it writes statistics of ``pre`` at ``act``.
     """
+
+    fingerprint_name: ClassVar[str] = ""  # of a class whose name has changed since conditions were kept under it
 
     neurons: NeuronSet
     _: KW_ONLY
@@ -92,10 +96,40 @@ class Patch(ABC):
         spread = {name: self._spread(value) for name, value in self.values.items()}
         return {name: value[at_layer] if isinstance(value, Tensor) else value for name, value in spread.items()}
 
+    def matched_control(self, controls: Controls, draw: int = 0, exclude: NeuronSet | None = None) -> "Patch":
+        """The same patch at matched control neurons; SiteValues are read at the controls' own neurons.
+
+        Args:
+            controls: How to draw; where there are statistics, some of them must be of the patch's site.
+            draw: Number of the draw.
+            exclude: Neurons that cannot be drawn, beside those of the patch.
+
+        Raises:
+            PatchError: If the statistics or the values have nothing to say of control neurons.
+            NeuronSetError: If a layer has too few neurons for a control.
+        """
+        sites = [site for stats in statistics_of(controls) for site in stats.records]
+        if sites and self.neurons.site not in sites:
+            raise PatchError(
+                f"Controls of a patch at {self.neurons.site!r} need statistics of that site; given are those of "
+                f"{', '.join(sites)}."
+            )
+        if any(isinstance(value, Tensor) and value.ndim == 1 for value in self.values.values()):
+            raise PatchError(
+                "One raw value for each neuron of the set cannot be read at control neurons: give SiteValues, or "
+                "values of all neurons of the model, or controls=0."
+            )
+        return replace(self, neurons=self.neurons.matched_control(controls, draw, exclude))
+
     @property
     def fingerprint(self) -> str:
         """Identify what is written where at this moment: equal for equal patches."""
-        parts: list[str | bytes] = [type(self).__name__, self.neurons.site, str(self.neurons.shape), self.positions]
+        parts: list[str | bytes] = [
+            self.fingerprint_name or type(self).__name__,
+            self.neurons.site,
+            str(self.neurons.shape),
+            self.positions,
+        ]
         for layer, units in sorted(self.by_layer.items()):
             parts += [str(layer), units.numpy().tobytes()]
             for name, value in self.values_of(layer).items():
@@ -188,6 +222,8 @@ class SetTo(Patch):
         ...     model("Hello").shape[0]
         1
     """
+
+    fingerprint_name: ClassVar[str] = "Set"
 
     value: Value = 0.0
 
@@ -348,6 +384,35 @@ class DiffMean(Patch):
     def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
         """What they have plus the difference."""
         return current + values["difference"]
+
+
+def control_patches(
+    patches: Mapping[tuple[str, ...], Sequence[Patch]], controls: Controls
+) -> dict[tuple[str | int, ...], list[Patch]]:
+    """The same patches at matched control neurons, which no patch of any name writes.
+
+    Args:
+        patches: Name -> the patches written together.
+        controls: How to draw, and how often.
+
+    Returns:
+        Name and number of the draw -> the patches.
+
+    Raises:
+        PatchError: If a patch's values, or the statistics, have nothing to say of control neurons.
+        NeuronSetError: If a layer has too few neurons for a control.
+    """
+    if not controls.draws:
+        return {}
+    at_site: dict[str, list[NeuronSet]] = {}
+    for patch in (patch for together in patches.values() for patch in together):
+        at_site.setdefault(patch.neurons.site, []).append(patch.neurons)
+    exclude = {site: united(neuron_sets) for site, neuron_sets in at_site.items()}
+    return {
+        (*name, draw): [patch.matched_control(controls, draw, exclude[patch.neurons.site]) for patch in together]
+        for draw in range(controls.draws)
+        for name, together in patches.items()
+    }
 
 
 def _said(value: Value) -> str:

@@ -61,7 +61,7 @@ class Run:
         """Say what looks wrong with the corpus, and store the purity report where the recording is kept."""
         table = corpus.purity(sample=PURITY_SAMPLE)
         if self.resumable:
-            storage.write_table(self.folder / "purity.parquet", table)
+            storage.write_table(self.folder / "purity.parquet", table, sidecar=True)
         for sentence in purity_warnings(table):
             say(sentence)
 
@@ -80,7 +80,7 @@ class Run:
     def save(self, language: str, state: LanguageSums) -> None:
         """Keep a language's sums and how far they reach."""
         if self.resumable:
-            storage.write_tensors(self._checkpoint(language), state.tensors())
+            storage.write_tensors(self._checkpoint(language), state.tensors(), sidecar=True)
 
     def finish(self, statistics: ActivationStats) -> ActivationStats:
         """Write the statistics and drop what only the run needed."""

@@ -1,30 +1,27 @@
 """JSON artefacts with a schema and a seal, JSON of other programs, and TOML that somebody wrote."""
 
 import json
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StaleArtefactError
-from langneurons.storage.faults import said_plainly
-from langneurons.storage.sealing import seal, unseal
-from langneurons.storage.writing import write_text
+from langneurons.storage.checksums import seal, unseal
+from langneurons.storage.files import said_plainly, write_text
 
 JsonObject = dict[str, Any]
-
-_LARGEST_TOML = 1 << 20
-_DEEP_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]++[ \t]*\.[ \t]*){50}")
 
 
 def write_json(path: Path, schema: str, content: Mapping[str, Any]) -> None:
     """Write a JSON artefact atomically, keys sorted, with its schema and seal."""
-    stored = json.loads(_dumped({"schema": schema, **content}))  # keys as texts, in which order they are sealed
+    stored = json.loads(
+        _dumped({"schema": schema, **content})
+    )  # keys are text here, as they are when the seal is verified
     write_text(path, _dumped(seal(stored)) + "\n")
 
 
-def read_json(path: Path, schema: str) -> dict[str, Any]:
+def read_json(path: Path, schema: str) -> JsonObject:
     """Read a JSON artefact and check its schema.
 
     Raises:
@@ -35,12 +32,14 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
     content = _parsed(path)
     if "schema" not in content:
         raise CorruptArtefactError(f"{path} is not an artefact of langneurons: it lacks the schema {schema!r}.")
-    if (found := content["schema"]) != schema:
-        raise StaleArtefactError(f"{path} holds {found!r:.100}, but this version of langneurons reads {schema!r}.")
-    return {name: one for name, one in unseal(path, content).items() if name != "schema"}
+    if content["schema"] != schema:
+        raise StaleArtefactError(
+            f"{path} holds {content['schema']!r:.100}, but this version of langneurons reads {schema!r}."
+        )
+    return {name: value for name, value in unseal(path, content).items() if name != "schema"}
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """Read a JSON object, of ours or of another program; one of ours is verified by its seal.
 
     Raises:
@@ -63,43 +62,33 @@ def schema_of(path: Path) -> str:
     return schema if isinstance(schema, str) else ""
 
 
-def read_toml(path: Path, what: str, wrong: type[LangNeuronsError]) -> dict[str, Any]:
+def read_toml(path: Path, what: str, wrong: type[LangNeuronsError]) -> JsonObject:
     """Read a TOML file that somebody wrote.
 
     Args:
         path: The file.
         what: What is read, for the message: "the study", "templates from".
-        wrong: What to raise.
+        wrong: The error to raise.
 
     Raises:
-        LangNeuronsError: Of type ``wrong``, if it cannot be read, is no TOML, no UTF-8, too large for a file written
-            by hand, or nested too deep.
+        LangNeuronsError: The error ``wrong``, if the file cannot be read, is no TOML, no UTF-8, or nested too deep.
     """
     try:
-        return _toml(path)
+        with path.open("rb") as file:
+            return tomllib.load(file)
     except OSError as error:
         raise wrong(f"Cannot read {what} {path}: {error.strerror or error}.") from error
+    except RecursionError:
+        raise wrong(f"{path} is no TOML file that can be read: it is nested too deep.") from None
     except ValueError as error:
         raise wrong(f"{path} is no TOML file: {error}.") from error
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _LARGEST_TOML:
-        raise ValueError(f"it has more than {_LARGEST_TOML:,} bytes")
-    text = path.read_text("utf-8")
-    if _DEEP_KEY.search(text):
-        raise ValueError("a key has more than 50 parts")  # for which tomllib takes the square of their number
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
 
 
 def _dumped(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parsed(path: Path) -> JsonObject:
     with said_plainly(path, "read"):
         data = path.read_bytes()
     try:

@@ -46,11 +46,11 @@ class Column:
 
     heading: str = ""
     unit: str = ""
-    scale: float | int = 1
+    scale: float = 1.0
     digits: int = 3
     signed: bool = False
     bounds: tuple[str, str] | None = None
-    floor: float | int | None = None
+    floor: float | None = None
     index: bool = False
 
     def title(self, name: str) -> str:
@@ -175,7 +175,7 @@ class Table:
         return [None if is_missing(value) else value for value in self.frame[name].tolist()]
 
 
-def number(value: float | int, digits: int = 3, signed: bool = False) -> str:
+def number(value: float, digits: int = 3, signed: bool = False) -> str:
     """Print a number with some significant digits, the thousands apart and no zeros at the end.
 
     Args:
@@ -207,7 +207,9 @@ def is_missing(value: object) -> bool:
 def _cell(column: Column, value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    return column.text(value) if value is None or isinstance(value, SupportsFloat) else str(value)
+    if value is None or (isinstance(value, SupportsFloat) and pd.api.types.is_scalar(value)):  # arrays support it, too
+        return column.text(value)
+    return str(value)
 
 
 def _latex(text: str) -> str:

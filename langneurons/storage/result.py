@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, unknown
-from langneurons.storage.faults import understood
+from langneurons.storage.files import understood
 from langneurons.storage.objects import JsonObject, read_json, schema_of, write_json
 from langneurons.storage.presenting import Table
 from langneurons.storage.tables import read_table, write_table
@@ -19,13 +19,17 @@ MODULES = {
     "ablation": "analysis.ablation",
     "activation-statistics": "recording.statistics",
     "comparison": "analysis.comparison",
+    "decomposition": "analysis.selectivity.decomposition",
     "effect-table": "effects.table",
     "evaluation": "evaluation.evaluation",
     "finetuned": "training.finetuned",
     "neuron-set": "identification.neurons",
+    "nulls": "analysis.validity.recordings",
     "polysemanticity": "analysis.selectivity.result",
     "profiles": "analysis.profiles",
     "protocol-comparison": "replication.protocols",
+    "screen": "analysis.screening",
+    "split-half": "analysis.validity.reliability",
     "transfer": "training.transfer_table",
     "validity-table": "analysis.validity.table",
 }
@@ -169,16 +173,17 @@ class Result:
         """The constructor's arguments: what the JSON file and the files beside it hold."""
         settings, checksums = content.get("settings"), content.get("checksums")
         required = {name for field, name in cls.tables.items() if field not in cls.optional}
-        if not isinstance(settings, dict) or not isinstance(checksums, dict) or not required <= set(checksums):
+        if (
+            not isinstance(settings, dict)
+            or not isinstance(checksums, dict)
+            or not required <= set(checksums) <= set(cls.tables.values())
+        ):
             raise CorruptArtefactError(
-                f"{folder / f'{cls.file}.json'} does not name {', '.join(sorted(required))} and the settings: save it "
-                "again."
+                f"{folder / f'{cls.file}.json'} does not name {', '.join(sorted(required))}, no other tables than "
+                f"{', '.join(cls.tables.values())}, and the settings: save it again."
             )
-        fields: dict[str, Any] = dict.fromkeys(cls.tables)
-        for field, name in cls.tables.items():
-            if name in checksums:
-                fields[field] = read_table(folder / f"{name}.parquet", str(checksums[name]))
-        return {**fields, "settings": settings}
+        frames = {name: read_table(folder / f"{name}.parquet", str(digest)) for name, digest in checksums.items()}
+        return {"settings": settings, **{field: frames.get(name) for field, name in cls.tables.items()}}
 
 
 def load(path: str | Path) -> Result:

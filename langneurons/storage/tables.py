@@ -1,30 +1,30 @@
 """Tables as parquet, and results: tables with the settings they belong to."""
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from langneurons.errors import CorruptArtefactError, in_short
+from langneurons.storage.checksums import check_whole, write_summed
+from langneurons.storage.files import said_plainly
 from langneurons.storage.objects import read_json, write_json
-from langneurons.storage.sealing import read_sealed, write_sealed
 
 
-def write_table(path: Path, table: pd.DataFrame) -> str:
-    """Write a DataFrame as parquet atomically, with a seal.
+def write_table(path: Path, table: pd.DataFrame, sidecar: bool = False) -> str:
+    """Write a DataFrame as parquet atomically.
+
+    Args:
+        path: The file.
+        table: The rows; their index is left out.
+        sidecar: Whether to write the checksum into a file beside it, for files whose checksum nothing else records.
 
     Returns:
         The checksum of the file.
     """
-
-    def write(file: Path, metadata: Mapping[str, str]) -> None:
-        sealed = table.copy(deep=False)
-        sealed.attrs = {**table.attrs, **metadata}
-        sealed.to_parquet(file, index=False)
-
-    return write_sealed(path, write)
+    return write_summed(path, lambda file: table.to_parquet(file, index=False), sidecar)
 
 
 def read_table(path: Path, expected_checksum: str | None = None, foreign: bool = False) -> pd.DataFrame:
@@ -32,13 +32,21 @@ def read_table(path: Path, expected_checksum: str | None = None, foreign: bool =
 
     Args:
         path: The file.
-        expected_checksum: Stored elsewhere; its seal is enough.
-        foreign: Whether another program may have written it, which leaves no seal.
+        expected_checksum: The checksum that was recorded; by default it is read from the file beside it.
+        foreign: Whether another program may have written the file: without a recorded checksum, none is needed.
 
     Raises:
-        CorruptArtefactError: If the file is truncated, or differs from its checksum or seal.
+        StorageError: If the file is missing.
+        CorruptArtefactError: If it is truncated, differs from its checksum, or has none.
     """
-    return read_sealed(path, _read, expected_checksum, foreign)
+    check_whole(path, expected_checksum, foreign)
+    with said_plainly(path, "read"), path.open("rb") as file:
+        try:
+            table = pd.read_parquet(file)
+        except Exception as error:  # a damaged file of another program: its reader has no one kind of error
+            raise CorruptArtefactError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
+    table.attrs.pop("langneurons", None)  # 0.1.0 kept the checksum there
+    return table
 
 
 def write_result(path: Path, schema: str, settings: Mapping[str, Any], tables: Mapping[str, Any]) -> Path:
@@ -46,15 +54,15 @@ def write_result(path: Path, schema: str, settings: Mapping[str, Any], tables: M
 
     Args:
         path: The JSON file; the tables are written beside it.
-        schema: Of the JSON file.
+        schema: Schema of the JSON file.
         settings: What JSON can hold.
         tables: Name -> table; those that are None are left out.
 
     Returns:
         The folder.
     """
-    kept = {name: path.parent / f"{name}.parquet" for name, table in tables.items() if table is not None}
-    checksums = {name: write_table(file, tables[name]) for name, file in kept.items()}
+    frames = {name: frame for name, frame in tables.items() if frame is not None}
+    checksums = {name: write_table(path.parent / f"{name}.parquet", frame) for name, frame in frames.items()}
     write_json(path, schema, {"settings": dict(settings), "checksums": checksums})
     return path.parent
 
@@ -64,7 +72,7 @@ def read_result(path: Path, schema: str, needed: Iterable[str]) -> tuple[dict[st
 
     Args:
         path: The JSON file.
-        schema: Of the JSON file.
+        schema: Schema of the JSON file.
         needed: Tables without which it is no such result.
 
     Returns:
@@ -78,15 +86,6 @@ def read_result(path: Path, schema: str, needed: Iterable[str]) -> tuple[dict[st
     checksums, settings = content.get("checksums"), content.get("settings")
     if not isinstance(checksums, dict) or not isinstance(settings, dict) or not set(needed) <= set(checksums):
         raise CorruptArtefactError(f"{path} does not name {', '.join(needed)} and the settings: save it again.")
-    if odd := [one for one in checksums.items() if not re.fullmatch(r"\w+", one[0]) or not isinstance(one[1], str)]:
+    if odd := [item for item in checksums.items() if not re.fullmatch(r"\w+", item[0]) or not isinstance(item[1], str)]:
         raise CorruptArtefactError(f"{path} does not name tables and their checksums: {odd[0]!r:.60}. Save it again.")
-    return settings, {name: read_table(path.parent / f"{name}.parquet", one) for name, one in checksums.items()}
-
-
-def _read(path: Path) -> tuple[pd.DataFrame, dict[Hashable, Any]]:
-    with path.open("rb") as file:
-        try:
-            table = pd.read_parquet(file)
-        except Exception as error:  # a damaged file of another program: its reader has no one kind of error
-            raise CorruptArtefactError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
-    return table, table.attrs
+    return settings, {name: read_table(path.parent / f"{name}.parquet", digest) for name, digest in checksums.items()}

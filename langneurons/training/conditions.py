@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from langneurons.errors import TrainingError, unknown
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.neurons import NeuronSet, united
 from langneurons.recording.statistics import ActivationStats
+from langneurons.settings import Controls
 
 NONE, ALL = "none", "all"
 CHOSEN = ("source", "target", "source+target")
@@ -105,7 +106,6 @@ def _random(
     draws: int,
     stats: ActivationStats | None,
 ) -> list[Condition]:
-    match = "layer" if stats is None else "layer+magnitude"
     like = next(chosen for chosen, control in CONTROL_OF.items() if control == name)
     found = []
     for target in targets if needs_target(name) else [""]:
@@ -113,7 +113,7 @@ def _random(
         original = _relabelled(_chosen(like, neurons, source, target), source)
         for seed in seeds:
             for draw in range(draws):
-                drawn = original.matched_control(stats, seed * 10_007 + draw, match, exclude=neurons)
+                drawn = original.matched_control(Controls(stats=stats, seed=seed), draw, exclude=neurons)
                 found.append(Condition(name, target, seed, draw, _relabelled(drawn, name)))
     return found
 
@@ -136,8 +136,7 @@ def _chosen(name: str, neurons: NeuronSet, source: str, target: str) -> NeuronSe
                 f"{language!r} has no neurons, so that the condition {name!r} would train none: identify more of them, "
                 "or leave the condition away."
             )
-    united = np.unique(np.concatenate([neurons.members[language] for language in languages]))
-    return replace(neurons, members={"+".join(languages): united}, scores={})
+    return united([neurons.select(languages)], "+".join(languages))
 
 
 def _relabelled(neurons: NeuronSet, label: str) -> NeuronSet:

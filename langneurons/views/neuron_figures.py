@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, NeuronSetError, unknown
-from langneurons.identification.matching import shape_text
+from langneurons.identification.indices import shape_text
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.effect_figures import provenance_of

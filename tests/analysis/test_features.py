@@ -201,7 +201,7 @@ def test_the_decomposition_says_that_a_language_feature_carries_language(world):
 
 def test_neurons_controls_and_looking_work(world, neurons):
     model, corpus, _, stats, _ = world
-    control = neurons["hi"].matched_control(stats, match="layer", exclude=neurons)
+    control = neurons["hi"].matched_control(ln.Controls(stats=stats, match="layer"), exclude=neurons)
     assert control.site == "features"
     table = ln.activations(model, "hi1 hi2 zh3", neurons["hi"])
     assert (table.to_numpy()[:2] > 0).all()

@@ -15,9 +15,10 @@ from langneurons.errors import (
     SiteMismatchError,
     TaskError,
 )
-from langneurons.evaluation.evaluating import _drawn, written_patches
+from langneurons.evaluation.evaluating import written_patches
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.models import view
+from langneurons.patches.patch import control_patches
 from langneurons.tasks.task import Task
 from tests.evaluation.next_word import next_word
 from tests.evaluation.planted_patching import Amplify, setting
@@ -132,7 +133,7 @@ def test_several_patches_are_written_together():
         ({"patches": {"unpatched": "zero"}}, PatchError, "another name"),
         ({"patches": {"zero": 0.0}}, PatchError, "should give a patch"),
         ({"patches": {"none": []}}, PatchError, "gives no patch"),
-        ({"controls": -1}, EffectError, "cannot be negative"),
+        ({"controls": -1}, EffectError, "draws must be a whole number of at least 0, given -1"),
         ({"head": "a head"}, TaskError, "no task is one that a head can answer"),
     ],
 )
@@ -195,7 +196,7 @@ def test_controls_touch_no_neuron_that_is_patched_in_any_language():
     model, _, stats, neurons = setting()
     written = written_patches({"zero": lambda language: ln.SetTo(neurons[language], 0.0)}, ["en", "hi", "ur", "zh"])
     everywhere = {tuple(unit.tolist()) for unit in neurons.indices()}
-    for patches in _drawn(written, stats, 10, 0).values():
+    for patches in control_patches(written, ln.Controls(draws=10, stats=stats)).values():
         for patch in patches:
             assert not everywhere & {tuple(unit.tolist()) for unit in patch.neurons.indices()}
 

@@ -123,7 +123,7 @@ def test_controls_without_statistics_match_layers_only():
 
 def test_control_values_are_read_at_the_controls_own_neurons():
     _, _, stats, neurons = setting()
-    control = neurons.matched_control(stats, seed=3)["hi"]
+    control = neurons.matched_control(stats, draw=3)["hi"]
     layer, index = control.indices()[0].tolist()
     assert float(ln.SetTo(control, stats["hi"].mean()).values_of(layer)["value"][0]) == float(
         stats["hi"].mean()[layer, index]
@@ -144,7 +144,7 @@ def test_neutral_neurons_fire_often_and_alike_in_every_language():
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        ({"controls": -1}, EffectError, "cannot be negative, given -1"),
+        ({"controls": -1}, EffectError, "draws must be a whole number of at least 0, given -1"),
         ({"neurons": "empty"}, EffectError, "there is nothing to patch"),
         ({"neurons": "everything"}, NeuronSetError, "too few"),
         ({"delta": 0}, EffectError, "a positive number, given 0"),

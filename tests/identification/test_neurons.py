@@ -21,6 +21,7 @@ from langneurons.errors import (
 )
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
+from langneurons.settings import Controls
 from tests.planted_statistics import statistics_from
 
 SHAPE = (3, 8)
@@ -256,7 +257,7 @@ def deciles(stats, language):
 
 def test_controls_match_layer_and_decile_and_share_no_neuron_with_the_set(magnitudes):
     neurons = planted_set(magnitudes)
-    control = neurons.matched_control(magnitudes, seed=3)
+    control = neurons.matched_control(magnitudes, draw=3)
     assert not bool((control.mask() & neurons.mask()).any())
     for language in ("hi", "ur"):
         assert control.counts().loc[language].tolist() == neurons.counts().loc[language].tolist()
@@ -271,14 +272,14 @@ def test_controls_depend_on_the_seed_and_not_on_other_labels(magnitudes):
     neurons = planted_set(magnitudes)
     assert neurons.matched_control(magnitudes, 0) == neurons.matched_control(magnitudes, 0)
     assert neurons.matched_control(magnitudes, 0) != neurons.matched_control(magnitudes, 1)
-    by_layer = neurons.matched_control(magnitudes, 0, match="layer")
+    by_layer = neurons.matched_control(Controls(stats=magnitudes, match="layer"))
     assert by_layer.counts().equals(neurons.counts())
 
 
 def test_too_few_candidates_are_said_and_never_padded(magnitudes):
     crowded = NeuronSet.of({"hi": [(1, index) for index in range(120)]}, (2, 200), "act")
     with pytest.raises(NeuronSetError, match="Layer 1 has 40 neurons too few"):
-        crowded.matched_control(magnitudes, match="layer")
+        crowded.matched_control(Controls(stats=magnitudes, match="layer"))
     with pytest.raises(NeuronSetError, match=r"Layer 1 \(magnitude decile \d+\) has \d+ neurons too few"):
         crowded.matched_control(magnitudes)
 
@@ -299,5 +300,5 @@ def test_controls_refuse_other_statistics(magnitudes):
 def test_controls_leave_out_what_is_excluded():
     neurons = NeuronSet.of({"hi": [(0, 0)]}, (1, 4), "act")
     others = NeuronSet.of({"en": [(0, 1), (0, 2)]}, (1, 4), "act")
-    drawn = neurons.matched_control(None, match="layer", exclude=others)
+    drawn = neurons.matched_control(Controls(match="layer"), exclude=others)
     assert drawn.indices().tolist() == [[0, 3]]

@@ -194,7 +194,7 @@ def test_sigkill_at_random_moments_and_resuming_give_the_same_bytes(tiny_folder,
     killed = 0
     for extra in (0.0, 0.15, 0.3):
         process = subprocess.Popen(command, cwd=ROOT)
-        done = len(list((out / "checkpoints").glob("*"))) if out.exists() else 0
+        done = len(list((out / "checkpoints").glob("*.safetensors"))) if out.exists() else 0
         while process.poll() is None and len(list((out / "checkpoints").glob("*.safetensors"))) <= done:
             time.sleep(0.01)
         time.sleep(extra)

@@ -342,7 +342,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "packed corpus": Artefact(_make_packed, _read_packed),
     "half a recording": Artefact(_make_recording, _read_recording),
     "half a fine-tuning": Artefact(_make_finetuning, _read_finetuning),
-    "kept rows": Artefact(lambda f: storage.write_table(f / "r.parquet", TABLE), _read_rows),
+    "kept rows": Artefact(lambda f: storage.write_table(f / "r.parquet", TABLE, sidecar=True), _read_rows),
     "texts, txt": Artefact(lambda f: _make_texts(f, "txt"), _read_texts, plain=True, share=0.5),
     "texts, jsonl": Artefact(lambda f: _make_texts(f, "jsonl"), _read_texts, plain=True, share=0.5),
     "texts, parquet": Artefact(lambda f: _make_texts(f, "parquet"), _read_texts, plain=True, share=0.5),

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from langneurons.storage.sealing import seal
+from langneurons.storage.checksums import seal
 
 Damage = bytes | None  # None stands for a folder in the file's place
 Mutation = Callable[[bytes, Random], Damage]

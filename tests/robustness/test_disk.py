@@ -139,11 +139,12 @@ def test_a_temporary_folder_that_cannot_be_made_is_said_plainly(at, monkeypatch)
             work(tiny, corpus, context_length=16)
 
 
-def test_what_stood_there_stays_when_the_disk_is_full(tmp_path):
+@pytest.mark.parametrize("write", [1, 2])
+def test_what_stood_there_stays_when_the_disk_is_full(write, tmp_path):
     path = tmp_path / "x.safetensors"
-    storage.write_tensors(path, {"x": torch.ones(3)})
-    with full_from(1), pytest.raises(StorageError, match="disk is full"):
-        storage.write_tensors(path, {"x": torch.zeros(3)})
+    storage.write_tensors(path, {"x": torch.ones(3)}, sidecar=True)
+    with full_from(write), pytest.raises(StorageError, match="disk is full"):
+        storage.write_tensors(path, {"x": torch.zeros(3)}, sidecar=True)
     assert storage.read_tensors(path)["x"].tolist() == [1, 1, 1]
 
 

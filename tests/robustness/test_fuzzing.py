@@ -32,8 +32,8 @@ def test_a_mutation_is_known_by_its_seed():
 
 
 def test_a_loader_that_trusts_its_file_is_caught(tmp_path, monkeypatch):
-    """The check can fail: without seals, changed numbers pass as results."""
-    monkeypatch.setattr("langneurons.storage.sealing._check_seal", lambda *arguments: None)
+    """The check can fail: without checksums, changed numbers pass as results."""
+    monkeypatch.setattr("langneurons.storage.tables.check_whole", lambda *arguments: None)
     outcome = fuzz("kept rows", seed=1, count=60, folder=tmp_path)
     assert any("gave another result" in failure for failure in outcome.failures)
 

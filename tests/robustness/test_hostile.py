@@ -86,11 +86,7 @@ def test_a_study_is_named_like_a_file(name, tmp_path):
         read_config(tmp_path / "s.toml")
 
 
-DEEP = ["a = " + "[" * 100_000, "a = " + "{b = " * 50_000, "[a." + "a." * 200_000 + "a]"]
-LARGE = ["a = '" + "x" * 2_000_000 + "'", "x" * 900_000]
-
-
-@pytest.mark.parametrize("text", DEEP + LARGE)
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "{b = " * 50_000, "x" * 900_000])
 def test_toml_without_end_is_refused(text, tmp_path):
     file = tmp_path / "x.toml"
     file.write_text(text)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -52,3 +53,24 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
     assert ended.returncode == -9
     with storage.alone(tmp_path, "recording"):
         pass
+
+
+def test_two_blocks_of_one_process_do_not_hold_one_lock(tmp_path):
+    lock = tmp_path / "deep" / "lock"
+    with storage.locked(lock) as first:
+        with storage.locked(lock) as second, storage.locked(lock) as third:
+            assert (first, second, third) == (True, False, False)
+        with ThreadPoolExecutor(1) as other_thread:
+            assert other_thread.submit(_is_free, lock).result() is False
+    assert _is_free(lock)
+
+
+def test_a_lock_in_a_place_that_cannot_be_is_said_plainly(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="Cannot write"), storage.locked(tmp_path / "file" / "lock"):
+        pass
+
+
+def _is_free(lock):
+    with storage.locked(lock) as free:
+        return free

@@ -19,11 +19,13 @@ from langneurons.analysis.selectivity.reading import Readings, chosen_texts, rea
 from langneurons.analysis.selectivity.result import TESTS_A_TASK, Polysemanticity, beside_controls, counted, families
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.errors import NeuronSetError, StatisticsError
+from langneurons.identification.controls import matched_by
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo
 from langneurons.recording.statistics import ActivationStats
+from langneurons.settings import Controls
 
 FINEST = 10_000  # exchanges of one neuron: enough for a family of 250 in which it stands alone
 PROBE_COLUMNS = ["language", "predicts", "k", "accuracy", "chance"]
@@ -99,8 +101,8 @@ def polysemanticity(
     kept = _without_empty(neurons)
     check_fits(SetTo(kept, 0.0), view(model))
     probes = {factor: Probes(Design.of(texts, factor), seed) for factor in FACTORS} if probe_sizes else {}
-    match = "layer" if stats is None else "layer+magnitude"
-    drawn = [kept.matched_control(stats, seed * 10_007 + draw, match) for draw in range(controls)]
+    how = Controls(draws=controls, stats=stats, seed=seed)
+    drawn = [kept.matched_control(how, draw) for draw in range(controls)]
     chosen = np.unique(np.concatenate([flat for one in (kept, *drawn) for flat in one.members.values()]))
     readings = read(model, texts, neurons.site, position, chosen, batch_size, out, progress)
     decomposition = readings.decomposition()
@@ -119,7 +121,7 @@ def polysemanticity(
             "neurons": neurons.method,
             "position": position,
             "controls": controls,
-            "match": match,
+            "match": matched_by(how),
             "permutations": permutations,
             "finest": finest,
             "least_share": float(least_share),

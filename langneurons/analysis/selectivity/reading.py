@@ -203,7 +203,7 @@ def _kept_or_run(out: Path | None, key: str, run: Callable[[], dict[str, Tensor]
     try:
         return storage.read_tensors(path)
     except StorageError:
-        storage.write_tensors(path, run())  # it was not there, or not whole
+        storage.write_tensors(path, run(), sidecar=True)  # it was not there, or not whole
         return storage.read_tensors(path)
 
 

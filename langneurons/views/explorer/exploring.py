@@ -12,7 +12,7 @@ from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.corpora import Corpus
 from langneurons.errors import ModelError, NeuronSetError, StatisticsError, unknown
-from langneurons.identification.matching import fitting_statistics
+from langneurons.identification.controls import fitting_statistics
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits

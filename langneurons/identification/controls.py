@@ -1,7 +1,10 @@
-"""Drawing control neurons: outside a neuron set, but in the same layers and of the same magnitude."""
+"""Drawing control neurons: outside a neuron set, but in the same layers and of the same magnitude.
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+``NeuronSet.matched_control`` and ``Patch.matched_control`` are the ways in; what is drawn depends on the controls'
+seed, the number of the draw and the label alone.
+"""
+
+from typing import get_args
 
 import numpy as np
 import torch
@@ -10,11 +13,34 @@ from jaxtyping import Int
 from langneurons import storage
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
 from langneurons.identification.firing import check_sign_means_something
+from langneurons.identification.indices import shape_text
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
+from langneurons.settings import Controls, Match
 
-Match = Literal["layer+magnitude", "layer"]
 DECILES = 10
 FREQUENT = 0.75  # quantile of a layer's activation probabilities above which a neuron is called frequent
+SEEDS_APART = 10_007  # so that the draws of different seeds are different
+
+
+def draw_seed(controls: Controls, draw: int) -> int:
+    """The seed of one draw."""
+    return controls.seed * SEEDS_APART + draw
+
+
+def matched_by(controls: Controls) -> Match:
+    """What controls share with the neurons they stand for: the layer, and the magnitude where there are statistics."""
+    return controls.match or ("layer+magnitude" if statistics_of(controls) else "layer")
+
+
+def statistics_of(controls: Controls) -> list[ActivationStats]:
+    """The statistics that controls are matched by."""
+    return [controls.stats] if isinstance(controls.stats, ActivationStats) else list(controls.stats or [])
+
+
+def statistics_at(controls: Controls, site: str) -> ActivationStats | None:
+    """Those of the controls' statistics that hold a site, or the first, if none does; None without statistics."""
+    statistics = statistics_of(controls)
+    return next((stats for stats in statistics if site in stats.records), next(iter(statistics), None))
 
 
 def draw_matched(
@@ -150,66 +176,3 @@ def _too_few(label: str, stratum: int, missing: int, match: Match) -> str:
         layer, decile = divmod(stratum, DECILES)
         where, instead = f"Layer {layer} (magnitude decile {decile + 1})", "a smaller set, or match='layer'"
     return f"{where} has {missing} neurons too few for a control of {label!r}: try {instead}."
-
-
-Shape = tuple[int, int]
-
-
-def checked_shape(shape: Sequence[int]) -> Shape:
-    """Layers and neurons a layer.
-
-    Raises:
-        NeuronSetError: If they are not two positive numbers.
-    """
-    if len(shape) != 2 or min(shape) < 1:
-        raise NeuronSetError(f"A shape is (layers, neurons a layer), such as (32, 14336), not {tuple(shape)}.")
-    return int(shape[0]), int(shape[1])
-
-
-def shape_text(shape: Shape) -> str:
-    """The shape in words."""
-    return f"{shape[0]} layers x {shape[1]}"
-
-
-def flat_indices(label: str, pairs: Iterable[Sequence[int]] | np.ndarray, shape: Shape) -> Int[np.ndarray, " n"]:
-    """(layer, neuron) pairs as flat indices, sorted, each once.
-
-    Raises:
-        NeuronSetError: If something is no pair, or no neuron of that shape.
-
-    Example:
-        >>> flat_indices("hi", [(1, 2), (0, 3), (1, 2)], (2, 8)).tolist()
-        [3, 10]
-    """
-    try:
-        rows = np.asarray(pairs if isinstance(pairs, np.ndarray) else [tuple(pair) for pair in pairs])
-    except (TypeError, ValueError):
-        rows = np.array([None])
-    if rows.size == 0:
-        return np.empty(0, np.int64)
-    if rows.ndim != 2 or rows.shape[1] != 2 or not np.issubdtype(rows.dtype, np.integer):
-        raise NeuronSetError(f"The neurons of {label!r} must be (layer, neuron) pairs of whole numbers.")
-    outside = ((rows < 0) | (rows >= np.array(shape))).any(axis=1)
-    if outside.any():
-        layer, neuron = rows[outside][0].tolist()
-        raise NeuronSetError(f"{label!r} holds neuron ({layer}, {neuron}), which {shape_text(shape)} do not have.")
-    return np.unique(rows[:, 0].astype(np.int64) * shape[1] + rows[:, 1])
-
-
-def check_flat(label: str, flat: Int[np.ndarray, " n"], shape: Shape) -> None:
-    """Refuse flat indices that are out of order or out of range.
-
-    Raises:
-        NeuronSetError: If they are.
-    """
-    if len(flat) and (flat[0] < 0 or flat[-1] >= shape[0] * shape[1]):
-        raise NeuronSetError(f"{label!r} holds a neuron that {shape_text(shape)} do not have.")
-    if bool((np.diff(flat) <= 0).any()):
-        raise NeuronSetError(f"The flat indices of {label!r} must increase: build the set with NeuronSet.of.")
-
-
-def overlap(mine: Int[np.ndarray, " n"], theirs: Int[np.ndarray, " m"]) -> float:
-    """Jaccard index of two sets of flat indices; NaN where both are empty."""
-    shared = len(np.intersect1d(mine, theirs, assume_unique=True))
-    either = len(mine) + len(theirs) - shared
-    return shared / either if either else float("nan")

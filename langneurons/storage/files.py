@@ -1,0 +1,185 @@
+"""Files and folders: written whole or not at all, locked, and what the system refuses said in one sentence."""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from langneurons.errors import CorruptArtefactError, StorageError, in_short
+
+DISK_FULL = "the disk is full. Free some space and run again; nothing was lost"
+_LONGEST = 100  # bytes, of the 255 that a file system allows for a name
+
+
+@contextmanager
+def said_plainly(path: Path, verb: str) -> Iterator[None]:
+    """Turn what the system refuses inside the block into a sentence.
+
+    Args:
+        path: The file or folder that is worked on.
+        verb: What is done with it: "read", "write" or "remove".
+
+    Raises:
+        StorageError: If the system refuses.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"Cannot {verb} {path}: there is no such file or folder.") from error
+    except OSError as error:
+        why = DISK_FULL if error.errno == errno.ENOSPC else error.strerror or error
+        raise StorageError(f"Cannot {verb} {path}: {why}.") from error
+    except SafetensorError as error:
+        full = "no space left" in str(error).lower() or "StorageFull" in str(error)
+        raise StorageError(f"Cannot {verb} {path}: {DISK_FULL if full else error}.") from error
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a file's content is interpreted inside the block into a sentence.
+
+    Raises:
+        CorruptArtefactError: If something goes wrong.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise CorruptArtefactError(f"{path} is not laid out as it should be ({in_short(error)}).") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder, moved to ``path`` when the block ends without an exception.
+
+    Raises:
+        StorageError: If the disk is full or the folder cannot be written; what stood at ``path`` still does.
+    """
+    with said_plainly(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically (UTF-8)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, in one write."""
+    with said_plainly(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def names_a_file(name: str) -> bool:
+    """Whether a file or folder can have this name with a prefix and an ending: one visible part of a path, not long.
+
+    Example:
+        >>> [names_a_file(name) for name in ("zh-Hant", "a/b", "..", "")]
+        [True, False, False, False]
+    """
+    return re.fullmatch(r"(?!\.)[^/\\\0\ud800-\udfff]+", name) is not None and len(name.encode()) <= _LONGEST
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before anything is computed for it.
+
+    Raises:
+        StorageError: If it is a file, or must not be written.
+    """
+    with said_plainly(folder, "write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Try to hold a lock inside the block; it ends with the process, however that ends.
+
+    Args:
+        path: The lock's file; its folder is made.
+
+    Yields:
+        Whether the lock is held; False where another process, or another block of this one, holds it.
+    """
+    from filelock import FileLock, Timeout  # takes long to import
+
+    with said_plainly(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+@contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other processes from working in a folder inside the block; the lock ends with the process.
+
+    Args:
+        folder: The folder; it is made.
+        doing: What is done there, for the message: "recording".
+
+    Raises:
+        StorageError: If another process, or another block of this one, works there.
+    """
+    with locked(folder / ".lock") as free:
+        if not free:
+            raise StorageError(f"Another process is {doing} in {folder}: wait for it, or use another folder.")
+        yield
+
+
+def make_temporary_folder() -> Path:
+    """Make a folder where the system keeps temporary files.
+
+    Raises:
+        StorageError: If that is full or cannot be written.
+    """
+    with said_plainly(Path(tempfile.gettempdir()), "write"):
+        return Path(tempfile.mkdtemp(prefix="langneurons-"))
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a temporary folder that is removed at the end of the block.
+
+    Raises:
+        StorageError: If the disk is full or cannot be written.
+    """
+    folder = make_temporary_folder()
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder with everything in it, if it is there.
+
+    Raises:
+        StorageError: If the system refuses.
+    """
+    if folder.exists():
+        with said_plainly(folder, "remove"):
+            shutil.rmtree(folder)
