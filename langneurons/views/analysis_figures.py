@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.errors import EffectError, StatisticsError, unknown
-from langneurons.storage.presenting import Column
+from langneurons.storage.presenting import Column, Table
 from langneurons.views.effect_figures import MARKS, SYMBOLS, provenance_of
 from langneurons.views.style import (
     COLOURS,
@@ -311,6 +311,10 @@ class Checked(Protocol):
     @property
     def checks(self) -> Sequence[Any]:
         """Checks with column, title, bar and least."""
+        ...
+
+    def table(self) -> Table:
+        """The table to print."""
         ...
 
 

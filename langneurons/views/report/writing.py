@@ -313,9 +313,7 @@ def _polysemanticity(findings: Findings, result: Polysemanticity) -> Section:
 def _validity(findings: Findings, validity: Checked) -> Section:
     section = Section("validity", "Validity", "Are the scores real?")
     section.draw(lambda: plot.validity(validity))
-    caption = f"Bars: {'; '.join(map(str, validity.checks))}."
-    rows = validity.rows.dropna(axis="columns", how="all")
-    section.tables.append(table_of(Table(rows, caption=caption), "checks", "Every check"))
+    section.tables.append(table_of(validity.table(), "checks", "Every check"))
     return section
 
 
