@@ -70,17 +70,18 @@ def ablation(result: Ablation, top: int = 30, languages: list[str] | None = None
 def _lines(result: Ablation, rows: pd.DataFrame, languages: list[str], top: int) -> go.Figure:
     alone = result.settings["each"] == "neuron"
     keys = ["label", "layer", "neuron"] if alone else ["label", "neurons"]
-    strongest = rows.assign(size=rows["effect"].abs()).groupby(keys)["size"].max().nlargest(top)
-    lines = strongest.index.to_frame(index=False).assign(line=range(len(strongest)))
+    sizes: Any = rows.assign(size=rows["effect"].abs()).groupby(keys)["size"].max()
+    lines = sizes.nlargest(top).index.to_frame(index=False)
+    lines = lines.assign(line=range(len(lines)))
     rows = rows.assign(subjects=len(rows[keys].drop_duplicates())).merge(lines, on=keys)
     shifts = dict(zip(languages, SPREAD * ((np.arange(len(languages)) + 0.5) / len(languages) - 0.5), strict=True))
-    rows = rows.assign(place=rows["line"] + rows["language"].map(shifts))
+    rows = rows.assign(place=rows["line"] + [shifts[language] for language in rows["language"]])
     figure = go.Figure()
     for number, language in enumerate(languages):
         figure.add_trace(_language(rows.loc[rows["language"] == language], language, number, alone))
     if result.controls is not None:
         _add_controls(figure, rows, len(languages))
-    names = [_name(dict(zip(keys, values, strict=True)), alone) for values in strongest.index]
+    names = [_name(line, alone) for line in lines.to_dict("records")]
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], tickfont={"size": 12}
     )

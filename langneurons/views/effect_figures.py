@@ -172,7 +172,7 @@ def _ticks(table: EffectTable, controls: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"estimate": values, **_named(controls, table.keys)})
 
 
-def _named(rows: pd.DataFrame, keys: list[str]) -> dict[str, pd.Series]:
+def _named(rows: pd.DataFrame, keys: list[str]) -> dict[str, Any]:
     """What stands at the left of an effect: where it was measured, and what was patched or trained."""
     place = next((key for key in PLACES if key in keys and len(keys) > 1), None)
     conditions = [rows[key].astype(str) for key in keys if key != place]

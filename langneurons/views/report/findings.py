@@ -241,7 +241,7 @@ def of_polysemanticity(polysemanticity: Polysemanticity) -> str:
         task = rows.loc[rows["carries"] == "task"].iloc[0]
         verdict = f", {task['verdict']} controls" if settings.get("controls") and "verdict" in rows.columns else ""
         parts.append(f"{language}: {task['count']} of {task['neurons']}{verdict}")
-    least = polysemanticity.rows["task_detectable"].replace(np.inf, np.nan).median()
+    least = float(np.nanmedian(polysemanticity.rows["task_detectable"].replace(np.inf, np.nan).to_numpy(float)))
     sentence = f"Of each language's neurons, those that carry {settings['task']} too: {'; '.join(parts)}."
     if np.isnan(least):
         return sentence
@@ -251,8 +251,8 @@ def of_polysemanticity(polysemanticity: Polysemanticity) -> str:
 def of_validity(validity: Checked) -> str:
     """Methods that pass the checks."""
     methods, columns = validity.rows["method"], [f"{check.column}_passes" for check in validity.checks]
-    passes = validity.rows[columns].astype("boolean").fillna(True).all(axis=1)
-    passing = ", ".join(methods[passes.astype(bool)]) or "none"
+    passes = validity.rows[columns].fillna(True).to_numpy(bool).all(axis=1)
+    passing = ", ".join(methods[passes]) or "none"
     return f"Of {len(methods)} methods, these fail no validity check that was made: {passing}."
 
 

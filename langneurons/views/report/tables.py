@@ -111,7 +111,7 @@ def neuron_table(
         names += ["active", "elsewhere", "where"]
     if len(ordered) > MOST_ROWS:
         caption += f" {MOST_ROWS:,} of {len(ordered):,} neurons: those with a page, then those of the largest scores."
-    table = table_of(Table(members[names], NEURON_COLUMNS, caption=caption), "neurons", "Neurons")
+    table = table_of(Table(members.loc[:, names], NEURON_COLUMNS, caption=caption), "neurons", "Neurons")
     place, repeated = names.index("neuron"), members["key"].duplicated().tolist()
     rows = []
     for row, key, again, page in zip(table.rows, members["key"], repeated, members["page"], strict=True):
@@ -129,7 +129,7 @@ def cell_key(method: str, language: str, layer: int) -> str:
 def _members(method: str, neurons: NeuronSet, profiles: Profiles | None) -> pd.DataFrame:
     frame = neurons.to_dataframe()
     pairs = list(zip(frame["layer"].tolist(), frame["neuron"].tolist(), strict=True))
-    paged = profiles is not None and profiles.site == neurons.site
+    paged = set(profiles.neurons) if profiles is not None and profiles.site == neurons.site else set()
     scores = frame["score"].astype(float) if "score" in frame.columns else pd.Series(float("nan"), frame.index)
     keys = zip(frame["language"].astype(str), frame["layer"], strict=True)
     return frame.assign(
@@ -138,7 +138,7 @@ def _members(method: str, neurons: NeuronSet, profiles: Profiles | None) -> pd.D
         index=frame["neuron"],
         score=scores,
         rank=(-scores).rank(method="first", na_option="bottom"),
-        page=[paged and pair in profiles for pair in pairs],
+        page=[pair in paged for pair in pairs],
         key=[cell_key(method, language, layer) for language, layer in keys],
         site=neurons.site,
     )
