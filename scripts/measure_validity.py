@@ -141,7 +141,7 @@ def recorded_parallel(
         return None
     parallel = corpus.take(arguments.parallel)
     out = arguments.out / "recordings" / "parallel"
-    return ln.record(model, parallel, None, arguments.context, arguments.batch, out=out)
+    return ln.record(model, parallel, context_length=arguments.context, batch_size=arguments.batch, out=out)
 
 
 def halves_by_source(corpus: ln.Corpus) -> tuple[ln.Corpus, ln.Corpus]:

@@ -21,7 +21,7 @@ from langneurons.analysis.validity.reliability import Halves, Selection, decidin
 from langneurons.corpora import Corpus
 from langneurons.effects.placement import ALL
 from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsError, TaskError
-from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
+from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.matrix import perplexity_matrix
 from langneurons.identification.controls import random_stream
 from langneurons.identification.neurons import NeuronSet
@@ -178,7 +178,7 @@ def compare_methods(
     stats, notes = whole(real), []
     rows = {name: {"method": name, **_on_paper(name, method, real, null, notes)} for name, method in named.items()}
     if text is not None:
-        text = as_heldout_text(model, text)
+        text = HeldoutText.of(model, text)
         ablated = (
             AblatedSample.of(model, text, stats, sample, value, testing, _inside(run, "ablation")) if sample else None
         )
@@ -276,19 +276,8 @@ def _selectivity(
     patched = [language for language in neurons.languages if len(neurons[language]) and language in text.languages]
     if not patched or len(text.languages) < 2:
         return {"selectivity": np.nan}
-    table = perplexity_matrix(
-        model,
-        text,
-        neurons,
-        value,
-        controls=controls.draws,
-        stats=controls.stats,
-        seed=controls.seed,
-        resamples=testing.samples,
-        out=run.out,
-        batch_size=run.batch_size or 8,
-        progress=bool(run.progress),
-    ).selectivity
+    matrix = perplexity_matrix(model, text, neurons, value, controls=controls, testing=testing, run=run)
+    table = matrix.selectivity
     assert table is not None
     row = table.set_index("language").loc[ALL]
     columns = {"selectivity": "selectivity", "selectivity_low": "low", "selectivity_high": "high"}

@@ -23,7 +23,7 @@ from langneurons.corpora import Blocks, Corpus
 from langneurons.corpora.loading import distinct
 from langneurons.effects.pairing import BASELINE, ROW
 from langneurons.errors import EffectError, LanguageError, StatisticsError, TaskError, unknown
-from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text, losses
+from langneurons.evaluation.heldout_text import HeldoutText, losses
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.patches.patch import SetTo, Value
@@ -249,7 +249,7 @@ def metric_of(model: torch.nn.Module, data: Any, metric: str | MetricFunction) -
     if isinstance(data, Corpus | HeldoutText):
         if metric != LOSS:
             raise EffectError(unknown("metric of a text", metric, [LOSS, "or a function"]))
-        return TextLoss.of(as_heldout_text(model, data))
+        return TextLoss.of(HeldoutText.of(model, data))
     if isinstance(data, Task):
         return TaskScore.of(data, metric)
     raise TaskError(

@@ -85,9 +85,7 @@ class Runner:
 
     def _tables(self, jobs: Mapping[tuple, Job]) -> dict[str, pd.DataFrame]:
         parts: dict[str, list[pd.DataFrame]] = {}
-        run = self.run
-        by_job = measure_jobs(self.model, jobs, run.out, bool(run.progress), executor=run.executor)
-        for (language, *_), rows in by_job.items():
+        for (language, *_), rows in measure_jobs(self.model, jobs, self.run).items():
             parts.setdefault(language, []).append(rows.set_index(["item", "cluster"]))
         tables = {language: pd.concat(shards, axis=1) for language, shards in parts.items()}
         return {language: table.loc[:, ~table.columns.duplicated()].reset_index() for language, table in tables.items()}

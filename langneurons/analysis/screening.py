@@ -24,7 +24,7 @@ from langneurons.analysis.ablating import ablate, in_places_of_today
 from langneurons.analysis.metrics import AblationValue, TextLoss, measured_languages
 from langneurons.corpora import Blocks, Corpus
 from langneurons.errors import EffectError, TaskError
-from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text, losses
+from langneurons.evaluation.heldout_text import HeldoutText, losses
 from langneurons.identification.controls import random_stream
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
@@ -159,7 +159,7 @@ def screen(
         )
     if not isinstance(text, Corpus | HeldoutText):
         raise TaskError(f"A model is screened on a corpus or a HeldoutText, not on a {type(text).__name__}.")
-    text = as_heldout_text(model, text)
+    text = HeldoutText.of(model, text)
     languages = measured_languages(TextLoss.of(text), languages)
     fingerprint = model_view.fingerprint_at(site)
     every = NeuronSet({"all": np.arange(total)}, shape, site, fingerprint, "every neuron")

@@ -18,6 +18,7 @@ AnyResult = TypeVar("AnyResult", bound="Result")
 MODULES = {
     "ablation": "analysis.ablation",
     "activation-statistics": "recording.statistics",
+    "classification-head": "tasks.heads",
     "comparison": "analysis.comparison",
     "decomposition": "analysis.selectivity.decomposition",
     "effect-table": "effects.table",

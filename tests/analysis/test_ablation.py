@@ -291,12 +291,11 @@ def test_options_go_by_their_earlier_names_for_a_version():
     model = tiny("llama", "auto")
     order = -torch.arange(96.0).view(2, 48)
     quick = {"languages": ["en"], **QUICK}
+    old = {"each": "cumulative", "order": order, "rows": 5, "delta": 0.02, "min_effect": 1.0}
     current = ablate(model, neurons_at(model), texts(), each=order, batch_size=5, margin=0.02, **quick)
-    with pytest.warns(ln.LangNeuronsWarning) as told:
-        earlier = ablate(
-            model, neurons_at(model), texts(), each="cumulative", order=order, rows=5, delta=0.02, min_effect=1.0, **quick
-        )
-    assert {str(warning.message).split("=")[0].split(" is ")[0] for warning in told} == {
+    with pytest.warns(ln.LangNeuronsWarning) as warned:
+        earlier = ablate(model, neurons_at(model), texts(), **old, **quick)
+    assert {str(warning.message).split("=")[0].split(" is ")[0] for warning in warned} == {
         "The option rows",
         "The option order",
         "The option min_effect",
