@@ -9,8 +9,7 @@ import pandas as pd
 import langneurons as ln
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError
-from langneurons.evaluation.evaluation import UNPATCHED
-from langneurons.evaluation.factorial_table import AT
+from langneurons.evaluation.evaluation import AT, UNPATCHED
 from langneurons.replication.published import Claim, Published, ScoreRow, listed
 from langneurons.study.parts import StudyConfig
 from langneurons.study.steps import Step

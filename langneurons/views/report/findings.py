@@ -11,8 +11,7 @@ from langneurons.analysis.profiles.result import Profiles
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.effects.table import EffectTable
 from langneurons.errors import StaleArtefactError, StatisticsError
-from langneurons.evaluation.evaluation import Evaluation
-from langneurons.evaluation.factorial_table import Factorial
+from langneurons.evaluation.evaluation import Evaluation, Factorial
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.training.transfer_table import Transfer
