@@ -3,9 +3,9 @@ from . import identification as identification
 from . import replication as replication
 from . import settings as settings
 from . import tasks as tasks
-from .analysis.ablation.ablating import ablate as ablate
+from .analysis.ablating import ablate as ablate
 from .analysis.comparison import compare_methods as compare_methods
-from .analysis.profiles.profiling import profile as profile
+from .analysis.profiling import profile as profile
 from .analysis.screening import screen as screen
 from .analysis.selectivity.polysemanticity import polysemanticity as polysemanticity
 from .analysis.validity import nulls as nulls
@@ -35,10 +35,10 @@ from .patches import DiffMean as DiffMean
 from .patches import Scale as Scale
 from .patches import SetTo as SetTo
 from .patches import intervene as intervene
-from .recording.caches import record_caches as record_caches
 from .recording.looking import activations as activations
 from .recording.looking import examples as examples
 from .recording.recorder import record as record
+from .recording.recorder import record_caches as record_caches
 from .recording.statistics import ActivationStats as ActivationStats
 from .settings import Controls as Controls
 from .settings import Recording as Recording

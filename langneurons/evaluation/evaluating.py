@@ -21,8 +21,6 @@ from langneurons.tasks.task import Task
 
 Patches = Mapping[str, Patch | Sequence[Patch] | Callable[[str], Patch | Sequence[Patch]]]
 CHANGES = ["task", "protocol", "metric", "patch", "language", "draw", "estimate"]
-
-
 ROWS = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
 
 
@@ -121,7 +119,7 @@ def _tasks(tasks: Task | Sequence[Task], head: Head | None) -> list[Task]:
     if not tasks:
         raise TaskError("No task was given: give at least one, such as ln.XNLI.load(...).")
     if head is not None:
-        by_head = [task.by_head(head) if hasattr(task, "by_head") else task for task in tasks]
+        by_head = [task.with_head(head) for task in tasks]
         if all(answered is task for answered, task in zip(by_head, tasks, strict=True)):
             raise TaskError("A head was given, but no task is one that a head can answer.")
         tasks = by_head

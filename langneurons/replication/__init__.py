@@ -9,7 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "protocols": ["ProtocolComparison", "compare_protocols"],
+        "protocols": ["PadPositionHead", "ProtocolComparison", "compare_protocols"],
         "statistics": ["PublishedStatistics", "published_statistics"],
     },
 )

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import TaskError
+from langneurons.tasks.heads import Pair, joined_tokens
 
 
 def token_id_scores(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
@@ -76,6 +77,36 @@ def kept_by_length(
         [True, False]
     """
     return np.asarray(prompt_tokens, dtype=np.int64) < limit
+
+
+def pairs_kept_by_length(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, limit: int = 256
+) -> Bool[np.ndarray, " item"]:
+    """Tell which pairs of texts the published filter keeps: those of fewer than 256 tokens.
+
+    What is wrong: what is long depends on the tokenizer and the language, so that languages and models are scored on
+    different items.
+
+    Source: github.com/soumenkm/LangSpecificNeurons, code/dataset.py, ``XNLIDatasetHF``.
+
+    Args:
+        pairs: (premise, hypothesis) each.
+        tokenizer: The model's.
+        limit: Pairs of as many tokens, or more, are dropped; special tokens count.
+
+    Returns:
+        True where a pair is kept.
+
+    Raises:
+        TaskError: If the tokenizer has no end-of-sequence token.
+
+    Example:
+        >>> from langneurons.replication.answers import pairs_kept_by_length
+        >>> pairs = [("It rains.", "It is wet."), ("It rains. " * 50, "It is wet.")]
+        >>> pairs_kept_by_length(pairs, model.tokenizer, 32)
+        array([ True, False])
+    """
+    return np.array([len(tokens) < limit for tokens in joined_tokens(pairs, tokenizer)], bool)
 
 
 def _gold_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,7 +1,8 @@
 """Both protocols side by side: what the published one concludes of a patch, and what can be concluded."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ import torch
 from langneurons import storage
 from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable
-from langneurons.errors import EffectError, TaskError
+from langneurons.errors import EffectError, LangNeuronsWarning, TaskError
 from langneurons.evaluation.evaluating import Patches, chosen_languages, task_jobs, written_patches
 from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.measuring import measure_jobs
 from langneurons.models import view
 from langneurons.replication import answers
+from langneurons.replication.published import PUBLISHED_METRICS
 from langneurons.run import Executor
 from langneurons.settings import Run, Testing
-from langneurons.tasks import padded_head as head
-from langneurons.tasks.heads import Head, pairs_of
+from langneurons.tasks.heads import POSITIONS, ClassificationHead, Head, pairs_of
 from langneurons.tasks.task import Task
 
 SCHEMA = "langneurons/protocol-comparison/1"
@@ -136,7 +137,7 @@ def compare_protocols(
         ['f1', 'exact_match']
     """
     Testing(margin=delta, resamples=resamples)
-    sound, published = _tasks(task, published_head)
+    sound, published = task, _published(task, published_head)
     chosen = chosen_languages([task], languages)
     written = written_patches(patches, chosen)
     if not written:
@@ -162,14 +163,48 @@ def compare_protocols(
     return ProtocolComparison(pd.concat(tables, ignore_index=True), settings)
 
 
-def _tasks(task: Any, published_head: Head | None) -> tuple[Any, Any]:
-    if not hasattr(task, "items") or not (task.generates or hasattr(task, "by_head")):
+class PadPositionHead:
+    """The name that version 0.1.0 gave to a ``ClassificationHead`` that reads the padding; it goes with 1.0.
+
+    Args:
+        linear: Head with the weights.
+        positions: Tokens to which texts are padded, or cut.
+    """
+
+    def __new__(cls, linear: ClassificationHead, positions: int = POSITIONS) -> ClassificationHead:
+        """Make the head read the padding."""
+        _say_renamed()
+        return replace(linear, position="padding", positions=positions)
+
+    @staticmethod
+    def fit(*arguments: Any, **options: Any) -> ClassificationHead:
+        """Fit a head that reads the padding, see ``ClassificationHead.fit``.
+
+        Args:
+            arguments: Arguments of ``ClassificationHead.fit``.
+            options: Options of ``ClassificationHead.fit``.
+        """
+        _say_renamed()
+        return ClassificationHead.fit(*arguments, position="padding", **options)
+
+
+def _say_renamed() -> None:
+    message = 'PadPositionHead is ClassificationHead with position="padding"; the old name goes with 1.0.'
+    warnings.warn(message, LangNeuronsWarning, stacklevel=3)
+
+
+def _published(task: Task, published_head: Head | None) -> Task:
+    """The task as the published protocol asks it."""
+    if task.metrics[0] not in PUBLISHED_METRICS:
         raise TaskError(f"Both protocols ask XNLI or XQuAD, not {task.name!r}.")
     if task.generates:
-        return task, task
+        return task
     if published_head is None:
-        raise TaskError("XNLI in the published protocol needs a head that reads the pad position: published_head=.")
-    return task, task.by_head(published_head)
+        raise TaskError(
+            f"{task.name!r} in the published protocol needs a head that reads the padding: give published_head=, such "
+            'as ClassificationHead.fit(..., position="padding").'
+        )
+    return task.with_head(published_head)
 
 
 def _as_published(model: torch.nn.Module, task: Any, language: str, rows: pd.DataFrame) -> pd.DataFrame:
@@ -180,7 +215,7 @@ def _as_published(model: torch.nn.Module, task: Any, language: str, rows: pd.Dat
         rows = rows.loc[kept]
         scored = answers.token_id_scores(rows, tokenizer)
     else:
-        kept = head.kept_by_length(pairs_of(task.items[language]), tokenizer)
+        kept = answers.pairs_kept_by_length(pairs_of(task.items[language]), tokenizer)
         scored = rows.loc[kept]
     if scored.empty:
         raise EffectError(f"The published length filter leaves no item in {language!r}: there is nothing to compare.")

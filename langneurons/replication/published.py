@@ -17,6 +17,7 @@ from langneurons.errors import StudyError, unknown
 
 SHIPPED = {one.name.removesuffix(".toml"): one for one in (files("langneurons.replication") / "numbers").iterdir()}
 UNPATCHED = "unpatched"
+PUBLISHED_METRICS = ("accuracy", "f1", "exact_match")  # that the published protocol has, too
 Scores = float | list[float]
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 import langneurons as ln
-from langneurons.analysis.profiles.profiling import clearest_neurons
+from langneurons.analysis.profiles import clearest_neurons
 
 TOP = 0.01
 HELDOUT_TOKENS = 600
@@ -35,8 +35,8 @@ def run_demo(out: Path) -> str:
     text = ln.HeldoutText.of(model, heldout, HELDOUT_TOKENS, context_length=128)
     matrix = ln.perplexity_matrix(model, text, lape, controls=CONTROLS, stats=stats, out=out / "matrix")
     matrix.save(out / "matrix" / "effects")
-    shown = clearest_neurons(lape, stats, PAGES)
-    profiles = ln.profile(model, shown, train, stats, k=3, documents=TEXTS)
+    neurons = clearest_neurons(lape, stats, PAGES)
+    profiles = ln.profile(model, neurons, train, stats, k=3, documents=TEXTS)
     profiles.save(out / "profiles")
     resolution = detectable(stats)
     page = ln.write_report(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from langneurons.analysis.ablation.result import Ablation
+from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.errors import EffectError, StatisticsError, unknown
 from langneurons.views.effect_figures import MARKS, SYMBOLS, provenance_of

@@ -11,8 +11,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from langneurons import storage
-from langneurons.analysis.ablation.result import Ablation
-from langneurons.analysis.profiles.result import NeuronProfile, Profiles
+from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.profiles import NeuronProfile, Profiles
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.errors import StaleArtefactError
 from langneurons.identification.neurons import NeuronSet

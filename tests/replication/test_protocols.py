@@ -7,7 +7,6 @@ import langneurons as ln
 from langneurons.errors import EffectError, TaskError
 from langneurons.replication import answers
 from langneurons.replication.protocols import AGREE, ProtocolComparison, _compared, compare_protocols
-from langneurons.tasks.padded_head import PadPositionHead
 from tests.replication.conftest import Backwards
 from tests.tiny_models import save_tiny
 
@@ -42,10 +41,12 @@ def premises():
     return ln.XNLI.load({"hi": pd.DataFrame(rows, columns=["premise", "hypothesis", "label"])})
 
 
-def head(tiny, cls=ln.tasks.ClassificationHead):
+def head(tiny, **place):
     weight = torch.randn(3, tiny.cfg.d_model, generator=torch.Generator().manual_seed(0))
-    linear = ln.tasks.ClassificationHead(weight, torch.zeros(3), ("entailment", "neutral", "contradiction"))
-    return linear if cls is ln.tasks.ClassificationHead else PadPositionHead(linear, positions=32)
+    return ln.tasks.ClassificationHead(weight, torch.zeros(3), ("entailment", "neutral", "contradiction"), **place)
+
+
+PADDING = {"position": "padding", "positions": 32}
 
 
 def test_both_protocols_score_the_same_predictions(tiny, patches):
@@ -77,15 +78,15 @@ def test_a_filter_that_leaves_nothing_is_said(tiny, patches, monkeypatch):
 
 
 def test_xnli_is_read_at_the_pad_position_and_at_the_last_real_token(tiny, patches):
-    task, theirs = premises().by_head(head(tiny)), head(tiny, PadPositionHead)
+    task, theirs = premises().with_head(head(tiny)), head(tiny, **PADDING)
     row = compare_protocols(tiny, task, patches, published_head=theirs, resamples=200, progress=False).table.iloc[0]
     assert row["base"] == pytest.approx(task.measure(tiny, "hi")["accuracy"].mean())
-    assert row["published_base"] == pytest.approx(task.by_head(theirs).measure(tiny, "hi")["accuracy"].mean())
+    assert row["published_base"] == pytest.approx(task.with_head(theirs).measure(tiny, "hi")["accuracy"].mean())
 
 
 def test_conditions_are_pieces_of_work_wherever_and_whenever_they_are_computed(tiny, patches):
-    task, executor = premises().by_head(head(tiny)), Backwards()
-    options = {"published_head": head(tiny, PadPositionHead), "resamples": 200, "progress": False}
+    task, executor = premises().with_head(head(tiny)), Backwards()
+    options = {"published_head": head(tiny, **PADDING), "resamples": 200, "progress": False}
     there = compare_protocols(tiny, task, patches, executor=executor, **options)
     assert executor.jobs == 2 * 3  # two heads; no patch, and two patches
     pd.testing.assert_frame_equal(there.table, compare_protocols(tiny, task, patches, **options).table)

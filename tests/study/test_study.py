@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from langneurons.study.computing import Computing
+from langneurons.study.forecasting import as_text
 
 import langneurons as ln
 from langneurons import cli
 from langneurons import run as executors
 from langneurons.errors import CorruptArtefactError, ExecutorError, StudyError
 from langneurons.models import view
-from langneurons.study.computing import Computing
-from langneurons.study.forecasting import as_text
 from langneurons.study.study import Study
 from tests.study.small import SMALL, small
 

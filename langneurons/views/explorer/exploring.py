@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import torch
 from markupsafe import Markup
 
-from langneurons.analysis.ablation.result import Ablation
+from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.corpora import Corpus
 from langneurons.errors import ModelError, NeuronSetError, StatisticsError, unknown

@@ -10,10 +10,9 @@ from jaxtyping import Float
 from markupsafe import Markup
 from torch import Tensor
 
-from langneurons.analysis.ablation.result import Ablation
-from langneurons.analysis.profiles.outputs import output_tokens, similar_neurons
-from langneurons.analysis.profiles.profiling import profile
-from langneurons.analysis.profiles.result import EXAMPLES, Profiles
+from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.profiles import EXAMPLES, Profiles
+from langneurons.analysis.profiling import output_tokens, profile, similar_neurons
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.corpora import Corpus
 from langneurons.errors import NeuronSetError, StatisticsError

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from langneurons.analysis.ablation.result import Ablation
+from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from langneurons.analysis.ablation.result import Ablation
-from langneurons.analysis.profiles.result import Profiles
+from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.profiles import Profiles
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.effects.table import EffectTable
 from langneurons.errors import StaleArtefactError, StatisticsError

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from langneurons.analysis.ablation.result import Ablation
+from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, LangNeuronsError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from langneurons.analysis.profiles.result import Profiles
+from langneurons.analysis.profiles import Profiles
 from langneurons.effects.table import EffectTable
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from langneurons import storage
-from langneurons.analysis.profiles.result import Profiles
+from langneurons.analysis.profiles import Profiles
 from langneurons.views.pages import ANCHOR, TEMPLATES, own_file
 from langneurons.views.report.answers import answers
 from langneurons.views.report.findings import Findings

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from langneurons.analysis.ablation.result import Ablation
-from langneurons.analysis.profiles.result import Profiles
+from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.profiles import Profiles
 from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable
 from langneurons.identification.neurons import NeuronSet
