@@ -14,7 +14,8 @@ from benchmarks.measuring import Settings, Way, medians, memory_is_seen, peak
 from benchmarks.rows import Row
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.models import ModelView, view
-from langneurons.recording.recorder import Pass, Run
+from langneurons.recording.passes import Pass, RecordingFolder
+from langneurons.settings import Recording
 
 BATCHES, BATCH, CONTEXT = 3, 8, 256
 PERCENTILES = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)
@@ -43,7 +44,8 @@ class Ways:
         self.parts = [range(i * batch, (i + 1) * batch) for i in range(batches)]
         self.blocks = [packed.blocks("en", part).tokens.to(self.seen.device) for part in self.parts]
         whole = range(batches * batch)
-        self.recording = Pass(self.seen, packed, {"en": whole}, ("act",), batch, Run(folder, resumable=False), None)
+        here = RecordingFolder(folder, resumable=False)
+        self.recording = Pass(self.seen, packed, {"en": whole}, Recording(), batch, here)
         self.state = self.recording._start("en", whole)
 
     def forward(self) -> None:
@@ -143,7 +145,7 @@ def peak_while_recording(tokens: int, context: int) -> float:
     documents = list(phrases.documents("en"))
     corpus = ln.load_corpus({"en": (text for _ in range(1 + tokens // 4000) for text in documents)})
     ln.record(model, phrases, tokens_per_language=100, context_length=context, progress=False)  # compiles
-    return peak(lambda: ln.record(model, corpus, tokens, context, progress=False))
+    return peak(lambda: ln.record(model, corpus, tokens_per_language=tokens, context_length=context, progress=False))
 
 
 def bytes_on_disk() -> float:

@@ -35,10 +35,10 @@ from .patches import DiffMean as DiffMean
 from .patches import Scale as Scale
 from .patches import SetTo as SetTo
 from .patches import intervene as intervene
-from .recording.caches import record_caches as record_caches
 from .recording.looking import activations as activations
 from .recording.looking import examples as examples
 from .recording.recorder import record as record
+from .recording.recorder import record_caches as record_caches
 from .recording.statistics import ActivationStats as ActivationStats
 from .settings import Controls as Controls
 from .settings import Recording as Recording

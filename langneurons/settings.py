@@ -197,6 +197,7 @@ class Recording(Settings):
         ("act",),
         min_length=1,
         description="Sites to record: pre, act, post, head, resid_post, or the names of added dictionaries.",
+        json_schema_extra={"possible": "at least one site"},
     )
     also: tuple[Literal["sentence", "gradient"], ...] = Field(
         (),

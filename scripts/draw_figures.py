@@ -103,7 +103,7 @@ def sweep(study: Study) -> ln.effects.EffectTable:
     """One language's neurons set to many values."""
     doses = [ln.evaluation.Dose("set", value) for value in (-10, -5, -2, -1, 0, 1, 2, 5, 10)]
     doses += [ln.evaluation.Dose("quantile", share) for share in (0.1, 0.5, 0.9)]
-    return ln.sweep(study.model, study.text, study.own_neurons, doses, study.own_stats, languages=[SHOWN])
+    return ln.sweep(study.model, study.text, study.own_neurons, doses, stats=study.own_stats, languages=[SHOWN])
 
 
 def tasks(study: Study) -> ln.evaluation.Evaluation:

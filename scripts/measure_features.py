@@ -42,7 +42,7 @@ def main() -> None:
     task = ln.XNLI.load(arguments.task)
     corpus = ln.load_corpus(arguments.texts)
     sites = {"features": range(len(trained)), "random": range(len(trained)), "act": trained, "resid_post": trained}
-    stats = ln.record(model, corpus, arguments.tokens, context_length=256, sites=tuple(sites))
+    stats = ln.record(model, corpus, tokens_per_language=arguments.tokens, context_length=256, sites=tuple(sites))
     rows = []
     for site, places in sites.items():
         parts = decompose(model, task, site=site, position=arguments.position, max_items=arguments.items)

@@ -149,7 +149,7 @@ def recorded_parallel(
         return None
     parallel = corpus.take(arguments.parallel)
     out = arguments.out / "recordings" / "parallel"
-    return ln.record(model, parallel, None, arguments.context, arguments.batch, out=out)
+    return ln.record(model, parallel, context_length=arguments.context, batch_size=arguments.batch, out=out)
 
 
 def counted(

@@ -17,7 +17,7 @@ import langneurons as ln
 from langneurons.errors import ExecutorError, StaleArtefactError, StatisticsError
 from langneurons.models import view
 from langneurons.models.features.dictionaries import SparseDictionaryConfig
-from langneurons.recording import recorder
+from langneurons.recording import passes
 from langneurons.run import ThisProcess, chosen_executor
 from langneurons.study.study import Study
 from tests.recording.conftest import documents, same
@@ -116,13 +116,13 @@ def test_statistics_are_the_same_to_the_bit(tiny, corpus, ray, tmp_path):
 def test_a_driver_that_comes_back_goes_on_from_the_pieces_that_are_done(tiny, corpus, ray, tmp_path, monkeypatch):
     whole = ln.record(tiny, corpus, **STATISTICS)
     with monkeypatch.context() as patched:
-        patched.setattr(recorder.Run, "finish", killed)
+        patched.setattr(passes.RecordingFolder, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             ln.record(tiny, corpus, out=tmp_path / "run", executor=ray, **STATISTICS)
     assert len(list((tmp_path / "run" / "pieces").glob("*/checkpoints/*.safetensors"))) >= 8
     read = []
-    load = recorder.Run.load
-    monkeypatch.setattr(recorder.Run, "load", lambda run, *more: read.append(run.folder) or load(run, *more))
+    load = passes.RecordingFolder.load
+    monkeypatch.setattr(passes.RecordingFolder, "load", lambda run, *more: read.append(run.path) or load(run, *more))
     again = ln.record(tiny, corpus, out=tmp_path / "run", executor=PiecesHere(8), **STATISTICS)
     assert same(again, whole)
     assert len({folder.name for folder in read}) == 8

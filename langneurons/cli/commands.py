@@ -136,8 +136,7 @@ def perplexity(
     matrix = ln.perplexity_matrix(seen, text, chosen, controls=controls, stats=stats, patch=patch, **options)
     print(matrix)
     if matrix.selectivity is not None and len(matrix.selectivity):
-        print("\nSelectivity: change of the patched language's loss minus the others' mean, beside matched controls")
-        print(matrix.selectivity.to_string(index=False))
+        print(f"\n{matrix.selectivity_table()}")
     if out is not None:
         print(f"Written to {matrix.save(out / 'matrix')}")
 
@@ -202,7 +201,7 @@ def evaluate(
     fitted = None if head is None else ln.tasks.ClassificationHead.load(head)
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "out": out, "executor": executor}
-    found = ln.evaluate(loaded, tasks, wanted, patches, fitted, controls, stats, **options)
+    found = ln.evaluate(loaded, tasks, wanted, patches, head=fitted, controls=controls, stats=stats, **options)
     print(found)
     for task in tasks if patches else []:
         print(f"\n{found.effects(task.name)}")

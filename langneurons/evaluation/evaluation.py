@@ -8,24 +8,25 @@ from typing import Any
 
 import pandas as pd
 
-from langneurons import storage
 from langneurons.effects.estimation import effect
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.table import EffectTable, with_current_names
 from langneurons.errors import EffectError, unknown
+from langneurons.settings import Testing
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import Column, Table
+from langneurons.storage.result import Result
 
-SCHEMA = "langneurons/evaluation/1"
 UNPATCHED = "unpatched"
-TABLES = ("rows", "references", "controls")
 MEASURED = ["task", "protocol", "metric"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
+class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optional=("controls",)):
     """Scores of one model on tasks, per language and patch, with what is needed to believe a difference.
 
     Attributes:
-        rows: One row an item, metric, patch and language: task, protocol, patch ("unpatched" among them), language,
+        rows: One row per item, metric, patch and language: task, protocol, patch ("unpatched" among them), language,
             item, cluster, metric, value (0 to 1), prediction, gold.
         references: What a task's main metric is worth without the model, such as chance: task, protocol, metric,
             language, reference, value.
@@ -44,24 +45,23 @@ class Evaluation:
         """Every score beside its references.
 
         Returns:
-            One row a task, protocol, metric, patch and language: score, its 95 % interval (low, high), items, clusters;
-            ``against_chance`` where chance is known exactly: better or worse where it lies outside the interval,
-            equivalent where the interval lies within the margin around it, else inconclusive (one score at a time,
-            no family); ``detectable``, the difference from any fixed value that this many items find with 80 %
+            One row per task, protocol, metric, patch and language: score, its interval (low, high; of 95 % by default),
+            items, clusters; ``against_chance`` where chance is known exactly: better or worse where it lies outside the
+            interval, equivalent where the interval lies within the margin around it, else inconclusive (one score at a
+            time, no family); ``detectable``, the difference from any fixed value that this many items find with 80 %
             power; then one column per reference.
         """
         keys = [*MEASURED, "patch", "language"]
-        return pd.DataFrame(
-            [self._score(dict(zip(keys, key, strict=True)), part) for key, part in _parts(self.rows, keys)]
-        )
+        cells = [(dict(zip(keys, key, strict=True)), rows) for key, rows in _parts(self.rows, keys)]
+        return pd.DataFrame([self._score(about, rows) for about, rows in cells])
 
     def effects(self, task: str | None = None, protocol: str | None = None, metric: str | None = None) -> EffectTable:
         """What each patch changed in each language, on the same items, as one family of tests.
 
         Args:
-            task: Which task; needed where there are several.
-            protocol: Which protocol; needed where the task was answered in several ways.
-            metric: Which metric; None takes the task's main one.
+            task: Name of the task; needed where there are several.
+            protocol: Name of the protocol; needed where the task was answered in several ways.
+            metric: Name of the metric; by default the task's main one.
 
         Returns:
             Effects by ``patch`` and ``language``, differences of scores (0.01 is one point), with the placement among
@@ -70,32 +70,36 @@ class Evaluation:
         Raises:
             EffectError: If nothing was patched, the choice is not unique, or there is no such task.
         """
-        rows, chosen = self._chosen(task, protocol, metric)
-        name = tuple(chosen.values())
-        if name not in self._tables:  # a report asks for each several times
-            self._tables[name] = self._effects(rows, chosen)
-        return self._tables[name]
+        rows, names = self._select(task, protocol, metric)
+        key = tuple(names.values())
+        if key not in self._effect_tables:  # a report asks for each several times
+            self._effect_tables[key] = self._effects(rows, names)
+        return self._effect_tables[key]
 
     @cached_property
-    def _tables(self) -> dict[tuple, EffectTable]:
+    def _effect_tables(self) -> dict[tuple, EffectTable]:
         return {}
 
-    def _effects(self, rows: pd.DataFrame, chosen: dict[str, str]) -> EffectTable:
+    @property
+    def _testing(self) -> Testing:
+        return Testing(**self.settings["options"])
+
+    def _effects(self, rows: pd.DataFrame, names: dict[str, str]) -> EffectTable:
         by_cell = dict(_parts(rows, ["patch", "language"]))
         effects = {
             (patch, language): effect(
-                part, by_cell[UNPATCHED, language], "value", "row", lower_is_better=False, **self.settings["options"]
+                part, by_cell[UNPATCHED, language], "value", "row", lower_is_better=False, testing=self._testing
             )
             for (patch, language), part in by_cell.items()
             if patch != UNPATCHED
         }
         if not effects:
             raise EffectError("Nothing was patched, so there is no effect: give patches= to evaluate().")
-        about = " ".join(dict.fromkeys(chosen.values()))
+        about = " ".join(dict.fromkeys(names.values()))
         family = f"{self.settings['model']}, {about}, against the unpatched model: {len(effects)} effects"
-        stored = {**self.settings["options"], **chosen, "measured": chosen["metric"]}
-        table = EffectTable.of(effects, ("patch", "language"), family, stored)
-        return table if self.controls is None else self._beside_controls(table, chosen)
+        settings = {**names, "measured": names["metric"]}
+        table = EffectTable.of(effects, ("patch", "language"), family, settings)
+        return table if self.controls is None else self._beside_controls(table, names)
 
     def side_by_side(
         self, language: str, items: int = 5, task: str | None = None, protocol: str | None = None
@@ -103,18 +107,18 @@ class Evaluation:
         """Predictions under every patch for the first items of a language.
 
         Args:
-            language: Which.
-            items: How many.
-            task: As for ``effects``.
-            protocol: As for ``effects``.
+            language: The language of the items.
+            items: Number of items.
+            task: Name of the task; needed where there are several.
+            protocol: Name of the protocol; needed where the task was answered in several ways.
 
         Returns:
-            One row an item: item, gold, and one column a patch.
+            One row per item: item, gold, and one column per patch.
 
         Raises:
-            EffectError: As ``effects``, or if the language was not evaluated.
+            EffectError: If the choice is not unique, there is no such task, or the language was not evaluated.
         """
-        rows, _ = self._chosen(task, protocol, None)
+        rows, _ = self._select(task, protocol, None)
         rows = rows.query("language == @language")
         if rows.empty:
             raise EffectError(unknown("language", language, self.rows["language"].unique()))
@@ -122,86 +126,72 @@ class Evaluation:
         return wide.reindex(columns=rows["patch"].unique()).rename_axis(columns=None).reset_index().head(items)
 
     def plot(self, task: str | None = None, protocol: str | None = None, metric: str | None = None) -> Any:
-        """Draw the effects with their intervals, verdicts and controls; see ``ln.plot.effects``."""
-        # The one way up: results draw themselves, so that a notebook needs one name less.
-        from langneurons.views.effect_figures import effects
+        """Draw the effects with their intervals, verdicts and controls; see ``ln.plot.effects``.
 
-        return effects(self.effects(task, protocol, metric))
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a folder: ``evaluation.json`` (settings, checksums) and one parquet file a table.
+        Args:
+            task: Name of the task; needed where there are several.
+            protocol: Name of the protocol; needed where the task was answered in several ways.
+            metric: Name of the metric; by default the task's main one.
 
         Returns:
-            The folder.
+            A plotly figure.
         """
-        tables = {name: getattr(self, name) for name in TABLES}
-        return storage.write_result(Path(path) / "evaluation.json", SCHEMA, self.settings, tables)
+        return self.effects(task, protocol, metric).plot()
+
+    def table(self) -> Table:
+        """The scores to print, in per cent, beside their references."""
+        scores = self.scores
+        references = [name for name in dict.fromkeys(self.references["reference"]) if name in scores.columns]
+        columns = {name: Column(unit="%", scale=100) for name in references}
+        columns |= {"score": Column(unit="%", scale=100, bounds=("low", "high"))}
+        columns |= {"detectable": Column(unit="points", scale=100)}
+        return Table(scores, columns, title=f"Evaluation of {self.settings['model']}")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Evaluation":
-        """Read a saved evaluation.
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        fields = super()._read(folder, content)
+        settings = fields["settings"]
+        return fields | {"settings": {**settings, "options": with_current_names(settings["options"])}}
 
-        Raises:
-            StorageError: If a file is missing.
-            CorruptArtefactError: If it is no evaluation, or was changed.
-        """
-        settings, tables = storage.read_result(Path(path) / "evaluation.json", SCHEMA, ["rows", "references"])
-        options = {"options": with_current_names(settings["options"])} if "options" in settings else {}
-        return cls(**{"controls": None, **tables}, settings={**settings, **options})
-
-    def __repr__(self) -> str:
-        return f"Evaluation of {self.settings['model']}\n{self._shown().to_string(index=False)}"
-
-    def _repr_html_(self) -> str:
-        return self._shown().to_html(index=False, border=0)
-
-    def _shown(self) -> pd.DataFrame:
-        """Scores in per cent, as a reader wants them."""
-        table = self.scores.copy()
-        names = [name for name in dict.fromkeys(self.references["reference"]) if name in table.columns]
-        for column in ("score", "low", "high", "detectable", *names):
-            table[column] = (100 * table[column]).round(1)
-        return table
-
-    def _chosen(
+    def _select(
         self, task: str | None, protocol: str | None, metric: str | None
     ) -> tuple[pd.DataFrame, dict[str, str]]:
         """The rows of one task, protocol and metric, and their names."""
-        rows, chosen = self.rows, {}
-        for column, given in (("task", task), ("protocol", protocol), ("metric", metric)):
+        rows, names = self.rows, {}
+        for column, name in (("task", task), ("protocol", protocol), ("metric", metric)):
             possible = rows[column].unique().tolist()
-            if given is None and len(possible) > 1 and column != "metric":
+            if name is None and len(possible) > 1 and column != "metric":
                 raise EffectError(f"Say which {column}: one table is one family. Possible: {', '.join(possible)}.")
-            if given is not None and given not in possible:
-                raise EffectError(unknown(column, given, possible))
-            chosen[column] = possible[0] if given is None else given
-            rows = rows.loc[rows[column] == chosen[column]]
-        return rows, chosen
+            if name is not None and name not in possible:
+                raise EffectError(unknown(column, name, possible))
+            names[column] = possible[0] if name is None else name
+            rows = rows.loc[rows[column] == names[column]]
+        return rows, names
 
-    def _score(self, about: dict[str, str], part: pd.DataFrame) -> dict[str, Any]:
+    def _score(self, about: dict[str, str], rows: pd.DataFrame) -> dict[str, Any]:
         keys = ("task", "protocol", "metric", "language")
         same = self.references.loc[(self.references[list(keys)] == [about[key] for key in keys]).all(axis=1)]
-        references = {str(one["reference"]): float(one["value"]) for one in same.to_dict("records")}
-        clusters = len(part["cluster"].unique())
-        score = {"score": float(part["value"].to_numpy().mean()), "low": None, "high": None}
+        references = {str(row["reference"]): float(row["value"]) for row in same.to_dict("records")}
+        clusters = len(rows["cluster"].unique())
+        score = {"score": float(rows["value"].to_numpy().mean()), "low": None, "high": None}
         detectable = None
         if clusters > 1:
             # From zero: of answers right or wrong, an all-right score is then not taken for a certain one.
-            options = self.settings["options"]
-            found = effect(part, part.assign(value=0.0), "value", "row", lower_is_better=False, **options)
-            score |= {"low": max(found.low, 0.0), "high": min(found.high, 1.0)}
-            detectable = found.minimal_detectable
-        against = _against(references.get("chance"), score["low"], score["high"], self.settings["options"]["margin"])
-        sizes = {"items": len(part), "clusters": clusters}
+            zero = rows.assign(value=0.0)
+            size = effect(rows, zero, "value", "row", lower_is_better=False, testing=self._testing)
+            score |= {"low": max(size.low, 0.0), "high": min(size.high, 1.0)}
+            detectable = size.minimal_detectable
+        against = _against(references.get("chance"), score["low"], score["high"], self._testing.margin)
+        sizes = {"items": len(rows), "clusters": clusters}
         return {**about, **score, **sizes, "against_chance": against, "detectable": detectable, **references}
 
-    def _beside_controls(self, table: EffectTable, chosen: Mapping[str, str]) -> EffectTable:
+    def _beside_controls(self, table: EffectTable, names: Mapping[str, str]) -> EffectTable:
         assert self.controls is not None
-        drawn = self.controls.loc[(self.controls[MEASURED] == [chosen[key] for key in MEASURED]).all(axis=1)]
-        by_cell = {key: part["estimate"].tolist() for key, part in _parts(drawn, ["patch", "language"])}
-        cells = zip(table.rows["patch"], table.rows["language"], strict=True)
-        columns = placement_columns(table.rows["estimate"].tolist(), [by_cell[cell] for cell in cells])
-        return replace(table, rows=table.rows.assign(**columns), controls=drawn.reset_index(drop=True))
+        draws = self.controls.loc[(self.controls[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)]
+        by_cell = {key: part["estimate"].tolist() for key, part in _parts(draws, ["patch", "language"])}
+        estimates = [by_cell[cell] for cell in zip(table.rows["patch"], table.rows["language"], strict=True)]
+        columns = placement_columns(table.rows["estimate"].tolist(), estimates, self._testing.level)
+        return replace(table, rows=table.rows.assign(**columns), controls=draws.reset_index(drop=True))
 
 
 def _against(chance: float | None, low: float | None, high: float | None, margin: float) -> str | None:

@@ -10,6 +10,8 @@ import pandas as pd
 
 from langneurons.errors import CorruptArtefactError, EffectError
 from langneurons.evaluation.evaluation import MEASURED, UNPATCHED, Evaluation
+from langneurons.storage.presenting import Column, Table
+from langneurons.storage.result import Result
 
 AT = " at "  # between operation and site in a patch's name
 FACTORS = ("operation", "site", "protocol")
@@ -17,12 +19,12 @@ FORCING = "language forcing"  # what turning a language up is for: more of it is
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Factorial:
-    """What ``factorial`` found.
+class Factorial(Result):
+    """The effects of every operation, site and protocol; saved and loaded as its evaluation is.
 
     Attributes:
-        evaluation: Everything measured; its patches are named ``"<operation> at <site>"``.
-        design: One row a patch: patch, operation, site.
+        evaluation: All measurements; its patches are named ``"<operation> at <site>"``.
+        design: One row per patch: patch, operation, site.
 
     Raises:
         EffectError: If the design has other patches than the evaluation.
@@ -32,10 +34,10 @@ class Factorial:
     design: pd.DataFrame
 
     def __post_init__(self) -> None:
-        designed, measured = sorted(self.design["patch"]), sorted(_patches(self.evaluation))
-        if designed != measured:
+        designed, patches = sorted(self.design["patch"]), sorted(_patches(self.evaluation))
+        if designed != patches:
             raise EffectError(
-                f"The design of a factorial has one row for each patch that was measured, {', '.join(measured)}, not "
+                f"The design of a factorial has one row for each patch that was measured, {', '.join(patches)}, not "
                 f"for {', '.join(designed)}."
             )
 
@@ -46,13 +48,13 @@ class Factorial:
         Returns:
             operation, site, protocol, task, metric, language, then the columns of an effect table.
         """
-        found = []
+        parts = []
         rows = self.evaluation.rows
         for task, protocol in rows[["task", "protocol"]].drop_duplicates().itertuples(index=False):
             table = self.evaluation.effects(task, protocol)
             about = {name: table.settings[name] for name in MEASURED}
-            found.append(table.rows.assign(**about).merge(self.design, on="patch", validate="many_to_one"))
-        effects = pd.concat(found, ignore_index=True)
+            parts.append(table.rows.assign(**about).merge(self.design, on="patch", validate="many_to_one"))
+        effects = pd.concat(parts, ignore_index=True)
         first = [*FACTORS, "task", "metric", "language"]
         return effects.reindex(columns=[*first, *(name for name in effects if name not in {*first, "patch"})])
 
@@ -83,9 +85,9 @@ class Factorial:
         cells = [cell for cell in self.effects.to_dict("records") if cell["task"] != FORCING]
         sure = [cell for cell in cells if cell["verdict"] in ("better", "worse")]
         rows = []
-        for one, other in combinations(sure, 2):
-            if one["language"] == other["language"] and one["verdict"] != other["verdict"]:
-                better, worse = (one, other) if one["verdict"] == "better" else (other, one)
+        for cell, other in combinations(sure, 2):
+            if cell["language"] == other["language"] and cell["verdict"] != other["verdict"]:
+                better, worse = (cell, other) if cell["verdict"] == "better" else (other, cell)
                 differ = [factor for factor in (*FACTORS, "task") if better[factor] != worse[factor]]
                 rows.append((better["language"], _cell(better), _cell(worse), ", ".join(differ), len(differ)))
         table = pd.DataFrame(rows, columns=["language", "better", "worse", "differ", "factors"])
@@ -93,6 +95,9 @@ class Factorial:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to a folder, as its evaluation does.
+
+        Args:
+            path: The folder.
 
         Returns:
             The folder.
@@ -102,6 +107,9 @@ class Factorial:
     @classmethod
     def load(cls, path: str | Path) -> "Factorial":
         """Read a saved factorial.
+
+        Args:
+            path: The folder that ``save`` wrote.
 
         Raises:
             StorageError: If a file is missing.
@@ -116,11 +124,10 @@ class Factorial:
                 )
         return cls(evaluation, design_of((operation, site) for operation, _, site in cells.values()))
 
-    def __repr__(self) -> str:
-        return f"{self.summary.to_string(index=False)}\n{self.conclusion}"
-
-    def _repr_html_(self) -> str:
-        return f"{self.summary.to_html(index=False, border=0)}<p>{self.conclusion}</p>"
+    def table(self) -> Table:
+        """The summary to print, in points, above the conclusion."""
+        points = {"estimate": Column("mean effect", "points", 100, signed=True)}
+        return Table(self.summary, points | {"detectable": Column(unit="points", scale=100)}, caption=self.conclusion)
 
     @property
     def conclusion(self) -> str:

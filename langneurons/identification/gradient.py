@@ -35,7 +35,9 @@ class GradientRelevance:
 
     Example:
         >>> corpus = ln.load_corpus("babel", ["en", "hi"])
-        >>> recorded = ln.record(model, corpus, 200, 64, progress=False, also=("gradient",))
+        >>> recorded = ln.record(
+        ...     model, corpus, tokens_per_language=200, context_length=64, also=["gradient"], progress=False
+        ... )
         >>> bool((GradientRelevance().scores(recorded).values >= 0).all())
         True
     """

@@ -42,7 +42,9 @@ class SentenceAP:
 
     Example:
         >>> corpus = ln.load_corpus("babel", ["en", "hi"])
-        >>> recorded = ln.record(model, corpus, 500, 64, progress=False, also=("sentence",))
+        >>> recorded = ln.record(
+        ...     model, corpus, tokens_per_language=500, context_length=64, also=["sentence"], progress=False
+        ... )
         >>> len(SentenceAP(top=3, bottom=2).identify(recorded)["hi"])
         5
     """

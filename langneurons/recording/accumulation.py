@@ -179,11 +179,11 @@ class GroupedSums:
         Raises:
             StatisticsError: If a value is not finite or too large.
         """
-        kept = groups >= 0
-        rounded = torch.round(values[kept].double() / self.unit[layer] * 2.0**SUM_UNITS)
+        grouped = groups >= 0
+        rounded = torch.round(values[grouped].double() / self.unit[layer] * 2.0**SUM_UNITS)
         if not bool((rounded.abs() < EXACT).all()):
             raise _not_finite(layer)
-        self.sum[:, layer].index_add_(0, groups[kept], rounded.long())
+        self.sum[:, layer].index_add_(0, groups[grouped], rounded.long())
 
 
 def _not_finite(layer: int) -> StatisticsError:
@@ -205,18 +205,11 @@ def _add_fused(sums: Accumulators, layer: int, coordinate: Tensor, values: Tenso
             coordinate.float().contiguous().numpy(),
             values.float().contiguous().numpy(),
             folds.numpy(),
-            (1 / grid.width[layer]).numpy(),
-            grid.first[layer].numpy(),
-            (1 / grid.units[layer]).numpy(),
-            sums.histogram[layer].numpy(),
-            sums.active[:, layer].numpy(),
-            sums.sum[:, layer].numpy(),
-            sums.absolute[layer].numpy(),
-            sums.squares[layer].numpy(),
-            sums.minimum[layer].numpy(),
-            sums.maximum[layer].numpy(),
-            sums.coordinate_minimum[layer].numpy(),
-            sums.coordinate_maximum[layer].numpy(),
+            ((1 / grid.width[layer]).numpy(), grid.first[layer].numpy(), (1 / grid.units[layer]).numpy()),
+            (sums.histogram[layer].numpy(), sums.active[:, layer].numpy()),
+            (sums.sum[:, layer].numpy(), sums.absolute[layer].numpy(), sums.squares[layer].numpy()),
+            (sums.minimum[layer].numpy(), sums.maximum[layer].numpy()),
+            (sums.coordinate_minimum[layer].numpy(), sums.coordinate_maximum[layer].numpy()),
         )
     )
 
@@ -228,11 +221,13 @@ def _share_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _loop(  # noqa: PLR0913
-    coordinate, values, folds, per_width, first, per_unit, histogram, active, sums, absolute, squares,
-    minimum, maximum, coordinate_minimum, coordinate_maximum,
-):  # fmt: skip
+def _loop(coordinate, values, folds, grid, counts, totals, extremes, coordinate_extremes):
     """One pass over [token, neuron]: neurons in tiles that stay in cache, tiles in parallel."""
+    per_width, first, per_unit = grid
+    histogram, active = counts
+    sums, absolute, squares = totals
+    minimum, maximum = extremes
+    coordinate_minimum, coordinate_maximum = coordinate_extremes
     tokens, neurons = values.shape
     tiles = (neurons + TILE - 1) // TILE
     fine = np.ones(tiles, np.bool_)
@@ -305,8 +300,8 @@ def _add_with_torch(
     sums: Accumulators, layer: int, coordinate: Tensor, values: Tensor, folds: Tensor, grid: Grid
 ) -> bool:
     """The same sums by torch operations, for devices without the fused loop."""
-    kept = folds >= 0
-    folds, values, coordinate = folds[kept], values[kept].float(), coordinate[kept].float()
+    counted = folds >= 0
+    folds, values, coordinate = folds[counted], values[counted].float(), coordinate[counted].float()
     if not len(folds):
         return True
     units = grid.units[layer]

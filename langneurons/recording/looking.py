@@ -54,17 +54,18 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
         >>> ln.activations(model, "The boy drinks water.", neurons["en"]).index.names
         FrozenList(['position', 'token'])
     """
-    seen, chosen = view(model), checked_indices(neurons)
-    encoded = seen.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    model_view, chosen = view(model), checked_indices(neurons)
+    encoded = model_view.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, pieces = encoded["input_ids"], _pieces(text, encoded["offset_mapping"])
-    start = _start_tokens(seen)
+    start = _start_tokens(model_view)
     if not ids:
         raise ModelError(f"The text {text!r} has no tokens.")
-    if len(ids) + len(start) > seen.context_length:
+    if len(ids) + len(start) > model_view.context_length:
         raise ModelError(
-            f"The text has {len(ids)} tokens; {seen.name}'s context holds {seen.context_length - len(start)}."
+            f"The text has {len(ids)} tokens; {model_view.name}'s context holds "
+            f"{model_view.context_length - len(start)}."
         )
-    with _chosen_values(seen, neurons.site, chosen) as read:
+    with _chosen_values(model_view, neurons.site, chosen) as read:
         values = read(torch.tensor([[*start, *ids]]))[0, len(start) :]
     rows = pd.MultiIndex.from_arrays([range(len(ids)), pieces], names=["position", "token"])
     columns = pd.MultiIndex.from_arrays(chosen.T.tolist(), names=["layer", "neuron"])
@@ -113,7 +114,7 @@ def examples(
     """
     if k < 1:
         raise CorpusError(f"At least one example of each kind is needed, not {k}.")
-    seen, chosen = view(model), checked_indices(neurons)
+    model_view, chosen = view(model), checked_indices(neurons)
     found = []
     for language in corpus.languages:
         generator = np.random.default_rng([seed, *language.encode()])
@@ -123,7 +124,13 @@ def examples(
         )
         texts = [corpus.document(language, int(index)) for index in looked_at]
         peaks, places = _peaks(
-            seen, neurons.site, chosen, texts, min(context_length, seen.context_length), batch_size, progress
+            model_view,
+            neurons.site,
+            chosen,
+            texts,
+            min(context_length, model_view.context_length),
+            batch_size,
+            progress,
         )
         for column, (layer, index) in enumerate(chosen.tolist()):
             for kind, rank, row in _kinds(peaks[:, column], k, generator):
@@ -146,7 +153,7 @@ def examples(
 
 
 def _peaks(
-    seen: ModelView,
+    model_view: ModelView,
     site: str,
     chosen: Int[Tensor, "n 2"],
     texts: Sequence[str],
@@ -158,7 +165,7 @@ def _peaks(
     peaks = np.full((len(texts), len(chosen)), -np.inf, np.float32)
     places = np.zeros((len(texts), len(chosen), 2), np.int64)
     for row, (offsets, values) in enumerate(
-        token_values(seen, site, chosen, texts, context_length, batch_size, progress)
+        token_values(model_view, site, chosen, texts, context_length, batch_size, progress)
     ):
         if not len(values):
             continue
@@ -169,7 +176,7 @@ def _peaks(
 
 
 def token_values(
-    seen: ModelView,
+    model_view: ModelView,
     site: str,
     chosen: Int[Tensor, "n 2"],
     texts: Sequence[str],
@@ -180,7 +187,7 @@ def token_values(
     """Read some neurons on every token of the beginnings of texts, several texts a forward.
 
     Args:
-        seen: The model.
+        model_view: The model.
         site: Site of the neurons.
         chosen: Layer and index of each.
         texts: What to read.
@@ -191,14 +198,14 @@ def token_values(
     Yields:
         For every text, where each of its tokens starts and ends, and its values; nothing for a text without tokens.
     """
-    start = _start_tokens(seen)
-    with _chosen_values(seen, site, chosen) as read:
+    start = _start_tokens(model_view)
+    with _chosen_values(model_view, site, chosen) as read:
         for first in tqdm(range(0, len(texts), batch_size), disable=not progress, unit="batch", leave=False):
             batch = list(texts[first : first + batch_size])
-            encoded = seen.tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            encoded = model_view.tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             kept = [ids[: context_length - len(start)] for ids in encoded["input_ids"]]
             length = -(-max(len(ids) + len(start) for ids in kept) // LENGTHS) * LENGTHS
-            rows = torch.full((len(batch), min(length, seen.context_length)), _padding(seen))
+            rows = torch.full((len(batch), min(length, model_view.context_length)), _padding(model_view))
             for row, ids in enumerate(kept):
                 rows[row, : len(start) + len(ids)] = torch.tensor([*start, *ids])
             values = read(rows).cpu().numpy()
@@ -218,7 +225,7 @@ def _kinds(peaks: np.ndarray, k: int, generator: np.random.Generator) -> Iterato
 
 @contextmanager
 def _chosen_values(
-    seen: ModelView, site: str, chosen: Int[Tensor, "n 2"]
+    model_view: ModelView, site: str, chosen: Int[Tensor, "n 2"]
 ) -> Iterator[Callable[[Int[Tensor, "row position"]], Float[Tensor, "row position n"]]]:
     """Give a function from token rows to the chosen neurons' values (a head's value is its norm)."""
     held: dict[int, Tensor] = {}
@@ -230,10 +237,10 @@ def _chosen_values(
             held[layer] = torch.linalg.vector_norm(picked, dim=-1) if site == "head" else picked
 
     def read(rows: Tensor) -> Tensor:
-        seen.forward(rows.to(seen.device), logits=False)
+        model_view.forward(rows.to(model_view.device), logits=False)
         return torch.cat([held.pop(layer) for layer in sorted(wanted)], dim=-1)
 
-    with torch.no_grad(), seen.reading({site: keep}):
+    with torch.no_grad(), model_view.reading({site: keep}):
         yield read
 
 
@@ -258,13 +265,13 @@ def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
     return pieces
 
 
-def _start_tokens(seen: ModelView) -> list[int]:
-    if seen.tokenizer is None:
-        raise ModelError(f"{seen.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
-    bos: Any = seen.tokenizer.bos_token_id
+def _start_tokens(model_view: ModelView) -> list[int]:
+    if model_view.tokenizer is None:
+        raise ModelError(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+    bos: Any = model_view.tokenizer.bos_token_id
     return [] if bos is None else [bos]
 
 
-def _padding(seen: ModelView) -> int:
-    tokenizer: Any = seen.tokenizer
+def _padding(model_view: ModelView) -> int:
+    tokenizer: Any = model_view.tokenizer
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)

@@ -1,71 +1,69 @@
-"""record(): one pass over a corpus that keeps what every neuron did, exactly and resumably."""
+"""record(): one pass over a corpus that keeps what every neuron did, exactly and resumably.
 
-import signal
+``record_caches`` is the same computation on activations that a user already holds.
+"""
+
+import math
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial, reduce
+from operator import add
+from typing import Any, Unpack
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
-from langneurons.errors import HookSiteError, ModelError, StaleArtefactError, StatisticsError, unknown
+from langneurons.corpora import Corpus, PackedCorpus, pack
+from langneurons.errors import CorpusError, HookSiteError, ModelError, StaleArtefactError, StatisticsError, unknown
 from langneurons.models import ModelView, view
-from langneurons.recording.accumulation import FOLDS, Grid, GroupedSums
-from langneurons.recording.records import GRADIENT, SENTENCE, SENTENCES, LanguageRecord, Sentences, check_optional, held
-from langneurons.recording.run_folder import Run, forecast, run_folder
+from langneurons.recording.accumulation import BINS, FOLDS
+from langneurons.recording.passes import Pass, RecordingFolder, recorded_piece
+from langneurons.recording.records import GRADIENT, SENTENCE, LanguageRecord, check_optional
 from langneurons.recording.statistics import ActivationStats
-from langneurons.recording.sums import Calibration, LanguageSums, features_recorded, recorded_model, relevance_units
-from langneurons.run import Executor, chosen_executor
+from langneurons.recording.sums import (
+    Calibration,
+    LanguageSums,
+    features_recorded,
+    observing_caches,
+    recorded_model,
+)
+from langneurons.run import chosen_executor
+from langneurons.settings import Recording, RecordingOptions, Run, with_options
 
-CALIBRATION_BLOCKS = 8
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
+BATCH_SIZE = 8
+BACKWARD = 5  # a forward, and one more with the unembedding and its backward pass, in forwards
+Caches = Sequence[tuple[Tensor, Any]]
 
 
 def record(
     model: torch.nn.Module,
     corpus: Corpus,
-    tokens_per_language: int | None = None,
-    context_length: int = 512,
-    batch_size: int = 8,
-    sites: Sequence[str] = ("act",),
-    out: str | Path | None = None,
+    *,
     like: ActivationStats | None = None,
     shard: tuple[int, int] = (0, 1),
-    progress: bool = True,
-    also: Sequence[str] = (),
-    sentences: int = SENTENCES,
-    executor: str | Executor | None = None,
+    recording: Recording = Recording(),
+    run: Run = Run(),
+    **options: Unpack[RecordingOptions],
 ) -> ActivationStats:
     """Run a corpus through a model once and keep what every neuron did in every language.
 
     The result does not depend on batch size, shards, interruptions, executor, or which other languages are recorded.
 
     Args:
-        model: From ``load_model``, or any HookedTransformer or TransformerBridge.
-        corpus: From ``load_corpus``. Documents are taken in the corpus' order: shuffle it first if it is sorted.
-        tokens_per_language: Counted tokens of each language; None takes as many as the smallest language has.
-        context_length: Positions a block, a multiple of 16.
-        batch_size: Blocks a forward.
-        sites: Among "pre", "act", "post", "head", "resid_post", and names given to ``add_dictionary``.
-        out: Folder for the statistics; the same call continues an interrupted run there. None keeps them in memory.
-        like: Statistics whose histogram edges (where it has the language) and number of tokens to reuse, so that
+        model: A model returned by ``load_model``, or any HookedTransformer or TransformerBridge.
+        corpus: A corpus returned by ``load_corpus``. Documents are taken in its order: shuffle it first if it is
+            sorted.
+        like: Statistics whose histogram edges (where they have the language) and number of tokens to reuse, so that
             languages, or more of a language, can be added.
         shard: ``(i, n)`` records the i-th of n parts; the sum of the parts' statistics equals recording at once.
-        progress: Show the plan, doubts about the corpus and a progress bar on standard error.
-        also: What some methods need (their ``needs``): ``"sentence"``, the mean of every neuron over each of some
-            documents (8 bytes a neuron and document); ``"gradient"``, every neuron's relevance to the loss (a backward
-            pass, about four times the time).
-        sentences: Of how many documents a language, spread evenly over its text, for ``also=("sentence",)``; or all.
-        executor: Where to run: None here; "ray" cuts the corpus in shards and records them on a Ray cluster
-            (``ln.run.RayExecutor`` says more), where ``out`` must be a folder that every machine sees.
+        recording: What is recorded, from how much text.
+        run: Where and how it runs, and the folder that keeps the statistics; calling again with that folder resumes
+            an interrupted recording. A batch has 8 blocks by default. ``"ray"`` cuts the corpus in shards and records
+            them on a Ray cluster, where ``out`` must be a folder that every machine sees.
+        options: Single fields of ``Recording`` and ``Run``, such as ``sites=("act", "post")`` or ``out="runs/x"``.
 
     Returns:
         The statistics.
@@ -73,7 +71,9 @@ def record(
     Raises:
         CorpusError: If a language has too few tokens, or ``context_length`` is no multiple of 16.
         ModelError: If the context is longer than the model's, or the model has no tokenizer.
+        HookSiteError: If the model has no such site.
         StaleArtefactError: If ``out`` holds another recording, or ``like`` is of another model, site or context length.
+        StatisticsError: If an option is out of its bounds.
         ExecutorError: If the work cannot run where it was asked to.
 
     Example:
@@ -81,203 +81,150 @@ def record(
         >>> ln.record(model, corpus, context_length=32, progress=False).languages
         ('en', 'hi')
     """
-    seen, sites, also, where = view(model), tuple(sites), check_optional(also), chosen_executor(executor)
-    _check_arguments(seen, context_length, batch_size, sites, shard, sentences)
+    recording, run = with_options(options, recording, run)
+    recording = recording.model_copy(update={"also": check_optional(recording.also)})
+    model_view, executor, progress = view(model), chosen_executor(run.executor), bool(run.progress)
+    _check_fits(recording, model_view)
+    _check_shard(shard)
     if like is not None:
-        _check_like(like, seen, context_length, sites)
-        tokens_per_language = tokens_per_language or int(like.tokens.max())
-    plan = {
-        "model": seen.fingerprint,
-        "backend": seen.backend,
-        "dtype": str(seen.dtype),
-        "sites": list(sites),
-        **{f"features at {site}": found for site, found in features_recorded(seen, sites).items()},
-        "context_length": context_length,
-        "tokens_per_language": tokens_per_language,
+        _check_like(like, model_view, recording)
+        tokens = recording.tokens_per_language or int(like.tokens.max())
+        recording = recording.model_copy(update={"tokens_per_language": tokens})
+    say = (lambda text: tqdm.write(text, file=sys.stderr)) if progress else (lambda text: None)
+    with RecordingFolder.opened(run.out) as folder:
+        folder.claim(_plan(model_view, corpus, recording, shard, like))
+        if (statistics := folder.finished()) is not None:
+            say(f"{folder.path} already holds this recording: nothing to do.")
+            return statistics
+        if folder.resumable or progress:
+            folder.check_corpus(corpus, say)
+        packed = pack(
+            corpus,
+            model_view.tokenizer,
+            recording.context_length,
+            folder.path / "packed",
+            recording.tokens_per_language,
+        )
+        batch_size = run.batch_size or BATCH_SIZE
+        if progress:
+            say(forecast(model_view, packed, recording, batch_size, shard))
+        whole = Pass(model_view, packed, _ranges(packed, shard), recording, batch_size, folder, like)
+        pieces = whole.cut(executor.pieces(model))
+        with tqdm(total=whole.blocks, unit="block", disable=not progress, smoothing=0.1) as bar:
+            if len(pieces) == 1:
+                return folder.finish(whole.record(bar))
+            return folder.finish(reduce(add, _counted_on(bar, pieces, executor.map(model, recorded_piece, pieces))))
+
+
+def _plan(
+    model_view: ModelView,
+    corpus: Corpus,
+    recording: Recording,
+    shard: tuple[int, int],
+    like: ActivationStats | None,
+) -> dict[str, Any]:
+    """What a recording is of: a folder goes on with the same only."""
+    features = features_recorded(model_view, recording.sites)
+    optional = {"also": list(recording.also), "sentences": recording.sentences} if recording.also else {}
+    return {
+        "model": model_view.fingerprint,
+        "backend": model_view.backend,
+        "dtype": str(model_view.dtype),
+        "sites": list(recording.sites),
+        **{f"features at {site}": fingerprint for site, fingerprint in features.items()},
+        "context_length": recording.context_length,
+        "tokens_per_language": recording.tokens_per_language,
         "corpus": dict(corpus.fingerprints),
         "shard": list(shard),
         "like": None if like is None else like.edges_fingerprint(),
-        **({"also": list(also), "sentences": sentences} if also else {}),
+        **optional,
     }
-    say = (lambda text: tqdm.write(text, file=sys.stderr)) if progress else (lambda text: None)
-    with run_folder(out) as folder:
-        run = Run(folder, resumable=out is not None)
-        run.claim(plan)
-        if (done := run.finished()) is not None:
-            say(f"{folder} already holds this recording: nothing to do.")
-            return done
-        if run.resumable or progress:
-            run.check_corpus(corpus, say)
-        packed = pack(corpus, seen.tokenizer, context_length, folder / "packed", tokens_per_language)
-        if progress:
-            say(forecast(seen, packed, sites, batch_size, shard, also, sentences))
-        pass_ = Pass(seen, packed, _ranges(packed, shard), sites, batch_size, run, like, also, sentences)
-        pieces = pass_.cut(where.pieces(model))
-        bar = tqdm(total=pass_.blocks, unit="block", disable=not progress, smoothing=0.1)
-        with bar:
-            if len(pieces) == 1:
-                return run.finish(pass_.record(bar))
-            found = None
-            for piece, part in zip(pieces, where.map(model, recorded_piece, pieces), strict=True):
-                found = part if found is None else found + part
-                bar.update(piece.blocks)
-        assert found is not None
-        return run.finish(found)
 
 
-def recorded_piece(model: torch.nn.Module, piece: "Pass") -> ActivationStats:
-    """Record one piece of a pass, wherever that is.
+def _counted_on(
+    bar: tqdm, pieces: Sequence["Pass"], statistics: Iterator[ActivationStats]
+) -> Iterator[ActivationStats]:
+    for piece, piece_statistics in zip(pieces, statistics, strict=True):
+        yield piece_statistics
+        bar.update(piece.blocks)
+
+
+@torch.no_grad()
+def record_caches(
+    model: torch.nn.Module,
+    caches: Mapping[str, Caches],
+    sites: Sequence[str] = ("act",),
+    like: ActivationStats | None = None,
+) -> ActivationStats:
+    """Make activation statistics of TransformerLens caches; ``record`` is this computation, streamed.
 
     Args:
-        model: The model that the piece is of.
-        piece: What to record; it goes on from its checkpoint, if another worker left one.
+        model: The model that made the caches.
+        caches: Per language, pairs of tokens ("batch position") and the ActivationCache that ``run_with_cache`` gave
+            for them. Each row of tokens counts as one document; special tokens and position 0 are not counted.
+        sites: Sites to record: "pre", "act", "post", "head", "resid_post", or names given to ``add_dictionary``.
+        like: Statistics whose histogram edges to reuse for the languages it has.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        CorpusError: If a language has no counted token.
+        HookSiteError: If a cache lacks a site's hook.
+        StatisticsError: If tokens and cache have different shapes.
+
+    Example:
+        >>> tokens = model.to_tokens("The boy drinks water.")
+        >>> _, cache = model.run_with_cache(tokens)
+        >>> ln.record_caches(model, {"en": [(tokens, cache)]}).languages
+        ('en',)
     """
-    with tqdm(disable=True) as bar:
-        return piece.record(bar)
+    model_view, sites = view(model), tuple(sites)
+    _check_sites(sites, model_view)
+    by_language = {
+        language: _record_caches(model_view, language, pairs, sites, like) for language, pairs in caches.items()
+    }
+    records = {site: {language: of[site] for language, of in by_language.items()} for site in sites}
+    return ActivationStats(recorded_model(model_view, sites), 0 if like is None else like.context_length, records)
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One pass over blocks of a packed corpus.
+def _record_caches(
+    model_view: ModelView, language: str, pairs: Caches, sites: tuple[str, ...], like: ActivationStats | None
+) -> dict[str, LanguageRecord]:
+    caches = [cache for _, cache in pairs]
+    folds = _folds_of_rows(model_view.tokenizer, [tokens for tokens, _ in pairs])
+    counted = (folds >= 0).nonzero()[:, 0]
+    if not len(counted):
+        raise CorpusError(f"The caches of {language!r} hold no counted token.")
+    positions = sum(len(model_view.cached(cache, sites[0], 0).flatten(0, 1)) for cache in caches)
+    if positions != len(folds):
+        raise StatisticsError(f"{len(folds)} tokens of {language!r} were given for caches of {positions} positions.")
+    if like is not None and language in like.languages:
+        grids = {site: like.records[site][language].grid() for site in sites}
+    else:
+        calibration = Calibration(model_view, sites, counted)
+        observing_caches(model_view, caches, sites, calibration.see)
+        grids = calibration.grids()
+    sums = LanguageSums.empty(model_view, grids, len(counted))
+    observing_caches(model_view, caches, sites, partial(sums.add, folds=folds.to(model_view.device)))
+    return sums.records(torch.bincount(folds[counted], minlength=FOLDS), {})
 
-    Attributes:
-        ranges: Language -> which of its blocks.
-    """
 
-    seen: ModelView
-    packed: PackedCorpus
-    ranges: Mapping[str, range]
-    sites: tuple[str, ...]
-    batch_size: int
-    run: Run
-    like: ActivationStats | None
-    also: tuple[str, ...] = ()
-    sentences: int = SENTENCES
+def _folds_of_rows(tokenizer: Any, batches: Sequence[Int[Tensor, "batch position"]]) -> Int[Tensor, " token"]:
+    """The fold of each token, rows being documents; -1 where it is not counted."""
+    folds, rows = [torch.empty(0, dtype=torch.int64)], 0
+    for tokens in batches:
+        documents = torch.arange(rows, rows + len(tokens))[:, None].expand(tokens.shape)
+        folds.append(torch.where(_is_counted(tokenizer, tokens), documents % FOLDS, -1).flatten())
+        rows += len(tokens)
+    return torch.cat(folds)
 
-    @property
-    def blocks(self) -> int:
-        """How many, in all languages."""
-        return sum(map(len, self.ranges.values()))
 
-    def cut(self, pieces: int) -> list["Pass"]:
-        """Cut it in so many pieces, or as many as it has blocks; each has a folder of its own.
-
-        Pieces follow each other through the languages, so that most are of one, and only its statistics are sent.
-        """
-        n = max(1, min(pieces, self.blocks))
-        ends = [self.blocks * index // n for index in range(n + 1)]
-        folder = self.run.folder.resolve() / "pieces"
-        return [
-            replace(
-                self,
-                ranges=dict(_within(self.ranges, start, stop)),
-                run=Run(folder / f"{index}-of-{n}", self.run.resumable),
-            )
-            for index, (start, stop) in enumerate(pairwise(ends))
-        ]
-
-    def record(self, bar: tqdm) -> ActivationStats:
-        """Record every language at every site."""
-        with self.seen.native_attention():
-            by_language = {language: self._record(language, bar) for language in self.ranges}
-        records = {site: {language: of[site] for language, of in by_language.items()} for site in self.sites}
-        return ActivationStats(recorded_model(self.seen, self.sites), self.packed.context_length, records)
-
-    def _record(self, language: str, bar: tqdm) -> dict[str, LanguageRecord]:
-        """Record one language at every site, going on from its checkpoint if there is one."""
-        blocks = self.ranges[language]
-        state = self.run.load(language, self.sites, self.seen.device) or self._start(language, blocks)
-        bar.set_description(language)
-        bar.update(state.next_block - blocks.start)
-        saved_at = time.monotonic()
-        with _interrupts_deferred() as interrupted:
-            while state.next_block < blocks.stop:
-                end = min(state.next_block + self.batch_size, blocks.stop)
-                self._add(state, language, range(state.next_block, end))
-                bar.update(end - state.next_block)
-                state.next_block = end
-                due = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
-                if due or interrupted() or end == blocks.stop:
-                    self.run.save(language, state)
-                    saved_at = time.monotonic()
-                if interrupted():
-                    break
-        sources = {self.packed.fingerprints[language]: ((blocks.start, blocks.stop),)} if blocks else {}
-        tokens = self._counts(language, blocks, FOLDS, _folds)
-        if SENTENCE not in self.also:
-            return state.records(tokens, sources)
-        kept = self._sentences(language)
-        of_sentences = self._counts(language, blocks, len(kept.ordinals), lambda batch: kept.rows(batch.document))
-        return state.records(tokens, sources, (kept, of_sentences))
-
-    def _start(self, language: str, blocks: range) -> LanguageSums:
-        if self.like is not None and language in self.like.languages:
-            grids = {site: self.like.records[site][language].grid() for site in self.sites}
-        else:
-            grids = self._calibrated(language)
-        state = LanguageSums.empty(self.seen, grids, self.packed.tokens[language], blocks.start)
-        state.grouped |= self._grouped(language, grids)
-        return state
-
-    def _grouped(self, language: str, grids: Mapping[str, Grid]) -> dict[tuple[str, str], GroupedSums]:
-        """Empty sums of what is optional."""
-        made = {}
-        if SENTENCE in self.also:
-            kept = len(self._sentences(language).ordinals)
-            made |= {(SENTENCE, site): GroupedSums.zeros(self._here(grid.units), kept) for site, grid in grids.items()}
-        if GRADIENT in self.also:
-            units = self._relevance_units(language)
-            made |= {(GRADIENT, site): GroupedSums.zeros(self._here(unit), FOLDS) for site, unit in units.items()}
-        return made
-
-    def _relevance_units(self, language: str) -> dict[str, Tensor]:
-        if self.like is not None and language in self.like.languages:
-            known = {site: self.like.records[site][language].tensors for site in self.sites}
-            if all(GRADIENT in held(tensors) for tensors in known.values()):
-                return {site: tensors["relevance_unit"] for site, tensors in known.items()}
-        return relevance_units(self.seen, self._sample(language), self.sites)
-
-    def _sentences(self, language: str) -> Sentences:
-        documents = self.packed.document_count(language)
-        return Sentences.spread(self.packed.fingerprints[language], documents, self.sentences)
-
-    def _here(self, values: Tensor) -> Tensor:
-        return values.to(self.seen.device)
-
-    def _sample(self, language: str) -> Blocks:
-        """Blocks spread evenly over the whole language, whatever the shard."""
-        n = self.packed.n_blocks(language)
-        return self.packed.blocks(language, sorted({i * n // CALIBRATION_BLOCKS for i in range(CALIBRATION_BLOCKS)}))
-
-    def _calibrated(self, language: str) -> dict[str, Grid]:
-        batch = self._sample(language)
-        calibration = Calibration(self.seen, self.sites, batch.counted.flatten().nonzero()[:, 0])
-        with torch.no_grad(), calibration.looking():
-            self._forward(batch)
-        return calibration.grids()
-
-    def _add(self, state: LanguageSums, language: str, blocks: range) -> None:
-        batch = self.packed.blocks(language, blocks)
-        folds, sentences = self._here(_folds(batch)), None
-        if SENTENCE in self.also:
-            sentences = self._here(self._sentences(language).rows(batch.document).flatten())
-        with torch.no_grad(), state.adding(self.seen, folds.flatten(), sentences):
-            self._forward(batch)
-        if GRADIENT in self.also:
-            state.add_relevance(self.seen, batch, folds)
-
-    def _forward(self, batch: Blocks) -> None:
-        self.seen.forward(self._here(batch.tokens), logits=False)
-
-    def _counts(
-        self, language: str, blocks: range, groups: int, group_of: Callable[[Blocks], Tensor]
-    ) -> Int[Tensor, " group"]:
-        """Counted tokens of each group."""
-        tokens = torch.zeros(groups, dtype=torch.int64)
-        for start in range(blocks.start, blocks.stop, 1024):
-            found = group_of(self.packed.blocks(language, range(start, min(start + 1024, blocks.stop))))
-            tokens += torch.bincount(found[found >= 0], minlength=groups)
-        return tokens
+def _is_counted(tokenizer: Any, tokens: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
+    special = torch.tensor(sorted(tokenizer.all_special_ids) if tokenizer is not None else [], dtype=tokens.dtype)
+    counted = ~torch.isin(tokens.cpu(), special)
+    counted[:, 0] = False
+    return counted
 
 
 def _ranges(packed: PackedCorpus, shard: tuple[int, int]) -> dict[str, range]:
@@ -287,72 +234,78 @@ def _ranges(packed: PackedCorpus, shard: tuple[int, int]) -> dict[str, range]:
     return {language: range(n * part // parts, n * (part + 1) // parts) for language, n in blocks.items()}
 
 
-def _within(ranges: Mapping[str, range], start: int, stop: int) -> Iterator[tuple[str, range]]:
-    """What lies between two places when ranges stand one after the other."""
-    before = 0
-    for language, blocks in ranges.items():
-        inside = blocks[max(0, start - before) : max(0, stop - before)]
-        if inside:
-            yield language, inside
-        before += len(blocks)
-
-
-def _folds(batch: Blocks) -> Int[Tensor, "block position"]:
-    return torch.where(batch.counted, batch.document % FOLDS, -1)
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[Callable[[], bool]]:
-    """Let a batch finish before Ctrl-C takes effect, so that the sums on disk are those of whole batches."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
-
-
-def _check_arguments(
-    seen: ModelView,
-    context_length: int,
-    batch_size: int,
-    sites: tuple[str, ...],
-    shard: tuple[int, int],
-    sentences: int,
-) -> None:
-    if not sites:
-        raise HookSiteError(f"No site was given. Possible: {', '.join(seen.sites)}.")
-    for site in sites:
-        if site not in seen.sites:
-            raise HookSiteError(unknown("site", site, seen.sites))
-    if context_length > seen.context_length:
+def _check_fits(recording: Recording, model_view: ModelView) -> None:
+    _check_sites(recording.sites, model_view)
+    if recording.context_length > model_view.context_length:
         raise ModelError(
-            f"A context of {context_length} positions is longer than {seen.name}'s, which is {seen.context_length}."
+            f"A context of {recording.context_length} positions is longer than {model_view.name}'s, which is "
+            f"{model_view.context_length}."
         )
-    if seen.tokenizer is None:
-        raise ModelError(f"{seen.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
-    if batch_size < 1:
-        raise StatisticsError(f"A batch has at least one block, not {batch_size}.")
+    if model_view.tokenizer is None:
+        raise ModelError(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+
+
+def _check_sites(sites: Sequence[str], model_view: ModelView) -> None:
+    for site in sites:
+        if site not in model_view.sites:
+            raise HookSiteError(unknown("site", site, model_view.sites))
+
+
+def _check_shard(shard: tuple[int, int]) -> None:
     part, parts = shard
     if not 0 <= part < parts:
         raise StatisticsError(f"A shard is (i, n) with 0 <= i < n, not {shard}.")
-    if sentences < 1:
-        raise StatisticsError(f"At least one sentence a language is kept, not {sentences}.")
 
 
-def _check_like(like: ActivationStats, seen: ModelView, context_length: int, sites: tuple[str, ...]) -> None:
+def _check_like(like: ActivationStats, model_view: ModelView, recording: Recording) -> None:
     pairs = {
-        "model": (like.model.fingerprint, seen.fingerprint),
-        "dtype": (like.model.dtype, str(seen.dtype).removeprefix("torch.")),
-        "sites": (like.sites, sites),
-        "features": (like.of_features, features_recorded(seen, sites)),
-        "context length": (like.context_length, context_length),
+        "model": (like.model.fingerprint, model_view.fingerprint),
+        "dtype": (like.model.dtype, str(model_view.dtype).removeprefix("torch.")),
+        "sites": (like.sites, recording.sites),
+        "features": (like.of_features, features_recorded(model_view, recording.sites)),
+        "context length": (like.context_length, recording.context_length),
     }
     differing = [f"{what} ({theirs} there, {mine} here)" for what, (theirs, mine) in pairs.items() if theirs != mine]
     if differing:
         raise StaleArtefactError(f"like= is a recording that differs in {'; '.join(differing)}.")
+
+
+def forecast(
+    model_view: ModelView, packed: PackedCorpus, recording: Recording, batch_size: int, shard: tuple[int, int] = (0, 1)
+) -> str:
+    """Say what a recording will cost: tokens, memory beside the model, disk, and time from one timed block."""
+    sites, also = recording.sites, recording.also
+    neurons = sum(math.prod(model_view.shape(site)) for site in sites)
+    per_neuron = BINS * 4 + FOLDS * (4 + 8) + 40
+    per_neuron += 8 * recording.sentences * (SENTENCE in also) + 8 * FOLDS * (GRADIENT in also)
+    languages = len(packed.languages)
+    batch = batch_size * packed.context_length * max(model_view.width(site) for site in sites) * 4 * 3
+    block = packed.blocks(packed.languages[0], range(1)).tokens.to(model_view.device)
+    blocks = sum(packed.n_blocks(language) for language in packed.languages) / shard[1]
+    seconds = _seconds_of_a_forward(model_view, block) * blocks * (BACKWARD if GRADIENT in also else 1)
+    return (
+        f"Recording {languages} languages x {next(iter(packed.tokens.values())):,} counted tokens of "
+        f"{model_view.name} at {', '.join(sites)}: {neurons:,} neurons, about {_bytes(per_neuron * neurons + batch)} "
+        f"of memory beside the model, {_bytes(per_neuron * neurons * languages)} on disk, {_duration(seconds)}."
+    )
+
+
+def _seconds_of_a_forward(model_view: ModelView, block: Int[Tensor, "row position"]) -> float:
+    """The quickest of three, the first of which also warms up."""
+    seconds = []
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            model_view.forward(block, logits=False)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

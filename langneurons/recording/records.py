@@ -242,9 +242,13 @@ class Sentences:
         self, tokens: Int[Tensor, " sentence"], sums: Int[Tensor, "sentence layer neuron"]
     ) -> dict[str, Tensor]:
         """What is kept of the sentences that have tokens."""
-        seen = tokens > 0
+        counted = tokens > 0
         key = (int(self.source[:8], 16) >> 1) << _ORDINAL_BITS
-        return {"sentence": (key | self.ordinals)[seen], "sentence_tokens": tokens[seen], "sentence_sum": sums[seen]}
+        return {
+            "sentence": (key | self.ordinals)[counted],
+            "sentence_tokens": tokens[counted],
+            "sentence_sum": sums[counted],
+        }
 
 
 def relevance_unit(mean: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer neuron"]:

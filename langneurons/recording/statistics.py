@@ -326,8 +326,9 @@ class ActivationStats:
 
         Example:
             >>> corpus = ln.load_corpus("babel", ["en", "hi"])
-            >>> kept = ln.record(model, corpus, 500, 64, progress=False, also=("sentence",), sentences=20)
-            >>> len(kept.sentence_means("hi", layer=0))
+            >>> size = {"tokens_per_language": 500, "context_length": 64, "sentences": 20}
+            >>> recorded = ln.record(model, corpus, also=["sentence"], **size, progress=False)
+            >>> len(recorded.sentence_means("hi", layer=0))
             20
         """
         sums, tokens = self._tensor(language, "sentence_sum"), self._tensor(language, "sentence_tokens")

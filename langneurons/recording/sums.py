@@ -36,7 +36,7 @@ Observe = Callable[[str, int, Tensor, Tensor], None]
 
 
 @contextmanager
-def observing(seen: ModelView, sites: Sequence[str], observe: Observe) -> Iterator[None]:
+def observing(model_view: ModelView, sites: Sequence[str], observe: Observe) -> Iterator[None]:
     """Call ``observe(site, layer, values, z)`` with every site's values of each forward inside.
 
     Values have shape "token unit": batch and position are joined, a head's output is reduced to its norm. ``z`` is the
@@ -62,18 +62,18 @@ def observing(seen: ModelView, sites: Sequence[str], observe: Observe) -> Iterat
 
     functions = {"pre": on_pre, "act": on_act, "head": on_head}
     wanted = ("pre", *sites) if "act" in sites else sites
-    with seen.reading({site: functions.get(site, partial(on_values, site)) for site in wanted}):
+    with model_view.reading({site: functions.get(site, partial(on_values, site)) for site in wanted}):
         yield
 
 
-def observing_caches(seen: ModelView, caches: Sequence[Any], sites: Sequence[str], observe: Observe) -> None:
+def observing_caches(model_view: ModelView, caches: Sequence[Any], sites: Sequence[str], observe: Observe) -> None:
     """Call ``observe`` as one forward would, with what TransformerLens caches hold, one after the other."""
 
     def joined(site: str, layer: int) -> Tensor:
-        return torch.cat([seen.cached(cache, site, layer).flatten(0, 1) for cache in caches])
+        return torch.cat([model_view.cached(cache, site, layer).flatten(0, 1) for cache in caches])
 
     for site in sites:
-        for layer in range(seen.shape(site)[0]):
+        for layer in range(model_view.shape(site)[0]):
             values = joined(site, layer)
             if site == "head":
                 values = torch.linalg.vector_norm(values.float(), dim=-1)
@@ -90,19 +90,21 @@ class LanguageSums:
     grouped: dict[tuple[str, str], GroupedSums] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, seen: ModelView, grids: Mapping[str, Grid], tokens: int, next_block: int = 0) -> "LanguageSums":
+    def empty(
+        cls, model_view: ModelView, grids: Mapping[str, Grid], tokens: int, next_block: int = 0
+    ) -> "LanguageSums":
         """Sums of nothing, on the model's device, wide enough for ``tokens`` tokens; nothing optional."""
-        accumulators = {site: Accumulators.zeros(*seen.shape(site), tokens, seen.device) for site in grids}
-        return cls(accumulators, {site: grid.to(seen.device) for site, grid in grids.items()}, next_block)
+        accumulators = {site: Accumulators.zeros(*model_view.shape(site), tokens, model_view.device) for site in grids}
+        return cls(accumulators, {site: grid.to(model_view.device) for site, grid in grids.items()}, next_block)
 
     @contextmanager
     def adding(
-        self, seen: ModelView, folds: Int[Tensor, " token"], sentences: Int[Tensor, " token"] | None = None
+        self, model_view: ModelView, folds: Int[Tensor, " token"], sentences: Int[Tensor, " token"] | None = None
     ) -> Iterator[None]:
         """Add what one forward inside shows.
 
         Args:
-            seen: The model.
+            model_view: The model.
             folds: The fold of each token's document, -1 where a token is not counted.
             sentences: The sentence of each token, -1 where it is in none that is kept; None keeps no sentences.
         """
@@ -112,7 +114,7 @@ class LanguageSums:
             if sentences is not None:
                 self.grouped[SENTENCE, site].add(layer, values.float(), sentences)
 
-        with observing(seen, tuple(self.accumulators), add):
+        with observing(model_view, tuple(self.accumulators), add):
             yield
 
     def add(self, site: str, layer: int, values: Tensor, z: Tensor, folds: Int[Tensor, " token"]) -> None:
@@ -122,9 +124,9 @@ class LanguageSums:
         coordinate = z.float() if grid.scale is None else grid.coordinate(layer, values)
         self.accumulators[site].add(layer, coordinate, values, folds, grid)
 
-    def add_relevance(self, seen: ModelView, batch: Blocks, folds: Int[Tensor, "block position"]) -> None:
+    def add_relevance(self, model_view: ModelView, batch: Blocks, folds: Int[Tensor, "block position"]) -> None:
         """Run a batch forward and backward, and add the relevance of every neuron."""
-        for row, site, layer, values in relevance(seen, batch, tuple(self.accumulators)):
+        for row, site, layer, values in relevance(model_view, batch, tuple(self.accumulators)):
             self.grouped[GRADIENT, site].add(layer, values, folds[row])
 
     def records(
@@ -188,9 +190,9 @@ class LanguageSums:
 class Calibration:
     """Sees a few blocks of a language and says where each neuron's bins go."""
 
-    def __init__(self, seen: ModelView, sites: Sequence[str], counted: Int[Tensor, " token"]):
+    def __init__(self, model_view: ModelView, sites: Sequence[str], counted: Int[Tensor, " token"]):
         """Look at no more than about 2,000 of the ``counted`` token positions, evenly spread."""
-        self.seen, self.sites = seen, tuple(sites)
+        self.model_view, self.sites = model_view, tuple(sites)
         step = max(1, len(counted) // CALIBRATION_TOKENS)
         self.tokens = counted[::step]
         self.lows, self.highs, self.scales = ({site: [] for site in sites} for _ in range(3))
@@ -198,7 +200,7 @@ class Calibration:
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Look at one forward."""
-        with observing(self.seen, self.sites, self.see):
+        with observing(self.model_view, self.sites, self.see):
             yield
 
     def see(self, site: str, layer: int, values: Tensor, z: Tensor) -> None:
@@ -247,29 +249,29 @@ def _finite(edges: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer neuron
     return torch.nan_to_num(edges, nan=0.0, posinf=1e30, neginf=-1e30)
 
 
-def recorded_model(seen: ModelView, sites: Sequence[str]) -> RecordedModel:
+def recorded_model(model_view: ModelView, sites: Sequence[str]) -> RecordedModel:
     """What statistics keep of the model."""
     return RecordedModel(
-        name=seen.name,
-        fingerprint=seen.fingerprint,
-        dtype=str(seen.dtype).removeprefix("torch."),
-        gated=seen.gated,
-        output_norm={site: seen.output_norm(site).cpu() for site in sites},
-        of_features=features_recorded(seen, sites),
-        act_fn=ActivationFunction.of(seen.act_fn(0)),
+        name=model_view.name,
+        fingerprint=model_view.fingerprint,
+        dtype=str(model_view.dtype).removeprefix("torch."),
+        gated=model_view.gated,
+        output_norm={site: model_view.output_norm(site).cpu() for site in sites},
+        of_features=features_recorded(model_view, sites),
+        act_fn=ActivationFunction.of(model_view.act_fn(0)),
     )
 
 
-def features_recorded(seen: ModelView, sites: Sequence[str]) -> dict[str, str]:
+def features_recorded(model_view: ModelView, sites: Sequence[str]) -> dict[str, str]:
     """Which weights and dictionaries the features among the sites come from."""
-    return {site: seen.fingerprint_at(site) for site in sites if site in seen.feature_sites}
+    return {site: model_view.fingerprint_at(site) for site in sites if site in model_view.feature_sites}
 
 
 # row of the batch, site, layer, and |a dL/da| of shape "position unit"
 Relevance = tuple[int, str, int, Tensor]
 
 
-def relevance(seen: ModelView, batch: Blocks, sites: Sequence[str]) -> Iterator[Relevance]:
+def relevance(model_view: ModelView, batch: Blocks, sites: Sequence[str]) -> Iterator[Relevance]:
     """Tell every site's relevance at every position, block after block.
 
     L is the summed negative log-likelihood, in nats, of a block's counted tokens given those before them. The relevance
@@ -277,7 +279,7 @@ def relevance(seen: ModelView, batch: Blocks, sites: Sequence[str]) -> Iterator[
     the whole head. One block a backward, so that the batch size changes neither memory nor a bit.
 
     Args:
-        seen: The model.
+        model_view: The model.
         batch: Blocks of a language.
         sites: Where.
 
@@ -285,27 +287,29 @@ def relevance(seen: ModelView, batch: Blocks, sites: Sequence[str]) -> Iterator[
         Row, site, layer, and the relevance in nats, "position unit".
     """
     for row in range(len(batch.tokens)):
-        with _factors(seen, sites) as factors, torch.enable_grad():
-            tokens = batch.tokens[row : row + 1].to(seen.device)
-            logits = seen.forward(tokens)
+        with _factors(model_view, sites) as factors, torch.enable_grad():
+            tokens = batch.tokens[row : row + 1].to(model_view.device)
+            logits = model_view.forward(tokens)
             assert logits is not None
-            loss = _loss(logits[0], tokens[0], batch.counted[row].to(seen.device))
+            loss = _loss(logits[0], tokens[0], batch.counted[row].to(model_view.device))
             slopes = torch.autograd.grad(loss, list(factors.values()))
         for (site, layer), slope in zip(factors, slopes, strict=True):
             yield row, site, layer, slope[0].flatten(1).abs().float()
 
 
-def relevance_units(seen: ModelView, batch: Blocks, sites: Sequence[str]) -> dict[str, Float[Tensor, "layer neuron"]]:
+def relevance_units(
+    model_view: ModelView, batch: Blocks, sites: Sequence[str]
+) -> dict[str, Float[Tensor, "layer neuron"]]:
     """Choose the units that relevance is counted in at every site, from a few blocks of the language."""
-    totals = {site: torch.zeros(seen.shape(site), dtype=torch.float64) for site in sites}
-    for row, site, layer, values in relevance(seen, batch, sites):
+    totals = {site: torch.zeros(model_view.shape(site), dtype=torch.float64) for site in sites}
+    for row, site, layer, values in relevance(model_view, batch, sites):
         totals[site][layer] += values.cpu()[batch.counted[row]].double().sum(0)
     tokens = int(batch.counted.sum())
     return {site: relevance_unit((total / tokens).nan_to_num(nan=0.0, posinf=1e30)) for site, total in totals.items()}
 
 
 @contextmanager
-def _factors(seen: ModelView, sites: Sequence[str]) -> Iterator[dict[tuple[str, int], Tensor]]:
+def _factors(model_view: ModelView, sites: Sequence[str]) -> Iterator[dict[tuple[str, int], Tensor]]:
     """Multiply every site's values by factors of 1 inside the block, and give the factors of the last forward."""
     factors: dict[tuple[str, int], Tensor] = {}
 
@@ -317,10 +321,10 @@ def _factors(seen: ModelView, sites: Sequence[str]) -> Iterator[dict[tuple[str, 
         return change
 
     with ExitStack() as stack:
-        for site in sorted(sites, key=seen.sites.index):  # as a layer computes them: act before post
-            layers, width = seen.shape(site)
+        for site in sorted(sites, key=model_view.sites.index):  # as a layer computes them: act before post
+            layers, width = model_view.shape(site)
             everything = {layer: torch.arange(width) for layer in range(layers)}
-            stack.enter_context(seen.writing(site, everything, scaled(site)))
+            stack.enter_context(model_view.writing(site, everything, scaled(site)))
         yield factors
 
 

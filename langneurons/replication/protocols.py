@@ -20,7 +20,7 @@ from langneurons.models import view
 from langneurons.replication import answers
 from langneurons.replication.published import PUBLISHED_METRICS
 from langneurons.run import Executor
-from langneurons.settings import Testing
+from langneurons.settings import Run, Testing
 from langneurons.tasks.heads import POSITIONS, ClassificationHead, Head, pairs_of
 from langneurons.tasks.task import Task
 
@@ -149,7 +149,7 @@ def compare_protocols(
         for index, one in enumerate(asked)
         for name, job in task_jobs(model, one, conditions, batch_size).items()
     }
-    measured = measure_jobs(model, jobs, out, progress, executor=executor)
+    measured = measure_jobs(model, jobs, Run(out=out and Path(out), progress=progress, executor=executor))
     rows = {key[1:]: found for key, found in measured.items() if key[0] == 0}
     theirs = {
         key[1:]: _as_published(model, published, key[2], found)

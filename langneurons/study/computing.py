@@ -9,6 +9,7 @@ import langneurons as ln
 from langneurons.analysis.profiles.profiling import clearest_neurons
 from langneurons.analysis.validity import Evidence, Nulls, nulls_of, record_nulls, split_half, validity_table
 from langneurons.analysis.validity.reliability import Halves, whole
+from langneurons.effects.table import with_current_names
 from langneurons.errors import StatisticsError
 from langneurons.replication.protocols import compare_protocols
 from langneurons.replication.statistics import published_statistics
@@ -65,11 +66,11 @@ class Computing:
         ln.record(
             self.load.model(step),
             self.load.text(heldout=False),
-            text.tokens,
-            text.context_length,
-            text.batch_size,
-            tuple(text.sites),
-            out,
+            tokens_per_language=text.tokens,
+            context_length=text.context_length,
+            batch_size=text.batch_size,
+            sites=text.sites,
+            out=out,
             progress=self.progress,
             also=step.settings["also"],
             executor=self.executor,
@@ -133,7 +134,7 @@ class Computing:
             stats=stats.at(neurons.site),
             patch=patch_maker(str(step.settings["write"]), stats, self.load.published(step)),
             executor=self.executor,
-            **self._judged(),
+            **with_current_names(self._judged()),
         )
         table.save(out)
 
@@ -159,7 +160,7 @@ class Computing:
             stats=stats,
             batch_size=self.config.text.batch_size,
             executor=self.executor,
-            **self._judged(),
+            **with_current_names(self._judged()),
         )
         found.save(out)
 
@@ -206,7 +207,7 @@ class Computing:
             controls=part.controls,
             batch_size=self.config.text.batch_size,
             executor=self.executor,
-            **self._judged(),
+            **with_current_names(self._judged()),
         )
         found.save(out)
 

@@ -33,7 +33,7 @@ def run_demo(out: Path) -> str:
     pooled.save(out / "neurons.pooled-p90.json")
     summary = summarise(stats, lape, pooled)
     text = ln.HeldoutText.of(model, heldout, HELDOUT_TOKENS, context_length=128)
-    matrix = ln.perplexity_matrix(model, text, lape, 0.0, CONTROLS, stats, out=out / "matrix")
+    matrix = ln.perplexity_matrix(model, text, lape, controls=CONTROLS, stats=stats, out=out / "matrix")
     matrix.save(out / "matrix" / "effects")
     shown = clearest_neurons(lape, stats, PAGES)
     profiles = ln.profile(model, shown, train, stats, k=3, documents=TEXTS)

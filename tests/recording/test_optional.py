@@ -10,7 +10,7 @@ import langneurons as ln
 from langneurons.corpora import Blocks
 from langneurons.errors import StaleArtefactError, StatisticsError
 from langneurons.models import view
-from langneurons.recording import recorder
+from langneurons.recording import passes
 from langneurons.recording.sums import _factors, _loss, relevance
 from tests.recording.conftest import documents, record, same
 from tests.recording.test_recorder import naive
@@ -164,7 +164,7 @@ def test_what_was_recorded_is_read_back_and_the_same_call_records_nothing_again(
 
 
 def test_ctrl_c_loses_nothing_of_what_is_optional(tiny, small, asked, tmp_path, monkeypatch):
-    added, calls = recorder.Pass._add, []
+    added, calls = passes.Pass._add, []
 
     def interrupted(self, *arguments):
         calls.append(1)
@@ -172,7 +172,7 @@ def test_ctrl_c_loses_nothing_of_what_is_optional(tiny, small, asked, tmp_path, 
             os.kill(os.getpid(), signal.SIGINT)
         added(self, *arguments)
 
-    monkeypatch.setattr(recorder.Pass, "_add", interrupted)
+    monkeypatch.setattr(passes.Pass, "_add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         record(tiny, small, out=tmp_path, batch_size=2, also=BOTH)
     assert same(record(tiny, small, out=tmp_path, batch_size=2, also=BOTH), asked)
@@ -186,7 +186,7 @@ def test_what_was_not_recorded_is_refused_with_the_option_that_records_it(tiny, 
         plain.relevance()
     with pytest.raises(StatisticsError, match="did you mean 'sentence'"):
         record(tiny, small, also=("sentences",))
-    with pytest.raises(StatisticsError, match="At least one sentence"):
+    with pytest.raises(StatisticsError, match="sentences must be a whole number of at least 1, given 0"):
         record(tiny, small, also=("sentence",), sentences=0)
 
 

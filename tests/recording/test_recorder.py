@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import langneurons as ln
 from langneurons.errors import (
     CorpusError,
+    ExecutorError,
     HookSiteError,
     ModelError,
     StaleArtefactError,
     StatisticsError,
     StorageError,
 )
-from langneurons.recording import recorder
+from langneurons.recording import passes, recorder
 from tests.recording.conftest import LANGUAGES, documents, record, same
 from tests.tiny_models import save_tiny, tiny_model
 
@@ -160,16 +161,16 @@ def test_a_folder_of_another_recording_or_other_files_is_refused(tiny, corpus, t
 
 
 def test_ctrl_c_keeps_whole_batches_and_the_same_call_goes_on(tiny, corpus, whole, tmp_path, monkeypatch):
-    added = recorder.Pass._add
+    added = passes.Pass._add
     calls = []
 
     def interrupted(self, *arguments):
         calls.append(1)
-        if len(calls) == 5 and self.run.folder.name == "run":
+        if len(calls) == 5 and self.folder.path.name == "run":
             os.kill(os.getpid(), signal.SIGINT)
         added(self, *arguments)
 
-    monkeypatch.setattr(recorder.Pass, "_add", interrupted)
+    monkeypatch.setattr(passes.Pass, "_add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         record(tiny, corpus, out=tmp_path / "run", batch_size=2)
     before = len(calls)
@@ -184,9 +185,9 @@ def test_ctrl_c_keeps_whole_batches_and_the_same_call_goes_on(tiny, corpus, whol
 @pytest.mark.slow
 def test_sigkill_at_random_moments_and_resuming_give_the_same_bytes(tiny_folder, tiny, corpus, whole, tmp_path):
     script = (
-        "import sys, langneurons as ln; from langneurons.recording import recorder;"
+        "import sys, langneurons as ln; from langneurons.recording import passes;"
         "from tests.recording.conftest import documents, record;"
-        "recorder.SECONDS_BETWEEN_CHECKPOINTS = 0.0;"
+        "passes.SECONDS_BETWEEN_CHECKPOINTS = 0.0;"
         "record(ln.load_model(sys.argv[1]), ln.load_corpus(documents()), out=sys.argv[2], batch_size=1)"
     )
     out = tmp_path / "run"
@@ -222,7 +223,7 @@ def test_two_worker_processes_give_the_same_bytes(tiny_folder, corpus, whole, tm
 
 
 def test_a_full_disk_stops_with_a_sentence_and_the_same_call_goes_on(tiny, corpus, whole, tmp_path, monkeypatch):
-    saved = recorder.Run.save
+    saved = passes.RecordingFolder.save
     calls = []
 
     def full(self, language, state):
@@ -231,7 +232,7 @@ def test_a_full_disk_stops_with_a_sentence_and_the_same_call_goes_on(tiny, corpu
             raise StorageError("Cannot write: the disk is full.")
         saved(self, language, state)
 
-    monkeypatch.setattr(recorder.Run, "save", full)
+    monkeypatch.setattr(passes.RecordingFolder, "save", full)
     with pytest.raises(StorageError, match="disk is full"):
         record(tiny, corpus, out=tmp_path / "run")
     assert same(record(tiny, corpus, out=tmp_path / "run"), whole)
@@ -253,8 +254,8 @@ def test_impossible_requests_are_refused_in_one_sentence(tiny, corpus):
         (ModelError, "longer than", {"context_length": 4096}),
         (CorpusError, "multiple of 16", {"context_length": 33}),
         (HookSiteError, "did you mean 'post'", {"sites": ("pos",)}),
-        (HookSiteError, "No site", {"sites": ()}),
-        (StatisticsError, "at least one block", {"batch_size": 0}),
+        (StatisticsError, r"sites must be at least one site, given \(\)", {"sites": ()}),
+        (ExecutorError, "batch_size must be a whole number of at least 1, or None, given 0", {"batch_size": 0}),
         (StatisticsError, "shard", {"shard": (2, 2)}),
     ]
     for error, message, options in cases:

@@ -25,7 +25,7 @@ from langneurons.errors import StorageError
 from langneurons.evaluation.measuring import _kept
 from langneurons.models.checkpoints import load_tokenizer
 from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
-from langneurons.recording.run_folder import PLAN, Run
+from langneurons.recording.passes import PLAN, RecordingFolder
 from langneurons.recording.sums import LanguageSums
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics
 from langneurons.study.config import read_config
@@ -170,12 +170,12 @@ def _sums() -> LanguageSums:
 
 
 def _make_recording(folder: Path) -> None:
-    Run(folder, True).claim({"sites": ["act"], "context_length": 16, "model": "m"})
-    Run(folder, True).save("en", _sums())
+    RecordingFolder(folder, True).claim({"sites": ["act"], "context_length": 16, "model": "m"})
+    RecordingFolder(folder, True).save("en", _sums())
 
 
 def _read_recording(folder: Path) -> Any:
-    run = Run(folder, True)
+    run = RecordingFolder(folder, True)
     run.claim({"sites": ["act"], "context_length": 16, "model": "m"})
     kept = run.load("en", ("act",), torch.device("cpu"))
     return storage.read_json(folder / "recording.json", PLAN), None if kept is None else kept.tensors()

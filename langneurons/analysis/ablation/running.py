@@ -24,6 +24,7 @@ from langneurons.models.sites import written
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import Patch
 from langneurons.run import Executor
+from langneurons.settings import Run
 from langneurons.tasks.batching import scoring
 
 PROCEDURE = "langneurons/ablated-rows/1"  # part of the name under which rows are kept
@@ -86,7 +87,8 @@ class Runner:
 
     def _measured(self, jobs: Mapping[tuple, Job]) -> dict[str, pd.DataFrame]:
         parts: dict[str, list[pd.DataFrame]] = {}
-        found = measure_jobs(self.model, jobs, self.out, self.progress, executor=self.executor)
+        run = Run(out=self.out and Path(self.out), progress=self.progress, executor=self.executor)
+        found = measure_jobs(self.model, jobs, run)
         for (language, *_), rows in found.items():
             parts.setdefault(language, []).append(rows.set_index(["item", "cluster"]))
         tables = {language: pd.concat(shards, axis=1) for language, shards in parts.items()}

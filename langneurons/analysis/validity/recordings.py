@@ -199,6 +199,8 @@ def record_halves(
     folders = (None, None) if out is None else (Path(out) / "first", Path(out) / "second")
     each = tokens_per_language // 2
     options: dict[str, Any] = {
+        "tokens_per_language": each,
+        "context_length": context_length,
         "batch_size": batch_size,
         "progress": progress,
         "sites": sites,
@@ -206,8 +208,8 @@ def record_halves(
         "executor": executor,
     }
     first, second = (half.shuffle(seed) for half in halves)
-    one = record(model, first, each, context_length, out=folders[0], **options)
-    return one, record(model, second, each, context_length, out=folders[1], like=one, **options)
+    one = record(model, first, out=folders[0], **options)
+    return one, record(model, second, out=folders[1], like=one, **options)
 
 
 def _null_corpora(
