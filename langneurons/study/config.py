@@ -171,7 +171,7 @@ def _mistakes(config: StudyConfig) -> Iterator[str]:
     for name, part in config.protocols.items():
         task = config.tasks[part.task]
         if kinds[task.kind].metrics[0] not in PUBLISHED_METRICS:
-            yield f"protocols.{name}: both protocols ask xnli or xquad, and {part.task!r} is {task.kind}."
+            yield f"protocols.{name}: both protocols ask xnli or xquad, and {part.task!r} is of the kind {task.kind!r}."
         elif not kinds[task.kind].generates and task.head is None and task.tuned is None:
             yield f"protocols.{name}: the published protocol answers by a head; give tasks.{part.task} head or tuned."
     for name, task in config.tasks.items():

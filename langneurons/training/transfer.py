@@ -117,7 +117,7 @@ def transfer_experiment(
         if items is not None:
             check_apart(items, test, experiment.source, name)
     # Says before anything is trained whether the task can be trained on, and the test be answered afterwards.
-    task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
+    answered_test = task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
     trainings = _planned(neurons, experiment, languages[1:], controls)
     own_patches = written_patches(patches or {}, languages[1:])
     out = None if run.out is None else run.out.expanduser().resolve()  # workers are in other folders
@@ -140,7 +140,8 @@ def transfer_experiment(
         trainings=pd.DataFrame(list(costs), columns=TRAININGS),
         references=_references(test, languages),
         settings={
-            **_described(model, test),
+            **_described(model, answered_test),
+            "items": test.fingerprint,
             "source": experiment.source,
             "targets": languages[1:],
             "neurons": repr(neurons),
@@ -355,6 +356,5 @@ def _described(model: torch.nn.Module, test: Task) -> dict[str, str]:
     return {
         "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
         "task": test.name,
-        "protocol": test.protocol if test.generates else "head",
-        "items": test.fingerprint,
+        "protocol": test.protocol,
     }

@@ -45,7 +45,7 @@ XNLI = {"kind": "xnli", "source": "babel"}
         ({"tasks": {"t": {**XNLI, "split": "train[a:b]"}}}, "tasks.t.split = 'train[a:b]'"),
         ({"tasks": {"t": {**XNLI, "tuned": "english"}}}, "Unknown finetuning in tasks.t 'english'. Possible: none"),
         ({"tasks": {"t": XNLI}, "protocols": {"p": {"task": "t"}}}, "answers by a head; give tasks.t head or tuned"),
-        ({"tasks": {"t": {"kind": "generation"}}, "protocols": {"p": {"task": "t"}}}, "is free generation"),
+        ({"tasks": {"t": {"kind": "generation"}}, "protocols": {"p": {"task": "t"}}}, "is of the kind 'generation'"),
         ({"tasks": {"t": XNLI}, "factorial": {"tasks": ["t"], "operations": ["ad"]}}, "did you mean 'add'?"),
         ({"tasks": {"t": XNLI}, "factorial": {"tasks": ["t"], "sites": ["post"]}}, "Unknown site in factorial 'post'"),
         ({"validity": {"nulls": ["shufled"]}}, "did you mean 'shuffled'?"),
