@@ -74,17 +74,17 @@ def ablate_command(
         # Neurons chosen for large effects on some text look larger there than they are.
         screened_on, data = data.split(0.5, seed)
         text = ln.HeldoutText.of(loaded, screened_on, tokens, context_length)
-        screened = screen(loaded, text, given, top, SAMPLE, stats=stats, rows=rows, seed=seed, out=out)
+        screened = screen(loaded, text, given, top, sample=SAMPLE, stats=stats, batch_size=rows, seed=seed, out=out)
         print(f"{screened}\nScreened on one half of the documents; their effects on the other half:\n")
         known = screened.neurons if label is None else screened.neurons[label]
     if not xnli:
         data = ln.HeldoutText.of(loaded, data, tokens, context_length)
     options: dict[str, Any] = {"each": each, "controls": 0 if each == "cumulative" else controls, "stats": stats}
-    options |= {"rows": rows, "min_effect": min_effect, "seed": seed, "out": out, "executor": executor}
+    options |= {"batch_size": rows, "seed": seed, "out": out, "executor": executor}
     found = ablate(loaded, known, data, metric, given, **options)
-    print(found.table(show).to_string(index=False))
-    print(found.caption)
+    table = found.table(show, min_effect)
+    print(table)
     if latex is not None:
-        storage.write_text(latex, found.latex(show))
+        storage.write_text(latex, table.latex())
     if out is not None:
         print(f"Written to {found.save(out / 'ablation')}")

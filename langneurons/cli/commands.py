@@ -237,7 +237,8 @@ def validity(
     print(ln.split_half(chosen, stats if wanted is None else stats.select(wanted), splits, seed))
     if model is not None and corpus is not None:
         text = ln.load_corpus(corpus, wanted)
-        print(ln.nulls(chosen, ln.load_model(model), text, tokens, context_length, batch_size, seed=seed))
+        sizes = {"tokens_per_language": tokens, "context_length": context_length, "batch_size": batch_size}
+        print(ln.nulls(chosen, ln.load_model(model), text, seed=seed, **sizes))
 
 
 @app.command()

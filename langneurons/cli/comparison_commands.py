@@ -58,7 +58,7 @@ def compare_command(
         loaded,
         text,
         read,
-        site=site,
+        sites=(site,),
         tokens_per_language=tokens,
         context_length=context_length,
         batch_size=batch_size,

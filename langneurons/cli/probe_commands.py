@@ -58,11 +58,9 @@ def probe_command(
     options |= {"probe_sizes": _sizes(probe_sizes), "max_items": items, "stats": stats, "batch_size": batch_size}
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
     found = polysemanticity(loaded, chosen, task, wanted, seed=seed, out=out, **options)
-    print(f"{found}\n\n{found.table(top=10).round(4).to_string(index=False)}")
+    print(f"{found}\n\n{found.table(top=10)}")
     if len(found.probes):
-        shown = ["language", "predicts", "k", "accuracy", "chance"]
-        shown += ["control_mean", "p_adjusted", "detectable", "verdict"] if controls else []
-        print(f"\nProbes on items left out\n{found.probes[shown].round(3).to_string(index=False)}")
+        print(f"\n{found.probes_table()}")
     print(f"Written to {found.save(out / 'polysemanticity')}")
 
 

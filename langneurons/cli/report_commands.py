@@ -50,7 +50,15 @@ def profile_command(
     looked_at = ln.load_corpus(corpus, codes(languages), text_column=text_column, split=split)
     loaded = ln.load_model(model, backend=backend, dtype=dtype, device=device)
     found = ln.profile(
-        loaded, chosen, looked_at, stats, texts, context_length, documents, batch_size=batch_size, seed=seed
+        loaded,
+        chosen,
+        looked_at,
+        stats,
+        k=texts,
+        context_length=context_length,
+        documents=documents,
+        batch_size=batch_size,
+        seed=seed,
     )
     print(f"{found}\nWritten to {found.save(out / 'profiles')}\nNext: langneurons report {out}")
 

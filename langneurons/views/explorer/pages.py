@@ -78,7 +78,7 @@ class Pages:
         assert self._corpus is not None
         one = self.alone(neuron)
         profiles = profile(
-            self._model, one, self._corpus, self._stats, TEXTS, documents=self._documents, progress=False
+            self._model, one, self._corpus, self._stats, k=TEXTS, documents=self._documents, progress=False
         )
         return neuron_page(profiles, neuron, self._stats, *self._known)
 

@@ -199,7 +199,9 @@ def _transfer(findings: Findings, transfer: Transfer) -> Section:
 def _ablation(findings: Findings, ablation: Ablation) -> Section:
     section = Section("ablation", "Ablation", "What is lost without a neuron")
     section.draw(lambda: plot.ablation(ablation))
-    section.tables.append(table_of(ablation.table(), "ablations", "Effects, the largest first", ablation.caption))
+    section.tables.append(
+        table_of(ablation.table().texts(), "ablations", "Effects, the largest first", ablation.caption)
+    )
     return section
 
 
@@ -207,7 +209,9 @@ def _polysemanticity(findings: Findings, found: Polysemanticity) -> Section:
     section = Section("carried", "Carried", f"What else the neurons carry: {found.settings['task']}")
     section.draw(lambda: plot.selectivity(found))
     section.tables.append(table_of(found.sets.round(4), "sets", "How many neurons of each set", "Beside controls."))
-    section.tables.append(table_of(found.table(top=None).round(4), "carriers", "Neurons, those that carry most first"))
+    section.tables.append(
+        table_of(found.table(top=None).frame.round(4), "carriers", "Neurons, those that carry most first")
+    )
     return section
 
 
