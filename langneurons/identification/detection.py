@@ -246,7 +246,7 @@ def _spread(shares: Tensor, slope: Tensor) -> Tensor:
 
 def _cells(stats: ActivationStats, layer: int) -> Float[Tensor, "language neuron cell"]:
     """Share of each language's tokens in common cells, ordered by the activation's value."""
-    cdfs = [stats._cdf(language, layer) for language in stats.languages]
+    cdfs = stats.cdfs(layer)
     points = _common_points(cdfs)
     cumulative = [torch.stack([cdf.coordinate(_coordinate(cdf, point)) for point in points], dim=1) for cdf in cdfs]
     at_most = torch.stack(cumulative)

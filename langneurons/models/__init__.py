@@ -7,9 +7,9 @@ knows how the two classes differ and what their hook points are called.
 from langneurons.models.description import ModelDescription, describe
 from langneurons.models.features.dictionaries import SparseDictionary, add_dictionary, remove_dictionary
 from langneurons.models.features.sites import Dictionary, FeatureSite
-from langneurons.models.generating import Following
 from langneurons.models.loading import load_model
 from langneurons.models.projections import Projection
+from langneurons.models.running import Following
 from langneurons.models.sites import SITES
 from langneurons.models.view import ModelView, view
 

@@ -86,12 +86,14 @@ def finetune(
         warnings.warn("The argument lora is called update.", LangNeuronsWarning, stacklevel=2)
         update = fields.pop("lora")
     training, run = with_options(fields, training, run)
+    check_task(task)
     languages = None if languages is None else list(languages)
     patches = [patches] if isinstance(patches, Patch) else list(patches)
     if run.executor is not None:
-        there = run.model_copy(update={"executor": None, "out": None if run.out is None else run.out.resolve()})
-        about = {"languages": languages, "dev": dev, "head": head, "patches": patches}
-        work = partial(_finetuned, task=task, training=training, run=there, **about)
+        out = None if run.out is None else run.out.expanduser().resolve()  # workers are in other folders
+        there = run.model_copy(update={"executor": None, "out": out})
+        arguments = {"languages": languages, "dev": dev, "head": head, "patches": patches}
+        work = partial(_finetuned, task=task, training=training, run=there, **arguments)
         (tuned,) = chosen_executor(run.executor).map(model, work, [update])
         return tuned
     model_view = view(model)
@@ -135,6 +137,16 @@ def finetune(
     }
     trained = updates[0] if isinstance(update, Update) else tuple(updates) or None
     return Finetuned(trained, objective.head(), loop.history.table(), about)
+
+
+def check_task(task: object) -> None:
+    """Refuse what is not a task.
+
+    Raises:
+        TrainingError: If it is not one.
+    """
+    if not isinstance(task, Task):
+        raise TrainingError(f"A task is an XNLI, an XQuAD or another Task, not {type(task).__name__}.")
 
 
 def _finetuned(model: torch.nn.Module, update: Update | Sequence[Update] | None, **arguments: Any) -> Finetuned:

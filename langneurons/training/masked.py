@@ -167,10 +167,10 @@ class MaskedUpdate:
             raise TrainingError(f"{self!r} is {'merged' if self._merged else 'attached'} already.")
         self.prepare(model)
         model_view = view(model)
-        model_view.check_weights_writable()
+        model_view.weights.check_writable()
         before = model_view.fingerprint
         overwritten = [piece.merge(model_view.projection(piece.layer, piece.target)) for piece in self.pieces]
-        model_view.remember_merging(before)
+        model_view.weights.remember_merging(before)
         self._merged = Merged(weakref.ref(model), before, model_view.fingerprint, overwritten)
 
     def unmerge(self, model: nn.Module) -> None:
@@ -189,7 +189,7 @@ class MaskedUpdate:
             raise TrainingError("The model's weights were changed since: unmerge in the reverse order of merging.")
         for piece, values in zip(self.pieces, self._merged.overwritten, strict=True):
             piece.write(model_view.projection(piece.layer, piece.target), values)
-        model_view.remember_fingerprint(self._merged.before)
+        model_view.weights.remember(self._merged.before)
         self._merged = None
 
     def state_dict(self) -> dict[str, Tensor]:

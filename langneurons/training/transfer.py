@@ -34,7 +34,7 @@ from langneurons.settings import (
 from langneurons.tasks.task import Task
 from langneurons.training.conditions import Condition, conditions
 from langneurons.training.finetuned import Finetuned
-from langneurons.training.finetuning import WITHOUT_EFFECT, finetune
+from langneurons.training.finetuning import WITHOUT_EFFECT, check_task, finetune
 from langneurons.training.lora import MaskedLoRA, Update
 from langneurons.training.transfer_table import ROWS, TRAININGS, Transfer
 
@@ -111,12 +111,14 @@ def transfer_experiment(
         raise TrainingError("The training data is in one language: say which by source=, not by languages=.")
     settings = (experiment, controls_of(controls), training, testing, run)
     experiment, controls, training, testing, run = with_options(options, *settings)
+    check_task(task)
+    check_task(test)
     languages = _languages(test, experiment)
     for name, items in (("training", task), ("dev", experiment.dev)):
         if items is not None:
             check_apart(items, test, experiment.source, name)
     # Says before anything is trained whether the task can be trained on, and the test be answered afterwards.
-    task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
+    protocol = task.objective(view(model), [experiment.source], training, experiment.head).ask(test).protocol
     trainings = _planned(neurons, experiment, languages[1:], controls)
     own_patches = written_patches(patches or {}, languages[1:])
     folder = None if run.out is None else run.out.expanduser().resolve()
@@ -139,7 +141,7 @@ def transfer_experiment(
         trainings=pd.DataFrame(list(costs), columns=TRAININGS),
         references=_references(test, languages),
         settings={
-            **_described(model, test),
+            **_described(model, test, protocol),
             "source": experiment.source,
             "targets": languages[1:],
             "neurons": repr(neurons),
@@ -351,11 +353,11 @@ def _references(test: Task, languages: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["language", "reference", "value"])
 
 
-def _described(model: torch.nn.Module, test: Task) -> dict[str, str]:
+def _described(model: torch.nn.Module, test: Task, protocol: str) -> dict[str, str]:
     model_view = view(model)
     return {
         "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
         "task": test.name,
-        "protocol": test.protocol if test.generates else "head",
+        "protocol": protocol,
         "items": test.fingerprint,
     }

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 import langneurons as ln
+from langneurons import storage
 from langneurons.errors import LangNeuronsWarning, LanguageError, PatchError, TaskError, TrainingError
 from langneurons.evaluation.evaluating import evaluate
 from langneurons.identification import NeuronSet
@@ -177,6 +178,16 @@ def test_a_task_is_asked_of_the_fine_tuned_model(model, tmp_path):
     generated = finetune(model, answers, lora, steps=1, **QUIET).ask(answers)
     assert (generated.protocol, generated.generates, generated.languages) == ("generation", True, ("en", "hi"))
     assert generated.references("en") == answers.references("en")
+
+
+def test_a_fine_tuning_of_the_first_version_is_read(model, tmp_path):
+    tuned = finetune(model, pairs(6), MaskedLoRA(shift(model).neurons, rank=2), steps=1, **QUIET)
+    tuned.save(tmp_path)
+    content = storage.read_json(tmp_path / "finetuned.json", Finetuned.schema)
+    storage.write_json(tmp_path / "finetuned.json", Finetuned.schema, {**content, "positions": 24})
+    head = Finetuned.load(tmp_path).head
+    assert (head.position, head.positions) == ("padding", 24)
+    assert torch.equal(head.weight, tuned.head.weight)
 
 
 def test_names_of_the_first_version_go_on_working(model):

@@ -1,5 +1,6 @@
 """What users get wrong is said before anything is trained, and what was trained is not lost."""
 
+import inspect
 import json
 
 import pandas as pd
@@ -45,6 +46,16 @@ def neurons(model):
 def test_settings_that_make_no_sense_are_refused(model, wrong, said):
     with pytest.raises(ExecutorError if "progress" in wrong else TrainingError, match=said):
         ln.finetune(model, pairs(6), **{**QUIET, **wrong})
+
+
+def test_what_is_no_task_is_refused(model, neurons):
+    table = pairs(6).items["en"]
+    for call in (
+        lambda: inspect.unwrap(ln.finetune)(model, table),
+        lambda: inspect.unwrap(ln.transfer_experiment)(model, table, held_out(), neurons),
+    ):
+        with pytest.raises(TrainingError, match="A task is an XNLI, an XQuAD or another Task, not DataFrame"):
+            call()
 
 
 def test_an_alpha_that_is_no_number_is_refused(neurons):
