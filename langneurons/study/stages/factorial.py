@@ -13,7 +13,7 @@ from langneurons.study.stages.tasks import TaskPart, asked_tokens, patchable, ta
 from langneurons.study.tables import Grid, Languages, Names, StudyConfig
 
 if TYPE_CHECKING:
-    from langneurons.evaluation.factorial_table import Factorial
+    from langneurons.evaluation.evaluation import Factorial
     from langneurons.models.description import ModelDescription
     from langneurons.study.work import Work
 
@@ -80,7 +80,7 @@ class FactorialStage(NeuronStage[FactorialPart]):
 
     def load(self, folder: Path) -> "Factorial":
         """The factorial, not the evaluation that it is saved with."""
-        from langneurons.evaluation.factorial_table import Factorial
+        from langneurons.evaluation.evaluation import Factorial
 
         return Factorial.load(folder)
 
