@@ -235,20 +235,11 @@ def record_halves(
     recording, run = with_options(options, recording, run)
     tokens = _sized(model, recording, halves).tokens_per_language
     assert tokens is not None
-    settings: dict[str, Any] = {
-        "tokens_per_language": tokens // 2,
-        "context_length": recording.context_length,
-        "sites": recording.sites,
-        "also": recording.also,
-        "sentences": recording.sentences,
-        "batch_size": run.batch_size or 8,
-        "progress": bool(run.progress),
-        "executor": run.executor,
-    }
-    folders = (None, None) if run.out is None else (run.out / "first", run.out / "second")
+    recording = recording.model_copy(update={"tokens_per_language": tokens // 2})
+    runs = [run if run.out is None else run.model_copy(update={"out": run.out / name}) for name in ("first", "second")]
     first, second = (half.shuffle(seed) for half in halves)
-    statistics = record(model, first, out=folders[0], **settings)
-    return statistics, record(model, second, out=folders[1], like=statistics, **settings)
+    statistics = record(model, first, recording=recording, run=runs[0])
+    return statistics, record(model, second, like=statistics, recording=recording, run=runs[1])
 
 
 def _null_corpora(
