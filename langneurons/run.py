@@ -14,7 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from types import ModuleType
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from tqdm import tqdm
@@ -22,7 +23,9 @@ from tqdm import tqdm
 from langneurons.errors import ExecutorError, StaleArtefactError
 from langneurons.models import ModelView, add_dictionary, load_model, remove_dictionary, view
 
-Work = Callable[[Any, Any], Any]
+JobType = TypeVar("JobType")
+ResultType = TypeVar("ResultType")
+Work = Callable[[torch.nn.Module, JobType], ResultType]
 PIECES_PER_WORKER = 4  # so that a slow or lost worker costs a fraction of its share
 RETRIES = 4  # of a piece whose worker died
 MODEL, VIEW = "model", "view"
@@ -118,7 +121,9 @@ class Executor(Protocol):
         """Into how many pieces to cut what can be cut anywhere."""
         ...
 
-    def map(self, model: torch.nn.Module, work: Work, jobs: Iterable[Any]) -> Iterator[Any]:
+    def map(
+        self, model: torch.nn.Module, work: Work[JobType, ResultType], jobs: Iterable[JobType]
+    ) -> Iterator[ResultType]:
         """Give ``work(model, job)`` of every job, in the order of the jobs."""
         ...
 
@@ -130,7 +135,9 @@ class ThisProcess:
         """One: cutting gains nothing."""
         return 1
 
-    def map(self, model: torch.nn.Module, work: Work, jobs: Iterable[Any]) -> Iterator[Any]:
+    def map(
+        self, model: torch.nn.Module, work: Work[JobType, ResultType], jobs: Iterable[JobType]
+    ) -> Iterator[ResultType]:
         """Give ``work(model, job)`` of every job."""
         return (work(model, job) for job in jobs)
 
@@ -168,7 +175,9 @@ class RayExecutor:
         """Into how many pieces to cut what can be cut anywhere."""
         return PIECES_PER_WORKER * self._together(model)
 
-    def map(self, model: torch.nn.Module, work: Work, jobs: Iterable[Any]) -> Iterator[Any]:
+    def map(
+        self, model: torch.nn.Module, work: Work[JobType, ResultType], jobs: Iterable[JobType]
+    ) -> Iterator[ResultType]:
         """Give ``work(model, job)`` of every job, in order.
 
         Raises:
@@ -328,14 +337,14 @@ class Recipe:
 _held: dict[str, Any] = {}  # in a worker: the model that it loaded last, by fingerprint
 
 
-def _sent(content: Any, model: torch.nn.Module) -> bytes:
+def _sent(content: object, model: torch.nn.Module) -> bytes:
     """Pickle what a worker gets, the model and its view by name."""
     from ray import cloudpickle
 
     named = {id(model): MODEL, id(view(model)): VIEW}
 
     class Pickler(cloudpickle.CloudPickler):  # pyright: ignore[reportPrivateImportUsage]
-        def persistent_id(self, obj: Any) -> str | None:
+        def persistent_id(self, obj: object) -> str | None:
             return named.get(id(obj))
 
     file = io.BytesIO()
@@ -343,7 +352,7 @@ def _sent(content: Any, model: torch.nn.Module) -> bytes:
     return file.getvalue()
 
 
-def _received(ray: Any, waiting: deque[Any]) -> Sequence[Any]:
+def _received(ray: ModuleType, waiting: deque) -> Sequence:
     """The results of the first piece that is waited for, as objects of our own: what Ray lends is read-only."""
     try:
         results = ray.get(waiting[0])

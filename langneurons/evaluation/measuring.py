@@ -220,7 +220,7 @@ def loss_effects(
     conditions: Mapping[tuple, LanguageRows],
     baseline: LanguageRows,
     keys: Sequence[str],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     testing: Testing,
 ) -> EffectTable:
     """Compare every condition with the unpatched model in every language, as one family.

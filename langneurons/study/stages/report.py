@@ -13,13 +13,13 @@ from langneurons.analysis.validity.table import ValidityTable
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, StorageError
 from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
-from langneurons.evaluation.factorial_table import AT
+from langneurons.evaluation.evaluation import AT
 from langneurons.replication.published import Claim, Published, ScoreRow, TrainingRow, listed, read_published
 from langneurons.storage.result import Result
 from langneurons.study.stages import Plan, Stage, Step
 from langneurons.study.tables import Part, StudyConfig
 from langneurons.training.conditions import NONE
-from langneurons.views.report.answers import of_matrix
+from langneurons.views.report.findings import of_matrix
 from langneurons.views.style import interval, signed
 
 if TYPE_CHECKING:
