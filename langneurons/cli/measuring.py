@@ -278,9 +278,8 @@ def ablate(
         testing=testing,
         run=run,
     )
-    table = ablation.table(files.show, min_effect=files.min_effect)
+    table = ablation.table(files.show, files.min_effect)
     print(table)
-    print(ablation.caption)
     if files.latex is not None:
         storage.write_text(files.latex, table.latex())
     if run.out is not None:
@@ -322,9 +321,7 @@ def polysemanticity(
     )
     print(f"{result}\n\n{result.table(top=10)}")
     if len(result.probes):
-        shown = ["language", "predicts", "k", "accuracy", "chance"]
-        shown += ["control_mean", "p_adjusted", "detectable", "verdict"] if controls.draws else []
-        print(f"\nProbes on items left out\n{result.probes[shown].round(3).to_string(index=False)}")
+        print(f"\n{result.probes_table()}")
     print(f"Written to {result.save(Path(str(run.out)) / 'polysemanticity')}")
 
 
