@@ -15,7 +15,7 @@ def result():
     detectable = [0.1, 0.2, 0.3, np.inf]
     known = {"language": "hi", "verdict": list(VERDICTS), "task_bits": 0.1, "task_detectable": detectable}
     known |= {"language_p_adjusted": 0.5, "task_p_adjusted": 0.5}
-    rows = whole.table().frame.iloc[[0, 5, 13, 20]].assign(**known)
+    rows = whole.rows.iloc[[0, 5, 13, 20]].assign(**known)
     settings = {"items": 20, "site": "act", "task": "cues", "seed": 0}
     return Polysemanticity(rows, pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), whole, settings)
 
