@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from langneurons.cli.probe_commands import _labelled
 from torch import nn
 
 import langneurons as ln
@@ -19,7 +20,6 @@ from langneurons import storage
 from langneurons.analysis.comparison import Comparison
 from langneurons.analysis.selectivity.decomposition import Decomposition
 from langneurons.analysis.validity.table import Evidence, ValidityTable, validity_table
-from langneurons.cli.probe_commands import _labelled
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.errors import StorageError
 from langneurons.evaluation.measuring import _kept
