@@ -103,7 +103,7 @@ def sweep(study: Study) -> ln.effects.EffectTable:
     """One language's neurons set to many values."""
     doses = [ln.evaluation.Dose("set", value) for value in (-10, -5, -2, -1, 0, 1, 2, 5, 10)]
     doses += [ln.evaluation.Dose("quantile", share) for share in (0.1, 0.5, 0.9)]
-    return ln.sweep(study.model, study.text, study.own_neurons, doses, study.own_stats, languages=[SHOWN])
+    return ln.sweep(study.model, study.text, study.own_neurons, doses, stats=study.own_stats, languages=[SHOWN])
 
 
 def tasks(study: Study) -> ln.evaluation.Evaluation:
@@ -201,13 +201,13 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
             ln.LAPE(top=0.01).identify(study.swept),
             SHOWN,
         ),
-        "tasks": lambda: plot.effects(study.result("tasks", ln.evaluation.Evaluation, tasks)),
+        "tasks": lambda: study.result("tasks", ln.evaluation.Evaluation, tasks).plot(),
         "ablation": lambda: plot.ablation(study.result("ablation", ln.analysis.Ablation, ablation), top=15),
         "cumulative": lambda: plot.ablation(study.result("cumulative", ln.analysis.Ablation, cumulative)),
         "carried": lambda: plot.selectivity(study.result("carried", ln.analysis.Polysemanticity, carried)),
         "transfer": lambda: plot.transfer(study.result("transfer", ln.training.Transfer, transfer)),
-        "transfer_effects": lambda: plot.effects(study.result("transfer", ln.training.Transfer, transfer)),
-        "training": lambda: plot.training(study.result("training", ln.training.Finetuned, training)),
+        "transfer_effects": lambda: plot.effects(study.result("transfer", ln.training.Transfer, transfer).effects()),
+        "training": lambda: study.result("training", ln.training.Finetuned, training).plot(),
         "validity": lambda: plot.validity(study.result("validity", ValidityTable, validity)),
     }
 

@@ -36,9 +36,11 @@ def main() -> None:
 def matrix(model, text: ln.HeldoutText, stats: ln.ActivationStats, arguments: argparse.Namespace) -> None:
     """LAPE's perplexity matrix with controls."""
     neurons = ln.LAPE(top=arguments.top).identify(stats)
-    table = ln.perplexity_matrix(model, text, neurons, arguments.value, arguments.controls, stats, out=arguments.out)
+    table = ln.perplexity_matrix(
+        model, text, neurons, arguments.value, controls=arguments.controls, stats=stats, out=arguments.out
+    )
     table.save(arguments.out / "matrix")
-    print(neurons, table.to_markdown(), table.selectivity, sep="\n\n")
+    print(neurons, table.to_markdown(), table.selectivity_table(), sep="\n\n")
 
 
 def selectivity(model, text: ln.HeldoutText, stats: ln.ActivationStats, arguments: argparse.Namespace) -> None:

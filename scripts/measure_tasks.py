@@ -21,7 +21,6 @@ from langneurons import storage
 from langneurons.replication.neurons import act_prob_90p_neurons, published_patch
 from langneurons.replication.protocols import compare_protocols
 from langneurons.replication.statistics import published_statistics
-from langneurons.tasks.padded_head import PadPositionHead
 
 SOURCE = "en"
 
@@ -44,7 +43,7 @@ def tasks(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -> No
     }
     xnli = ln.XNLI.load(arguments.data / "xnli", stats.languages)
     asked = [
-        xnli.take(200).by_head(fitted_head(model, arguments, premises=830)),
+        xnli.take(200).with_head(fitted_head(model, arguments, premises=830)),
         xquad(arguments.data, stats.languages).take(48),
         prompts(arguments.data, stats, 60, max_new_tokens=24, min_new_tokens=16),
         ln.XNLI.load(arguments.data / "xnli", ["en", "vi", "zh", "hi"]).take(30),  # likelihood takes its time
@@ -66,8 +65,8 @@ def protocols(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -
     patches = {kind: lambda language, kind=kind: published_patch(neurons, published, language, kind) for kind in kinds}
     xnli = ln.XNLI.load(arguments.data / "xnli", stats.languages).take(150)
     development = ln.XNLI.load(arguments.data / "xnli", [SOURCE], split="validation")
-    theirs = PadPositionHead.fit(model, development.take(400), [SOURCE], batch_size=16)
-    compared = [xnli.by_head(fitted_head(model, arguments, 400)), xquad(arguments.data, stats.languages).take(96)]
+    theirs = ln.tasks.ClassificationHead.fit(model, development.take(400), [SOURCE], 16, position="padding")
+    compared = [xnli.with_head(fitted_head(model, arguments, 400)), xquad(arguments.data, stats.languages).take(96)]
     for task in compared:
         found = compare_protocols(model, task, patches, languages, theirs, out=arguments.out, batch_size=16)
         storage.write_table(arguments.out / f"{task.name}.parquet", found.table)

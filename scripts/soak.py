@@ -44,7 +44,7 @@ def soak() -> bool:
 
     def finetune(folder: Path) -> None:
         lora = ln.MaskedLoRA(neurons["hi"], rank=2, targets=("gate",), attention=())
-        ln.finetune(tiny, task, lora=lora, steps=4, batch_size=4, out=folder, **quiet).save(folder / "saved")
+        ln.finetune(tiny, task, update=lora, steps=4, batch_size=4, out=folder, **quiet).save(folder / "saved")
         ln.training.Finetuned.load(folder / "saved")
 
     def report(folder: Path) -> None:
@@ -55,7 +55,13 @@ def soak() -> bool:
         "identify": lambda folder: ln.LAPE(top=0.1, filter_quantile=0.5).identify(stats).save(folder / "n.json"),
         "generate": generate,
         "perplexity": lambda folder: ln.perplexity_matrix(
-            tiny, corpus, neurons, value=0.0, controls=2, context_length=16, resamples=100, out=folder, **quiet
+            tiny,
+            ln.HeldoutText.of(tiny, corpus, context_length=16),
+            neurons,
+            controls=2,
+            resamples=100,
+            out=folder,
+            **quiet,
         ).save(folder / "matrix"),
         "evaluate": lambda folder: ln.evaluate(
             tiny, asked, LANGUAGES, patches={"zero": patch}, resamples=100, **quiet

@@ -1,31 +1,36 @@
 """Evaluation: what tasks gave, item by item, and what can be said of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from langneurons import storage
 from langneurons.effects.estimation import effect
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.table import EffectTable, with_current_names
-from langneurons.errors import EffectError, unknown
+from langneurons.errors import CorruptArtefactError, EffectError, unknown
+from langneurons.settings import Testing
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import Column, Table
+from langneurons.storage.result import Result
 
-SCHEMA = "langneurons/evaluation/1"
 UNPATCHED = "unpatched"
-TABLES = ("rows", "references", "controls")
 MEASURED = ["task", "protocol", "metric"]
+AT = " at "  # between operation and site in a patch's name
+FACTORS = ("operation", "site", "protocol")
+FORCING = "language forcing"  # what turning a language up is for: more of it is no better or worse answer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
+class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optional=("controls",)):
     """Scores of one model on tasks, per language and patch, with what is needed to believe a difference.
 
     Attributes:
-        rows: One row an item, metric, patch and language: task, protocol, patch ("unpatched" among them), language,
+        rows: One row per item, metric, patch and language: task, protocol, patch ("unpatched" among them), language,
             item, cluster, metric, value (0 to 1), prediction, gold.
         references: What a task's main metric is worth without the model, such as chance: task, protocol, metric,
             language, reference, value.
@@ -44,24 +49,23 @@ class Evaluation:
         """Every score beside its references.
 
         Returns:
-            One row a task, protocol, metric, patch and language: score, its 95 % interval (low, high), items, clusters;
-            ``against_chance`` where chance is known exactly: better or worse where it lies outside the interval,
-            equivalent where the interval lies within the margin around it, else inconclusive (one score at a time,
-            no family); ``detectable``, the difference from any fixed value that this many items find with 80 %
+            One row per task, protocol, metric, patch and language: score, its interval (low, high; of 95 % by default),
+            items, clusters; ``against_chance`` where chance is known exactly: better or worse where it lies outside the
+            interval, equivalent where the interval lies within the margin around it, else inconclusive (one score at a
+            time, no family); ``detectable``, the difference from any fixed value that this many items find with 80 %
             power; then one column per reference.
         """
         keys = [*MEASURED, "patch", "language"]
-        return pd.DataFrame(
-            [self._score(dict(zip(keys, key, strict=True)), part) for key, part in _parts(self.rows, keys)]
-        )
+        cells = [(dict(zip(keys, key, strict=True)), rows) for key, rows in _parts(self.rows, keys)]
+        return pd.DataFrame([self._score(about, rows) for about, rows in cells])
 
     def effects(self, task: str | None = None, protocol: str | None = None, metric: str | None = None) -> EffectTable:
         """What each patch changed in each language, on the same items, as one family of tests.
 
         Args:
-            task: Which task; needed where there are several.
-            protocol: Which protocol; needed where the task was answered in several ways.
-            metric: Which metric; None takes the task's main one.
+            task: Name of the task; needed where there are several.
+            protocol: Name of the protocol; needed where the task was answered in several ways.
+            metric: Name of the metric; by default the task's main one.
 
         Returns:
             Effects by ``patch`` and ``language``, differences of scores (0.01 is one point), with the placement among
@@ -70,32 +74,36 @@ class Evaluation:
         Raises:
             EffectError: If nothing was patched, the choice is not unique, or there is no such task.
         """
-        rows, chosen = self._chosen(task, protocol, metric)
-        name = tuple(chosen.values())
-        if name not in self._tables:  # a report asks for each several times
-            self._tables[name] = self._effects(rows, chosen)
-        return self._tables[name]
+        rows, names = self._select(task, protocol, metric)
+        key = tuple(names.values())
+        if key not in self._effect_tables:  # a report asks for each several times
+            self._effect_tables[key] = self._effects(rows, names)
+        return self._effect_tables[key]
 
     @cached_property
-    def _tables(self) -> dict[tuple, EffectTable]:
+    def _effect_tables(self) -> dict[tuple, EffectTable]:
         return {}
 
-    def _effects(self, rows: pd.DataFrame, chosen: dict[str, str]) -> EffectTable:
+    @property
+    def _testing(self) -> Testing:
+        return Testing(**self.settings["options"])
+
+    def _effects(self, rows: pd.DataFrame, names: dict[str, str]) -> EffectTable:
         by_cell = dict(_parts(rows, ["patch", "language"]))
         effects = {
             (patch, language): effect(
-                part, by_cell[UNPATCHED, language], "value", "row", lower_is_better=False, **self.settings["options"]
+                part, by_cell[UNPATCHED, language], "value", "row", lower_is_better=False, testing=self._testing
             )
             for (patch, language), part in by_cell.items()
             if patch != UNPATCHED
         }
         if not effects:
             raise EffectError("Nothing was patched, so there is no effect: give patches= to evaluate().")
-        about = " ".join(dict.fromkeys(chosen.values()))
+        about = " ".join(dict.fromkeys(names.values()))
         family = f"{self.settings['model']}, {about}, against the unpatched model: {len(effects)} effects"
-        stored = {**self.settings["options"], **chosen, "measured": chosen["metric"]}
-        table = EffectTable.of(effects, ("patch", "language"), family, stored)
-        return table if self.controls is None else self._beside_controls(table, chosen)
+        settings = {**names, "measured": names["metric"]}
+        table = EffectTable.of(effects, ("patch", "language"), family, settings)
+        return table if self.controls is None else self._beside_controls(table, names)
 
     def side_by_side(
         self, language: str, items: int = 5, task: str | None = None, protocol: str | None = None
@@ -103,105 +111,78 @@ class Evaluation:
         """Predictions under every patch for the first items of a language.
 
         Args:
-            language: Which.
-            items: How many.
-            task: As for ``effects``.
-            protocol: As for ``effects``.
+            language: The language of the items.
+            items: Number of items.
+            task: Name of the task; needed where there are several.
+            protocol: Name of the protocol; needed where the task was answered in several ways.
 
         Returns:
-            One row an item: item, gold, and one column a patch.
+            One row per item: item, gold, and one column per patch.
 
         Raises:
-            EffectError: As ``effects``, or if the language was not evaluated.
+            EffectError: If the choice is not unique, there is no such task, or the language was not evaluated.
         """
-        rows, _ = self._chosen(task, protocol, None)
+        rows, _ = self._select(task, protocol, None)
         rows = rows.query("language == @language")
         if rows.empty:
             raise EffectError(unknown("language", language, self.rows["language"].unique()))
         wide = rows.pivot(index=["item", "gold"], columns="patch", values="prediction")
         return wide.reindex(columns=rows["patch"].unique()).rename_axis(columns=None).reset_index().head(items)
 
-    def plot(self, task: str | None = None, protocol: str | None = None, metric: str | None = None) -> Any:
-        """Draw the effects with their intervals, verdicts and controls; see ``ln.plot.effects``."""
-        # The one way up: results draw themselves, so that a notebook needs one name less.
-        from langneurons.views.effect_figures import effects
-
-        return effects(self.effects(task, protocol, metric))
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a folder: ``evaluation.json`` (settings, checksums) and one parquet file a table.
-
-        Returns:
-            The folder.
-        """
-        tables = {name: getattr(self, name) for name in TABLES}
-        return storage.write_result(Path(path) / "evaluation.json", SCHEMA, self.settings, tables)
+    def table(self) -> Table:
+        """The scores to print, in per cent, beside their references."""
+        scores = self.scores
+        references = [name for name in dict.fromkeys(self.references["reference"]) if name in scores.columns]
+        columns = {name: Column(unit="%", scale=100) for name in references}
+        columns |= {"score": Column(unit="%", scale=100, bounds=("low", "high"))}
+        columns |= {"detectable": Column(unit="points", scale=100)}
+        return Table(scores, columns, title=f"Evaluation of {self.settings['model']}")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Evaluation":
-        """Read a saved evaluation.
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        fields = super()._read(folder, content)
+        settings = fields["settings"]
+        return fields | {"settings": {**settings, "options": with_current_names(settings["options"])}}
 
-        Raises:
-            StorageError: If a file is missing.
-            CorruptArtefactError: If it is no evaluation, or was changed.
-        """
-        settings, tables = storage.read_result(Path(path) / "evaluation.json", SCHEMA, ["rows", "references"])
-        options = {"options": with_current_names(settings["options"])} if "options" in settings else {}
-        return cls(**{"controls": None, **tables}, settings={**settings, **options})
-
-    def __repr__(self) -> str:
-        return f"Evaluation of {self.settings['model']}\n{self._shown().to_string(index=False)}"
-
-    def _repr_html_(self) -> str:
-        return self._shown().to_html(index=False, border=0)
-
-    def _shown(self) -> pd.DataFrame:
-        """Scores in per cent, as a reader wants them."""
-        table = self.scores.copy()
-        names = [name for name in dict.fromkeys(self.references["reference"]) if name in table.columns]
-        for column in ("score", "low", "high", "detectable", *names):
-            table[column] = (100 * table[column]).round(1)
-        return table
-
-    def _chosen(
+    def _select(
         self, task: str | None, protocol: str | None, metric: str | None
     ) -> tuple[pd.DataFrame, dict[str, str]]:
         """The rows of one task, protocol and metric, and their names."""
-        rows, chosen = self.rows, {}
-        for column, given in (("task", task), ("protocol", protocol), ("metric", metric)):
+        rows, names = self.rows, {}
+        for column, name in (("task", task), ("protocol", protocol), ("metric", metric)):
             possible = rows[column].unique().tolist()
-            if given is None and len(possible) > 1 and column != "metric":
+            if name is None and len(possible) > 1 and column != "metric":
                 raise EffectError(f"Say which {column}: one table is one family. Possible: {', '.join(possible)}.")
-            if given is not None and given not in possible:
-                raise EffectError(unknown(column, given, possible))
-            chosen[column] = possible[0] if given is None else given
-            rows = rows.loc[rows[column] == chosen[column]]
-        return rows, chosen
+            if name is not None and name not in possible:
+                raise EffectError(unknown(column, name, possible))
+            names[column] = possible[0] if name is None else name
+            rows = rows.loc[rows[column] == names[column]]
+        return rows, names
 
-    def _score(self, about: dict[str, str], part: pd.DataFrame) -> dict[str, Any]:
+    def _score(self, about: dict[str, str], rows: pd.DataFrame) -> dict[str, Any]:
         keys = ("task", "protocol", "metric", "language")
         same = self.references.loc[(self.references[list(keys)] == [about[key] for key in keys]).all(axis=1)]
-        references = {str(one["reference"]): float(one["value"]) for one in same.to_dict("records")}
-        clusters = len(part["cluster"].unique())
-        score = {"score": float(part["value"].to_numpy().mean()), "low": None, "high": None}
+        references = {str(row["reference"]): float(row["value"]) for row in same.to_dict("records")}
+        clusters = len(rows["cluster"].unique())
+        score = {"score": float(rows["value"].to_numpy().mean()), "low": None, "high": None}
         detectable = None
         if clusters > 1:
             # From zero: of answers right or wrong, an all-right score is then not taken for a certain one.
-            options = self.settings["options"]
-            found = effect(part, part.assign(value=0.0), "value", "row", lower_is_better=False, **options)
-            score |= {"low": max(found.low, 0.0), "high": min(found.high, 1.0)}
-            detectable = found.minimal_detectable
-        against = _against(references.get("chance"), score["low"], score["high"], self.settings["options"]["margin"])
-        sizes = {"items": len(part), "clusters": clusters}
+            zero = rows.assign(value=0.0)
+            size = effect(rows, zero, "value", "row", lower_is_better=False, testing=self._testing)
+            score |= {"low": max(size.low, 0.0), "high": min(size.high, 1.0)}
+            detectable = size.minimal_detectable
+        against = _against(references.get("chance"), score["low"], score["high"], self._testing.margin)
+        sizes = {"items": len(rows), "clusters": clusters}
         return {**about, **score, **sizes, "against_chance": against, "detectable": detectable, **references}
 
-    def _beside_controls(self, table: EffectTable, chosen: Mapping[str, str]) -> EffectTable:
+    def _beside_controls(self, table: EffectTable, names: Mapping[str, str]) -> EffectTable:
         assert self.controls is not None
-        drawn = self.controls.loc[(self.controls[MEASURED] == [chosen[key] for key in MEASURED]).all(axis=1)]
-        by_cell = {key: part["estimate"].tolist() for key, part in _parts(drawn, ["patch", "language"])}
-        cells = zip(table.rows["patch"], table.rows["language"], strict=True)
-        columns = placement_columns(table.rows["estimate"].tolist(), [by_cell[cell] for cell in cells])
-        return replace(table, rows=table.rows.assign(**columns), controls=drawn.reset_index(drop=True))
+        draws = self.controls.loc[(self.controls[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)]
+        by_cell = {key: part["estimate"].tolist() for key, part in _parts(draws, ["patch", "language"])}
+        estimates = [by_cell[cell] for cell in zip(table.rows["patch"], table.rows["language"], strict=True)]
+        columns = placement_columns(table.rows["estimate"].tolist(), estimates, self._testing.level)
+        return replace(table, rows=table.rows.assign(**columns), controls=draws.reset_index(drop=True))
 
 
 def _against(chance: float | None, low: float | None, high: float | None, margin: float) -> str | None:
@@ -214,3 +195,142 @@ def _against(chance: float | None, low: float | None, high: float | None, margin
 
 def _parts(rows: pd.DataFrame, keys: list[str]) -> list[tuple[tuple, pd.DataFrame]]:
     return [(key, part) for key, part in rows.groupby(keys, sort=False) if isinstance(key, tuple)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Factorial(Result):
+    """The effects of every operation, site and protocol; saved and loaded as its evaluation is.
+
+    Attributes:
+        evaluation: All measurements; its patches are named ``"<operation> at <site>"``.
+        design: One row per patch: patch, operation, site.
+
+    Raises:
+        EffectError: If the design has other patches than the evaluation.
+    """
+
+    evaluation: Evaluation
+    design: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        designed, patches = sorted(self.design["patch"]), sorted(_patches(self.evaluation))
+        if designed != patches:
+            raise EffectError(
+                f"The design of a factorial has one row for each patch that was measured, {', '.join(patches)}, not "
+                f"for {', '.join(designed)}."
+            )
+
+    @property
+    def effects(self) -> pd.DataFrame:
+        """Every effect of every cell on the main metric of its task; families are tasks.
+
+        Returns:
+            operation, site, protocol, task, metric, language, then the columns of an effect table.
+        """
+        parts = []
+        rows = self.evaluation.rows
+        for task, protocol in rows[["task", "protocol"]].drop_duplicates().itertuples(index=False):
+            table = self.evaluation.effects(task, protocol)
+            about = {name: table.settings[name] for name in MEASURED}
+            parts.append(table.rows.assign(**about).merge(self.design, on="patch", validate="many_to_one"))
+        effects = pd.concat(parts, ignore_index=True)
+        first = [*FACTORS, "task", "metric", "language"]
+        return effects.reindex(columns=[*first, *(name for name in effects if name not in {*first, "patch"})])
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Each cell over its languages.
+
+        Returns:
+            operation, site, protocol, task; the mean estimate; how many languages got better, worse, equivalent,
+            inconclusive; the largest effect that could have gone unnoticed in a language (detectable).
+        """
+        keys = [*FACTORS, "task"]
+        counts = {name: ("verdict", _count(name)) for name in ("better", "worse", "equivalent", "inconclusive")}
+        sizes = {"estimate": ("estimate", "mean"), "detectable": ("minimal_detectable", "max")}
+        return self.effects.groupby(keys, sort=False).agg(**sizes, **counts).reset_index()
+
+    @property
+    def opposites(self) -> pd.DataFrame:
+        """Pairs of cells that would make two papers disagree: answers get better in one, worse in the other.
+
+        Verdicts are those of each task's own family. Language forcing is no answer, and left out.
+
+        Returns:
+            language, better, worse (each "operation at site, task protocol") and differ, the factors they differ in,
+            the task among them; the pairs that differ in fewest first. No rows: nothing in this design turns a sign
+            around.
+        """
+        cells = [cell for cell in self.effects.to_dict("records") if cell["task"] != FORCING]
+        sure = [cell for cell in cells if cell["verdict"] in ("better", "worse")]
+        rows = []
+        for cell, other in combinations(sure, 2):
+            if cell["language"] == other["language"] and cell["verdict"] != other["verdict"]:
+                better, worse = (cell, other) if cell["verdict"] == "better" else (other, cell)
+                differ = [factor for factor in (*FACTORS, "task") if better[factor] != worse[factor]]
+                rows.append((better["language"], _cell(better), _cell(worse), ", ".join(differ), len(differ)))
+        table = pd.DataFrame(rows, columns=["language", "better", "worse", "differ", "factors"])
+        return table.sort_values("factors", kind="stable", ignore_index=True).drop(columns="factors")
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a folder, as its evaluation does.
+
+        Args:
+            path: The folder.
+
+        Returns:
+            The folder.
+        """
+        return self.evaluation.save(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Factorial":
+        """Read a saved factorial.
+
+        Args:
+            path: The folder that ``save`` wrote.
+
+        Raises:
+            StorageError: If a file is missing.
+            CorruptArtefactError: If it is no evaluation, none of a factorial, or was changed.
+        """
+        evaluation = Evaluation.load(path)
+        cells = {name: name.rpartition(AT) for name in _patches(evaluation)}
+        for name, (operation, _, site) in cells.items():
+            if not operation or not site:
+                raise CorruptArtefactError(
+                    f"{path} holds an evaluation but no factorial: the patch {name!r:.60} names no operation and site."
+                )
+        return cls(evaluation, design_of((operation, site) for operation, _, site in cells.values()))
+
+    def table(self) -> Table:
+        """The summary to print, in points, above the conclusion."""
+        points = {"estimate": Column("mean effect", "points", 100, signed=True)}
+        return Table(self.summary, points | {"detectable": Column(unit="points", scale=100)}, caption=self.conclusion)
+
+    @property
+    def conclusion(self) -> str:
+        """Whether cells have opposite significant signs, and in which factors they differ."""
+        if self.opposites.empty:
+            return "No two cells have opposite significant signs."
+        differ = self.opposites["differ"].value_counts()
+        counted = ", ".join(f"{count} that differ in {factors}" for factors, count in differ.items())
+        return f"{len(self.opposites)} pairs of cells have opposite significant signs: {counted}."
+
+
+def design_of(cells: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """The design of a factorial, from the operation and site of every patch."""
+    rows = [(f"{name}{AT}{site}", name, site) for name, site in cells]
+    return pd.DataFrame(rows, columns=["patch", "operation", "site"])
+
+
+def _patches(evaluation: Evaluation) -> list[str]:
+    return [name for name in evaluation.rows["patch"].unique() if name != UNPATCHED]
+
+
+def _count(verdict: str) -> Callable[[pd.Series], int]:
+    return lambda verdicts: int((verdicts == verdict).sum())
+
+
+def _cell(cell: Mapping[str, object]) -> str:
+    return f"{cell['operation']} at {cell['site']}, {cell['task']} {cell['protocol']}"

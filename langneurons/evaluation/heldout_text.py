@@ -24,6 +24,7 @@ from langneurons.corpora.blocks import LENGTHS
 from langneurons.corpora.packing import stream_bytes
 from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
 from langneurons.models import ModelView, view
+from langneurons.run import Cost, timed
 from langneurons.tasks.batching import scoring
 
 EACH = ("block", "document")
@@ -36,9 +37,9 @@ class HeldoutText:
     """Held-out text, tokenised once and scored as often as wanted; ``HeldoutText.of`` makes it.
 
     Args:
-        each: What is read at once: "block" of the packed stream, or "document" alone.
-        context_length: Positions read at once, at most.
-        tokenizer: What the text was tokenised with.
+        each: Unit that is read at once: a "block" of the packed stream, or a "document" alone.
+        context_length: Largest number of positions read at once.
+        tokenizer: The tokenizer of the text.
         packed: Each language's tokens.
         bytes_of: Each language's UTF-8 bytes, by place in its stream of tokens.
     """
@@ -53,28 +54,29 @@ class HeldoutText:
     def of(
         cls,
         model: torch.nn.Module,
-        corpus: Corpus,
+        corpus: "Corpus | HeldoutText",
         tokens_per_language: int | None = None,
         context_length: int | None = None,
         each: str = "block",
         folder: str | Path | None = None,
     ) -> "HeldoutText":
-        """Tokenise a corpus for a model.
+        """Tokenise a corpus for a model; a held-out text is returned as it is.
 
         Args:
-            model: From ``load_model``; its tokenizer is used, and nothing else of it is kept.
+            model: A model returned by ``load_model``; its tokenizer is used, and nothing else of it is kept.
             corpus: Text the model was not trained on, and from which no neuron was chosen.
-            tokens_per_language: Counted tokens of each language in blocks; None takes as many as the smallest has.
-            context_length: Positions read at once, a multiple of 16; None is 512, or the model's context if shorter.
+            tokens_per_language: Counted tokens of each language in blocks; by default as many as the smallest has.
+            context_length: Positions read at once, a multiple of 16; by default 512, or the model's context if shorter.
             each: "block" packs documents one after the other, for running text. "document" reads every document alone
                 from its beginning and cuts it at the context length, for parallel sentences.
-            folder: Where the tokens go; None is a temporary folder that lives as long as the held-out text.
+            folder: Folder for the tokens; by default a temporary one that lives as long as the held-out text.
 
         Returns:
             The tokenised text.
 
         Raises:
-            CorpusError: If the corpus is empty, has too few tokens, or an argument is out of range.
+            CorpusError: If the corpus is empty, has too few tokens, or an argument is out of range; or if the text is
+                tokenised already and other tokens, context length or ``each`` are asked for.
             ModelError: If the context is longer than the model's, or the model has no tokenizer.
 
         Example:
@@ -82,14 +84,20 @@ class HeldoutText:
             >>> HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]), tokens_per_language=500)
             HeldoutText(blocks of 512 positions, counted tokens: en 500, hi 500)
         """
-        seen = view(model)
-        context_length = _context_length(seen, context_length)
+        if isinstance(corpus, HeldoutText):
+            if (tokens_per_language, context_length, each) != (None, None, "block"):
+                raise CorpusError(
+                    "A HeldoutText is tokenised already: its tokens, context length and each= cannot change."
+                )
+            return corpus
+        model_view = view(model)
+        context_length = _context_length(model_view, context_length)
         _check(corpus, each, tokens_per_language)
         place = storage.make_temporary_folder() if folder is None else Path(folder)
         try:
-            packed = _packed(corpus, seen.tokenizer, context_length, place, tokens_per_language, each)
-            counts = {name: stream_bytes(packed[name], corpus, seen.tokenizer, name) for name in packed}
-            text = cls(each, context_length, seen.tokenizer, packed, counts)
+            packed = _packed(corpus, model_view.tokenizer, context_length, place, tokens_per_language, each)
+            counts = {name: stream_bytes(packed[name], corpus, model_view.tokenizer, name) for name in packed}
+            text = cls(each, context_length, model_view.tokenizer, packed, counts)
             text._check_predictable()
             text._check_whole()
         except BaseException:
@@ -118,6 +126,29 @@ class HeldoutText:
         }
 
     @cached_property
+    def positions(self) -> int:
+        """Tokens that go through the model when all languages are scored, padding included."""
+        if self.each == "block":
+            return self.context_length * sum(packed.n_blocks(name) for name, packed in self.packed.items())
+        lengths = (packed.format.padded(packed.lengths(name)) for name, packed in self.packed.items())
+        return int(sum(of_language.sum() for of_language in lengths))
+
+    def cost(self, model: torch.nn.Module, batch_size: int = 8) -> Cost:
+        """Estimate what scoring the text once will take, from one batch of it.
+
+        Args:
+            model: The model the text was tokenised for.
+            batch_size: Blocks, or documents, per forward pass.
+        """
+        self._check_score(view(model), batch_size, self.languages)
+        _, batch = next(self.batches(self.languages[0], batch_size))
+        with scoring(model) as model_view:
+            logits = model_view.forward(batch.tokens)
+            assert logits is not None
+            seconds = timed(lambda: model_view.forward(batch.tokens))
+        return Cost(tokens=self.positions, memory=logits.nbytes).at(batch.tokens.numel() / seconds)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the text, the tokenizer and how the text is read."""
         about = [(name, packed.about[name]) for name, packed in self.packed.items()]
@@ -139,9 +170,9 @@ class HeldoutText:
 
         Args:
             model: The model the text was tokenised for, or one with the same vocabulary.
-            batch_size: Blocks, or documents, a forward.
-            languages: Which; None is all.
-            progress: Show a progress bar on standard error.
+            batch_size: Blocks, or documents, per forward pass.
+            languages: Languages to score; by default all.
+            progress: Whether to show a progress bar on standard error.
 
         Returns:
             One row per stretch of a document: language; item, "block:document" in blocks and the document's ordinal
@@ -161,13 +192,14 @@ class HeldoutText:
             0       hi     0        0 ...
             1       hi     1        1 ...
         """
-        chosen = self.languages if languages is None else tuple(languages)
-        seen = view(model)
-        self._check_score(seen, batch_size, chosen)
-        total = sum(len(group) for language in chosen for group in self._groups(language))
+        languages = self.languages if languages is None else tuple(languages)
+        model_view = view(model)
+        self._check_score(model_view, batch_size, languages)
+        total = sum(len(group) for language in languages for group in self._groups(language))
         bar = tqdm(total=total, unit=self.each, disable=not progress, smoothing=0.1)
         with bar, scoring(model):
-            return pd.concat([self._scored(seen, name, batch_size, bar) for name in chosen], ignore_index=True)
+            parts = [self._scored(model_view, language, batch_size, bar) for language in languages]
+        return pd.concat(parts, ignore_index=True)
 
     def batches(self, language: str, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " block"], Blocks]]:
         """Read a language's blocks, or documents, a batch at a time, each with its ordinals."""
@@ -178,14 +210,14 @@ class HeldoutText:
                 ordinals = group[start : start + batch_size]
                 yield ordinals, read(language, ordinals)
 
-    def _scored(self, seen: ModelView, language: str, batch_size: int, bar: tqdm) -> pd.DataFrame:
+    def _scored(self, model_view: ModelView, language: str, batch_size: int, bar: tqdm) -> pd.DataFrame:
         bar.set_description(language)
-        found = []
+        parts = []
         for ordinals, batch in self.batches(language, batch_size):
             bytes_of = self._bytes(language, batch)
-            found.append(_rows(ordinals, batch, bytes_of, losses(seen, batch)))
+            parts.append(_rows(ordinals, batch, bytes_of, losses(model_view, batch)))
             bar.update(len(ordinals))
-        rows = pd.concat(found, ignore_index=True).sort_values(["block", "cluster"], ignore_index=True)
+        rows = pd.concat(parts, ignore_index=True).sort_values(["block", "cluster"], ignore_index=True)
         alone = self.each == "document"
         item = rows["cluster"] if alone else rows["block"].astype(str) + ":" + rows["cluster"].astype(str)
         return rows.assign(language=language, item=item).reindex(columns=COLUMNS)
@@ -215,12 +247,12 @@ class HeldoutText:
             if cut := int((lengths > self.context_length).sum()):
                 warnings.warn(
                     f"{language!r}: {cut} of {len(lengths)} documents exceed {self.context_length} positions and are "
-                    "cut; bits an item leave out what lies beyond.",
+                    "cut; bits per item leave out what lies beyond.",
                     LangNeuronsWarning,
                     stacklevel=3,
                 )
 
-    def _check_score(self, seen: ModelView, batch_size: int, languages: Sequence[str]) -> None:
+    def _check_score(self, model_view: ModelView, batch_size: int, languages: Sequence[str]) -> None:
         if not languages:
             raise LanguageError(f"No language was given. Possible: {', '.join(self.languages)}.")
         for language in languages:
@@ -228,51 +260,34 @@ class HeldoutText:
                 raise LanguageError(unknown("language", language, self.languages))
         if batch_size < 1:
             raise CorpusError(f"A batch has at least one {self.each}, not {batch_size}.")
-        _context_length(seen, self.context_length)
-        if seen.tokenizer is not self.tokenizer and seen.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+        _context_length(model_view, self.context_length)
+        tokenizer = model_view.tokenizer
+        if tokenizer is not self.tokenizer and tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ModelError(
-                f"The text was tokenised with another vocabulary than {seen.name}'s: make another with HeldoutText.of."
+                f"The text was tokenised with another vocabulary than {model_view.name}'s: make another with "
+                "HeldoutText.of."
             )
 
 
-def as_heldout_text(
-    model: torch.nn.Module,
-    text: Corpus | HeldoutText,
-    tokens_per_language: int | None = None,
-    context_length: int | None = None,
-    each: str = "block",
-) -> HeldoutText:
-    """Tokenise a corpus for a model, unless that is done.
-
-    Raises:
-        CorpusError: If the text is tokenised and yet told how to be, or as ``HeldoutText.of``.
-    """
-    if not isinstance(text, HeldoutText):
-        return HeldoutText.of(model, text, tokens_per_language, context_length, each)
-    if (tokens_per_language, context_length, each) != (None, None, "block"):
-        raise CorpusError("A HeldoutText is tokenised already: its tokens, context length and each= cannot change.")
-    return text
-
-
-def losses(seen: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
+def losses(model_view: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
     """Compute the loss of every counted token of some blocks.
 
     Args:
-        seen: A model.
+        model_view: The view of a model.
         batch: The blocks.
 
     Returns:
         -log p(token | the tokens before it) in nats, in double precision on CPU, block after block.
     """
-    logits = seen.forward(batch.tokens)
+    logits = model_view.forward(batch.tokens)
     assert logits is not None
-    found = []
+    nll = []
     # Block by block: the softmax then needs one block's logits again in single precision, never a batch's.
     for scores, tokens, counted in zip(logits, batch.tokens, batch.counted, strict=True):
         places = counted.nonzero()[:, 0]
         predicted = scores[(places - 1).to(scores.device)].float()
-        found.append(torch.nn.functional.cross_entropy(predicted, tokens[places].to(scores.device), reduction="none"))
-    return torch.cat(found).cpu().double()
+        nll.append(torch.nn.functional.cross_entropy(predicted, tokens[places].to(scores.device), reduction="none"))
+    return torch.cat(nll).cpu().double()
 
 
 def _rows(
@@ -305,14 +320,15 @@ def _packed(
     return {name: pack(corpus.select([name]), tokenizer, context_length, folder / name) for name in corpus.languages}
 
 
-def _context_length(seen: ModelView, context_length: int | None) -> int:
-    if seen.tokenizer is None:
-        raise ModelError(f"{seen.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+def _context_length(model_view: ModelView, context_length: int | None) -> int:
+    if model_view.tokenizer is None:
+        raise ModelError(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
     if context_length is None:
-        return min(USUAL_CONTEXT_LENGTH, seen.context_length // LENGTHS * LENGTHS)
-    if context_length > seen.context_length:
+        return min(USUAL_CONTEXT_LENGTH, model_view.context_length // LENGTHS * LENGTHS)
+    if context_length > model_view.context_length:
         raise ModelError(
-            f"A context of {context_length} positions is longer than {seen.name}'s, which is {seen.context_length}."
+            f"A context of {context_length} positions is longer than {model_view.name}'s, which is "
+            f"{model_view.context_length}."
         )
     return context_length
 

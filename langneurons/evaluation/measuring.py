@@ -1,8 +1,10 @@
 """Measuring one text under many patches: each condition once, kept on disk, so that an interrupted grid goes on."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.run import Executor, chosen_executor
+from langneurons.run import PIECES_PER_WORKER, Cost, Executor, chosen_executor, say
+from langneurons.settings import Run, Testing
 
+BATCH_SIZE = 8
 Conditions = Mapping[tuple, Sequence[Patch]]
+LanguageRows = Mapping[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Job:
     """Something to measure under some patches.
 
     Attributes:
-        patches: Written together while it is measured; none for the unpatched model.
+        patches: Patches that are written together while it is measured; none for the unpatched model.
         about: A hash of everything else that decides what comes out, but not of the model.
         score: Measures it.
         generates: Whether the model generates meanwhile.
@@ -43,104 +48,97 @@ class Job:
 
 
 def measure(
-    model: torch.nn.Module,
-    text: HeldoutText,
-    conditions: Conditions,
-    out: str | Path | None = None,
-    batch_size: int = 8,
-    progress: bool = True,
-    executor: str | Executor | None = None,
+    model: torch.nn.Module, text: HeldoutText, conditions: Conditions, run: Run = Run()
 ) -> dict[tuple, pd.DataFrame]:
     """Score a text under every condition.
 
     Args:
-        model: From ``load_model``; patches that are already written stay written, but then nothing can be kept.
-        text: What to score.
+        model: A model returned by ``load_model``; patches that are already written stay written, but then nothing can
+            be kept.
+        text: The text to score.
         conditions: Name -> the patches written together; none for the unpatched model.
-        out: As for ``measure_jobs``.
-        batch_size: Blocks a forward.
-        progress: Show a progress bar on standard error.
-        executor: Where to run, as for ``ln.record``.
+        run: Where it runs and is kept, texts per forward pass (8 by default), and progress.
 
     Returns:
         Name -> language-model rows: language, item, cluster, nll, tokens, bytes.
 
     Raises:
-        LangNeuronsError: As ``measure_jobs``.
+        LangNeuronsError: If ``measure_jobs`` refuses something.
     """
+    batch_size = run.batch_size or BATCH_SIZE
     jobs = {
         name: Job(patches, text.fingerprint, lambda: text.score(model, batch_size=batch_size))
         for name, patches in conditions.items()
     }
-    return measure_jobs(model, jobs, out, progress, executor=executor)
+    return measure_jobs(model, jobs, run, cost=lambda: text.cost(model, batch_size))
 
 
 def measure_jobs(
     model: torch.nn.Module,
     jobs: Mapping[tuple, Job],
-    out: str | Path | None = None,
-    progress: bool = True,
+    run: Run = Run(),
     then: Callable[[tuple, pd.DataFrame], Any] | None = None,
-    executor: str | Executor | None = None,
+    cost: Callable[[], Cost] | None = None,
 ) -> dict[tuple, Any]:
     """Measure every job once, and equal ones together.
 
     Args:
-        model: From ``load_model``; patches that are already written stay written, but then nothing can be kept.
-        jobs: What to measure, by name. All patches are checked before the first is measured.
-        out: Folder that keeps what was measured; the same call goes on there.
-        progress: Show a progress bar on standard error.
-        then: What to keep of a job's name and rows, in the order of the jobs; None keeps the rows.
-        executor: Where to run, as for ``ln.record``.
+        model: A model returned by ``load_model``; patches that are already written stay written, but then nothing can
+            be kept.
+        jobs: Jobs by name. All patches are checked before the first is measured.
+        run: Where it runs and is kept, and progress.
+        then: Makes of a job's name and rows what is returned, in the order of the jobs; by default the rows.
+        cost: Estimates what one job will take; by default the first job tells.
 
     Returns:
         Name -> rows, or what ``then`` made of them.
 
     Raises:
         PatchError: If a patch does not fit the model, or is of generated positions only where nothing is generated; or
-            if something else is attached to the model while ``out`` is given.
+            if something else is attached to the model while ``run.out`` is given.
         SiteMismatchError: If neurons or values belong to another model.
         StorageError: If the folder cannot be written.
         ExecutorError: If the work cannot run where it was asked to.
     """
-    seen, where = view(model), chosen_executor(executor)
-    if out is not None and seen.hooked:
+    model_view, executor = view(model), chosen_executor(run.executor)
+    if run.out is not None and model_view.hooked:
         raise PatchError(
-            f"Something is attached to {seen.name!r}, such as a patch, so what is measured cannot be kept for the "
-            "model as it is: leave the block first, or leave out= away."
+            f"Something is attached to {model_view.name!r}, such as a patch, so what is measured cannot be kept for "
+            "the model as it is: leave the block first, or leave out= away."
         )
-    if out is not None:
-        storage.check_writable(Path(out))
+    if run.out is not None:
+        storage.check_writable(run.out)
     for job in jobs.values():
         for patch in job.patches:
-            check_fits(patch, seen)
+            check_fits(patch, model_view)
             if not job.generates:
                 check_reads_text(patch)
-    features = (f"{name} {site.fingerprint}" for name, site in seen.feature_sites.items())
-    shape = (seen.backend, str(seen.dtype), str(seen.context_length))
-    plain = (seen.fingerprint, *shape, *_tokenizer_parts(seen), *features)
+    features = (f"{name} {site.fingerprint}" for name, site in model_view.feature_sites.items())
+    shape = (model_view.backend, str(model_view.dtype), str(model_view.context_length))
+    plain = (model_view.fingerprint, *shape, *_tokenizer_parts(model_view), *features)
     keys = {
         name: storage.fingerprint(*plain, job.about, *(patch.fingerprint for patch in job.patches))
         for name, job in jobs.items()
     }
     uses = Counter(keys.values())
     different = {key: jobs[name] for name, key in reversed(keys.items())}
-    rows = _rows(model, {key: different[key] for key in uses}, None if out is None else Path(out) / "rows", where)
+    foretell = partial(_foretold, model=model, executor=executor, cost=cost) if run.progress else lambda fresh, _: fresh
+    rows = _rows(model, {key: different[key] for key in uses}, run.out and run.out / "rows", executor, foretell)
     by_key: dict[str, pd.DataFrame] = {}
-    found: dict[tuple, Any] = {}
-    for name, key in tqdm(keys.items(), unit="condition", disable=not progress):
+    results: dict[tuple, Any] = {}
+    for name, key in tqdm(keys.items(), unit="condition", disable=not run.progress):
         if key not in by_key:
             by_key[key] = next(rows)
-        found[name] = by_key[key] if then is None else then(name, by_key[key])
+        results[name] = by_key[key] if then is None else then(name, by_key[key])
         uses[key] -= 1
         if not uses[key]:
             del by_key[key]  # with many controls, rows that nobody keeps would fill the memory
-    return found
+    return results
 
 
-def _tokenizer_parts(seen: ModelView) -> list[str]:
+def _tokenizer_parts(model_view: ModelView) -> list[str]:
     """What decides how texts become tokens: the same weights may come with another tokenizer."""
-    tokenizer = seen.tokenizer
+    tokenizer = model_view.tokenizer
     if tokenizer is None:
         return []
     fast = isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -149,12 +147,16 @@ def _tokenizer_parts(seen: ModelView) -> list[str]:
 
 
 def _rows(
-    model: torch.nn.Module, jobs: Mapping[str, Job], folder: Path | None, where: Executor
+    model: torch.nn.Module,
+    jobs: Mapping[str, Job],
+    folder: Path | None,
+    executor: Executor,
+    foretell: Callable[[Iterator[pd.DataFrame], int], Iterator[pd.DataFrame]],
 ) -> Iterator[pd.DataFrame]:
     """The rows of every job, in order: those that are kept, and the others as they are measured."""
     paths = {key: None if folder is None else folder / f"{key}.parquet" for key in jobs}
     to_do = {key: jobs[key] for key, path in paths.items() if path is None or not path.exists()}
-    fresh = where.map(model, measure_job, to_do.values())
+    fresh = foretell(executor.map(model, measure_job, to_do.values()), len(to_do))
     for key, path in paths.items():
         rows = None if path is None or key in to_do else _kept(path)
         if rows is None:
@@ -164,12 +166,36 @@ def _rows(
         yield rows
 
 
+def _foretold(
+    results: Iterator[pd.DataFrame],
+    number: int,
+    model: torch.nn.Module,
+    executor: Executor,
+    cost: Callable[[], Cost] | None,
+) -> Iterator[pd.DataFrame]:
+    """Say what a number of jobs will cost: before they start where one job's cost is known, else after the first."""
+    pieces = executor.pieces(model)
+
+    def tell(each: Cost) -> None:
+        of_tokens = f" x {each.tokens:,} tokens" if each.tokens else ""
+        total = each.times(number, max(1, pieces // PIECES_PER_WORKER))
+        say(replace(total, work=f"Measuring {number:,} condition{'s' * (number != 1)}{of_tokens}"))
+
+    if cost is not None:
+        tell(cost())
+    start = time.perf_counter()
+    for index, rows in enumerate(results):
+        if cost is None and index == 0:
+            tell(Cost(seconds=time.perf_counter() - start if pieces == 1 else 0))
+        yield rows
+
+
 def measure_job(model: torch.nn.Module, job: Job) -> pd.DataFrame:
     """Measure one job, wherever that is.
 
     Args:
-        model: From ``load_model``.
-        job: What to measure.
+        model: A model returned by ``load_model``.
+        job: The job to measure.
     """
     with patching(view(model), job.patches):
         return job.score()
@@ -191,37 +217,37 @@ def check_reads_text(patch: Patch) -> None:
 def loss_effects(
     model: torch.nn.Module,
     text: HeldoutText,
-    scored: Mapping[tuple, Mapping[str, pd.DataFrame]],
-    baseline: Mapping[str, pd.DataFrame],
+    conditions: Mapping[tuple, LanguageRows],
+    baseline: LanguageRows,
     keys: Sequence[str],
-    settings: Mapping[str, Any],
-    **options: Any,
+    settings: Mapping[str, object],
+    testing: Testing,
 ) -> EffectTable:
     """Compare every condition with the unpatched model in every language, as one family.
 
     Args:
-        model: From ``load_model``.
-        text: What was scored.
-        scored: Condition -> language -> rows.
+        model: A model returned by ``load_model``.
+        text: The text that was scored.
+        conditions: Condition -> language -> rows.
         baseline: Language -> rows of the unpatched model.
         keys: Names of a condition's parts, and of the measured language.
-        settings: What to store beside the options, the text and the model.
-        options: Of ``effect``.
+        settings: Settings to store beside the text and the model.
+        testing: The margin, the interval's level and the resampling.
 
     Returns:
         Effects: change of the measured language's loss relative to its own baseline.
     """
     effects = {
-        (*name, language): effect(
-            rows[language], baseline[language], value="nll", per="baseline", lower_is_better=True, **options
+        (*condition, language): effect(
+            rows[language], baseline[language], value="nll", per="baseline", lower_is_better=True, testing=testing
         )
-        for name, rows in scored.items()
+        for condition, rows in conditions.items()
         for language in text.languages
     }
-    seen = view(model)
-    family = f"model {seen.name}, held-out text, nll relative to the unpatched model: {len(effects)} effects"
-    about = {"tokens": text.tokens, "text": text.fingerprint, "model": seen.fingerprint}
-    return EffectTable.of(effects, keys, family, {**options, **settings, **about})
+    model_view = view(model)
+    family = f"model {model_view.name}, held-out text, nll relative to the unpatched model: {len(effects)} effects"
+    about = {"tokens": text.tokens, "text": text.fingerprint, "model": model_view.fingerprint}
+    return EffectTable.of(effects, keys, family, {**settings, **about})
 
 
 def split_by_language(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

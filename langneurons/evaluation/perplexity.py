@@ -1,4 +1,6 @@
-"""How well a model predicts text in each language: perplexity, bits a byte, bits a parallel sentence."""
+"""How well a model predicts text in each language: perplexity, bits per byte, bits per parallel sentence."""
+
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -6,62 +8,57 @@ import torch
 
 from langneurons.corpora import Corpus
 from langneurons.errors import EffectError
-from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
-
-__all__ = ["HeldoutText", "perplexity", "summarise"]
+from langneurons.evaluation.heldout_text import HeldoutText
+from langneurons.evaluation.measuring import BATCH_SIZE, measure
+from langneurons.settings import Run, RunOptions, with_options
 
 COLUMNS = ["language", "nll", "perplexity", "bits_per_byte", "bits_per_item", "tokens", "bytes", "documents"]
 
 
 def perplexity(
-    model: torch.nn.Module,
-    corpus: Corpus | HeldoutText,
-    tokens_per_language: int | None = None,
-    context_length: int | None = None,
-    batch_size: int = 8,
-    each: str = "block",
-    progress: bool = True,
+    model: torch.nn.Module, text: HeldoutText | Corpus, *, run: Run = Run(), **options: Unpack[RunOptions]
 ) -> pd.DataFrame:
     """Measure how well a model predicts text, per language, with whatever is attached to the model at this moment.
 
-    Perplexity and bits a byte compare models and patches within one language. Across languages compare bits an item of
-    parallel documents, or each language's change against its own baseline.
+    Perplexity and bits per byte compare models and patches within one language. Across languages compare bits per item
+    of parallel documents, or each language's change against its own baseline.
 
     Args:
-        model: From ``load_model``.
-        corpus: Held-out text; a ``HeldoutText`` is scored as it is.
-        tokens_per_language: Counted tokens of each language in blocks; None takes as many as the smallest has.
-        context_length: Positions read at once, a multiple of 16; None is 512, or the model's context if shorter.
-        batch_size: Blocks, or documents, a forward.
-        each: "block" for running text, "document" to read every document alone, as parallel sentences should be.
-        progress: Show a progress bar on standard error.
+        model: A model returned by ``load_model``.
+        text: Held-out text; a corpus is packed by ``HeldoutText.of``.
+        run: Where it runs and is kept, texts per forward pass (8 by default), and progress.
+        options: Single fields of ``Run``, such as ``batch_size=16``.
 
     Returns:
-        One row a language, as ``summarise`` gives it.
+        One row per language, as ``summarise`` gives it.
 
     Raises:
-        CorpusError: If the corpus is empty or has too few tokens, or an argument is out of range.
+        CorpusError: If the corpus is empty or has too few tokens.
         ModelError: If the context is longer than the model's, or the model has no tokenizer.
 
     Example:
         >>> from langneurons.evaluation.perplexity import perplexity
         >>> phrases = ln.load_corpus("babel", ["en", "hi"]).take(20)
-        >>> perplexity(model, phrases, each="document", progress=False).columns.tolist()
+        >>> text = ln.HeldoutText.of(model, phrases, each="document")
+        >>> perplexity(model, text, progress=False).columns.tolist()
         ['language', 'nll', 'perplexity', 'bits_per_byte', 'bits_per_item', 'tokens', 'bytes', 'documents']
     """
-    text = as_heldout_text(model, corpus, tokens_per_language, context_length, each)
-    return summarise(text.score(model, batch_size, progress=progress))
+    (run,) = with_options(options, run)
+    text = HeldoutText.of(model, text)
+    if run.out is None and run.executor is None:
+        return summarise(text.score(model, run.batch_size or BATCH_SIZE, progress=bool(run.progress)))
+    return summarise(measure(model, text, {(): []}, run)[()])
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Draw a table up from rows of loss.
 
     Args:
-        rows: From ``HeldoutText.score``.
+        rows: Rows that ``HeldoutText.score`` returned.
 
     Returns:
-        One row a language: language, nll (nats a token), perplexity, bits_per_byte, tokens, bytes, documents; and
-        bits_per_item, where each item is one whole document and every language has the same items: bits a parallel
+        One row per language: language, nll (nats per token), perplexity, bits_per_byte, tokens, bytes, documents; and
+        bits_per_item, where each item is one whole document and every language has the same items: bits per parallel
         sentence if the documents are translations of one another.
 
     Raises:

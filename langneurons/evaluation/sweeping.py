@@ -7,8 +7,7 @@ percentile of what it does, or a negative constant? ``plot.dose_response`` draws
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,13 +16,13 @@ import torch
 from langneurons.corpora import Corpus
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, PatchError, StatisticsError, unknown
-from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
+from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.intervening import unreachable
 from langneurons.patches.patch import Patch, Scale, SetTo
 from langneurons.recording.statistics import ActivationStats
-from langneurons.run import Executor
+from langneurons.settings import MeasuringOptions, Run, Testing, with_options
 
 Kind = Literal["set", "quantile", "scale", "cumulative"]
 EVERY_LAYER = "all"
@@ -65,7 +64,7 @@ class Dose:
             neurons: The language's neurons.
             language: The language.
             stats: Statistics at their site, for quantiles and for shares below 1.
-            layers: Only these layers.
+            layers: Layers to write in; by default all.
 
         Raises:
             StatisticsError: If statistics are needed and not given.
@@ -107,42 +106,33 @@ def deactivation_doses() -> tuple[Dose, ...]:
 
 def sweep(
     model: torch.nn.Module,
-    heldout: Corpus | HeldoutText,
+    text: HeldoutText | Corpus,
     neurons: NeuronSet | Mapping[str, NeuronSet],
     doses: Sequence[Dose] | None = None,
+    *,
     stats: ActivationStats | None = None,
     languages: Sequence[str] | None = None,
     layers: Mapping[str, Iterable[int]] | None = None,
-    delta: float = 0.01,
-    seed: int = 0,
-    resamples: int | None = None,
-    tokens_per_language: int | None = None,
-    context_length: int | None = None,
-    batch_size: int = 8,
-    out: str | Path | None = None,
-    progress: bool = True,
-    executor: str | Executor | None = None,
+    testing: Testing = Testing(),
+    run: Run = Run(),
+    **options: Unpack[MeasuringOptions],
 ) -> EffectTable:
     """Measure every combination of method, language, dose and layer range.
 
     Args:
-        model: From ``load_model``.
-        heldout: Text the model was not trained on.
+        model: A model returned by ``load_model``.
+        text: Text the model was not trained on; a corpus is packed by ``HeldoutText.of``.
         neurons: A neuron set, or several by the name of the method that found them.
-        doses: What to do to the neurons; None takes ``deactivation_doses()``.
+        doses: What to do to the neurons; by default ``deactivation_doses()``.
         stats: Statistics at the neurons' site, for quantiles and shares.
-        languages: Whose neurons to patch; None takes every label with neurons.
-        layers: Layer ranges by name, such as ``{"first half": range(0, 16), "all": range(32)}``; None takes all layers.
+        languages: Languages whose neurons are patched; by default every label with neurons.
+        layers: Layer ranges by name, such as ``{"first half": range(0, 16), "all": range(32)}``; by default all layers.
             A range in which a language has no neuron is left out.
-        delta: A change below this share of the language's own baseline counts as none.
-        seed: Of the resampling.
-        resamples: Bootstrap and sign-flip samples; None takes as many as a family of this size needs.
-        tokens_per_language: Counted tokens of each language; None takes as many as the smallest language has.
-        context_length: Positions a block; None takes 512, or the model's.
-        batch_size: Blocks a forward.
-        out: Folder that keeps every cell; the same call goes on there, and a larger grid adds to it.
-        progress: Show a progress bar on standard error.
-        executor: Where to run, as for ``ln.record``.
+        testing: The margin, as a share of the language's own baseline, the interval's level and the resampling; by
+            default as many resamples as a family of this size needs.
+        run: Where it runs and is kept (a larger grid adds to what is there), texts per forward pass (8 by default), and
+            progress.
+        options: Single fields of ``Testing`` and ``Run``, such as ``margin=0.02`` or ``out="runs/x"``.
 
     Returns:
         Effects (change of the measured language's loss relative to its own baseline) by method, patched, kind, amount,
@@ -157,59 +147,57 @@ def sweep(
     Example:
         >>> from langneurons.evaluation.sweeping import Dose
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> table = ln.sweep(
-        ...     model, ln.load_corpus("babel", ["en", "hi"]).take(20), neurons, [Dose("set", 0), Dose("scale", 2)],
-        ...     languages=["hi"], context_length=64, resamples=200, progress=False,
-        ... )
-        >>> len(table.rows)
+        >>> text = ln.HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]).take(20), context_length=64)
+        >>> doses = [Dose("set", 0), Dose("scale", 2)]
+        >>> len(ln.sweep(model, text, neurons, doses, languages=["hi"], resamples=200, progress=False).rows)
         4
     """
-    named = {"given": neurons} if isinstance(neurons, NeuronSet) else dict(neurons)
-    chosen = deactivation_doses() if doses is None else tuple(doses)
+    testing, run = with_options(options, testing, run)
+    by_method = {"given": neurons} if isinstance(neurons, NeuronSet) else dict(neurons)
     ranges: dict[str, tuple[int, ...] | None] = (
         {EVERY_LAYER: None} if layers is None else {name: tuple(members) for name, members in layers.items()}
     )
-    patches = _patches(named, chosen, stats, languages, ranges)
-    text = as_heldout_text(model, heldout, tokens_per_language, context_length)
-    conditions = {(): []} | {name: [patch] for name, patch in patches.items()}
-    rows = measure(model, text, conditions, out, batch_size, progress, executor)
-    by_language = {name: split_by_language(one) for name, one in rows.items()}
-    baseline = by_language.pop(())
-    needed = round(RESAMPLES_PER_EFFECT * len(patches) * len(text.languages))
-    options = {"margin": delta, "seed": seed, "resamples": resamples or max(LEAST_RESAMPLES, needed)}
-    settings = {"methods": {name: one.method for name, one in named.items()}}
-    table = loss_effects(model, text, by_language, baseline, KEYS, settings, **options)
+    patches = _patches(by_method, deactivation_doses() if doses is None else doses, stats, languages, ranges)
+    text = HeldoutText.of(model, text)
+    rows = measure(model, text, {(): []} | {name: [patch] for name, patch in patches.items()}, run)
+    conditions = {name: split_by_language(rows_of_all) for name, rows_of_all in rows.items()}
+    baseline = conditions.pop(())
+    if testing.resamples is None:
+        needed = max(LEAST_RESAMPLES, RESAMPLES_PER_EFFECT * len(patches) * len(text.languages))
+        testing = testing.model_copy(update={"resamples": needed})
+    settings = {"methods": {name: members.method for name, members in by_method.items()}}
+    table = loss_effects(model, text, conditions, baseline, KEYS, settings, testing)
     described = {name: _described(model, patch) for name, patch in patches.items()}
-    of_rows = [described[keys] for keys in table.rows[list(KEYS[:-1])].itertuples(index=False, name=None)]
-    return replace(table, rows=pd.concat([table.rows, pd.DataFrame(of_rows, index=table.rows.index)], axis=1))
+    columns = [described[keys] for keys in table.rows[list(KEYS[:-1])].itertuples(index=False, name=None)]
+    return replace(table, rows=pd.concat([table.rows, pd.DataFrame(columns, index=table.rows.index)], axis=1))
 
 
 def _patches(
-    named: Mapping[str, NeuronSet],
+    by_method: Mapping[str, NeuronSet],
     doses: Sequence[Dose],
     stats: ActivationStats | None,
     languages: Sequence[str] | None,
     ranges: Mapping[str, tuple[int, ...] | None],
 ) -> dict[tuple, Patch]:
-    found: dict[tuple, Patch] = {}
-    for method, neurons in named.items():
+    patches: dict[tuple, Patch] = {}
+    for method, neurons in by_method.items():
         for language in languages or [label for label in neurons.languages if len(neurons[label])]:
-            mine = neurons[language]
+            own = neurons[language]
             for layers_name, layers in ranges.items():
-                if layers is not None and not set(mine.per_layer()) & set(layers):
+                if layers is not None and not set(own.per_layer()) & set(layers):
                     continue
-                SetTo(mine, 0.0, layers=layers)  # a range outside the model is an error, not an empty share
+                SetTo(own, 0.0, layers=layers)  # a range outside the model is an error, not an empty share
                 for dose in doses:
                     try:
-                        patch = dose.patch(mine, language, stats, layers)
+                        patch = dose.patch(own, language, stats, layers)
                     except PatchError:
                         if dose.kind != "cumulative" or layers is None:
                             raise
                         continue  # the few neurons of a small share all lie outside the range
-                    found[method, language, dose.kind, float(dose.amount), layers_name] = patch
-    if not found:
+                    patches[method, language, dose.kind, float(dose.amount), layers_name] = patch
+    if not patches:
         raise EffectError("The sweep has no cell: no label has a neuron in any of the layer ranges.")
-    return found
+    return patches
 
 
 def _furthest_ahead(neurons: NeuronSet, language: str, stats: ActivationStats, share: float) -> NeuronSet:
@@ -218,18 +206,18 @@ def _furthest_ahead(neurons: NeuronSet, language: str, stats: ActivationStats, s
     ahead = (stats[language].mean().values - others).double() * stats.output_norm().double()
     flat = neurons.members[language]
     order = np.argsort(-ahead.flatten().numpy()[flat], kind="stable")
-    kept = np.sort(flat[order[: max(1, round(share * len(flat)))]])
-    return replace(neurons, members={language: kept}, scores={})
+    members = np.sort(flat[order[: max(1, round(share * len(flat)))]])
+    return replace(neurons, members={language: members}, scores={})
 
 
 def _described(model: torch.nn.Module, patch: Patch) -> dict[str, float]:
-    written = [
+    values = [
         torch.as_tensor(value, dtype=torch.float64).expand(len(units))
         for layer, units in patch.by_layer.items()
         for value in patch.values_of(layer).values()
     ]
     return {
         "neurons": sum(len(units) for units in patch.by_layer.values()),
-        "written": float(torch.cat(written).mean()) if isinstance(patch, SetTo) else math.nan,
+        "written": float(torch.cat(values).mean()) if isinstance(patch, SetTo) else math.nan,
         "unreachable": unreachable(model, patch),
     }

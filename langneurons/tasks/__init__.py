@@ -2,14 +2,4 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "completing": ["completions"],
-        "generation": ["Generation"],
-        "heads": ["ClassificationHead"],
-        "task": ["Task"],
-        "xnli": ["XNLI"],
-        "xquad": ["XQuAD"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from langneurons.corpora.blocks import LENGTHS
 from langneurons.errors import ModelError, TaskError
@@ -23,8 +24,8 @@ def batches(
 
     Args:
         inputs: Token sequences, none empty or longer than the context.
-        batch_size: Sequences a batch.
-        context_length: Positions the model takes.
+        batch_size: Sequences per batch.
+        context_length: Longest sequence that the model takes, in tokens.
 
     Yields:
         The ordinals of a batch's sequences, and their tokens.
@@ -35,10 +36,15 @@ def batches(
     if batch_size < 1:
         raise TaskError(f"A batch has at least one item, not {batch_size}.")
     for length, rows in groups(inputs, batch_size, context_length):
-        tokens = torch.zeros(len(rows), length, dtype=torch.int64)
-        for place, row in enumerate(rows):
-            tokens[place, : len(inputs[row])] = torch.tensor(inputs[row])
-        yield rows, tokens
+        yield rows, right_padded([inputs[row] for row in rows], length)
+
+
+def right_padded(sequences: Sequence[Tokens], length: int | None = None) -> Int[Tensor, "row position"]:
+    """Pad token sequences on the right, by default to the longest; causal models need no mask for that."""
+    tokens = torch.zeros(len(sequences), length or max(map(len, sequences)), dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.tensor(sequence)
+    return tokens
 
 
 def groups(
@@ -50,8 +56,8 @@ def groups(
 
     Args:
         inputs: Token sequences.
-        batch_size: Sequences a batch, at most.
-        longest: Positions that none exceeds.
+        batch_size: Maximum number of sequences per batch.
+        longest: Length in tokens that none exceeds.
 
     Yields:
         The padded length of a batch, and the ordinals of its sequences.
@@ -64,23 +70,34 @@ def groups(
             yield length, group[start : start + batch_size]
 
 
-def token_ids(seen: ModelView, texts: Sequence[str]) -> list[list[int]]:
+def tokenizer_of(model_view: ModelView) -> PreTrainedTokenizerBase:
+    """A model's tokenizer.
+
+    Raises:
+        ModelError: If it has none.
+    """
+    if model_view.tokenizer is None:
+        raise ModelError(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+    return model_view.tokenizer
+
+
+def token_ids(model_view: ModelView, texts: Sequence[str]) -> list[list[int]]:
     """Tokenise texts as a model's tokenizer does, without special tokens.
 
     Raises:
         ModelError: If the model has no tokenizer.
     """
-    if seen.tokenizer is None:
-        raise ModelError(f"{seen.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+    tokenizer = tokenizer_of(model_view)
     if not texts:
         return []
-    encoded = seen.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
     return cast(list[list[int]], encoded["input_ids"])
 
 
-def front(seen: ModelView) -> list[int]:
+def front(model_view: ModelView) -> list[int]:
     """The token in front of every text: the tokenizer's beginning of sequence, if it has one."""
-    bos = cast(int | None, seen.tokenizer.bos_token_id) if seen.tokenizer is not None else None
+    tokenizer = model_view.tokenizer
+    bos = None if tokenizer is None else cast(int | None, tokenizer.bos_token_id)
     return [] if bos is None else [bos]
 
 
@@ -91,14 +108,14 @@ def scoring(model: torch.nn.Module) -> Iterator[ModelView]:
     What is attached to the model stays attached; every module is left as it was.
 
     Args:
-        model: From ``load_model``.
+        model: A model returned by ``load_model``.
     """
-    seen = view(model)
+    model_view = view(model)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode(), seen.native_attention():
-            yield seen
+        with torch.inference_mode(), model_view.native_attention():
+            yield model_view
     finally:
         for module in training:
             module.training = True

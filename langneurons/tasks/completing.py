@@ -42,6 +42,20 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return bos + tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, continuation: str) -> list[int]:
+    """Tokenise what follows a text as it would be in one piece, where a token ends with the text, or else by itself."""
+    before, whole, alone = tokenizer(
+        [text, text + continuation, continuation], add_special_tokens=False, verbose=False
+    ).input_ids
+    return whole[len(before) :] if whole[: len(before)] == before else alone
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer: the end-of-sequence token, or a line break where the tokenizer has none."""
+    eos = cast(int | None, tokenizer.eos_token_id)
+    return tokenizer("\n", add_special_tokens=False, verbose=False).input_ids if eos is None else [eos]
+
+
 def complete(
     model: torch.nn.Module,
     prompts: Sequence[Sequence[int]],

@@ -1,7 +1,8 @@
 """Free generation: in which language does the model go on, and can a patch force another one?"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from langneurons import storage
-from langneurons.corpora import Corpus
+from langneurons.corpora import Corpus, load_corpus
 from langneurons.errors import LanguageError, TaskError, unknown
 from langneurons.models import view
 from langneurons.tasks.batching import front, token_ids
 from langneurons.tasks.completing import complete
+from langneurons.tasks.heads import Head
 from langneurons.tasks.language_id import UNKNOWN, identify
+from langneurons.tasks.reading import table_of
+from langneurons.tasks.task import Task
 
 SCORING = "generation/1"  # to be raised with every change of scoring: rows that were kept are then left alone
 LEAST_DOCUMENT = 60  # UTF-8 bytes: a prompt, and a continuation long enough to be identified
@@ -46,6 +50,45 @@ class Generation:
     protocol = "generation"
     metrics = ("in_language",)
     generates = True
+    reads_text = True
+    objective = Task.objective  # no continuation is the right one, so there is nothing to train on
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path | Corpus,
+        languages: Iterable[str] | None = None,
+        split: str = "heldout",
+        *,
+        beginnings: str | None = None,
+        documents: int = 100,
+        prompt_tokens: int = 16,
+        max_new_tokens: int = 32,
+        min_new_tokens: int = 0,
+        seed: int = 0,
+    ) -> "Generation":
+        """Load text and choose the documents whose beginnings are prompts, see ``of``.
+
+        Args:
+            source: Whatever ``load_corpus`` reads, or a corpus.
+            languages: Languages that can be measured; by default all of the text.
+            split: Part of the text: files with this word in their name, where there are such files.
+            beginnings: Language of all prompts; by default the measured language.
+            documents: Maximum number of documents per language.
+            prompt_tokens: Tokens of a document that the model sees, at most half of them.
+            max_new_tokens: Maximum number of tokens that the model generates.
+            min_new_tokens: Tokens that the model generates before it may end the text.
+            seed: Seed for the choice of documents.
+
+        Raises:
+            LangNeuronsError: As ``load_corpus`` and ``of``.
+        """
+        names = None if languages is None else _with_source(languages, beginnings)
+        if isinstance(source, Corpus):
+            corpus = source if names is None else source.select(names)
+        else:
+            corpus = load_corpus(source, names, split=split)
+        return cls.of(corpus, prompt_tokens, max_new_tokens, beginnings, documents, seed, min_new_tokens)
 
     @classmethod
     def of(
@@ -112,6 +155,33 @@ class Generation:
             parts += [language, *table["item"].astype(str), *table["text"]]
         return storage.fingerprint(SCORING, *parts)
 
+    def with_head(self, head: Head) -> "Generation":
+        """The task itself: continuations are generated."""
+        return self
+
+    def take(self, count: int, seed: int = 0) -> "Generation":
+        """Keep some documents of each language.
+
+        Args:
+            count: Number of documents; all where there are fewer.
+            seed: Not needed: ``of`` has put the documents in a random order.
+
+        Raises:
+            TaskError: If ``count`` is below 1.
+        """
+        if count < 1:
+            raise TaskError(f"Cannot take {count} documents: the least is 1.")
+        return replace(self, documents={language: table[:count] for language, table in self.documents.items()})
+
+    def select(self, languages: Iterable[str]) -> "Generation":
+        """The same documents in some of the languages, and in that of the prompts.
+
+        Raises:
+            LanguageError: If the task does not have a language.
+        """
+        names = _with_source(languages, self.source)
+        return replace(self, documents={language: table_of(self.documents, language) for language in names})
+
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Let a model go on from every prompt, with whatever is attached to it at this moment.
 
@@ -176,6 +246,12 @@ class Generation:
 
     def _table(self, language: str) -> pd.DataFrame:
         return self.documents[language].reset_index(drop=True)
+
+
+def _with_source(languages: Iterable[str], source: str | None) -> list[str]:
+    """Some languages, and that of the prompts."""
+    names = dict.fromkeys(languages)
+    return list(names if source is None else {**names, source: None})
 
 
 def _choose(language: str, texts: Sequence[str], documents: int, seed: int) -> pd.DataFrame:

@@ -1,25 +1,28 @@
-"""Classification heads: a linear layer that reads a pair of texts off the last hidden state of the last real token."""
+"""Classification heads: a linear layer that reads a pair of texts off one hidden state after the final norm."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from langneurons import storage
 from langneurons.errors import LanguageError, TaskError, unknown
 from langneurons.models import ModelView, view
-from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.result import Result
+from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids, tokenizer_of
 
-SCHEMA = "langneurons/classification-head/1"
+PLACES = ("last", "padding")
+POSITIONS = 256
 Pair = tuple[str, str]
 
 
@@ -56,25 +59,37 @@ class LabelledPairs(Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ClassificationHead:
-    """A linear layer on the hidden state, after the final norm, of the last token of ``premise <eos> hypothesis``.
+class ClassificationHead(Result, kind="classification-head", file="head"):
+    """A linear layer on one hidden state, after the final norm, of ``premise <eos> hypothesis``.
 
-    Padding is on the right and never read. A pair longer than the model's context loses the end of its premise.
+    At the position "last" that is the state of the last real token: padding is on the right and never read, and a pair
+    longer than the model's context loses the end of its premise.
+
+    At the position "padding" it is what Mondal et al. 2025 read: the state of the last of 256 positions, to which texts
+    are padded or cut. That is a token without meaning unless the text is too long, as far behind the text as the text
+    is short, and a patch writes there too. Padding is on the right, its token the tokenizer's own or, where that has
+    none, the end-of-sequence token; no position attends to it. Departure: the published layer is trained together with
+    LoRA weights. Source: github.com/soumenkm/LangSpecificNeurons, code/dataset.py (``XNLIDatasetHF``) and
+    code/models.py (``ModelForCLS``).
 
     Args:
-        weight: A row a label.
-        bias: One number a label.
+        weight: One row per label.
+        bias: One number per label.
         labels: The labels, in the order of the rows.
         model: Fingerprint of the model it was fitted on; "" fits any of its size.
+        position: Position that is read: "last" or "padding".
+        positions: Tokens to which texts are padded, or cut, for "padding".
 
     Raises:
-        TaskError: If labels repeat, or are not as many as the rows.
+        TaskError: If labels repeat, or are not as many as the rows, or the position is unknown.
     """
 
     weight: Float[Tensor, "row d_model"]
     bias: Float[Tensor, " entry"]
     labels: tuple[str, ...]
     model: str = ""
+    position: str = "last"
+    positions: int = POSITIONS
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.bias.ndim != 1:
@@ -87,6 +102,8 @@ class ClassificationHead:
                 f"A head of {len(self.weight)} rows and {len(self.bias)} biases has as many labels, all different, not "
                 f"{', '.join(self.labels) or 'none'}."
             )
+        if self.position not in PLACES:
+            raise TaskError(unknown("position", self.position, PLACES))
 
     @classmethod
     def fit(
@@ -96,15 +113,20 @@ class ClassificationHead:
         languages: Iterable[str] | None = None,
         batch_size: int = 8,
         penalty: float = 10.0,
+        *,
+        position: str = "last",
+        positions: int = POSITIONS,
     ) -> "ClassificationHead":
         """Fit a head on a model that stays as it is: multinomial logistic regression on hidden states.
 
         Args:
-            model: From ``load_model``; whatever is attached to it counts.
+            model: A model returned by ``load_model``; whatever is attached to it counts.
             task: ``XNLI``, or anything with tables of premise, hypothesis and label.
-            languages: Which to fit on, together; None is all.
-            batch_size: Pairs a forward.
+            languages: Languages to fit on, together; by default all.
+            batch_size: Pairs per forward pass.
             penalty: Strength of the L2 penalty on the weights of standardised hidden states.
+            position: Position that is read: "last" or "padding".
+            positions: Tokens to which texts are padded, or cut, for "padding".
 
         Returns:
             The head.
@@ -124,8 +146,9 @@ class ClassificationHead:
             tensor([0])
         """
         table = items_of(task, languages)
-        features = last_hidden(model, pairs_of(table), batch_size)
-        return cls.of_features(features, list(table["label"]), view(model).fingerprint, penalty)
+        features = last_hidden(model, pairs_of(table), batch_size, position, positions)
+        head = cls.of_features(features, list(table["label"]), view(model).fingerprint, penalty)
+        return replace(head, position=position, positions=positions)
 
     @classmethod
     def of_features(
@@ -138,16 +161,16 @@ class ClassificationHead:
         """Fit a head on hidden states at hand.
 
         Args:
-            features: One row an item.
-            labels: The label of each.
+            features: One row per item.
+            labels: The label of each item.
             model: Fingerprint of the model they come from.
-            penalty: As for ``fit``.
+            penalty: Strength of the L2 penalty, as in ``fit``.
 
         Returns:
             A head with its labels sorted; the standardisation is folded into its weights.
 
         Raises:
-            TaskError: If there are fewer than two labels, or not one an item.
+            TaskError: If there are fewer than two labels, or not one per item.
         """
         if len(set(labels)) < 2 or len(labels) != len(features):
             raise TaskError(
@@ -169,13 +192,15 @@ class ClassificationHead:
         )
 
     def __repr__(self) -> str:
-        return f"ClassificationHead({', '.join(self.labels)}; d_model {self.weight.shape[1]})"
+        place = f", position {self.positions} of padded texts" if self.position == "padding" else ""
+        return f"ClassificationHead({', '.join(self.labels)}; d_model {self.weight.shape[1]}{place})"
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A hash of weights, labels and what is read."""
         weights = [tensor.detach().float().cpu().contiguous().numpy().tobytes() for tensor in (self.weight, self.bias)]
-        return storage.fingerprint(SCHEMA, self.model, *self.labels, *weights)
+        layer = storage.fingerprint(self.schema, self.model, *self.labels, *weights)
+        return layer if self.position == "last" else storage.fingerprint("pad position", str(self.positions), layer)
 
     def logits(self, model: torch.nn.Module, pairs: Sequence[Pair], batch_size: int = 8) -> Float[Tensor, "item label"]:
         """Score every label of every pair, with whatever is attached to the model at this moment.
@@ -183,7 +208,7 @@ class ClassificationHead:
         Args:
             model: The model the head was fitted on.
             pairs: (premise, hypothesis) each.
-            batch_size: Pairs a forward.
+            batch_size: Pairs per forward pass.
 
         Returns:
             Logits in single precision, on CPU.
@@ -192,7 +217,7 @@ class ClassificationHead:
             TaskError: If the head belongs to another model.
         """
         self.check_fits(view(model))
-        return self.read(last_hidden(model, pairs, batch_size))
+        return self.read(last_hidden(model, pairs, batch_size, self.position, self.positions))
 
     def read(self, hidden: Float[Tensor, "item d_model"]) -> Float[Tensor, "item label"]:
         """Compute logits from hidden states at hand, in single precision, on CPU."""
@@ -200,21 +225,11 @@ class ClassificationHead:
         return hidden @ weight.T + bias
 
     def cut(self, model: torch.nn.Module, pairs: Sequence[Pair]) -> Bool[np.ndarray, " item"]:
-        """Which pairs are longer than the model's context, so that the end of the premise is not read."""
-        return pair_tokens(view(model), pairs)[1]
-
-    def save(self, path: str | Path) -> Path:
-        """Write the head into a folder: weights as safetensors, the rest as JSON.
-
-        Returns:
-            The folder.
-        """
-        folder = Path(path)
-        tensors = {"weight": self.weight.detach().cpu(), "bias": self.bias.detach().cpu()}
-        written = storage.write_tensors(folder / "head.safetensors", tensors)
-        about = {"labels": list(self.labels), "model": self.model, "checksum": written}
-        storage.write_json(folder / "head.json", SCHEMA, about)
-        return folder
+        """Which pairs are longer than what is read: the model's context, or the padded positions."""
+        if self.position == "last":
+            return pair_tokens(view(model), pairs)[1]
+        texts = joined_tokens(pairs, tokenizer_of(view(model)))
+        return np.array([len(tokens) > self.positions for tokens in texts], bool)
 
     @classmethod
     def load(cls, path: str | Path, model: torch.nn.Module | None = None) -> "ClassificationHead":
@@ -229,96 +244,151 @@ class ClassificationHead:
             CorruptArtefactError: If its files are truncated or changed.
             TaskError: If it belongs to another model.
         """
-        about = storage.read_json(Path(path) / "head.json", SCHEMA)
-        with storage.understood(Path(path) / "head.json"):
-            tensors = storage.read_tensors(Path(path) / "head.safetensors", about["checksum"])
-            head = cls(tensors["weight"], tensors["bias"], tuple(about["labels"]), about["model"])
+        head = super().load(path)
         if model is not None:
             head.check_fits(view(model))
         return head
 
-    def check_fits(self, seen: ModelView) -> None:
+    def check_fits(self, model_view: ModelView) -> None:
         """Refuse a model of another size, or with other weights than the head was fitted on.
 
         Raises:
-            TaskError: If so.
+            TaskError: If it is one.
         """
-        if (d_model := seen.model.cfg.d_model) != self.weight.shape[1]:
-            raise TaskError(f"The head reads {self.weight.shape[1]} dimensions; {seen.name!r} has {d_model}.")
-        if self.model and not seen.is_of(self.model):
+        if (d_model := model_view.model.cfg.d_model) != self.weight.shape[1]:
+            raise TaskError(f"The head reads {self.weight.shape[1]} dimensions; {model_view.name!r} has {d_model}.")
+        if self.model and not model_view.is_of(self.model):
             raise TaskError(
-                f"The head was fitted on model {self.model[:8]}, but {seen.name!r} is {seen.fingerprint[:8]}: fit one "
-                "on this model."
+                f"The head was fitted on model {self.model[:8]}, but {model_view.name!r} is "
+                f"{model_view.fingerprint[:8]}: fit one on this model."
             )
 
+    def _write(self, folder: Path) -> JsonObject:
+        tensors = {"weight": self.weight.detach().cpu(), "bias": self.bias.detach().cpu()}
+        about = {"labels": list(self.labels), "model": self.model}
+        about["checksum"] = storage.write_tensors(folder / "head.safetensors", tensors)
+        return about | ({} if self.position == "last" else {"position": self.position, "positions": self.positions})
 
-def last_hidden(model: torch.nn.Module, pairs: Sequence[Pair], batch_size: int = 8) -> Float[Tensor, "item d_model"]:
-    """Read what the unembedding would read at the last token of ``premise <eos> hypothesis``.
+    @classmethod
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        tensors = storage.read_tensors(folder / "head.safetensors", content["checksum"])
+        optional = {name: content[name] for name in ("position", "positions") if name in content}
+        return {**tensors, "labels": tuple(content["labels"]), "model": content["model"], **optional}
+
+
+def last_hidden(
+    model: torch.nn.Module,
+    pairs: Sequence[Pair],
+    batch_size: int = 8,
+    position: str = "last",
+    positions: int = POSITIONS,
+) -> Float[Tensor, "item d_model"]:
+    """Read what the unembedding would read at the last token of ``premise <eos> hypothesis``, or of its padding.
 
     Args:
-        model: From ``load_model``; whatever is attached to it at this moment counts.
-        pairs: (premise, hypothesis) each; equal ones are run once.
-        batch_size: Pairs a forward.
+        model: A model returned by ``load_model``; whatever is attached to it at this moment counts.
+        pairs: (premise, hypothesis) each; equal ones are run once, unless they are padded.
+        batch_size: Pairs per forward pass.
+        position: Position that is read: "last" or "padding".
+        positions: Tokens to which texts are padded, or cut, for "padding".
 
     Returns:
         The residual stream after the final norm, in single precision, on CPU; a row does not depend on the others.
 
     Raises:
         ModelError: If the model has no tokenizer.
-        TaskError: If the tokenizer has no token to put between two texts, or a hypothesis alone exceeds the context.
+        TaskError: If the tokenizer has no token to put between two texts, a hypothesis alone exceeds the context, or
+            the model takes fewer positions.
 
     Example:
         >>> from langneurons.tasks.heads import last_hidden
         >>> last_hidden(model, [("It rains.", "It is wet."), ("It rains.", "It is dry.")]).shape
         torch.Size([2, 160])
     """
-    seen = view(model)
-    sequences, _ = pair_tokens(seen, pairs)
-    once = list(dict.fromkeys(sequences))
-    hidden = torch.empty(len(once), seen.model.cfg.d_model)
+    model_view = view(model)
+    if position == "padding" and not 1 <= positions <= model_view.context_length:
+        raise TaskError(
+            f"{model_view.name!r} takes 1 to {model_view.context_length} positions, so a head cannot read {positions}."
+        )
+    sequences, mask = head_tokens(model_view, pairs, position, positions)
+    distinct = list(dict.fromkeys(sequences)) if mask is None else sequences
+    longest = model_view.context_length if mask is None else positions
+    hidden = torch.empty(len(distinct), model_view.model.cfg.d_model)
     with scoring(model):
-        for rows, tokens in batches(once, batch_size, seen.context_length):
-            last = torch.tensor([len(once[row]) - 1 for row in rows])
-            found = seen.hidden(tokens)
-            hidden[rows] = found[torch.arange(len(rows)), last.to(found.device)].float().cpu()
-    place = {tokens: index for index, tokens in enumerate(once)}
+        for rows, tokens in batches(distinct, batch_size, longest):
+            last = torch.tensor([len(distinct[row]) - 1 for row in rows])
+            states = model_view.hidden(tokens, None if mask is None else mask[rows])
+            hidden[rows] = states[torch.arange(len(rows)), last.to(states.device)].float().cpu()
+    if mask is not None:
+        return hidden
+    place = {tokens: index for index, tokens in enumerate(distinct)}
     return hidden[[place[tokens] for tokens in sequences]]
 
 
-def pair_tokens(seen: ModelView, pairs: Sequence[Pair]) -> tuple[list[Tokens], Bool[np.ndarray, " item"]]:
+def head_tokens(
+    model_view: ModelView, pairs: Sequence[Pair], position: str, positions: int
+) -> tuple[list[Tokens], Int[Tensor, "item position"] | None]:
+    """Tokenise pairs so that a head reads each at its last token.
+
+    Returns:
+        Token ids, and for the position "padding" 0 for padding, 1 for text.
+    """
+    if position == "last":
+        return pair_tokens(model_view, pairs)[0], None
+    tokenizer = tokenizer_of(model_view)
+    cut = [tokens[:positions] for tokens in joined_tokens(pairs, tokenizer)]
+    padding = cast(int, tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    mask = torch.arange(positions) < torch.tensor([len(tokens) for tokens in cut], dtype=torch.int64)[:, None]
+    return [(*tokens, *[padding] * (positions - len(tokens))) for tokens in cut], mask.long()
+
+
+def joined_tokens(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Tokenise ``premise <eos> hypothesis`` as one text, with the tokenizer's own special tokens.
+
+    Raises:
+        TaskError: If the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token is None:
+        raise TaskError("The tokenizer has no end-of-sequence token, which stands between premise and hypothesis.")
+    texts = [f"{premise} {tokenizer.eos_token} {hypothesis}" for premise, hypothesis in pairs]
+    return cast(list[list[int]], tokenizer(texts, verbose=False)["input_ids"]) if texts else []
+
+
+def pair_tokens(model_view: ModelView, pairs: Sequence[Pair]) -> tuple[list[Tokens], Bool[np.ndarray, " item"]]:
     """Tokenise ``premise <eos> hypothesis``, the end of the premise cut off where that exceeds the context.
 
     Returns:
         Token ids, and which pairs are cut.
     """
-    premises = token_ids(seen, [premise for premise, _ in pairs])
-    rests = [[_separator(seen), *tokens] for tokens in token_ids(seen, [hypothesis for _, hypothesis in pairs])]
-    start = front(seen)
+    premises = token_ids(model_view, [premise for premise, _ in pairs])
+    hypotheses = token_ids(model_view, [hypothesis for _, hypothesis in pairs])
+    start, separator = front(model_view), _separator(model_view)
     sequences, cut = [], []
-    for premise, rest in zip(premises, rests, strict=True):
-        room = seen.context_length - len(start) - len(rest)
+    for premise, hypothesis in zip(premises, hypotheses, strict=True):
+        room = model_view.context_length - len(start) - 1 - len(hypothesis)
         if room < 0:
             raise TaskError(
-                f"A hypothesis of {len(rest) - 1} tokens leaves no room in the {seen.context_length} of {seen.name!r}."
+                f"A hypothesis of {len(hypothesis)} tokens leaves no room in the {model_view.context_length} of "
+                f"{model_view.name!r}."
             )
-        sequences.append((*start, *premise[:room], *rest))
+        sequences.append((*start, *premise[:room], separator, *hypothesis))
         cut.append(len(premise) > room)
     return sequences, np.array(cut, bool)
 
 
 def items_of(task: LabelledPairs, languages: Iterable[str] | None = None) -> pd.DataFrame:
-    """The items of some languages, one after the other; None is all.
+    """The items of some languages, one after the other; by default all.
 
     Raises:
         LanguageError: If the task has no such language, or none is given.
     """
-    chosen = list(task.items) if languages is None else list(languages)
-    for language in chosen:
+    names = list(task.items) if languages is None else list(languages)
+    for language in names:
         if language not in task.items:
             raise LanguageError(unknown("language", language, task.items))
-    if not chosen:
+    if not names:
         raise LanguageError("No language was given to fit a head on.")
-    return pd.concat([task.items[language] for language in chosen], ignore_index=True)
+    return pd.concat([task.items[language] for language in names], ignore_index=True)
 
 
 def pairs_of(table: pd.DataFrame) -> list[Pair]:
@@ -326,12 +396,12 @@ def pairs_of(table: pd.DataFrame) -> list[Pair]:
     return list(zip(table["premise"], table["hypothesis"], strict=True))
 
 
-def _separator(seen: ModelView) -> int:
-    named = (seen.tokenizer.eos_token_id, seen.tokenizer.sep_token_id)
-    found = cast(int | None, next((token for token in named if token is not None), None))
-    if found is None:
-        raise TaskError(
-            f"The tokenizer of {seen.name!r} has neither an end-of-sequence nor a separator token to put between "
-            "premise and hypothesis."
-        )
-    return found
+def _separator(model_view: ModelView) -> int:
+    tokenizer = tokenizer_of(model_view)
+    for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if token is not None:
+            return cast(int, token)
+    raise TaskError(
+        f"The tokenizer of {model_view.name!r} has neither an end-of-sequence nor a separator token to put between "
+        "premise and hypothesis."
+    )

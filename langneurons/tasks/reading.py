@@ -25,8 +25,37 @@ SPLITS = {
     "dev": "validation",
     "test": "test",
 }
+_PART = re.compile(r"([^\[]+)\[(?:(\d{1,2})%)?:(?:(\d{1,2})%)?\]")
 _LANGUAGE_IN_NAME = re.compile(r"(?:^|[./_-])([a-z]{2,3})(?=[./_-])")
 _NO_LANGUAGE = {*SPLITS, "of"}  # "00000-of-00001"
+
+
+def sliced(split: str) -> tuple[str, tuple[int, int]]:
+    """A split's name, and from which to which % of its items it goes.
+
+    Example:
+        >>> sliced("train[:25%]"), sliced("test")
+        (('train', (0, 25)), ('test', (0, 100)))
+    """
+    matched = _PART.fullmatch(split)
+    return (split, (0, 100)) if matched is None else (matched[1], (int(matched[2] or 0), int(matched[3] or 100)))
+
+
+def part_of(table: pd.DataFrame, part: tuple[int, int]) -> pd.DataFrame:
+    """The rows of a table from one % of them to another."""
+    low, high = (len(table) * percent // 100 for percent in part)
+    return table.iloc[low:high].reset_index(drop=True)
+
+
+def table_of(items: Mapping[str, pd.DataFrame], language: str) -> pd.DataFrame:
+    """The items of one language.
+
+    Raises:
+        LanguageError: If there are none.
+    """
+    if language not in items:
+        raise LanguageError(unknown("language", language, items))
+    return items[language]
 
 
 def read_items(

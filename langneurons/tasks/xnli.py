@@ -19,10 +19,13 @@ from sklearn.model_selection import GroupKFold
 from langneurons import storage
 from langneurons.corpora.loading import distinct
 from langneurons.errors import LanguageError, TaskError, unknown
-from langneurons.tasks.heads import Head, Pair, pairs_of
+from langneurons.models import ModelView
+from langneurons.settings import Training
+from langneurons.tasks.heads import Head, Pair, items_of, pairs_of
 from langneurons.tasks.likelihood import CALIBRATIONS, LABELS, Templates, label_scores, order_of, read_templates
 from langneurons.tasks.miniature import SOURCE, mini_xnli
-from langneurons.tasks.reading import read_items
+from langneurons.tasks.objectives import Classifying
+from langneurons.tasks.reading import part_of, read_items, sliced, table_of
 
 COLUMNS = ("premise", "hypothesis", "label")
 SCORING = "xnli/1"  # to be raised with every change of how items are scored: rows that were kept are then left alone
@@ -59,6 +62,7 @@ class XNLI:
 
     metrics = ("accuracy",)
     generates = False
+    reads_text = False
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -86,9 +90,10 @@ class XNLI:
         source: str | Path | Mapping[str, pd.DataFrame],
         languages: Iterable[str] | None = None,
         split: str = "test",
+        *,
+        revision: str | None = None,
         templates: str | Path | None = None,
         calibration: str | None = "content-free",
-        revision: str | None = None,
         head: Head | None = None,
         seed: int = 0,
     ) -> "XNLI":
@@ -99,13 +104,13 @@ class XNLI:
                 and split in their names, such as ``test-hi.tsv``; a hub id, "facebook/xnli"; "babel", the miniature
                 task that comes with langneurons; or language -> table. Labels are names, or 0, 1, 2 for entailment,
                 neutral, contradiction.
-            languages: Which, in which order; None takes all of a folder.
-            split: "test", "validation" or "train".
-            templates: A TOML file of templates; None takes the built-in ones of 15 languages.
-            calibration: As for ``XNLI``.
-            revision: Of a hub data set.
-            head: As for ``XNLI``; ``by_head`` gives one later.
-            seed: As for ``XNLI``.
+            languages: Languages to load, in this order; by default all of a folder.
+            split: "test", "validation" or "train", or a part of one, such as "train[:25%]".
+            revision: Branch, tag or commit of a hub data set.
+            templates: A TOML file of templates; by default the built-in ones of 15 languages.
+            calibration: Calibration of the likelihoods: "content-free", "batch" or None.
+            head: Head that answers instead of the likelihood; ``with_head`` gives one later.
+            seed: Seed for the order in which templates show the options.
 
         Returns:
             The task. An item is a row's number, a cluster a premise (of English where that is among the languages, else
@@ -124,15 +129,16 @@ class XNLI:
             >>> list(task.measure(model, "en").columns[:5])
             ['item', 'cluster', 'prediction', 'gold', 'accuracy']
         """
+        split, part = sliced(split)
         if isinstance(source, Mapping):
-            tables = _chosen(source, languages)
+            tables = _given_tables(source, languages)
         else:
             tables = read_items(source, languages, split, {".tsv": _read_tsv}, COLUMNS, mini_xnli, revision)
         checked = {language: _checked(language, table) for language, table in tables.items()}
         _check_parallel(checked)
         source_language = "en" if "en" in checked else next(iter(checked), "")
         cluster = pd.factorize(checked[source_language]["premise"])[0] if checked else None
-        items = {language: table.assign(cluster=cluster) for language, table in checked.items()}
+        items = {language: part_of(table.assign(cluster=cluster), part) for language, table in checked.items()}
         name = "mini_xnli" if isinstance(source, str) and source == SOURCE else "xnli"
         return cls(items, read_templates(templates), calibration, head, seed, name)
 
@@ -163,7 +169,17 @@ class XNLI:
         asked = [repr([(one.text, sorted(one.words.items())) for one in self.templates[name]]) for name in self.items]
         return storage.fingerprint(*parts, *asked, str(self.calibration), str(self.seed))
 
-    def by_head(self, head: Head) -> "XNLI":
+    def objective(
+        self,
+        model_view: ModelView,
+        languages: Iterable[str] | None = None,
+        training: Training = Training(),
+        head: Head | None = None,
+    ) -> Classifying:
+        """The cross-entropy of a head on the items of some languages, see ``Task.objective``."""
+        return Classifying(model_view, items_of(self, languages), training, head, LABELS)
+
+    def with_head(self, head: Head) -> "XNLI":
         """The same items, answered by a head.
 
         Raises:
@@ -171,33 +187,43 @@ class XNLI:
         """
         return replace(self, head=head)
 
-    def take(self, premises: int, seed: int = 0) -> "XNLI":
+    by_head = with_head  # its name in version 0.1.0
+
+    def take(self, count: int, seed: int = 0) -> "XNLI":
         """Draw some premises at random, with all their hypotheses, the same in every language.
 
         Args:
-            premises: How many, or all where there are fewer.
-            seed: Another seed draws others.
+            count: Number of premises; all where there are fewer.
+            seed: Seed of the draw.
 
         Raises:
-            TaskError: If ``premises`` is below 1.
+            TaskError: If ``count`` is below 1.
         """
-        if premises < 1:
-            raise TaskError(f"Cannot take {premises} premises: the least is 1.")
+        if count < 1:
+            raise TaskError(f"Cannot take {count} premises: the least is 1.")
         clusters = np.unique(next(iter(self.items.values()))["cluster"])
-        drawn = np.random.default_rng(seed).permutation(clusters)[:premises]
-        kept = {language: table[table["cluster"].isin(drawn.tolist())] for language, table in self.items.items()}
-        return replace(self, items={language: table.reset_index(drop=True) for language, table in kept.items()})
+        premises = np.random.default_rng(seed).permutation(clusters)[:count]
+        parts = {language: table[table["cluster"].isin(premises.tolist())] for language, table in self.items.items()}
+        return replace(self, items={language: table.reset_index(drop=True) for language, table in parts.items()})
+
+    def select(self, languages: Iterable[str]) -> "XNLI":
+        """The same items in some of the languages.
+
+        Raises:
+            LanguageError: If it has no items in a language.
+        """
+        return replace(self, items={language: table_of(self.items, language) for language in languages})
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Score a model on the items of one language, with whatever is attached to it at this moment.
 
         Args:
-            model: From ``load_model``.
-            language: Which.
-            batch_size: Texts a forward.
+            model: A model returned by ``load_model``.
+            language: Language of the items.
+            batch_size: Texts per forward pass.
 
         Returns:
-            One row an item: item, cluster, prediction, gold, accuracy (0 or 1), the log-probability of each label as
+            One row per item: item, cluster, prediction, gold, accuracy (0 or 1), the log-probability of each label as
             ``score_<label>``, and cut (whether the end of the premise was left out to fit the model).
 
         Raises:
@@ -205,9 +231,9 @@ class XNLI:
             ModelError: If the model has no tokenizer.
             TaskError: If an item does not fit the model even without its premise, or the head does not fit.
         """
-        table = self._table(language)
-        answered = self._by_likelihood if self.head is None else self._by_its_head
-        scores, cut = answered(model, language, pairs_of(table), batch_size)
+        table = table_of(self.items, language)
+        answer = self._by_likelihood if self.head is None else self._by_head
+        scores, cut = answer(model, language, pairs_of(table), batch_size)
         prediction = np.array(LABELS)[scores.argmax(1)]
         return pd.DataFrame(
             {
@@ -227,7 +253,7 @@ class XNLI:
         Raises:
             LanguageError: If it has no items in the language.
         """
-        return label_references(self._table(language), LABELS)
+        return label_references(table_of(self.items, language), LABELS)
 
     def _by_likelihood(
         self, model: torch.nn.Module, language: str, pairs: list[Pair], batch_size: int
@@ -235,18 +261,13 @@ class XNLI:
         orders = [order_of(self.seed, item) for item in self.items[language]["item"]]
         return label_scores(model, pairs, orders, self.templates[language], self.calibration, batch_size)
 
-    def _by_its_head(
+    def _by_head(
         self, model: torch.nn.Module, language: str, pairs: list[Pair], batch_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         assert self.head is not None
         logits = self.head.logits(model, pairs, batch_size).double().cpu().numpy()
         columns = [self.head.labels.index(label) for label in LABELS]
         return log_softmax(logits[:, columns], axis=1), self.head.cut(model, pairs)
-
-    def _table(self, language: str) -> pd.DataFrame:
-        if language not in self.items:
-            raise LanguageError(unknown("language", language, self.items))
-        return self.items[language]
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
@@ -261,18 +282,17 @@ def _read_tsv(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header)
 
 
-def _chosen(source: Mapping[str, pd.DataFrame], languages: Iterable[str] | None) -> dict[str, pd.DataFrame]:
-    chosen = list(source) if languages is None else distinct(languages)
-    for language in chosen:
+def _given_tables(source: Mapping[str, pd.DataFrame], languages: Iterable[str] | None) -> dict[str, pd.DataFrame]:
+    names = list(source) if languages is None else distinct(languages)
+    for language in names:
         if language not in source:
             raise LanguageError(unknown("language", language, source))
         for column in COLUMNS:
-            if column not in source[language].columns:
-                given = source[language].columns
-                raise TaskError(f"The items of {language!r} lack a column. {unknown('column', column, given)}")
+            if column not in (columns := source[language].columns):
+                raise TaskError(f"The items of {language!r} lack a column. {unknown('column', column, columns)}")
         if source[language].empty:
             raise TaskError(f"{language!r} has no item.")
-    return {language: source[language] for language in chosen}
+    return {language: source[language] for language in names}
 
 
 def _checked(language: str, table: pd.DataFrame) -> pd.DataFrame:

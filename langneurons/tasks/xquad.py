@@ -5,7 +5,7 @@ Artetxe et al. 2020 (arXiv 1910.11856). Scores are SQuAD's exact match and F1, n
 
 import string
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,12 +14,24 @@ import pandas as pd
 import torch
 
 from langneurons import storage
-from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.errors import LanguageError, TaskError, TrainingError, unknown
 from langneurons.models import ModelView, view
+from langneurons.settings import Training
 from langneurons.tasks.answers import exact_match, f1
-from langneurons.tasks.completing import complete, prompt_ids
+from langneurons.tasks.batching import tokenizer_of
+from langneurons.tasks.completing import complete, continuation_ids, end_ids, prompt_ids
+from langneurons.tasks.heads import Head
 from langneurons.tasks.miniature import SOURCE
-from langneurons.tasks.reading import COLUMNS, check_questions, other_answers, read_questions
+from langneurons.tasks.objectives import Answering, Example
+from langneurons.tasks.reading import (
+    COLUMNS,
+    check_questions,
+    other_answers,
+    part_of,
+    read_questions,
+    sliced,
+    table_of,
+)
 
 SCORING = "xquad/1"  # to be raised with every change of how items are scored: rows that were kept are then left alone
 PLACEHOLDERS = ("context", "question")
@@ -82,6 +94,7 @@ class XQuAD:
     protocol = "generation"
     metrics = ("f1", "exact_match")
     generates = True
+    reads_text = False
 
     def __post_init__(self) -> None:
         check_questions(self.items)
@@ -96,9 +109,10 @@ class XQuAD:
         source: str | Path,
         languages: Iterable[str] | None = None,
         split: str = "validation",
+        *,
+        revision: str | None = None,
         prompts: str | Path | Mapping[str, str] | None = None,
         max_new_tokens: int = 32,
-        revision: str | None = None,
     ) -> "XQuAD":
         """Load the questions of several languages.
 
@@ -106,11 +120,13 @@ class XQuAD:
             source: A folder with a SQuAD 1.1 file a language, such as ``xquad.hi.json``, or with parquet of the hub's
                 columns (id, context, question, answers); the hub's ``"google/xquad"``; or ``"babel"``, the miniature
                 questions that come with langneurons.
-            languages: Which, the reference for the order of items first; None takes all of a folder, sorted.
-            split: The hub has ``"validation"`` only; a file that names no split belongs to every one.
-            prompts: Templates per language, or a TOML file of them; None is those that come with langneurons.
-            max_new_tokens: The most tokens an answer has.
-            revision: Of the hub data set: a branch, tag or commit.
+            languages: Languages to load, first the one that gives the order of items; by default all of a folder,
+                sorted.
+            split: "validation" (the hub has no other), "train" or "test", or a part of one, such as "validation[:50%]";
+                a file that names no split belongs to every one.
+            revision: Branch, tag or commit of a hub data set.
+            prompts: Templates per language, or a TOML file of them; by default those that come with langneurons.
+            max_new_tokens: Maximum number of tokens of an answer.
 
         Returns:
             The task.
@@ -121,8 +137,10 @@ class XQuAD:
             CorpusError: If the hub cannot be read.
         """
         templates = prompts if isinstance(prompts, Mapping) else read_prompts(prompts)
-        name = "mini_xquad" if source == SOURCE else "xquad"
-        return cls(read_questions(source, languages, split, revision), templates, max_new_tokens, name)
+        split, part = sliced(split)
+        questions = read_questions(source, languages, split, revision)
+        items = {language: part_of(table, part) for language, table in questions.items()}
+        return cls(items, templates, max_new_tokens, "mini_xquad" if source == SOURCE else "xquad")
 
     def __repr__(self) -> str:
         questions, clusters = len(self._first), self._first["cluster"].nunique()
@@ -143,31 +161,58 @@ class XQuAD:
         ]
         return storage.fingerprint(SCORING, str(self.max_new_tokens), *texts)
 
-    def take(self, questions: int, seed: int = 0) -> "XQuAD":
-        """Keep some questions, the same in every language, drawn at random and spread over clusters.
+    def objective(
+        self,
+        model_view: ModelView,
+        languages: Iterable[str] | None = None,
+        training: Training = Training(),
+        head: Head | None = None,
+    ) -> Answering:
+        """The loss of the first right answer to every question and of its end, see ``Task.objective``."""
+        if head is not None:
+            raise TrainingError("A task that generates has no head to start from: leave head= away.")
+        names = self.languages if languages is None else tuple(languages)
+        if not names:
+            raise LanguageError("No language was given to train on.")
+        return Answering((example for name in names for example in self._examples(model_view, name)), training)
 
-        No cluster gives a question more than another before all of the other's are taken.
+    def with_head(self, head: Head) -> "XQuAD":
+        """The task itself: answers are generated."""
+        return self
+
+    def take(self, count: int, seed: int = 0) -> "XQuAD":
+        """Draw some questions at random, the same in every language.
+
+        Questions are taken round-robin over clusters, so that clusters stay balanced.
 
         Args:
-            questions: How many; all, where there are fewer. Fewer of the same seed are among more of it.
-            seed: Another seed draws others.
+            count: Number of questions; all where there are fewer. A smaller draw of a seed is part of a larger one.
+            seed: Seed of the draw.
 
         Returns:
             The task with these questions, in their old order.
 
         Raises:
-            TaskError: If ``questions`` is below 1.
+            TaskError: If ``count`` is below 1.
         """
-        if questions < 1:
-            raise TaskError(f"Cannot take {questions} questions: the least is 1.")
+        if count < 1:
+            raise TaskError(f"Cannot take {count} questions: the least is 1.")
         order = np.random.default_rng(seed).permutation(len(self._first))
         turn = self._first.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
-        chosen = np.sort(order[np.argsort(turn, kind="stable")[:questions]])
+        places = np.sort(order[np.argsort(turn, kind="stable")[:count]])
         items = {
-            language: table.assign(others=other_answers(table)).iloc[chosen].reset_index(drop=True)
+            language: table.assign(others=other_answers(table)).iloc[places].reset_index(drop=True)
             for language, table in self.items.items()
         }
         return replace(self, items=items)
+
+    def select(self, languages: Iterable[str]) -> "XQuAD":
+        """The same questions in some of the languages.
+
+        Raises:
+            LanguageError: If the task has no such language.
+        """
+        return replace(self, items={language: table_of(self.items, language) for language in languages})
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Let a model answer the questions of one language, with whatever is attached to it at this moment.
@@ -176,12 +221,12 @@ class XQuAD:
         out: where the prompt and an answer exceed the model's context, the end of the paragraph is cut.
 
         Args:
-            model: From ``load_model``.
-            language: Which.
-            batch_size: Prompts a forward, at most; answers do not depend on it.
+            model: A model returned by ``load_model``.
+            language: Language of the questions.
+            batch_size: Maximum number of prompts per forward pass; answers do not depend on it.
 
         Returns:
-            One row a question: item, cluster, prediction and gold (texts; the first right answer), f1, exact_match,
+            One row per question: item, cluster, prediction and gold (texts; the first right answer), f1, exact_match,
             cut (whether the paragraph was), generated (token ids, with the end-of-sequence token), prompt_tokens and
             stopped (whether the answer ended by itself).
 
@@ -189,25 +234,24 @@ class XQuAD:
             LanguageError: If the task has no such language.
             TaskError: If the model has no tokenizer, or its context no room for a question.
         """
-        table, seen = self._of(language), view(model)
-        if seen.tokenizer is None:
-            raise TaskError(f"{seen.name!r} has no tokenizer, so it cannot be asked: load it with tokenizer=.")
-        asked = zip(table["item"], table["context"], table["question"], strict=True)
-        prompts, cut = zip(*(self.prompt(seen, language, *one) for one in asked), strict=True)
-        done = complete(model, prompts, self.max_new_tokens, batch_size=batch_size)
-        given, answers = [one.text.strip() for one in done], list(table["answers"])
+        table, model_view = table_of(self.items, language), view(model)
+        questions = zip(table["item"], table["context"], table["question"], strict=True)
+        prompts, cut = zip(*(self.prompt(model_view, language, *question) for question in questions), strict=True)
+        completions = complete(model, prompts, self.max_new_tokens, batch_size=batch_size)
+        predictions, answers = [completion.text.strip() for completion in completions], list(table["answers"])
+        pairs = list(zip(predictions, answers, strict=True))
         return pd.DataFrame(
             {
                 "item": table["item"],
                 "cluster": table["cluster"],
-                "prediction": given,
+                "prediction": predictions,
                 "gold": [golds[0] for golds in answers],
-                "f1": [f1(text, golds, language) for text, golds in zip(given, answers, strict=True)],
-                "exact_match": [exact_match(text, golds, language) for text, golds in zip(given, answers, strict=True)],
+                "f1": [f1(prediction, golds, language) for prediction, golds in pairs],
+                "exact_match": [exact_match(prediction, golds, language) for prediction, golds in pairs],
                 "cut": cut,
-                "generated": [one.ids for one in done],
+                "generated": [completion.ids for completion in completions],
                 "prompt_tokens": [len(prompt) for prompt in prompts],
-                "stopped": [one.stopped for one in done],
+                "stopped": [completion.stopped for completion in completions],
             }
         )
 
@@ -215,7 +259,7 @@ class XQuAD:
         """Find what a model would score that answers well, but another question about the same paragraph.
 
         Args:
-            language: Which.
+            language: Language of the questions.
 
         Returns:
             ``"another answer"``: the mean F1 of the first right answers to the other questions about the paragraph,
@@ -224,7 +268,7 @@ class XQuAD:
         Raises:
             LanguageError: If the task has no such language.
         """
-        table = self._of(language)
+        table = table_of(self.items, language)
         scores = [
             float(np.mean([f1(other, golds, language) for other in others]))
             for others, golds in zip(other_answers(table), table["answers"], strict=True)
@@ -232,13 +276,15 @@ class XQuAD:
         ]
         return {"another answer": float(np.mean(scores))} if scores else {}
 
-    def prompt(self, seen: ModelView, language: str, item: str, context: str, question: str) -> tuple[list[int], bool]:
+    def prompt(
+        self, model_view: ModelView, language: str, item: str, context: str, question: str
+    ) -> tuple[list[int], bool]:
         """Tokenise a prompt with as much of the context, from its beginning, as leaves room for the answer.
 
         Args:
-            seen: The model's view.
-            language: Whose template is filled in.
-            item: What the question is called, for messages.
+            model_view: View of the model.
+            language: Language whose template is filled in.
+            item: Name of the question, for messages.
             context: The paragraph.
             question: The question.
 
@@ -246,33 +292,40 @@ class XQuAD:
             Token ids, and whether the context was cut.
 
         Raises:
-            TaskError: If there is no room for the question.
+            TaskError: If the model has no tokenizer, or there is no room for the question.
         """
+        tokenizer = model_view.tokenizer
+        if tokenizer is None:
+            raise TaskError(f"{model_view.name!r} has no tokenizer, so it cannot be asked: load it with tokenizer=.")
 
-        def filled(letters: int) -> list[int]:
-            return prompt_ids(
-                seen.tokenizer, self.prompts[language].format(context=context[:letters], question=question)
-            )
+        def prompt_with(letters: int) -> list[int]:
+            return prompt_ids(tokenizer, self.prompts[language].format(context=context[:letters], question=question))
 
-        room = seen.context_length - self.max_new_tokens
-        if len(whole := filled(len(context))) <= room:
+        room = model_view.context_length - self.max_new_tokens
+        if len(whole := prompt_with(len(context))) <= room:
             return whole, False
-        kept = bisect_right(range(len(context)), room, key=lambda letters: len(filled(letters))) - 1
-        if kept < 0:
+        letters = bisect_right(range(len(context)), room, key=lambda count: len(prompt_with(count))) - 1
+        if letters < 0:
             raise TaskError(
-                f"The question {item!r} in {language!r} takes {len(filled(0))} tokens without its paragraph, and with "
-                f"{self.max_new_tokens} new ones it exceeds the context of {seen.name!r}, {seen.context_length}."
+                f"The question {item!r} in {language!r} takes {len(prompt_with(0))} tokens without its paragraph, and "
+                f"with {self.max_new_tokens} new ones it exceeds the context of {model_view.name!r}, "
+                f"{model_view.context_length}."
             )
-        return filled(kept), True
+        return prompt_with(letters), True
+
+    def _examples(self, model_view: ModelView, language: str) -> Iterator[Example]:
+        """Every question's prompt, as it is evaluated, and the tokens of its first right answer and its end."""
+        table, tail = table_of(self.items, language), self.prompts[language].rpartition("}")[2]
+        columns = (table[column] for column in ("item", "context", "question", "answers"))
+        for item, context, question, answers in zip(*columns, strict=True):
+            prompt, _ = self.prompt(model_view, language, item, context, question)
+            tokenizer = tokenizer_of(model_view)
+            answer = continuation_ids(tokenizer, tail, f" {answers[0]}")[: self.max_new_tokens - 1]
+            yield prompt, answer + end_ids(tokenizer)
 
     @property
     def _first(self) -> pd.DataFrame:
         return self.items[self.languages[0]]
-
-    def _of(self, language: str) -> pd.DataFrame:
-        if language not in self.items:
-            raise LanguageError(unknown("language", language, self.languages))
-        return self.items[language]
 
 
 def _as_text(table: pd.DataFrame) -> str:

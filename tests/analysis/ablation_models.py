@@ -11,6 +11,7 @@ import torch
 import langneurons as ln
 from langneurons.models import load_model, view
 from langneurons.tasks.batching import scoring
+from langneurons.tasks.task import Task
 from tests.planted_model import LAYERS, WIDTH, planted
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -46,7 +47,7 @@ def texts() -> ln.Corpus:
 
 
 @dataclass(frozen=True)
-class NextWord:
+class NextWord(Task):
     """Is w7 likelier than w8 after some words? The score is right or wrong, the label's likelihood moves smoothly."""
 
     generates: bool = False

@@ -8,11 +8,12 @@ import pandas as pd
 import torch
 
 from langneurons.models import view
+from langneurons.tasks.task import Task
 from tests.evaluation.planted_patching import setting
 
 
 @dataclass(frozen=True)
-class NextWord:
+class NextWord(Task):
     """Is the model's favourite next word what it was when nothing was patched?"""
 
     gold: dict

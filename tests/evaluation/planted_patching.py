@@ -25,6 +25,13 @@ class Amplify(ln.patches.Patch):
 
 
 @cache
+def packed() -> ln.HeldoutText:
+    """The held-out text in short blocks."""
+    model, heldout, _, _ = setting()
+    return ln.HeldoutText.of(model, heldout, context_length=64)
+
+
+@cache
 def setting() -> tuple[Any, ln.Corpus, ln.ActivationStats, ln.NeuronSet]:
     """Model, held-out text, statistics of other text, and each language's exclusive neurons."""
     truth = planted(documents=60)

@@ -19,9 +19,12 @@ from langneurons.evaluation.evaluating import written_patches
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.models import view
 from langneurons.patches.patch import control_patches
+from langneurons.tasks.heads import ClassificationHead
 from langneurons.tasks.task import Task
 from tests.evaluation.next_word import next_word
 from tests.evaluation.planted_patching import Amplify, setting
+
+HEAD = ClassificationHead(torch.eye(2), torch.zeros(2), ("a", "b"))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,17 @@ def test_saved_and_loaded_evaluations_say_the_same(evaluated, tmp_path):
         Evaluation.load(tmp_path / "kept")
 
 
+def test_an_evaluation_of_version_0_1_0_loads(evaluated, tmp_path):
+    options = {"delta": 0.01, "seed": 0, "resamples": 400}
+    folder = Evaluation(
+        evaluated.rows, evaluated.references, evaluated.controls, {**evaluated.settings, "options": options}
+    ).save(tmp_path)
+    again = ln.load(folder)
+    pd.testing.assert_frame_equal(again.scores, evaluated.scores)
+    pd.testing.assert_frame_equal(again.effects().rows, evaluated.effects().rows)
+    assert again.effects().settings == evaluated.effects().settings
+
+
 def test_an_interrupted_evaluation_goes_on(tmp_path):
     model, _, _, neurons = setting()
     task = next_word()
@@ -109,7 +123,8 @@ def test_the_plot_shows_every_effect_and_its_controls(evaluated):
 
 
 def test_text_of_an_evaluation_names_scores_in_per_cent(evaluated):
-    assert "80.0" in repr(evaluated)
+    assert "score (%)" in repr(evaluated)
+    assert " 80 [" in repr(evaluated)
     assert "<table" in evaluated._repr_html_()
 
 
@@ -134,7 +149,7 @@ def test_several_patches_are_written_together():
         ({"patches": {"zero": 0.0}}, PatchError, "should give a patch"),
         ({"patches": {"none": []}}, PatchError, "gives no patch"),
         ({"controls": -1}, EffectError, "draws must be a whole number of at least 0, given -1"),
-        ({"head": "a head"}, TaskError, "no task is one that a head can answer"),
+        ({"head": HEAD}, TaskError, "no task is one that a head can answer"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(arguments, error, said):
@@ -161,7 +176,7 @@ def test_tasks_with_numbers_and_with_texts_as_items_are_saved_together(tmp_path)
 def test_options_are_refused_before_anything_is_measured():
     model, *_ = setting()
     task = next_word()
-    with pytest.raises(EffectError, match="50 resamples"):
+    with pytest.raises(EffectError, match="resamples must be a whole number of at least 100, or None, given 50"):
         ln.evaluate(model, task, ["hi"], resamples=50, progress=False)
     assert not task.counter
 

@@ -20,7 +20,7 @@ def crossed():
         "same": lambda chosen, stats, language: ln.Scale(chosen, 1.0),
     }
     return ln.factorial(
-        model, neurons, stats, tasks, ["en", "hi"], ways, ["act"], controls=1, delta=0.2, resamples=400, progress=False
+        model, neurons, stats, tasks, ["en", "hi"], ways, ["act"], controls=1, margin=0.2, resamples=400, progress=False
     )
 
 
@@ -81,7 +81,7 @@ def test_named_operations_write_what_they_say():
     found = ln.factorial(model, neurons, stats, next_word(), ["hi"], sites=["act"], resamples=200, progress=False)
     written = found.evaluation.settings["patches"]
     assert [written[f"{name} at act hi"][0].split("(")[0] for name in ("set", "add", "scale", "diffmean")] == [
-        "Set",
+        "SetTo",
         "Add",
         "Scale",
         "DiffMean",

@@ -6,9 +6,9 @@ import torch
 import langneurons as ln
 from langneurons.effects.placement import selectivity
 from langneurons.errors import EffectError, NeuronSetError, PatchError, SiteMismatchError
-from tests.evaluation.planted_patching import Amplify, setting
+from tests.evaluation.planted_patching import Amplify, packed, setting
 
-QUICK = {"context_length": 64, "resamples": 1000, "progress": False}
+QUICK = {"resamples": 1000, "progress": False}
 
 
 def amplify(neurons, language):
@@ -18,7 +18,7 @@ def amplify(neurons, language):
 @pytest.fixture(scope="module")
 def matrix():
     model, heldout, stats, neurons = setting()
-    return ln.perplexity_matrix(model, heldout, neurons, patch=amplify, controls=19, stats=stats, **QUICK)
+    return ln.perplexity_matrix(model, packed(), neurons, patch=amplify, controls=19, stats=stats, **QUICK)
 
 
 def test_a_patch_of_neurons_exclusive_to_a_language_changes_that_language_and_no_other(matrix):
@@ -71,7 +71,7 @@ def test_the_change_is_relative_to_the_measured_languages_own_baseline(matrix):
 
 def test_an_interrupted_matrix_goes_on_from_what_was_kept(tmp_path, monkeypatch):
     model, heldout, stats, neurons = setting()
-    whole = ln.perplexity_matrix(model, heldout, neurons, controls=1, stats=stats, out=tmp_path / "a", **QUICK)
+    whole = ln.perplexity_matrix(model, packed(), neurons, controls=1, stats=stats, out=tmp_path / "a", **QUICK)
     score, scored = ln.HeldoutText.score, []
 
     def failing(text, *arguments, **options):
@@ -82,9 +82,9 @@ def test_an_interrupted_matrix_goes_on_from_what_was_kept(tmp_path, monkeypatch)
 
     monkeypatch.setattr(ln.HeldoutText, "score", failing)
     with pytest.raises(KeyboardInterrupt):
-        ln.perplexity_matrix(model, heldout, neurons, controls=1, stats=stats, out=tmp_path / "b", **QUICK)
+        ln.perplexity_matrix(model, packed(), neurons, controls=1, stats=stats, out=tmp_path / "b", **QUICK)
     monkeypatch.setattr(ln.HeldoutText, "score", lambda *a, **o: scored.append(1) or score(*a, **o))
-    again = ln.perplexity_matrix(model, heldout, neurons, controls=1, stats=stats, out=tmp_path / "b", **QUICK)
+    again = ln.perplexity_matrix(model, packed(), neurons, controls=1, stats=stats, out=tmp_path / "b", **QUICK)
     conditions = 1 + 2 * len(neurons.languages) + 1  # unpatched, sets, one draw each; the neutral neurons are the same
     assert len(scored) == conditions
     assert again.rows.equals(whole.rows)
@@ -92,10 +92,10 @@ def test_an_interrupted_matrix_goes_on_from_what_was_kept(tmp_path, monkeypatch)
 
 def test_a_damaged_kept_condition_is_measured_again(tmp_path):
     model, heldout, _, neurons = setting()
-    first = ln.perplexity_matrix(model, heldout, neurons, controls=0, out=tmp_path, **QUICK)
+    first = ln.perplexity_matrix(model, packed(), neurons, controls=0, out=tmp_path, **QUICK)
     for path in (tmp_path / "rows").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    assert ln.perplexity_matrix(model, heldout, neurons, controls=0, out=tmp_path, **QUICK).rows.equals(first.rows)
+    assert ln.perplexity_matrix(model, packed(), neurons, controls=0, out=tmp_path, **QUICK).rows.equals(first.rows)
 
 
 def test_a_patch_that_does_not_fit_costs_no_measurement(monkeypatch):
@@ -104,18 +104,18 @@ def test_a_patch_that_does_not_fit_costs_no_measurement(monkeypatch):
     foreign = stats["hi"].mean()
     foreign = ln.recording.SiteValues(foreign.values, "act", "another model")
     with pytest.raises(SiteMismatchError, match="another"):
-        ln.perplexity_matrix(model, heldout, neurons, foreign, controls=0, **QUICK)
+        ln.perplexity_matrix(model, packed(), neurons, foreign, controls=0, **QUICK)
 
 
 def test_labels_without_neurons_are_left_out():
     model, heldout, _, neurons = setting()
     some = ln.NeuronSet.of({"hi": [(0, 1)], "ur": []}, neurons.shape, "act")
-    assert list(ln.perplexity_matrix(model, heldout, some, controls=0, **QUICK).matrix().index) == ["hi"]
+    assert list(ln.perplexity_matrix(model, packed(), some, controls=0, **QUICK).matrix().index) == ["hi"]
 
 
 def test_controls_without_statistics_match_layers_only():
     model, heldout, _, neurons = setting()
-    table = ln.perplexity_matrix(model, heldout, neurons, controls=2, **QUICK)
+    table = ln.perplexity_matrix(model, packed(), neurons, controls=2, **QUICK)
     assert table.settings["match"] == "layer"
     assert set(table.controls["control"]) == {"matched", "other language"}
     assert table.rows["control_p"].isna().all()  # two draws cannot give a p-value
@@ -147,7 +147,7 @@ def test_neutral_neurons_fire_often_and_alike_in_every_language():
         ({"controls": -1}, EffectError, "draws must be a whole number of at least 0, given -1"),
         ({"neurons": "empty"}, EffectError, "there is nothing to patch"),
         ({"neurons": "everything"}, NeuronSetError, "too few"),
-        ({"delta": 0}, EffectError, "a positive number, given 0"),
+        ({"margin": 0}, EffectError, "margin must be above 0 and finite, given 0"),
         ({"heldout": "one document"}, EffectError, "at least two"),
     ],
 )
@@ -160,10 +160,11 @@ def test_bad_input_is_one_sentence(change, error, sentence):
         every = [(layer, unit) for layer in range(layers) for unit in range(width)]
         change = {"neurons": ln.NeuronSet.of({"hi": every}, neurons.shape, "act")}
     if "heldout" in change:
-        change = {"heldout": ln.load_corpus({"hi": [heldout.document("hi", 0)]}), "controls": 0}
-    given = {"heldout": heldout, "neurons": neurons, "controls": 1, "stats": stats, **QUICK, **change}
+        document = ln.load_corpus({"hi": [heldout.document("hi", 0)]})
+        change = {"text": ln.HeldoutText.of(model, document, context_length=64), "controls": 0}
+    given = {"text": packed(), "neurons": neurons, "controls": 1, "stats": stats, **QUICK, **change}
     with pytest.raises(error, match=sentence) as caught:
-        ln.perplexity_matrix(model, given.pop("heldout"), given.pop("neurons"), **given)
+        ln.perplexity_matrix(model, given.pop("text"), given.pop("neurons"), **given)
     assert str(caught.value).count("\n") == 0
 
 
@@ -193,7 +194,7 @@ def test_a_patch_of_generated_positions_is_refused_where_nothing_is_generated():
     with pytest.raises(PatchError, match="nothing is generated"):
         ln.perplexity_matrix(
             model,
-            heldout,
+            packed(),
             neurons,
             patch=lambda chosen, language: ln.SetTo(chosen, 0.0, positions="generated"),
             controls=0,
@@ -205,7 +206,7 @@ def test_what_is_measured_inside_another_patch_is_not_kept_for_the_plain_model(t
     model, heldout, _, neurons = setting()
     inside = ln.SetTo(neurons["en"], 1.0)
     with ln.intervene(model, inside), pytest.raises(PatchError, match="leave the block first"):
-        ln.perplexity_matrix(model, heldout, neurons, controls=0, out=tmp_path, **QUICK)
+        ln.perplexity_matrix(model, packed(), neurons, controls=0, out=tmp_path, **QUICK)
     text = ln.HeldoutText.of(model, heldout.take(2), context_length=64)
     with ln.intervene(model, inside), pytest.raises(PatchError, match="leave that block first"):
         ln.evaluation.dose(model, ln.SetTo(neurons["hi"], 0.0), text)
@@ -214,7 +215,7 @@ def test_what_is_measured_inside_another_patch_is_not_kept_for_the_plain_model(t
 def test_a_patch_beside_a_value_is_refused():
     model, heldout, _, neurons = setting()
     with pytest.raises(PatchError, match="either patch="):
-        ln.perplexity_matrix(model, heldout, neurons, 1.0, patch=amplify, controls=0, **QUICK)
+        ln.perplexity_matrix(model, packed(), neurons, 1.0, patch=amplify, controls=0, **QUICK)
 
 
 def test_a_tensor_that_was_trained_on_is_another_patch():

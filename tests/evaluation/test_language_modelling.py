@@ -96,7 +96,7 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(tmp_pat
     hf_model = tiny_model("llama")
     hf_model.lm_head.weight.data.zero_()
     model = ln.load_model("blank", hf_model=hf_model, tokenizer=tiny_tokenizer())
-    table = perplexity(model, parallel, context_length=CONTEXT, progress=False)
+    table = perplexity(model, HeldoutText.of(model, parallel, context_length=CONTEXT), progress=False)
     assert table["language"].tolist() == ["en", "hi"]
     assert table["perplexity"].tolist() == pytest.approx([101, 101])
     assert table["nll"].tolist() == pytest.approx([math.log(101)] * 2)
@@ -150,11 +150,11 @@ def test_only_the_languages_asked_for_are_scored_and_their_rows_stay_the_same(ti
 
 
 def test_bits_per_item_compare_languages_only_where_their_items_are_the_same_documents(tiny, parallel, corpus):
-    table = perplexity(tiny, parallel, context_length=CONTEXT, each="document", progress=False)
+    table = perplexity(tiny, HeldoutText.of(tiny, parallel, context_length=CONTEXT, each="document"), progress=False)
     bits = table["nll"] * table["tokens"] / math.log(2) / 12
     assert table["documents"].tolist() == [12, 12]
     assert table["bits_per_item"].tolist() == pytest.approx(bits.tolist())
-    blocks = perplexity(tiny, parallel, context_length=CONTEXT, progress=False)
+    blocks = perplexity(tiny, HeldoutText.of(tiny, parallel, context_length=CONTEXT), progress=False)
     assert "bits_per_item" not in blocks.columns
     unequal = HeldoutText.of(tiny, corpus, context_length=64, each="document")
     assert "bits_per_item" not in perplexity(tiny, unequal, progress=False).columns
@@ -257,7 +257,7 @@ def test_the_default_context_is_512_positions_or_the_whole_of_a_shorter_one(tiny
 
 def test_babel_predicts_its_phrasebook_far_better_than_a_guess_among_its_tokens(babel):
     phrases = ln.load_corpus("babel", ["en", "hi", "zh"]).take(20)
-    table = perplexity(babel, phrases, context_length=128, progress=False)
+    table = perplexity(babel, HeldoutText.of(babel, phrases, context_length=128), progress=False)
     guess = table["tokens"] * math.log2(babel.cfg.d_vocab) / table["bytes"]
     assert (table["bits_per_byte"] < 0.7 * guess).all()
     assert table["bits_per_byte"].between(0.5, 3.5).all()
@@ -292,7 +292,8 @@ def test_bad_questions_to_a_text_are_refused_in_one_sentence(tiny, parallel, bab
     with pytest.raises(ModelError, match="positions is longer than"):
         HeldoutText.of(babel, ln.load_corpus("babel", ["en"]).take(3)).score(tiny)
     with pytest.raises(CorpusError, match="tokenised already"):
-        perplexity(tiny, text, context_length=16, progress=False)
+        HeldoutText.of(tiny, text, context_length=16)
+    assert HeldoutText.of(tiny, text) is text
     with pytest.raises(EffectError, match="no rows"):
         summarise(text.score(tiny).head(0))
 

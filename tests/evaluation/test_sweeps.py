@@ -1,18 +1,19 @@
+import pandas as pd
 import pytest
 import torch
 
 import langneurons as ln
 from langneurons.errors import EffectError, PatchError, StatisticsError
 from langneurons.evaluation.sweeping import deactivation_doses
-from tests.evaluation.planted_patching import setting
+from tests.evaluation.planted_patching import packed, setting
 
-QUICK = {"context_length": 64, "resamples": 500, "progress": False}
+QUICK = {"resamples": 500, "progress": False}
 
 
 def swept(doses, **options):
-    model, heldout, stats, neurons = setting()
+    model, _, stats, neurons = setting()
     options = {"stats": stats, "languages": ["hi"], **QUICK, **options}
-    return ln.sweep(model, heldout, options.pop("neurons", neurons), doses, **options)
+    return ln.sweep(model, packed(), options.pop("neurons", neurons), doses, **options)
 
 
 def test_each_kind_of_dose_is_the_patch_it_says():
@@ -86,6 +87,14 @@ def test_a_larger_grid_measures_only_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(ln.HeldoutText, "score", lambda *a, **o: scored.append(1) or score(*a, **o))
     swept([ln.evaluation.Dose("set", 0), ln.evaluation.Dose("set", 1)], out=tmp_path)
     assert len(scored) == 1
+
+
+def test_a_perplexity_is_kept_like_a_condition(tmp_path, monkeypatch):
+    model, *_ = setting()
+    plain = ln.perplexity(model, packed(), progress=False)
+    pd.testing.assert_frame_equal(ln.perplexity(model, packed(), out=tmp_path, progress=False), plain)
+    monkeypatch.setattr(ln.HeldoutText, "score", lambda *a, **o: pytest.fail("measured"))
+    pd.testing.assert_frame_equal(ln.perplexity(model, packed(), out=tmp_path, progress=False), plain)
 
 
 def test_resamples_grow_with_the_family_so_that_holm_can_find_something():

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,10 +7,11 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.errors import LanguageError, TaskError
+from langneurons.errors import LangNeuronsWarning, LanguageError, TaskError
 from langneurons.models import view
-from langneurons.tasks.heads import ClassificationHead, Head
-from langneurons.tasks.padded_head import PadPositionHead, kept_by_length, last_position
+from langneurons.replication import PadPositionHead
+from langneurons.replication.answers import pairs_kept_by_length
+from langneurons.tasks.heads import ClassificationHead, Head, last_hidden
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 PAIRS = [("w4 w5 w6", "w7 w8"), ("w9", "w10"), (" ".join(["w11"] * 60), "w12 w13")]
@@ -39,6 +41,14 @@ def task():
         items = {"en": table, "hi": table.iloc[:0]}
 
     return Pairs()
+
+
+def last_position(model, pairs, batch_size=8, positions=256):
+    return last_hidden(model, pairs, batch_size, "padding", positions)
+
+
+def padded(head, positions):
+    return replace(head, position="padding", positions=positions)
 
 
 @torch.no_grad()
@@ -87,7 +97,7 @@ def test_patches_count(model):
 def test_it_is_a_head_and_its_logits_are_linear_in_what_it_reads(model):
     width = model.cfg.d_model
     linear = ClassificationHead(torch.randn(3, width), torch.randn(3), ("entailment", "neutral", "contradiction"))
-    head = PadPositionHead(linear, POSITIONS)
+    head = padded(linear, POSITIONS)
     assert isinstance(head, Head)
     expected = last_position(model, PAIRS, positions=POSITIONS) @ linear.weight.T + linear.bias
     torch.testing.assert_close(head.logits(model, PAIRS), expected)
@@ -95,7 +105,7 @@ def test_it_is_a_head_and_its_logits_are_linear_in_what_it_reads(model):
 
 
 def test_a_fitted_head_labels_what_it_was_fitted_on(model, task):
-    head = PadPositionHead.fit(model, task, ["en"], penalty=0.01, positions=32)
+    head = ClassificationHead.fit(model, task, ["en"], penalty=0.01, position="padding", positions=32)
     pairs = list(zip(task.items["en"]["premise"], task.items["en"]["hypothesis"], strict=True))
     predicted = np.array(head.labels)[head.logits(model, pairs).argmax(1)]
     assert (predicted == task.items["en"]["label"]).all()
@@ -104,39 +114,49 @@ def test_a_fitted_head_labels_what_it_was_fitted_on(model, task):
 def test_fingerprints_tell_heads_apart(model):
     width = model.cfg.d_model
     linear = ClassificationHead(torch.ones(2, width), torch.zeros(2), ("yes", "no"))
-    prints = {PadPositionHead(linear, 32).fingerprint, PadPositionHead(linear, 48).fingerprint, linear.fingerprint}
+    prints = {padded(linear, 32).fingerprint, padded(linear, 48).fingerprint, linear.fingerprint}
     assert len(prints) == 3
-    assert PadPositionHead(linear, 32).fingerprint == PadPositionHead(linear, 32).fingerprint
+    assert padded(linear, 32).fingerprint == padded(linear, 32).fingerprint
+
+
+def test_the_old_name_goes_on_working_and_says_so(model, task):
+    linear = ClassificationHead(torch.ones(2, model.cfg.d_model), torch.zeros(2), ("yes", "no"))
+    with pytest.warns(LangNeuronsWarning, match='position="padding"'):
+        assert PadPositionHead(linear, 32).fingerprint == padded(linear, 32).fingerprint
+    with pytest.warns(LangNeuronsWarning, match='position="padding"'):
+        head = PadPositionHead.fit(model, task, ["en"], penalty=0.01, positions=32)
+    same = ClassificationHead.fit(model, task, ["en"], penalty=0.01, position="padding", positions=32)
+    assert head.fingerprint == same.fingerprint
 
 
 def test_what_does_not_fit_is_said(model, task):
     width = model.cfg.d_model
     foreign = ClassificationHead(torch.ones(2, width), torch.zeros(2), ("yes", "no"), model="another model")
     with pytest.raises(TaskError, match="another"):
-        PadPositionHead(foreign, 32).logits(model, PAIRS)
+        padded(foreign, 32).logits(model, PAIRS)
     with pytest.raises(TaskError, match="takes 1 to 96 positions"):
         last_position(model, PAIRS)
     with pytest.raises(TaskError, match="at least one item"):
         last_position(model, PAIRS, batch_size=0, positions=32)
     with pytest.raises(LanguageError, match="fr"):
-        PadPositionHead.fit(model, task, ["fr"], positions=32)
+        ClassificationHead.fit(model, task, ["fr"], position="padding", positions=32)
     with pytest.raises(LanguageError, match="No language"):
-        PadPositionHead.fit(model, task, [], positions=32)
+        ClassificationHead.fit(model, task, [], position="padding", positions=32)
 
 
 def test_the_filter_counts_every_token_and_drops_the_long():
     # premise + </s> + hypothesis: 6, 3 and 63 tokens
-    assert kept_by_length(PAIRS, tiny_tokenizer(), limit=6).tolist() == [False, True, False]
-    assert kept_by_length(PAIRS, tiny_tokenizer(), limit=7).tolist() == [True, True, False]
-    assert kept_by_length(PAIRS, tiny_tokenizer()).tolist() == [True, True, True]
-    assert kept_by_length([], tiny_tokenizer()).tolist() == []
+    assert pairs_kept_by_length(PAIRS, tiny_tokenizer(), limit=6).tolist() == [False, True, False]
+    assert pairs_kept_by_length(PAIRS, tiny_tokenizer(), limit=7).tolist() == [True, True, False]
+    assert pairs_kept_by_length(PAIRS, tiny_tokenizer()).tolist() == [True, True, True]
+    assert pairs_kept_by_length([], tiny_tokenizer()).tolist() == []
 
 
 def test_a_tokenizer_without_an_end_of_sequence_is_refused_and_its_padding_is_the_end_where_it_has_none():
     without = tiny_tokenizer()
     without.eos_token = None
     with pytest.raises(TaskError, match="end-of-sequence"):
-        kept_by_length(PAIRS, without)
+        pairs_kept_by_length(PAIRS, without)
 
 
 def test_without_a_padding_token_the_end_of_sequence_pads():

@@ -1,5 +1,7 @@
 """Classification heads against transformers and scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import langneurons as ln
+from langneurons import storage
 from langneurons.errors import CorruptArtefactError, LanguageError, StorageError, TaskError
 from langneurons.models import ModelView
 from langneurons.tasks.heads import ClassificationHead, Head, last_hidden
@@ -152,6 +155,29 @@ def test_a_saved_head_comes_back_the_same(tmp_path, llama):
     assert (found.labels, found.model, found.fingerprint) == (head.labels, head.model, head.fingerprint)
     other = ClassificationHead(head.weight + 1, head.bias, head.labels, head.model)
     assert other.fingerprint != head.fingerprint
+
+
+def test_a_head_that_reads_padding_comes_back_the_same(tmp_path):
+    head = ClassificationHead(torch.eye(2), torch.ones(2), ("a", "b"), position="padding", positions=32)
+    found = ln.load(head.save(tmp_path / "head"))
+    assert (found.position, found.positions, found.fingerprint) == ("padding", 32, head.fingerprint)
+
+
+def test_a_head_that_version_0_1_0_saved_is_read_and_keeps_its_fingerprint(tmp_path):
+    weight, bias = torch.eye(2), torch.ones(2)
+    checksum = storage.write_tensors(tmp_path / "head.safetensors", {"weight": weight, "bias": bias})
+    content = {"labels": ["a", "b"], "model": "abc", "checksum": checksum}
+    storage.write_json(tmp_path / "head.json", "langneurons/classification-head/1", content)
+    head = ClassificationHead.load(tmp_path)
+    assert (head.labels, head.model, head.position) == (("a", "b"), "abc", "last")
+    assert torch.equal(head.weight, weight)
+    assert head.fingerprint == "b8b0870e430d0564ae69790a4656647b"
+    assert replace(head, position="padding", positions=48).fingerprint == "9ca1c8a95c7d925075ab0bbe1488e277"
+
+
+def test_an_unknown_position_is_refused():
+    with pytest.raises(TaskError, match="Unknown position 'first'"):
+        ClassificationHead(torch.eye(2), torch.zeros(2), ("a", "b"), position="first")
 
 
 def test_a_damaged_or_missing_head_is_refused(tmp_path):

@@ -1,0 +1,11 @@
+from .completing import completions as completions
+from .generation import Generation as Generation
+from .heads import ClassificationHead as ClassificationHead
+from .kinds import KINDS as KINDS
+from .kinds import load_task as load_task
+from .objectives import Answering as Answering
+from .objectives import Classifying as Classifying
+from .task import Objective as Objective
+from .task import Task as Task
+from .xnli import XNLI as XNLI
+from .xquad import XQuAD as XQuAD

@@ -1,0 +1,58 @@
+"""The kinds of tasks that studies and the command line know by name."""
+
+from collections.abc import Iterable, Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from langneurons.corpora import Corpus
+from langneurons.errors import TaskError, unknown
+from langneurons.tasks.generation import Generation
+from langneurons.tasks.task import Task
+from langneurons.tasks.xnli import XNLI
+from langneurons.tasks.xquad import XQuAD
+
+KINDS: dict[str, Any] = {"xnli": XNLI, "xquad": XQuAD, "generation": Generation}
+
+
+def load_task(
+    kind: str,
+    source: str | Path | Corpus | Mapping[str, pd.DataFrame],
+    languages: Iterable[str] | None = None,
+    split: str | None = None,
+    *,
+    items: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Task:
+    """Load a task of any kind.
+
+    Args:
+        kind: Name of the kind in ``KINDS``.
+        source: Source of the items, as the kind's ``load`` takes it.
+        languages: Languages to load; by default all of the source.
+        split: Split of the source, or a part of one such as "train[:25%]"; by default what the kind's ``load`` takes.
+        items: Premises, questions or documents to draw; by default all.
+        seed: Seed of the draw.
+        options: Options of any kind's ``load``; those that this kind does not have are left out.
+
+    Raises:
+        TaskError: If there is no such kind, or no kind has an option.
+        LangNeuronsError: As the kind's ``load``.
+
+    Example:
+        >>> ln.tasks.load_task("xquad", "babel", ["en", "hi"], "test", items=5, max_new_tokens=8, calibration=None)
+        XQuAD(en, hi; questions in each: 5, clusters: 5)
+    """
+    if kind not in KINDS:
+        raise TaskError(unknown("kind of task", kind, KINDS))
+    possible = {name: set(signature(task.load).parameters) for name, task in KINDS.items()}
+    for option in options:
+        if not any(option in names for names in possible.values()):
+            raise TaskError(unknown("option", option, sorted(set().union(*possible.values()))))
+    options = {"seed": seed, **({} if items is None else {"documents": items}), **options}
+    options = {name: value for name, value in options.items() if name in possible[kind]}
+    task = KINDS[kind].load(source, languages, **({} if split is None else {"split": split}), **options)
+    return task if items is None else task.take(items, seed)
