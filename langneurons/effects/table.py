@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import P_VALUE, Column, Table
 from langneurons.storage.result import Result
 
+Key = TypeVar("Key", bound=Hashable)
 COMMON = ("value", "per", "margin", "level", "resamples", "seed", "lower_is_better")
 COLUMNS = (
     "estimate",
@@ -66,10 +67,10 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
     @classmethod
     def of(
         cls,
-        effects: Mapping[Any, Effect],
+        effects: Mapping[Key, Effect],
         keys: Sequence[str],
         family: str,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         controls: pd.DataFrame | None = None,
         selectivity: pd.DataFrame | None = None,
     ) -> "EffectTable":
@@ -221,7 +222,7 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         )
 
 
-def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_current_names(settings: Mapping[str, object]) -> dict[str, Any]:
     """Settings stored with a result, in which options of version 0.1.0 have their current names.
 
     Example:
@@ -276,7 +277,7 @@ def _plain(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{column: table[column].map(str) for column in mixed})
 
 
-def _storable(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _storable(settings: Mapping[str, object]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(settings))
     except (TypeError, ValueError) as error:

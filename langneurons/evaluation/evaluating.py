@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, Unpack
+from typing import Unpack
 
 import pandas as pd
 import torch
@@ -16,10 +16,10 @@ from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs
 from langneurons.models import view
 from langneurons.patches.patch import Patch, control_patches
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
+from langneurons.tasks.heads import Head
 from langneurons.tasks.task import Task
 
-Written = Patch | Sequence[Patch]
-Patches = Mapping[str, Written | Callable[[str], Written]]
+Patches = Mapping[str, Patch | Sequence[Patch] | Callable[[str], Patch | Sequence[Patch]]]
 CHANGES = ["task", "protocol", "metric", "patch", "language", "draw", "estimate"]
 ROWS = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
 
@@ -30,7 +30,7 @@ def evaluate(
     languages: Iterable[str] | None = None,
     patches: Patches | None = None,
     *,
-    head: Any = None,
+    head: Head | None = None,
     controls: int | Controls = 0,
     testing: Testing = Testing(),
     run: Run = Run(),
@@ -111,7 +111,7 @@ def evaluate(
     )
 
 
-def _tasks(tasks: Any, head: Any) -> list[Task]:
+def _tasks(tasks: Task | Sequence[Task], head: Head | None) -> list[Task]:
     tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
     for task in tasks:
         if not isinstance(task, Task):
@@ -151,7 +151,7 @@ def chosen_languages(tasks: Sequence[Task], languages: Iterable[str] | None) -> 
     return languages
 
 
-def written_patches(patches: Mapping[str, Any], languages: Sequence[str]) -> dict[tuple[str, str], list[Patch]]:
+def written_patches(patches: Mapping[str, object], languages: Sequence[str]) -> dict[tuple[str, str], list[Patch]]:
     """Make the patches of every name and language, before anything is measured.
 
     Args:
@@ -175,16 +175,17 @@ def written_patches(patches: Mapping[str, Any], languages: Sequence[str]) -> dic
     }
 
 
-def _cell(name: str, patches: Any) -> list[Patch]:
-    patches = list(patches) if isinstance(patches, Sequence) else [patches]
-    for patch in patches:
+def _cell(name: str, patches: object) -> list[Patch]:
+    cell: list[Patch] = []
+    for patch in patches if isinstance(patches, Sequence) else [patches]:
         if not isinstance(patch, Patch):
             raise PatchError(
                 f"{name!r} should give a patch such as ln.SetTo, or a list of them, not {type(patch).__name__}."
             )
-    if not patches:
+        cell.append(patch)
+    if not cell:
         raise PatchError(f"{name!r} gives no patch: the unpatched model is measured anyway.")
-    return patches
+    return cell
 
 
 def task_jobs(

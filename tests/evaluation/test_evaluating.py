@@ -19,9 +19,12 @@ from langneurons.evaluation.evaluating import written_patches
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.models import view
 from langneurons.patches.patch import control_patches
+from langneurons.tasks.heads import ClassificationHead
 from langneurons.tasks.task import Task
 from tests.evaluation.next_word import next_word
 from tests.evaluation.planted_patching import Amplify, setting
+
+HEAD = ClassificationHead(torch.eye(2), torch.zeros(2), ("a", "b"))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,7 @@ def test_several_patches_are_written_together():
         ({"patches": {"zero": 0.0}}, PatchError, "should give a patch"),
         ({"patches": {"none": []}}, PatchError, "gives no patch"),
         ({"controls": -1}, EffectError, "draws must be a whole number of at least 0, given -1"),
-        ({"head": "a head"}, TaskError, "no task is one that a head can answer"),
+        ({"head": HEAD}, TaskError, "no task is one that a head can answer"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(arguments, error, said):

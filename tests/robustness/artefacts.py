@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from langneurons.cli.probe_commands import _labelled
 from torch import nn
 
 import langneurons as ln
@@ -19,7 +20,6 @@ from langneurons import storage
 from langneurons.analysis.comparison import Comparison
 from langneurons.analysis.selectivity.decomposition import Decomposition
 from langneurons.analysis.validity.table import Evidence, ValidityTable, validity_table
-from langneurons.cli.probe_commands import _labelled
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.errors import StorageError
 from langneurons.evaluation.measuring import _kept
@@ -139,12 +139,12 @@ def _read_peft(folder: Path) -> Any:
 
 
 def _finetuned() -> Any:
-    return ln.finetune(model(), pairs(6), lora=_lora(), epochs=1, batch_size=3, learning_rate=1e-3, progress=False)
+    return ln.finetune(model(), pairs(6), update=_lora(), epochs=1, batch_size=3, learning_rate=1e-3, progress=False)
 
 
 def _read_finetuned(folder: Path) -> Any:
     found = ln.training.Finetuned.load(folder)
-    return found.lora.state_dict(), found.head, found.history, found.about
+    return found.update.state_dict(), found.head, found.history, found.about
 
 
 def _read_head(folder: Path) -> Any:

@@ -10,9 +10,10 @@ import pytest
 import langneurons as ln
 from langneurons.errors import NeuronSetError, StaleArtefactError, StatisticsError
 from langneurons.identification.neurons import NeuronSet
+from langneurons.storage.presenting import Table
 from langneurons.views.neuron_numbers import BINS, HEIGHT, STEP, strips
 from langneurons.views.pages import neuron_page, shortened, visible
-from langneurons.views.report.answers import answers, verdicts
+from langneurons.views.report.findings import answers, verdicts
 from langneurons.views.report.tables import MOST_ROWS, neuron_table, table_of
 from tests.views.report import made_up
 
@@ -132,10 +133,10 @@ def test_a_long_list_keeps_the_neurons_that_have_pages(findings):
     assert "2,000 of 4,500" in table.caption
 
 
-def test_tables_show_missing_values_as_nothing():
+def test_tables_show_missing_values_as_a_dash():
     frame = pd.DataFrame({"word": ["a", None], "share": [0.5, None], "verdict": ["worse", "better"]})
-    table = table_of(frame, "t", "T")
-    assert [[cell.text for cell in row.cells] for row in table.rows] == [["a", "0.5", "worse"], ["", "", "better"]]
+    table = table_of(Table(frame), "t", "T")
+    assert [[cell.text for cell in row.cells] for row in table.rows] == [["a", "0.5", "worse"], ["–", "–", "better"]]
     assert [cell.verdict for cell in table.rows[0].cells] == [False, False, True]
 
 

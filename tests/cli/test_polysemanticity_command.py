@@ -29,10 +29,10 @@ def files(tmp_path_factory):
 
 
 def asked(files, tmp_path, *more):
-    return ["probe", str(files / "model"), str(files / "neurons.json"), "--out", str(tmp_path), *FEW, *more]
+    return ["polysemanticity", str(files / "model"), str(files / "neurons.json"), "--out", str(tmp_path), *FEW, *more]
 
 
-def test_probe_prints_counts_neurons_and_probes_and_keeps_the_result(capsys, monkeypatch, files, tmp_path):
+def test_polysemanticity_prints_counts_neurons_and_probes_and_keeps_the_result(capsys, monkeypatch, files, tmp_path):
     command = asked(files, tmp_path, "--texts", str(files / "texts.parquet"), "--items", "10")
     status, said, error = run(capsys, monkeypatch, *command)
     assert status == 0, error
@@ -47,10 +47,10 @@ def test_probe_prints_counts_neurons_and_probes_and_keeps_the_result(capsys, mon
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ((), "exactly one of --xnli, --xquad and --texts, not 0"),
+        ((), "exactly one of --task and --texts, not 0"),
         (("--xnli", "a", "--xquad", "b"), "not 2"),
         (("--texts", "{folder}/texts.parquet", "--position", "first"), "Unknown position 'first'"),
-        (("--texts", "{folder}/texts.parquet", "--probe-sizes", "1,x"), "not 'x'"),
+        (("--texts", "{folder}/texts.parquet", "--probe-sizes", "1,x"), "given 'x'"),
         (("--texts", "{folder}/texts.parquet", "--languages", "en"), "at least two"),
         (("--texts", "{folder}/nothing.parquet"), "no such file"),
     ],
