@@ -256,7 +256,7 @@ def _overlap(methods: Mapping[str, Method], stats: ActivationStats) -> pd.DataFr
     rows = []
     for first, second in itertools.combinations(methods, 2):
         for language in stats.languages:
-            left, right = selected[first][language].chosen, selected[second][language].chosen
+            left, right = selected[first][language].neurons, selected[second][language].neurons
             either = len(np.union1d(left, right))
             jaccard = len(np.intersect1d(left, right)) / either if either else np.nan
             rows.append((first, second, language, jaccard, chance_jaccard(len(left), len(right), neurons)))

@@ -21,8 +21,6 @@ from langneurons.tasks.task import Task
 
 Patches = Mapping[str, Patch | Sequence[Patch] | Callable[[str], Patch | Sequence[Patch]]]
 CHANGES = ["task", "protocol", "metric", "patch", "language", "draw", "estimate"]
-
-
 ROWS = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
 
 

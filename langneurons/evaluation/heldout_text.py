@@ -269,9 +269,6 @@ class HeldoutText:
             )
 
 
-as_heldout_text = HeldoutText.of
-
-
 def losses(model_view: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
     """Compute the loss of every counted token of some blocks.
 

@@ -115,8 +115,8 @@ def _neurons_of_conditions(neurons: NeuronSet, controls: Controls) -> dict[tuple
     for draw in range(controls.draws):
         control = neurons.matched_control(controls, draw)
         conditions |= {("matched", label, draw): control[label] for label in labels}
-    stats = statistics_at(controls, neurons.site)
-    if controls.draws and stats is not None:
+    stats = statistics_at(controls, neurons.site) if controls.draws else None
+    if stats is not None:
         try:
             neutral = neurons.neutral_control(stats)
         except StatisticsError:

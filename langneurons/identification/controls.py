@@ -58,7 +58,7 @@ def draw_matched(
         chosen: Flat indices to match.
         taken: Flat indices that cannot be drawn.
         strata: Each neuron's stratum.
-        seed: Of the draw.
+        seed: Seed for the draw.
         match: What a stratum is: a layer, or a decile of magnitude inside a layer.
 
     Returns:

@@ -218,7 +218,7 @@ def test_a_quantile_outside_0_to_1_is_refused(stats, share):
 
 
 def test_a_neuron_that_does_not_exist_is_refused(stats):
-    with pytest.raises(StatisticsError, match="possible are \(0, 0\) to \(1, 5\)"):
+    with pytest.raises(StatisticsError, match=r"possible are \(0, 0\) to \(1, 5\)"):
         stats.histogram("hi", (2, 0))
 
 
