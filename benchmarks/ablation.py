@@ -11,7 +11,7 @@ import langneurons as ln
 from benchmarks.llama import BACKENDS, chosen, loaded, random_llama
 from benchmarks.measuring import Settings, Way, medians
 from benchmarks.rows import Row
-from langneurons.analysis.ablation.running import Remembered
+from langneurons.analysis.running import Remembered
 from langneurons.models import ModelView, view
 
 VALUE = 0.0

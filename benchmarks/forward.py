@@ -11,7 +11,7 @@ from benchmarks.llama import chosen, loaded, random_llama, shapes
 from benchmarks.measuring import Settings, medians
 from benchmarks.rows import Row
 from langneurons.models import view
-from langneurons.models.backends.hooked import hooked_config
+from langneurons.models.backends.conversion import hooked_config
 
 OURS = "HookedTransformer forward"
 BASE = "as TransformerLens loads it"

@@ -8,7 +8,7 @@ from pathlib import Path
 import langneurons as ln
 from benchmarks.measuring import Settings
 from benchmarks.rows import Row
-from langneurons.analysis.profiles.profiling import clearest_neurons
+from langneurons.analysis.profiles import clearest_neurons
 
 PAGE = re.compile(r'<article class="ln-neuron".*?</article>', re.DOTALL)
 

@@ -3,9 +3,9 @@ from . import identification as identification
 from . import replication as replication
 from . import settings as settings
 from . import tasks as tasks
-from .analysis.ablation.ablating import ablate as ablate
+from .analysis.ablating import ablate as ablate
 from .analysis.comparison import compare_methods as compare_methods
-from .analysis.profiles.profiling import profile as profile
+from .analysis.profiling import profile as profile
 from .analysis.screening import screen as screen
 from .analysis.selectivity.polysemanticity import polysemanticity as polysemanticity
 from .analysis.validity import nulls as nulls

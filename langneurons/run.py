@@ -1,4 +1,4 @@
-"""Where work runs: in this process, or on a Ray cluster, cut in pieces whose results are the same.
+"""Where work runs and what it will cost: in this process, or on a Ray cluster, cut in pieces with the same results.
 
 A job may refer to the model. To another process the model is sent by its name: the process loads it once, as it was
 loaded here, and its weights must have the same fingerprint.
@@ -9,31 +9,121 @@ import logging
 import math
 import os
 import pickle
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from tqdm import tqdm
 
 from langneurons.errors import ExecutorError, StaleArtefactError
 from langneurons.models import ModelView, add_dictionary, load_model, remove_dictionary, view
 
-Work = Callable[[Any, Any], Any]
-PIECES_A_WORKER = 4  # so that a slow or lost worker costs a fraction of its share
+JobType = TypeVar("JobType")
+ResultType = TypeVar("ResultType")
+Work = Callable[[torch.nn.Module, JobType], ResultType]
+PIECES_PER_WORKER = 4  # so that a slow or lost worker costs a fraction of its share
 RETRIES = 4  # of a piece whose worker died
 MODEL, VIEW = "model", "view"
+TRIALS, TRIAL_SECONDS = 3, 2.0  # by which work is timed before it starts
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What work will take; 0 is not said.
+
+    Attributes:
+        work: What is done, such as "Measuring 85 conditions".
+        tokens: Tokens that go through the model.
+        passes: Forward passes per token; a backward pass counts as about two.
+        memory: Bytes of memory beside the model.
+        disk: Bytes on disk.
+        seconds: Time in seconds.
+
+    Example:
+        >>> from langneurons.run import Cost
+        >>> str(Cost("Recording 2 languages", tokens=40_000, memory=12e6).at(rate=200))
+        'Recording 2 languages: 40,000 tokens through the model, 12 MB of memory beside it, about 3 minutes.'
+    """
+
+    work: str = ""
+    tokens: float | int = 0
+    passes: float | int = 1
+    memory: float | int = 0
+    disk: float | int = 0
+    seconds: float | int = 0
+
+    def at(self, rate: float | int) -> "Cost":
+        """The cost with its time, where the model reads so many tokens per second in forward passes."""
+        return replace(self, seconds=self.tokens * self.passes / rate)
+
+    def times(self, number: int, workers: int = 1) -> "Cost":
+        """The cost of doing the same several times, by some workers at once; memory is that of one worker."""
+        return replace(
+            self, tokens=self.tokens * number, disk=self.disk * number, seconds=self.seconds * number / workers
+        )
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.tokens:,.0f} tokens through the model" if self.tokens else "",
+            f"{_bytes(self.memory)} of memory beside {'it' if self.tokens else 'the model'}" if self.memory else "",
+            f"{_bytes(self.disk)} on disk" if self.disk else "",
+            f"about {_duration(self.seconds)}" if self.seconds else "",
+        ]
+        said = ", ".join(part for part in parts if part)
+        return f"{self.work}: {said}." if said else f"{self.work}."
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Time work in seconds: the quickest of three times, or fewer where they take long; the first also warms up.
+
+    Args:
+        work: Work such as one forward pass, by whose time that of the whole is foretold.
+    """
+    seconds: list[float] = []
+    while len(seconds) < TRIALS and sum(seconds) < TRIAL_SECONDS:
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def say(text: object, progress: object = True) -> None:
+    """Write a line to standard error, above progress bars.
+
+    Args:
+        text: What is written.
+        progress: Whether to write it.
+    """
+    if progress:
+        tqdm.write(str(text), file=sys.stderr)
+
+
+def _bytes(number: float | int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB" if number >= 1e6 else "1 MB"
+
+
+def _duration(seconds: float | int) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} seconds" if seconds >= 1.5 else "1 second"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 @runtime_checkable
 class Executor(Protocol):
     """Calls a function of a model and a job for many jobs."""
 
-    def pieces(self, model: Any) -> int:
+    def pieces(self, model: torch.nn.Module) -> int:
         """Into how many pieces to cut what can be cut anywhere."""
         ...
 
-    def map(self, model: Any, work: Work, jobs: Iterable[Any]) -> Iterator[Any]:
+    def map(
+        self, model: torch.nn.Module, work: Work[JobType, ResultType], jobs: Iterable[JobType]
+    ) -> Iterator[ResultType]:
         """Give ``work(model, job)`` of every job, in the order of the jobs."""
         ...
 
@@ -41,11 +131,13 @@ class Executor(Protocol):
 class ThisProcess:
     """Runs everything here, one job after the other."""
 
-    def pieces(self, model: Any) -> int:
+    def pieces(self, model: torch.nn.Module) -> int:
         """One: cutting gains nothing."""
         return 1
 
-    def map(self, model: Any, work: Work, jobs: Iterable[Any]) -> Iterator[Any]:
+    def map(
+        self, model: torch.nn.Module, work: Work[JobType, ResultType], jobs: Iterable[JobType]
+    ) -> Iterator[ResultType]:
         """Give ``work(model, job)`` of every job."""
         return (work(model, job) for job in jobs)
 
@@ -57,11 +149,12 @@ class RayExecutor:
     A worker that dies costs only what it was computing: that is done again elsewhere.
 
     Args:
-        address: Of a running cluster, such as ``"ray://head:10001"`` or ``"auto"``; None takes that of the
-            environment's RAY_ADDRESS, else starts Ray on this machine.
-        workers: Pieces computed at once; None is as many as the processors (or GPUs) allow.
-        threads: Of each piece; None is as many as this process uses, which gives the same bits on the same processor.
-        gpus: Of each piece; None is as many as the model lies on here.
+        address: Address of a running cluster, such as ``"ray://head:10001"`` or ``"auto"``; by default that of the
+            environment's RAY_ADDRESS, else Ray is started on this machine.
+        workers: Pieces computed at once; by default as many as the processors (or GPUs) allow.
+        threads: Threads of each piece; by default as many as this process uses, which gives the same bits on the same
+            processor.
+        gpus: GPUs of each piece; by default as many as the model lies on here.
 
     Example:
         >>> ln.run.RayExecutor(workers=2).pieces(model)
@@ -78,36 +171,40 @@ class RayExecutor:
             if value is not None and value < 1:
                 raise ExecutorError(f"A Ray executor needs at least 1 of {name}, given {value}.")
 
-    def pieces(self, model: Any) -> int:
+    def pieces(self, model: torch.nn.Module) -> int:
         """Into how many pieces to cut what can be cut anywhere."""
-        return PIECES_A_WORKER * self._together(model)
+        return PIECES_PER_WORKER * self._together(model)
 
-    def map(self, model: Any, work: Work, jobs: Iterable[Any]) -> Iterator[Any]:
+    def map(
+        self, model: torch.nn.Module, work: Work[JobType, ResultType], jobs: Iterable[JobType]
+    ) -> Iterator[ResultType]:
         """Give ``work(model, job)`` of every job, in order.
 
         Raises:
             ExecutorError: If Ray is not installed or not reached, or the model cannot be loaded elsewhere.
             StaleArtefactError: If a worker loads other weights.
         """
-        listed = list(jobs)
-        if not listed:
+        jobs = list(jobs)
+        if not jobs:
             return
-        seen = view(model)
-        if seen.loaded_as is None:
+        model_view = view(model)
+        if model_view.loaded_as is None:
             raise ExecutorError(
-                f"Other processes cannot load {seen.name!r}, because it was given as an object: save it to a folder, "
-                "and load it with ln.load_model(folder)."
+                f"Other processes cannot load {model_view.name!r}, because it was given as an object: save it to a "
+                "folder, and load it with ln.load_model(folder)."
             )
-        if seen.hooked:
-            raise ExecutorError(f"Something is attached to {seen.name!r}, such as a patch: leave the block first.")
+        if model_view.hooked:
+            raise ExecutorError(
+                f"Something is attached to {model_view.name!r}, such as a patch: leave the block first."
+            )
         ray, together = self._started(), self._together(model)
-        size = math.ceil(len(listed) / (PIECES_A_WORKER * together))
+        size = math.ceil(len(jobs) / (PIECES_PER_WORKER * together))
         run = ray.remote(num_cpus=self._threads, num_gpus=self._gpus(model), max_retries=RETRIES)(_computed)
-        recipe = ray.put(Recipe.of(seen, self._threads))
+        recipe = ray.put(Recipe.of(model_view, self._threads))
         waiting: deque[Any] = deque()
         try:
-            for start in range(0, len(listed), size):
-                waiting.append(run.remote(_sent((work, listed[start : start + size]), model), recipe))
+            for start in range(0, len(jobs), size):
+                waiting.append(run.remote(_sent((work, jobs[start : start + size]), model), recipe))
                 if len(waiting) > 2 * together:
                     yield from _received(ray, waiting)
             while waiting:
@@ -120,18 +217,18 @@ class RayExecutor:
     def _threads(self) -> int:
         return self.threads or torch.get_num_threads()
 
-    def _gpus(self, model: Any) -> float:
+    def _gpus(self, model: torch.nn.Module) -> float:
         if self.gpus is not None:
             return self.gpus
         return len({weight.device for weight in model.parameters() if weight.device.type == "cuda"})
 
-    def _together(self, model: Any) -> int:
+    def _together(self, model: torch.nn.Module) -> int:
         """How many pieces are computed at once."""
         if self.workers is not None:
             return self.workers
-        found, gpus = self._started().cluster_resources(), self._gpus(model)
-        room = found.get("CPU", 1) / self._threads
-        return max(1, int(min(room, found.get("GPU", 0) / gpus) if gpus else room))
+        resources, gpus = self._started().cluster_resources(), self._gpus(model)
+        room = resources.get("CPU", 1) / self._threads
+        return max(1, int(min(room, resources.get("GPU", 0) / gpus) if gpus else room))
 
     def _started(self) -> Any:
         """Ray, connected."""
@@ -146,11 +243,11 @@ class RayExecutor:
                 "executor='ray' needs Ray, which is not installed: pip install 'langneurons[ray]'."
             ) from error
         if not ray.is_initialized():
-            asked: dict[str, Any] = {"num_cpus": self.workers * self._threads} if here and self.workers else {}
+            options: dict[str, Any] = {"num_cpus": self.workers * self._threads} if here and self.workers else {}
             if here:
-                asked["include_dashboard"] = False
+                options["include_dashboard"] = False
             try:
-                ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False, **asked)
+                ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ExecutorError(
                     f"Cannot reach a Ray cluster at {self.address or 'this machine'}: {error}."
@@ -162,7 +259,7 @@ def chosen_executor(executor: "str | Executor | None") -> Executor:
     """Find where work is to run.
 
     Args:
-        executor: None for this process, "ray" for Ray as it is found, a cluster's address such as
+        executor: None for this process, "ray" for a cluster in the environment or this machine, an address such as
             "ray://head:10001", or an executor.
 
     Raises:
@@ -186,9 +283,9 @@ class Recipe:
 
     Attributes:
         loaded_as: Arguments of ``load_model``.
-        fingerprint: Of the weights.
+        fingerprint: Fingerprint of the weights.
         features: Arguments of ``add_dictionary`` of every site of features, by the site's fingerprint.
-        threads: How many the worker uses.
+        threads: Threads of the worker.
     """
 
     loaded_as: Mapping[str, Any]
@@ -197,19 +294,19 @@ class Recipe:
     threads: int
 
     @classmethod
-    def of(cls, seen: ModelView, threads: int) -> "Recipe":
+    def of(cls, model_view: ModelView, threads: int) -> "Recipe":
         """The recipe of a model that ``load_model`` loaded by name."""
-        assert seen.loaded_as is not None
+        assert model_view.loaded_as is not None
         features = {
             f"{name} {site.fingerprint}": {
-                "dictionaries": {one.layer.index: one.dictionary for one in site.placed},
+                "dictionaries": {place.layer.index: place.dictionary for place in site.placed},
                 "at": site.at,
                 "name": name,
                 "reads": site.reads,
             }
-            for name, site in seen.feature_sites.items()
+            for name, site in model_view.feature_sites.items()
         }
-        return cls(seen.loaded_as, seen.fingerprint, features, threads)
+        return cls(model_view.loaded_as, model_view.fingerprint, features, threads)
 
     def model(self) -> Any:
         """Load the model, or take that of the piece before."""
@@ -219,20 +316,20 @@ class Recipe:
             _held[self.fingerprint] = self._loaded()
         model = _held[self.fingerprint]
         there = {f"{name} {site.fingerprint}": name for name, site in view(model).feature_sites.items()}
-        for one in there.keys() - self.features.keys():
-            remove_dictionary(model, there[one])
-        for one in self.features.keys() - there.keys():
-            add_dictionary(model, **self.features[one])
+        for key in there.keys() - self.features.keys():
+            remove_dictionary(model, there[key])
+        for key in self.features.keys() - there.keys():
+            add_dictionary(model, **self.features[key])
         return model
 
     def _loaded(self) -> Any:
         model = load_model(**self.loaded_as)
-        seen: ModelView = view(model)
-        if seen.fingerprint != self.fingerprint:
+        model_view: ModelView = view(model)
+        if model_view.fingerprint != self.fingerprint:
             raise StaleArtefactError(
-                f"{seen.name!r} was changed since it was loaded, or its files were: a worker finds weights "
-                f"{seen.fingerprint[:8]}, and here they are {self.fingerprint[:8]}. Save the changed model and load it "
-                "from there."
+                f"{model_view.name!r} was changed since it was loaded, or its files were: a worker finds weights "
+                f"{model_view.fingerprint[:8]}, and here they are {self.fingerprint[:8]}. Save the changed model and "
+                "load it from there."
             )
         return model
 
@@ -240,14 +337,14 @@ class Recipe:
 _held: dict[str, Any] = {}  # in a worker: the model that it loaded last, by fingerprint
 
 
-def _sent(content: Any, model: Any) -> bytes:
+def _sent(content: object, model: torch.nn.Module) -> bytes:
     """Pickle what a worker gets, the model and its view by name."""
     from ray import cloudpickle
 
     named = {id(model): MODEL, id(view(model)): VIEW}
 
     class Pickler(cloudpickle.CloudPickler):  # pyright: ignore[reportPrivateImportUsage]
-        def persistent_id(self, obj: Any) -> str | None:
+        def persistent_id(self, obj: object) -> str | None:
             return named.get(id(obj))
 
     file = io.BytesIO()
@@ -255,16 +352,16 @@ def _sent(content: Any, model: Any) -> bytes:
     return file.getvalue()
 
 
-def _received(ray: Any, waiting: deque[Any]) -> Sequence[Any]:
+def _received(ray: ModuleType, waiting: deque) -> Sequence:
     """The results of the first piece that is waited for, as objects of our own: what Ray lends is read-only."""
     try:
-        found = ray.get(waiting[0])
+        results = ray.get(waiting[0])
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise ExecutorError(f"A piece of work was lost {RETRIES + 1} times: {error}") from error
     waiting.popleft()
-    return pickle.loads(found)
+    return pickle.loads(results)
 
 
 def _computed(sent: bytes, recipe: Recipe) -> bytes:

@@ -239,9 +239,28 @@ class Experiment(Adapter):
     targets: tuple[str, ...] | None = Field(
         None, description="Languages to transfer to; by default all others that the test has."
     )
-    conditions: tuple[str, ...] = Field(CONDITIONS, min_length=1, description="Training conditions to compare.")
+    conditions: tuple[
+        Literal["none", "source", "target", "source+target", "random", "random target", "random source+target", "all"],
+        ...,
+    ] = Field(CONDITIONS, min_length=1, description="Training conditions to compare.")
     seeds: Annotated[int, Field(ge=1)] | tuple[int, ...] = Field(
         6, description="Number of training seeds; with fewer than six no difference gets a p-value."
+    )
+    update: Any = Field(
+        None,
+        description="A function of neurons (or None) and seed that makes something else to train than masked LoRA.",
+        json_schema_extra=PYTHON_ONLY,
+    )
+    dev: Any = Field(
+        None, description="A task whose score decides which parameters are kept.", json_schema_extra=PYTHON_ONLY
+    )
+    head: Any = Field(
+        None, description="A classification head that every training starts from.", json_schema_extra=PYTHON_ONLY
+    )
+    training_patches: Any = Field(
+        (),
+        description="Patches that are held while models are trained, but not while they are evaluated.",
+        json_schema_extra=PYTHON_ONLY,
     )
 
 
@@ -279,7 +298,9 @@ class Probing(Settings):
     permutations: int = Field(1000, ge=100, description="Exchanges per test; finer p-values take more.")
     max_items: Count | None = Field(None, description="Items to read at most, in whole clusters; by default all.")
     probe_sizes: tuple[Count, ...] = Field(
-        (1, 2, 4, 8, 16), description="Numbers of neurons that probes read; empty leaves probes out."
+        (1, 2, 4, 8, 16),
+        description="Numbers of neurons that probes read; empty leaves probes out.",
+        json_schema_extra={"possible": "whole numbers of at least 1"},
     )
     least_share: float = Field(
         0.01, ge=0, lt=1, description="Share of the remaining variance below which an effect counts as none."
@@ -366,6 +387,10 @@ class ExperimentOptions(FinetuningOptions, total=False):
     targets: Sequence[str] | None
     conditions: Sequence[str]
     seeds: int | Sequence[int]
+    update: Any
+    dev: Any
+    head: Any
+    training_patches: Any
     rank: int
     alpha: float
     projections: Sequence[str]

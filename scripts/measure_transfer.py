@@ -58,7 +58,7 @@ def experiment(model, neurons: ln.NeuronSet, arguments: argparse.Namespace, cond
         ln.XNLI.load("babel", [SOURCE], split="train"),
         ln.XNLI.load("babel", split="test").take(arguments.premises),
         neurons,
-        SOURCE,
+        source=SOURCE,
         conditions=conditions,
         seeds=arguments.seeds,
         rank=arguments.rank,

@@ -3,7 +3,7 @@
 Usage, from the root of the project: ``python scripts/measure_validity.py texts/ runs/validity --parallel 1700``
 
 Every recording is made once, shared by all methods and kept in the output folder: run again, the script goes on with
-what is missing. On babel, 7 languages x 60,000 tokens, six recordings and one second pass take about 20 minutes on two
+what is missing. On babel, 7 languages x 60,000 tokens, six recordings take about 20 minutes on two
 cores. Written: validity.md, validity.parquet, validity.json, and each check's details beside them.
 
 Recall and FDR on plants come from a tiny model with known neurons (tests/planted_model.py).
@@ -33,10 +33,6 @@ from langneurons.analysis.validity import (
     Evidence,
     OwnQuantile,
     RedrawnRandom,
-    TokenFiring,
-    condition,
-    firing_by_token,
-    halves_by_source,
     nulls_of,
     record_halves,
     record_nulls,
@@ -80,19 +76,19 @@ def main() -> None:
     out: Path = arguments.out
     model = ln.load_model(arguments.model, backend=arguments.backend)
     corpus = ln.load_corpus(arguments.texts, arguments.languages)
-    shape = (arguments.tokens, arguments.context, arguments.batch)
+    shape = {
+        "tokens_per_language": arguments.tokens,
+        "context_length": arguments.context,
+        "batch_size": arguments.batch,
+        "seed": arguments.seed,
+    }
     methods = {name: METHODS[name] for name in arguments.methods or METHODS}
 
     say(f"recording {corpus} and the nulls {', '.join(arguments.nulls)}")
-    recorded = record_nulls(model, corpus, *shape, arguments.nulls, seed=arguments.seed, out=out / "recordings")
+    recorded = record_nulls(model, corpus, which=arguments.nulls, out=out / "recordings", **shape)
     say("recording halves by source")
-    sources = record_halves(
-        model, halves_by_source(corpus), *shape, seed=arguments.seed, out=out / "recordings" / "by-source"
-    )
+    sources = record_halves(model, halves_by_source(corpus), out=out / "recordings" / "by-source", **shape)
     parallel = recorded_parallel(model, corpus, arguments)
-    chosen = {name: method.identify(whole(recorded.real)) for name, method in methods.items()}
-    say("counting on which tokens the chosen neurons fire")
-    firing = counted(model, corpus, chosen, arguments)
     say("finding what was planted")
     plants = graded_plants(methods)
     selectivity = {} if arguments.selectivity is None else json.loads(arguments.selectivity.read_text("utf-8"))
@@ -108,7 +104,6 @@ def main() -> None:
                 by_source=split_half(method, sources),
                 parallel=None if parallel is None else rerun(method, whole(recorded.real), parallel),
                 nulls=nulls_of(method, recorded.real, recorded.nulls),
-                conditioned=condition(firing, chosen[name]),
                 selectivity=selectivity.get(name),
             )
         )
@@ -152,33 +147,19 @@ def recorded_parallel(
     return ln.record(model, parallel, context_length=arguments.context, batch_size=arguments.batch, out=out)
 
 
-def counted(
-    model: torch.nn.Module, corpus: ln.Corpus, chosen: dict[str, ln.NeuronSet], arguments: argparse.Namespace
-) -> TokenFiring:
-    """One second pass for the neurons of all methods together, kept in the output folder."""
-    members = {name: neurons.indices().tolist() for name, neurons in chosen.items()}
-    first = next(iter(chosen.values()))
-    everyone = ln.NeuronSet.of(members, first.shape, first.site)
-    print(f"{len(everyone):,} neurons", file=sys.stderr)
-    table, tensors = arguments.out / "firing" / "tokens.parquet", arguments.out / "firing" / "fired.safetensors"
-    if table.exists() and tensors.exists():
-        stored = storage.read_tensors(tensors)
-        firing = TokenFiring(storage.read_table(table), stored["fired"].numpy(), stored["neurons"].numpy())
-        if np.isin(flat(everyone), firing.neurons).all() and set(firing.tokens["language"]) == set(corpus.languages):
-            return firing
-    firing = firing_by_token(
-        model, corpus.shuffle(arguments.seed), everyone, arguments.tokens, arguments.context, arguments.batch
-    )
-    arrays = {"fired": firing.fired, "neurons": firing.neurons}
-    storage.write_tensors(tensors, {name: torch.from_numpy(array) for name, array in arrays.items()}, sidecar=True)
-    storage.write_table(table, firing.tokens, sidecar=True)
-    return firing
+def halves_by_source(corpus: ln.Corpus) -> tuple[ln.Corpus, ln.Corpus]:
+    """Cut each language's documents, in the corpus' order, into two stretches of about equally many characters.
 
-
-def flat(neurons: ln.NeuronSet) -> np.ndarray:
-    """Flat indices of all neurons of a set."""
-    layers, indices = neurons.indices().numpy().T
-    return layers * neurons.shape[1] + indices
+    In a corpus in the order of its sources the halves are of different sources, which halves of ``corpus.split`` are
+    not.
+    """
+    halves = [{}, {}]
+    for language, table in corpus.tables.items():
+        characters = np.array([len(text) for text in table["text"]])
+        second = (np.cumsum(characters) - characters / 2) * 2 >= characters.sum()
+        for half, places in zip(halves, (~second, second), strict=True):
+            half[language] = table.select(np.flatnonzero(places))
+    return ln.Corpus(halves[0]), ln.Corpus(halves[1])
 
 
 def halved(method, real: Halves):
@@ -221,12 +202,11 @@ def write(evidence: list[Evidence], checks: list[Check], out: Path) -> None:
     validity_table(evidence, checks).save(out)
     named = [(one.method, one) for one in evidence]
     details = {
-        "split_half": [(name, one.split_half.table) for name, one in named if one.split_half is not None],
-        "by_source": [(name, one.by_source.table) for name, one in named if one.by_source is not None],
-        "parallel": [(name, one.parallel.table) for name, one in named if one.parallel is not None],
-        "nulls": [(name, one.nulls.table) for name, one in named if one.nulls is not None],
+        "split_half": [(name, one.split_half.rows) for name, one in named if one.split_half is not None],
+        "by_source": [(name, one.by_source.rows) for name, one in named if one.by_source is not None],
+        "parallel": [(name, one.parallel.rows) for name, one in named if one.parallel is not None],
+        "nulls": [(name, one.nulls.rows) for name, one in named if one.nulls is not None],
         "nulls_per_language": [(name, one.nulls.per_language) for name, one in named if one.nulls is not None],
-        "conditioned": [(name, one.conditioned) for name, one in named if one.conditioned is not None],
     }
     for name, tables in details.items():
         if tables:

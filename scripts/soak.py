@@ -44,7 +44,7 @@ def soak() -> bool:
 
     def finetune(folder: Path) -> None:
         lora = ln.MaskedLoRA(neurons["hi"], rank=2, targets=("gate",), attention=())
-        ln.finetune(tiny, task, lora=lora, steps=4, batch_size=4, out=folder, **quiet).save(folder / "saved")
+        ln.finetune(tiny, task, update=lora, steps=4, batch_size=4, out=folder, **quiet).save(folder / "saved")
         ln.training.Finetuned.load(folder / "saved")
 
     def report(folder: Path) -> None:

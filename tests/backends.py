@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from langneurons.models.backends.hooked import hooked_class
+from langneurons.models.internals import hooked_class
 
 HookedTransformer: Any = hooked_class()
 BACKENDS = ("bridge",) if HookedTransformer is None else ("hooked", "bridge")

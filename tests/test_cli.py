@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import re
@@ -14,7 +15,6 @@ import torch
 
 import langneurons as ln
 from langneurons import cli
-from langneurons.cli.entry import COMMANDS
 from langneurons.errors import LangNeuronsError
 from langneurons.study import demo
 from langneurons.study.wording import patch_maker
@@ -89,11 +89,11 @@ def test_a_parquet_folder_in_the_schema_of_wikipedia_gives_the_same(texts, recor
         (["identify", "{out}", "--site", "post"], "site"),
         (["record", "babel", "{texts}", "--out", "{new}", "--languages", "en,hii"], "did you mean 'hi'"),
         (["record", "babel", "nowhere", "--out", "{new}"], "nowhere"),
-        (["record", "babel", "{texts}", "--out", "{new}", "--tokens", "9999999"], "9,999,999|9999999"),
+        (["record", "babel", "{texts}", "--out", "{new}", "--tokens-per-language", "9999999"], "9,999,999|9999999"),
         (["record", "babel", "{texts}", "--out", "{new}", "--context-length", "4096"], "longer than"),
         (["record", "babel", "{texts}", "--out", "{new}", "--backend", "hook"], "did you mean 'hooked'"),
         (["record", "babel", "{texts}", "--out", "{out}"], "another recording"),
-        (["models", "/nowhere/model"], "nowhere"),
+        (["describe", "/nowhere/model"], "nowhere"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence_and_status_2(
@@ -114,8 +114,8 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
         run(capsys, monkeypatch, "--debug", "identify", "nowhere")
 
 
-def test_models_says_size_neurons_memory_and_backend(capsys, monkeypatch):
-    status, said, _ = run(capsys, monkeypatch, "models", "babel")
+def test_describe_says_size_neurons_memory_and_backend(capsys, monkeypatch):
+    status, said, _ = run(capsys, monkeypatch, "describe", "babel")
     assert status == 0
     for part in ("8,030,880 parameters", "act 12,288", "auto takes hooked", "GB"):
         assert part in said
@@ -162,24 +162,31 @@ def test_the_demo_writes_an_offline_page_and_says_where_it_is(capsys, monkeypatc
 
 
 def test_perplexity_of_the_model_as_it_is(capsys, monkeypatch, texts):
-    arguments = ["babel", str(texts), "--tokens", "300", "--context-length", "64", "--split", "train"]
+    arguments = ["babel", str(texts), "--tokens-per-language", "300", "--context-length", "64", "--split", "train"]
     status, said, _ = run(capsys, monkeypatch, "perplexity", *arguments)
     assert status == 0
     assert "bits_per_byte" in said
     assert [line.split()[0] for line in said.splitlines()[1:]] == ["en", "hi", "zh"]
 
 
-def test_perplexity_with_neurons_is_the_matrix_with_its_controls(capsys, monkeypatch, texts, recorded, tmp_path):
+def test_the_perplexity_matrix_comes_with_its_controls(capsys, monkeypatch, texts, recorded, tmp_path):
     stats, folder = recorded
     neurons = ln.LAPE(top=0.01).identify(stats).save(tmp_path / "neurons.json")
     arguments = ["babel", str(texts), "--neurons", str(neurons), "--statistics", str(folder), "--value", "p10"]
-    arguments += ["--controls", "1", "--tokens", "300", "--context-length", "64", "--split", "train"]
-    status, said, _ = run(capsys, monkeypatch, "perplexity", *arguments, "--out", str(tmp_path / "out"))
-    assert status == 0
+    arguments += ["--controls", "1", "--tokens-per-language", "300", "--context-length", "64", "--split", "train"]
+    status, said, error = run(capsys, monkeypatch, "perplexity-matrix", *arguments, "--out", str(tmp_path / "out"))
+    assert status == 0, error
     assert "Selectivity" in said
     kept = ln.effects.EffectTable.load(tmp_path / "out" / "matrix")
     assert set(kept.rows["patched"]) == set(stats.languages)
     assert set(kept.controls["control"]) == {"matched", "other language", "neutral"}
+    few = ["--languages", "en,hi", "--controls", "0", "--out", str(tmp_path / "few")]
+    # What perplexity did with neurons in 0.1.0.
+    status, _, error = run(capsys, monkeypatch, "perplexity", *arguments, *few)
+    assert status == 0, error
+    assert error.count("the command perplexity is called perplexity-matrix") == 1
+    limited = ln.effects.EffectTable.load(tmp_path / "few" / "matrix").rows
+    assert set(limited["patched"]) == set(limited["measured"]) == {"en", "hi"}
 
 
 def test_validity_prints_the_split_half_and_the_nulls(capsys, monkeypatch, texts, recorded):
@@ -196,12 +203,12 @@ def test_validity_prints_the_split_half_and_the_nulls(capsys, monkeypatch, texts
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["perplexity", "babel", "babel", "--value", "much"], "give --neurons too"),
-        (["perplexity", "babel", "babel", "--value", "p90", "--neurons", "nowhere.json"], "no such file"),
+        (["perplexity", "babel", "babel", "--value", "much"], "Missing option '--neurons'"),
+        (["perplexity-matrix", "babel", "babel", "--value", "p90", "--neurons", "nowhere.json"], "no such file"),
         (["perplexity", "babel", "babel", "--neurons", "nowhere.json"], "no such file"),
         (["perplexity", "babel", "babel", "--tokens", "9999999"], "counted tokens"),
         (["perplexity", "babel", "babel", "--context-length", "4096"], "longer than babel's"),
-        (["perplexity", "babel", "babel", "--each", "line"], "Unknown each"),
+        (["perplexity", "babel", "babel", "--each", "line"], "--each: Unknown each 'line'"),
         (["validity", "nowhere"], "no such file"),
     ],
 )
@@ -231,7 +238,7 @@ def pairs(tmp_path_factory):
 def test_evaluate_prints_scores_and_effects_and_goes_on(capsys, monkeypatch, recorded, pairs, tmp_path):
     stats, folder = recorded
     neurons = ln.LAPE(top=0.02).identify(stats).save(tmp_path / "neurons.json")
-    command = ["evaluate", "babel", "--xnli", str(pairs), "--languages", "en,hi", "--items", "5"]
+    command = ["evaluate", "babel", "--task", f"xnli={pairs}", "--languages", "en,hi", "--items", "5"]
     command += ["--neurons", str(neurons), "--patch", "0", "--patch", "add:mean", "--statistics", str(folder)]
     command += ["--controls", "1", "--out", str(tmp_path / "run")]
     status, said, _ = run(capsys, monkeypatch, *command)
@@ -251,19 +258,24 @@ def test_evaluate_asks_whatever_tasks_are_given(capsys, monkeypatch, texts, pair
     heldout.mkdir()
     for path in texts.iterdir():
         (heldout / f"{path.stem}.heldout.txt").write_text(path.read_text("utf-8"), "utf-8")
-    command = ["evaluate", "babel", "--xnli", str(pairs), "--head", str(tmp_path / "head"), "--prompts", str(heldout)]
-    status, said, _ = run(
+    command = ["evaluate", "babel", "--xnli", str(pairs), "--head", str(tmp_path / "head"), f"--prompts={heldout}"]
+    status, said, error = run(
         capsys, monkeypatch, *command, "--source", "en", "--languages", "hi", "--items", "4", "--max-new-tokens", "4"
     )
-    assert status == 0
+    assert status == 0, error
     assert "language forcing" in said
     assert "head" in said
+    # The options of 0.1.0 go on working, and what they are called is said once each.
+    assert error.count("the option --xnli is called --task xnli=.") == 1
+    assert "the option --source is called --beginnings." in error
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["evaluate", "babel"], "give --xnli, --xquad or --prompts"),
+        (["evaluate", "babel"], "give --task, such as --task xnli=FOLDER"),
+        (["evaluate", "babel", "--task", "PAIRS"], "A task reads kind=source"),
+        (["evaluate", "babel", "--task", "xnly=PAIRS"], "did you mean 'xnli'"),
         (["evaluate", "babel", "--xnli", "nowhere"], "no folder nowhere"),
         (["evaluate", "babel", "--xnli", "PAIRS", "--patch", "0"], "give --neurons too"),
         (["evaluate", "babel", "--xnli", "PAIRS", "--languages", "fr"], "Unknown language 'fr'"),
@@ -273,7 +285,7 @@ def test_evaluate_asks_whatever_tasks_are_given(capsys, monkeypatch, texts, pair
     ],
 )
 def test_what_cannot_be_evaluated_is_a_sentence(capsys, monkeypatch, pairs, arguments, sentence):
-    given = [str(pairs) if argument == "PAIRS" else argument for argument in arguments]
+    given = [argument.replace("PAIRS", str(pairs)) for argument in arguments]
     status, _, said = run(capsys, monkeypatch, *given)
     assert status == 2
     assert sentence in said
@@ -283,9 +295,9 @@ def test_what_cannot_be_evaluated_is_a_sentence(capsys, monkeypatch, pairs, argu
 @pytest.mark.parametrize(
     ("text", "patch"),
     [
-        ("0", "Set"),
-        ("set:1.5", "Set"),
-        ("mean", "Set"),
+        ("0", "SetTo"),
+        ("set:1.5", "SetTo"),
+        ("mean", "SetTo"),
         ("add:p90", "Add"),
         ("scale:2", "Scale"),
         ("diffmean", "DiffMean"),
@@ -315,18 +327,69 @@ def test_a_value_that_cannot_be_written_is_a_sentence(value, sentence):
         patch_maker(value, None)
 
 
-def test_every_command_is_registered_by_the_module_of_the_table():
-    """In a process of its own: here all may be registered already."""
-    program = (
-        "from langneurons.cli.entry import COMMANDS, app, register\n"
-        "import json, typer\n"
-        "before, found = set(), {}\n"
-        "for module, (first, *_) in COMMANDS.items():\n"
-        "    register(first)\n"
-        "    names = set(typer.main.get_command(app).commands)\n"
-        "    found[module] = sorted(names - before)\n"
-        "    before = names\n"
-        "print(json.dumps(found))"
-    )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert json.loads(said) == {module: sorted(names) for module, names in COMMANDS.items()}
+COMMANDS = ("record", "identify", "validity", "compare-methods", "profile", "report", "describe", "study", "demo")
+COMMANDS += ("perplexity", "perplexity-matrix", "evaluate", "ablate", "polysemanticity", "finetune")
+COMMANDS += ("transfer-experiment",)
+HEAVY = ("torch", "scipy", "numpy", "pandas", "datasets", "transformers", "transformer_lens", "sklearn", "pyarrow")
+LIGHT = f"""
+import resource, sys
+sys.argv = ["langneurons", *sys.argv[1:]]
+from langneurons.cli import main
+try:
+    main()
+except SystemExit as end:
+    status = end.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+print("ended", status, heavy, used.ru_utime + used.ru_stime)
+"""
+
+
+def alone(*arguments: str) -> tuple[str, int, list[str], float]:
+    """Run the command line in a process of its own: all that it said, its status, heavy imports, processor time."""
+    ran = subprocess.run([sys.executable, "-c", LIGHT, *arguments], capture_output=True, text=True, check=True)
+    said, _, end = ran.stdout.rpartition("ended ")
+    status, heavy, seconds = re.fullmatch(r"(\d+) (\[.*\]) ([\d.]+)\n", end).groups()
+    return said + ran.stderr, int(status), ast.literal_eval(heavy), float(seconds)
+
+
+def test_help_lists_every_command():
+    said, status, heavy, _ = alone("--help")
+    assert (status, heavy) == (0, [])
+    assert set(re.findall(r"^  ([a-z][a-z-]+)  ", said, re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--help"], "Usage"),
+        (["ablate", "--help"], "--tokens-per-language"),
+        (["--version"], f"langneurons {ln.__version__}"),
+        (["recrod"], "Did you mean 'record'?"),
+        (["ablate", "m", "t", "--contrls", "3"], "--controls"),
+        (["record", "m", "t"], "Missing option '--out'"),
+        (["finetune", "m", "t", "--out", "x", "--learning-rate", "-1"], "learning_rate must be above 0 and finite"),
+        (["transfer", "m", "t", "--out", "x", "--targets", "hi", "--warmup", "1"], "at least 0 and below 1, given 1."),
+        (["record", "m", "t", "--out", "x", "--batch-size", "many"], "--batch-size: batch_size must be a whole number"),
+        (["evaluate", "m", "--backend", "hook"], "did you mean 'hooked'"),
+    ],
+)
+def test_help_and_usage_errors_come_before_anything_heavy_is_imported(arguments, sentence):
+    said, status, heavy, _ = alone(*arguments)
+    assert sentence in said
+    assert (status, heavy) == (0 if "--help" in arguments or "--version" in arguments else 2, [])
+
+
+def test_help_and_an_unknown_option_take_little_processor_time():
+    nothing = "import resource; used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime)"
+    least = float(subprocess.run([sys.executable, "-c", nothing], capture_output=True, check=True).stdout)
+    for arguments in (["--help"], ["record", "m", "t", "--oout", "x"]):
+        assert min(alone(*arguments)[3] for _ in range(3)) - least <= 0.4
+
+
+@pytest.mark.parametrize("old", ["probe", "transfer", "compare", "models"])
+def test_a_command_of_0_1_0_goes_on_working_and_says_once_what_it_is_called(capsys, monkeypatch, old):
+    status, said, error = run(capsys, monkeypatch, old, "--help")
+    assert status == 0
+    assert f"Usage: langneurons {cli.OLD_COMMANDS[old]}" in said
+    assert error.count(f"the command {old} is called {cli.OLD_COMMANDS[old]}.") == 1

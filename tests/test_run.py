@@ -18,7 +18,7 @@ from langneurons.errors import ExecutorError, StaleArtefactError, StatisticsErro
 from langneurons.models import view
 from langneurons.models.features.dictionaries import SparseDictionaryConfig
 from langneurons.recording import passes
-from langneurons.run import ThisProcess, chosen_executor
+from langneurons.run import Cost, ThisProcess, chosen_executor, timed
 from langneurons.study.study import Study
 from tests.recording.conftest import documents, same
 from tests.study.small import small
@@ -263,3 +263,54 @@ def test_a_study_has_the_same_files_wherever_it_is_computed(ray, tmp_path):
     assert set(here.run(progress=False)["state"]) == {"done"}
     assert set(there.run(progress=False, executor=ray)["state"]) == {"done"}
     assert here.files() == there.files()
+
+
+def test_a_cost_is_one_sentence_with_what_is_known():
+    assert str(Cost("Measuring 3 conditions")) == "Measuring 3 conditions."
+    cost = Cost("Recording", tokens=1_000, passes=5, memory=2.5e9, disk=3e6).at(rate=10)
+    assert str(cost) == (
+        "Recording: 1,000 tokens through the model, 2.5 GB of memory beside it, 3 MB on disk, about 8 minutes."
+    )
+    assert str(Cost("Training", memory=1e6, seconds=9000)) == (
+        "Training: 1 MB of memory beside the model, about 2.5 hours."
+    )
+
+
+def test_repeated_work_takes_more_time_but_no_more_memory():
+    cost = Cost(tokens=100, memory=7, disk=10, seconds=6).times(4, workers=2)
+    assert (cost.tokens, cost.memory, cost.disk, cost.seconds) == (400, 7, 40, 12)
+
+
+def test_work_is_timed_by_its_quickest_repetition_within_seconds(monkeypatch):
+    clock = iter([0.0, 1.0, 10.0, 10.5, 20.0, 20.75])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert timed(lambda: None) == 0.5
+    clock = iter([0.0, 9.0])
+    assert timed(lambda: None) == 9.0
+
+
+def test_a_matrix_says_what_it_costs_before_it_starts(tiny, text, neurons, tmp_path, capfd):
+    options = {"controls": 0, "resamples": 200, "out": tmp_path}
+    ln.perplexity_matrix(tiny, text, neurons, **options)
+    conditions = 1 + sum(bool(len(neurons[language])) for language in neurons.languages)
+    tokens = text.positions
+    said = capfd.readouterr().err
+    expected = (
+        f"Measuring {conditions} conditions x {tokens:,} tokens: {conditions * tokens:,} tokens through the model"
+    )
+    assert expected in said
+    assert "of memory beside it, about " in said
+    assert said.index(expected) < said.index("100%")
+    ln.perplexity_matrix(tiny, text, neurons, **options)
+    assert "Measuring" not in capfd.readouterr().err  # nothing is left to measure
+
+
+def test_an_evaluation_says_what_it_costs_after_its_first_condition(tiny, capfd):
+    task = pairs(6).by_head(ln.tasks.ClassificationHead.fit(tiny, pairs(9), languages=["en"]))
+    ln.evaluate(tiny, task, ["en"], resamples=200)
+    assert "Measuring 1 condition: about 1 second." in capfd.readouterr().err
+
+
+def test_positions_count_the_padding_that_goes_through_the_model(tiny, text):
+    read = sum(batch.tokens.numel() for name in text.languages for _, batch in text.batches(name, 3))
+    assert text.positions == read

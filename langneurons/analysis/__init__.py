@@ -5,9 +5,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "ablation.result": ["Ablation"],
+        "ablation": ["Ablation"],
         "comparison": ["Comparison"],
-        "profiles.result": ["Profiles"],
+        "profiles": ["Profiles"],
         "screening": ["Screen"],
         "selectivity.reading": ["decompose"],
         "selectivity.result": ["Polysemanticity"],

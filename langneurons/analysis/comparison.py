@@ -6,24 +6,22 @@ And do the neurons matter: does patching them hurt their language most, and do s
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 import torch
 from jaxtyping import Float, Int
 
-from langneurons import storage
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablating import ablate
+from langneurons.analysis.screening import rank_correlation
 from langneurons.analysis.validity import Recordings, chance_jaccard, nulls_of, record_nulls, split_half
 from langneurons.analysis.validity.reliability import Halves, Selection, deciding, high_ones, selections, whole
 from langneurons.corpora import Corpus
 from langneurons.effects.placement import ALL
 from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsError, TaskError
-from langneurons.evaluation.heldout_text import HeldoutText, as_heldout_text
+from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.matrix import perplexity_matrix
 from langneurons.identification.controls import random_stream
 from langneurons.identification.neurons import NeuronSet
@@ -31,114 +29,113 @@ from langneurons.identification.selection import Method
 from langneurons.patches.patch import Value
 from langneurons.recording.records import check_optional
 from langneurons.recording.statistics import ActivationStats
+from langneurons.settings import (
+    ControlledOptions,
+    Controls,
+    Recording,
+    RecordingOptions,
+    Run,
+    Testing,
+    controls_of,
+    with_options,
+)
+from langneurons.storage.presenting import Column, Table
+from langneurons.storage.result import Result
 
-SCHEMA = "langneurons/comparison/1"
+RESAMPLES = 500
+SAMPLED = "sampled"
+
+
+class ComparisonOptions(RecordingOptions, ControlledOptions, total=False):
+    """Single options of ``Recording``, ``Controls``, ``Testing`` and ``Run``."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
+class Comparison(Result, kind="comparison", tables={"rows": "methods", "overlap": "overlap"}):
     """Several methods on one recording.
 
     Attributes:
-        table: One row a method: ``chosen`` (neurons with any label); ``spearman`` and ``jaccard`` of two halves of the
+        rows: One row per method: ``chosen`` (neurons with any label); ``spearman`` and ``jaccard`` of two halves of the
             documents with what chance gives, ``jaccard_chance``; ``null_<name>``, the estimated share of false
             discoveries under each null; ``selectivity``, how much more patching a language's neurons hurts it than the
             others, in points of the loss, with ``_low`` and ``_high``, and of matched controls ``_control``;
             ``ablation``, rank correlation over sampled neurons of the score with the size of the neuron's own exact
             effect on the loss of the language, and ``ablation_selective`` with its effect there minus the mean of the
-            others, each with ``_low`` and ``_high`` (bootstrap over neurons); ``ablated``, how many were sampled. NaN
-            where something was not, or cannot be, measured.
-        overlap: One row a pair of methods and language: ``first``, ``second``, ``language``, ``jaccard``, and what two
-            random sets of these sizes share, ``jaccard_chance``.
+            others, each with ``_low`` and ``_high`` (bootstrap over neurons); ``ablated``, how many were sampled.
+            Missing where something was not, or cannot be, measured.
+        overlap: One row per pair of methods and language: ``first``, ``second``, ``language``, ``jaccard``, and what
+            two random sets of these sizes share, ``jaccard_chance``.
         settings: How it was measured, and ``notes`` on what could not be.
     """
 
-    table: pd.DataFrame
+    rows: pd.DataFrame
     overlap: pd.DataFrame
     settings: Mapping[str, Any]
 
     def jaccard(self) -> pd.DataFrame:
         """Overlap of every pair of methods, the mean over languages: a symmetric table with ones on the diagonal."""
-        names = list(self.table["method"])
+        names = list(self.rows["method"])
         matrix = pd.DataFrame(np.eye(len(names)), index=names, columns=names)
         for first, second in itertools.combinations(names, 2):
             pair = (self.overlap["first"] == first) & (self.overlap["second"] == second)
             matrix.loc[first, second] = matrix.loc[second, first] = self.overlap.loc[pair, "jaccard"].mean()
         return matrix
 
+    def table(self) -> Table:
+        """One line per method: everything that was measured."""
+        frame = self.rows.dropna(axis=1, how="all")
+        columns = {
+            name: Column(bounds=(f"{name}_low", f"{name}_high"))
+            for name in frame.columns
+            if f"{name}_low" in frame.columns
+        }
+        points = {name: "points" for name in ("selectivity", "selectivity_control")}
+        columns |= {name: replace(columns.get(name, Column()), unit=unit) for name, unit in points.items()}
+        title = f"{len(self.rows)} methods at {self.settings['site']} (with 95 % intervals where there are any)"
+        return Table(frame, columns, title, "\n".join(self.settings["notes"]))
+
+    def overlap_table(self) -> Table:
+        """Share of neurons that every pair of methods has in common."""
+        frame = self.jaccard().rename_axis("method").reset_index()
+        return Table(frame, title="Shared neurons (Jaccard, mean over languages)")
+
     def __repr__(self) -> str:
-        known = self.table.set_index("method").dropna(axis=1, how="all")
-        shown = known[[name for name in known.columns if not name.endswith(("_low", "_high"))]].round(3).astype(object)
-        for name in shown.columns.intersection([one.removesuffix("_low") for one in known.columns]):
-            if f"{name}_low" in known.columns:
-                ends = known[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
-                shown[name] = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in ends]
-        parts = [
-            f"{len(self.table)} methods at {self.settings['site']} (with 95 % intervals where there are any)",
-            shown.to_string(),
-            "Shared neurons (Jaccard, mean over languages)",
-            self.jaccard().round(2).to_string(),
-            *self.settings["notes"],
-        ]
-        return "\n".join(parts)
+        return f"{self.table()}\n{self.overlap_table()}"
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``comparison.json`` and one parquet file a table.
-
-        Returns:
-            The folder.
-        """
-        tables = {"methods": self.table, "overlap": self.overlap}
-        return storage.write_result(Path(folder) / "comparison.json", SCHEMA, self.settings, tables)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Comparison":
-        """Read a saved comparison.
-
-        Raises:
-            StorageError: If there is none.
-        """
-        path = Path(folder) / "comparison.json"
-        settings, tables = storage.read_result(path, SCHEMA, ("methods", "overlap"))
-        return cls(tables["methods"], tables["overlap"], settings)
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_() + self.overlap_table()._repr_html_()
 
 
 def compare_methods(
-    methods: Mapping[str, Any] | Sequence[Any],
+    methods: Mapping[str, object] | Sequence[object],
     model: torch.nn.Module,
     recorded: Corpus | Recordings | ActivationStats,
-    heldout: Any = None,
-    site: str = "act",
-    tokens_per_language: int | None = None,
-    context_length: int = 512,
-    batch_size: int = 8,
+    text: object = None,
+    *,
     nulls: Sequence[str] = ("shuffled",),
     value: Value = 0.0,
-    controls: int = 0,
+    controls: int | Controls = 0,
     sample: int = 200,
-    seed: int = 0,
-    out: str | Path | None = None,
-    progress: bool = True,
+    recording: Recording = Recording(),
+    run: Run = Run(),
+    **options: Unpack[ComparisonOptions],
 ) -> Comparison:
     """Compare methods on the same text, and by what the neurons they choose, or score, do.
 
     Args:
         methods: Methods by name; without names, by what they are.
-        model: From ``load_model``.
-        recorded: Text to record in halves, with its nulls and all that the methods need; or what ``record_nulls`` gave;
-            or plain statistics, which have no nulls and whose halves some methods cannot score.
-        heldout: A corpus or ``HeldoutText`` on which neurons are patched and ablated; None leaves that out.
-        site: Of the neurons.
-        tokens_per_language: Counted tokens of each language to record.
-        context_length: Positions a block to record.
-        batch_size: Blocks a forward.
-        nulls: Among "shuffled", "source", "topic".
-        value: What patched and ablated neurons are given.
-        controls: Draws of matched controls for the perplexity matrix.
+        model: A model returned by ``load_model``.
+        recorded: Text to record in halves, with its nulls and all that the methods need; or the result of
+            ``record_nulls``; or plain statistics, which have no nulls and whose halves some methods cannot score.
+        text: A corpus, which is packed as ``HeldoutText.of`` does, or a ``HeldoutText`` on which neurons are patched
+            and ablated; None leaves that out.
+        nulls: Nulls to record, among "shuffled", "source", "topic".
+        value: The value that patched and ablated neurons are set to.
+        controls: Draws of matched controls for the perplexity matrix; their seed is that of everything drawn.
         sample: Neurons to ablate, drawn at random from all, the same for every method; 0 ablates none.
-        seed: Of nulls, controls, sample and resampling.
-        out: Folder for recordings and measurements; the same call goes on there.
-        progress: Show progress on standard error.
+        recording: What is recorded, from how much text; at one site.
+        run: Where it runs, and the folder for recordings and measurements.
+        options: Single fields of ``Recording``, ``Controls``, ``Testing`` and ``Run``, such as ``sites=("head",)``.
 
     Returns:
         The comparison.
@@ -147,35 +144,46 @@ def compare_methods(
         StatisticsError: If there is no method, two have one name, or a method lacks what it needs.
         TaskError: If the held-out text is none.
         LanguageError: If it has no language in common with what is recorded.
-        LangNeuronsError: As ``record_nulls``, ``perplexity_matrix`` and ``ablate``.
+        LangNeuronsError: If ``record_nulls``, ``perplexity_matrix`` or ``ablate`` refuses something.
 
     Example:
         >>> methods = {"LAPE": ln.LAPE(top=0.01), "mean": ln.identification.MeanActivation(top=0.01)}
-        >>> compare_methods(methods, model, stats).table["method"].tolist()
+        >>> ln.compare_methods(methods, model, stats).rows["method"].tolist()
         ['LAPE', 'mean']
     """
+    current: Mapping[str, Any] = options
+    if "site" in current:
+        warnings.warn("The option site= is now sites=, a list of one.", LangNeuronsWarning, stacklevel=2)
+        current = {
+            "sites" if name == "site" else name: [part] if name == "site" else part for name, part in current.items()
+        }
+    controls, testing, recording, run = with_options(current, controls_of(controls), Testing(), recording, run)
     named = _named(methods)
-    if heldout is not None:
-        _check_heldout(heldout, recorded)
+    heldout = None if text is None else _checked_text(text, recorded)
     if sample < 0:
         raise StatisticsError(f"The number of neurons to ablate cannot be negative, given {sample}.")
-    folder = None if out is None else Path(out)
+    site, *more = recording.sites
+    if more:
+        raise StatisticsError(f"Methods are compared at one site, not at {', '.join(recording.sites)}.")
+    seed = controls.seed
+    testing = testing.model_copy(update={"seed": seed})
     if isinstance(recorded, Corpus):
-        also = check_optional(one for method in named.values() for one in method.needs)
+        also = check_optional([*recording.also, *(need for method in named.values() for need in method.needs)])
+        recording = recording.model_copy(update={"also": also})
         recorded = record_nulls(
-            model, recorded, tokens_per_language, context_length, batch_size, nulls, None, seed,
-            _inside(folder, "recordings"), progress, (site,), also,
-        )  # fmt: skip
+            model, recorded, which=nulls, seed=seed, recording=recording, run=_inside(run, "recordings")
+        )
     real, null = (recorded.real, recorded.nulls) if isinstance(recorded, Recordings) else (recorded.at(site), {})
     stats, notes = whole(real), []
-    rows = {name: {"method": name, **_on_paper(name, one, real, null, notes)} for name, one in named.items()}
+    rows = {name: {"method": name, **_on_paper(name, method, real, null, notes)} for name, method in named.items()}
     if heldout is not None:
-        text = as_heldout_text(model, heldout)
-        options = {"value": value, "seed": seed, "progress": progress}
-        ablated = AblatedSample.of(model, text, stats, sample, _inside(folder, "ablation"), options) if sample else None
-        matrix = {**options, "controls": controls, "stats": stats, "batch_size": batch_size}
+        heldout = HeldoutText.of(model, heldout)
+        folder = _inside(run, "ablation")
+        ablated = AblatedSample.of(model, heldout, stats, sample, value, testing, folder) if sample else None
+        matched = controls.model_copy(update={"stats": controls.stats or stats})
         for name, method in named.items():
-            rows[name] |= _selectivity(model, text, _identified(method, stats), _inside(folder, "matrix"), matrix)
+            neurons = _identified(method, stats)
+            rows[name] |= _selectivity(model, heldout, neurons, value, matched, testing, _inside(run, "matrix"))
             rows[name] |= ablated.agreement(deciding(method, stats), seed) if ablated else {}
     settings = {
         "site": site,
@@ -190,30 +198,34 @@ def compare_methods(
     return Comparison(pd.DataFrame(list(rows.values())), _overlap(named, stats), settings)
 
 
-def _inside(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / name
+def _inside(run: Run, name: str) -> Run:
+    """The same run, in a folder of its folder."""
+    return run if run.out is None else run.model_copy(update={"out": run.out / name})
 
 
-def _named(methods: Mapping[str, Any] | Sequence[Any]) -> dict[str, Method]:
-    named = dict(methods) if isinstance(methods, Mapping) else {repr(method): method for method in methods}
-    if not named or len(named) < len(methods):
-        raise StatisticsError(f"A comparison needs methods, each with a name of its own, not {list(methods)}.")
-    for name, method in named.items():
+def _named(methods: Mapping[str, object] | Sequence[object]) -> dict[str, Method]:
+    pairs = methods.items() if isinstance(methods, Mapping) else [(repr(method), method) for method in methods]
+    named = {}
+    for name, method in pairs:
         if not isinstance(method, Method):
             raise StatisticsError(f"{name!r} is no method such as ln.LAPE(top=0.01), but a {type(method).__name__}.")
+        named[name] = method
+    if not named or len(named) < len(methods):
+        raise StatisticsError(f"A comparison needs methods, each with a name of its own, not {list(methods)}.")
     return named
 
 
-def _check_heldout(heldout: Any, recorded: Corpus | Recordings | ActivationStats) -> None:
+def _checked_text(text: object, recorded: Corpus | Recordings | ActivationStats) -> Corpus | HeldoutText:
     """Refuse text on which nothing could be compared, before anything is recorded."""
-    if not isinstance(heldout, Corpus | HeldoutText):
-        raise TaskError(f"Methods are compared on a held-out corpus or HeldoutText, not on a {type(heldout).__name__}.")
-    known = whole(recorded.real).languages if isinstance(recorded, Recordings) else recorded.languages
-    if not set(known) & set(heldout.languages):
+    if not isinstance(text, Corpus | HeldoutText):
+        raise TaskError(f"Methods are compared on a held-out corpus or HeldoutText, not on a {type(text).__name__}.")
+    languages = whole(recorded.real).languages if isinstance(recorded, Recordings) else recorded.languages
+    if not set(languages) & set(text.languages):
         raise LanguageError(
-            f"The held-out text is in {', '.join(heldout.languages)}, what is recorded in {', '.join(known)}: they "
+            f"The held-out text is in {', '.join(text.languages)}, what is recorded in {', '.join(languages)}: they "
             "need a language in common."
         )
+    return text
 
 
 def _identified(method: Method, stats: ActivationStats) -> NeuronSet:
@@ -225,50 +237,53 @@ def _identified(method: Method, stats: ActivationStats) -> NeuronSet:
 def _on_paper(
     name: str, method: Method, real: ActivationStats | Halves, null: Mapping[str, Halves], notes: list[str]
 ) -> dict[str, float]:
-    """What is known of a method without running the model again."""
+    """What can be said of a method without running the model again."""
     row = {"chosen": float(len(_identified(method, whole(real))))}
     try:
-        found = split_half(method, real).overall
+        figures = split_half(method, real).overall
     except StatisticsError as error:
         if isinstance(real, tuple):
             raise
         notes.append(f"{name} cannot be split in halves: {error}")
-        found = {}
-    row |= {figure: found.get(figure, np.nan) for figure in ("spearman", "jaccard", "jaccard_chance")}
+        figures = {}
+    row |= {figure: figures.get(figure, np.nan) for figure in ("spearman", "jaccard", "jaccard_chance")}
     checked = nulls_of(method, real, null) if null else None
-    return row | {f"null_{one}": checked.share(one) for one in null if checked is not None}
+    return row | {f"null_{kind}": checked.share(kind) for kind in null if checked is not None}
 
 
 def _overlap(methods: Mapping[str, Method], stats: ActivationStats) -> pd.DataFrame:
     neurons = int(np.prod(stats.shape))
-    chosen = {name: selections(method, stats) for name, method in methods.items()}
+    selected = {name: selections(method, stats) for name, method in methods.items()}
     rows = []
     for first, second in itertools.combinations(methods, 2):
         for language in stats.languages:
-            one, other = chosen[first][language].chosen, chosen[second][language].chosen
-            either = len(np.union1d(one, other))
-            jaccard = len(np.intersect1d(one, other)) / either if either else np.nan
-            rows.append((first, second, language, jaccard, chance_jaccard(len(one), len(other), neurons)))
+            left, right = selected[first][language].neurons, selected[second][language].neurons
+            either = len(np.union1d(left, right))
+            jaccard = len(np.intersect1d(left, right)) / either if either else np.nan
+            rows.append((first, second, language, jaccard, chance_jaccard(len(left), len(right), neurons)))
     return pd.DataFrame(rows, columns=pd.Index(["first", "second", "language", "jaccard", "jaccard_chance"]))
 
 
 def _selectivity(
-    model: torch.nn.Module, text: HeldoutText, neurons: NeuronSet, out: Path | None, options: Mapping[str, Any]
+    model: torch.nn.Module,
+    text: HeldoutText,
+    neurons: NeuronSet,
+    value: Value,
+    controls: Controls,
+    testing: Testing,
+    run: Run,
 ) -> dict[str, float]:
     """How selective patching is, in points of the loss."""
-    measured = [language for language in neurons.languages if len(neurons[language]) and language in text.languages]
-    if not measured or len(text.languages) < 2:
+    patched = [language for language in neurons.languages if len(neurons[language]) and language in text.languages]
+    if not patched or len(text.languages) < 2:
         return {"selectivity": np.nan}
-    found = perplexity_matrix(model, text, neurons, out=out, **options).selectivity
-    assert found is not None
-    row = found.set_index("language").loc[ALL]
+    matrix = perplexity_matrix(model, text, neurons, value, controls=controls, testing=testing, run=run)
+    table = matrix.selectivity
+    assert table is not None
+    row = table.set_index("language").loc[ALL]
     columns = {"selectivity": "selectivity", "selectivity_low": "low", "selectivity_high": "high"}
-    columns |= {"selectivity_control": "control_mean"} if "control_mean" in found.columns else {}
+    columns |= {"selectivity_control": "control_mean"} if "control_mean" in table.columns else {}
     return {name: 100 * float(row[column]) for name, column in columns.items()}
-
-
-RESAMPLES = 500
-SAMPLED = "sampled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +293,7 @@ class AblatedSample:
     Attributes:
         neurons: Flat indices.
         effects: Relative change of the loss.
-        languages: What the columns stand for.
+        languages: Languages of the columns.
     """
 
     neurons: Int[np.ndarray, " neuron"]
@@ -292,53 +307,44 @@ class AblatedSample:
         text: HeldoutText,
         stats: ActivationStats,
         sample: int,
-        out: Path | None,
-        options: Mapping[str, Any],
+        value: Value,
+        testing: Testing,
+        run: Run,
     ) -> "AblatedSample":
         """Ablate a uniform random sample of all neurons, one by one."""
-        layers, width = stats.shape
-        random = random_stream(int(options["seed"]), "compared")
-        flat = np.sort(random.choice(layers * width, min(sample, layers * width), replace=False))
-        fingerprint = stats.model.fingerprint
-        neurons = NeuronSet({SAMPLED: flat}, stats.shape, stats.site, fingerprint, "a uniform random sample")
-        rows = ablate(model, neurons, text, metric="nll", each="neuron", out=out, **options).rows
-        rows = rows.assign(flat=rows["layer"] * width + rows["neuron"])
+        total = int(np.prod(stats.shape))
+        flat = np.sort(random_stream(testing.seed, "compared").choice(total, min(sample, total), replace=False))
+        neurons = NeuronSet(
+            {SAMPLED: flat}, stats.shape, stats.site, stats.model.fingerprint, "a uniform random sample"
+        )
+        # A batch of texts of the other measurements is no number of rows of this one.
+        run = run.model_copy(update={"batch_size": None})
+        rows = ablate(model, neurons, text, value=value, testing=testing, run=run).rows
+        rows = rows.assign(flat=rows["layer"] * stats.shape[1] + rows["neuron"])
         table = rows.pivot(index="flat", columns="language", values="effect").loc[flat]
         languages = tuple(language for language in stats.languages if language in table.columns)
         return cls(flat, table[list(languages)].to_numpy(dtype=float), languages)
 
     def agreement(self, decided: Mapping[str, Selection], seed: int) -> dict[str, float]:
         """Rank correlation of a method's scores with the effects, mean over languages, and intervals."""
-        by_language = {name: one for name, one in decided.items() if name in self.languages} or decided
-        scores = np.stack([_strength(one)[self.neurons] for one in by_language.values()])
+        by_language = {name: selection for name, selection in decided.items() if name in self.languages} or decided
+        scores = np.stack([_strength(selection)[self.neurons] for selection in by_language.values()])
         draws = np.random.default_rng(seed).integers(0, len(self.neurons), (RESAMPLES, len(self.neurons)))
         row = {"ablated": float(len(self.neurons))}
-        for name, effects in (("ablation", self._sizes()), ("ablation_selective", self._selective())):
-            targets = np.stack([effects[language] for language in by_language])
-            sampled = _spearman(scores[:, draws], targets[:, draws])
-            low, high = np.nanquantile(sampled, [0.025, 0.975]) if not np.isnan(sampled).all() else (np.nan, np.nan)
-            row |= {name: float(_spearman(scores, targets)), f"{name}_low": low, f"{name}_high": high}
-        return row
-
-    def _sizes(self) -> "_Targets":
         sizes = np.abs(self.effects)
-        return _Targets(dict(zip(self.languages, sizes.T, strict=True)), sizes.mean(1))
-
-    def _selective(self) -> "_Targets":
         others = (self.effects.sum(1, keepdims=True) - self.effects) / max(len(self.languages) - 1, 1)
         beyond = self.effects - others
-        return _Targets(dict(zip(self.languages, beyond.T, strict=True)), beyond.max(1))
-
-
-@dataclass(frozen=True)
-class _Targets:
-    """What scores should agree with: per language, and for a score that knows no language."""
-
-    by_language: dict[str, np.ndarray]
-    overall: np.ndarray
-
-    def __getitem__(self, label: str) -> np.ndarray:
-        return self.by_language.get(label, self.overall)
+        for name, effects, overall in (
+            ("ablation", sizes, sizes.mean(1)),
+            ("ablation_selective", beyond, beyond.max(1)),
+        ):
+            of_language = dict(zip(self.languages, effects.T, strict=True))
+            # A score that knows no language should agree with the effects over all of them.
+            targets = np.stack([of_language.get(language, overall) for language in by_language])
+            sampled = _mean_correlation(scores[:, draws], targets[:, draws])
+            low, high = np.nanquantile(sampled, [0.025, 0.975]) if not np.isnan(sampled).all() else (np.nan, np.nan)
+            row |= {name: float(_mean_correlation(scores, targets)), f"{name}_low": low, f"{name}_high": high}
+        return row
 
 
 def _strength(selection: Selection) -> Float[np.ndarray, " neuron"]:
@@ -349,14 +355,11 @@ def _strength(selection: Selection) -> Float[np.ndarray, " neuron"]:
     return selection.scores if high.any() or not len(high) else -selection.scores
 
 
-def _spearman(
+def _mean_correlation(
     scores: Float[np.ndarray, "language *draw neuron"], targets: Float[np.ndarray, "language *draw neuron"]
 ) -> Float[np.ndarray, "*draw"]:
     """Rank correlation over neurons, the mean over languages; NaN where nothing varies."""
-    left, right = (scipy.stats.rankdata(one, axis=-1) for one in (scores, targets))
-    left, right = left - left.mean(-1, keepdims=True), right - right.mean(-1, keepdims=True)
-    spread = np.sqrt((left**2).sum(-1) * (right**2).sum(-1))
-    found = np.divide((left * right).sum(-1), spread, out=np.full(spread.shape, np.nan), where=spread > 0)
-    known = ~np.isnan(found)
-    total = np.where(known, found, 0).sum(0)
-    return np.divide(total, known.sum(0), out=np.full(total.shape, np.nan), where=known.sum(0) > 0)
+    correlations = rank_correlation(scores, targets)
+    known_count = (~np.isnan(correlations)).sum(0)
+    total = np.nansum(correlations, axis=0)
+    return np.divide(total, known_count, out=np.full(np.shape(total), np.nan), where=known_count > 0)

@@ -25,11 +25,11 @@ class Clause:
     """What is said of a person, by the names of concepts.
 
     Attributes:
-        person: Who.
+        person: The person.
         activity: What the person does.
-        place: Where the person is.
+        place: The place that the person is at.
         thing: What the person has.
-        number: How many of it.
+        number: The number of things, as a concept.
         denied: Whether the clause says that it is not so.
     """
 
@@ -46,11 +46,11 @@ def lexicon() -> dict[str, dict[str, dict[str, tuple[str, ...]]]]:
     """Read the lexicon: kind -> concept -> language -> forms."""
     lines = Path(__file__).with_name("lexicon.tsv").read_text("utf-8").splitlines()
     header, *rows = [line.split("\t") for line in lines]
-    found: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {}
+    concepts_of: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {}
     for kind, concept, *texts in rows:
         by_language = {language: tuple(text.split("|")) for language, text in zip(header[2:], texts, strict=True)}
-        found.setdefault(kind, {})[concept] = by_language
-    return found
+        concepts_of.setdefault(kind, {})[concept] = by_language
+    return concepts_of
 
 
 def concepts(kind: str) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ def counted(number: str, thing: str, language: str) -> str:
 def where(person: str, language: str) -> str:
     """Ask where a person is."""
     who = subject(person, language)
-    asked = {
+    questions = {
         "en": f"Where is {who}?",
         "fr": f"Où est {who} ?",
         "es": f"¿Dónde está {who}?",
@@ -142,7 +142,7 @@ def where(person: str, language: str) -> str:
         "hi": f"{who} कहाँ है?",
         "ur": f"{who} کہاں ہے؟",
     }
-    return capitalised(asked[language])
+    return capitalised(questions[language])
 
 
 def who_is(name: str, language: str) -> str:
@@ -161,22 +161,22 @@ def who_is(name: str, language: str) -> str:
 
 def who_does(activity: str, language: str) -> str:
     """Ask who does something."""
-    done, *_ = forms("activity", activity, language)
+    deed, *_ = forms("activity", activity, language)
     return {
-        "en": f"Who is {done}?",
-        "fr": f"Qui {done} ?",
-        "es": f"¿Quién está {done}?",
-        "vi": f"Ai đang {done}?",
-        "zh": f"谁在{done}？",
-        "hi": f"{_before_stem(done, 'कौन')} रहा है?",
-        "ur": f"{_before_stem(done, 'کون')} رہا ہے؟",
+        "en": f"Who is {deed}?",
+        "fr": f"Qui {deed} ?",
+        "es": f"¿Quién está {deed}?",
+        "vi": f"Ai đang {deed}?",
+        "zh": f"谁在{deed}？",
+        "hi": f"{_before_stem(deed, 'कौन')} रहा है?",
+        "ur": f"{_before_stem(deed, 'کون')} رہا ہے؟",
     }[language]
 
 
 def how_many(person: str, thing: str, language: str) -> str:
     """Ask how many of something a person has."""
     who, what = subject(person, language), forms("thing", thing, language)
-    asked = {
+    questions = {
         "en": lambda: f"How many {what[0]} does {who} have?",
         "fr": lambda: f"Combien {_of(what[0])} a {who} ?",
         "es": lambda: f"¿{'Cuántas' if what[1] == 'f' else 'Cuántos'} {what[0]} tiene {who}?",
@@ -185,15 +185,15 @@ def how_many(person: str, thing: str, language: str) -> str:
         "hi": lambda: f"{_oblique(person, language)} के पास {'कितनी' if what[1] == 'f' else 'कितने'} {what[0]} हैं?",
         "ur": lambda: f"{_oblique(person, language)} کے پاس {'کتنی' if what[1] == 'f' else 'کتنے'} {what[0]} ہیں؟",
     }
-    return capitalised(asked[language]())
+    return capitalised(questions[language]())
 
 
 def _english(meant: Clause, nouns: str = "en") -> str:
     who = subject(meant.person, nouns)
     if meant.thing is not None:
         return f"{who} has {'no ' if meant.denied else ''}{_things(meant, nouns)}"
-    done = "" if meant.activity is None else f" {forms('activity', meant.activity, 'en')[0]}"
-    return f"{who} is{' not' if meant.denied else ''}{done}{_at(meant, nouns)}"
+    deed = "" if meant.activity is None else f" {forms('activity', meant.activity, 'en')[0]}"
+    return f"{who} is{' not' if meant.denied else ''}{deed}{_at(meant, nouns)}"
 
 
 def _french(meant: Clause) -> str:
@@ -209,16 +209,16 @@ def _spanish(meant: Clause) -> str:
     who = subject(meant.person, "es") + (" no" if meant.denied else "")
     if meant.thing is not None:
         return f"{who} tiene {_things(meant, 'es')}"
-    done = "" if meant.activity is None else f" {forms('activity', meant.activity, 'es')[0]}"
-    return f"{who} está{done}{_at(meant, 'es')}"
+    deed = "" if meant.activity is None else f" {forms('activity', meant.activity, 'es')[0]}"
+    return f"{who} está{deed}{_at(meant, 'es')}"
 
 
 def _vietnamese(meant: Clause) -> str:
     who = subject(meant.person, "vi")
     if meant.thing is not None:
         return f"{who} {'không có' if meant.denied else 'có'} {_things(meant, 'vi')}"
-    done = "" if meant.activity is None else f" {forms('activity', meant.activity, 'vi')[0]}"
-    return f"{who} {'không' if meant.denied else 'đang'}{done}{_at(meant, 'vi')}"
+    deed = "" if meant.activity is None else f" {forms('activity', meant.activity, 'vi')[0]}"
+    return f"{who} {'không' if meant.denied else 'đang'}{deed}{_at(meant, 'vi')}"
 
 
 def _chinese(meant: Clause) -> str:
@@ -232,28 +232,30 @@ def _chinese(meant: Clause) -> str:
 
 
 def _hindi(meant: Clause) -> str:
-    return _verb_last(meant, "hi", no="नहीं", having="के पास", one="है", several="हैं", he="रहा है", she="रही है")
+    return _verb_last(meant, "hi", no="नहीं", having="के पास", singular="है", plural="हैं", he="रहा है", she="रही है")
 
 
 def _urdu(meant: Clause) -> str:
-    return _verb_last(meant, "ur", no="نہیں", having="کے پاس", one="ہے", several="ہیں", he="رہا ہے", she="رہی ہے")
+    return _verb_last(meant, "ur", no="نہیں", having="کے پاس", singular="ہے", plural="ہیں", he="رہا ہے", she="رہی ہے")
 
 
-def _verb_last(meant: Clause, language: str, *, no: str, having: str, one: str, several: str, he: str, she: str) -> str:
+def _verb_last(
+    meant: Clause, language: str, *, no: str, having: str, singular: str, plural: str, he: str, she: str
+) -> str:
     no = no if meant.denied else ""
     if meant.thing is not None:
-        return _words(_oblique(meant.person, language), having, _things(meant, language), no, several)
+        return _words(_oblique(meant.person, language), having, _things(meant, language), no, plural)
     who = subject(meant.person, language)
     at = "" if meant.place is None else place(meant.place, language)
     if meant.activity is None:
-        return _words(who, at, no, one)
-    done = _before_stem(forms("activity", meant.activity, language)[0], no)
-    return _words(who, at, done, she if forms("person", meant.person, language)[1] == "f" else he)
+        return _words(who, at, no, singular)
+    deed = _before_stem(forms("activity", meant.activity, language)[0], no)
+    return _words(who, at, deed, she if forms("person", meant.person, language)[1] == "f" else he)
 
 
-def _before_stem(done: str, word: str) -> str:
+def _before_stem(deed: str, word: str) -> str:
     """An activity with a word right before its verb."""
-    *objects, stem = done.split(" ")
+    *objects, stem = deed.split(" ")
     return _words(*objects, word, stem)
 
 

@@ -60,24 +60,24 @@ def mini_xnli(split: str) -> dict[str, list[dict[str, str]]]:
         >>> len(rows["hi"]), sorted(rows["hi"][0])
         (1200, ['hypothesis', 'label', 'premise'])
     """
-    found: dict[str, list[dict[str, str]]] = {language: [] for language in LANGUAGES}
-    for one, language in product(_inferences(split), LANGUAGES):
-        premise = sentence(list(one.premise), language, one.time)
-        for label, hypothesis in one.hypotheses.items():
-            found[language].append({"premise": premise, "hypothesis": sentence([hypothesis], language), "label": label})
-    return found
+    rows: dict[str, list[dict[str, str]]] = {language: [] for language in LANGUAGES}
+    for inference, language in product(_inferences(split), LANGUAGES):
+        premise = sentence(list(inference.premise), language, inference.time)
+        for label, hypothesis in inference.hypotheses.items():
+            rows[language].append({"premise": premise, "hypothesis": sentence([hypothesis], language), "label": label})
+    return rows
 
 
 @cache
 def _inferences(split: str) -> tuple[Inference, ...]:
     draw = random.Random(f"mini_xnli {split}")
-    found: dict[tuple[Clause, ...], Inference] = {}
-    while len(found) < SPLITS[split]:
-        one = _inference(draw, split, ("place", "thing")[len(found) % 2])
-        if one is not None and one.premise not in found:
-            order = draw.sample(LABELS, 3)
-            found[one.premise] = replace(one, hypotheses={label: one.hypotheses[label] for label in order})
-    return tuple(found.values())
+    inferences: dict[tuple[Clause, ...], Inference] = {}
+    while len(inferences) < SPLITS[split]:
+        inference = _inference(draw, split, ("place", "thing")[len(inferences) % 2])
+        if inference is not None and inference.premise not in inferences:
+            hypotheses = {label: inference.hypotheses[label] for label in draw.sample(LABELS, 3)}
+            inferences[inference.premise] = replace(inference, hypotheses=hypotheses)
+    return tuple(inferences.values())
 
 
 def _inference(draw: random.Random, split: str, kind: str) -> Inference | None:
@@ -91,11 +91,11 @@ def _inference(draw: random.Random, split: str, kind: str) -> Inference | None:
     premise, hypotheses = (_of_place if kind == "place" else _of_things)(draw, first, second, name, other)
     if not in_split(premise, split):
         return None
-    told = [premise]
+    premises = [premise]
     if draw.random() < 0.1:  # what is said of a third person must be kept apart
         beside = _clause(third, kind, other)
-        told.append(replace(beside, number=draw.choice(concepts("number"))) if kind == "thing" else beside)
-    return Inference(tuple(draw.sample(told, len(told))), draw.choice((None, *concepts("time"))), hypotheses)
+        premises.append(replace(beside, number=draw.choice(concepts("number"))) if kind == "thing" else beside)
+    return Inference(tuple(draw.sample(premises, len(premises))), draw.choice((None, *concepts("time"))), hypotheses)
 
 
 def _of_place(draw: random.Random, first: str, second: str, name: str, other: str) -> tuple[Clause, dict[str, Clause]]:
@@ -105,7 +105,7 @@ def _of_place(draw: random.Random, first: str, second: str, name: str, other: st
     premise = replace(here, activity=draw.choice(concepts("activity"))) if draw.random() < 0.5 else here
     if draw.random() < 0.9:
         return premise, {"entailment": here, "neutral": unknown, "contradiction": there}
-    here, there, unknown = (replace(one, denied=True) for one in (here, there, unknown))
+    here, there, unknown = (replace(clause, denied=True) for clause in (here, there, unknown))
     return premise, {"entailment": there, "neutral": unknown, "contradiction": here}
 
 
@@ -135,9 +135,9 @@ def in_split(meant: Clause, split: str) -> bool:
     concept has equally many partners, and none tells a label by how often it is found.
     """
     return all(
-        _split_of(one, first, other, second) == split
-        for one, other in _SPLIT_OF_GROUPS
-        if (first := getattr(meant, one)) is not None and (second := getattr(meant, other)) is not None
+        _split_of(kind, name, other_kind, other) == split
+        for kind, other_kind in _SPLIT_OF_GROUPS
+        if (name := getattr(meant, kind)) is not None and (other := getattr(meant, other_kind)) is not None
     )
 
 
@@ -172,42 +172,42 @@ def mini_xquad(split: str) -> dict[str, list[dict[str, Any]]]:
         >>> row["context"][start : start + len(answer)] == answer
         True
     """
-    found: dict[str, list[dict[str, Any]]] = {language: [] for language in LANGUAGES}
-    for (number, (paragraph, told)), language in product(enumerate(_paragraphs(split)), LANGUAGES):
-        sentences = [sentence([paragraph[place]], language) for place in told]
+    rows: dict[str, list[dict[str, Any]]] = {language: [] for language in LANGUAGES}
+    for (number, (paragraph, order)), language in product(enumerate(_paragraphs(split)), LANGUAGES):
+        sentences = [sentence([paragraph[index]], language) for index in order]
         space = "" if language == "zh" else " "
         context = space.join(sentences)
-        for asked, (question, answer) in enumerate(_questions(paragraph, language)):
-            before = "".join(text + space for text in sentences[: told.index(asked)])
+        for index, (question, answer) in enumerate(_questions(paragraph, language)):
+            before = "".join(text + space for text in sentences[: order.index(index)])
             start = context.lower().index(answer.lower(), len(before))
             answers = {"text": [context[start : start + len(answer)]], "answer_start": [start]}
-            row = {"id": f"{split}-{number}-{asked}", "context": context, "question": question, "answers": answers}
-            found[language].append(row)
-    return found
+            row = {"id": f"{split}-{number}-{index}", "context": context, "question": question, "answers": answers}
+            rows[language].append(row)
+    return rows
 
 
 @cache
 def _paragraphs(split: str) -> tuple[tuple[list[Clause], list[int]], ...]:
     """Paragraphs of four clauses about four persons, each with what one question asks for, and their order."""
     draw = random.Random(f"mini_xquad {split}")
-    found = []
+    paragraphs = []
     for _ in range(PARAGRAPHS[split]):
         persons = draw.sample(concepts("person"), 4)
         moving = _drawn(draw, split, persons[0], "activity", "place")
         staying = _drawn(draw, split, persons[1], "place", but=moving.place)
         doing = _drawn(draw, split, persons[2], "activity", but=moving.activity)
         having = replace(_drawn(draw, split, persons[3], "thing"), number=draw.choice(concepts("number")))
-        found.append(([moving, staying, doing, having], draw.sample(range(4), 4)))
-    return tuple(found)
+        paragraphs.append(([moving, staying, doing, having], draw.sample(range(4), 4)))
+    return tuple(paragraphs)
 
 
 def _drawn(draw: random.Random, split: str, person: str, *kinds: str, but: str | None = None) -> Clause:
     """Say something of a person that the split allows, and that another was not said to do, or where."""
     while True:
         names = {kind: draw.choice(concepts(kind)) for kind in kinds}
-        one = replace(Clause(person), **names)
-        if but not in names.values() and in_split(one, split):
-            return one
+        clause = replace(Clause(person), **names)
+        if but not in names.values() and in_split(clause, split):
+            return clause
 
 
 def _questions(paragraph: list[Clause], language: str) -> list[tuple[str, str]]:
@@ -254,58 +254,58 @@ def unlabelled(seed: int) -> Iterator[tuple[str, str, str]]:
     while True:
         kind = draw.random()
         discussed = kind < 0.5
-        drawn = [_draw_clause(draw, "train") for _ in range(draw.choice((1, 1, 2) if discussed else (1, 2, 3, 4)))]
-        clauses = list({one.person: one for one in drawn}.values())  # what is said of one person cannot clash
-        told = _told(draw, clauses)
+        clauses = [_draw_clause(draw, "train") for _ in range(draw.choice((1, 1, 2) if discussed else (1, 2, 3, 4)))]
+        clauses = list({clause.person: clause for clause in clauses}.values())  # nothing clashes about one person
+        said = _said(draw, clauses)
         first = "en" if discussed and draw.random() < 0.5 else draw.choice(LANGUAGES)
-        yield first, _text(told, first), ""
+        yield first, _text(said, first), ""
         if discussed:
             yield from (("en", claim, answer) for claim, answer in _claims(draw, clauses, first))
             continue
         for other in draw.sample(LANGUAGES, draw.choice((1, 1, 2))):
             language = first if draw.random() < 0.4 else other
-            yield language, _text(told if kind < 0.75 else _restated(draw, clauses), language), ""
+            yield language, _text(said if kind < 0.75 else _restated(draw, clauses), language), ""
 
 
 def _text(said: list[Callable[[str], str]], language: str) -> str:
     return ("" if language == "zh" else " ").join(say(language) for say in said)
 
 
-def _claims(draw: random.Random, clauses: list[Clause], told_in: str) -> list[tuple[str, str]]:
+def _claims(draw: random.Random, clauses: list[Clause], language: str) -> list[tuple[str, str]]:
     """What somebody says about a text in English, half of it with foreign nouns, and what somebody else says to it."""
-    known = {one.person for one in clauses}
-    strangers = [person for person in concepts("person") if person not in known]
-    found = []
+    persons = {clause.person for clause in clauses}
+    strangers = [person for person in concepts("person") if person not in persons]
+    claims = []
     for _ in range(4):
         about, answer = draw.choice(clauses), draw.choice(("Yes", "No", "Perhaps"))
         claim = _claim(draw, about, draw.choice(strangers), answer)
         while not in_split(claim, "train"):
             claim = _claim(draw, about, draw.choice(strangers), answer)
-        nouns = draw.choice(("en", told_in if told_in != "en" else draw.choice(LANGUAGES)))
-        found.append((code_switched(claim, nouns), f" {answer}."))
-    return found
+        nouns = draw.choice(("en", language if language != "en" else draw.choice(LANGUAGES)))
+        claims.append((code_switched(claim, nouns), f" {answer}."))
+    return claims
 
 
 def _claim(draw: random.Random, about: Clause, stranger: str, answer: str) -> Clause:
-    one = about
-    if one.place is not None and one.activity is not None:
-        one = replace(one, **{draw.choice(("place", "activity")): None})
+    claim = about
+    if claim.place is not None and claim.activity is not None:
+        claim = replace(claim, **{draw.choice(("place", "activity")): None})
     if answer == "Perhaps":
-        return replace(one, person=stranger)
-    if one.place is not None and not one.denied:
+        return replace(claim, person=stranger)
+    if claim.place is not None and not claim.denied:
         affirmed = draw.random() < 0.9
-        elsewhere = draw.choice([place for place in concepts("place") if place != one.place])
+        elsewhere = draw.choice([place for place in concepts("place") if place != claim.place])
         if affirmed:
-            return one if answer == "Yes" else replace(one, place=elsewhere)
-        return replace(one, place=elsewhere if answer == "Yes" else one.place, denied=True)
+            return claim if answer == "Yes" else replace(claim, place=elsewhere)
+        return replace(claim, place=elsewhere if answer == "Yes" else claim.place, denied=True)
     if answer == "Yes":
-        return one
-    if one.number is not None and draw.random() < 0.8:
-        return replace(one, number=draw.choice([number for number in concepts("number") if number != one.number]))
-    return replace(one, denied=not one.denied, number=None)
+        return claim
+    if claim.number is not None and draw.random() < 0.8:
+        return replace(claim, number=draw.choice([number for number in concepts("number") if number != claim.number]))
+    return replace(claim, denied=not claim.denied, number=None)
 
 
-def _told(draw: random.Random, clauses: list[Clause]) -> list[Callable[[str], str]]:
+def _said(draw: random.Random, clauses: list[Clause]) -> list[Callable[[str], str]]:
     """Sentences that say all the clauses, now and then a question among them."""
     said, rest = [], list(clauses)
     while rest:
@@ -321,11 +321,11 @@ def _told(draw: random.Random, clauses: list[Clause]) -> list[Callable[[str], st
 def _restated(draw: random.Random, clauses: list[Clause]) -> list[Callable[[str], str]]:
     """Some of the clauses once more, each alone and perhaps with less: a person at one place is not at another."""
     said = []
-    for one in draw.sample(clauses, min(len(clauses), draw.choice((1, 1, 2)))):
-        less = replace(one, number=None)
-        if one.place is not None and one.activity is not None:
-            less = replace(one, **{draw.choice(("place", "activity")): None})
-        elsewhere = Clause(one.person, place=draw.choice(concepts("place")), denied=True)
+    for clause in draw.sample(clauses, min(len(clauses), draw.choice((1, 1, 2)))):
+        less = replace(clause, number=None)
+        if clause.place is not None and clause.activity is not None:
+            less = replace(clause, **{draw.choice(("place", "activity")): None})
+        elsewhere = Clause(clause.person, place=draw.choice(concepts("place")), denied=True)
         if less.place not in (None, elsewhere.place) and not less.denied and less.activity is None:
             less = elsewhere if in_split(elsewhere, "train") and draw.random() < 0.4 else less
         said.append(partial(sentence, [less]))

@@ -46,7 +46,7 @@ class BlockFormat:
     """How a stream of token ids becomes blocks.
 
     Args:
-        context_length: Positions a block.
+        context_length: Positions per block.
         bos: The id in front of every block, if any.
         separator: The id after every document, if any.
         padding: The id that fills the last block.
@@ -61,7 +61,7 @@ class BlockFormat:
 
     @property
     def stride(self) -> int:
-        """Stream tokens a block."""
+        """Stream tokens per block."""
         return self.context_length - (self.bos is not None)
 
     def padded(self, tokens: np.ndarray) -> np.ndarray:
@@ -84,16 +84,16 @@ class BlockFormat:
 
 @dataclass(frozen=True)
 class PackedLanguage:
-    """What is known of one language's files.
+    """What the manifest says of one language's files.
 
     Args:
-        in_corpus: Documents the corpus has.
+        in_corpus: Documents in the corpus.
         documents: Documents in the files.
         stream: Stream tokens in the files.
         stop: The place in the stream just after the last counted token.
         source: A hash of the documents in the files.
         fingerprint: A hash of the counted tokens, their documents and their places in the blocks.
-        checksums: Of the file of tokens, and of that of documents' ends.
+        checksums: The checksums of the file of tokens and of the file of documents' ends.
     """
 
     in_corpus: int
@@ -111,7 +111,7 @@ class PackedCorpus:
     Every language has equally many counted tokens. Pickled, a packed corpus is its folder.
 
     Args:
-        folder: Where ``pack`` wrote it.
+        folder: The folder that ``pack`` wrote it to.
 
     Raises:
         StorageError: If there is no packed corpus in the folder, or one of its files is truncated.
@@ -154,7 +154,7 @@ class PackedCorpus:
 
     @property
     def context_length(self) -> int:
-        """Positions a block."""
+        """Positions per block."""
         return self.format.context_length
 
     @property
@@ -168,11 +168,11 @@ class PackedCorpus:
         return {language: about.fingerprint for language, about in self.about.items()}
 
     def n_blocks(self, language: str) -> int:
-        """How many blocks a language fills, the short last one included."""
+        """The number of blocks that a language fills, the short last one included."""
         return -(-self._of(language).stop // self.format.stride)
 
     def document_count(self, language: str) -> int:
-        """How many of a language's documents, from its first, the counted tokens reach into."""
+        """The number of a language's documents, from its first, that the counted tokens reach into."""
         last = self._verified(language).stop - 1
         return int(np.searchsorted(self._ends[language], last, side="right")) + 1
 
@@ -180,11 +180,11 @@ class PackedCorpus:
         """Read blocks of a language.
 
         Args:
-            language: Which.
-            indices: Their ordinals, from 0 to ``n_blocks(language)`` - 1, in any order.
+            language: One of the languages.
+            indices: Ordinals of the blocks, from 0 to ``n_blocks(language)`` - 1, in any order.
 
         Returns:
-            The blocks, in the order asked.
+            The blocks, in that order.
 
         Raises:
             LanguageError: If the packed corpus has no such language.
@@ -208,11 +208,11 @@ class PackedCorpus:
         """Read documents alone: each from its beginning in a block of its own, cut at the context length.
 
         Args:
-            language: Which.
-            ordinals: Their ordinals among the documents in the files, in any order.
+            language: One of the languages.
+            ordinals: Ordinals of the documents in the files, in any order.
 
         Returns:
-            One block a document, in the order asked, right-padded to the longest of them.
+            One block per document, in that order, right-padded to the longest of them.
 
         Raises:
             LanguageError: If the packed corpus has no such language.
@@ -242,7 +242,7 @@ class PackedCorpus:
         return Blocks(*(torch.nn.functional.pad(tensor, (1, 0), value=front) for tensor, front in pairs))
 
     def _verified(self, language: str) -> PackedLanguage:
-        """What is known of a language, every byte of whose files was compared with its checksum once."""
+        """What the manifest says of a language, once every byte of its files was compared with its checksum."""
         about = self._of(language)
         for file, expected in zip(self._unverified.pop(language, ()), about.checksums, strict=False):
             verify(file, expected)
@@ -255,12 +255,12 @@ class PackedCorpus:
 
 
 def stream_file(folder: Path, language: str) -> Path:
-    """Where a language's stream of token ids lies: flat little-endian uint32."""
+    """The file of a language's stream of token ids: flat little-endian uint32."""
     return folder / f"{language}.tokens"
 
 
 def ends_file(folder: Path, language: str) -> Path:
-    """Where the places in the stream just after each document and its separator lie: flat little-endian int64."""
+    """The file of the places in the stream just after each document and its separator: flat little-endian int64."""
     return folder / f"{language}.ends"
 
 
@@ -270,12 +270,12 @@ def _check_ordinals(language: str, what: str, ordinals: np.ndarray, n: int) -> N
 
 
 def _check_numbers(budget: int, how: BlockFormat, about: Mapping[str, PackedLanguage]) -> None:
-    ids = [one for one in (how.bos, how.separator, how.padding, *how.special) if one is not None]
+    ids = [index for index in (how.bos, how.separator, how.padding, *how.special) if index is not None]
     sizes = [n for of in about.values() for n in (of.in_corpus, of.documents, of.stream, of.stop)]
     if not all(isinstance(n, int) and n >= 0 for n in (budget, how.context_length, *ids, *sizes)):
-        raise ValueError("a number is no natural one")
-    if not all(len(of.checksums) == 2 and all(isinstance(one, str) for one in of.checksums) for of in about.values()):
-        raise ValueError("a checksum is missing, or no text")
+        raise ValueError("a number is negative or not whole")
+    if not all(len(of.checksums) == 2 and all(isinstance(text, str) for text in of.checksums) for of in about.values()):
+        raise ValueError("a checksum is missing, or not a text")
     if max(how.context_length, *ids) > _LARGEST or any(of.stop > of.stream for of in about.values()):
         raise ValueError("a number is too large")
 
@@ -284,7 +284,6 @@ def _mapped(path: Path, dtype: str, length: int) -> np.ndarray:
     if not path.exists():
         raise StorageError(f"{path} is missing; pack the corpus again.")
     expected = length * np.dtype(dtype).itemsize
-    if path.stat().st_size != expected:
-        found = path.stat().st_size
-        raise CorruptArtefactError(f"{path} has {found} bytes instead of {expected}: truncated. Pack the corpus again.")
+    if (size := path.stat().st_size) != expected:
+        raise CorruptArtefactError(f"{path} has {size} bytes instead of {expected}: truncated. Pack the corpus again.")
     return np.asarray(np.memmap(path, dtype, mode="r"))

@@ -22,10 +22,10 @@ READ_AT_ONCE = 1000  # documents
 class Corpus(Mapping[str, Sequence[str]]):
     """Documents per language, as a read-only mapping from language to its documents.
 
-    The text stays on disk (Arrow, memory-mapped); what is derived from a corpus shares it.
+    The text stays on disk (Arrow, memory-mapped), shared with the corpora derived from this one.
 
     Args:
-        tables: One data set a language, each with a column ``text`` that holds no blank document.
+        tables: One data set per language, each with a column ``text`` that holds no blank document.
 
     Example:
         >>> from langneurons.corpora import load_corpus
@@ -111,7 +111,7 @@ class Corpus(Mapping[str, Sequence[str]]):
             CorpusError: If ``documents`` is below 1.
         """
         if documents < 1:
-            raise CorpusError(f"Cannot take {documents} documents a language: the least is 1.")
+            raise CorpusError(f"Cannot take {documents} documents per language: take at least 1.")
         return self._each(lambda table: table.select(range(min(documents, len(table)))))
 
     def shuffle(self, seed: int = 0) -> "Corpus":
@@ -128,7 +128,7 @@ class Corpus(Mapping[str, Sequence[str]]):
 
         Args:
             heldout: The share of documents to hold out, between 0 and 1; met as closely as repeated documents allow.
-            seed: Another seed is another split.
+            seed: Seed for the split.
 
         Returns:
             The training corpus and the held-out corpus, both in the order of this one.
@@ -151,7 +151,7 @@ class Corpus(Mapping[str, Sequence[str]]):
         """Count documents, characters and UTF-8 bytes of each language.
 
         Returns:
-            One row a language: language, documents, characters, bytes.
+            One row per language: language, documents, characters, bytes.
         """
         rows = []
         for language, table in self.tables.items():
@@ -219,7 +219,9 @@ def _heldout_mask(language: str, table: Dataset, heldout: float, seed: int) -> n
     # Equal documents are one group of equal hashes; the held-out side is the groups of smallest hash.
     groups, repeats = np.unique(hashes, return_counts=True)
     if len(groups) < 2:
-        raise CorpusError(f"Cannot split {language!r}: it has {len(groups)} different document, and a split needs 2.")
+        raise CorpusError(
+            f"Cannot split {language!r}: it has {len(groups)} different document; a split needs at least 2."
+        )
     held_out_after = np.cumsum(repeats)[:-1]
     last = np.argmin(np.abs(held_out_after - heldout * len(table)))
     return hashes <= groups[last]

@@ -39,15 +39,15 @@ def load_corpus(
     Args:
         source: One of
             a dict, ``{"en": [document, ...]}``;
-            a folder with files ``<language>*.txt`` (one document a line), ``.jsonl`` or ``.parquet``, or with a folder
+            a folder with files ``<language>*.txt`` (a document per line), ``.jsonl`` or ``.parquet``, or with a folder
             ``<language>`` or ``<date>.<language>`` of such files for each language;
             ``"babel"``, the embedded phrasebook of parallel sentences;
-            the id of a hub data set with a configuration a language, such as ``"wikimedia/wikipedia"``.
-        languages: Which, in which order; all, sorted by code, when not given. A hub data set needs them.
+            the id of a hub data set with a configuration per language, such as ``"wikimedia/wikipedia"``.
+        languages: Languages to load, in this order; by default all, sorted by code. A hub data set needs them.
         text_column: The column of jsonl, parquet and hub data that holds the documents.
-        split: Of a folder, ``"heldout"`` takes the files with that word in their name; ``"train"`` takes those with
-            ``train``, or, where there are none, those that name no split. Of a hub data set, its split.
-        revision: Of a hub data set: a branch, tag or commit.
+        split: The split to load. In a folder, ``"heldout"`` takes the files with that word in their name; ``"train"``
+            takes those with ``train``, or, where there are none, those that name no split.
+        revision: Branch, tag or commit of a hub data set.
 
     Returns:
         The corpus; its text lies in the cache of the ``datasets`` library, memory-mapped.
@@ -73,26 +73,23 @@ def load_corpus(
         if not _LANGUAGE.fullmatch(language):
             raise LanguageError(f"{language!r:.60} is no language code; write it like 'hi' or 'zh-Hant'.")
         if not len(table):
-            raise CorpusError(f"{language!r} has no document in {_named(source)}: every one is blank.")
+            place = "the dict given" if isinstance(source, Mapping) else source
+            raise CorpusError(f"{language!r} has no document in {place}: every one is blank.")
     return Corpus(tables)
 
 
-def _named(source: str | Path | Mapping[str, Iterable[str]]) -> str:
-    return "the dict given" if isinstance(source, Mapping) else str(source)
-
-
 def distinct(languages: Iterable[str]) -> list[str]:
-    """The languages, each once, after refusing a text or none."""
+    """The languages, each once; a text instead of a list, and an empty list, are refused."""
     if isinstance(languages, str):
         raise LanguageError(f"Give the languages as a list, such as [{languages!r}], not as the text {languages!r}.")
-    chosen = list(dict.fromkeys(languages))
-    if not chosen:
-        raise LanguageError("Give at least one language, or none of the argument to take all.")
-    return chosen
+    unique = list(dict.fromkeys(languages))
+    if not unique:
+        raise LanguageError("Give at least one language, or leave the argument out to take all.")
+    return unique
 
 
-def _choose(wanted: list[str] | None, found: Iterable[str]) -> list[str]:
-    possible = sorted(found)
+def _choose(wanted: list[str] | None, available: Iterable[str]) -> list[str]:
+    possible = sorted(available)
     for language in wanted or []:
         if language not in possible:
             raise LanguageError(unknown("language", language, possible))
@@ -136,15 +133,17 @@ def _from_folder(folder: Path, wanted: list[str] | None, text_column: str, split
         )
     if not folder.is_dir():
         raise CorpusError(f"There is no folder {folder}.")
-    found = _files_by_language(folder)
-    if not found:
+    files = _files_by_language(folder)
+    if not files:
         raise CorpusError(f"{folder} has no file named <language>*.txt, .jsonl or .parquet, and no folder <language>.")
-    chosen = {language: _of_split(language, found[language], folder, split) for language in _choose(wanted, found)}
-    return {language: _read(files, text_column) for language, files in chosen.items()}
+    return {
+        language: _read(_of_split(language, files[language], folder, split), text_column)
+        for language in _choose(wanted, files)
+    }
 
 
 def _files_by_language(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     folders: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         named = _FOLDER_OF_LANGUAGE.fullmatch(path.name) if path.is_dir() else _FILE_OF_LANGUAGE.match(path.name)
@@ -153,31 +152,31 @@ def _files_by_language(folder: Path) -> dict[str, list[Path]]:
         if path.is_dir():
             folders[named[1]] = path  # sorted by date, so the newest stays
         elif path.suffix in KINDS:
-            found.setdefault(named[1], []).append(path)
+            files.setdefault(named[1], []).append(path)
     for language, path in folders.items():
         if inside := [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in KINDS]:
-            found.setdefault(language, []).extend(inside)
-    return found
+            files.setdefault(language, []).extend(inside)
+    return files
 
 
 def _of_split(language: str, files: list[Path], folder: Path, split: str) -> list[Path]:
     words = {file: set(re.split(r"[^a-z0-9]+", str(file.relative_to(folder)).lower())) for file in files}
-    chosen = [file for file in files if split.lower() in words[file]]
-    if not chosen and split == "train":
-        chosen = [file for file in files if not words[file] & _SPLITS]
-    if not chosen:
+    selected = [file for file in files if split.lower() in words[file]]
+    if not selected and split == "train":
+        selected = [file for file in files if not words[file] & _SPLITS]
+    if not selected:
         names = ", ".join(str(file.relative_to(folder)) for file in files[:5])
         raise CorpusError(f"{language!r} has no file of the split {split!r} in {folder}, only {names}.")
-    return chosen
+    return selected
 
 
 def _read(files: list[Path], text_column: str) -> Dataset:
     # Size and time are part of what names the cache, so a file that changes is read again.
     stamped = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    given = {"files": stamped, "text_column": text_column}
+    options = {"files": stamped, "text_column": text_column}
     try:
         with _quiet():
-            return Dataset.from_generator(_rows, features=_TEXT, gen_kwargs=given)
+            return Dataset.from_generator(_rows, features=_TEXT, gen_kwargs=options)
     except (DatasetGenerationError, OSError) as error:
         if isinstance(error.__cause__, CorpusError):
             raise error.__cause__ from None
@@ -186,16 +185,16 @@ def _read(files: list[Path], text_column: str) -> Dataset:
 
 def _rows(files: list[tuple[str, int, int]], text_column: str) -> Iterator[dict[str, str]]:
     readers = {".txt": _lines, ".jsonl": _objects, ".parquet": _cells}
-    found = False
+    empty = True
     for name, size, _ in files:
         path = Path(name)
         if not size:
             raise CorpusError(f"{path} is empty.")
         for text in readers[path.suffix](path, text_column):
             if text.strip():
-                found = True
+                empty = False
                 yield {"text": text}
-    if not found:
+    if empty:
         raise CorpusError(f"There is no document in {', '.join(name for name, *_ in files[:5])}: all is blank.")
 
 
@@ -285,13 +284,13 @@ def is_hub_id(source: str) -> bool:
 
 
 def hub_tables(name: str, wanted: list[str] | None, split: str, revision: str | None) -> dict[str, Dataset]:
-    """Load a hub data set that has a configuration a language, such as ``20231101.hi`` or ``xquad.hi``.
+    """Load a hub data set that has a configuration per language, such as ``20231101.hi`` or ``xquad.hi``.
 
     Args:
-        name: Its id.
-        wanted: Which languages, in which order.
-        split: Which split.
-        revision: A branch, tag or commit.
+        name: The data set's id.
+        wanted: Languages to load, in this order.
+        split: The split to load.
+        revision: Branch, tag or commit.
 
     Raises:
         CorpusError: If it cannot be read, or no languages are given.
@@ -301,9 +300,9 @@ def hub_tables(name: str, wanted: list[str] | None, split: str, revision: str | 
         configs = _configs_by_language(get_dataset_config_names(name, revision=revision))
         if wanted is None:
             raise CorpusError(f"Say which languages of {name} to load; it has {', '.join(sorted(configs)[:30])}.")
-        chosen = {language: configs[language] for language in _choose(wanted, configs)}
         return {
-            language: load_dataset(name, config, split=split, revision=revision) for language, config in chosen.items()
+            language: load_dataset(name, configs[language], split=split, revision=revision)
+            for language in _choose(wanted, configs)
         }
     except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
         raise CorpusError(f"{name} is neither a folder here nor a hub data set that can be read: {error}") from error

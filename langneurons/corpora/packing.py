@@ -34,17 +34,17 @@ def pack(
     the folder already holds the same documents so packed, it is opened as it is.
 
     Args:
-        corpus: Documents are taken in their order; shuffle first for a fair share of each source.
-        tokenizer: A fast one.
-        context_length: Positions a block, a multiple of 16.
-        folder: Where the token ids go, 4 bytes each.
-        tokens_per_language: The budget of counted tokens; when not given, as many as the smallest language has.
+        corpus: The documents, taken in their order; shuffle first for a fair share of each source.
+        tokenizer: A fast tokenizer.
+        context_length: Positions per block, a multiple of 16.
+        folder: The folder for the token ids, 4 bytes each.
+        tokens_per_language: Counted tokens per language; by default as many as the smallest language has.
 
     Returns:
         The packed corpus, memory-mapped.
 
     Raises:
-        CorpusError: If a language has fewer counted tokens than asked, or an argument is out of range.
+        CorpusError: If a language has fewer counted tokens than that, or an argument is out of range.
         StorageError: If the folder cannot be written.
     """
     folder = Path(folder)
@@ -74,7 +74,7 @@ def _check(context_length: int, tokens_per_language: int | None) -> None:
     if context_length < 16 or context_length % 16:
         raise CorpusError(f"The context length must be a multiple of 16, given {context_length}.")
     if tokens_per_language is not None and tokens_per_language < 1:
-        raise CorpusError(f"The counted tokens a language must be at least 1, given {tokens_per_language}.")
+        raise CorpusError(f"The counted tokens per language must be at least 1, given {tokens_per_language}.")
 
 
 def _format_of(tokenizer: PreTrainedTokenizerFast, context_length: int) -> BlockFormat:
@@ -160,7 +160,7 @@ def _fill(streams: dict[str, _Stream], tokenizer: PreTrainedTokenizerFast, budge
 
 def _fill_all(streams: dict[str, _Stream], tokenizer: PreTrainedTokenizerFast) -> int:
     while True:
-        # Whichever is shortest when it runs dry is the smallest: nothing beyond its size need be tokenised.
+        # The first language that runs out while it is the shortest is the smallest; no other is read beyond its size.
         language = min(streams, key=lambda name: streams[name].counted)
         if not streams[language].extend(tokenizer):
             break
@@ -194,7 +194,7 @@ def _stop(stream: np.ndarray, how: BlockFormat, budget: int) -> int:
         if len(places) >= budget:
             return start + int(places[budget - 1]) + 1
         budget -= len(places)
-    raise CorpusError(f"The stream of tokens has {budget} counted tokens fewer than were written.")
+    raise CorpusError(f"The stream of tokens has {budget} counted tokens fewer than were written: pack it again.")
 
 
 def _fingerprint(how: BlockFormat, stream: np.ndarray, ends: np.ndarray) -> str:
@@ -244,9 +244,9 @@ def stream_bytes(
 
     Args:
         packed: The packed corpus.
-        corpus: What it was packed from.
-        tokenizer: What it was packed with.
-        language: Which.
+        corpus: The corpus it was packed from.
+        tokenizer: The tokenizer it was packed with.
+        language: A language of both.
 
     Returns:
         Bytes by place in the stream.
@@ -258,13 +258,13 @@ def stream_bytes(
     lengths = packed.lengths(language)
     texts = corpus[language][: len(lengths)]
     starts = range(0, len(texts), READ_AT_ONCE)
-    counts = [found for start in starts for found in _each(texts[start : start + READ_AT_ONCE], tokenizer)]
+    counts = [of for start in starts for of in _bytes_of(texts[start : start + READ_AT_ONCE], tokenizer)]
     if [len(of) for of in counts] != lengths.tolist():
         raise StaleArtefactError(f"The packed tokens of {language!r} are not those of the corpus; pack it again.")
     separator = np.zeros(int(packed.format.separator is not None), np.int64)
     return np.concatenate([part for of in counts for part in (of, separator)])
 
 
-def _each(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+def _bytes_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [token_bytes(text, offsets) for text, offsets in zip(texts, encoded["offset_mapping"], strict=True)]

@@ -43,11 +43,11 @@ def purity(corpus: Mapping[str, Sequence[str]], sample: int = 2000, seed: int = 
 
     Args:
         corpus: Documents per language; a ``Corpus`` is one.
-        sample: How many documents a language to look at closely.
-        seed: Of the sample.
+        sample: Documents per language to look at closely.
+        seed: Seed for the sample.
 
     Returns:
-        One row a language: language; documents; sampled; script_share, the share of letters in the scripts the
+        One row per language: language; documents; sampled; script_share, the share of letters in the scripts the
         language is written in (NaN where these are not known); duplicates and duplicate_share, documents equal to an
         earlier one; identified, sampled documents with at least 20 letters; elsewhere and elsewhere_share, those of
         them placed in another language (NaN where the language cannot be identified); elsewhere_language, the most
@@ -62,7 +62,7 @@ def purity(corpus: Mapping[str, Sequence[str]], sample: int = 2000, seed: int = 
 
 
 def purity_warnings(table: pd.DataFrame) -> list[str]:
-    """Say in sentences what in a purity table should worry its reader.
+    """List, in sentences, what in a purity table is a cause for concern.
 
     Example:
         >>> purity_warnings(purity({"en": ["The same words.", "The same words."]}))
@@ -78,29 +78,29 @@ def _warnings(row: pd.Series) -> Iterator[str]:
     if row.duplicate_share > 0.05:
         yield f"{language}: {100 * row.duplicate_share:.0f} % of the {row.documents} documents repeat an earlier one."
     if row.elsewhere_share > 0.1:
-        read = f"{100 * row.elsewhere_share:.0f} % of {row.identified} documents read like another language"
-        where = f"most often {row.elsewhere_language!r}; for example documents {', '.join(map(str, row.examples))}"
-        yield f"{language}: {read}, {where}."
+        share = f"{100 * row.elsewhere_share:.0f} % of {row.identified} documents"
+        examples = f"most often {row.elsewhere_language!r}; for example documents {', '.join(map(str, row.examples))}"
+        yield f"{language}: {share} read like another language, {examples}."
 
 
 def _judge(language: str, documents: Sequence[str], sample: int, seed: int) -> dict[str, object]:
-    chosen = np.zeros(len(documents), bool)
-    chosen[np.random.default_rng(seed).choice(len(documents), min(sample, len(documents)), replace=False)] = True
-    seen: set[bytes] = set()
-    looked_at: dict[int, str] = {}
+    sampled = np.zeros(len(documents), bool)
+    sampled[np.random.default_rng(seed).choice(len(documents), min(sample, len(documents)), replace=False)] = True
+    hashes: set[bytes] = set()
+    sample_of: dict[int, str] = {}
     for index, document in enumerate(documents):
-        seen.add(hashlib.blake2b(document.encode(), digest_size=8).digest())
-        if chosen[index]:
-            looked_at[index] = document
-    repeats = len(documents) - len(seen)
+        hashes.add(hashlib.blake2b(document.encode(), digest_size=8).digest())
+        if sampled[index]:
+            sample_of[index] = document
+    repeats = len(documents) - len(hashes)
     return {
         "language": language,
         "documents": len(documents),
-        "sampled": len(looked_at),
-        "script_share": _script_share(language, looked_at.values()),
+        "sampled": len(sample_of),
+        "script_share": _script_share(language, sample_of.values()),
         "duplicates": repeats,
         "duplicate_share": repeats / len(documents),
-        **_elsewhere(language, looked_at),
+        **_elsewhere(language, sample_of),
     }
 
 
@@ -123,9 +123,10 @@ def script(letter: str) -> str:
 
 def _elsewhere(language: str, documents: Mapping[int, str]) -> dict[str, object]:
     long_enough = {i: text for i, text in documents.items() if sum(map(str.isalpha, text)) >= LEAST_LETTERS}
-    known = language in identifier().labels
-    placed = {i: identifier().classify(text[:CHARACTERS_READ])[0] for i, text in long_enough.items()} if known else {}
-    other = {i: found for i, found in placed.items() if found not in {language, *MEMBERS.get(language, ())}}
+    if language not in identifier().labels:
+        long_enough = {}
+    placed = {i: identifier().classify(text[:CHARACTERS_READ])[0] for i, text in long_enough.items()}
+    other = {i: guess for i, guess in placed.items() if guess not in {language, *MEMBERS.get(language, ())}}
     return {
         "identified": len(placed),
         "elsewhere": len(other),

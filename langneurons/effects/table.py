@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import P_VALUE, Column, Table
 from langneurons.storage.result import Result
 
+Key = TypeVar("Key", bound=Hashable)
 COMMON = ("value", "per", "margin", "level", "resamples", "seed", "lower_is_better")
 COLUMNS = (
     "estimate",
@@ -66,10 +67,10 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
     @classmethod
     def of(
         cls,
-        effects: Mapping[Any, Effect],
+        effects: Mapping[Key, Effect],
         keys: Sequence[str],
         family: str,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         controls: pd.DataFrame | None = None,
         selectivity: pd.DataFrame | None = None,
     ) -> "EffectTable":
@@ -211,17 +212,18 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
 
     def _caption(self, unit: str, scale: int) -> str:
         size, column = Column(scale=scale), f" {unit}" if unit else ""
-        least, most = (size.text(bound) for bound in self.rows["minimal_detectable"].agg(["min", "max"]))
+        bounds = dict.fromkeys(size.text(bound) for bound in self.rows["minimal_detectable"].agg(["min", "max"]))
+        metric = self.settings.get("measured", self.settings["value"])
         return (
-            f"Family: {self.family} (Holm). {self.settings['value']} per {self.settings['per']}"
-            f"{f', in {unit}' if unit else ''}, [{self._level} interval]; equivalent: within "
+            f"Family: {self.family} (Holm). Change of {metric}{f' in {unit}' if unit else ''} "
+            f"[{self._level} interval]; equivalent: within "
             f"+-{size.text(self.settings['margin'])}{column}. {_span(self.rows['items'].tolist())} items in "
             f"{_span(self.rows['clusters'].tolist())} clusters per effect; minimal detectable effect (one test) "
-            f"{least}{column} to {most}{column}."
+            f"{' to '.join(f'{bound}{column}' for bound in bounds)}."
         )
 
 
-def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_current_names(settings: Mapping[str, object]) -> dict[str, Any]:
     """Settings stored with a result, in which options of version 0.1.0 have their current names.
 
     Example:
@@ -276,7 +278,7 @@ def _plain(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{column: table[column].map(str) for column in mixed})
 
 
-def _storable(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _storable(settings: Mapping[str, object]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(settings))
     except (TypeError, ValueError) as error:

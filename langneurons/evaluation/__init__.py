@@ -6,8 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "dosing": ["dose", "equal_dose"],
-        "evaluation": ["Evaluation"],
-        "factorial_table": ["Factorial"],
+        "evaluation": ["Evaluation", "Factorial"],
         "sweeping": ["Dose", "deactivation_doses"],
     },
 )

@@ -29,13 +29,13 @@ def dose(
     """Measure how much patches write on a text, and how far they move the model's predictions.
 
     Args:
-        model: From ``load_model``.
-        patches: One, or several that are written together.
-        text: What the model reads.
-        batch_size: Blocks a forward.
+        model: A model returned by ``load_model``.
+        patches: One patch, or several that are written together.
+        text: Text that the model reads.
+        batch_size: Blocks per forward pass.
 
     Returns:
-        One row a language, means over its counted tokens: write_norm (norm of what the patches change in what their
+        One row per language, means over its counted tokens: write_norm (norm of what the patches change in what their
         layers add to the residual stream, root of the sum of squares over layers), relative_write_norm (the same with
         each layer's change divided by the norm of the residual stream after it), kl (of the patched predictions from
         the unpatched ones, in nats; off target in the languages that the patch does not mean), unreachable (share of
@@ -52,22 +52,24 @@ def dose(
         >>> table["write_norm"].tolist(), table["kl"].tolist()
         ([0.0, 0.0], [0.0, 0.0])
     """
-    chosen = (patches,) if isinstance(patches, Patch) else tuple(patches)
-    if not chosen:
+    patches = (patches,) if isinstance(patches, Patch) else tuple(patches)
+    if not patches:
         raise PatchError("No patch was given: there is no dose to measure.")
-    seen = view(model)
-    if seen.hooked:
-        raise PatchError(f"Something is attached to {seen.name!r} already, such as a patch: leave that block first.")
-    for patch in chosen:
-        check_fits(patch, seen)
+    model_view = view(model)
+    if model_view.hooked:
+        raise PatchError(
+            f"Something is attached to {model_view.name!r} already, such as a patch: leave that block first."
+        )
+    for patch in patches:
+        check_fits(patch, model_view)
         check_reads_text(patch)
-        if patch.neurons.site in seen.feature_sites:
+        if patch.neurons.site in model_view.feature_sites:
             raise PatchError(
                 f"{patch.neurons.site!r} is a site of features: the dose of what a dictionary decodes is not measured."
             )
-    with torch.inference_mode(), seen.native_attention():
-        rows = [{"language": one, **_dose(seen, chosen, text, one, batch_size)} for one in text.languages]
-    return pd.DataFrame(rows)
+    with torch.inference_mode(), model_view.native_attention():
+        doses = {language: _dose(model_view, patches, text, language, batch_size) for language in text.languages}
+    return pd.DataFrame([{"language": language, **of_language} for language, of_language in doses.items()])
 
 
 def equal_dose(
@@ -83,14 +85,14 @@ def equal_dose(
     """Find the amount at which a patch has the dose of another.
 
     Args:
-        model: From ``load_model``.
-        make: From an amount, such as a strength or a factor, to the patch.
-        text: What the model reads.
-        target: The dose wanted, such as another patch's write_norm.
-        measure: Which dose: "write_norm", "relative_write_norm" or "kl".
-        language: In which language of the text; None is the mean over all.
-        between: The amounts to look between; the dose must be too small at one of them and too large at the other.
-        tolerance: Of the amount, as a share of the stretch between the two.
+        model: A model returned by ``load_model``.
+        make: Makes the patch of an amount, such as a strength or a factor.
+        text: Text that the model reads.
+        target: The dose to reach, such as another patch's write_norm.
+        measure: Name of the dose: "write_norm", "relative_write_norm" or "kl".
+        language: Language of the text to measure the dose in; by default the mean over all.
+        between: Two amounts to look between; the dose must be too small at one of them and too large at the other.
+        tolerance: Precision of the amount, as a share of the distance between the two.
 
     Raises:
         LanguageError: If the text has no such language.
@@ -111,8 +113,8 @@ def equal_dose(
 
     def excess(amount: float) -> float:
         table = dose(model, make(float(amount)), text)
-        chosen = table if language is None else table.query("language == @language")
-        return float(chosen[measure].to_numpy().mean()) - target
+        rows = table if language is None else table.query("language == @language")
+        return float(rows[measure].to_numpy().mean()) - target
 
     low, high = float(between[0]), float(between[1])
     at_low, at_high = excess(low), excess(high)
@@ -121,21 +123,21 @@ def equal_dose(
             f"A {measure} of {target:.4g} does not lie between those at {low:g} and {high:g}, which are "
             f"{at_low + target:.4g} and {at_high + target:.4g}: give other amounts as between=."
         )
-    found: Any = scipy.optimize.brentq(excess, low, high, xtol=tolerance * abs(high - low))
-    return float(found)
+    amount: Any = scipy.optimize.brentq(excess, low, high, xtol=tolerance * abs(high - low))
+    return float(amount)
 
 
 def _dose(
-    seen: ModelView, patches: Sequence[Patch], text: HeldoutText, language: str, batch_size: int
+    model_view: ModelView, patches: Sequence[Patch], text: HeldoutText, language: str, batch_size: int
 ) -> dict[str, float]:
     sums = {"write_norm": 0.0, "relative_write_norm": 0.0, "kl": 0.0}
-    tokens, written, outside = 0, 0, 0
-    ranges = {id(patch): reachable_range(seen, patch.neurons.site) for patch in patches}
+    tokens, values_written, outside = 0, 0, 0
+    ranges = {id(patch): reachable_range(model_view, patch.neurons.site) for patch in patches}
     for _, batch in text.batches(language, batch_size):
-        counted, values = batch.counted.to(seen.device), []
-        predicted = _log_probabilities(seen, batch)
-        with _writes(seen, patches, lambda patch, new, values=values: values.append((patch, new))) as squares:
-            changed = _log_probabilities(seen, batch)
+        counted, values = batch.counted.to(model_view.device), []
+        predicted = _log_probabilities(model_view, batch)
+        with _writes(model_view, patches, lambda patch, new, values=values: values.append((patch, new))) as squares:
+            changed = _log_probabilities(model_view, batch)
         kl = (predicted.exp() * (predicted - changed)).sum(-1).clamp(min=0)
         sums["kl"] += float(kl.double().sum())
         for name, of_layers in squares.items():
@@ -143,15 +145,15 @@ def _dose(
         tokens += int(counted.sum())
         for patch, new in values:
             (low, high), of_tokens = ranges[id(patch)], new[counted.to(new.device)]
-            written += of_tokens.numel()
+            values_written += of_tokens.numel()
             outside += int(((of_tokens < low) | (of_tokens > high)).sum())
     means = {name: total / tokens for name, total in sums.items()}
-    return {**means, "unreachable": outside / written if written else math.nan, "tokens": tokens}
+    return {**means, "unreachable": outside / values_written if values_written else math.nan, "tokens": tokens}
 
 
-def _log_probabilities(seen: ModelView, batch: Blocks) -> Float[Tensor, "counted token"]:
+def _log_probabilities(model_view: ModelView, batch: Blocks) -> Float[Tensor, "counted token"]:
     """The model's prediction of every counted token of a batch."""
-    logits = seen.forward(batch.tokens)
+    logits = model_view.forward(batch.tokens)
     assert logits is not None
     block, position = batch.counted.nonzero(as_tuple=True)
     return logits[block.to(logits.device), position.to(logits.device) - 1].float().log_softmax(-1)
@@ -159,7 +161,7 @@ def _log_probabilities(seen: ModelView, batch: Blocks) -> Float[Tensor, "counted
 
 @contextmanager
 def _writes(
-    seen: ModelView, patches: Sequence[Patch], watch: Callable[[Patch, Tensor], object]
+    model_view: ModelView, patches: Sequence[Patch], watch: Callable[[Patch, Tensor], object]
 ) -> Iterator[dict[str, list[Float[Tensor, "block position"]]]]:
     """Collect, of one patched forward inside, the squared norm of each patched layer's change; plain and relative."""
     neurons = _written_neurons(patches)
@@ -176,13 +178,13 @@ def _writes(
     def after_post(layer: int, post: Tensor) -> None:
         if (units := neurons.get(layer, {}).get("mlp")) is not None:
             up = before.pop(("up", layer), None)
-            plain = seen.post_of(layer, before.pop(("pre", layer)), up)
-            add(layer, (post - plain)[..., units].float() @ seen.output_weights(layer, "post")[units].float())
+            plain = model_view.post_of(layer, before.pop(("pre", layer)), up)
+            add(layer, (post - plain)[..., units].float() @ model_view.output_weights(layer, "post")[units].float())
 
     def after_head(layer: int, outputs: Tensor) -> None:
         if "head" in neurons.get(layer, {}):
             change = (outputs - before.pop(("head", layer))).flatten(2).float()
-            add(layer, change @ seen.output_weights(layer, "head").float())
+            add(layer, change @ model_view.output_weights(layer, "head").float())
 
     def after_residual(layer: int, residual: Tensor) -> None:
         if layer not in neurons:
@@ -190,26 +192,26 @@ def _writes(
         plain = before.pop(("resid_post", layer))
         if "resid_post" in neurons[layer]:
             add(layer, (residual - plain).float())
-        square = changes.pop(layer).double().square().sum(-1).to(seen.device)
+        square = changes.pop(layer).double().square().sum(-1).to(model_view.device)
         squares["write_norm"].append(square)
         squares["relative_write_norm"].append(
-            square / residual.double().square().sum(-1).clamp(min=1e-30).to(seen.device)
+            square / residual.double().square().sum(-1).clamp(min=1e-30).to(model_view.device)
         )
 
-    sites = ["pre", "head", "resid_post", *(["up"] if seen.gated else [])]
+    sites = ["pre", "head", "resid_post", *(["up"] if model_view.gated else [])]
     with ExitStack() as stack:
-        stack.enter_context(seen.reading({site: keep(site) for site in sites}))
-        stack.enter_context(patching(seen, patches, watch))
-        stack.enter_context(seen.reading({"post": after_post, "head": after_head, "resid_post": after_residual}))
+        stack.enter_context(model_view.reading({site: keep(site) for site in sites}))
+        stack.enter_context(patching(model_view, patches, watch))
+        stack.enter_context(model_view.reading({"post": after_post, "head": after_head, "resid_post": after_residual}))
         yield squares
 
 
 def _written_neurons(patches: Sequence[Patch]) -> dict[int, dict[str, Int[Tensor, " unit"]]]:
     """By layer, the units that patches write: ``mlp`` for its three sites, ``head``, ``resid_post``."""
-    found: dict[int, dict[str, Tensor]] = {}
+    by_layer: dict[int, dict[str, Tensor]] = {}
     for patch in patches:
         kind = "mlp" if patch.neurons.site in MLP_SITES else patch.neurons.site
         for layer, units in patch.by_layer.items():
-            known = found.setdefault(layer, {})
-            known[kind] = torch.cat([known[kind], units]).unique() if kind in known else units
-    return found
+            of_layer = by_layer.setdefault(layer, {})
+            of_layer[kind] = torch.cat([of_layer[kind], units]).unique() if kind in of_layer else units
+    return by_layer

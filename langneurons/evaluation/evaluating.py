@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, Unpack
+from typing import Unpack
 
 import pandas as pd
 import torch
@@ -16,10 +16,10 @@ from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs
 from langneurons.models import view
 from langneurons.patches.patch import Patch, control_patches
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
+from langneurons.tasks.heads import Head
 from langneurons.tasks.task import Task
 
-Written = Patch | Sequence[Patch]
-Patches = Mapping[str, Written | Callable[[str], Written]]
+Patches = Mapping[str, Patch | Sequence[Patch] | Callable[[str], Patch | Sequence[Patch]]]
 CHANGES = ["task", "protocol", "metric", "patch", "language", "draw", "estimate"]
 ROWS = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
 
@@ -30,7 +30,7 @@ def evaluate(
     languages: Iterable[str] | None = None,
     patches: Patches | None = None,
     *,
-    head: Any = None,
+    head: Head | None = None,
     controls: int | Controls = 0,
     testing: Testing = Testing(),
     run: Run = Run(),
@@ -111,22 +111,21 @@ def evaluate(
     )
 
 
-def _tasks(tasks: Any, head: Any) -> list[Task]:
-    tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
-    for task in tasks:
+def _tasks(tasks: object, head: Head | None) -> list[Task]:
+    checked: list[Task] = []
+    for task in tasks if isinstance(tasks, Sequence) else [tasks]:
         if not isinstance(task, Task):
             raise TaskError(f"A task is an XNLI, XQuAD, Generation or another Task, not {type(task).__name__}.")
-    if not tasks:
+        checked.append(task)
+    if not checked:
         raise TaskError("No task was given: give at least one, such as ln.XNLI.load(...).")
-    if head is not None:
-        by_head = [task.with_head(head) for task in tasks]
-        if all(answered is task for answered, task in zip(by_head, tasks, strict=True)):
-            raise TaskError("A head was given, but no task is one that a head can answer.")
-        tasks = by_head
-    names = [(task.name, task.protocol) for task in tasks]
+    answered = checked if head is None else [task.with_head(head) for task in checked]
+    if head is not None and all(task is plain for task, plain in zip(answered, checked, strict=True)):
+        raise TaskError("A head was given, but no task is one that a head can answer.")
+    names = [(task.name, task.protocol) for task in answered]
     if twice := {name for name in names if names.count(name) > 1}:
         raise TaskError(f"Two tasks are called {' '.join(next(iter(twice)))}: evaluate them apart.")
-    return tasks
+    return answered
 
 
 def chosen_languages(tasks: Sequence[Task], languages: Iterable[str] | None) -> list[str]:
@@ -151,7 +150,7 @@ def chosen_languages(tasks: Sequence[Task], languages: Iterable[str] | None) -> 
     return languages
 
 
-def written_patches(patches: Mapping[str, Any], languages: Sequence[str]) -> dict[tuple[str, str], list[Patch]]:
+def written_patches(patches: Mapping[str, object], languages: Sequence[str]) -> dict[tuple[str, str], list[Patch]]:
     """Make the patches of every name and language, before anything is measured.
 
     Args:
@@ -175,16 +174,17 @@ def written_patches(patches: Mapping[str, Any], languages: Sequence[str]) -> dic
     }
 
 
-def _cell(name: str, patches: Any) -> list[Patch]:
-    patches = list(patches) if isinstance(patches, Sequence) else [patches]
-    for patch in patches:
+def _cell(name: str, patches: object) -> list[Patch]:
+    cell: list[Patch] = []
+    for patch in patches if isinstance(patches, Sequence) else [patches]:
         if not isinstance(patch, Patch):
             raise PatchError(
                 f"{name!r} should give a patch such as ln.SetTo, or a list of them, not {type(patch).__name__}."
             )
-    if not patches:
+        cell.append(patch)
+    if not cell:
         raise PatchError(f"{name!r} gives no patch: the unpatched model is measured anyway.")
-    return patches
+    return cell
 
 
 def task_jobs(

@@ -7,16 +7,18 @@ crossed, each can be seen alone.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
 import torch
 
 from langneurons.errors import PatchError, unknown
 from langneurons.evaluation.evaluating import evaluate
-from langneurons.evaluation.factorial_table import AT, Factorial, design_of
+from langneurons.evaluation.evaluation import AT, Factorial, design_of
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Add, DiffMean, Patch, Scale, SetTo
 from langneurons.recording.statistics import ActivationStats
+from langneurons.settings import Controls, Match, MeasuringOptions, Run, Testing
+from langneurons.tasks.heads import Head
 from langneurons.tasks.task import Task
 
 MakePatch = Callable[[NeuronSet, ActivationStats, str], Patch]
@@ -29,6 +31,16 @@ OPERATIONS: dict[str, MakePatch] = {
 }
 
 
+class FactorialOptions(MeasuringOptions, total=False):
+    """The options of ``evaluate`` but the statistics."""
+
+    head: Head | None
+    controls: int | Controls
+    match: Match | None
+    testing: Testing
+    run: Run
+
+
 def factorial(
     model: torch.nn.Module,
     neurons: NeuronSet,
@@ -37,7 +49,7 @@ def factorial(
     languages: Iterable[str] | None = None,
     operations: Iterable[str] | Mapping[str, MakePatch] = tuple(OPERATIONS),
     sites: Iterable[str] = ("act", "post"),
-    **options: Any,
+    **options: Unpack[FactorialOptions],
 ) -> Factorial:
     """Cross operation x site x protocol: patch each language's neurons in every way and place, and ask in every way.
 

@@ -24,6 +24,7 @@ from langneurons.corpora.blocks import LENGTHS
 from langneurons.corpora.packing import stream_bytes
 from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
 from langneurons.models import ModelView, view
+from langneurons.run import Cost, timed
 from langneurons.tasks.batching import scoring
 
 EACH = ("block", "document")
@@ -123,6 +124,29 @@ class HeldoutText:
             language: sum(int(batch.counted.sum()) for _, batch in self.batches(language, 256))
             for language in self.languages
         }
+
+    @cached_property
+    def positions(self) -> int:
+        """Tokens that go through the model when all languages are scored, padding included."""
+        if self.each == "block":
+            return self.context_length * sum(packed.n_blocks(name) for name, packed in self.packed.items())
+        lengths = (packed.format.padded(packed.lengths(name)) for name, packed in self.packed.items())
+        return int(sum(of_language.sum() for of_language in lengths))
+
+    def cost(self, model: torch.nn.Module, batch_size: int = 8) -> Cost:
+        """Estimate what scoring the text once will take, from one batch of it.
+
+        Args:
+            model: The model the text was tokenised for.
+            batch_size: Blocks, or documents, per forward pass.
+        """
+        self._check_score(view(model), batch_size, self.languages)
+        _, batch = next(self.batches(self.languages[0], batch_size))
+        with scoring(model) as model_view:
+            logits = model_view.forward(batch.tokens)
+            assert logits is not None
+            seconds = timed(lambda: model_view.forward(batch.tokens))
+        return Cost(tokens=self.positions, memory=logits.nbytes).at(batch.tokens.numel() / seconds)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -243,9 +267,6 @@ class HeldoutText:
                 f"The text was tokenised with another vocabulary than {model_view.name}'s: make another with "
                 "HeldoutText.of."
             )
-
-
-as_heldout_text = HeldoutText.of
 
 
 def losses(model_view: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:

@@ -112,10 +112,10 @@ def _neurons_of_conditions(neurons: NeuronSet, controls: Controls) -> dict[tuple
         raise EffectError(f"No label of {neurons!r} has a neuron: there is nothing to patch.")
     neurons = replace(neurons, members={label: neurons.members[label] for label in labels}, scores={})
     conditions: dict[tuple, NeuronSet] = {("set", label): neurons[label] for label in labels}
-    stats = statistics_at(controls, neurons.site) if controls.draws else None
     for draw in range(controls.draws):
         control = neurons.matched_control(controls, draw)
         conditions |= {("matched", label, draw): control[label] for label in labels}
+    stats = statistics_at(controls, neurons.site) if controls.draws else None
     if stats is not None:
         try:
             neutral = neurons.neutral_control(stats)

@@ -1,8 +1,10 @@
 """Measuring one text under many patches: each condition once, kept on disk, so that an interrupted grid goes on."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.run import Executor, chosen_executor
+from langneurons.run import PIECES_PER_WORKER, Cost, Executor, chosen_executor, say
 from langneurons.settings import Run, Testing
 
 BATCH_SIZE = 8
@@ -68,7 +70,7 @@ def measure(
         name: Job(patches, text.fingerprint, lambda: text.score(model, batch_size=batch_size))
         for name, patches in conditions.items()
     }
-    return measure_jobs(model, jobs, run)
+    return measure_jobs(model, jobs, run, cost=lambda: text.cost(model, batch_size))
 
 
 def measure_jobs(
@@ -76,6 +78,7 @@ def measure_jobs(
     jobs: Mapping[tuple, Job],
     run: Run = Run(),
     then: Callable[[tuple, pd.DataFrame], Any] | None = None,
+    cost: Callable[[], Cost] | None = None,
 ) -> dict[tuple, Any]:
     """Measure every job once, and equal ones together.
 
@@ -85,6 +88,7 @@ def measure_jobs(
         jobs: Jobs by name. All patches are checked before the first is measured.
         run: Where it runs and is kept, and progress.
         then: Makes of a job's name and rows what is returned, in the order of the jobs; by default the rows.
+        cost: Estimates what one job will take; by default the first job tells.
 
     Returns:
         Name -> rows, or what ``then`` made of them.
@@ -118,7 +122,8 @@ def measure_jobs(
     }
     uses = Counter(keys.values())
     different = {key: jobs[name] for name, key in reversed(keys.items())}
-    rows = _rows(model, {key: different[key] for key in uses}, run.out and run.out / "rows", executor)
+    foretell = partial(_foretold, model=model, executor=executor, cost=cost) if run.progress else lambda fresh, _: fresh
+    rows = _rows(model, {key: different[key] for key in uses}, run.out and run.out / "rows", executor, foretell)
     by_key: dict[str, pd.DataFrame] = {}
     results: dict[tuple, Any] = {}
     for name, key in tqdm(keys.items(), unit="condition", disable=not run.progress):
@@ -142,18 +147,46 @@ def _tokenizer_parts(model_view: ModelView) -> list[str]:
 
 
 def _rows(
-    model: torch.nn.Module, jobs: Mapping[str, Job], folder: Path | None, executor: Executor
+    model: torch.nn.Module,
+    jobs: Mapping[str, Job],
+    folder: Path | None,
+    executor: Executor,
+    foretell: Callable[[Iterator[pd.DataFrame], int], Iterator[pd.DataFrame]],
 ) -> Iterator[pd.DataFrame]:
     """The rows of every job, in order: those that are kept, and the others as they are measured."""
     paths = {key: None if folder is None else folder / f"{key}.parquet" for key in jobs}
     to_do = {key: jobs[key] for key, path in paths.items() if path is None or not path.exists()}
-    fresh = executor.map(model, measure_job, to_do.values())
+    fresh = foretell(executor.map(model, measure_job, to_do.values()), len(to_do))
     for key, path in paths.items():
         rows = None if path is None or key in to_do else _kept(path)
         if rows is None:
             rows = next(fresh) if key in to_do else measure_job(model, jobs[key])
             if path is not None:
                 storage.write_table(path, rows, sidecar=True)
+        yield rows
+
+
+def _foretold(
+    results: Iterator[pd.DataFrame],
+    number: int,
+    model: torch.nn.Module,
+    executor: Executor,
+    cost: Callable[[], Cost] | None,
+) -> Iterator[pd.DataFrame]:
+    """Say what a number of jobs will cost: before they start where one job's cost is known, else after the first."""
+    pieces = executor.pieces(model)
+
+    def tell(each: Cost) -> None:
+        of_tokens = f" x {each.tokens:,} tokens" if each.tokens else ""
+        total = each.times(number, max(1, pieces // PIECES_PER_WORKER))
+        say(replace(total, work=f"Measuring {number:,} condition{'s' * (number != 1)}{of_tokens}"))
+
+    if cost is not None:
+        tell(cost())
+    start = time.perf_counter()
+    for index, rows in enumerate(results):
+        if cost is None and index == 0:
+            tell(Cost(seconds=time.perf_counter() - start if pieces == 1 else 0))
         yield rows
 
 
@@ -187,7 +220,7 @@ def loss_effects(
     conditions: Mapping[tuple, LanguageRows],
     baseline: LanguageRows,
     keys: Sequence[str],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     testing: Testing,
 ) -> EffectTable:
     """Compare every condition with the unpatched model in every language, as one family.

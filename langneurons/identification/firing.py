@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons.errors import StatisticsError
+from langneurons.recording.records import weighted_mean
 from langneurons.recording.statistics import ActivationStats
 
 # What an entropy-like score needs to know of the other languages: sum of p, sum of p log p, largest p.
@@ -51,10 +52,11 @@ def check_magnitude_threshold(threshold: float | str | None) -> None:
     if isinstance(threshold, str):
         if pooled_share(threshold) is None:
             raise StatisticsError(
-                f"A threshold on |activation| is a number or 'pooled-pNN' such as 'pooled-p75', not {threshold!r}."
+                "magnitude_threshold must be a number above 0, 'pooled-pNN' such as 'pooled-p75', or None, given "
+                f"{threshold!r}."
             )
     elif threshold is not None and not threshold > 0:
-        raise StatisticsError(f"A threshold on |activation| is a positive number or None, not {threshold}.")
+        raise StatisticsError(f"magnitude_threshold must be a number above 0, or None, given {threshold}.")
 
 
 def firing_probability(
@@ -206,8 +208,7 @@ def probabilities_left_out(stats: ActivationStats, language: str) -> Iterable[Fl
 def _variance(stats: ActivationStats, language: str, of_folds: Callable[[str], Tensor]) -> Tensor:
     filled = filled_folds(stats, language)
     per_fold, tokens = of_folds(language)[filled], stats.fold_tokens(language)[filled]
-    whole = torch.einsum("fln,f->ln", per_fold, tokens.double()) / tokens.sum()
-    return jackknife_variance(whole, left_out(per_fold, tokens), tokens)
+    return jackknife_variance(weighted_mean(per_fold, tokens), left_out(per_fold, tokens), tokens)
 
 
 def variance_of_probability(stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:

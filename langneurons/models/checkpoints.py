@@ -1,9 +1,9 @@
 """Checkpoints on disk or on the hub: configuration, weights and tokenizer; broken ones are refused in plain words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
@@ -15,11 +15,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from langneurons import babel
-from langneurons.errors import ModelError
+from langneurons.errors import ModelError, in_short
+from langneurons.models import internals
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,7 +42,7 @@ def source_of(name: str | Path) -> str:
         A folder that has a config.json, or the hub id.
 
     Raises:
-        ModelError: If it looks like a folder and is none, or has no config.json.
+        ModelError: If it looks like a folder that does not exist, or has no config.json.
     """
     if not str(name):
         raise ModelError("A model needs a name: 'babel', a folder, or a hub id.")
@@ -56,12 +56,43 @@ def source_of(name: str | Path) -> str:
     return name
 
 
+def architecture_of(config: PretrainedConfig) -> str:
+    """Name the architecture, such as ``"LlamaForCausalLM"``, or the model type where none is stored."""
+    return (config.architectures or [config.model_type])[0]
+
+
+def activation_of(config: PretrainedConfig) -> str:
+    """Name the MLP's activation function as the configuration does (Bloom's is a fixed tanh approximation of gelu)."""
+    if config.model_type == "bloom":
+        return "gelu_fast"
+    text = config.get_text_config()
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    return next((activation for name in names if (activation := getattr(text, name, None))), "unknown")
+
+
+def context_length_of(config: PretrainedConfig) -> int:
+    """Read the longest text in tokens; Bloom's configuration says nothing binding, and was trained on 2048."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "seq_length"):
+        if (length := getattr(text, name, None)) is not None:
+            return int(length)
+    return 2048
+
+
+def sliding_window_of(config: PretrainedConfig) -> int | None:
+    """Read how many positions back attention reaches in the layers that have a sliding window."""
+    text = config.get_text_config()
+    if not getattr(text, "use_sliding_window", True):
+        return None
+    return getattr(text, "sliding_window", None) or None
+
+
 def load_config(name: str | Path, revision: str | None = None) -> PretrainedConfig:
-    """Load a configuration and refuse models that have no language neurons in our sense.
+    """Load a configuration and refuse models that are not dense decoders.
 
     Args:
-        name: As for ``source_of``.
-        revision: Of a model on the hub: a branch, tag or commit.
+        name: ``"babel"``, a folder, or a hub id.
+        revision: Branch, tag or commit of a model on the hub.
 
     Returns:
         The configuration.
@@ -81,19 +112,18 @@ def check_supported(config: PretrainedConfig, name: str) -> None:
 
     Args:
         config: The model's configuration.
-        name: What the model is called.
+        name: The model's name.
 
     Raises:
         ModelError: If it is one.
     """
-    text = config.get_text_config()
-    architecture = (config.architectures or [config.model_type])[0]
+    text, architecture = config.get_text_config(), architecture_of(config)
     if any((getattr(text, field, None) or 0) > 1 for field in _EXPERTS):
         raise ModelError(
             f"{name!r} ({architecture}) is a mixture of experts: its MLPs do not run for every token, so the neuron "
             "statistics of langneurons would mislead. Use a dense model."
         )
-    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    masked = internals.masks_tokens(config) and not getattr(config, "is_decoder", False)
     if getattr(config, "is_encoder_decoder", False) or masked:
         raise ModelError(f"{name!r} ({architecture}) has an encoder; langneurons takes decoder-only language models.")
 
@@ -103,18 +133,18 @@ def load_weights(
     config: PretrainedConfig,
     dtype: torch.dtype | str,
     device: torch.device | None,
-    device_map: Any,
+    device_map: object,
     revision: str | None = None,
 ) -> "transformers.PreTrainedModel":
     """Load a model's weights and make sure that every one of them came from the checkpoint.
 
     Args:
-        name: As for ``source_of``.
+        name: ``"babel"``, a folder, or a hub id.
         config: Its configuration.
         dtype: The dtype to load in, or ``"auto"`` for the checkpoint's own.
-        device: Where to put it; ignored with ``device_map``.
+        device: The device to load to; ignored with ``device_map``.
         device_map: Placement over several devices, as in transformers.
-        revision: Of a model on the hub.
+        revision: Branch, tag or commit of a model on the hub.
 
     Returns:
         The Hugging Face model in evaluation mode.
@@ -127,31 +157,28 @@ def load_weights(
             source_of(name),
             config=config,
             dtype=dtype,
-            device_map=device_map,
+            device_map=cast(Any, device_map),
             revision=revision,
             output_loading_info=True,
             trust_remote_code=False,
             # Mismatches are then listed, not raised, and refused below by name.
             ignore_mismatched_sizes=True,
         )
-        model, info = loaded
-    _refuse_incomplete(info, str(name))
+        model, report = loaded
+    _refuse_incomplete(report, str(name))
     if device_map is None and device is not None and not getattr(model, "is_quantized", False):
         model.to(device)  # a quantised model lies where it was read to, and refuses to be moved
     return model.eval()
 
 
-def _refuse_incomplete(info: dict[str, Any], name: str) -> None:
+def _refuse_incomplete(report: Mapping[str, Iterable[str | tuple]], name: str) -> None:
     """Refuse a checkpoint that left weights at their random initial values."""
-    other_shape = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    for weights, said in [
-        (info["missing_keys"], "lacks weights that"),
-        (other_shape, "has weights of another shape than"),
-    ]:
+    missing, mismatched = internals.incomplete_weights(report)
+    for weights, problem in [(missing, "lacks weights that"), (mismatched, "has weights of another shape than")]:
         if weights:
             first = ", ".join(sorted(weights)[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
             raise ModelError(
-                f"The checkpoint of {name!r} {said} its config.json asks for: {first}. "
+                f"The checkpoint of {name!r} {problem} its config.json asks for: {first}. "
                 "It is incomplete, or belongs to another model."
             )
 
@@ -160,8 +187,8 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     """Load a checkpoint's tokenizer.
 
     Args:
-        name: As for ``source_of``.
-        revision: Of a model on the hub.
+        name: ``"babel"``, a folder, or a hub id.
+        revision: Branch, tag or commit of a model on the hub.
 
     Returns:
         The tokenizer.
@@ -186,7 +213,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
     Args:
         tokenizer: The tokenizer.
         config: The model's configuration.
-        name: What the model is called.
+        name: The model's name.
 
     Raises:
         ModelError: If an id has no embedding.
@@ -225,5 +252,7 @@ def _said_plainly(name: str | Path, what: str) -> Iterator[None]:
 def _first_sentence(error: Exception) -> str:
     if isinstance(error, SafetensorError):
         return f"they are corrupt or truncated ({error}); fetch the file again."
+    if not isinstance(error, OSError | ValueError | RuntimeError):  # nothing that was said to a user
+        return f"its files are damaged or incomplete ({in_short(error)}); fetch them again."
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:237].rsplit(" ", 1)[0] + " ..."

@@ -1,15 +1,14 @@
-"""What loading a model will mean, told from its configuration alone, without its weights."""
+"""A model's size and what it takes to load it, from its configuration alone, without its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from langneurons.errors import ModelError
-from langneurons.models.backends.hooked import architecture_of, context_length_of, reason_against_hooked
-from langneurons.models.checkpoints import check_supported, load_config
+from langneurons.models.backends.conversion import reason_against_hooked
+from langneurons.models.checkpoints import architecture_of, check_supported, context_length_of, load_config
 from langneurons.models.loading import choose_backend, parse_dtype
 
 _INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner")
@@ -20,13 +19,13 @@ class ModelDescription:
     """A model's shape and what it takes to load it.
 
     Attributes:
-        name: What it is called.
+        name: The model's name.
         architecture: Its architecture, such as ``"LlamaForCausalLM"``.
-        parameters: How many weights it has, tied ones once.
-        layers: How many layers it has.
-        neurons: How many neurons a layer has at each site (heads at ``head``).
+        parameters: Number of weights, tied ones counted once.
+        layers: Number of layers.
+        neurons: Neurons per layer at each site (heads at ``head``).
         context_length: The longest text it takes, in tokens.
-        dtype: The dtype it loads in unless told otherwise.
+        dtype: The dtype it loads in by default.
         memory_to_load: Bytes of weights in memory after loading, for each backend it can load with.
         backend: The backend that ``auto`` takes.
     """
@@ -95,13 +94,14 @@ def _parameters(config: PretrainedConfig, name: str) -> tuple[int, int]:
             model = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"Cannot describe {name!r}: {error}") from error
-    tied = config.get_text_config().tie_word_embeddings
-    return sum(weight.numel() for weight in model.parameters()), model.get_input_embeddings().weight.numel() * bool(
-        tied
-    )
+    tied = model.get_input_embeddings().weight.numel() if config.get_text_config().tie_word_embeddings else 0
+    return sum(weight.numel() for weight in model.parameters()), tied
 
 
 def _neurons(text: PretrainedConfig) -> dict[str, int]:
     stored = next((size for field in _INTERMEDIATE if (size := getattr(text, field, None))), 4 * text.hidden_size)
-    mlp: dict[str, Any] = dict.fromkeys(("pre", "act", "post"), stored)
-    return {**mlp, "head": text.num_attention_heads, "resid_post": text.hidden_size}
+    return {
+        **dict.fromkeys(("pre", "act", "post"), stored),
+        "head": text.num_attention_heads,
+        "resid_post": text.hidden_size,
+    }

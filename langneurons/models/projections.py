@@ -1,4 +1,4 @@
-"""The matrices of a layer that can be trained: what they read, what they give, where their weights are stored.
+"""The matrices of a layer that can be trained: their inputs, their outputs, and where their weights are stored.
 
 ``gate`` computes the pre-activation (on MLPs without a gate: the first matrix), ``up`` the factor that ``act`` is
 multiplied by, ``down`` reads ``post``; ``q``, ``k``, ``v`` and ``o`` are attention's. A change is made between the
@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -18,6 +19,10 @@ from langneurons.errors import TrainingError, unknown
 
 MLP_TARGETS = ("gate", "up", "down")
 ATTENTION_TARGETS = ("q", "k", "v", "o")
+
+_MATRIX = "d_out d_in"
+# How a matrix is read from the layouts that it is stored in.
+_READ = {"d_in d_out": _MATRIX, "head d_in d_head": "(head d_head) d_in", "head d_head d_out": "d_out (head d_head)"}
 
 Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Point = Callable[[Change], list[RemovableHandle]]
@@ -29,12 +34,13 @@ class Stored:
 
     Attributes:
         parameter: The parameter.
-        layout: ``"out in"``, ``"in out"``, ``"head in d_head"`` or ``"head d_head out"``; a bias is ``"out in"``.
-        rows: Which rows of the matrix are this projection's; None is all.
+        layout: ``"d_out d_in"``, ``"d_in d_out"``, ``"head d_in d_head"`` or ``"head d_head d_out"``; of a bias,
+            ``"d_out d_in"``.
+        rows: The rows of the matrix that are this projection's; None is all.
     """
 
     parameter: nn.Parameter
-    layout: str = "out in"
+    layout: str = _MATRIX
     rows: torch.Tensor | None = None
 
     def read(self) -> torch.Tensor:
@@ -48,21 +54,14 @@ class Stored:
         parameter = self.parameter
         if self.rows is not None:
             values = self._whole().index_copy(0, self.rows.to(parameter.device), values.to(parameter))
-        if self.layout == "in out":
-            values = values.T
-        elif self.layout == "head in d_head":
-            values = values.unflatten(0, (len(parameter), -1)).mT
-        elif self.layout == "head d_head out":
-            values = values.T.unflatten(0, (len(parameter), -1))
+        if self.layout != _MATRIX:
+            heads = {"head": len(parameter)} if "head" in self.layout else {}
+            values = rearrange(values, f"{_READ[self.layout]} -> {self.layout}", **heads)
         parameter.copy_(values)
 
     def _whole(self) -> torch.Tensor:
         weight = self.parameter.detach()
-        if self.layout == "in out":
-            return weight.T
-        if self.layout == "head in d_head":
-            return weight.mT.flatten(0, 1)
-        return weight.flatten(0, 1).T if self.layout == "head d_head out" else weight
+        return weight if self.layout == _MATRIX else rearrange(weight, f"{self.layout} -> {_READ[self.layout]}")
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class HuggingFaceModule:
 
     Attributes:
         name: Such as ``"model.layers.3.mlp.gate_proj"``.
-        size: How many outputs it has; more than the projection where others are fused with it.
-        runs: From which output to which, in order, are the projection's.
+        size: Number of its outputs; more than the projection's where others are fused with it.
+        runs: The projection's outputs: stretches (first, one past the last), in order.
         transposed: Whether it stores its weight as "in out" (Conv1D).
     """
 
@@ -93,7 +92,7 @@ class Projection:
         biases: Where its bias is stored, if it has one.
         points: Install a change where it is computed, and give the handles to remove; each forward passes one of them.
         hugging_face: Its module in the plain model.
-        changes: How many are in force.
+        changes: Number of changes in force.
     """
 
     layer: int
@@ -150,7 +149,7 @@ def check_target(target: str, gated: bool) -> None:
     """Refuse a projection that a model does not have.
 
     Args:
-        target: Which one.
+        target: The projection's name.
         gated: Whether the model's MLPs have an ``up``.
 
     Raises:

@@ -1,135 +1,162 @@
-"""How each of TransformerLens' two classes is run: whole, up to what it unembeds, at some positions, generating."""
+"""What goes on while a model runs: rows that are generated, layers that are skipped, and layers that run twice."""
 
 import functools
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import isgenerator
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float, Int
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig
 
-from langneurons.models.backends.bridge import bridge_activation, bridge_projection
-from langneurons.models.backends.hooked import activation_of
-from langneurons.models.backends.hooked_projections import hooked_projection
-from langneurons.models.generating import GeneratedRows, generate_hooked, generate_hugging_face
-from langneurons.models.sites import Hook, attached
+from langneurons.models.internals import HookPoint, replaced, without_cache
+from langneurons.models.sites import Reader, attached
 
-
-class RunningHooked:
-    """A HookedTransformer."""
-
-    build_projection = staticmethod(hooked_projection)
-    checkpointing_config = None
-
-    def __init__(self, model: Any):
-        self._model = model
-        self.act_fn_name: str = model.cfg.act_fn
-        self.generators = [model]
-
-    @property
-    def embedding(self) -> nn.Module:
-        """What turns token ids into the residual stream."""
-        return self._model.embed
-
-    def act_fn(self, mlp: Any) -> Any:
-        """Find the activation function that an MLP calls."""
-        return mlp.act_fn
-
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None, logits: bool) -> torch.Tensor | None:
-        """Run it; without logits, up to the unembedding."""
-        mask = self._mask(tokens, mask)
-        out = self._model(tokens, attention_mask=mask, stop_at_layer=None if logits else self._model.cfg.n_layers)
-        return out if logits else None
-
-    def hidden(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """The residual stream after the final norm."""
-        # Not by TransformerLens' own mask, which would number padding as the last real token.
-        with attached([] if mask is None else self._hiding(mask.to(tokens.device) == 0)):
-            residual = self._model(
-                tokens, attention_mask=self._mask(tokens, None), stop_at_layer=self._model.cfg.n_layers
-            )
-        return self._model.ln_final(residual)
-
-    def logits_at(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits of some positions."""
-        if self._model.cfg.output_logits_soft_cap > 0:
-            return self._model(tokens, attention_mask=self._mask(tokens, None))[:, kept]
-        return self._model.unembed(self.hidden(tokens, None)[:, kept])
-
-    def generate(self, tokens: torch.Tensor, mask: torch.Tensor, rows: GeneratedRows, max_new_tokens: int) -> None:
-        """Generate into rows, which know when they end."""
-        generate_hooked(self._model, tokens, mask, rows)
-
-    def _mask(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-        if mask is None and getattr(self._model.tokenizer, "padding_side", "right") == "left":
-            # Without a mask HookedTransformer would take every padding token's id for padding.
-            return torch.ones_like(tokens)
-        return mask
-
-    def _hiding(self, keys: torch.Tensor) -> list[tuple[Any, Hook]]:
-        def hide(scores: torch.Tensor) -> torch.Tensor:
-            return scores.masked_fill(keys[:, None, None].to(scores.device), -torch.inf)
-
-        return [(block.attn.hook_attn_scores, hide) for block in self._model.blocks]
-
-
-class RunningBridge:
-    """A TransformerBridge over a Hugging Face model."""
-
-    build_projection = staticmethod(bridge_projection)
-    act_fn = staticmethod(bridge_activation)
-
-    def __init__(self, model: Any):
-        self._model, self._hugging_face = model, model.original_model
-        self.act_fn_name: str = activation_of(self._hugging_face.config)
-        self.generators = [model, self._hugging_face]
-        self.checkpointing_config = self._hugging_face.config
-
-    @property
-    def embedding(self) -> nn.Module:
-        """What turns token ids into the residual stream."""
-        return self._hugging_face.get_input_embeddings()
-
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None, logits: bool) -> torch.Tensor | None:
-        """Run it; without logits, unembed one position only where the model can."""
-        options: dict[str, Any] = {"use_cache": False} if self._takes("use_cache") else {}
-        if not logits and self._takes("logits_to_keep"):
-            options["logits_to_keep"] = 1
-        out = self._model(tokens, attention_mask=mask, **options)
-        return out if logits else None
-
-    def hidden(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """The residual stream after the final norm."""
-        return self._hugging_face.base_model(tokens, attention_mask=mask).last_hidden_state
-
-    def logits_at(self, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The logits of some positions."""
-        if self._takes("logits_to_keep"):
-            return self._model(tokens, use_cache=False, logits_to_keep=kept)
-        logits = self.forward(tokens, None, logits=True)
-        assert logits is not None
-        return logits[:, kept]
-
-    def generate(self, tokens: torch.Tensor, mask: torch.Tensor, rows: GeneratedRows, max_new_tokens: int) -> None:
-        """Generate into rows, which know when they end."""
-        generate_hugging_face(self._hugging_face, tokens, mask, rows, max_new_tokens)
-
-    def _takes(self, option: str) -> bool:
-        return option in inspect.signature(self._hugging_face.forward).parameters
-
-
+Stop = Callable[[Sequence[int]], bool]
 ResidualOf = Callable[[torch.Tensor], torch.Tensor | None]
 
-_FORWARD = "forward"
+GENERATE = ("generate", "generate_stream")
+
+
+class GeneratedRows:
+    """What each row of a batch has generated so far, and which rows have ended.
+
+    Args:
+        count: Rows in the batch.
+        max_new_tokens: Maximum number of tokens that a row generates.
+        stop: Whether a row ends with the ids it has generated so far.
+        eos: The id that ends a row, and is kept.
+        min_new_tokens: Tokens that a row generates before ``eos`` may be chosen.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        max_new_tokens: int,
+        stop: Stop | None = None,
+        eos: int | None = None,
+        min_new_tokens: int = 0,
+    ) -> None:
+        self.ids: list[list[int]] = [[] for _ in range(count)]
+        self.ended = [False] * count
+        self.steps = 0
+        self.max_new_tokens = max_new_tokens
+        self._stop, self._eos, self._min_new_tokens = stop, eos, min_new_tokens
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has ended."""
+        return all(self.ended)
+
+    def allowed(self, logits: Float[torch.Tensor, "row token"]) -> Float[torch.Tensor, "row token"]:
+        """The logits of the next token, without the end where it is too early."""
+        if self._eos is None or self.steps >= self._min_new_tokens:
+            return logits
+        return logits.index_fill(1, torch.tensor([self._eos], device=logits.device), -torch.inf)
+
+    def extend(self, tokens: Int[torch.Tensor, " row"]) -> None:
+        """Give every row that has not ended its next token."""
+        self.steps += 1
+        for row, token in enumerate(tokens.tolist()):
+            if not self.ended[row]:
+                self.ids[row].append(token)
+                self.ended[row] = self._ends(self.ids[row])
+
+    def _ends(self, ids: list[int]) -> bool:
+        if len(ids) >= self.max_new_tokens or ids[-1] == self._eos:
+            return True
+        return self._stop is not None and self._stop(ids)
+
+
+class Following:
+    """Where the running forward stands.
+
+    Attributes:
+        first_generated: How many of its positions, from the left, are prompt; the rest are generated.
+    """
+
+    def __init__(self) -> None:
+        self.first_generated = 0
+        self._depth = 0
+        self._prompt: int | None = None
+
+    def begin_forward(self, values: torch.Tensor) -> None:
+        """Note the number of positions of a forward that begins."""
+        positions = values.shape[1]
+        if not self._depth:
+            self.first_generated = positions
+        elif self._prompt is None:
+            self.first_generated = self._prompt = positions
+        else:
+            self.first_generated = self._prompt if positions > self._prompt else 0
+
+    @contextmanager
+    def generating(self, prompt: int | None = None) -> Iterator[None]:
+        """Take the first forward inside for the prompt; a ``generate`` called by another is part of it.
+
+        Args:
+            prompt: Positions of the prompt, where it has run already.
+        """
+        if not self._depth:
+            self._prompt = prompt
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def streamed(self, stream: Iterator[object]) -> Iterator[object]:
+        """Hand on what a stream generates; between two of its items the model may do something else."""
+        prompt, going = None, True
+        while going:
+            with self.generating(prompt):
+                items = list(islice(stream, 1))
+                prompt, going = self._prompt, bool(items)
+            yield from items
+
+
+@contextmanager
+def following(generators: Sequence[object], input_point: HookPoint) -> Iterator[Following]:
+    """Tell prompt from generated positions inside a block.
+
+    Args:
+        generators: Objects whose ``generate`` may be called.
+        input_point: The hook point that fires first in every forward.
+    """
+    progress = Following()
+    followed = [
+        (generator, name, _followed(getattr(generator, name), progress))
+        for generator in generators
+        for name in GENERATE
+        if hasattr(generator, name)
+    ]
+    with replaced(followed), attached([(input_point, progress.begin_forward)]):
+        yield progress
+
+
+def _followed(generate: Callable[..., object], progress: Following) -> Callable[..., object]:
+    @functools.wraps(generate)
+    def followed(*arguments: object, **options: object) -> object:
+        with progress.generating():
+            out = generate(*arguments, **options)
+        return progress.streamed(out) if isgenerator(out) else out
+
+    return followed
+
+
 # How many values a block returns beside the residual stream, None where it returns the bare tensor: Bloom's give two.
 _BESIDE: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
 
 
 @contextmanager
-def resumed_above(blocks: Any, embedding: nn.Module, layer: int, residual_of: ResidualOf) -> Iterator[None]:
+def resumed_above(
+    blocks: Iterable[nn.Module], embedding: nn.Module, layer: int, residual_of: ResidualOf
+) -> Iterator[None]:
     """Begin forwards above a layer, inside the block.
 
     Args:
@@ -140,79 +167,77 @@ def resumed_above(blocks: Any, embedding: nn.Module, layer: int, residual_of: Re
     """
     resumed: list[torch.Tensor | None] = [None]
 
-    def begin(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def begin(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         resumed[0] = residual_of(inputs[0])
 
     skipped = list(blocks)[: layer + 1]
-    before = [vars(block).get(_FORWARD) for block in skipped]
     handle = embedding.register_forward_pre_hook(begin)
     try:
-        for index, block in enumerate(skipped):
-            vars(block)[_FORWARD] = _handing_on(block, resumed, index == layer)
-        yield
+        with replaced([(b, "forward", _handing_on(b, resumed, index == layer)) for index, b in enumerate(skipped)]):
+            yield
     finally:
         handle.remove()
-        for block, own in zip(skipped, before, strict=True):
-            if own is None:
-                vars(block).pop(_FORWARD, None)
-            else:
-                vars(block)[_FORWARD] = own
 
 
-def _handing_on(block: nn.Module, resumed: list[torch.Tensor | None], last: bool) -> Callable[..., Any]:
+def _handing_on(block: nn.Module, resumed: list[torch.Tensor | None], last: bool) -> Callable[..., object]:
     forward = block.forward
 
-    def run(*inputs: Any, **options: Any) -> Any:
+    def run(*inputs: object, **options: object) -> object:
         if resumed[0] is None or block not in _BESIDE:
             out = forward(*inputs, **options)
             _BESIDE[block] = len(out) - 1 if isinstance(out, tuple) else None
             if resumed[0] is None:
                 return out
-        given = inputs[0] if inputs else options["hidden_states"]
-        handed = resumed[0].to(given.device) if last else given
+        residual: Any = inputs[0] if inputs else options["hidden_states"]
+        handed = resumed[0].to(residual.device) if last else residual
         beside = _BESIDE[block]
         return handed if beside is None else (handed, *[None] * beside)
 
     return run
 
 
-@contextmanager
-def checkpointed(blocks: Any, config: Any, again: Callable[[], Any]) -> Iterator[None]:
-    """Keep only the input of each block for the backward pass, inside the block.
+class Checkpointing:
+    """Layers of which only the input is kept for a backward pass, where they run again.
 
-    Args:
-        blocks: The model's layers.
-        config: Of the Hugging Face model that runs, if one does: a key-value cache would be filled twice.
-        again: Makes a context that a block runs in when it runs for the second time.
+    Attributes:
+        running_again: Whether a layer runs for the second time at this moment.
     """
-    before = [vars(block).get(_FORWARD) for block in blocks]
-    use_cache = getattr(config, "use_cache", False)
-    try:
-        for block in blocks:
-            vars(block)[_FORWARD] = _twice(block.forward, again)
-        if use_cache:
-            config.use_cache = False
-        yield
-    finally:
-        for block, own in zip(blocks, before, strict=True):
-            if own is None:
-                vars(block).pop(_FORWARD, None)
-            else:
-                vars(block)[_FORWARD] = own
-        if use_cache:
-            config.use_cache = use_cache
 
+    running_again = False
 
-def _twice(forward: Callable[..., Any], again: Callable[[], Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
-    def run(*inputs: Any, **options: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*inputs, **options)
-        contexts = functools.partial(_contexts, again)
-        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **options)
+    @contextmanager
+    def of(self, blocks: Iterable[nn.Module], config: PretrainedConfig | None) -> Iterator[None]:
+        """Checkpoint some layers inside the block.
 
-    return run
+        Args:
+            blocks: The model's layers.
+            config: The configuration of the Hugging Face model that runs, if one does: a key-value cache would be
+                filled twice.
+        """
+        twice = [(block, "forward", self._twice(block.forward)) for block in blocks]
+        with replaced(twice), without_cache(config):
+            yield
 
+    def once(self, reader: Reader) -> Reader:
+        """Let a reader have values only the first time that a layer runs."""
+        return lambda layer, values: None if self.running_again else reader(layer, values)
 
-def _contexts(again: Callable[[], Any]) -> tuple[Any, Any]:
-    return nullcontext(), again()
+    def _twice(self, forward: Callable[..., object]) -> Callable[..., object]:
+        @functools.wraps(forward)
+        def run(*inputs: object, **options: Any) -> object:
+            if not torch.is_grad_enabled():
+                return forward(*inputs, **options)
+            return checkpoint(forward, *inputs, use_reentrant=False, context_fn=self._contexts, **options)
+
+        return run
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), self._again()
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        self.running_again = True
+        try:
+            yield
+        finally:
+            self.running_again = False

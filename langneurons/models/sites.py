@@ -7,13 +7,19 @@ the hook points both classes share are used: ``mlp.hook_pre``, ``mlp.hook_pre_li
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import nn
+
+from langneurons.errors import HookSiteError
+from langneurons.models import internals
+from langneurons.models.internals import HookPoint
 
 SITES = ("pre", "act", "post", "head", "resid_post")
 
@@ -26,18 +32,12 @@ _ROWS = 1024  # of a matrix that are read at once where it can only be read by u
 
 
 @contextmanager
-def attached(hooks: list[tuple[Any, Hook]]) -> Iterator[None]:
+def attached(hooks: Sequence[tuple[HookPoint, Hook]]) -> Iterator[None]:
     """Attach functions to hook points inside a block; afterwards these, and no others, are gone."""
-    handles = []
-    try:
+    with ExitStack() as stack:
         for point, function in hooks:
-            point.add_hook(lambda values, hook, function=function: function(values))
-            handles.append((point, point.fwd_hooks[-1]))
+            stack.callback(internals.attach(point, function))
         yield
-    finally:
-        for point, handle in handles:
-            handle.hook.remove()
-            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
 
 
 @dataclass(eq=False)
@@ -51,8 +51,8 @@ class Layer:
     index: int
     mlp: Any
     attention: Any
-    input_point: Any
-    output_point: Any
+    input_point: HookPoint
+    output_point: HookPoint
     act_fn: Callable[[torch.Tensor], torch.Tensor]
     gated: bool
     adds_bias: bool
@@ -64,7 +64,7 @@ class Layer:
     up: torch.Tensor | None = None
     act: torch.Tensor | None = None
 
-    def point(self, site: str) -> Any:
+    def point(self, site: str) -> HookPoint:
         """Find the hook point whose tensor is the site's (for ``act`` on gated MLPs: its pre-activation's)."""
         if site == "head":
             return self.attention.hook_z
@@ -81,21 +81,25 @@ class Layer:
             return values if values.ndim == 4 else values.unflatten(-1, (self.n_heads, -1))
         return values if values.ndim == 3 else values.unflatten(0, (self.batch_size, -1))
 
-    def output_weights(self, site: str) -> torch.Tensor:
+    def output_weights(self, site: str) -> Float[torch.Tensor, "unit d_model"]:
         """What the site's units write to the residual stream: W_out, or each head's rows of W_O in turn."""
-        try:
-            return self.attention.W_O.flatten(0, -2) if site == "head" else self.mlp.W_out
-        except NotImplementedError:  # what TransformerLens says of packed, quantised weights
-            return _shown_by(self.attention.o if site == "head" else self.mlp.out)
+        if site != "head":
+            weights = internals.readable_weight(self.mlp, "W_out")
+            return _matrix_by_use(self.mlp.out) if weights is None else weights
+        weights = internals.readable_weight(self.attention, "W_O")
+        if weights is None:
+            return _matrix_by_use(self.attention.o)
+        return rearrange(weights, "head d_head d_model -> (head d_head) d_model")
 
     @torch.no_grad()
-    def output_norm(self, site: str) -> torch.Tensor:
+    def output_norm(self, site: str) -> Float[torch.Tensor, " unit"]:
         """The norm of what each of the site's units writes, in float32 on CPU."""
         if site == "resid_post":
             return torch.ones(self.mlp.W_out.shape[1])
         weights = self.output_weights(site).float()
-        by_unit = weights.reshape(self.n_heads, -1) if site == "head" else weights
-        return by_unit.norm(dim=1).cpu()
+        if site == "head":
+            weights = rearrange(weights, "(head d_head) d_model -> head (d_head d_model)", head=self.n_heads)
+        return weights.norm(dim=1).cpu()
 
     def post_of(self, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
         """Compute ``post`` from ``pre`` (and ``up`` on gated MLPs), as the MLP does."""
@@ -104,7 +108,12 @@ class Layer:
             return act
         return act * up + self.mlp.b_in if self.adds_bias else act * up
 
-    def batch_hooks(self) -> list[tuple[Any, Hook]]:
+    def values(self, site: str, values: torch.Tensor) -> torch.Tensor:
+        """The site's values, given its hook point's tensor."""
+        shaped = self.shaped(site, values)
+        return self.act_fn(shaped) if site == "act" and self.gated else shaped
+
+    def batch_hooks(self) -> list[tuple[HookPoint, Hook]]:
         """Remember the batch size, where the MLP does not see it."""
 
         def remember(values: torch.Tensor) -> None:
@@ -118,11 +127,11 @@ class Layer:
 
 
 @torch.no_grad()
-def _shown_by(linear: Any) -> torch.Tensor:
-    """A bridge's matrix, "in out", as it acts: what it makes of each unit vector, without its bias."""
-    inner = linear.original_component
+def _matrix_by_use(linear: nn.Module) -> Float[torch.Tensor, "in out"]:
+    """A bridge's matrix as it acts: what it makes of each unit vector, without its bias."""
+    inner = internals.wrapped_by(linear)
     units = torch.eye(inner.in_features, device=inner.weight.device)
-    rows = torch.cat([inner(some) for some in units.split(_ROWS)])
+    rows = torch.cat([inner(batch) for batch in units.split(_ROWS)])
     return rows if inner.bias is None else rows - inner.bias
 
 
@@ -135,28 +144,31 @@ def range_of(act_fn: Callable[[torch.Tensor], torch.Tensor], device: torch.devic
     return (-math.inf if unbounded_below else float(act.min()), math.inf if unbounded_above else float(act.max()))
 
 
-def reading_hooks(layer: Layer, readers: Mapping[str, Reader]) -> list[tuple[Any, Hook]]:
-    """Build the hooks that hand each site's tensor of a layer to its reader, computing act_fn at most once.
+def reading_hooks(layers: Sequence[Layer], readers: Mapping[str, Reader]) -> list[tuple[HookPoint, Hook]]:
+    """Build the hooks that hand each site's tensor of each layer to its reader, computing act_fn at most once.
 
     Args:
-        layer: The layer.
-        readers: A function of (layer index, values) for each site asked for.
+        layers: The layers.
+        readers: For each site to read, a function of (layer index, values).
 
     Returns:
-        Pairs of hook point and hook, at most one a hook point.
+        Pairs of hook point and hook, at most one per hook point.
     """
-    by_point: dict[int, tuple[Any, list[str]]] = {}
-    for site in readers:
-        point = layer.point(site)
-        by_point.setdefault(id(point), (point, []))[1].append(site)
-    return layer.batch_hooks() + [(point, _reader(layer, sites, readers)) for point, sites in by_point.values()]
+    hooks: list[tuple[HookPoint, Hook]] = []
+    for layer in layers:
+        by_point: dict[int, tuple[HookPoint, list[str]]] = {}
+        for site in readers:
+            point = layer.point(site)
+            by_point.setdefault(id(point), (point, []))[1].append(site)
+        hooks += layer.batch_hooks()
+        hooks += [(point, _reader(layer, sites, readers)) for point, sites in by_point.values()]
+    return hooks
 
 
 def _reader(layer: Layer, sites: list[str], readers: Mapping[str, Reader]) -> Hook:
     def read(values: torch.Tensor) -> None:
         for site in sites:
-            shaped = layer.shaped(site, values)
-            readers[site](layer.index, layer.act_fn(shaped) if site == "act" and layer.gated else shaped)
+            readers[site](layer.index, layer.values(site, values))
 
     return read
 
@@ -173,12 +185,12 @@ def writing_hooks(
 
     Args:
         layers: The layers of the model.
-        site: Where to write.
+        site: The site to write at.
         neurons: From layer index to sorted indices of neurons, or of heads at ``head``.
         change: From (layer index, current values) to new values of that shape.
-        replaces: Whether ``change`` asks only for the shape of the current values; they need not be computed then.
+        replaces: Whether ``change`` uses only the shape of the current values, which then need not be computed.
     """
-    hooks: list[tuple[Any, Hook]] = []
+    hooks: list[tuple[HookPoint, Hook]] = []
     gated = [layers[index] for index in neurons if site == "act" and layers[index].gated]
     try:
         for layer in gated:
@@ -197,7 +209,7 @@ def writing_hooks(
             layer.forget()
 
 
-def _plain_hooks(layer: Layer, site: str, units: torch.Tensor, change: Change) -> list[tuple[Any, Hook]]:
+def _plain_hooks(layer: Layer, site: str, units: torch.Tensor, change: Change) -> list[tuple[HookPoint, Hook]]:
     def write(values: torch.Tensor) -> torch.Tensor:
         shaped, index = layer.shaped(site, values), units.to(values.device)
         out = written(shaped, index, change(layer.index, shaped.index_select(_UNIT_AXIS, index)))
@@ -208,7 +220,7 @@ def _plain_hooks(layer: Layer, site: str, units: torch.Tensor, change: Change) -
     return [(layer.point(site), write)]
 
 
-def _gated_act_hooks(layer: Layer, units: torch.Tensor, change: Change, replaces: bool) -> list[tuple[Any, Hook]]:
+def _gated_act_hooks(layer: Layer, units: torch.Tensor, change: Change, replaces: bool) -> list[tuple[HookPoint, Hook]]:
     """Write act(z) = v exactly, as v x up at what W_out reads: no hook point lies between act_fn and the product."""
     order = layer.act_writers
 
@@ -239,7 +251,7 @@ def _gated_act_hooks(layer: Layer, units: torch.Tensor, change: Change, replaces
 
 
 def _current_act(layer: Layer, wanted: bool) -> torch.Tensor | None:
-    """The activation as written so far; None where nobody asks for it, or nobody kept what it is computed from."""
+    """The activation as written so far; None where it is not wanted, or what it is computed from was not kept."""
     if not wanted or layer.act is not None or layer.pre is None:
         return layer.act if wanted else None
     # act_fn of the whole tensor, then the columns: of gathered columns its last bits may differ.
@@ -247,6 +259,81 @@ def _current_act(layer: Layer, wanted: bool) -> torch.Tensor | None:
 
 
 def written(values: torch.Tensor, index: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Write some units' values into a site's tensor, out of place."""
+    """Copy a site's tensor with new values at some units."""
     shape = (*values.shape[:_UNIT_AXIS], len(index), *values.shape[_UNIT_AXIS + 1 :])
     return values.index_copy(_UNIT_AXIS, index, new.to(values.dtype).expand(shape))
+
+
+def checked_units(
+    name: str, site: str, shape: tuple[int, int], neurons: Mapping[int, Int[torch.Tensor, " unit"]]
+) -> dict[int, Int[torch.Tensor, " unit"]]:
+    """Refuse neurons that a site does not have, and leave layers without any out.
+
+    Args:
+        name: The model's name.
+        site: The site.
+        shape: Its layers, and units per layer.
+        neurons: From layer index to indices of units.
+
+    Raises:
+        HookSiteError: If a layer or an index does not exist.
+    """
+    layers, width = shape
+    neurons = {layer: units for layer, units in neurons.items() if len(units)}
+    for layer, units in neurons.items():
+        if not 0 <= layer < layers:
+            raise HookSiteError(f"{name!r} has no layer {layer} at site {site!r}: there are 0 to {layers - 1}.")
+        if (low := int(units.min())) < 0 or int(units.max()) >= width:
+            index = low if low < 0 else int(units.max())
+            raise HookSiteError(f"{name!r} has {width} units a layer at site {site!r}, so there is no unit {index}.")
+    return neurons
+
+
+@torch.no_grad()
+def check_fires(
+    name: str, layers: Sequence[Layer], forward: Callable[[], torch.Tensor | None]
+) -> tuple[torch.Tensor, dict[str, int]]:
+    """Run a model once and check that every site's tensor arrives exactly once a layer, all of one width.
+
+    Args:
+        name: The model's name.
+        layers: Its layers.
+        forward: Runs it.
+
+    Returns:
+        The logits of that run, and the width of each site.
+
+    Raises:
+        HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
+    """
+    widths: dict[str, list[tuple[int, int]]] = {site: [] for site in SITES}
+    readers: dict[str, Reader] = {
+        site: lambda layer, values, by_layer=by_layer: by_layer.append((layer, values.shape[2]))
+        for site, by_layer in widths.items()
+    }
+    hooks = [hook for layer in layers for hook in _shape_hooks(layer)]
+    with attached(hooks + reading_hooks(layers, readers)):
+        logits = forward()
+    assert logits is not None
+    for site, by_layer in widths.items():
+        if [layer for layer, _ in by_layer] != list(range(len(layers))):
+            fired = sorted(layer for layer, _ in by_layer)
+            raise HookSiteError(
+                f"The hooks of site {site!r} of {name!r} fire at layers {fired}; each of its {len(layers)} layers "
+                "should fire once."
+            )
+        if len(different := {width for _, width in by_layer}) != 1:
+            raise HookSiteError(f"Layers of {name!r} differ in width at site {site!r}: {sorted(different)}.")
+    return logits, {site: by_layer[0][1] for site, by_layer in widths.items()}
+
+
+def _shape_hooks(layer: Layer) -> list[tuple[HookPoint, Hook]]:
+    """Find out, before any site is read, whether a layer's MLP gets batch and position as one axis."""
+
+    def batch(values: torch.Tensor) -> None:
+        layer.batch_size = values.shape[0]
+
+    def flattened(values: torch.Tensor) -> None:
+        layer.flattened = values.ndim == 2
+
+    return [(layer.input_point, batch), (layer.mlp.hook_pre, flattened)]

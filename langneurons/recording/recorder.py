@@ -258,14 +258,18 @@ def _check_shard(shard: tuple[int, int]) -> None:
 
 
 def _check_like(like: ActivationStats, model_view: ModelView, recording: Recording) -> None:
-    pairs = {
-        "model": (like.model.fingerprint, model_view.fingerprint),
-        "dtype": (like.model.dtype, str(model_view.dtype).removeprefix("torch.")),
-        "sites": (like.sites, recording.sites),
-        "features": (like.of_features, features_recorded(model_view, recording.sites)),
-        "context length": (like.context_length, recording.context_length),
+    here = {
+        "model": model_view.fingerprint[:8],
+        "dtype": str(model_view.dtype).removeprefix("torch."),
+        "sites": recording.sites,
+        "features": features_recorded(model_view, recording.sites),
+        "context length": recording.context_length,
     }
-    differing = [f"{what} ({theirs} there, {mine} here)" for what, (theirs, mine) in pairs.items() if theirs != mine]
+    differing = [
+        f"{what} ({theirs} there, {here[what]} here)"
+        for what, theirs in like.comparable().items()
+        if theirs != here[what]
+    ]
     if differing:
         raise StaleArtefactError(f"like= is a recording that differs in {'; '.join(differing)}.")
 

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,6 +20,7 @@ COUNTS = ("histogram", "active")
 SUMS = ("sum", "absolute", "squares")
 LOWS, HIGHS = ("minimum", "coordinate_minimum"), ("maximum", "coordinate_maximum")
 GRID = ("width", "first", "scale")
+ACT_FN = ("act_fn.inputs", "act_fn.outputs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,11 @@ class LanguageRecord:
         """The histogram's bins."""
         return Grid(self.tensors["width"], self.tensors["first"], self.tensors.get("scale"))
 
+    def about(self) -> dict[str, Any]:
+        """What the JSON file says: tokens of each fold, and what was counted."""
+        sources = {source: [list(pair) for pair in pairs] for source, pairs in self.sources.items()}
+        return {"tokens": self.tokens.tolist(), "sources": sources}
+
     def fold(self, members: Sequence[int]) -> "LanguageRecord":
         """Only some document folds: counts above zero, sums and what is optional, without histograms."""
         rows = list(members)
@@ -110,9 +118,9 @@ class RecordedModel:
     """What statistics must know of the model they came from.
 
     Attributes:
-        name: As it was loaded.
-        fingerprint: Of its weights.
-        dtype: It computed in.
+        name: Name under which it was loaded.
+        fingerprint: Fingerprint of its weights.
+        dtype: Type of numbers that it computed in.
         gated: Whether its MLP has a gate (then ``post`` is act x up).
         output_norm: Per site, the norm of each neuron's output weights.
         act_fn: Its activation function, tabulated; None for published counts.
@@ -131,11 +139,22 @@ class RecordedModel:
         """What values at a site come from: the weights, at a site of features with the dictionaries."""
         return self.of_features.get(site, self.fingerprint)
 
+    @classmethod
+    def of(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RecordedModel":
+        """Rebuild it from what was stored: ``about``, and ``tensors``."""
+        output_norm = {name: values for name, values in tensors.items() if name not in ACT_FN}
+        act_fn = ActivationFunction(*(tensors[name] for name in ACT_FN)) if tensors.keys() >= set(ACT_FN) else None
+        return cls(**about, output_norm=output_norm, act_fn=act_fn)
+
+    def about(self) -> dict[str, Any]:
+        """What the JSON file says, features aside."""
+        return {name: getattr(self, name) for name in ("name", "fingerprint", "dtype", "gated")}
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store."""
         tensors = dict(self.output_norm)
         if self.act_fn is not None:
-            tensors |= {"act_fn.inputs": self.act_fn.inputs, "act_fn.outputs": self.act_fn.outputs}
+            tensors |= zip(ACT_FN, (self.act_fn.inputs, self.act_fn.outputs), strict=True)
         return tensors
 
 
@@ -158,6 +177,38 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+
+def stored_record(path: Path, checksum: str, about: Mapping[str, Any]) -> LanguageRecord:
+    """The record of a saved file, which is opened when it is first used."""
+    sources = {source: tuple((start, stop) for start, stop in ranges) for source, ranges in about["sources"].items()}
+    return LanguageRecord(torch.tensor(about["tokens"]), StoredTensors(path, checksum), sources)
+
+
+def check_counts(
+    active: Int[Tensor, "language layer neuron"], tokens: Int[Tensor, " language"], languages: Sequence[str]
+) -> None:
+    """Refuse counts that are impossible.
+
+    Raises:
+        StatisticsError: If a neuron was active on more tokens than there are, or on fewer than none.
+    """
+    impossible = (active > tokens[:, None, None]) | (active < 0)
+    if bool(impossible.any()):
+        row, layer, neuron = impossible.nonzero()[0].tolist()
+        language, count = languages[row], int(active[row, layer, neuron])
+        raise StatisticsError(
+            f"Neuron ({layer}, {neuron}) of {language!r} has {count:,} activations but {language!r} has "
+            f"{int(tokens[row]):,} tokens: a count must lie between 0 and the tokens of its language."
+        )
+
+
+def weighted_mean(
+    per_fold: Float[Tensor, "fold layer neuron"], tokens: Int[Tensor, " fold"]
+) -> Float[Tensor, "layer neuron"]:
+    """The mean over all tokens, from the means of the document folds; a fold without tokens counts nothing."""
+    per_fold = per_fold.nan_to_num(nan=0.0)
+    return einsum(per_fold, tokens.double(), "fold layer neuron, fold -> layer neuron") / tokens.sum()
 
 
 SENTENCE, GRADIENT = "sentence", "gradient"
@@ -185,10 +236,10 @@ def check_optional(also: Iterable[str]) -> tuple[str, ...]:
         >>> check_optional(["gradient", "sentence"])
         ('sentence', 'gradient')
     """
-    given = set(also)
-    for name in sorted(given - set(OPTIONAL)):
+    names = set(also)
+    for name in sorted(names - set(OPTIONAL)):
         raise StatisticsError(unknown("optional statistic", name, OPTIONAL))
-    return tuple(name for name in OPTIONAL if name in given)
+    return tuple(name for name in OPTIONAL if name in names)
 
 
 def held(tensors: Iterable[str]) -> tuple[str, ...]:
@@ -230,8 +281,8 @@ class Sentences:
             >>> Sentences.spread("0" * 32, 10, 3).ordinals.tolist()
             [0, 3, 6]
         """
-        kept = min(documents, at_most)
-        return cls(source, torch.arange(kept) * documents // max(kept, 1))
+        count = min(documents, at_most)
+        return cls(source, torch.arange(count) * documents // max(count, 1))
 
     def rows(self, document: Int[Tensor, "*token"]) -> Int[Tensor, "*token"]:
         """Which sentence each token is part of, given its document; -1 where that is none of these."""
@@ -285,8 +336,8 @@ def of_folds(tensors: Mapping, members: Sequence[int]) -> dict[str, Tensor]:
     part = {}
     if SENTENCE in held(tensors):
         fold = (tensors["sentence"] & (2**_ORDINAL_BITS - 1)) % FOLDS
-        chosen = torch.isin(fold, torch.tensor(members))
-        part |= {name: tensors[name][chosen] for name in ("sentence", "sentence_tokens", "sentence_sum")}
+        is_member = torch.isin(fold, torch.tensor(members))
+        part |= {name: tensors[name][is_member] for name in ("sentence", "sentence_tokens", "sentence_sum")}
     if GRADIENT in held(tensors):
         part |= {"relevance_sum": tensors["relevance_sum"][list(members)], "relevance_unit": tensors["relevance_unit"]}
     return part

@@ -16,18 +16,22 @@ AnyResult = TypeVar("AnyResult", bound="Result")
 
 # Kind of result -> module of langneurons that defines its class; it is imported when such a result is loaded.
 MODULES = {
-    "ablation": "analysis.ablation.result",
+    "ablation": "analysis.ablation",
     "activation-statistics": "recording.statistics",
     "classification-head": "tasks.heads",
     "comparison": "analysis.comparison",
+    "decomposition": "analysis.selectivity.decomposition",
     "effect-table": "effects.table",
     "evaluation": "evaluation.evaluation",
     "finetuned": "training.finetuned",
     "neuron-set": "identification.neurons",
+    "nulls": "analysis.validity.recordings",
     "polysemanticity": "analysis.selectivity.result",
-    "profiles": "analysis.profiles.result",
+    "profiles": "analysis.profiles",
     "protocol-comparison": "replication.protocols",
     "published-statistics": "replication.statistics",
+    "screen": "analysis.screening",
+    "split-half": "analysis.validity.reliability",
     "transfer": "training.transfer_table",
     "validity-table": "analysis.validity.table",
 }

@@ -1,20 +1,62 @@
 """What a study is: a TOML file, checked before anything runs; an unknown key is an error that names the nearest."""
 
+import warnings
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomlkit
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
-import langneurons as ln
 from langneurons import storage
-from langneurons.analysis.validity import NULLS
-from langneurons.errors import PatchError, StatisticsError, StudyError, unknown
-from langneurons.evaluation.factorial import OPERATIONS
-from langneurons.replication.published import PUBLISHED_METRICS, beside
-from langneurons.study.parts import StudyConfig
+from langneurons.errors import LangNeuronsWarning, PatchError, StatisticsError, StudyError, unknown
+from langneurons.replication.published import beside
+from langneurons.settings import Settings, sentence
+from langneurons.study.stages import Stage, misnamed
+from langneurons.study.stages.ablation import AblationStage
+from langneurons.study.stages.factorial import FactorialStage
+from langneurons.study.stages.finetune import FinetuneStage
+from langneurons.study.stages.identify import IdentifyStage
+from langneurons.study.stages.matrix import MatrixStage
+from langneurons.study.stages.polysemanticity import PolysemanticityStage
+from langneurons.study.stages.profile import ProfileStage
+from langneurons.study.stages.protocols import ProtocolsStage
+from langneurons.study.stages.record import PublishedStage, RecordStage
+from langneurons.study.stages.tasks import TasksStage
+from langneurons.study.stages.transfer import TransferStage
+from langneurons.study.stages.validity import NullsStage, ValidityStage
+from langneurons.study.tables import Name, Part, StudyConfig, python_only
 from langneurons.study.wording import check_method, check_patch
+
+# Each after those whose results it reads; the report, which reads all, stands for itself.
+STAGES: tuple[Stage[Any], ...] = (
+    RecordStage(),
+    PublishedStage(),
+    IdentifyStage(),
+    NullsStage(),
+    ValidityStage(),
+    MatrixStage(),
+    FinetuneStage(),
+    TasksStage(),
+    ProtocolsStage(),
+    FactorialStage(),
+    AblationStage(),
+    PolysemanticityStage(),
+    TransferStage(),
+    ProfileStage(),
+)
+MOVED = {"effects": "testing"}  # tables of 0.1.0 -> what they are called
+
+
+def _table_of(stage: Stage[Any]) -> Any:
+    if stage.several:
+        return dict[Name, stage.part], {}
+    return (stage.part, stage.part()) if stage.always else (stage.part | None, None)
+
+
+_TABLES: dict[str, Any] = {stage.table: _table_of(stage) for stage in STAGES if stage.table}
+_Complete = create_model("StudyConfig", __base__=StudyConfig, **_TABLES)
 
 
 def read_config(path: str | Path) -> StudyConfig:
@@ -30,166 +72,216 @@ def read_config(path: str | Path) -> StudyConfig:
     return parse_config(content, str(path))
 
 
-def parse_config(content: dict[str, Any], said: str = "The study") -> StudyConfig:
+def parse_config(content: Mapping[str, Any], name: str = "The study") -> StudyConfig:
     """Check the content of a study.
 
     Args:
-        content: What the TOML file holds.
-        said: What to call it in an error.
+        content: Content of the TOML file.
+        name: Name of the study in an error.
 
     Raises:
-        StudyError: As ``read_config``.
+        StudyError: If a key is unknown, a value does not fit, or a name that is used does not exist.
     """
+    content, moves = _lifted(deepcopy(dict(content)))
+    if moves:
+        listed = "; ".join(f"{old} is called {current}" for old, current in moves.items())
+        warnings.warn(f"{name} uses names of langneurons 0.1.0: {listed}.", LangNeuronsWarning, stacklevel=2)
     try:
-        config = StudyConfig.model_validate(content)
+        config = _seeded(_Complete.model_validate(content))
     except ValidationError as error:
-        found = "; ".join(dict.fromkeys(_sentence(one) for one in error.errors()))
-        raise StudyError(f"{said} cannot be run: {found}") from error
-    for what, given, possible in _references(config):
-        if given not in possible:
-            raise StudyError(f"{said} cannot be run: {unknown(what, given, possible)}")
+        problems = "; ".join(dict.fromkeys(_problem(problem) for problem in error.errors()))
+        raise StudyError(f"{name} cannot be run: {problems}") from error
     for mistake in _mistakes(config):
-        raise StudyError(f"{said} cannot be run: {mistake}")
+        raise StudyError(f"{name} cannot be run: {mistake}")
     try:
         for method in config.methods.values():
             check_method(method.method, method.options)
         for patch in config.patches.values():
-            for write in (patch.write, *patch.also.values()):
-                check_patch(str(write))
+            for value in patch.values:
+                check_patch(value)
     except (StatisticsError, PatchError) as error:
-        raise StudyError(f"{said} cannot be run: {error}") from error
+        raise StudyError(f"{name} cannot be run: {error}") from error
     return config
+
+
+def _mistakes(config: StudyConfig) -> Iterator[str]:
+    """What is wrong with the study though every table by itself is right."""
+    for where, group in _settings_in(config):
+        possible = set(type(group).model_fields) - python_only(type(group))
+        yield from misnamed("key", where, group.model_fields_set & python_only(type(group)), possible)
+    for name, patch in config.patches.items():
+        yield from misnamed("language", f"patches.{name}.also", patch.also, config.languages)
+    for stage in STAGES:
+        yield from stage.mistakes(config)
+
+
+def _settings_in(part: BaseModel | Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Settings]]:
+    """Every settings object in a study, and where it stands."""
+    for name, value in part.items() if isinstance(part, Mapping) else part:
+        place = f"{where}.{name}" if where else name
+        if isinstance(value, Settings):
+            yield place, value
+        elif isinstance(value, BaseModel | Mapping):
+            yield from _settings_in(value, place)
+
+
+def _seeded(config: StudyConfig) -> StudyConfig:
+    """Give the study's seed to all settings that have none of their own."""
+
+    def seeded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: seeded(inner) for name, inner in value.items()}
+        if not isinstance(value, BaseModel):
+            return value
+        changes = {name: seeded(inner) for name, inner in value if isinstance(inner, BaseModel | dict)}
+        if isinstance(value, Settings) and "seed" in type(value).model_fields and "seed" not in value.model_fields_set:
+            changes["seed"] = config.seed
+        return value.model_copy(update=changes)
+
+    return seeded(config)
+
+
+def _lifted(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Put keys of 0.1.0 where they stand; also each such key, and what it is called."""
+    moves: dict[str, str] = {}
+    for old, current in MOVED.items():
+        if old in content and current not in content:
+            content[current] = content.pop(old)
+            moves[old] = current
+    for where, table, part in list(_tables_in(content)):
+        for key in [key for key in table if key not in part.model_fields and (place := _place_of(key, part))]:
+            place = _place_of(key, part)
+            path = place.removeprefix(":") if place.startswith(":") else f"{where}.{place}"
+            *parents, name = path.split(".")
+            target = content
+            for parent in parents:
+                target = target.setdefault(parent, {}) if isinstance(target, dict) else {}
+            if isinstance(target, dict):
+                target.setdefault(name, table.pop(key))
+                moves[f"{where}.{key}"] = path
+    return content, moves
+
+
+def _tables_in(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], type[BaseModel]]]:
+    """Every table of a study's content: where it stands, what it holds, and its class."""
+    for name, table in content.items():
+        if name in _Complete.model_fields and isinstance(table, dict):
+            part, several = _part_in(_Complete.model_fields[name].annotation)
+            if part is not None:
+                tables = {f"{name}.{key}": inner for key, inner in table.items()} if several else {name: table}
+                yield from ((where, inner, part) for where, inner in tables.items() if isinstance(inner, dict))
+
+
+def _place_of(key: str, part: type[BaseModel]) -> str:
+    """Where a key of 0.1.0 stands, from its table on; "" where it stands nowhere."""
+    if issubclass(part, Settings):
+        return part.old_names.get(key, "")
+    if not issubclass(part, Part) or part.model_config.get("extra") == "allow":
+        return ""
+    if key in part.moved:
+        return part.moved[key]
+    groups = {name: _part_in(field.annotation)[0] for name, field in part.model_fields.items()}
+    places = [
+        f"{name}.{group.old_names.get(key, key)}"
+        for name, group in groups.items()
+        if group is not None and issubclass(group, Settings) and (key in group.model_fields or key in group.old_names)
+    ]
+    return places[0] if len(places) == 1 else ""
+
+
+def _part_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The class of tables in an annotation, and whether there are several by name."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    parts = [_part_in(argument)[0] for argument in get_args(annotation)]
+    return next(filter(None, parts), None), getattr(annotation, "__origin__", None) is dict
+
+
+def _problem(error: Any) -> str:
+    """One validation error in words, with the nearest key where a key is unknown."""
+    places = [str(place) for place in error["loc"]]
+    part, group = _classes_at(places[:-1])
+    if error["type"] == "extra_forbidden":
+        own = [name for name in part.model_fields if name not in python_only(part)]
+        inner = [name for field in part.model_fields.values() for name in _fields_of(field.annotation)]
+        old = list(getattr(part, "moved", ()) or getattr(part, "old_names", ()))
+        possible = own if part is _Complete else dict.fromkeys([*own, *inner, *old])
+        return unknown(f"key in {'.'.join(places[:-1]) or 'the study'}", places[-1], possible)
+    if error["type"] == "missing":
+        return f"{'.'.join(places)} is missing."
+    if group is not None and places[group[0]] in group[1].model_fields:
+        place, settings = group
+        return f"{'.'.join(places[:place])}: {sentence({**error, 'loc': error['loc'][place:]}, settings)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(places)} = {error['input']!r}: {message[0].lower()}{message[1:]}."
+
+
+def _fields_of(annotation: Any) -> list[str]:
+    """Options of a settings object, which may also be given beside it."""
+    group, several = _part_in(annotation)
+    return list(group.model_fields) if group is not None and issubclass(group, Settings) and not several else []
+
+
+def _classes_at(places: list[str]) -> tuple[type[BaseModel], tuple[int, type[Settings]] | None]:
+    """The class of the table at a place; if the place is inside a settings object, also where that begins."""
+    part: type[BaseModel] = _Complete
+    group = None
+    place = 0
+    while place < len(places) and places[place] in part.model_fields:
+        inner, several = _part_in(part.model_fields[places[place]].annotation)
+        place += 2 if several else 1
+        if inner is None:
+            break
+        part = inner
+        if issubclass(part, Settings) and group is None:
+            group = (place, part)
+    return part, group
 
 
 def written(config: StudyConfig) -> str:
     """The study as TOML, every default written out, what is not set as a comment, each key with what it means."""
     document = tomlkit.document()
-    _write(document, config)
+    _write(document, config, config.seed)
     return tomlkit.dumps(document)
 
 
-def _write(table: Any, part: BaseModel) -> None:
+def _write(table: Any, part: BaseModel, seed: int) -> None:
     """One part of a study; plain values stand before tables, as TOML wants it."""
     nested = []
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
+    fields = sorted(type(part).model_fields.items(), key=lambda item: not item[1].is_required())
+    for name, field in fields:
+        value, same_seed = getattr(part, name), isinstance(part, Settings) and name == "seed"
         if isinstance(value, BaseModel) or (isinstance(value, Mapping) and isinstance(part, StudyConfig)):
             nested.append((name, value))
-        elif value is None:
+        elif name in python_only(type(part)) or (same_seed and value == seed):
+            continue
+        elif value is None and field.default is None:
             table.add(tomlkit.comment(f"{name} is not set" + (f": {field.description}" if field.description else "")))
         elif value != {}:
-            table.add(name, _filled(tomlkit.inline_table(), value) if isinstance(value, Mapping) else value)
-            if field.description:
-                table[name].comment(field.description)
-    _filled(table, part.model_extra or {})
+            item = _plain(value)
+            table.add(name, item.comment(field.description) if field.description else item)
+    for name, value in (part.model_extra or {}).items():
+        table.add(name, value)
     for name, value in nested:
         if value != {}:
-            table.add(name, _table(value))
+            table.add(name, _table(value, seed))
 
 
-def _table(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table
+    return tomlkit.item("none" if value is None else str(value) if isinstance(value, Path) else value)
+
+
+def _table(value: Any, seed: int) -> Any:
     """A part, several parts by name, or plain values by name."""
-    several = isinstance(value, Mapping) and any(isinstance(one, BaseModel) for one in value.values())
+    several = isinstance(value, Mapping) and any(isinstance(inner, BaseModel) for inner in value.values())
     table = tomlkit.table(is_super_table=several)
     if isinstance(value, BaseModel):
-        _write(table, value)
+        _write(table, value, seed)
         return table
-    return _filled(table, {name: _table(one) if several else one for name, one in value.items()})
-
-
-def _filled(table: Any, values: Mapping[str, Any]) -> Any:
-    for name, value in values.items():
-        table.add(name, value)
+    for name, inner in value.items():
+        table.add(name, _table(inner, seed) if several else inner)
     return table
-
-
-def _sentence(error: Any) -> str:
-    """One validation error in words, with the nearest key where a key is unknown."""
-    places = [str(place) for place in error["loc"]]
-    where = ".".join(places)
-    if error["type"] == "extra_forbidden":
-        inside = _part_at(places[:-1])
-        return unknown(f"key in {'.'.join(places[:-1]) or 'the study'}", places[-1], inside.model_fields)
-    if error["type"] == "missing":
-        return f"{where} is missing."
-    return f"{where} = {error['input']!r}: {_plain(error['msg'])}."
-
-
-def _plain(message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
-
-
-def _part_at(places: list[str]) -> type[BaseModel]:
-    """The part of a study that stands at a place, to say which keys it has."""
-    part: Any = StudyConfig
-    for place in places:
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            part = part.model_fields[place].annotation if place in part.model_fields else part
-            arguments = getattr(part, "__args__", ())
-            models = [one for one in arguments if isinstance(one, type) and issubclass(one, BaseModel)]
-            part = models[0] if models else part
-    return part if isinstance(part, type) and issubclass(part, BaseModel) else StudyConfig
-
-
-def _references(config: StudyConfig) -> Iterator[tuple[str, str, list[str]]]:
-    """Every name that one part uses of another: what it is, the name, and those that exist."""
-    methods, sets, patches, tasks = (list(part) for part in (config.methods, config.sets, config.patches, config.tasks))
-    for where, part in config.grids.items():
-        yield from ((f"method in {where}", name, methods) for name in part.methods or [])
-        yield from ((f"language set in {where}", name, sets) for name in part.sets or [])
-        yield from ((f"patch in {where}", name, patches) for name in getattr(part, "patches", None) or [])
-        for key in ("languages", "targets"):
-            asked = getattr(part, key, None) or []
-            yield from ((f"language in {where}.{key}", code, _languages(config, part.sets)) for code in asked)
-    for name, patch in config.patches.items():
-        yield from ((f"language in patches.{name}.also", code, config.languages) for code in patch.also)
-    for name, task in config.tasks.items():
-        if task.tuned is not None:
-            yield f"finetuning in tasks.{name}", task.tuned, list(config.finetuning)
-        if task.beginnings is not None:
-            yield f"language in tasks.{name}.beginnings", task.beginnings, config.languages
-    if config.polysemanticity is not None:
-        yield "task in polysemanticity", config.polysemanticity.task, tasks
-    yield from ((f"task in protocols.{name}", part.task, tasks) for name, part in config.protocols.items())
-    if config.factorial is not None:
-        yield from (("task in factorial", name, tasks) for name in config.factorial.tasks)
-        yield from (("operation in factorial", name, list(OPERATIONS)) for name in config.factorial.operations)
-        yield from (("site in factorial", site, config.text.sites) for site in config.factorial.sites or [])
-    if config.validity is not None:
-        yield from (("null in validity", name, [*map(str, NULLS)]) for name in config.validity.nulls)
-
-
-def _languages(config: StudyConfig, sets: list[str] | None) -> list[str]:
-    chosen = config.sets if sets is None else [name for name in sets if name in config.sets]
-    return list(dict.fromkeys(code for name in chosen for code in config.sets[name]))
-
-
-def _mistakes(config: StudyConfig) -> Iterator[str]:
-    """What does not go together."""
-    kinds = ln.tasks.KINDS
-    for name, part in config.protocols.items():
-        task = config.tasks[part.task]
-        if kinds[task.kind].metrics[0] not in PUBLISHED_METRICS:
-            yield f"protocols.{name}: both protocols ask xnli or xquad, and {part.task!r} is of the kind {task.kind!r}."
-        elif not kinds[task.kind].generates and task.head is None and task.tuned is None:
-            yield f"protocols.{name}: the published protocol answers by a head; give tasks.{part.task} head or tuned."
-    for name, task in config.tasks.items():
-        if not task.source and not kinds[task.kind].reads_text:
-            yield f"tasks.{name}.source is missing."
-        if task.tuned is not None and config.finetuning[task.tuned].kind != task.kind:
-            yield f"tasks.{name} asks {task.kind} of a model tuned on {config.finetuning[task.tuned].kind}."
-    asked = config.polysemanticity
-    if asked is not None and config.tasks[asked.task].tuned is not None:
-        yield f"polysemanticity looks at the model as it is, and tasks.{asked.task} asks a tuned one."
-    if config.matrix is not None:
-        for name in config.patches if config.matrix.patches is None else config.matrix.patches:
-            if config.patches[name].also:
-                yield f"matrix writes at one language's neurons, and patches.{name} at others' also: name its patches."
-    if config.validity is not None:
-        for name in config.methods if config.validity.methods is None else config.validity.methods:
-            if config.methods[name].published:
-                yield (
-                    f"validity needs scores of other recordings, and methods.{name} reads published statistics: name "
-                    "its methods (own-p90 is what published-act-prob-90p is but for its batches)."
-                )

@@ -1,18 +1,25 @@
-"""The directory of a study: results by step and key, what failed, who is at work; it can be moved and copied."""
+"""The directory of a study: results by step and key, what failed, who is at work, and what was read from outside.
+
+It can be moved and copied.
+"""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, StudyError
-from langneurons.study.steps import Step
+from langneurons.errors import CorruptArtefactError, StorageError, StudyError
+from langneurons.replication.published import SHIPPED
+from langneurons.study.stages import Step
 
 SCHEMA = "langneurons/study-step/1"
 FAILURE = "langneurons/study-failure/1"
+SOURCES = "langneurons/study-sources/1"
+EMBEDDED = "babel"
 SHOWN = 12  # digits of a key in a folder's name
 DONE, RUNNING, STALE, FAILED, BLOCKED, OPEN = "done", "running", "stale", "failed", "blocked", "to do"
 
@@ -48,9 +55,9 @@ class RunFolder:
     def finish(self, step: Step, seconds: float) -> None:
         """Say that a step's result is whole, and what it consists of."""
         folder = self.result(step)
-        parts = {one.relative_to(folder).as_posix(): storage.checksum(one) for one in _files(folder)}
-        content = {"name": step.name, "kind": step.kind, "key": step.key, "settings": step.settings}
-        content |= {"inputs": {one.name: one.key for one in step.inputs}, "files": parts}
+        checksums = {file.relative_to(folder).as_posix(): storage.checksum(file) for file in _files(folder)}
+        content = {"name": step.name, "kind": step.stage.name, "key": step.key, "settings": step.settings}
+        content |= {"inputs": {read.name: read.key for read in step.inputs}, "files": checksums}
         storage.write_json(folder / "step.json", SCHEMA, content)
         self._failure(step).unlink(missing_ok=True)
         self.note({"step": step.name, "key": step.key, "seconds": round(seconds, 2)})
@@ -127,16 +134,16 @@ class RunFolder:
 
     def seconds(self) -> dict[str, float]:
         """How long steps took here, by key."""
-        return {one["key"]: one["seconds"] for one in self._log()}
+        return {line["key"]: line["seconds"] for line in self._log()}
 
     def seconds_by_name(self) -> dict[str, float]:
         """How long steps took here when they last ran, with whatever settings, by name."""
-        return {one["step"]: one["seconds"] for one in self._log()}
+        return {line["step"]: line["seconds"] for line in self._log()}
 
     def _log(self) -> list[dict[str, Any]]:
         file = self.path / "log.jsonl"
         lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        return [one for one in map(_parsed, lines) if one]
+        return list(filter(None, map(_parsed, lines)))
 
     def note(self, line: dict[str, Any]) -> None:
         """Add a line to the log."""
@@ -149,9 +156,51 @@ class RunFolder:
         return self._of(step) / f"{step.key[:SHOWN]}.failed.json"
 
 
+class Sources:
+    """Hashes of models, texts and tasks; a file is read again only when its size or time of change differ."""
+
+    def __init__(self, memory: Path):
+        self._memory = memory
+        self._files: dict[str, list[Any]] = {}
+        self._names: dict[str, str] = {}
+        if memory.exists():
+            content = storage.read_json(memory, SOURCES)
+            self._files, self._names = content["files"], content["names"]
+
+    def __call__(self, kind: str, name: str) -> str:
+        """The hash of a source: of its files, or of its name where it lies on the hub.
+
+        Where the files are out of reach, as on another machine, the hash they had is given.
+        """
+        shipped = SHIPPED.get(name) if kind == "numbers" else _embedded() if name == EMBEDDED else None
+        folder = Path(name) if shipped is None else Path(str(shipped))
+        if not folder.exists():
+            return self._names.get(f"{kind} {name}", storage.fingerprint("by name", name))
+        paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if _counts(path))
+        parts = [part for path in paths for part in (path.relative_to(folder).as_posix(), self._checksum(path))]
+        self._names[f"{kind} {name}"] = storage.fingerprint(*parts)
+        return self._names[f"{kind} {name}"]
+
+    def _checksum(self, path: Path) -> str:
+        try:
+            about = path.stat()
+        except OSError as error:
+            raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
+        place, now = str(path.resolve()), [about.st_size, about.st_mtime_ns]
+        remembered = self._files.get(place)
+        if remembered is None or remembered[:2] != now:
+            remembered = self._files[place] = [*now, storage.checksum(path)]
+        return remembered[2]
+
+    def remember(self) -> None:
+        """Keep what was hashed beside the study."""
+        content: Mapping[str, Any] = {"files": self._files, "names": self._names}
+        storage.write_json(self._memory, SOURCES, content)
+
+
 def _files(folder: Path) -> list[Path]:
-    found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
-    return sorted(one for one in found if one.name != "step.json" and not one.name.startswith("."))
+    paths = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in paths if path.name != "step.json" and not path.name.startswith("."))
 
 
 def _parsed(line: str) -> dict[str, Any]:
@@ -159,3 +208,11 @@ def _parsed(line: str) -> dict[str, Any]:
         return json.loads(line)
     except ValueError:
         return {}
+
+
+def _embedded() -> Path:
+    return Path(str(files("langneurons.babel")))
+
+
+def _counts(path: Path) -> bool:
+    return path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")

@@ -1,35 +1,55 @@
 """A study: planned, run, resumed and compared; what is done stays done until something it depends on changes."""
 
+import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
+import torch
 
+import langneurons as ln
 from langneurons import storage
-from langneurons.errors import StudyError, unknown
+from langneurons.errors import ModelError, StudyError, unknown
+from langneurons.models.description import ModelDescription
 from langneurons.replication.published import read_published
-from langneurons.run import Executor, chosen_executor
-from langneurons.study.computing import Computing
-from langneurons.study.config import read_config, written
-from langneurons.study.forecasting import forecast
-from langneurons.study.parts import StudyConfig
-from langneurons.study.reporting import write_study_report
-from langneurons.study.run_folder import BLOCKED, DONE, FAILED, RunFolder
-from langneurons.study.sources import Sources
-from langneurons.study.steps import Step, steps_of
+from langneurons.run import chosen_executor
+from langneurons.settings import RunOptions, with_options
+from langneurons.study.config import STAGES, read_config, written
+from langneurons.study.run_folder import BLOCKED, DONE, FAILED, RunFolder, Sources
+from langneurons.study.stages import Plan, Source, Step
+from langneurons.study.stages.report import REPORT
+from langneurons.study.tables import StudyConfig
+from langneurons.study.work import Work
 
 CONFIG = "study.toml"
+EFFICIENCY = 0.5  # of a large matrix product's speed that a model's forward reaches
+HOURS = 180  # minutes from which on hours are printed
 Say = Callable[[str], Any]
+
+
+def steps_of(config: StudyConfig, source: Source) -> dict[str, Step]:
+    """List a study's steps by name, each after its inputs.
+
+    Args:
+        config: The study.
+        source: From kind ("model", "text", "task", "numbers") and name of a source to a hash of its content.
+    """
+    plan = Plan(config, source)
+    for model in config.models:
+        for stage in STAGES:
+            plan.steps |= {step.name: step for step in stage.steps(plan, model)}
+    plan.steps |= {step.name: step for step in REPORT.steps(plan, "")}
+    return plan.steps
 
 
 class Study:
     """Everything that one file asks for, computed in one directory.
 
     Args:
-        config: What is asked for.
+        config: The study, as ``parse_config`` and ``read_config`` make it.
         out: The directory; it may hold an earlier state of the study, of which all that still fits is used.
 
     Example:
@@ -57,7 +77,8 @@ class Study:
 
         Args:
             path: Its TOML file, or the directory of an earlier run.
-            out: The directory to run in; None takes ``runs/<name of the study>``, or that of the earlier run.
+            out: The directory to run in; by default the study's ``run.out`` or ``runs/<name of the study>``, or that of
+                the earlier run.
 
         Raises:
             StudyError: If the file is wrong; the sentence names the key and what is possible.
@@ -66,7 +87,7 @@ class Study:
         if path.is_dir():
             return cls(read_config(path / CONFIG), out or path)
         config = read_config(path)
-        return cls(config, out or Path("runs") / config.name)
+        return cls(config, out or config.run.out or Path("runs") / config.name)
 
     @property
     def steps(self) -> list[str]:
@@ -78,60 +99,50 @@ class Study:
         counted = ", ".join(f"{count} {state}" for state, count in states.items())
         return f"Study {self.config.name!r} in {self.folder.path}: {len(self.steps)} steps, {counted}"
 
-    def run(
-        self,
-        only: str | None = None,
-        say: Say | None = None,
-        progress: bool = True,
-        executor: str | Executor | None = None,
-    ) -> pd.DataFrame:
+    def run(self, only: str | None = None, say: Say | None = None, **options: Unpack[RunOptions]) -> pd.DataFrame:
         """Compute every step that is not done; one that fails does not stop the others.
 
         Args:
-            only: Steps whose name begins with this, and what they depend on.
-            say: What to do with a line about each step, such as ``print``.
-            progress: Show progress bars on standard error.
-            executor: Where recordings, conditions, ablations and trainings run, as for ``ln.record``; no result depends
-                on it.
+            only: Steps whose name begins with this, and what they depend on; by default all.
+            say: What to do with a line about each step, such as ``print``; by default nothing.
+            options: Single fields of ``Run``, such as ``executor="ray"`` or ``progress=False``, over the study's own.
 
         Returns:
-            As ``status``.
+            What became of every step, see ``status``.
 
         Raises:
             ExecutorError: If ``executor`` is neither an executor nor the name of one.
             StudyError: If another process runs in the directory, no step is called ``only``, or the published numbers
                 cannot be read.
         """
-        where = chosen_executor(executor)
+        (run,) = with_options(options, self.config.run)
+        run = run.model_copy(update={"executor": chosen_executor(run.executor)})
         say = say or (lambda line: None)
         with self.folder.alone():
             plan = self._wanted(only)
             if self.config.published is not None:
-                read_published(self.config.published)  # what is wrong with it is said now, not when all else is done
+                read_published(self.config.published)  # so that a mistake in it costs no computed step
             storage.write_text(self.folder.path / CONFIG, self.show())
             self._sources.remember()
-            computing = Computing(self.config, self.folder, progress, where)
+            work = Work(self.config, self.folder, run)
             failed: set[str] = set()
             for number, step in enumerate(plan.values(), start=1):
                 place = f"[{number}/{len(plan)}] {step.name}"
                 if self.folder.is_done(step):
                     say(f"{place}: done before")
-                elif step.kind != "report" and any(one.name in failed for one in step.inputs):
+                elif step.stage is not REPORT and any(read.name in failed for read in step.inputs):
                     failed.add(step.name)
                     say(f"{place}: left out, what it depends on failed")
-                elif not self._compute(step, computing, place, say):
+                elif not self._compute(step, work, place, say):
                     failed.add(step.name)
         return self.status()
 
-    def _compute(self, step: Step, computing: Computing, place: str, say: Say) -> bool:
+    def _compute(self, step: Step, work: Work, place: str, say: Say) -> bool:
         started = time.monotonic()
         say(f"{place} ...")
         try:
             with self.folder.working(step):
-                if step.kind == "report":
-                    write_study_report(self.config, self._plan(), self.folder, step)
-                else:
-                    computing.compute(step)
+                work.compute(step)
                 self._check_sources(step)
                 self.folder.finish(step, time.monotonic() - started)
         except Exception as error:  # whatever it is, the other steps do not depend on it
@@ -155,7 +166,7 @@ class Study:
         rows, broken, seconds = [], set(), self.folder.seconds()
         for step in self._plan().values():
             state = self.folder.state(step)
-            if state != DONE and step.kind != "report" and any(one.name in broken for one in step.inputs):
+            if state != DONE and step.stage is not REPORT and any(read.name in broken for read in step.inputs):
                 state = BLOCKED
             if state in (FAILED, BLOCKED):
                 broken.add(step.name)
@@ -177,7 +188,26 @@ class Study:
         Raises:
             StudyError: If the speed is not above 0.
         """
-        return forecast(self.config, self._plan(), self.folder, speed)
+        if speed is not None and not 0 < speed < math.inf:
+            raise StudyError(f"A speed is a number of operations a second above 0, such as 160e12, not {speed:g}.")
+        models = {name: _described(part.name) for name, part in self.config.models.items()}
+        earlier = self.folder.seconds_by_name() if speed is None else {}
+        reached = _operations_per_second() * EFFICIENCY if speed is None else speed
+        rows = []
+        for step in self._plan().values():
+            if (state := self.folder.state(step)) == DONE:
+                rows.append((step.name, state, 0.0, 0.0, 0.0, 0.0, True))
+                continue
+            model, seconds = models.get(step.model), earlier.get(step.name)
+            cost = step.stage.cost(step, self.config, model)
+            memory = max(model.memory_to_load.values()) / 1e9 if model and cost.tokens else 0.0
+            minutes = 2 * model.parameters * cost.tokens / reached / 60 if model else 0.0
+            if cost.tokens and model is None:
+                memory = minutes = math.nan
+            minutes = minutes if seconds is None else seconds / 60
+            rows.append((step.name, state, cost.tokens / 1e6, memory, cost.disk, minutes, seconds is not None))
+        columns = ["step", "state", "million tokens", "GB memory", "GB disk", "minutes", "measured"]
+        return pd.DataFrame(rows, columns=pd.Index(columns))
 
     def path(self, step: str) -> Path:
         """The folder of a step's result.
@@ -202,8 +232,10 @@ class Study:
 
     def files(self) -> dict[str, str]:
         """Every file of every step that is done, and its checksum."""
-        done = [step for step in self._plan().values() if self.folder.is_done(step)]
-        return {f"{step.name}/{name}": found for step in done for name, found in self.folder.files(step).items()}
+        finished = [step for step in self._plan().values() if self.folder.is_done(step)]
+        return {
+            f"{step.name}/{name}": checksum for step in finished for name, checksum in self.folder.files(step).items()
+        }
 
     def check(self) -> None:
         """Verify every byte of what is done.
@@ -245,20 +277,18 @@ class Study:
         plan = self._plan()
         if only is None:
             return plan
-        chosen = [step for step in plan.values() if step.name.startswith(only)]
-        if not chosen:
+        wanted = [step for step in plan.values() if step.name.startswith(only)]
+        if not wanted:
             raise StudyError(unknown("step", only, plan))
         needed: set[str] = set()
-        for step in chosen:
+        for step in wanted:
             needed |= {step.name, *_before(step)}
         return {name: step for name, step in plan.items() if name in needed}
 
 
 def _before(step: Step) -> set[str]:
-    found: set[str] = set()
-    for one in step.inputs:
-        found |= {one.name, *_before(one)}
-    return found
+    """Names of all steps that a step depends on."""
+    return {name for read in step.inputs for name in (read.name, *_before(read))}
 
 
 def _difference(mine: Step, here: RunFolder, theirs: Step, there: RunFolder) -> str:
@@ -266,10 +296,54 @@ def _difference(mine: Step, here: RunFolder, theirs: Step, there: RunFolder) -> 
         if not (here.is_done(mine) and there.is_done(theirs)):
             return "not done"
         return "same" if here.files(mine) == there.files(theirs) else "other files"
-    names = sorted({*mine.settings, *theirs.settings})
-    found = [
-        f"{name}: {mine.settings.get(name)!r} and {theirs.settings.get(name)!r}"
-        for name in names
-        if mine.settings.get(name) != theirs.settings.get(name)
-    ]
-    return "; ".join(found) or "inputs"
+    own, other = _flat(mine.settings), _flat(theirs.settings)
+    names = [name for name in sorted({*own, *other}) if own.get(name) != other.get(name)]
+    return "; ".join(f"{name}: {own.get(name)!r} and {other.get(name)!r}" for name in names) or "inputs"
+
+
+def _flat(settings: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Nested settings by their place, such as ``training.steps``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {f"{place}{name}": value}
+    return flat
+
+
+def _described(name: str) -> ModelDescription | None:
+    try:
+        return ln.describe(name)
+    except ModelError:
+        return None  # not on this machine; the steps are listed all the same
+
+
+def _operations_per_second() -> float:
+    """How fast this processor multiplies matrices, in floating-point operations."""
+    left, right = torch.rand(512, 512), torch.rand(512, 512)
+    torch.mm(left, right)
+    started, times = time.perf_counter(), 8
+    for _ in range(times):
+        torch.mm(left, right)
+    return times * 2 * 512**3 / (time.perf_counter() - started)
+
+
+def as_text(table: pd.DataFrame, path: Path, speed: float | None = None) -> str:
+    """A forecast in words.
+
+    Args:
+        table: What ``Study.forecast`` returns.
+        path: Directory of the study.
+        speed: The speed that was given to ``Study.forecast``.
+    """
+    left = table.query("state != 'done'")
+    rows = left.drop(columns="measured").to_string(index=False, na_rep="?", float_format=lambda value: f"{value:.3g}")
+    total = left[["million tokens", "GB disk", "minutes"]].sum()
+    where = "on this machine's processor" if speed is None else f"at {speed:.3g} operations a second"
+    how = "the speed of a matrix product; steps that ran here before: as they took" if speed is None else "that speed"
+    minutes = sum(left["minutes"].dropna().tolist())
+    spent = f"{minutes:.0f} minutes" if minutes < HOURS else f"{minutes / 60:.0f} hours"
+    unknown_model = "\nA model that is not on this machine (?) is in no sum." if left["minutes"].hasnans else ""
+    return (
+        f"{rows}\n{len(left)} of {len(table)} steps to run in {path}: about {total['million tokens']:.3g} million "
+        f"tokens, {total['GB disk']:.2g} GB of disk and {spent} {where} (from the size of the model and {how})."
+        f"{unknown_model}"
+    )

@@ -3,16 +3,14 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
-
-import torch
+from typing import TYPE_CHECKING, Any, get_args
 
 import langneurons as ln
-from langneurons import identification
-from langneurons.analysis.validity import OwnQuantile
 from langneurons.errors import PatchError, StatisticsError, unknown
-from langneurons.replication.neurons import INTERVENE_BY, act_prob_90p_neurons, lape_neurons, published_patch
-from langneurons.replication.statistics import ARRAYS, PublishedStatistics
+from langneurons.study.tables import PUBLISHED
+
+if TYPE_CHECKING:
+    from langneurons.replication.statistics import PublishedStatistics
 
 METHODS = {
     "lape": "LAPE",
@@ -27,15 +25,17 @@ METHODS = {
     "gradient-relevance": "GradientRelevance",
     "random": "Random",
 }
-PUBLISHED_METHODS = {"published-lape": lape_neurons, "published-act-prob-90p": act_prob_90p_neurons}
-# Beside the methods, one that says nothing of language, to see that the checks notice.
-_KINDS = {name: getattr(identification, kind) for name, kind in METHODS.items()} | {"own-p90": OwnQuantile}
+PUBLISHED_METHODS = {"published-lape": "lape_neurons", "published-act-prob-90p": "act_prob_90p_neurons"}
+UNSOUND = "own-p90"  # says nothing about language; to see that the checks notice
 OPERATIONS = ("set", "add", "scale", "diffmean")
-PUBLISHED = "published"
-MakePatch = Callable[[ln.NeuronSet, str], ln.patches.Patch]
+MakePatch = Callable[["ln.NeuronSet", str], "ln.patches.Patch"]
 
 
-def patch_maker(text: str, stats: ln.ActivationStats | None, published: PublishedStatistics | None = None) -> MakePatch:
+def patch_maker(
+    text: str,
+    stats: "ln.ActivationStats | None",
+    published: "PublishedStatistics | None" = None,
+) -> MakePatch:
     """Build the patch of a language's neurons from ``value`` or ``operation:value``.
 
     Args:
@@ -55,16 +55,18 @@ def patch_maker(text: str, stats: ln.ActivationStats | None, published: Publishe
     if operation not in OPERATIONS:
         raise PatchError(unknown("operation", operation, OPERATIONS))
     if operation == "diffmean":
-        strength, known = _number(value, "A strength"), _needed(stats, "diffmean")
-        return lambda neurons, language: ln.DiffMean(neurons, known.at(neurons.site), language, strength)
+        strength, statistics = _number(value, "A strength"), _needed(stats, "diffmean")
+        return lambda neurons, language: ln.DiffMean(neurons, statistics.at(neurons.site), language, strength)
     if operation == "scale":
         factor = _number(value, "A factor")
         return lambda neurons, language: ln.Scale(neurons, factor)
-    written, read = (ln.SetTo if operation == "set" else ln.Add), value_reader(value, stats)
-    return lambda neurons, language: written(neurons, read(neurons.site, language))
+    kind, read = (ln.SetTo if operation == "set" else ln.Add), value_reader(value, stats)
+    return lambda neurons, language: kind(neurons, read(neurons.site, language))
 
 
-def _published_maker(value: str, published: PublishedStatistics | None) -> MakePatch:
+def _published_maker(value: str, published: "PublishedStatistics | None") -> MakePatch:
+    from langneurons.replication.neurons import INTERVENE_BY, published_patch
+
     if value not in INTERVENE_BY:
         raise PatchError(unknown("value to intervene by", value, INTERVENE_BY))
     if published is None:
@@ -72,38 +74,37 @@ def _published_maker(value: str, published: PublishedStatistics | None) -> MakeP
     return lambda neurons, language: published_patch(neurons, published, language, value)
 
 
-def is_published(text: str) -> bool:
-    """Whether a patch is read from published statistics."""
-    return text.startswith(f"{PUBLISHED}:")
-
-
 def check_patch(text: str) -> None:
     """Check what ``patch_maker`` would make a patch of, before there are statistics.
 
     Raises:
-        LangNeuronsError: As ``patch_maker``.
+        LangNeuronsError: If the operation or the value is unknown.
     """
+    import torch
+
+    from langneurons.replication.statistics import ARRAYS, PublishedStatistics
+
     any_statistics = ln.ActivationStats.from_counts(torch.zeros(1, 1, 1).long(), torch.ones(1).long(), ["any"])
     nothing = torch.zeros(1, 1, 1)
     patch_maker(text, any_statistics, PublishedStatistics(("any",), "", {}, *[nothing] * len(ARRAYS)))
 
 
 def language_patches(
-    neurons: ln.NeuronSet, texts: Sequence[str], stats: ln.ActivationStats | None
-) -> dict[str, Callable[[str], ln.patches.Patch]]:
+    neurons: "ln.NeuronSet", texts: Sequence[str], stats: "ln.ActivationStats | None"
+) -> dict[str, Callable[[str], "ln.patches.Patch"]]:
     """Patches of each language's own neurons, by the text that describes them.
 
     Raises:
-        LangNeuronsError: As ``patch_maker``.
+        LangNeuronsError: If an operation or a value is unknown, or needs statistics that are not given.
     """
 
-    def of_own(make: MakePatch) -> Callable[[str], ln.patches.Patch]:
+    def of_own(make: MakePatch) -> Callable[[str], "ln.patches.Patch"]:
         return lambda language: make(neurons[language], language)
 
     return {text: of_own(patch_maker(text, stats)) for text in texts}
 
 
-def value_reader(value: str, stats: ln.ActivationStats | None) -> Callable[[str, str], Any]:
+def value_reader(value: str, stats: "ln.ActivationStats | None") -> Callable[[str, str], Any]:
     """Read a value of a site and language: a number, the mean, or a percentile such as ``p90``.
 
     Raises:
@@ -116,13 +117,13 @@ def value_reader(value: str, stats: ln.ActivationStats | None) -> Callable[[str,
     share = percentile / 100 if _is_number(percentile) else -1.0
     if value != "mean" and not 0 <= share <= 1:
         raise StatisticsError(f"A value is a number, mean, or a percentile from p0 to p100, not {value!r}.")
-    known = _needed(stats, value)
+    statistics = _needed(stats, value)
     if value == "mean":
-        return lambda site, language: known.at(site)[language].mean()
-    return lambda site, language: known.at(site)[language].quantile(share)
+        return lambda site, language: statistics.at(site)[language].mean()
+    return lambda site, language: statistics.at(site)[language].quantile(share)
 
 
-def _needed(stats: ln.ActivationStats | None, value: str) -> ln.ActivationStats:
+def _needed(stats: "ln.ActivationStats | None", value: str) -> "ln.ActivationStats":
     if stats is None:
         raise StatisticsError(f"The value {value!r} is read from statistics: give --statistics.")
     return stats
@@ -139,7 +140,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def make_method(name: str, options: Mapping[str, Any]) -> Any:
+def make_method(name: str, options: Mapping[str, Any]) -> "ln.identification.Method":
     """Build a method from its name and options.
 
     Raises:
@@ -148,14 +149,14 @@ def make_method(name: str, options: Mapping[str, Any]) -> Any:
     fitting = _checked_options(name, options)
     if name in PUBLISHED_METHODS:
         raise StatisticsError(f"{name} reads published statistics, which only a study computes.")
-    return _KINDS[name](**fitting)
+    return _method(name)(**fitting)
 
 
 def check_method(name: str, options: Mapping[str, Any]) -> None:
     """Check a method of a study, a published one too.
 
     Raises:
-        StatisticsError: As ``make_method``.
+        StatisticsError: If the method or an option is unknown, or a value is of the wrong kind.
     """
     if name in PUBLISHED_METHODS:
         _checked_options(name, options)
@@ -164,23 +165,26 @@ def check_method(name: str, options: Mapping[str, Any]) -> None:
 
 
 def published_neurons(
-    name: str, options: Mapping[str, Any], published: PublishedStatistics, languages: Sequence[str]
-) -> ln.NeuronSet:
+    name: str,
+    options: Mapping[str, Any],
+    published: "PublishedStatistics",
+    languages: Sequence[str],
+) -> "ln.NeuronSet":
     """Find neurons by a published method.
 
     Args:
         name: One of ``PUBLISHED_METHODS``.
-        options: Of the method.
+        options: Options of the method.
         published: The published statistics.
         languages: The language set.
 
     Raises:
-        StatisticsError: As ``make_method``.
+        StatisticsError: If the method or an option is unknown, or a value is of the wrong kind.
         LanguageError: If the statistics lack a language.
     """
-    find = PUBLISHED_METHODS[name]
-    among = {"languages": languages} if "languages" in inspect.signature(find).parameters else {}
-    return find(published, **among, **_checked_options(name, options)).select(languages)
+    find = _method(name)
+    competing = {"languages": languages} if "languages" in inspect.signature(find).parameters else {}
+    return find(published, **competing, **_checked_options(name, options)).select(languages)
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -189,12 +193,26 @@ def options_of(name: str) -> dict[str, Any]:
     Raises:
         StatisticsError: If there is no such method.
     """
+    method = _method(name)
     if name in PUBLISHED_METHODS:
-        parameters = inspect.signature(PUBLISHED_METHODS[name]).parameters.values()
-        return {one.name: one.annotation for one in parameters if one.name not in ("statistics", "languages")}
-    if name not in _KINDS:
-        raise StatisticsError(unknown("method", name, [*_KINDS, *PUBLISHED_METHODS]))
-    return {field.name: field.type for field in dataclasses.fields(_KINDS[name])}
+        parameters = inspect.signature(method).parameters.values()
+        return {each.name: each.annotation for each in parameters if each.name not in ("statistics", "languages")}
+    return {field.name: field.type for field in dataclasses.fields(method)}
+
+
+def _method(name: str) -> Any:
+    """The class of a method, or the function of a published one."""
+    if name in PUBLISHED_METHODS:
+        from langneurons.replication import neurons
+
+        return getattr(neurons, PUBLISHED_METHODS[name])
+    if name == UNSOUND:
+        from langneurons.analysis.validity import OwnQuantile
+
+        return OwnQuantile
+    if name not in METHODS:
+        raise StatisticsError(unknown("method", name, [*METHODS, UNSOUND, *PUBLISHED_METHODS]))
+    return getattr(ln.identification, METHODS[name])
 
 
 def _checked_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

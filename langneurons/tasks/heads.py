@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -194,7 +193,7 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
         place = f", position {self.positions} of padded texts" if self.position == "padding" else ""
         return f"ClassificationHead({', '.join(self.labels)}; d_model {self.weight.shape[1]}{place})"
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A hash of weights, labels and what is read."""
         weights = [tensor.detach().float().cpu().contiguous().numpy().tobytes() for tensor in (self.weight, self.bias)]

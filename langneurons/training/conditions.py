@@ -1,21 +1,18 @@
 """Conditions: which neurons a transfer experiment trains, and the neurons they are compared with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from langneurons.errors import TrainingError, unknown
 from langneurons.identification.neurons import NeuronSet, united
-from langneurons.recording.statistics import ActivationStats
-from langneurons.settings import Controls
+from langneurons.settings import CONDITIONS, Controls, Experiment, controls_of, literal_choices
 
 NONE, ALL = "none", "all"
-CHOSEN = ("source", "target", "source+target")
-# What is as large as which chosen set, layer by layer, and shares no neuron with any language.
+# What is as large as which set of neurons, layer by layer, and shares no neuron with any language.
 CONTROL_OF = {"source": "random", "target": "random target", "source+target": "random source+target"}
-CONDITIONS = (NONE, "source", "target", "source+target", "random", ALL)
-POSSIBLE = (NONE, *CHOSEN, *CONTROL_OF.values(), ALL)
+POSSIBLE = tuple(literal_choices(Experiment.model_fields["conditions"].annotation))
 
 
 @dataclass(frozen=True)
@@ -26,9 +23,9 @@ class Condition:
         name: "none", "source", "target", "source+target", "random" (drawn like "source"), "random target",
             "random source+target" or "all".
         target: The target language whose neurons are in play; "" where the same training serves all of them.
-        seed: The training seed that it is for, None where every seed trains the same neurons.
-        draw: Which draw of random neurons; 0 where nothing is drawn.
-        neurons: What is trained beside attention and head; None is nothing.
+        seed: The training seed that it is for; None where every seed trains the same neurons.
+        draw: Index of the draw of random neurons; 0 where nothing is drawn.
+        neurons: The neurons that are trained beside attention and head; None trains no neuron.
     """
 
     name: str
@@ -44,8 +41,7 @@ def conditions(
     targets: Iterable[str],
     names: Iterable[str] = CONDITIONS,
     seeds: Iterable[int] = range(6),
-    draws: int = 1,
-    stats: ActivationStats | None = None,
+    controls: int | Controls = 1,
 ) -> list[Condition]:
     """Choose the neurons of every condition of a transfer experiment.
 
@@ -54,17 +50,16 @@ def conditions(
     draw of them.
 
     Args:
-        neurons: With a label for the source, and for every target whose neurons are trained.
+        neurons: Neurons with a label for the source, and for every target whose neurons are trained.
         source: The language of the training data.
         targets: The languages transferred to.
-        names: Which conditions.
-        seeds: The training seeds.
-        draws: Draws of random neurons a seed.
-        stats: Statistics of the same model: random neurons then also match, decile by decile, the mean |activation| x
-            norm of the output weights in the source language, in which all training happens.
+        names: Names of the conditions.
+        seeds: The training seeds; they decide which random neurons are drawn, not ``Controls.seed``.
+        controls: Draws of random neurons per seed. With ``stats`` random neurons also match, decile by decile, the
+            mean |activation| x norm of the output weights in the source language, in which all training happens.
 
     Returns:
-        The conditions, in the order of ``names``; those of target neurons once a target.
+        The conditions, in the order of ``names``; those of target neurons once per target.
 
     Raises:
         TrainingError: If a name is unknown, nothing is asked for, or a language has no neurons.
@@ -74,22 +69,23 @@ def conditions(
     Example:
         >>> from langneurons.training.conditions import conditions
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> chosen = conditions(neurons, "en", ["hi", "zh"], ["none", "source", "target", "all"])
-        >>> [(one.name, one.target) for one in chosen]
+        >>> selections = conditions(neurons, "en", ["hi", "zh"], ["none", "source", "target", "all"])
+        >>> [(condition.name, condition.target) for condition in selections]
         [('none', ''), ('source', ''), ('target', 'hi'), ('target', 'zh'), ('all', '')]
-        >>> len(chosen[-1].neurons)
+        >>> len(selections[-1].neurons)
         12288
     """
-    asked, languages, trained = list(dict.fromkeys(names)), list(dict.fromkeys(targets)), list(seeds)
-    _check(asked, source, languages, trained, draws)
-    found: list[Condition] = []
-    for name in asked:
-        if name in CONTROL_OF.values():
-            found += _random(name, neurons, source, languages, trained, draws, stats)
-        else:
-            places = languages if needs_target(name) else [""]
-            found += [Condition(name, place, None, 0, _trained(name, neurons, source, place)) for place in places]
-    return found
+    names, targets, seeds = list(dict.fromkeys(names)), list(dict.fromkeys(targets)), list(seeds)
+    controls = controls_of(controls)
+    _check(names, source, targets, seeds, controls.draws)
+    selections: list[Condition] = []
+    for name in names:
+        for target in targets if needs_target(name) else [""]:
+            if name in CONTROL_OF.values():
+                selections += _random(name, neurons, source, target, seeds, controls)
+            else:
+                selections.append(Condition(name, target, None, 0, _trained(name, neurons, source, target)))
+    return selections
 
 
 def needs_target(name: str) -> bool:
@@ -98,24 +94,16 @@ def needs_target(name: str) -> bool:
 
 
 def _random(
-    name: str,
-    neurons: NeuronSet,
-    source: str,
-    targets: Sequence[str],
-    seeds: Sequence[int],
-    draws: int,
-    stats: ActivationStats | None,
-) -> list[Condition]:
-    like = next(chosen for chosen, control in CONTROL_OF.items() if control == name)
-    found = []
-    for target in targets if needs_target(name) else [""]:
-        # Under the source's label: that is the language in which magnitudes are matched.
-        original = _relabelled(_chosen(like, neurons, source, target), source)
-        for seed in seeds:
-            for draw in range(draws):
-                drawn = original.matched_control(Controls(stats=stats, seed=seed), draw, exclude=neurons)
-                found.append(Condition(name, target, seed, draw, _relabelled(drawn, name)))
-    return found
+    name: str, neurons: NeuronSet, source: str, target: str, seeds: Sequence[int], controls: Controls
+) -> Iterator[Condition]:
+    like = next(selection for selection, control in CONTROL_OF.items() if control == name)
+    # Under the source's label: that is the language in which magnitudes are matched.
+    original = _relabelled(_selected(like, neurons, source, target), source)
+    for seed in seeds:
+        seeded = controls.model_copy(update={"seed": seed})
+        for draw in range(controls.draws):
+            control = original.matched_control(seeded, draw, exclude=neurons)
+            yield Condition(name, target, seed, draw, _relabelled(control, name))
 
 
 def _trained(name: str, neurons: NeuronSet, source: str, target: str) -> NeuronSet | None:
@@ -124,10 +112,10 @@ def _trained(name: str, neurons: NeuronSet, source: str, target: str) -> NeuronS
     if name == ALL:
         layers, width = neurons.shape
         return replace(neurons, members={ALL: np.arange(layers * width)}, scores={}, method="all neurons")
-    return _chosen(name, neurons, source, target)
+    return _selected(name, neurons, source, target)
 
 
-def _chosen(name: str, neurons: NeuronSet, source: str, target: str) -> NeuronSet:
+def _selected(name: str, neurons: NeuronSet, source: str, target: str) -> NeuronSet:
     """The neurons of one language or of two, under one label."""
     languages = {"source": [source], "target": [target], "source+target": [source, target]}[name]
     for language in languages:
@@ -154,7 +142,7 @@ def _check(names: Sequence[str], source: str, targets: Sequence[str], seeds: Seq
         raise TrainingError(f"A transfer experiment needs at least one {what}, none was given.")
     if needed and source in targets:
         raise TrainingError(f"{source!r} is both the source and a target: transfer is to another language.")
-    if draws < 1:
-        raise TrainingError(f"A random condition needs at least one draw a seed, given {draws}.")
+    if draws < 1 and set(names) & set(CONTROL_OF.values()):
+        raise TrainingError(f"A random condition needs at least one draw per seed, given {draws}.")
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise TrainingError(f"Training seeds are different numbers from 0 on, given {', '.join(map(str, seeds))}.")

@@ -1,110 +1,77 @@
 """Fine-tuning: an update and a classification head, or an update alone, trained on a task in chosen languages."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from langneurons import storage
-from langneurons.errors import LanguageError, TrainingError, unknown
+from langneurons.errors import LangNeuronsWarning, LanguageError, TrainingError, unknown
 from langneurons.models import ModelView, view
 from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits
-from langneurons.settings import Training
-from langneurons.tasks.heads import POSITIONS, Head
+from langneurons.run import chosen_executor
+from langneurons.settings import FinetuningOptions, Run, Training, with_options
+from langneurons.tasks.heads import Head
 from langneurons.tasks.task import Objective, Task
 from langneurons.training.finetuned import Finetuned
-from langneurons.training.loop import Loop, trained, watching
+from langneurons.training.loop import Loop, trained_parameters, watching
+from langneurons.training.lora import Update
 from langneurons.training.resuming import RunFolder
-from langneurons.training.settings import Settings
-from langneurons.training.update import Update
+
+WITHOUT_EFFECT = {"save_every", "tensorboard"}  # fields of Training that change nothing that is trained
 
 
 def finetune(
     model: torch.nn.Module,
     task: Task,
-    lora: Update | Sequence[Update] | None = None,
+    update: Update | Sequence[Update] | None = None,
     *,
     languages: Iterable[str] | None = None,
     dev: Task | None = None,
     head: Head | None = None,
-    position: str = "last",
-    positions: int = POSITIONS,
-    loss_on: str = "answer",
-    epochs: int = 1,
-    steps: int | None = None,
-    batch_size: int = 8,
-    accumulate: int = 1,
-    learning_rate: float = 1e-4,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.999),
-    warmup: float = 0.05,
-    schedule: str = "linear",
-    clip: float | None = 1.0,
-    bfloat16: bool | None = None,
-    gradient_checkpointing: bool = False,
-    evaluate_every: int | None = None,
-    patience: int | None = None,
     patches: Patch | Sequence[Patch] = (),
-    seed: int = 0,
-    out: str | Path | None = None,
-    save_every: float = 60.0,
-    tensorboard: bool = False,
-    progress: bool | str = True,
+    training: Training = Training(),
+    run: Run = Run(),
+    **options: Unpack[FinetuningOptions],
 ) -> Finetuned:
     """Train an update, and for classification a head, on a task; the model's own weights stay as they are.
 
     AdamW, with no dropout. Examples are seen in an order that ``seed`` and the epoch alone decide. Padding enters
-    neither the loss nor, at ``position="last"``, the hidden state that is read. The update given stays as it is: a
-    copy is trained, so that the same call, made again, starts or goes on from the same place.
+    neither the loss nor, at ``position="last"``, the hidden state that is read. The update itself stays as it is: a
+    copy is trained, so that the same call, made again, starts or continues from the same place.
 
     Args:
-        model: From ``load_model``.
-        task: A task that can be trained on: of ``XNLI`` a head is trained too; of ``XQuAD`` the model learns to
+        model: A model returned by ``load_model``.
+        task: A task that can be trained on: with ``XNLI`` a head is trained too; with ``XQuAD`` the model learns to
             generate the first right answer, and to end there.
-        lora: What to train: ``MaskedLoRA`` or another update, or several; None trains the head only.
-        languages: Which of the task's to train on, together; None is all.
+        update: What to train: ``MaskedLoRA`` or another update, or several; None trains the head only.
+        languages: Languages of the task to train on, together; by default all.
         dev: A task of the same kind, measured in the languages that are trained on. The mean of its main metric over
             them decides which parameters are kept; without it the last are.
-        head: The head to start from, such as one from ``ClassificationHead.fit``; None is a random one.
-        position: What the head reads: ``"last"`` is the last real token, ``"padding"`` the paper's position.
-        positions: To how many tokens a pair is padded, or cut, for ``"padding"``.
-        loss_on: ``"answer"``, or ``"all"``: the prompt too, as the paper does.
-        epochs: How often every example is seen.
-        steps: How many steps are taken instead.
-        batch_size: Examples a forward.
-        accumulate: Forwards a step; ``batch_size`` x ``accumulate`` examples change the parameters once.
-        learning_rate: The highest.
-        weight_decay: Of AdamW, on every trained parameter.
-        betas: Of AdamW.
-        warmup: The share of steps in which the learning rate rises.
-        schedule: ``"linear"``: afterwards it falls to 0; ``"constant"``: it stays.
-        clip: The largest norm of a step's gradient; None clips nothing.
-        bfloat16: Compute in bfloat16 where autocast does; None is so for single-precision models on GPUs that can.
-        gradient_checkpointing: Save memory for the time of another forward.
-        evaluate_every: Steps between evaluations; None is once an epoch.
-        patience: After how many evaluations without a better one to stop; None never does.
-        patches: Written while the model is trained and evaluated.
-        seed: Of the order of examples and of a random head.
-        out: Folder for checkpoints and the log (``log.jsonl``). The same call goes on exactly where it was
-            interrupted, and returns at once what is finished.
-        save_every: Seconds between checkpoints; there is one after each evaluation too.
-        tensorboard: Write events for TensorBoard into ``out``.
-        progress: Show a bar on standard error; ``"notebook"`` shows the loss as a growing curve too.
+        head: A head to start from, such as one from ``ClassificationHead.fit``; by default a random one.
+        patches: Patches that are held while the model is trained and evaluated.
+        training: Settings of the training, such as steps and learning rate.
+        run: Settings of the run. ``out`` keeps checkpoints and the log (``log.jsonl``): the same call continues exactly
+            where it was interrupted, and returns at once what is finished. ``batch_size`` is that of evaluations on
+            ``dev``, by default the one of the training.
+        options: Single fields of ``Training`` and ``Run``, such as ``steps=50`` or ``out="runs/x"``.
 
     Returns:
         The trained update and head, and what happened at every step.
 
     Raises:
-        TrainingError: If there is nothing to train, a setting makes no sense, or the loss is no longer finite.
+        TrainingError: If there is nothing to train, an option is out of its bounds, or the loss is no longer finite.
         TaskError: If a label is not among the classes, or texts do not fit the model.
         LanguageError: If the task or ``dev`` lacks a language.
         StaleArtefactError: If ``out`` holds another fine-tuning.
+        ExecutorError: If the work cannot run where it was asked to.
 
     Example:
         >>> import pandas as pd
@@ -114,109 +81,113 @@ def finetune(
         >>> task.with_head(tuned.head).measure(model, "en")["accuracy"].tolist()
         [1.0, 1.0]
     """
-    _check_choices(task, progress)
-    seen = view(model)
-    held = [patches] if isinstance(patches, Patch) else list(patches)
-    for patch in held:
-        check_fits(patch, seen)
-    asked = None if languages is None else list(languages)
-    settings = Settings(
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        betas=betas,
-        warmup=warmup,
-        schedule=schedule,
-        clip=clip,
-        bfloat16=_can_autocast(seen) if bfloat16 is None else bfloat16,
-        gradient_checkpointing=gradient_checkpointing,
-        evaluate_every=evaluate_every,
-        patience=patience,
-        seed=seed,
-    )
-    shape: dict[str, Any] = {"loss_on": loss_on, "position": position, "positions": positions, "seed": seed}
-    objective = task.objective(seen, asked, Training(**shape), head)
-    if lora is None and not objective.parameters():
-        raise TrainingError(f"{task.name!r} trains no head, so there is nothing to train without an update: lora=.")
+    fields: dict[str, Any] = {**options}
+    if "lora" in fields:
+        warnings.warn("The argument lora is called update.", LangNeuronsWarning, stacklevel=2)
+        update = fields.pop("lora")
+    training, run = with_options(fields, training, run)
+    check_task(task)
+    languages = None if languages is None else list(languages)
+    patches = [patches] if isinstance(patches, Patch) else list(patches)
+    if run.executor is not None:
+        out = None if run.out is None else run.out.expanduser().resolve()  # workers are in other folders
+        there = run.model_copy(update={"executor": None, "out": out})
+        arguments = {"languages": languages, "dev": dev, "head": head, "patches": patches}
+        work = partial(_finetuned, task=task, training=training, run=there, **arguments)
+        (tuned,) = chosen_executor(run.executor).map(model, work, [update])
+        return tuned
+    model_view = view(model)
+    for patch in patches:
+        check_fits(patch, model_view)
+    if training.bfloat16 is None:
+        training = training.model_copy(update={"bfloat16": _can_autocast(model_view)})
+    objective = task.objective(model_view, languages, training, head)
+    if update is None and not objective.parameters():
+        raise TrainingError(f"{task.name!r} trains no head, so there is nothing to train without update=.")
+    updates = _prepared(update, model)
+    dev_languages = _dev_languages(dev, languages if languages is not None else list(task.languages), training)
+    evaluate = None
     if dev is not None:
-        objective.ask(dev)  # says now whether it can be answered
-    updates = _prepared(lora, model)
-    measured_in = _dev_languages(dev, asked if asked is not None else list(task.languages), settings)
-
-    def score() -> float:
-        assert dev is not None
-        task_of_dev = objective.ask(dev)
-        rows = [task_of_dev.measure(model, language, batch_size) for language in measured_in]
-        return float(np.mean([table[task_of_dev.metrics[0]].mean() for table in rows]))
-
-    identity = _identity(seen, objective, updates, settings, held, dev, measured_in)
-    with nullcontext() if out is None else storage.alone(Path(out).expanduser(), "fine-tuning"):
-        folder = None if out is None else _folder(seen, out, identity)
-        loop = Loop(seen, objective, updates, settings, held, None if dev is None else score, folder, save_every)
+        objective.ask(dev)  # says before anything is trained whether it can be answered
+        evaluate = _scorer(model, objective, dev, dev_languages, run.batch_size or training.batch_size)
+    identity = {
+        **training.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        "model": model_view.fingerprint,
+        "backend": f"{model_view.backend}, {model_view.dtype}",
+        "task": objective.fingerprint,
+        "updates": [_described(part) for part in updates],
+        "starting values": _values(trained_parameters(objective, updates)),
+        "patches": [patch.fingerprint for patch in patches],
+        "dev": None if dev is None else f"{dev.fingerprint} in {', '.join(dev_languages)}",
+    }
+    with nullcontext() if run.out is None else storage.alone(run.out.expanduser(), "fine-tuning"):
+        folder = None if run.out is None else _folder(model_view, run.out, identity)
+        loop = Loop(model_view, objective, updates, training, patches, evaluate, folder)
         loop.restore()
         if not loop.done:
-            events = _events(folder, tensorboard)
-            with watching(loop.steps, loop.step, progress, events) as watch:
+            events = _events(folder, training)
+            with watching(loop.steps, loop.step, run.progress, events) as watch:
                 loop.run(watch)
-        return _result(loop, objective, updates, lora, identity, dev)
+    about = {
+        "steps": loop.step,
+        "best_step": loop.best_step,
+        "stopped_early": loop.stopped_early,
+        "metric": None if dev is None else dev.metrics[0],
+        "settings": identity,
+    }
+    trained = updates[0] if isinstance(update, Update) else tuple(updates) or None
+    return Finetuned(trained, objective.head(), loop.history.table(), about)
 
 
-def _check_choices(task: object, progress: bool | str) -> None:
+def check_task(task: object) -> None:
+    """Refuse what is not a task.
+
+    Raises:
+        TrainingError: If it is not one.
+    """
     if not isinstance(task, Task):
         raise TrainingError(f"A task is an XNLI, an XQuAD or another Task, not {type(task).__name__}.")
-    if progress not in (True, False, "notebook"):
-        raise TrainingError(unknown("progress", progress, (True, False, "notebook")))
 
 
-def _can_autocast(seen: ModelView) -> bool:
-    return seen.device.type == "cuda" and torch.cuda.is_bf16_supported() and seen.dtype == torch.float32
+def _finetuned(model: torch.nn.Module, update: Update | Sequence[Update] | None, **arguments: Any) -> Finetuned:
+    return finetune(model, update=update, **arguments)
 
 
-def _prepared(lora: Update | Sequence[Update] | None, model: torch.nn.Module) -> list[Update]:
-    given = [] if lora is None else [lora] if isinstance(lora, Update) else list(lora)
-    updates = [deepcopy(update) for update in given]
-    for update in updates:
-        update.prepare(model)
-    return updates
+def _can_autocast(model_view: ModelView) -> bool:
+    on_gpu = model_view.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return on_gpu and model_view.dtype == torch.float32
 
 
-def _dev_languages(dev: Task | None, trained_on: list[str], settings: Settings) -> list[str]:
+def _prepared(update: Update | Sequence[Update] | None, model: torch.nn.Module) -> list[Update]:
+    updates = [] if update is None else [update] if isinstance(update, Update) else list(update)
+    copies = [deepcopy(part) for part in updates]
+    for copy in copies:
+        copy.prepare(model)
+    return copies
+
+
+def _dev_languages(dev: Task | None, languages: list[str], training: Training) -> list[str]:
     if dev is None:
-        if settings.patience is not None or settings.evaluate_every is not None:
+        if training.patience is not None or training.evaluate_every is not None:
             raise TrainingError("patience and evaluate_every need something to evaluate on: give dev=.")
         return []
-    for language in trained_on:
+    for language in languages:
         if language not in dev.languages:
             raise LanguageError(
                 f"dev lacks a language that is trained on. {unknown('language', language, dev.languages)}"
             )
-    return trained_on
+    return languages
 
 
-def _identity(
-    seen: ModelView,
-    objective: Objective,
-    updates: Sequence[Update],
-    settings: Settings,
-    patches: Sequence[Patch],
-    dev: Task | None,
-    measured_in: list[str],
-) -> dict[str, Any]:
-    """Everything that decides what comes out, by name, as JSON keeps it."""
-    return {
-        **asdict(settings),
-        "betas": list(settings.betas),
-        "model": seen.fingerprint,
-        "backend": f"{seen.backend}, {seen.dtype}",
-        "task": objective.fingerprint,
-        "updates": [_described(update) for update in updates],
-        "starting values": _values(trained(objective, updates)),
-        "patches": [patch.fingerprint for patch in patches],
-        "dev": None if dev is None else f"{dev.fingerprint} in {', '.join(measured_in)}",
-    }
+def _scorer(
+    model: torch.nn.Module, objective: Objective, dev: Task, languages: Sequence[str], batch_size: int
+) -> Callable[[], float]:
+    def score() -> float:
+        task = objective.ask(dev)
+        tables = [task.measure(model, language, batch_size) for language in languages]
+        return float(np.mean([table[task.metrics[0]].mean() for table in tables]))
+
+    return score
 
 
 def _described(update: Update) -> str:
@@ -231,41 +202,22 @@ def _described(update: Update) -> str:
 
 
 def _values(parameters: Mapping[str, torch.Tensor]) -> str:
-    parts = [(name, one.detach().cpu().contiguous().flatten()) for name, one in sorted(parameters.items())]
-    return storage.fingerprint(*(part for name, one in parts for part in (name, one.numpy().tobytes())))
+    parts = [(name, value.detach().cpu().contiguous().flatten()) for name, value in sorted(parameters.items())]
+    return storage.fingerprint(*(part for name, value in parts for part in (name, value.numpy().tobytes())))
 
 
-def _folder(seen: ModelView, out: str | Path, identity: dict[str, Any]) -> RunFolder:
-    if seen.hooked:
+def _folder(model_view: ModelView, out: Path, identity: Mapping[str, object]) -> RunFolder:
+    if model_view.hooked:
         raise TrainingError(
-            f"Something is attached to {seen.name!r}, such as a patch, so what is trained cannot be kept for the model "
-            "as it is: leave the block first and give patches=, or leave out= away."
+            f"Something is attached to {model_view.name!r}, such as a patch, so what is trained cannot be kept for the "
+            "model as it is: leave the block first and give patches=, or leave out= away."
         )
     return RunFolder(out, identity)
 
 
-def _events(folder: RunFolder | None, tensorboard: bool) -> Path | None:
-    if not tensorboard:
+def _events(folder: RunFolder | None, training: Training) -> Path | None:
+    if not training.tensorboard:
         return None
     if folder is None:
         raise TrainingError("tensorboard=True needs a folder for its events: give out=.")
     return folder.folder / "tensorboard"
-
-
-def _result(
-    loop: Loop,
-    objective: Objective,
-    updates: Sequence[Update],
-    lora: object,
-    identity: dict[str, Any],
-    dev: Task | None,
-) -> Finetuned:
-    about = {
-        "steps": loop.step,
-        "best_step": loop.best_step,
-        "stopped_early": loop.stopped_early,
-        "metric": None if dev is None else dev.metrics[0],
-        "settings": identity,
-    }
-    one = updates[0] if isinstance(lora, Update) else tuple(updates) or None
-    return Finetuned(one, objective.head(), loop.history.table(), about)

@@ -1,4 +1,4 @@
-"""The loop of a fine-tuning: steps, evaluations, the best parameters, checkpoints, and stopping where it must."""
+"""The loop of a fine-tuning: steps, evaluations, the best parameters, checkpoints and stopping."""
 
 import math
 import sys
@@ -16,32 +16,33 @@ from tqdm.auto import tqdm
 from langneurons.errors import TrainingError
 from langneurons.models import ModelView
 from langneurons.patches import Patch, intervene
+from langneurons.settings import Training
 from langneurons.storage import understood
 from langneurons.tasks.task import Objective
+from langneurons.training.lora import Update
 from langneurons.training.masked import frozen
 from langneurons.training.resuming import History, RunFolder
-from langneurons.training.settings import Order, Settings
-from langneurons.training.update import Update
+from langneurons.training.schedule import Order, rate
 
 Watch = Callable[[Mapping[str, float]], object]
-_REDRAWN = 100  # how often, at most, a curve is drawn anew during a run
+_REDRAWN = 100  # largest number of times that a curve is redrawn during a run
 
 
 @contextmanager
-def watching(steps: int, done: int, progress: bool | str, events: Path | None) -> Iterator[Watch]:
+def watching(steps: int, first: int, progress: bool | str, events: Path | None) -> Iterator[Watch]:
     """Give a function that shows a row of the history.
 
     Args:
-        steps: How many there will be.
-        done: How many there were before.
-        progress: Show a bar on standard error; ``"notebook"``: a curve beside it, where a notebook can show one.
-        events: Folder for TensorBoard's events.
+        steps: Number of steps in all.
+        first: Number of steps that were taken before.
+        progress: Whether to show a bar on standard error; ``"notebook"`` adds a curve where a notebook can show one.
+        events: Folder for TensorBoard's events; None writes none.
 
     Raises:
         TrainingError: If events are asked for and TensorBoard is not installed.
     """
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=steps, initial=done, unit="step", disable=not progress))
+        bar = stack.enter_context(tqdm(total=steps, initial=first, unit="step", disable=not progress))
         shown: list[Watch] = [lambda row: _advance(bar, row)]
         if progress == "notebook" and _in_notebook():
             shown.append(_curve(steps))
@@ -56,7 +57,7 @@ def _advance(bar: Any, row: Mapping[str, float]) -> None:
 
 
 def _in_notebook() -> bool:
-    """Whether a kernel runs this, and what draws a live figure is installed."""
+    """Whether this runs in a notebook, and the package for live figures is installed."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None or not hasattr(shell, "kernel"):
@@ -69,7 +70,7 @@ def _in_notebook() -> bool:
 
 
 def _curve(steps: int) -> Watch:
-    """A figure of the loss that grows with it."""
+    """Show a figure of the loss that grows during the run."""
     from IPython.display import display  # noqa: PLC0415 (only where a notebook runs)
     from plotly import graph_objects  # noqa: PLC0415 (takes a while to import)
 
@@ -106,46 +107,44 @@ def _writer_class() -> Any:
 
 
 class Loop:
-    """A fine-tuning that can stop after any step and go on exactly.
+    """A fine-tuning that can stop after any step and continue exactly.
 
     Args:
-        seen: The model.
+        model_view: The model.
         objective: What is minimised.
-        updates: What is trained, prepared for the model.
-        settings: How.
-        patches: Held while it is trained and evaluated.
+        updates: The updates that are trained, prepared for the model.
+        training: Settings of the training.
+        patches: Patches that are held while the model is trained and evaluated.
         evaluate: Gives the score of the model as it is, higher is better; None where nothing is evaluated.
-        folder: Where checkpoints go; None keeps none.
-        save_every: Seconds between checkpoints.
+        folder: Folder for checkpoints; None keeps none.
 
     Attributes:
-        steps: How many there will be, if it does not stop early.
-        history: What happened.
-        best_step: After which step the parameters that are kept at the end stood.
+        steps: Number of steps, if it does not stop early.
+        history: One row per step.
+        best_step: The step after which the parameters had the values that are kept at the end.
         stopped_early: Whether evaluations no longer improved.
     """
 
     def __init__(
         self,
-        seen: ModelView,
+        model_view: ModelView,
         objective: Objective,
         updates: Sequence[Update],
-        settings: Settings,
+        training: Training,
         patches: Sequence[Patch] = (),
         evaluate: Callable[[], float] | None = None,
         folder: RunFolder | None = None,
-        save_every: float = 60.0,
     ) -> None:
-        self._seen, self._objective, self._updates, self._settings = seen, objective, updates, settings
-        self._patches, self._evaluate, self._folder, self._save_every = patches, evaluate, folder, save_every
-        self.parameters = trained(objective, updates)
-        self._order = Order(objective.lengths, settings.batch_size, settings.accumulate, settings.seed)
-        self.steps = settings.steps or settings.epochs * self._order.steps_per_epoch
+        self._view, self._objective, self._updates, self._training = model_view, objective, updates, training
+        self._patches, self._evaluate, self._folder = patches, evaluate, folder
+        self.parameters = trained_parameters(objective, updates)
+        self._order = Order(objective.lengths, training.batch_size, training.accumulate, training.seed)
+        self.steps = training.steps or training.epochs * self._order.steps_per_epoch
         self._optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
-            lr=float(settings.learning_rate),
-            betas=(float(settings.betas[0]), float(settings.betas[1])),
-            weight_decay=float(settings.weight_decay),
+            lr=training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
             fused=True,
         )
         self.history = History()
@@ -156,7 +155,7 @@ class Loop:
 
     @property
     def step(self) -> int:
-        """How many steps were taken."""
+        """Number of steps that were taken."""
         return len(self.history.rows)
 
     def run(self, watch: Watch) -> None:
@@ -168,26 +167,27 @@ class Loop:
         Raises:
             TrainingError: If the loss or its gradient is not finite.
         """
-        with _left_as_it_was(self._seen.model), ExitStack() as stack:
+        with _left_as_it_was(self._view.model), ExitStack() as stack:
             for update in self._updates:
-                stack.enter_context(update.attach(self._seen.model))
-            stack.enter_context(intervene(self._seen.model, *self._patches))
+                stack.enter_context(update.attach(self._view.model))
+            stack.enter_context(intervene(self._view.model, *self._patches))
             try:
                 while not self.done:
                     self._stretch(watch)
                     self._end_stretch()
             except KeyboardInterrupt:
-                # In the middle of an update parameters are of no step: the checkpoint before stands.
+                # In the middle of a change parameters belong to no step: the previous checkpoint counts.
                 if self._whole:
                     self._save()
                 raise
         self._saved_result()
 
     def restore(self) -> None:
-        """Go on where the last checkpoint of the folder stands, if there is one."""
-        if self._folder is None or (found := self._folder.load()) is None:
+        """Continue from the last checkpoint of the folder, if there is one."""
+        checkpoint = None if self._folder is None else self._folder.load()
+        if self._folder is None or checkpoint is None:
             return
-        tensors, about = found
+        tensors, about = checkpoint
         with understood(self._folder.checkpoint):
             self.history.restore(tensors["history"])
             self._set({name: tensors[f"parameter.{name}"] for name in self.parameters})
@@ -204,52 +204,52 @@ class Loop:
 
     def _stretch(self, watch: Watch) -> None:
         """Take steps up to the next evaluation, or the end."""
-        checkpointing = self._settings.gradient_checkpointing
-        with self._seen.native_attention(), self._seen.gradient_checkpointing() if checkpointing else nullcontext():
+        checkpointing = self._training.gradient_checkpointing
+        with self._view.native_attention(), self._view.gradient_checkpointing() if checkpointing else nullcontext():
             for step in range(self.step, self._next_stop()):
                 self._take(step)
                 watch(self.history.rows[-1])
-                if time.monotonic() - self._saved > self._save_every:
+                if time.monotonic() - self._saved > self._training.save_every:
                     self._save()
 
     def _next_stop(self) -> int:
         if self._evaluate is None:
             return self.steps
-        every = self._settings.evaluate_every or self._order.steps_per_epoch
+        every = self._training.evaluate_every or self._order.steps_per_epoch
         # A run that stopped between a step and its evaluation begins with the evaluation.
         last = self.step - 1 if self.history.rows and math.isnan(self.history.rows[-1]["dev"]) else self.step
         return min(self.steps, (last // every + 1) * every)
 
     def _take(self, step: int) -> None:
-        rate = self._settings.rate(step, self.steps)
+        learning_rate = rate(self._training, step, self.steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate
         self._optimizer.zero_grad()
         loss = self._backward(step)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self._settings.clip or math.inf))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self._training.clip or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(self._said_of_failure(step, loss, norm))
+            raise TrainingError(self._failure(step, loss, norm))
         self._whole = False
         self._optimizer.step()
-        self.history.add(step // self._order.steps_per_epoch, loss, rate, norm)
+        self.history.add(step // self._order.steps_per_epoch, loss, learning_rate, norm)
         self._whole = True
 
     def _backward(self, step: int) -> float:
-        """Gradients of the mean loss over all batches of a step: how they are divided changes nothing."""
+        """Gradients of the mean loss over all batches of a step, whatever their sizes."""
         batches = self._order.batches(step)
         counted = sum(int(self._objective.weights[rows].sum()) for rows in batches)
         total = torch.zeros((), dtype=torch.float64)
         for rows in batches:
             with self._precision():
-                loss = self._objective.loss(self._seen, rows) / counted
+                loss = self._objective.loss(self._view, rows) / counted
             loss.backward()
             total = total.to(loss.device) + loss.detach()
         return float(total)
 
     def _precision(self) -> Any:
-        if not self._settings.bfloat16:
+        if not self._training.bfloat16:
             return nullcontext()
-        return torch.autocast(self._seen.device.type, torch.bfloat16)
+        return torch.autocast(self._view.device.type, torch.bfloat16)
 
     def _end_stretch(self) -> None:
         if self._evaluate is not None:
@@ -260,7 +260,7 @@ class Loop:
             if score > self._best_score:
                 self._best = self._copied()
                 self._best_score, self.best_step, self._since_best = score, self.step, 0
-            self.stopped_early = self._since_best >= (self._settings.patience or math.inf) and self.step < self.steps
+            self.stopped_early = self._since_best >= (self._training.patience or math.inf) and self.step < self.steps
         self.done = self.stopped_early or self.step >= self.steps
         self._whole = True
         if not self.done:
@@ -279,9 +279,10 @@ class Loop:
         if self._folder is None:
             return
         state = {} if self.done else self._optimizer.state_dict()["state"]
-        tensors = {f"parameter.{name}": one for name, one in self._copied().items()}
-        tensors |= {f"best.{name}": one for name, one in (self._best or {}).items()}
-        tensors |= {f"optimizer.{index}.{name}": one for index, kept in state.items() for name, one in kept.items()}
+        tensors = {f"parameter.{name}": values for name, values in self._copied().items()}
+        tensors |= {f"best.{name}": values for name, values in (self._best or {}).items()}
+        for index, moments in state.items():
+            tensors |= {f"optimizer.{index}.{name}": values for name, values in moments.items()}
         about = {
             "optimizer": sorted(next(iter(state.values()), {})),
             "best_step": self.best_step,
@@ -301,29 +302,29 @@ class Loop:
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
 
-    def _said_of_failure(self, step: int, loss: float, norm: float) -> str:
-        kept = "Nothing was kept: give out= to keep checkpoints"
-        if self._folder is not None:
-            kept = "It came before the first checkpoint"
-        if self._folder is not None and self._folder.checkpoint.exists():
-            kept = f"The last good checkpoint is {self._folder.checkpoint}"
+    def _failure(self, step: int, loss: float, norm: float) -> str:
+        checkpoint = "It came before the first checkpoint"
+        if self._folder is None:
+            checkpoint = "Nothing was kept: give out= to keep checkpoints"
+        elif self._folder.checkpoint.exists():
+            checkpoint = f"The last good checkpoint is {self._folder.checkpoint}"
         return (
             f"At step {step + 1} of {self.steps} the loss is {loss} and its gradient's norm {norm} (learning rate "
-            f"{self._settings.rate(step, self.steps):.3g}). {kept}; a lower learning_rate or clip may help."
+            f"{rate(self._training, step, self.steps):.3g}). {checkpoint}; a lower learning_rate or clip may help."
         )
 
 
-def trained(objective: Objective, updates: Sequence[Update]) -> dict[str, nn.Parameter]:
-    """Everything that is trained, by a name of its own."""
-    named = dict(objective.parameters())
+def trained_parameters(objective: Objective, updates: Sequence[Update]) -> dict[str, nn.Parameter]:
+    """Everything that is trained, by name."""
+    parameters = dict(objective.parameters())
     for index, update in enumerate(updates):
-        named |= {f"{index}.{name}": parameter for name, parameter in update.named_parameters().items()}
-    return named
+        parameters |= {f"{index}.{name}": parameter for name, parameter in update.named_parameters().items()}
+    return parameters
 
 
 @contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """No dropout inside the block, and no gradients of the model's own parameters; afterwards all is as before."""
+    """Inside the block no dropout and no gradients of the model's own parameters; afterwards all is as before."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

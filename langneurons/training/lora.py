@@ -1,9 +1,11 @@
-"""MaskedLoRA, MaskedRows and MaskedIA3: train the weights of chosen neurons and no others."""
+"""Updates, which fine-tuning trains; MaskedLoRA, MaskedRows and MaskedIA3 train the weights of some neurons only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from langneurons.errors import TrainingError
 from langneurons.identification.neurons import NeuronSet
@@ -14,6 +16,69 @@ from langneurons.training.masked import MaskedUpdate
 from langneurons.training.pieces import Direct, Form, LowRank, Piece, ScaledInputs, ScaledOutputs
 
 
+@runtime_checkable
+class Update(Protocol):
+    """A change of some weights of a model, with parameters of its own; the parameters of the model are never touched.
+
+    MaskedLoRA, MaskedRows and MaskedIA3 are updates. Parameters exist from ``prepare``, or the first ``attach``, on;
+    they start such that the model computes what it did before.
+    """
+
+    @property
+    def name(self) -> str:
+        """The kind of update, with its settings, for tables."""
+        ...
+
+    @property
+    def neurons(self) -> NeuronSet | None:
+        """The neurons whose weights are trained; None where only attention is."""
+        ...
+
+    def prepare(self, model: nn.Module) -> None:
+        """Create the parameters for a model; does nothing where that was done before for the same model."""
+        ...
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained."""
+        ...
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that is trained, by name, such as ``"3.gate.lora_A"``: layer, projection, factor."""
+        ...
+
+    def count(self) -> int:
+        """Count the trained numbers."""
+        ...
+
+    def attach(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Let the model compute with the update inside the block; its own parameters get no gradients there."""
+        ...
+
+    def merge(self, model: nn.Module) -> None:
+        """Write the update into the model's weights."""
+        ...
+
+    def unmerge(self, model: nn.Module) -> None:
+        """Give the model the weights it had before, bit for bit."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copy the parameters' values, by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Set the parameters' values.
+
+        Raises:
+            TrainingError: If names or shapes are not this update's.
+        """
+        ...
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the update into a folder; returns the folder."""
+        ...
+
+
 class MaskedLoRA(MaskedUpdate):
     """LoRA on the weights of chosen neurons: dW = alpha / rank x M (B A), computed for the neurons' rows alone.
 
@@ -22,20 +87,19 @@ class MaskedLoRA(MaskedUpdate):
     neurons were chosen.
 
     Args:
-        neurons: Whose weights are trained, those of all of its languages; None trains attention only.
-        rank: Of LoRA; at most the number of neurons.
-        alpha: What LoRA adds is scaled by alpha / rank.
+        neurons: Neurons whose weights are trained, of all languages in the set; None trains attention only.
+        rank: Rank of LoRA; at most the number of neurons.
+        alpha: Scale of LoRA, divided by the rank.
         targets: Projections of the MLP: gate (where there is no gate: the first matrix), up, down.
         attention: Projections of attention: q, k, v, o; all of their rows.
-        seed: Of A; a layer's projection of attention starts equal whichever neurons are trained.
+        seed: Seed for A; a layer's projection of attention starts equal whichever neurons are trained.
 
     Raises:
         TrainingError: If nothing would be trained, or the rank is larger than the selection.
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> from langneurons.training.lora import MaskedLoRA
-        >>> lora = MaskedLoRA(neurons["hi"], rank=4, targets=("gate", "up", "down"))
+        >>> lora = ln.MaskedLoRA(neurons["hi"], rank=4, targets=("gate", "up", "down"))
         >>> with lora.attach(model):
         ...     model("नमस्ते", return_type="loss").backward()
         >>> all(parameter.grad is not None for parameter in lora.parameters())
@@ -68,23 +132,24 @@ class MaskedLoRA(MaskedUpdate):
         """Read a saved masked LoRA, or an adapter that peft wrote.
 
         Args:
-            folder: Where it was saved. Of peft's adapters the neurons are those with a row (of down: a column) that is
-                not zero, and all of them where B is still zero.
-            model: Checks that the update was made for it; needed for an adapter of peft's.
+            folder: Folder of the adapter. In one that peft wrote, the neurons are those with a row (of down: a column)
+                that is not zero, and all of them where B is still zero.
+            model: A model; if there is one, it is checked that the update was made for it. An adapter that peft wrote
+                needs one.
 
         Raises:
             StorageError: If there is neither.
-            CorruptArtefactError: If a file of ours was changed since.
+            CorruptArtefactError: If a file that langneurons wrote was changed since.
             TrainingError: If keys or shapes are not the model's, or it is of another class.
         """
         if peft_format.is_ours(Path(folder)):
             return super().load(folder, model)
         if model is None:
             raise TrainingError(f"{folder} was written by peft: give model=, to find what its keys stand for.")
-        seen = view(model)
-        neurons, pieces = peft_format.read(Path(folder), seen)
+        model_view = view(model)
+        neurons, pieces = peft_format.read(Path(folder), model_view)
         update = cls(neurons, *_settings(pieces))
-        update.pieces, update._model = pieces, seen.fingerprint
+        update.pieces, update._model = pieces, model_view.fingerprint
         return update
 
 
@@ -92,20 +157,19 @@ class MaskedRows(MaskedUpdate):
     """Every weight in the rows (of down: the columns) of chosen neurons, trained by itself.
 
     Args:
-        neurons: Whose weights are trained, those of all of its languages; None trains attention only.
+        neurons: Neurons whose weights are trained, of all languages in the set; None trains attention only.
         targets: Projections of the MLP: gate, up, down.
         attention: Projections of attention, trained by LoRA.
-        rank: Of that LoRA.
-        alpha: What it adds is scaled by alpha / rank.
-        seed: Of its first values.
+        rank: Rank of that LoRA.
+        alpha: Scale of that LoRA, divided by the rank.
+        seed: Seed for its first values.
 
     Raises:
         TrainingError: If nothing would be trained.
 
     Example:
-        >>> from langneurons.training.lora import MaskedRows
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> rows = MaskedRows(neurons["hi"])
+        >>> rows = ln.MaskedRows(neurons["hi"])
         >>> rows.prepare(model)
         >>> rows.count() == len(neurons["hi"]) * model.cfg.d_model
         True
@@ -119,26 +183,25 @@ class MaskedRows(MaskedUpdate):
 
 
 class MaskedIA3(MaskedUpdate):
-    """One factor a chosen neuron and projection, starting at 1 (IA3: Liu et al. 2022, arXiv 2205.05638).
+    """One factor per chosen neuron and projection, starting at 1 (IA3: Liu et al. 2022, arXiv 2205.05638).
 
     On ``down`` it scales the model's own columns, not what another update attached beside it adds to them.
 
     Args:
-        neurons: Whose pre-activation (gate, bias included), factor (up) or activation as down reads it (down) is
-            scaled, those of all of its languages; None trains attention only.
+        neurons: Neurons whose pre-activation (gate, bias included), factor (up) or activation as down reads it (down)
+            is scaled, of all languages in the set; None trains attention only.
         targets: Projections of the MLP: gate, up, down.
         attention: Projections of attention, trained by LoRA.
-        rank: Of that LoRA.
-        alpha: What it adds is scaled by alpha / rank.
-        seed: Of its first values.
+        rank: Rank of that LoRA.
+        alpha: Scale of that LoRA, divided by the rank.
+        seed: Seed for its first values.
 
     Raises:
         TrainingError: If nothing would be trained.
 
     Example:
-        >>> from langneurons.training.lora import MaskedIA3
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> factors = MaskedIA3(neurons["hi"], targets=("gate", "down"))
+        >>> factors = ln.MaskedIA3(neurons["hi"], targets=("gate", "down"))
         >>> factors.prepare(model)
         >>> factors.count() == 2 * len(neurons["hi"])
         True

@@ -25,7 +25,7 @@ MLP_SITES = ("pre", "act", "post")
 
 @dataclass
 class Merged:
-    """What unmerging needs: which model, its weights' fingerprints, and what stood where the update was written."""
+    """What unmerging needs: the model, its fingerprints, and the values that the update replaced."""
 
     model: weakref.ref
     before: str
@@ -39,13 +39,13 @@ class MaskedUpdate:
     Subclasses say by ``form`` how a neuron's rows and columns are changed; everything else is shared.
 
     Args:
-        neurons: Whose rows of gate and up and columns of down are trained, those of all of its languages; None trains
-            attention only.
-        targets: Of the MLP: gate, up, down.
-        attention: Of attention: q, k, v, o.
-        rank: Of LoRA.
-        alpha: What LoRA adds is scaled by alpha / rank.
-        seed: Of the first values; those of a layer's projection do not depend on what else is trained.
+        neurons: Neurons whose rows of gate and up and columns of down are trained, of all languages in the set; None
+            trains attention only.
+        targets: Projections of the MLP that are trained at the neurons: gate, up, down.
+        attention: Projections of attention that are trained as a whole, by LoRA: q, k, v, o.
+        rank: Rank of LoRA.
+        alpha: Scale of LoRA, divided by the rank.
+        seed: Seed for the first values; those of a layer's projection do not depend on what else is trained.
     """
 
     kind = ""
@@ -78,12 +78,12 @@ class MaskedUpdate:
         self._merged: Merged | None = None
 
     def form(self, target: str) -> Form:
-        """How the rows or columns of a projection of the MLP are changed."""
+        """The form of the change of a projection's rows or columns."""
         raise NotImplementedError
 
     @property
     def name(self) -> str:
-        """What kind of update this is, and of which projections."""
+        """The kind of update and its projections."""
         return f"{self.kind} on {', '.join(self.targets + self.attention)}"
 
     def __repr__(self) -> str:
@@ -95,28 +95,28 @@ class MaskedUpdate:
         """Create the parameters for a model; where that was done before, check that it is the same model.
 
         Args:
-            model: From ``load_model``.
+            model: A model returned by ``load_model``.
 
         Raises:
             TrainingError: If the model is another one, or lacks a projection.
             SiteMismatchError: If the neurons belong to a model with other weights.
         """
-        seen = view(model)
+        model_view = view(model)
         if self.pieces:
-            self._check_model(seen)
+            self._check_model(model_view)
             return
-        pieces = self._new_pieces(seen)
+        pieces = self._new_pieces(model_view)
         for piece in pieces:
-            weight = seen.projection(piece.layer, piece.target).matrix()
+            weight = model_view.projection(piece.layer, piece.target).matrix()
             piece.begin(_generator(self.seed, piece.name), weight)
-        self.pieces, self._model = pieces, seen.fingerprint
+        self.pieces, self._model = pieces, model_view.fingerprint
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is trained."""
         return list(self.named_parameters().values())
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The same by name, such as ``"3.gate.lora_A"``."""
+        """Everything that is trained, by name, such as ``"3.gate.lora_A"``."""
         return {f"{piece.name}.{name}": value for piece in self.pieces for name, value in piece.parameters.items()}
 
     def count(self) -> int:
@@ -132,7 +132,7 @@ class MaskedUpdate:
         open until after ``backward`` where gradients are checkpointed.
 
         Args:
-            model: From ``load_model``.
+            model: A model returned by ``load_model``.
 
         Raises:
             TrainingError: If the update was made for another model, is merged, or attached already.
@@ -142,11 +142,11 @@ class MaskedUpdate:
         if self._attached:
             raise TrainingError(f"{self!r} is attached already.")
         self.prepare(model)
-        seen = view(model)
+        model_view = view(model)
         with ExitStack() as stack:
             stack.enter_context(frozen(model))
             for piece in self.pieces:
-                projection = seen.projection(piece.layer, piece.target)
+                projection = model_view.projection(piece.layer, piece.target)
                 stack.enter_context(projection.changed(piece.change_of(projection)))
             self._attached = True
             try:
@@ -158,7 +158,7 @@ class MaskedUpdate:
         """Write the update into the model's weights: only the rows and columns of its neurons (and attention) change.
 
         Args:
-            model: From ``load_model``.
+            model: A model returned by ``load_model``.
 
         Raises:
             TrainingError: If the update was made for another model, is merged, or attached.
@@ -166,12 +166,12 @@ class MaskedUpdate:
         if self._merged is not None or self._attached:
             raise TrainingError(f"{self!r} is {'merged' if self._merged else 'attached'} already.")
         self.prepare(model)
-        seen = view(model)
-        seen.check_weights_writable()
-        before = seen.fingerprint
-        overwritten = [piece.merge(seen.projection(piece.layer, piece.target)) for piece in self.pieces]
-        seen.remember_merging(before)
-        self._merged = Merged(weakref.ref(model), before, seen.fingerprint, overwritten)
+        model_view = view(model)
+        model_view.weights.check_writable()
+        before = model_view.fingerprint
+        overwritten = [piece.merge(model_view.projection(piece.layer, piece.target)) for piece in self.pieces]
+        model_view.weights.remember_merging(before)
+        self._merged = Merged(weakref.ref(model), before, model_view.fingerprint, overwritten)
 
     def unmerge(self, model: nn.Module) -> None:
         """Give the model the weights it had before ``merge``, bit for bit.
@@ -184,12 +184,12 @@ class MaskedUpdate:
         """
         if self._merged is None or self._merged.model() is not model:
             raise TrainingError(f"{self!r} is not merged into this model.")
-        seen = view(model)
-        if seen.fingerprint != self._merged.after:
+        model_view = view(model)
+        if model_view.fingerprint != self._merged.after:
             raise TrainingError("The model's weights were changed since: unmerge in the reverse order of merging.")
         for piece, values in zip(self.pieces, self._merged.overwritten, strict=True):
-            piece.write(seen.projection(piece.layer, piece.target), values)
-        seen.remember_fingerprint(self._merged.before)
+            piece.write(model_view.projection(piece.layer, piece.target), values)
+        model_view.weights.remember(self._merged.before)
         self._merged = None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -200,13 +200,13 @@ class MaskedUpdate:
         """Set the parameters' values.
 
         Args:
-            state: From ``state_dict`` of the same update.
+            state: Values by name, as ``state_dict`` of the same update returns them.
 
         Raises:
             TrainingError: If names or shapes are not this update's.
         """
         own = self.named_parameters()
-        check_keys(own, state)
+        _check_keys(own, state)
         for name, parameter in own.items():
             if parameter.shape != state[name].shape:
                 raise TrainingError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}.")
@@ -218,7 +218,7 @@ class MaskedUpdate:
         """Write the update into a folder: the neurons, the parameters, and LoRA also as plain peft reads it.
 
         Args:
-            folder: Created where it is missing.
+            folder: The folder; it is created where it is missing.
 
         Returns:
             The folder.
@@ -238,8 +238,8 @@ class MaskedUpdate:
         """Read a saved update.
 
         Args:
-            folder: Where it was saved.
-            model: Checks that the update was made for it.
+            folder: Folder that the update was saved to.
+            model: A model; if there is one, it is checked that the update was made for it.
 
         Raises:
             StorageError: If there is no update.
@@ -251,54 +251,55 @@ class MaskedUpdate:
             raise TrainingError(f"{folder} holds {saved.kind}, not {cls.kind}.")
         with understood(Path(folder) / peft_format.SIDECAR):
             update = cls(**saved.settings)
-            update.pieces = [piece.piece(update.neurons, update.form(piece.target)) for piece in saved.pieces]
+            update.pieces = saved.pieces(update.form)
         update._model = saved.model
         if model is not None:
             update.prepare(model)
         return update
 
-    def _new_pieces(self, seen: ModelView) -> list[Piece]:
+    def _new_pieces(self, model_view: ModelView) -> list[Piece]:
         by_layer = {} if self.neurons is None else self.neurons.per_layer()
         if self.neurons is not None:
-            _check_fits(self.neurons, seen)
+            _check_fits(self.neurons, model_view)
         low_rank = LowRank(self.rank, self.alpha)
-        chosen = [(layer, target, units) for layer, units in by_layer.items() for target in self.targets]
-        chosen += [(layer, target, None) for layer in range(seen.n_layers) for target in self.attention]
+        parts = [(layer, target, units) for layer, units in by_layer.items() for target in self.targets]
+        parts += [(layer, target, None) for layer in range(model_view.n_layers) for target in self.attention]
         pieces = []
-        for layer, target, units in chosen:
-            projection = seen.projection(layer, target)
+        for layer, target, units in parts:
+            projection = model_view.projection(layer, target)
             form = low_rank if units is None else self.form(target)
             pieces.append(Piece(layer, target, projection.shape, units, form, projection.hugging_face))
         return pieces
 
-    def _check_model(self, seen: ModelView) -> None:
-        if self._model is not None and not seen.is_of(self._model):
+    def _check_model(self, model_view: ModelView) -> None:
+        if self._model is not None and not model_view.is_of(self._model):
             raise TrainingError(
-                f"{self!r} was made for the weights {self._model[:8]}; {seen.name!r} is {seen.fingerprint[:8]}."
+                f"{self!r} was made for the weights {self._model[:8]}; {model_view.name!r} is "
+                f"{model_view.fingerprint[:8]}."
             )
         for piece in self.pieces:
-            piece.move(seen.projection(piece.layer, piece.target).matrix().device)
+            piece.move(model_view.projection(piece.layer, piece.target).matrix().device)
 
 
-def check_keys(own: Mapping[str, object], given: Mapping[str, object]) -> None:
+def _check_keys(own: Mapping[str, object], other: Mapping[str, object]) -> None:
     """Refuse other keys than a mapping has, naming them.
 
     Raises:
         TrainingError: If keys are missing or unknown.
     """
-    missing, surplus = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    missing, surplus = sorted(own.keys() - other.keys()), sorted(other.keys() - own.keys())
     if missing or surplus:
-        said = [
+        differences = [
             f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
             for what, keys in (("missing:", missing), ("unknown:", surplus))
             if keys
         ]
-        raise TrainingError(f"The parameters do not fit this update; {'; '.join(said)}.")
+        raise TrainingError(f"The parameters do not fit this update; {'; '.join(differences)}.")
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Let no parameter of a model ask for gradients inside the block; afterwards those that did do again."""
+    """Inside the block no parameter of a model requires gradients; afterwards those that did do again."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
@@ -313,14 +314,14 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(fingerprint(str(seed), name)[:12], 16))
 
 
-def _check_names(what: str, given: Sequence[str], possible: Sequence[str]) -> None:
-    if isinstance(given, str):
-        raise TrainingError(f"Give the names as a tuple, such as ({given!r},), not as {given!r}.")
-    for name in given:
+def _check_names(what: str, names: Sequence[str], possible: Sequence[str]) -> None:
+    if isinstance(names, str):
+        raise TrainingError(f"Give the names as a tuple, such as ({names!r},), not as {names!r}.")
+    for name in names:
         if name not in possible:
             raise TrainingError(unknown(what, name, possible))
-    if len(set(given)) < len(given):
-        raise TrainingError(f"Each {what} can be named once, not as in {tuple(given)}.")
+    if len(set(names)) < len(names):
+        raise TrainingError(f"Each {what} can be named once, not as in {tuple(names)}.")
 
 
 def _check_selection(neurons: NeuronSet | None, targets: Sequence[str], attention: Sequence[str]) -> None:
@@ -338,15 +339,15 @@ def _check_selection(neurons: NeuronSet | None, targets: Sequence[str], attentio
         raise TrainingError(f"Name at least one of {', '.join(MLP_TARGETS)} as targets.")
 
 
-def _check_fits(neurons: NeuronSet, seen: ModelView) -> None:
-    fits = (seen.n_layers, seen.width(neurons.site))
+def _check_fits(neurons: NeuronSet, model_view: ModelView) -> None:
+    fits = (model_view.n_layers, model_view.width(neurons.site))
     if neurons.shape != fits:
         raise TrainingError(
-            f"The neurons are of a model of {neurons.shape[0]} layers x {neurons.shape[1]}; {seen.name!r} has "
+            f"The neurons are of a model of {neurons.shape[0]} layers x {neurons.shape[1]}; {model_view.name!r} has "
             f"{fits[0]} x {fits[1]}."
         )
-    if neurons.model and not seen.is_of(neurons.model):
+    if neurons.model and not model_view.is_of(neurons.model):
         raise SiteMismatchError(
-            f"The neurons belong to model {neurons.model[:8]}, but {seen.name!r} is {seen.fingerprint[:8]}: record and "
-            "identify with this model."
+            f"The neurons belong to model {neurons.model[:8]}, but {model_view.name!r} is "
+            f"{model_view.fingerprint[:8]}: record and identify with this model."
         )

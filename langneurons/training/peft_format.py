@@ -7,7 +7,7 @@ block-diagonal, ranks and alphas summed, which is exact.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ def write(folder: Path, pieces: Sequence[Piece]) -> dict[str, str]:
     """Write LoRA such that plain peft loads it onto the plain Hugging Face model.
 
     Args:
-        folder: Where to.
-        pieces: Each of form LowRank.
+        folder: The folder.
+        pieces: Trained parts of projections, each of form LowRank.
 
     Returns:
         The checksum of each file.
@@ -86,10 +86,10 @@ def _full_size(pieces: Sequence[Piece]) -> FullSize:
     for piece in pieces:
         form = piece.form
         assert isinstance(form, LowRank)
-        one_A, one_B = _unmasked(piece)
-        column = torch.zeros(piece.module.size, form.rank, dtype=one_B.dtype)
-        columns.append(column.index_copy(0, rows_of(piece.module.runs), one_B))
-        A.append(one_A)
+        piece_A, piece_B = _unmasked(piece)
+        column = torch.zeros(piece.module.size, form.rank, dtype=piece_B.dtype)
+        columns.append(column.index_copy(0, rows_of(piece.module.runs), piece_B))
+        A.append(piece_A)
         rank, alpha = rank + form.rank, alpha + form.alpha
     return FullSize(torch.cat(A), torch.cat(columns, dim=1), alpha)
 
@@ -124,12 +124,12 @@ def _config(full: Mapping[str, FullSize], transposed: bool) -> dict[str, Any]:
     }
 
 
-def read(folder: Path, seen: ModelView) -> tuple[NeuronSet | None, list[Piece]]:
+def read(folder: Path, model_view: ModelView) -> tuple[NeuronSet | None, list[Piece]]:
     """Read an adapter that peft wrote, for the projections of a model.
 
     Args:
-        folder: With both files.
-        seen: The model.
+        folder: The folder with both files.
+        model_view: The model.
 
     Returns:
         The neurons with a row (of down: a column) that is not zero, or all where nothing was trained yet; the pieces.
@@ -138,15 +138,16 @@ def read(folder: Path, seen: ModelView) -> tuple[NeuronSet | None, list[Piece]]:
         TrainingError: If the adapter is of another kind, or its keys or shapes are not the model's.
     """
     full = _read_modules(folder)
-    own = _projections_by_module(seen)
+    own = _projections_by_module(model_view)
     if unknown_names := sorted(full.keys() - own.keys()):
-        raise TrainingError(f"{folder} has keys that fit nothing in {seen.name!r}: {', '.join(unknown_names[:3])}.")
-    found = [(projection, _block(module, projection)) for name, module in full.items() for projection in own[name]]
+        names = ", ".join(unknown_names[:3])
+        raise TrainingError(f"{folder} has keys that fit nothing in {model_view.name!r}: {names}.")
+    blocks = [(projection, _block(module, projection)) for name, module in full.items() for projection in own[name]]
     # Beside modules that were trained, one whose B is zero does nothing and may be left out.
     begun = any(bool(module.B.any()) for module in full.values())
-    found = [(projection, block) for projection, block in found if not begun or bool(block.B.any())]
-    neurons = _neurons(seen, [each for each in found if each[0].target in MLP_TARGETS])
-    return neurons, [_piece(projection, block, neurons) for projection, block in found]
+    blocks = [(projection, block) for projection, block in blocks if not begun or bool(block.B.any())]
+    neurons = _neurons(model_view, [block for block in blocks if block[0].target in MLP_TARGETS])
+    return neurons, [_piece(projection, block, neurons) for projection, block in blocks]
 
 
 def _read_modules(folder: Path) -> dict[str, FullSize]:
@@ -169,7 +170,7 @@ def _read_modules(folder: Path) -> dict[str, FullSize]:
 def _read_config(folder: Path) -> dict[str, Any]:
     config = storage.read_object(folder / CONFIG)
     if not {"peft_type", "lora_alpha"} <= set(config):
-        raise CorruptArtefactError(f"{folder / CONFIG} is no configuration of a LoRA adapter.")
+        raise CorruptArtefactError(f"{folder / CONFIG} is not the configuration of a LoRA adapter.")
     kind, bias = config["peft_type"], config.get("bias", "none")
     if kind != "LORA" or bias != "none":
         raise TrainingError(f"{folder} is {kind} with bias {bias!r}: possible is LORA with bias 'none'.")
@@ -181,23 +182,23 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _alpha(config: Mapping[str, Any], name: str, path: Path) -> float:
-    """What scales a module's product; peft lets a pattern stand for the end of its name."""
+    """Scale of a module's product; in peft a pattern may be the end of the module's name."""
     with storage.understood(path):
         pattern = (config.get("alpha_pattern") or {}).items()
-        found = next((value for key, value in pattern if f".{name}".endswith(f".{key}")), config["lora_alpha"])
-        if isinstance(found, bool) or not isinstance(found, float | int) or not math.isfinite(found):
-            raise ValueError(f"alpha is no number but {found!r:.40}")
-        return found
+        alpha = next((value for key, value in pattern if f".{name}".endswith(f".{key}")), config["lora_alpha"])
+        if isinstance(alpha, bool) or not isinstance(alpha, float | int) or not math.isfinite(alpha):
+            raise ValueError(f"alpha is not a number but {alpha!r:.40}")
+        return alpha
 
 
-def _projections_by_module(seen: ModelView) -> dict[str, list[Projection]]:
-    targets = [target for target in MLP_TARGETS + ATTENTION_TARGETS if target != "up" or seen.gated]
-    found: dict[str, list[Projection]] = defaultdict(list)
-    for layer in range(seen.n_layers):
+def _projections_by_module(model_view: ModelView) -> dict[str, list[Projection]]:
+    targets = [target for target in MLP_TARGETS + ATTENTION_TARGETS if target != "up" or model_view.gated]
+    projections: dict[str, list[Projection]] = defaultdict(list)
+    for layer in range(model_view.n_layers):
         for target in targets:
-            projection = seen.projection(layer, target)
-            found[projection.hugging_face.name].append(projection)
-    return found
+            projection = model_view.projection(layer, target)
+            projections[projection.hugging_face.name].append(projection)
+    return projections
 
 
 def _block(module: FullSize, projection: Projection) -> FullSize:
@@ -213,19 +214,19 @@ def _block(module: FullSize, projection: Projection) -> FullSize:
 
 
 def _touched(projection: Projection, block: FullSize) -> Tensor:
-    """Which neurons a block of gate, up or down changes; all where it changes nothing yet."""
+    """The neurons that a block of gate, up or down changes; all where it changes nothing yet."""
     touched = block.A.any(dim=0) if projection.target == "down" else block.B.any(dim=1)
     return touched if bool(touched.any()) else torch.ones_like(touched)
 
 
-def _neurons(seen: ModelView, found: Sequence[tuple[Projection, FullSize]]) -> NeuronSet | None:
-    if not found:
+def _neurons(model_view: ModelView, blocks: Sequence[tuple[Projection, FullSize]]) -> NeuronSet | None:
+    if not blocks:
         return None
-    shape = (seen.n_layers, seen.width("act"))
+    shape = (model_view.n_layers, model_view.width("act"))
     mask = torch.zeros(shape, dtype=torch.bool)
-    for projection, block in found:
+    for projection, block in blocks:
         mask[projection.layer] |= _touched(projection, block)
-    return NeuronSet.of({"adapter": mask.nonzero().tolist()}, shape, "act", seen.fingerprint, "adapter")
+    return NeuronSet.of({"adapter": mask.nonzero().tolist()}, shape, "act", model_view.fingerprint, "adapter")
 
 
 def _piece(projection: Projection, block: FullSize, neurons: NeuronSet | None) -> Piece:
@@ -251,49 +252,49 @@ class SavedUpdate:
     """What a folder says of an update.
 
     Attributes:
-        kind: Which class wrote it.
-        settings: What that class was called with.
+        kind: The kind of the class that wrote it.
+        settings: The arguments of that class.
         model: Fingerprint of the weights it was made for, None where unknown.
-        pieces: Its parameters; the form is given where it is LoRA.
+        described: A description of each of its trained parts.
+        tensors: Parameters of those parts, by name.
     """
 
     kind: str
     settings: dict[str, Any]
     model: str | None
-    pieces: list["SavedPiece"]
+    described: list[dict[str, Any]]
+    tensors: dict[str, Tensor]
 
-
-@dataclass(frozen=True)
-class SavedPiece:
-    """What a folder says of the trained part of one projection; ``low_rank`` is None where it is no LoRA."""
-
-    layer: int
-    target: str
-    shape: tuple[int, int]
-    module: HuggingFaceModule
-    low_rank: LowRank | None
-    parameters: dict[str, torch.Tensor]
-
-    def piece(self, neurons: NeuronSet | None, form: Form) -> Piece:
-        """Make the trained part of it.
+    def pieces(self, form: Callable[[str], Form]) -> list[Piece]:
+        """The trained parts.
 
         Args:
-            neurons: Those of the update, whose rows or columns are trained where this is no projection of attention.
-            form: How they are changed, where it is no LoRA.
+            form: Projection -> the form of the change where that is not LoRA.
         """
-        attention = self.target in ATTENTION_TARGETS
-        units = None if attention or neurons is None else neurons.per_layer()[self.layer]
-        parameters = {name: nn.Parameter(values) for name, values in self.parameters.items()}
-        return Piece(self.layer, self.target, self.shape, units, self.low_rank or form, self.module, parameters)
+        return [self._piece(described, form) for described in self.described]
+
+    def _piece(self, described: dict[str, Any], form: Callable[[str], Form]) -> Piece:
+        layer, target, (outputs, inputs) = described["layer"], described["target"], described["shape"]
+        module, neurons = described["module"], self.settings["neurons"]
+        runs = tuple((start, stop) for start, stop in module["runs"])
+        return Piece(
+            layer,
+            target,
+            (outputs, inputs),
+            None if target in ATTENTION_TARGETS or neurons is None else neurons.per_layer()[layer],
+            LowRank(**described["low_rank"]) if described["low_rank"] else form(target),
+            HuggingFaceModule(module["name"], module["size"], runs, module["transposed"]),
+            {name: nn.Parameter(self.tensors[f"{layer}.{target}.{name}"]) for name in described["parameters"]},
+        )
 
 
 def write_update(folder: Path, kind: str, settings: dict[str, Any], model: str | None, pieces: Sequence[Piece]) -> None:
     """Write an update; the sidecar comes last, so a folder with one is whole.
 
     Args:
-        folder: Where to.
-        kind: Which class writes it.
-        settings: What that class was called with, the neurons among it.
+        folder: The folder.
+        kind: The kind of the class that writes it.
+        settings: The arguments of that class, the neurons among them.
         model: Fingerprint of the weights it was made for.
         pieces: Its parameters.
     """
@@ -322,7 +323,7 @@ def read_update(folder: Path) -> SavedUpdate:
     """Read an update, and check every byte of it.
 
     Args:
-        folder: Where it was saved.
+        folder: Folder that it was saved to.
 
     Raises:
         StorageError: If there is none.
@@ -334,12 +335,12 @@ def read_update(folder: Path) -> SavedUpdate:
             storage.verify(folder / name, checksum)
         tensors = storage.read_tensors(folder / PARAMETERS, content["checksums"][PARAMETERS])
         neurons = NeuronSet.load(folder / NEURONS) if NEURONS in content["checksums"] else None
-        pieces = [_read_piece(described, tensors) for described in content["pieces"]]
-        return SavedUpdate(content["kind"], {"neurons": neurons, **content["settings"]}, content["model"], pieces)
+        settings = {"neurons": neurons, **content["settings"]}
+        return SavedUpdate(content["kind"], settings, content["model"], content["pieces"], tensors)
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder has our sidecar; one without may be plain peft's.
+    """Whether a folder has the sidecar of langneurons; one without may be plain peft's.
 
     Raises:
         StorageError: If it has neither.
@@ -361,17 +362,3 @@ def _described(piece: Piece) -> dict[str, Any]:
         "low_rank": low_rank,
         "parameters": sorted(piece.parameters),
     }
-
-
-def _read_piece(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SavedPiece:
-    layer, target, (outputs, inputs) = described["layer"], described["target"], described["shape"]
-    module = described["module"]
-    runs = tuple((start, stop) for start, stop in module["runs"])
-    return SavedPiece(
-        layer,
-        target,
-        (outputs, inputs),
-        HuggingFaceModule(module["name"], module["size"], runs, module["transposed"]),
-        LowRank(**described["low_rank"]) if described["low_rank"] else None,
-        {name: tensors[f"{layer}.{target}.{name}"] for name in described["parameters"]},
-    )

@@ -18,22 +18,22 @@ Parameters = Mapping[str, Tensor]
 
 @runtime_checkable
 class Form(Protocol):
-    """How some parameters change a matrix "out in"; with the parameters it starts from, nothing changes."""
+    """A way to change a matrix "out in" by parameters; with those that it starts from, nothing changes."""
 
     def start(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the first parameters for a matrix of some outputs and inputs."""
         ...
 
     def added(
-        self, parameters: Parameters, read: Tensor, given: Callable[[], Tensor], weight: Callable[[], Tensor]
+        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
     ) -> Tensor:
         """Compute what is added to what the matrix gives.
 
         Args:
             parameters: The parameters.
-            read: What the matrix reads, "... in".
-            given: Finds what it gives, "... out", bias included.
-            weight: Finds the matrix.
+            read: Input of the matrix, "... in".
+            output: Returns its output, "... out", bias included.
+            weight: Returns the matrix.
         """
         ...
 
@@ -52,11 +52,11 @@ class LowRank:
     def start(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Draw A "rank in" uniformly within 1 / sqrt(in), which is Kaiming's bound for a = sqrt(5)."""
         outputs, inputs = shape
-        drawn = torch.rand(self.rank, inputs, generator=generator, dtype=torch.float64)
-        return {"lora_A": (2 * drawn - 1) / math.sqrt(inputs), "lora_B": torch.zeros(outputs, self.rank)}
+        uniform = torch.rand(self.rank, inputs, generator=generator, dtype=torch.float64)
+        return {"lora_A": (2 * uniform - 1) / math.sqrt(inputs), "lora_B": torch.zeros(outputs, self.rank)}
 
     def added(
-        self, parameters: Parameters, read: Tensor, given: Callable[[], Tensor], weight: Callable[[], Tensor]
+        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
     ) -> Tensor:
         """Compute alpha / rank x B A x."""
         reduced = functional.linear(read.to(parameters["lora_A"].dtype), parameters["lora_A"])
@@ -76,7 +76,7 @@ class Direct:
         return {"delta": torch.zeros(shape)}
 
     def added(
-        self, parameters: Parameters, read: Tensor, given: Callable[[], Tensor], weight: Callable[[], Tensor]
+        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
     ) -> Tensor:
         """Compute D x."""
         return functional.linear(read.to(parameters["delta"].dtype), parameters["delta"])
@@ -88,17 +88,17 @@ class Direct:
 
 @dataclass(frozen=True)
 class ScaledOutputs:
-    """(1 + d) x (W x + b), one factor an output (IA3: Liu et al. 2022, arXiv 2205.05638, section 3.3)."""
+    """(1 + d) x (W x + b), one factor per output (IA3: Liu et al. 2022, arXiv 2205.05638, section 3.3)."""
 
     def start(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Start at d = 0."""
         return {"delta": torch.zeros(shape[0])}
 
     def added(
-        self, parameters: Parameters, read: Tensor, given: Callable[[], Tensor], weight: Callable[[], Tensor]
+        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
     ) -> Tensor:
         """Compute d x (W x + b)."""
-        return given() * parameters["delta"]
+        return output() * parameters["delta"]
 
     def merged(self, parameters: Parameters, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Scale the rows, and the bias."""
@@ -108,14 +108,14 @@ class ScaledOutputs:
 
 @dataclass(frozen=True)
 class ScaledInputs:
-    """W ((1 + d) x), one factor an input (IA3, as it treats the second matrix of an MLP)."""
+    """W ((1 + d) x), one factor per input (IA3, as it treats the second matrix of an MLP)."""
 
     def start(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Start at d = 0."""
         return {"delta": torch.zeros(shape[1])}
 
     def added(
-        self, parameters: Parameters, read: Tensor, given: Callable[[], Tensor], weight: Callable[[], Tensor]
+        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
     ) -> Tensor:
         """Compute W (d x)."""
         scaled = read * parameters["delta"]
@@ -138,9 +138,9 @@ class Piece:
         target: The projection.
         shape: Outputs and inputs of the projection.
         units: The neurons whose rows or columns are trained, sorted; None is the whole matrix.
-        form: How they are changed.
+        form: The form of the change, such as low rank.
         module: The module of the Hugging Face model.
-        parameters: What is trained, only for those rows or columns.
+        parameters: The trained parameters, only for those rows or columns.
     """
 
     layer: int
@@ -158,7 +158,7 @@ class Piece:
 
     @property
     def axis(self) -> int:
-        """Which axis of the matrix "out in" the neurons are on."""
+        """The axis of the matrix "out in" along which the neurons lie."""
         return _AXES.get(self.target, 0)
 
     @property
@@ -186,21 +186,21 @@ class Piece:
             parameter.data = parameter.data.to(device)
 
     def change_of(self, projection: Projection) -> Change:
-        """Make the change of what a projection gives that the parameters stand for."""
+        """The change of a projection's output that the parameters stand for."""
         return partial(self._changed, projection)
 
-    def _changed(self, projection: Projection, read: Tensor, given: Tensor) -> Tensor:
+    def _changed(self, projection: Projection, read: Tensor, output: Tensor) -> Tensor:
         selected = self.selected
-        units = None if selected is None else selected.to(given.device)
+        units = None if selected is None else selected.to(output.device)
         of_rows = None if self.axis == 1 else units
         of_columns = None if self.axis == 0 else units
         added = self.form.added(
             self.parameters,
             read if of_columns is None else read.index_select(-1, of_columns),
-            lambda: given if of_rows is None else given.index_select(-1, of_rows),
+            lambda: output if of_rows is None else output.index_select(-1, of_rows),
             lambda: self.part(projection.matrix()),
-        ).to(given.dtype)
-        return given + added if of_rows is None else given.index_add(-1, of_rows, added)
+        ).to(output.dtype)
+        return output + added if of_rows is None else output.index_add(-1, of_rows, added)
 
     def part(self, matrix: Tensor) -> Tensor:
         """Copy the trained rows or columns of a matrix "out in" (a bias: "out")."""

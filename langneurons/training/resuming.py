@@ -1,7 +1,7 @@
-"""The folder of a fine-tuning: which run it is, and its last checkpoint, from which it goes on exactly.
+"""The folder of a fine-tuning: the identity of the run, and its last checkpoint, from which it continues exactly.
 
 A checkpoint is written into the slot that the current one does not occupy, then a small JSON file points at it: a run
-killed at any moment leaves a whole one behind.
+killed at any moment leaves a complete one behind.
 """
 
 import json
@@ -25,14 +25,14 @@ class RunFolder:
     """Where a run keeps its checkpoints.
 
     Args:
-        folder: The folder; it is made.
-        identity: Everything that decides what comes out of the run, by name.
+        folder: The folder; it is created where it is missing.
+        identity: Everything that decides the result of the run, by name.
 
     Raises:
         StaleArtefactError: If the folder holds another run; the message names what differs.
     """
 
-    def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, identity: Mapping[str, object]) -> None:
         self.folder = Path(folder).expanduser()
         path = self.folder / "run.json"
         if path.exists():
@@ -43,7 +43,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """Where the log goes."""
+        """The log, one line of JSON per step."""
         return self.folder / "log.jsonl"
 
     @property
@@ -51,18 +51,19 @@ class RunFolder:
         """The file that points at the last checkpoint."""
         return self.folder / "checkpoint.json"
 
-    def save(self, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-        """Write a checkpoint; until it is whole the one before stands."""
+    def save(self, tensors: Mapping[str, torch.Tensor], about: Mapping[str, object]) -> None:
+        """Write a checkpoint; until it is complete the previous one counts."""
         slot = 1 - self._slot
-        written = storage.write_tensors(self._tensors(slot), {name: one.cpu() for name, one in tensors.items()})
-        storage.write_json(self.checkpoint, CHECKPOINT, {**about, "checksum": written, "slot": slot})
+        on_cpu = {name: values.cpu() for name, values in tensors.items()}
+        checksum = storage.write_tensors(self._tensors(slot), on_cpu)
+        storage.write_json(self.checkpoint, CHECKPOINT, {**about, "checksum": checksum, "slot": slot})
         self._slot = slot
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Read the last checkpoint: its tensors, and what was said about it; None where there is none.
+        """Read the last checkpoint: its tensors, and the state saved with them; None where there is none.
 
         Raises:
-            CorruptArtefactError: If it was changed.
+            CorruptArtefactError: If its files were changed.
         """
         if not self.checkpoint.exists():
             return None
@@ -74,13 +75,17 @@ class RunFolder:
     def _tensors(self, slot: int) -> Path:
         return self.folder / f"checkpoint-{'ab'[slot]}.safetensors"
 
-    def _check_same(self, kept: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-        names = sorted(set(kept) | set(identity))
-        other = [name for name in names if kept.get(name) != identity.get(name)]
-        if other:
-            said = ", ".join(f"{name} ({kept.get(name)!s:.160}, now {identity.get(name)!s:.160})" for name in other)
+    def _check_same(self, stored: Mapping[str, object], identity: Mapping[str, object]) -> None:
+        names = sorted(set(stored) | set(identity))
+        differences = [
+            f"{name} ({stored.get(name)!s:.160}, now {identity.get(name)!s:.160})"
+            for name in names
+            if stored.get(name) != identity.get(name)
+        ]
+        if differences:
             raise StaleArtefactError(
-                f"{self.folder} holds a fine-tuning that differs in {said}: give another folder, or remove this one."
+                f"{self.folder} holds a fine-tuning that differs in {', '.join(differences)}: give another folder, or "
+                "remove this one."
             )
 
 
@@ -88,34 +93,34 @@ COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "dev")
 
 
 class History:
-    """One row a step, in order."""
+    """One row per step, in order."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
     def add(self, epoch: int, loss: float, learning_rate: float, grad_norm: float) -> None:
-        """Note a step that was taken."""
+        """Add a step that was taken."""
         values = (float(len(self.rows) + 1), float(epoch), loss, learning_rate, grad_norm, math.nan)
         self.rows.append(dict(zip(COLUMNS, values, strict=True)))
 
     def measured(self, dev: float) -> None:
-        """Note what the development set gives after the last step."""
+        """Add the score of the development set after the last step."""
         self.rows[-1]["dev"] = dev
 
     def table(self) -> pd.DataFrame:
-        """All of it as a table; step and epoch are integers."""
+        """The history as a table; step and epoch are integers."""
         return pd.DataFrame(self.rows, columns=list(COLUMNS)).astype({"step": int, "epoch": int})
 
     def tensor(self) -> Float[torch.Tensor, "step column"]:
-        """All of it as numbers in double precision, which lose nothing."""
+        """The history as numbers in double precision, which lose nothing."""
         values = [[row[column] for column in COLUMNS] for row in self.rows]
         return torch.tensor(values, dtype=torch.float64).reshape(-1, len(COLUMNS))
 
     def restore(self, values: Float[torch.Tensor, "step column"]) -> None:
-        """Take over what ``tensor`` gave."""
+        """Continue from what ``tensor`` returned."""
         self.rows = [dict(zip(COLUMNS, row, strict=True)) for row in values.tolist()]
 
     def write_log(self, path: Path) -> None:
-        """Write a line of JSON a step; what was not measured is left out."""
+        """Write one line of JSON per step; what was not measured is left out."""
         lines = [{name: value for name, value in row.items() if not math.isnan(value)} for row in self.rows]
         storage.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,11 +1,9 @@
 """The transfer experiment: train chosen neurons on one language, and measure what that is worth in others."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
@@ -21,18 +19,23 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.recording.statistics import ActivationStats
-from langneurons.run import Executor, chosen_executor
-from langneurons.settings import Run as Settings
-from langneurons.settings import Testing
+from langneurons.run import chosen_executor
+from langneurons.settings import (
+    Controls,
+    Experiment,
+    ExperimentOptions,
+    Run,
+    Testing,
+    Training,
+    controls_of,
+    with_options,
+)
 from langneurons.tasks.task import Task
-from langneurons.training.conditions import CONDITIONS, Condition
-from langneurons.training.conditions import conditions as chosen_conditions
+from langneurons.training.conditions import Condition, conditions
 from langneurons.training.finetuned import Finetuned
-from langneurons.training.finetuning import finetune
-from langneurons.training.lora import MaskedLoRA
+from langneurons.training.finetuning import WITHOUT_EFFECT, check_task, finetune
+from langneurons.training.lora import MaskedLoRA, Update
 from langneurons.training.transfer_table import ROWS, TRAININGS, Transfer
-from langneurons.training.update import Update
 
 MakeUpdate = Callable[[NeuronSet | None, int], Update | None]
 TEXTS = ("premise", "hypothesis", "context", "question")
@@ -43,59 +46,38 @@ def transfer_experiment(
     task: Task,
     test: Task,
     neurons: NeuronSet,
-    source: str = "en",
-    targets: Iterable[str] | None = None,
-    conditions: Iterable[str] = CONDITIONS,
-    seeds: int | Iterable[int] = 6,
-    draws: int = 1,
-    rank: int = 8,
-    alpha: float = 16,
-    projections: Sequence[str] = ("gate",),
-    attention: Sequence[str] = ("q", "k", "v", "o"),
-    update: MakeUpdate | None = None,
+    *,
+    experiment: Experiment = Experiment(),
     patches: Patches | None = None,
-    training_patches: Patch | Sequence[Patch] = (),
-    stats: ActivationStats | None = None,
-    delta: float = 0.01,
-    seed: int = 0,
-    resamples: int = 5000,
-    out: str | Path | None = None,
-    progress: bool = True,
-    executor: str | Executor | None = None,
-    **training: Any,
+    controls: int | Controls = 1,
+    training: Training = Training(),
+    testing: Testing = Testing(),
+    run: Run = Run(),
+    **options: Unpack[ExperimentOptions],
 ) -> Transfer:
     """Fine-tune on one language under several conditions and seeds, and evaluate every model in other languages.
 
     A condition is what is trained beside attention and head: "none", the neurons of the "source", of the "target" (one
-    training a target), of both ("source+target"), "random" ones (as many in every layer as the source has; likewise
+    training per target), of both ("source+target"), "random" ones (as many in every layer as the source has; likewise
     "random target", "random source+target"), or "all". Every condition has the same seeds, which decide the order of
     the data and the first values of what all train, so that conditions are compared seed by seed.
 
     Args:
-        model: From ``load_model``.
-        task: What to train on, such as ``ln.XNLI.load(..., split="validation")`` or an ``XQuAD``.
-        test: What to evaluate on, with items in the source and the targets, none of them trained on.
-        neurons: With a label for the source and every target.
-        source: The language of the training data.
-        targets: The languages transferred to; None is all others of ``test``.
-        conditions: Which.
-        seeds: How many training seeds, or which; below six no difference gets a p-value.
-        draws: Draws of random neurons a seed. A set of neurons is placed among all of them.
-        rank: Of the ``MaskedLoRA`` that is trained.
-        alpha: Its scale, divided by the rank.
-        projections: Which of an MLP's projections it changes: "gate", "up", "down".
-        attention: Which of attention's it changes as a whole: "q", "k", "v", "o".
-        update: Makes something else to train of (neurons or None, seed): ``lambda neurons, seed: ...``.
-        patches: As for ``evaluate``: every trained model is evaluated in the targets under each of them too.
-        training_patches: Written while models are trained, but not while they are evaluated.
-        stats: Statistics of the same model; random neurons then match in magnitude too.
-        delta: A change below this counts as none: 0.01 is one point of accuracy or F1.
-        seed: Of the resampling.
-        resamples: Bootstrap samples.
-        out: Folder that keeps every fine-tuning and everything measured; the same call goes on there.
-        progress: Show a progress bar on standard error.
-        executor: Where to train, as for ``ln.record``: one training is one piece of work.
-        training: Of ``finetune``: steps, epochs, batch_size, learning_rate, dev, position and so on.
+        model: A model returned by ``load_model``.
+        task: The task to train on, such as ``ln.XNLI.load(..., split="validation")`` or an ``XQuAD``.
+        test: The task to evaluate on, with items in the source and the targets, none of them trained on.
+        neurons: Neurons with a label for the source and every target.
+        experiment: Languages, conditions and seeds of the experiment, and what is trained of the neurons.
+        patches: Patches by name, in any form that ``evaluate`` takes: every trained model is evaluated in the targets
+            under each of them too.
+        controls: Draws of random neurons per training seed, which decides the draw; a set of neurons is placed among
+            all of them. With ``stats`` they match in magnitude too.
+        training: Settings of every training; the seeds are those of the experiment.
+        testing: Margin, intervals and tests of the effects.
+        run: Settings of the run; one training is one piece of work. ``out`` keeps every fine-tuning and everything
+            measured, so that the same call continues from there.
+        options: Single fields of ``Experiment``, ``Controls``, ``Training``, ``Testing`` and ``Run``, such as
+            ``seeds=6``, ``steps=50``, ``margin=0.02`` or ``out="runs/x"``.
 
     Returns:
         Scores, effects between conditions, effects of the patches, and a verdict.
@@ -115,67 +97,72 @@ def transfer_experiment(
         >>> table = pd.DataFrame(rows, columns=["premise", "hypothesis", "label"])
         >>> task, test = ln.XNLI.load({"en": table[:8]}), ln.XNLI.load({"en": table[8:], "hi": table[8:]})
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> found = ln.transfer_experiment(
+        >>> transfer = ln.transfer_experiment(
         ...     model, task, test, neurons, conditions=["none", "target"], seeds=2, steps=2, resamples=200,
         ...     progress=False,
         ... )
-        >>> found.trainings[["condition", "target", "seed"]].to_numpy().tolist()
+        >>> transfer.trainings[["condition", "target", "seed"]].to_numpy().tolist()
         [['none', '', 0], ['target', 'hi', 0], ['none', '', 1], ['target', 'hi', 1]]
-        >>> found.effects().rows["seeds"].tolist()
+        >>> transfer.effects().rows["seeds"].tolist()
         [2.0]
     """
-    Testing(margin=delta, resamples=resamples)
-    if "languages" in training:
+    if "languages" in options:
         raise TrainingError("The training data is in one language: say which by source=, not by languages=.")
-    places = _places(test, source, targets)
-    for name, items in (("training", task), ("dev", training.get("dev"))):
+    settings = (experiment, controls_of(controls), training, testing, run)
+    experiment, controls, training, testing, run = with_options(options, *settings)
+    check_task(task)
+    check_task(test)
+    languages = _languages(test, experiment)
+    for name, items in (("training", task), ("dev", experiment.dev)):
         if items is not None:
-            check_apart(items, test, source, name)
-    # Says now whether what is trained can answer the test.
-    protocol = task.take(1).objective(view(model), [source]).ask(test).protocol
-    trained = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    chosen = chosen_conditions(neurons, source, places[1:], conditions, trained, draws, stats)
-    make = _maker(rank, alpha, projections, attention) if update is None else update
-    runs = [
-        Run(one, number, make(one.neurons, number))
-        for number in trained
-        for one in chosen
-        if one.seed in (None, number)
-    ]
-    written = written_patches(patches or {}, places[1:])
-    folder = None if out is None else Path(out).expanduser().resolve()
-    measuring = Measuring(model, test, written, places, training.get("batch_size", 8), folder)
-    held_patches = [training_patches] if isinstance(training_patches, Patch) else list(training_patches)
-    held = {"languages": [source], "patches": held_patches, "progress": False, **training}
-    training_of = partial(train_and_measure, task=task, held=held, measuring=measuring)
-    done = chosen_executor(executor).map(model, training_of, runs)
-    trainings, rows = zip(*tqdm(done, total=len(runs), unit="training", disable=not progress), strict=True)
+            check_apart(items, test, experiment.source, name)
+    # Says before anything is trained whether the task can be trained on, and the test be answered afterwards.
+    answered_test = task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
+    trainings = _planned(neurons, experiment, languages[1:], controls)
+    own_patches = written_patches(patches or {}, languages[1:])
+    out = None if run.out is None else run.out.expanduser().resolve()  # workers are in other folders
+    quiet = Run(out=out, batch_size=run.batch_size or training.batch_size, progress=False)
+    measuring = Measuring(model, test, own_patches, languages, quiet)
+    held = experiment.training_patches
+    arguments = {
+        "languages": [experiment.source],
+        "dev": experiment.dev,
+        "head": experiment.head,
+        "patches": [held] if isinstance(held, Patch) else list(held),
+    }
+    work = partial(train_and_measure, task=task, arguments=arguments, training=training, measuring=measuring)
+    results = chosen_executor(run.executor).map(model, work, trainings)
+    bar = tqdm(results, total=len(trainings), unit="training", disable=not run.progress)
+    costs, rows = zip(*bar, strict=True)
+    updates = [planned.update for planned in trainings if planned.update is not None]
     return Transfer(
         rows=pd.concat(rows, ignore_index=True),
-        trainings=pd.DataFrame(list(trainings), columns=TRAININGS),
-        references=_references(test, places),
+        trainings=pd.DataFrame(list(costs), columns=TRAININGS),
+        references=_references(test, languages),
         settings={
-            **_described(model, test, protocol),
-            "source": source,
-            "targets": places[1:],
+            **_described(model, answered_test),
+            "items": test.fingerprint,
+            "source": experiment.source,
+            "targets": languages[1:],
             "neurons": repr(neurons),
-            "update": next((repr(run.update) for run in runs if run.update is not None), "the head only"),
-            "training": {name: repr(value) for name, value in training.items()},
-            "training_patches": [repr(one) for one in held_patches],
-            "patches": {" ".join(name): [repr(one) for one in parts] for name, parts in written.items()},
-            "options": {"margin": delta, "seed": seed, "resamples": resamples},
+            "update": repr(updates[0]) if updates else "the head only",
+            "training": training.model_dump(mode="json", exclude={*WITHOUT_EFFECT, "seed"}),
+            "dev": None if experiment.dev is None else experiment.dev.fingerprint,
+            "training_patches": [repr(patch) for patch in arguments["patches"]],
+            "patches": {" ".join(name): [repr(patch) for patch in parts] for name, parts in own_patches.items()},
+            "options": {**dict(testing), "resamples": testing.samples},
         },
     )
 
 
 @dataclass(frozen=True)
-class Run:
-    """One fine-tuning.
+class PlannedTraining:
+    """One fine-tuning of the experiment.
 
     Attributes:
-        condition: What is trained.
+        condition: The neurons that are trained.
         seed: The training seed.
-        update: The same as an update; None trains a head only.
+        update: The update of those neurons; None trains a head only.
     """
 
     condition: Condition
@@ -185,8 +172,8 @@ class Run:
     @property
     def name(self) -> str:
         """A name for its folder, such as ``"target-hi-seed3"``."""
-        drawn = f"draw{self.condition.draw}" if self.condition.seed is not None else ""
-        parts = [self.condition.name.replace(" ", "-"), self.condition.target, f"seed{self.seed}", drawn]
+        draw = f"draw{self.condition.draw}" if self.condition.seed is not None else ""
+        parts = [self.condition.name.replace(" ", "-"), self.condition.target, f"seed{self.seed}", draw]
         return "-".join(part for part in parts if part)
 
     @property
@@ -194,9 +181,10 @@ class Run:
         """Its columns in every table: condition, target, seed, draw."""
         return self.condition.name, self.condition.target, self.seed, self.condition.draw
 
-    def languages(self, places: Sequence[str]) -> list[str]:
-        """Where it is evaluated: in the source, and in the targets that it was trained for."""
-        return [place for place in places if self.condition.target in ("", place) or place == places[0]]
+    def languages(self, languages: Sequence[str]) -> list[str]:
+        """Languages it is evaluated in: the source, and the targets that it was trained for."""
+        source, target = languages[0], self.condition.target
+        return [language for language in languages if target in ("", language) or language == source]
 
 
 @dataclass(frozen=True)
@@ -204,12 +192,11 @@ class Measuring:
     """Evaluates trained models.
 
     Attributes:
-        model: What was trained.
-        test: What it is evaluated on.
+        model: The model that is trained.
+        test: The task it is evaluated on.
         patches: (name, language) -> patches written together, in the trained model.
-        places: The source, then the targets.
-        batch_size: Texts a forward.
-        folder: Keeps what was measured; None keeps nothing.
+        languages: The source, then the targets.
+        run: Keeps what was measured; texts per forward pass.
 
     Raises:
         PatchError: If a patch does not fit.
@@ -219,9 +206,8 @@ class Measuring:
     model: torch.nn.Module
     test: Task
     patches: Mapping[tuple[str, str], Sequence[Patch]]
-    places: Sequence[str]
-    batch_size: int
-    folder: Path | None
+    languages: Sequence[str]
+    run: Run
 
     def __post_init__(self) -> None:
         for patch in (patch for parts in self.patches.values() for patch in parts):
@@ -229,64 +215,91 @@ class Measuring:
             if not self.test.generates:
                 check_reads_text(patch)
 
-    def rows(self, run: Run, tuned: Finetuned) -> pd.DataFrame:
+    def rows(self, planned: PlannedTraining, tuned: Finetuned) -> pd.DataFrame:
         """Score a trained model in every language, without and with patches: rows of a ``Transfer``."""
-        task = _answered(self.test, tuned)
-        written = {(UNPATCHED, place): [] for place in self.places} | dict(self.patches)
+        task = self.test if tuned.head is None else self.test.with_head(tuned.head)
+        patches = {(UNPATCHED, language): [] for language in self.languages} | dict(self.patches)
         jobs = {
-            (patch, language): self._job(task, tuned, language, parts)
-            for (patch, language), parts in written.items()
-            if language in run.languages(self.places)
+            (name, language): self._job(task, tuned, language, parts)
+            for (name, language), parts in patches.items()
+            if language in planned.languages(self.languages)
         }
-        measured = measure_jobs(self.model, jobs, Settings(out=self.folder, progress=False))
-        found = [_long(task, table).assign(patch=name[0], language=name[1]) for name, table in measured.items()]
-        about = dict(zip(ROWS[:4], run.about, strict=True))
-        return pd.concat(found, ignore_index=True).assign(**about).reindex(columns=ROWS)
+        tables = measure_jobs(self.model, jobs, self.run)
+        rows = [_long(task, table).assign(patch=key[0], language=key[1]) for key, table in tables.items()]
+        about = dict(zip(ROWS[:4], planned.about, strict=True))
+        return pd.concat(rows, ignore_index=True).assign(**about).reindex(columns=ROWS)
 
     def _job(self, task: Task, tuned: Finetuned, language: str, patches: Sequence[Patch]) -> Job:
         def score() -> pd.DataFrame:
             # The update first: a patch written at its neurons then replaces what was trained, not the reverse.
             with tuned.attach(self.model), patching(view(self.model), patches):
-                return task.measure(self.model, language, self.batch_size)
+                return task.measure(self.model, language, self.run.batch_size or 8)
 
         about = storage.fingerprint(
-            task.fingerprint, language, _trained_values(tuned), *(patch.fingerprint for patch in patches)
+            task.fingerprint, language, tuned.fingerprint, *(patch.fingerprint for patch in patches)
         )
         return Job((), about, score, task.generates)
 
 
 def train_and_measure(
-    model: torch.nn.Module, run: Run, task: Task, held: Mapping[str, Any], measuring: Measuring
+    model: torch.nn.Module,
+    planned: PlannedTraining,
+    task: Task,
+    arguments: Mapping[str, Any],
+    training: Training,
+    measuring: Measuring,
 ) -> tuple[tuple, pd.DataFrame]:
-    """Fine-tune once and score what came out, wherever that is.
+    """Fine-tune once and score the result, wherever that runs.
 
     Args:
-        model: From ``load_model``.
-        run: What is trained.
-        task: What it is trained on.
-        held: Further arguments of ``finetune``.
+        model: A model returned by ``load_model``.
+        planned: What is trained.
+        task: The task it is trained on.
+        arguments: Further arguments of ``finetune``.
+        training: Settings of the training; the seed is that of ``planned``.
         measuring: Evaluates the trained model.
 
     Returns:
         A row of ``Transfer.trainings``, and rows of ``Transfer.rows``.
     """
-    place = None if measuring.folder is None else measuring.folder / "trainings" / run.name
-    tuned = finetune(model, task, run.update, seed=run.seed, out=place, **held)
-    return (*run.about, len(run.condition.neurons or ()), *_cost(tuned)), measuring.rows(run, tuned)
+    out = measuring.run.out
+    run = measuring.run.model_copy(update={"out": None if out is None else out / "trainings" / planned.name})
+    training = training.model_copy(update={"seed": planned.seed})
+    tuned = finetune(model, task, planned.update, training=training, run=run, **arguments)
+    losses = tuned.history["loss"].to_numpy()
+    loss = float(losses[-max(1, len(losses) // 10) :].mean())  # of the last tenth of the steps
+    cost = (*planned.about, len(planned.condition.neurons or ()), sum(tuned.trainable.values()), loss)
+    return cost, measuring.rows(planned, tuned)
 
 
-def _places(test: Task, source: str, targets: Iterable[str] | None) -> list[str]:
-    asked = [name for name in test.languages if name != source] if targets is None else distinct(targets)
-    if not asked or source in asked:
-        given = f"given {', '.join(asked)}" if asked else "none was given"
-        raise TrainingError(f"A transfer experiment needs at least one target beside the source {source!r}, {given}.")
-    for target in asked:
+def _planned(
+    neurons: NeuronSet, experiment: Experiment, targets: Sequence[str], controls: Controls
+) -> list[PlannedTraining]:
+    seeds = list(range(experiment.seeds)) if isinstance(experiment.seeds, int) else list(experiment.seeds)
+    make = _maker(experiment) if experiment.update is None else experiment.update
+    selections = conditions(neurons, experiment.source, targets, experiment.conditions, seeds, controls)
+    return [
+        PlannedTraining(condition, seed, make(condition.neurons, seed))
+        for seed in seeds
+        for condition in selections
+        if condition.seed in (None, seed)
+    ]
+
+
+def _languages(test: Task, experiment: Experiment) -> list[str]:
+    """The source and the targets."""
+    source, targets = experiment.source, experiment.targets
+    targets = [name for name in test.languages if name != source] if targets is None else distinct(targets)
+    if not targets or source in targets:
+        names = f"given {', '.join(targets)}" if targets else "none was given"
+        raise TrainingError(f"A transfer experiment needs at least one target beside the source {source!r}, {names}.")
+    for target in targets:
         if not storage.names_a_file(target):
             raise LanguageError(
                 f"Targets become names of folders, which {target!r:.60} cannot be: a name has 1 to 100 bytes, "
                 "no slash, and no dot in front."
             )
-    return chosen_languages([test], [source]) + chosen_languages([test], asked)
+    return chosen_languages([test], [source]) + chosen_languages([test], targets)
 
 
 def check_apart(task: Task, test: Task, source: str, name: str) -> None:
@@ -294,9 +307,9 @@ def check_apart(task: Task, test: Task, source: str, name: str) -> None:
 
     Args:
         task: The training or the dev task; one without ``items`` cannot be compared with the test.
-        test: What is evaluated.
+        test: The task that is evaluated.
         source: The language of the training data.
-        name: What the task is for: "training" or "dev".
+        name: Purpose of the task: "training" or "dev".
 
     Raises:
         LanguageError: If the task has no items in that language.
@@ -304,11 +317,11 @@ def check_apart(task: Task, test: Task, source: str, name: str) -> None:
     """
     if source not in task.languages:
         raise LanguageError(f"The task has no {name} data. {unknown('language', source, task.languages)}")
-    tested, trained = (getattr(part, "items", {}).get(source) for part in (test, task))
-    if tested is None or trained is None:
+    test_items, items = (getattr(part, "items", {}).get(source) for part in (test, task))
+    if test_items is None or items is None:
         return
-    shared = [column for column in TEXTS if column in tested.columns and column in trained.columns]
-    same = tested[shared].drop_duplicates().merge(trained[shared].drop_duplicates()) if shared else []
+    shared = [column for column in TEXTS if column in test_items.columns and column in items.columns]
+    same = test_items[shared].drop_duplicates().merge(items[shared].drop_duplicates()) if shared else []
     if len(same):
         raise TrainingError(
             f"{len(same)} of the test items in {source!r} are among the {name} items: take another split, or divide "
@@ -316,53 +329,32 @@ def check_apart(task: Task, test: Task, source: str, name: str) -> None:
         )
 
 
-def _maker(rank: int, alpha: float, projections: Sequence[str], attention: Sequence[str]) -> MakeUpdate:
+def _maker(experiment: Experiment) -> MakeUpdate:
     def make(neurons: NeuronSet | None, seed: int) -> Update | None:
-        if neurons is None and not attention:
+        if neurons is None and not experiment.attention:
             return None
-        return MaskedLoRA(neurons, rank, alpha, projections, attention, seed)
+        form = experiment.rank, experiment.alpha, experiment.projections, experiment.attention
+        return MaskedLoRA(neurons, *form, seed)
 
     return make
 
 
-def _answered(test: Task, tuned: Finetuned) -> Task:
-    return test if tuned.head is None else test.with_head(tuned.head)
-
-
-def _long(task: Task, rows: pd.DataFrame) -> pd.DataFrame:
-    """One row an item and metric."""
-    kept = rows.loc[:, ["item", "cluster", "prediction", "gold"]].astype(str)  # ids of one task may be numbers
-    parts = [kept.assign(metric=metric, value=rows[metric].astype(float)) for metric in task.metrics]
+def _long(task: Task, table: pd.DataFrame) -> pd.DataFrame:
+    """One row per item and metric."""
+    texts = table.loc[:, ["item", "cluster", "prediction", "gold"]].astype(str)  # ids of one task may be numbers
+    parts = [texts.assign(metric=metric, value=table[metric].astype(float)) for metric in task.metrics]
     return pd.concat(parts, ignore_index=True)
 
 
-def _trained_values(tuned: Finetuned) -> str:
-    """A hash of everything that was trained."""
-    values = [
-        value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        for update in tuned.updates
-        for _, value in sorted(update.state_dict().items())
-    ]
-    settings = json.dumps(tuned.about["settings"], sort_keys=True)
-    return storage.fingerprint(settings, tuned.head.fingerprint if tuned.head else "", *values)
-
-
-def _cost(tuned: Finetuned) -> tuple[int, float]:
-    """How many numbers were trained, and the mean loss of the last tenth of the steps."""
-    losses = tuned.history["loss"].to_numpy()
-    return sum(tuned.trainable.values()), float(losses[-max(1, len(losses) // 10) :].mean())
-
-
-def _references(test: Task, places: Sequence[str]) -> pd.DataFrame:
-    rows = [(place, name, value) for place in places for name, value in test.references(place).items()]
+def _references(test: Task, languages: Iterable[str]) -> pd.DataFrame:
+    rows = [(language, name, value) for language in languages for name, value in test.references(language).items()]
     return pd.DataFrame(rows, columns=["language", "reference", "value"])
 
 
-def _described(model: torch.nn.Module, test: Task, protocol: str) -> dict[str, str]:
-    seen = view(model)
+def _described(model: torch.nn.Module, test: Task) -> dict[str, str]:
+    model_view = view(model)
     return {
-        "model": f"{seen.name} ({seen.fingerprint[:8]}, {seen.backend})",
+        "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
         "task": test.name,
-        "protocol": protocol,
-        "items": test.fingerprint,
+        "protocol": test.protocol,
     }

@@ -9,16 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from langneurons import storage
-from langneurons.effects.estimation import LEAST_SEEDS, difference, effect
+from langneurons.effects.estimation import LEAST_SEEDS, Effect, difference, effect
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, unknown
 from langneurons.evaluation.evaluation import UNPATCHED
+from langneurons.settings import Testing
+from langneurons.storage import Column, JsonObject, Result, Table
 from langneurons.training.conditions import ALL, CONTROL_OF, NONE
 
-SCHEMA = "langneurons/transfer/1"
-TABLES = ("rows", "trainings", "references")
 ROWS = ["condition", "target", "seed", "draw", "patch", "language", "item", "cluster", "metric", "value"]
 ROWS += ["prediction", "gold"]
 TRAININGS = ["condition", "target", "seed", "draw", "neurons", "parameters", "loss"]
@@ -32,14 +31,14 @@ NAMES = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Transfer:
+class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references")):
     """Scores of models trained on one language, in others, by what was trained; ``transfer_experiment`` makes it.
 
     Attributes:
-        rows: One row an item, metric, language, patch and training: condition, target ("" where one training serves
+        rows: One row per item, metric, language, patch and training: condition, target ("" where one training serves
             every target), seed, draw, patch ("unpatched" among them), language, item, cluster, metric, value (0 to 1),
             prediction, gold.
-        trainings: One row a fine-tuning: condition, target, seed, draw, neurons (trained), parameters (trained, the
+        trainings: One row per fine-tuning: condition, target, seed, draw, neurons (trained), parameters (trained, the
             head's too), loss (at the end).
         references: What the task is worth without a model, such as chance: language, reference, value.
         settings: Model, source, targets, task, protocol, options of the effects, and how everything was trained.
@@ -52,35 +51,37 @@ class Transfer:
 
     @property
     def conditions(self) -> list[str]:
-        """What was trained, in the order asked for."""
+        """The conditions that were trained, in their order."""
         return self.rows["condition"].unique().tolist()
 
     @property
     def reference(self) -> str:
-        """What to compare with: attention and head alone, else random neurons, else the first condition."""
-        trained = self.conditions
-        like = any(control in trained and chosen in trained for chosen, control in CONTROL_OF.items())
-        return NONE if NONE in trained else RANDOM if like else next((one for one in trained if one != RANDOM), RANDOM)
+        """The condition to compare with: attention and head alone, else random neurons, else the first one."""
+        names = self.conditions
+        if NONE in names:
+            return NONE
+        controlled = any({name, control} <= set(names) for name, control in CONTROL_OF.items())
+        return RANDOM if controlled else next((name for name in names if name != RANDOM), RANDOM)
 
     def scores(self, metric: str | None = None) -> pd.DataFrame:
         """Every score, over the training seeds, beside what it cost and what it must exceed.
 
         Args:
-            metric: Which; None takes the task's main one.
+            metric: A metric of the task; by default its main one.
 
         Returns:
-            One row a condition, target, language and patch: score, its 95 % interval over seeds, then clusters (low,
-            high), seed_sd, seeds, draws (of random neurons, a seed), items, clusters, neurons, parameters (trained),
-            then one column a reference of the main metric.
+            One row per condition, target, language and patch: score, its interval over seeds, then clusters (low,
+            high), seed_sd, seeds, draws (of random neurons, per seed), items, clusters, neurons, parameters (trained),
+            then one column per reference of the main metric.
 
         Raises:
             EffectError: If there is no such metric.
         """
-        chosen = self._metric(metric)
-        if chosen not in self._scored:
-            cells = self._by_metric[chosen].items()
-            self._scored[chosen] = pd.DataFrame([self._score(chosen, key, part) for key, part in cells])
-        return self._scored[chosen].copy()
+        metric = self._metric(metric)
+        if metric not in self._scores:
+            cells = self._by_metric[metric].items()
+            self._scores[metric] = pd.DataFrame([self._score(metric, key, part) for key, part in cells])
+        return self._scores[metric].copy()
 
     def effects(self, against: str = NONE, metric: str | None = None, on: str = "targets") -> EffectTable:
         """What training some neurons changed, against training others, on the same items with the same seeds.
@@ -90,7 +91,7 @@ class Transfer:
         Args:
             against: A trained condition; "random" compares every set of neurons with the random ones that are as many
                 in every layer, and leaves out the sets that have none.
-            metric: Which; None takes the task's main one.
+            metric: A metric of the task; by default its main one.
             on: "targets", the languages transferred to, or "source", the language of the training data.
 
         Returns:
@@ -111,33 +112,29 @@ class Transfer:
             >>> trained = [(name, "", seed, 0, 9, 90, 0.5) for name in right for seed in range(6)]
             >>> about = {"model": "m", "task": "xnli", "protocol": "head", "source": "en", "targets": ["hi"]}
             >>> options = {"margin": 0.01, "seed": 0, "resamples": 1000}
-            >>> found = Transfer(
+            >>> transfer = Transfer(
             ...     pd.DataFrame(rows, columns=ROWS), pd.DataFrame(trained, columns=TRAININGS),
             ...     pd.DataFrame(columns=["language", "reference", "value"]), {**about, "options": options},
             ... )
-            >>> found.effects().rows[["trained", "language", "estimate", "verdict"]].to_numpy().tolist()
+            >>> transfer.effects().rows[["trained", "language", "estimate", "verdict"]].to_numpy().tolist()
             [['source', 'hi', 0.4, 'better']]
         """
-        chosen, (place, pairs) = self._metric(metric), self._compared(against, on)
-        cells = self._by_metric[chosen]
-        found = {
-            (mine[0], shown): effect(
-                cells[mine], cells[theirs], "value", "row", lower_is_better=False, **self.settings["options"]
-            )
-            for shown, mine, theirs in pairs
-        }
-        if not found:
+        metric, (place, pairs) = self._metric(metric), self._compared(against, on)
+        cells = self._by_metric[metric]
+        effects = {(mine[0], name): self._effect(cells[mine], cells[theirs]) for name, mine, theirs in pairs}
+        baseline = NAMES.get(against, against)
+        if not effects:
             raise EffectError(f"Nothing was trained that can be compared with {NAMES.get(against, repr(against))}.")
-        family = f"{self._about(chosen)}, against {NAMES.get(against, against)}: {len(found)} effects"
-        stored = {"measured": chosen, "against": NAMES.get(against, against), **self._named()}
-        table = EffectTable.of(found, ("trained", place), family, stored)
-        return table if against == RANDOM else self._beside_random(table, pairs, chosen)
+        family = f"{self._about(metric)}, against {baseline}: {len(effects)} effects"
+        settings = {"measured": metric, "against": baseline, **self._named()}
+        table = EffectTable.of(effects, ("trained", place), family, settings)
+        return table if against == RANDOM else self._beside_random(table, pairs, metric)
 
     def patch_effects(self, metric: str | None = None) -> EffectTable:
         """What each patch changed in each trained model, in the languages transferred to.
 
         Args:
-            metric: Which; None takes the task's main one.
+            metric: A metric of the task; by default its main one.
 
         Returns:
             Effects by ``trained``, ``patch`` and ``language`` against the same models unpatched, one Holm family.
@@ -145,24 +142,18 @@ class Transfer:
         Raises:
             EffectError: If no patch was evaluated.
         """
-        chosen = self._metric(metric)
-        cells = self._by_metric[chosen]
-        found = {
-            (condition, patch, language): effect(
-                part,
-                cells[condition, target, language, UNPATCHED],
-                "value",
-                "row",
-                lower_is_better=False,
-                **self.settings["options"],
-            )
+        metric = self._metric(metric)
+        cells = self._by_metric[metric]
+        effects = {
+            (condition, patch, language): self._effect(part, cells[condition, target, language, UNPATCHED])
             for (condition, target, language, patch), part in cells.items()
             if patch != UNPATCHED and language in self.settings["targets"]
         }
-        if not found:
+        if not effects:
             raise EffectError("No trained model was patched: give patches= to transfer_experiment().")
-        family = f"{self._about(chosen)}, patched against unpatched: {len(found)} effects"
-        return EffectTable.of(found, ("trained", "patch", "language"), family, {"measured": chosen, **self._named()})
+        family = f"{self._about(metric)}, patched against unpatched: {len(effects)} effects"
+        settings = {"measured": metric, **self._named()}
+        return EffectTable.of(effects, ("trained", "patch", "language"), family, settings)
 
     def verdict(self) -> str:
         """Say in one sentence what was found, against ``reference``.
@@ -175,43 +166,24 @@ class Transfer:
         table = self.effects(self.reference)
         rows, margin = table.rows, 100 * table.settings["margin"]
         groups = {verdict: part for verdict, part in rows.groupby("verdict")}
-        said = [f"{name}: {_listed(groups[name])}" for name in ("better", "worse") if name in groups]
-        said = said or ["nothing better or worse"]
+        clauses = [f"{name}: {_listed(groups[name])}" for name in ("better", "worse") if name in groups]
+        clauses = clauses or ["nothing better or worse"]
         if "equivalent" in groups:
-            said.append(f"equivalent within {margin:g} points: {_listed(groups['equivalent'])}")
+            clauses.append(f"equivalent within {margin:g} points: {_listed(groups['equivalent'])}")
         if "inconclusive" in groups:
             least, most = (100 * groups["inconclusive"]["minimal_detectable"]).agg(["min", "max"])
-            missed = "" if most == float("inf") else f" (detectable: {least:.1f} to {most:.1f} points)"
-            said.append(f"inconclusive: {_listed(groups['inconclusive'])}{missed}")
+            detectable = "" if most == float("inf") else f" (detectable: {least:.1f} to {most:.1f} points)"
+            clauses.append(f"inconclusive: {_listed(groups['inconclusive'])}{detectable}")
         seeds = int(rows["seeds"].to_numpy().min())
         few = f" {seeds} seeds give no p-value; {LEAST_SEEDS} do." if seeds < LEAST_SEEDS else ""
-        return f"Against {table.settings['against']}, {'; '.join(said)}.{few}{self._unlearned()}"
+        return f"Against {table.settings['against']}, {'; '.join(clauses)}.{few}{self._unlearned()}"
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a folder: ``transfer.json`` (settings, checksums) and one parquet file a table.
-
-        Returns:
-            The folder.
-        """
-        tables = {name: getattr(self, name) for name in TABLES}
-        return storage.write_result(Path(path) / "transfer.json", SCHEMA, self.settings, tables)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Transfer":
-        """Read a saved transfer experiment; no model is needed.
-
-        Raises:
-            StorageError: If a file is missing.
-            CorruptArtefactError: If it is no transfer experiment, or was changed.
-        """
-        settings, tables = storage.read_result(Path(path) / "transfer.json", SCHEMA, TABLES)
-        return cls(**tables, settings=settings)
-
-    def __repr__(self) -> str:
-        return f"{self._about(self._metric(None))}\n{self._shown().to_string(index=False)}\n{self._conclusion()}"
-
-    def _repr_html_(self) -> str:
-        return f"{self._shown().to_html(index=False, border=0)}<p>{self._conclusion()}</p>"
+    def table(self) -> Table:
+        """Scores by the main metric, over the training seeds, and the verdict below."""
+        columns = {name: Column(unit="%", scale=100) for name in self.references["reference"].unique()}
+        columns["score"] = Column(unit="%", scale=100, bounds=("low", "high"))
+        columns["seed_sd"] = Column("SD over seeds", "points", 100, digits=2)
+        return Table(self.scores(), columns, self._about(self._metric(None)), self._conclusion())
 
     def _conclusion(self) -> str:
         if len(self.conditions) < 2:
@@ -221,11 +193,15 @@ class Transfer:
         except EffectError as error:  # scores are worth showing all the same
             return str(error)
 
-    def _shown(self) -> pd.DataFrame:
-        """Scores in per cent, as a reader wants them."""
-        table = self.scores()
-        shares = ["score", "low", "high", "seed_sd", *self.references["reference"].unique()]
-        return table.assign(**{name: (100 * table[name]).round(1) for name in shares})
+    @classmethod
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        fields = super()._read(folder, content)
+        options = fields["settings"]["options"]
+        options = {"margin" if name == "delta" else name: value for name, value in options.items()}
+        return {**fields, "settings": {**fields["settings"], "options": options}}
+
+    def _effect(self, condition: pd.DataFrame, baseline: pd.DataFrame) -> Effect:
+        return effect(condition, baseline, "value", "row", False, testing=Testing(**self.settings["options"]))
 
     def _about(self, metric: str) -> str:
         named = self._named()
@@ -243,14 +219,14 @@ class Transfer:
     @cached_property
     def _by_metric(self) -> dict[str, dict[tuple, pd.DataFrame]]:
         """Metric -> (condition, target, language, patch) -> rows; several draws of one seed are averaged."""
-        found: dict[str, dict[tuple, pd.DataFrame]] = {}
+        cells: dict[str, dict[tuple, pd.DataFrame]] = {}
         for (metric, *cell), part in _grouped(self.rows, ["metric", *CELL]):
-            one = part if len(set(part["draw"])) == 1 else _mean_over_draws(part)
-            found.setdefault(metric, {})[tuple(cell)] = one
-        return found
+            rows = part if len(set(part["draw"])) == 1 else _mean_over_draws(part)
+            cells.setdefault(metric, {})[tuple(cell)] = rows
+        return cells
 
     def _compared(self, against: str, on: str) -> tuple[str, list[tuple[str, tuple, tuple]]]:
-        """What is shown in the second key, the name shown, and the two cells compared."""
+        """The second key of the effects, and for each effect its value in that key and the two cells compared."""
         if on not in ("targets", "source"):
             raise EffectError(unknown("place", on, ("targets", "source")))
         if against not in (possible := [*self.conditions, RANDOM]):
@@ -262,19 +238,19 @@ class Transfer:
             if other == condition or other not in self.conditions:
                 continue
             for target in targets:
-                mine, theirs = (self._training(name, target) for name in (condition, other))
-                language, shown = (target, target) if on == "targets" else (source, mine or theirs or EVERY)
-                pair = shown, (condition, mine, language, UNPATCHED), (other, theirs, language, UNPATCHED)
+                mine, theirs = (self._trained_for(trained, target) for trained in (condition, other))
+                language, name = (target, target) if on == "targets" else (source, mine or theirs or EVERY)
+                pair = name, (condition, mine, language, UNPATCHED), (other, theirs, language, UNPATCHED)
                 pairs += [pair] if pair not in pairs else []
         return ("language" if on == "targets" else "target"), pairs
 
-    def _training(self, condition: str, target: str) -> str:
-        """The target that a condition was trained for, where it was trained once for every target."""
+    def _trained_for(self, condition: str, target: str) -> str:
+        """The target that a condition was trained for; "" where one training serves all targets."""
         return target if (condition, target) in self._trained else ""
 
     @cached_property
-    def _scored(self) -> dict[str, pd.DataFrame]:
-        """By metric, the scores that were asked for: a report asks for the same ones many times."""
+    def _scores(self) -> dict[str, pd.DataFrame]:
+        """Metric -> scores that were computed before: a report takes the same ones many times."""
         return {}
 
     @cached_property
@@ -287,12 +263,11 @@ class Transfer:
         low = high = seed_sd = math.nan
         if len(set(part["cluster"])) > 1:
             # From zero: of answers right or wrong, an all-right score is then not taken for a certain one.
-            options = self.settings["options"]
-            found = effect(part, part.assign(value=0.0), "value", "row", lower_is_better=False, **options)
-            low, high = max(found.low, 0.0), min(found.high, 1.0)
-            seed_sd = math.nan if found.seed_sd is None else found.seed_sd
-        main = metric == self._metric(None)
-        known = self.references.loc[self.references["language"] == about["language"]] if main else self.references[:0]
+            from_zero = self._effect(part, part.assign(value=0.0))
+            low, high = max(from_zero.low, 0.0), min(from_zero.high, 1.0)
+            seed_sd = math.nan if from_zero.seed_sd is None else from_zero.seed_sd
+        references = self.references.loc[self.references["language"] == about["language"]]
+        references = references if metric == self._metric(None) else references[:0]
         return {
             **about,
             "score": float(part["value"].to_numpy().mean()),
@@ -305,7 +280,7 @@ class Transfer:
             "clusters": part["cluster"].nunique(),
             "neurons": int(trained["neurons"].to_numpy()[0]),
             "parameters": int(trained["parameters"].to_numpy()[0]),
-            **dict(zip(known["reference"], known["value"], strict=True)),
+            **dict(zip(references["reference"], references["value"], strict=True)),
         }
 
     def _beside_random(self, table: EffectTable, pairs: list[tuple[str, tuple, tuple]], metric: str) -> EffectTable:
@@ -313,14 +288,14 @@ class Transfer:
         if not set(CONTROL_OF.values()) & set(self.conditions):
             return table
         single = dict(_grouped(self.rows.loc[self.rows["metric"] == metric], [*CELL, "seed", "draw"]))
-        cells, drawn = self._by_metric[metric], []
-        for shown, (condition, target, *where), theirs in pairs:
+        cells, controls = self._by_metric[metric], []
+        for name, (condition, target, *where), theirs in pairs:
             like = (CONTROL_OF.get(condition), target, *where)
             for (*cell, seed, draw), part in single.items():
                 if tuple(cell) == like:
                     baseline = cells[theirs].query("seed == @seed")
-                    drawn.append((condition, shown, seed, draw, difference(part, baseline, "value", "row")))
-        controls = pd.DataFrame(drawn, columns=[*table.keys, "seed", "draw", "estimate"])
+                    controls.append((condition, name, seed, draw, difference(part, baseline, "value", "row")))
+        controls = pd.DataFrame(controls, columns=[*table.keys, "seed", "draw", "estimate"])
         by_cell = {key: part["estimate"].tolist() for key, part in _grouped(controls, table.keys)}
         keys = table.rows[table.keys].itertuples(index=False, name=None)
         placed = placement_columns(table.rows["estimate"].tolist(), [by_cell.get(key, []) for key in keys])
@@ -329,10 +304,10 @@ class Transfer:
     def _unlearned(self) -> str:
         """A sentence where no model beats chance in the language it was trained on."""
         metric, source = self._metric(None), self.settings["source"]
-        known = self.references.query("language == @source and reference == 'chance'")["value"]
+        chance = self.references.query("language == @source and reference == 'chance'")["value"]
         cells = [(key, part) for key, part in self._by_metric[metric].items() if key[2:] == (source, UNPATCHED)]
         lows = [low for key, part in cells if not math.isnan(low := self._score(metric, key, part)["low"])]
-        if known.empty or not lows or max(lows) > float(known.to_numpy()[0]):
+        if chance.empty or not lows or max(lows) > float(chance.to_numpy()[0]):
             return ""
         return f" No trained model beats chance in {source}, so there is nothing that could transfer."
 

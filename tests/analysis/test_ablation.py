@@ -1,16 +1,18 @@
 """ablate() gives what a whole forward inside intervene() gives for every neuron by itself."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.ablation.ablating import ablate
-from langneurons.analysis.ablation.result import Ablation
-from langneurons.analysis.ablation.running import Remembered, writes_directly
+from langneurons.analysis.ablating import ablate
+from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.running import Remembered, writes_directly
 from langneurons.effects.estimation import effect
-from langneurons.errors import EffectError, LanguageError, NeuronSetError, PatchError, StatisticsError
+from langneurons.errors import EffectError, ExecutorError, LanguageError, NeuronSetError, PatchError, StatisticsError
 from langneurons.models import add_dictionary, remove_dictionary, view
 from tests.analysis.ablation_models import PAIRS, QUICK, NextWord, needed, neurons_at, texts, tiny
 from tests.backends import loadable
@@ -86,7 +88,7 @@ def test_an_mlp_output_that_is_normed_before_it_is_added_is_noticed():
 def test_losses_and_effects_are_those_of_intervene_and_score(model, each):
     neurons = neurons_at(model)
     text = ln.HeldoutText.of(model, texts(), context_length=32, each=each)
-    found = ablate(model, neurons, text, rows=7, **QUICK)
+    found = ablate(model, neurons, text, batch_size=7, **QUICK)
     before = text.score(model)
     for (layer, unit, language), row in found.rows.set_index(["layer", "neuron", "language"]).iterrows():
         with ln.intervene(model, ln.SetTo(neurons_at(model, units=[(layer, unit)]), 0.0)):
@@ -121,7 +123,7 @@ def test_one_value_a_neuron_of_the_set_is_read_in_its_order():
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])
 def test_a_task_is_scored_as_it_is_under_intervene(model, metric):
     neurons, task = neurons_at(model), NextWord()
-    found = ablate(model, neurons, task, metric=metric, value=VALUE, languages=["hi"], rows=5, **QUICK)
+    found = ablate(model, neurons, task, metric=metric, value=VALUE, languages=["hi"], batch_size=5, **QUICK)
     before = task.measure(model, "hi").assign(nll=lambda rows: -rows["score_seven"])
     for row in found.rows.itertuples():
         with ln.intervene(model, ln.SetTo(neurons_at(model, units=[(row.layer, row.neuron)]), VALUE)):
@@ -145,7 +147,7 @@ def mean_logit(logits, tokens, mask, labels):
 
 def test_a_function_gives_one_number_a_text(model):
     neurons = neurons_at(model)
-    found = ablate(model, neurons, texts(), mean_logit, languages=["hi"], rows=5, **QUICK)
+    found = ablate(model, neurons, texts(), mean_logit, languages=["hi"], batch_size=5, **QUICK)
     seen = view(model)
 
     @torch.no_grad()
@@ -194,7 +196,7 @@ def test_an_order_says_which_neurons_are_added_first():
     model = tiny("llama", "auto")
     neurons = neurons_at(model)
     order = -torch.arange(96.0).view(2, 48)
-    added = ablate(model, neurons, texts(), each="cumulative", order=order, languages=["en"], **QUICK).rows
+    added = ablate(model, neurons, texts(), each=order, languages=["en"], **QUICK).rows
     assert added[["layer", "neuron"]].values.tolist() == [[0, 1], [0, 5], [0, 47], [1, 20]]
 
 
@@ -251,27 +253,67 @@ def test_texts_are_kept_too(tmp_path, monkeypatch):
 def test_a_result_is_printed_saved_and_loaded(tmp_path):
     model = tiny("llama", "auto")
     neurons = neurons_at(model, languages=("hi", "en"))
-    found = ablate(model, neurons, texts(), controls=4, min_effect=1e-4, **QUICK)
+    found = ablate(model, neurons, texts(), controls=4, **QUICK)
     loaded = Ablation.load(found.save(tmp_path))
     assert loaded.rows.equals(found.rows)
     assert loaded.controls.equals(found.controls)
     assert repr(loaded) == repr(found)
     assert len(found.rows) == 2 * 2 * len(neurons)
-    assert len(found.table()) == (found.rows["effect"].abs() >= 1e-4).sum()
-    sizes = [abs(float(text)) for text in found.table(5)["effect"]]
+    assert len(found.table()) == len(found.rows)
+    assert len(found.table(min_effect=1e-4)) == (found.rows["effect"].abs() >= 1e-4).sum()
+    sizes = found.table(5).frame["effect"].abs().tolist()
+    assert len(sizes) == 5
     assert sizes == sorted(sizes, reverse=True)
-    assert r"\%" in found.latex(3)
-    assert found.latex(3).count(r"\\") == 4
+    row = found.table(1).texts().iloc[0]
+    largest = found.rows.loc[found.rows["effect"].abs().idxmax()]
+    assert row["effect (%)"].startswith(f"{100 * largest['effect']:+.3g}"[:5])
+    assert row["among controls"].endswith("of 4 (label)")
+    assert not re.search("nan|None|none", str(found.table()))
+    assert r"\%" in found.table(3).latex()
+    assert found.table(3).latex().count(r"\\") == 4
+    with pytest.raises(EffectError, match="smallest effect"):
+        found.table(min_effect=-0.1)
+
+
+def test_what_an_earlier_version_saved_is_loaded(tmp_path):
+    model = tiny("llama", "auto")
+    found = ablate(model, neurons_at(model), texts(), controls=4, **QUICK)
+    settings = {"delta": found.settings["margin"], "min_effect": 1e-4, **found.settings}
+    del settings["margin"]
+    Ablation(found.rows, found.controls, settings).save(tmp_path)
+    loaded = ln.load(tmp_path)
+    assert loaded.settings["margin"] == 0.01
+    assert loaded.caption == found.caption
+    assert len(loaded.table()) == (found.rows["effect"].abs() >= 1e-4).sum()
+
+
+def test_options_go_by_their_earlier_names_for_a_version():
+    model = tiny("llama", "auto")
+    order = -torch.arange(96.0).view(2, 48)
+    quick = {"languages": ["en"], **QUICK}
+    old = {"each": "cumulative", "order": order, "rows": 5, "delta": 0.02, "min_effect": 1.0}
+    current = ablate(model, neurons_at(model), texts(), each=order, batch_size=5, margin=0.02, **quick)
+    with pytest.warns(ln.LangNeuronsWarning) as warned:
+        earlier = ablate(model, neurons_at(model), texts(), **old, **quick)
+    assert {str(warning.message).split("=")[0].split(" is ")[0] for warning in warned} == {
+        "The option rows",
+        "The option order",
+        "The option min_effect",
+        "The option delta",
+    }
+    assert earlier.rows.equals(current.rows)
+    assert len(earlier.table()) == 0
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"each": "neurons"}, EffectError, "did you mean 'neuron'"),
-        ({"controls": -1}, EffectError, "0 or more"),
-        ({"rows": 0}, EffectError, "1 or more"),
+        ({"controls": -1}, EffectError, "draws must be a whole number of at least 0, given -1"),
+        ({"batch_size": 0}, ExecutorError, "batch_size must be a whole number of at least 1, or None, given 0"),
+        ({"margin": 0}, EffectError, "margin must be above 0 and finite, given 0"),
+        ({"controls": 2, "batchsize": 4}, EffectError, "did you mean 'batch_size'"),
         ({"controls": 2, "each": "cumulative"}, EffectError, "no controls"),
-        ({"min_effect": -0.1}, EffectError, "smallest effect"),
         ({"metric": "loss"}, EffectError, "Possible: nll"),
         ({"value": "mean"}, StatisticsError, "stats="),
         ({"value": "median"}, StatisticsError, "Possible: mean"),
@@ -281,8 +323,8 @@ def test_a_result_is_printed_saved_and_loaded(tmp_path):
         ({"languages": "en"}, LanguageError, "as a list"),
         ({"languages": []}, LanguageError, "at least one language"),
         ({"metric": mean_logit, "out": "folder"}, EffectError, "fingerprint"),
-        ({"metric": lambda logits, tokens, mask, labels: logits}, EffectError, "one number a row"),
-        ({"each": "cumulative", "order": torch.zeros(3, 4)}, EffectError, "one number a neuron"),
+        ({"metric": lambda logits, tokens, mask, labels: logits}, EffectError, "one number per row"),
+        ({"each": torch.zeros(3, 4)}, EffectError, "one number per neuron"),
     ],
 )
 def test_bad_input_is_a_sentence(changes, error, message):
@@ -336,10 +378,10 @@ def test_a_functions_numbers_are_printed_in_their_own_unit():
     found = ablate(model, neurons_at(model), texts(), mean_logit, value=VALUE, **QUICK)
     assert "mean_logit in its own unit" in found.caption
     largest = found.rows["effect"].abs().max()
-    assert abs(float(found.table()["effect"][0])) == pytest.approx(largest, rel=0.01)
+    assert abs(float(found.table().texts()["effect"][0].split()[0])) == pytest.approx(largest, rel=0.01)
 
 
 def test_latex_captions_compile_whatever_the_model_is_called():
     found = ablate(tiny("llama", "auto"), neurons_at(tiny("llama", "auto")), texts(), **QUICK)
     named = Ablation(found.rows, None, {**found.settings, "model": "my_model #1 & 50%"})
-    assert r"my\_model \#1 \& 50\%" in named.latex(1)
+    assert r"my\_model \#1 \& 50\%" in named.table(1).latex()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablating import ablate
 from langneurons.errors import EffectError
 from langneurons.views.analysis_figures import ablation
 from tests.analysis.ablation_models import QUICK, neurons_at, texts, tiny

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablating import ablate
 from langneurons.analysis.comparison import AblatedSample, Comparison, compare_methods
 from langneurons.analysis.validity import record_nulls
 from langneurons.analysis.validity.reliability import Selection
 from langneurons.errors import LanguageError, StatisticsError, TaskError
 from langneurons.identification import Contrast, GradientRelevance, SentenceAP
+from langneurons.storage.presenting import Column
 from tests.planted_model import LANGUAGES, planted
 
 METHODS = {
@@ -54,7 +55,7 @@ def test_new_methods_find_planted_language_neurons(truth, model, texts):
 
 
 def test_every_method_is_graded_by_every_check(compared):
-    table = compared[0].table.set_index("method")
+    table = compared[0].rows.set_index("method")
     assert list(table.index) == list(METHODS)
     assert not table.drop(columns=["selectivity_control"], errors="ignore").isna().any(axis=None)
     assert (table["ablated"] == 12).all()
@@ -77,28 +78,30 @@ def test_the_same_call_goes_on_from_what_was_measured(compared, model, texts, mo
     found, options = compared
     monkeypatch.setattr("langneurons.recording.recorder.pack", lambda *given: pytest.fail("it recorded again"))
     again = compare_methods(METHODS, model, *texts, **options)
-    pd.testing.assert_frame_equal(again.table, found.table)
+    pd.testing.assert_frame_equal(again.rows, found.rows)
 
 
 def test_a_comparison_is_read_back_as_it_was_saved(compared, tmp_path):
     found = compared[0]
     loaded = Comparison.load(found.save(tmp_path))
-    pd.testing.assert_frame_equal(loaded.table, found.table)
+    pd.testing.assert_frame_equal(loaded.rows, found.rows)
     assert repr(loaded) == repr(found)
-    row = found.table.set_index("method").loc["contrast"]
-    said = f"{row['ablation']:.3f} [{row['ablation_low']:.3f}, {row['ablation_high']:.3f}]"
-    assert said in repr(found)
+    row = found.rows.set_index("method").loc["contrast"]
+    assert Column().text(row["ablation"], row["ablation_low"], row["ablation_high"]) in repr(found)
     assert "5 methods at act" in repr(found)
+    assert "selectivity (points)" in repr(found)
+    assert "nan" not in repr(found)
+    assert repr(ln.load(tmp_path)) == repr(found)
 
 
 def test_plain_statistics_and_recordings_are_compared_as_far_as_they_go(model, texts):
-    recorded = record_nulls(model, texts[0], 800, context_length=64, which=[], progress=False)
+    recorded = record_nulls(model, texts[0], tokens_per_language=800, context_length=64, which=[], progress=False)
     methods = {"LAPE": METHODS["LAPE"], "AUROC": ln.AUROC(top=0.02)}
     halves = compare_methods(methods, model, recorded)
-    assert not halves.table[["jaccard", "spearman"]].isna().any(axis=None)
+    assert not halves.rows[["jaccard", "spearman"]].isna().any(axis=None)
     one = compare_methods(methods, model, recorded.real[0])
-    assert np.isnan(one.table.set_index("method").loc["AUROC", "jaccard"])
-    assert one.table.set_index("method").loc["LAPE", "jaccard"] > 0.3
+    assert np.isnan(one.rows.set_index("method").loc["AUROC", "jaccard"])
+    assert one.rows.set_index("method").loc["LAPE", "jaccard"] > 0.3
     assert "AUROC cannot be split in halves" in repr(one)
     with pytest.raises(StatisticsError, match=r"also=\('sentence',\)"):
         compare_methods({"sentences": METHODS["sentences"]}, model, recorded)
@@ -117,6 +120,14 @@ def test_impossible_comparisons_are_refused(model, texts):
         compare_methods([ln.LAPE()], model, texts[0], ln.load_corpus({"xx": ["one", "two"]}))
     with pytest.raises(StatisticsError, match="negative"):
         compare_methods([ln.LAPE()], model, texts[0], sample=-1)
+    with pytest.raises(StatisticsError, match="at one site, not at act, head"):
+        compare_methods([ln.LAPE()], model, texts[0], sites=("act", "head"))
+
+
+def test_the_site_of_an_earlier_version_is_one_of_sites(model, texts):
+    recorded = ln.record(model, texts[0], context_length=64, sites=("act", "post"), progress=False)
+    with pytest.warns(ln.LangNeuronsWarning, match="sites="):
+        assert compare_methods([ln.MeanDifference(top=0.02)], model, recorded, site="post").settings["site"] == "post"
 
 
 def test_agreement_is_one_for_scores_that_rank_neurons_as_their_effects_do():

@@ -105,4 +105,15 @@ def test_nulls_of_other_sizes_are_refused(real, nulls):
 
 
 def test_the_verdict_is_printed(real, nulls):
-    assert "fails (limit 5%)" in repr(nulls_of(ln.identification.MeanActivation(top=TOP), real, nulls))
+    found = nulls_of(ln.identification.MeanActivation(top=TOP), real, nulls)
+    assert "fails (limit 5%)" in repr(found)
+    assert "nan" not in repr(found)
+
+
+def test_a_saved_result_comes_back(real, nulls, tmp_path):
+    found = nulls_of(LAPE, real, nulls)
+    found.save(tmp_path)
+    loaded = ln.load(tmp_path)
+    assert loaded.per_language.equals(found.per_language)
+    assert (loaded.method, loaded.limit, loaded.passes) == (found.method, found.limit, found.passes)
+    assert repr(loaded) == repr(found)

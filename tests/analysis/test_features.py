@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablating import ablate
 from langneurons.analysis.screening import screen
 from langneurons.analysis.selectivity.reading import decompose
 from langneurons.analysis.selectivity.texts import LabelledTexts

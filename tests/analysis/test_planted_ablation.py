@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.ablation.ablating import ablate
+from langneurons.analysis.ablating import ablate
 from tests.analysis.selectivity.planted_carriers import KINDS, LANGUAGES, LAYERS, NAME, WIDTH, planted_carriers
 
 EVERY = set(LANGUAGES)
@@ -40,32 +40,32 @@ def mean_logits(words, planted):
     return metric
 
 
-def carriers(writing, words, delta):
+def carriers(writing, words, margin):
     """Where some words hang on a neuron: kind -> languages of a verdict that they do."""
     planted, model = writing
     neurons = ln.NeuronSet.of({kind: [planted.neurons[kind][1]] for kind in KINDS}, (LAYERS, WIDTH), "act")
     metric = mean_logits(words, planted)
-    rows = ablate(model, neurons, planted.texts, metric, delta=delta, resamples=200, progress=False).rows
+    rows = ablate(model, neurons, planted.texts, metric, margin=margin, resamples=200, progress=False).rows
     assert set(rows["verdict"]) == {"worse", "equivalent"}
     found = rows.loc[rows["verdict"] == "worse"].groupby("label")["language"].agg(set)
     return dict.fromkeys(KINDS, set()) | found.to_dict(), rows.set_index(["label", "language"])["effect"]
 
 
 def test_a_language_hangs_on_its_own_neuron_in_that_language_alone(writing):
-    found, effects = carriers(writing, HINDI, delta=2)
+    found, effects = carriers(writing, HINDI, margin=2)
     assert found == {"language": {"hi"}, "task": set(), "both": EVERY, "dead": set(), "token": set()}
     assert effects["both", "hi"] < 2 * effects["both", "en"] < 0  # elsewhere it fires on the label's cue only
 
 
 def test_a_label_hangs_on_the_neurons_that_carry_it_in_every_language(writing):
-    found, _ = carriers(writing, YES, delta=0.6)
+    found, _ = carriers(writing, YES, margin=0.6)
     assert found == {"language": set(), "task": EVERY, "both": EVERY, "dead": set(), "token": set()}
 
 
 def test_a_word_hangs_on_its_detector_alone(writing):
-    found, _ = carriers(writing, [NAME], delta=0.6)
+    found, _ = carriers(writing, [NAME], margin=0.6)
     assert found == {"language": set(), "task": set(), "both": set(), "dead": set(), "token": EVERY}
 
 
 def test_nothing_hangs_on_a_dead_neuron(writing):
-    assert carriers(writing, YES, delta=0.6)[1]["dead"].tolist() == [0, 0, 0]
+    assert carriers(writing, YES, margin=0.6)[1]["dead"].tolist() == [0, 0, 0]

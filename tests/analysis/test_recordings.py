@@ -8,7 +8,6 @@ import pytest
 import langneurons as ln
 from langneurons.analysis.validity import (
     ValidityTable,
-    halves_by_source,
     nulls,
     nulls_of,
     record_halves,
@@ -69,26 +68,27 @@ def test_parts_that_differ_in_topic_are_told_apart_again_and_stretches_without_t
 
 def test_nulls_records_and_judges_in_one_call(model_and_corpus):
     model, corpus = model_and_corpus
-    options = {"context_length": 64, "which": ["shuffled"], "progress": False}
-    found = nulls(LAPE, model, corpus, 800, **options)
-    again = record_nulls(model, corpus, 800, **options)
-    assert found.table.equals(nulls_of(LAPE, again.real, again.nulls).table)
+    options = {"tokens_per_language": 800, "context_length": 64, "which": ["shuffled"], "progress": False}
+    found = nulls(LAPE, model, corpus, **options)
+    again = record_nulls(model, corpus, **options)
+    assert found.rows.equals(nulls_of(LAPE, again.real, again.nulls).rows)
 
 
 def test_recordings_cut_in_pieces_are_the_same(model_and_corpus):
     model, corpus = model_and_corpus
-    options = {"context_length": 64, "which": ["source"], "progress": False}
-    whole, cut = (record_nulls(model, corpus, 800, executor=one, **options) for one in (None, PiecesHere(3)))
+    options = {"tokens_per_language": 800, "context_length": 64, "which": ["source"], "progress": False}
+    whole, cut = (record_nulls(model, corpus, executor=one, **options) for one in (None, PiecesHere(3)))
     for here, there in zip((*whole.real, *whole.nulls["source"]), (*cut.real, *cut.nulls["source"]), strict=True):
         assert same(here, there)
 
 
 def test_recordings_in_a_folder_are_found_again(model_and_corpus, tmp_path, monkeypatch):
     model, corpus = model_and_corpus
-    halves = halves_by_source(corpus)
-    first = record_halves(model, halves, 600, 64, out=tmp_path, progress=False)
+    halves = corpus.split(0.5)
+    options = {"tokens_per_language": 600, "context_length": 64, "out": tmp_path, "progress": False}
+    first = record_halves(model, halves, **options)
     monkeypatch.setattr(type(ln.models.view(model)), "forward", lambda *_: pytest.fail("recorded again"))
-    second = record_halves(model, halves, 600, 64, out=tmp_path, progress=False)
+    second = record_halves(model, halves, **options)
     assert [one.manifest() for one in first] == [one.manifest() for one in second]
     assert np.array_equal(first[0].probability(), second[0].probability())
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import langneurons as ln
-from langneurons.analysis.validity import halves_by_source, pseudo_languages, shuffled_languages
+from langneurons.analysis.validity import pseudo_languages, shuffled_languages
 from langneurons.errors import CorpusError, LanguageError
 from tests.corpora.conftest import word_tokenizer
 
@@ -32,13 +32,6 @@ def test_shuffling_deals_every_document_once_and_mixes_the_languages(corpus):
 def test_deals_repeat_with_the_seed_and_differ_between_seeds(corpus):
     assert shuffled_languages(corpus, seed=1) == shuffled_languages(corpus, seed=1)
     assert shuffled_languages(corpus, seed=1) != shuffled_languages(corpus, seed=2)
-
-
-def test_halves_by_source_are_stretches_of_equal_size():
-    corpus = ln.load_corpus({"en": ["a" * 90, "b" * 10, "c" * 50, "d" * 50]})
-    first, second = halves_by_source(corpus)
-    assert list(first["en"]) == ["a" * 90, "b" * 10]
-    assert list(second["en"]) == ["c" * 50, "d" * 50]
 
 
 def test_pseudo_languages_by_source_keep_the_order_of_the_corpus(corpus):
@@ -77,5 +70,3 @@ def test_bad_input_is_one_sentence(corpus):
         pseudo_languages(corpus, "en", 3, by=[0, 1] * 30)
     with pytest.raises(CorpusError, match="give the model's tokenizer"):
         pseudo_languages(corpus, "en", 3, by="topic")
-    with pytest.raises(CorpusError, match="two halves need 2"):
-        halves_by_source(ln.load_corpus({"en": ["Only one."]}))

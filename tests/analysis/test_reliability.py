@@ -44,7 +44,7 @@ def test_a_labelling_that_ignores_the_text_is_perfectly_reliable(stats):
 
 def test_figures_of_two_recordings_agree_with_a_naive_count(stats, other):
     method = ln.MeanDifference(top=0.05)
-    table = split_half(method, (stats, other)).table.set_index("language")
+    table = split_half(method, (stats, other)).rows.set_index("language")
     for language in LABELS:
         scores = [method.scores(one)[language].flatten().numpy() for one in (stats, other)]
         sets = [{tuple(n) for n in method.identify(one)[language].indices().tolist()} for one in (stats, other)]
@@ -59,12 +59,12 @@ def test_figures_of_two_recordings_agree_with_a_naive_count(stats, other):
 @pytest.mark.parametrize("two", [False, True])
 def test_intervals_hold_the_figures_and_repeat_with_the_seed(stats, other, two):
     given = (stats, other) if two else stats
-    table = split_half(ln.MeanDifference(top=0.1), given, splits=5, seed=3).table
+    table = split_half(ln.MeanDifference(top=0.1), given, splits=5, seed=3).rows
     for name in ("spearman", "jaccard"):
         assert (table[f"{name}_low"] <= table[name]).all()
         assert (table[name] <= table[f"{name}_high"]).all()
         assert (table[f"{name}_low"] < table[f"{name}_high"]).all()
-    again = split_half(ln.MeanDifference(top=0.1), given, splits=5, seed=3).table
+    again = split_half(ln.MeanDifference(top=0.1), given, splits=5, seed=3).rows
     assert table.equals(again)
 
 
@@ -74,7 +74,7 @@ def test_the_bootstrap_over_neurons_has_the_spread_of_spearmans_correlation():
     latent = torch.randn(1, 1500, generator=generator)
     halves = [latent + torch.randn(1, 1500, generator=generator) for _ in range(2)]
     first, second = (_with_means(one) for one in halves)
-    row = split_half(ln.identification.MeanActivation(top=0.1), (first, second)).table.iloc[-1]
+    row = split_half(ln.identification.MeanActivation(top=0.1), (first, second)).rows.iloc[-1]
     width = row["spearman_high"] - row["spearman_low"]
     assert width / 2 / 1.96 == pytest.approx((1 - row["spearman"] ** 2) / np.sqrt(1500), rel=0.35)
 
@@ -132,3 +132,12 @@ def test_the_result_prints_its_table_and_what_its_interval_is(stats):
     text = repr(split_half(LAPE, stats, splits=2))
     assert "overall" in text
     assert "the middle of 2 splits by document" in text
+    assert "nan" not in text
+
+
+def test_a_saved_result_comes_back(stats, tmp_path):
+    halved = split_half(LAPE, stats, splits=2)
+    halved.save(tmp_path)
+    loaded = ln.load(tmp_path)
+    assert loaded.rows.equals(halved.rows)
+    assert (loaded.method, loaded.interval, loaded.level) == (halved.method, halved.interval, halved.level)

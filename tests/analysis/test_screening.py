@@ -29,7 +29,7 @@ def test_predictions_are_directional_derivatives(pair, site):
     assert predicted == pytest.approx(slopes, rel=0.05, abs=2e-4)
 
 
-def test_its_agreement_with_exact_ablation_is_measured_on_a_uniform_sample():
+def test_its_agreement_with_exact_ablation_is_measured_on_a_uniform_sample(tmp_path):
     model = tiny("gpt2", "auto")
     text = ln.HeldoutText.of(model, texts(), context_length=32)
     found = screen(model, text, top=7, sample=40, progress=False)
@@ -46,6 +46,12 @@ def test_its_agreement_with_exact_ablation_is_measured_on_a_uniform_sample():
     assert [len(found.neurons[language]) for language in ("en", "hi")] == [7, 7]
     largest = found.predicted[0].abs().flatten().topk(7).indices.sort().values
     assert np.array_equal(found.neurons.members["en"], largest.numpy())
+    assert "exact ablation of 40 neurons drawn at random" in repr(found)
+    found.save(tmp_path)
+    loaded = ln.load(tmp_path)
+    assert loaded.neurons == found.neurons
+    assert loaded.sample.equals(found.sample)
+    assert repr(loaded) == repr(found)
     again = screen(model, text, top=7, sample=40, progress=False)
     assert again.agreement.equals(found.agreement)
 

@@ -1,6 +1,9 @@
+from dataclasses import asdict
+
 import pytest
 
 import langneurons as ln
+from langneurons import storage
 from langneurons.analysis.validity import CHECKS, Check, Evidence, ValidityTable, nulls_of, split_half, validity_table
 from langneurons.errors import StatisticsError
 from tests.analysis.made_up import recording
@@ -40,13 +43,24 @@ def test_the_document_shows_failures_bars_and_chance_and_leaves_out_the_unmeasur
     assert "**" not in next(line for line in text.splitlines() if line.startswith("| LAPE"))
     assert "(chance 0.02)" in text
     assert "null: shuffled: at most 0.05" in text
-    assert repr(table) == text
+    printed = repr(table)
+    assert "**" not in printed
+    assert next(line for line in printed.splitlines() if " mean " in line).count("*") == text.count("**") // 2
+    assert "An asterisk marks what fails. Bars: recall: at least 0.9" in printed
 
 
 def test_a_saved_table_comes_back(table, tmp_path):
     loaded = ValidityTable.load(table.save(tmp_path))
     assert loaded.to_markdown() == table.to_markdown() == (tmp_path / "validity.md").read_text("utf-8")
     assert loaded.checks == table.checks
+    assert ln.load(tmp_path).rows.equals(table.rows)
+
+
+def test_what_an_earlier_version_saved_is_loaded(table, tmp_path):
+    checksum = storage.write_table(tmp_path / "validity.parquet", table.rows)
+    content = {"checks": [asdict(check) for check in table.checks], "checksum": checksum}
+    storage.write_json(tmp_path / "validity.json", "langneurons/validity-table/1", content)
+    assert ln.load(tmp_path).to_markdown() == table.to_markdown()
 
 
 def test_methods_need_names_of_their_own():

@@ -1,8 +1,8 @@
 import pytest
 
 import langneurons as ln
-from langneurons.analysis.ablation.result import Ablation
-from langneurons.cli import analysis_commands
+from langneurons.analysis.ablation import Ablation
+from langneurons.cli import measuring
 from tests.analysis.ablation_models import texts
 from tests.test_cli import run
 from tests.tiny_models import save_tiny
@@ -36,10 +36,10 @@ def test_effects_are_printed_beside_controls_and_kept(capsys, monkeypatch, files
 
 
 def test_a_model_is_screened_where_no_neurons_are_given(capsys, monkeypatch, files):
-    monkeypatch.setattr(analysis_commands, "SAMPLE", 20)
+    monkeypatch.setattr(measuring, "SCREENED", 20)
     status, said, error = run(capsys, monkeypatch, *asked(files, "--top", "2", "--controls", "0", "--label", "hi"))
     assert status == 0, error
-    assert "spearman" in said
+    assert "Agreement of the screen with exact ablation of 20 neurons" in said
     assert "NeuronSet of" in said
 
 
@@ -48,6 +48,7 @@ def test_a_model_is_screened_where_no_neurons_are_given(capsys, monkeypatch, fil
     [
         ([], "Whose neurons"),
         (["--top", "2", "--xnli"], "Whose neurons"),
+        (["--top", "2", "--kind", "xnli"], "Whose neurons"),
         (["--neurons", "neurons.json", "--value", "median"], "Possible: mean"),
         (["--neurons", "neurons.json", "--label", "fr"], "Possible: en, hi"),
     ],

@@ -1,4 +1,4 @@
-"""``langneurons compare``, and ``record --also``, give what Python gives."""
+"""``langneurons compare-methods``, and ``record --also``, give what Python gives."""
 
 import sys
 
@@ -37,11 +37,11 @@ def places(tmp_path_factory):
 def test_compare_prints_and_keeps_every_method_asked_for(capsys, monkeypatch, places, tmp_path):
     methods = ["--method", "contrast:top=0.02", "--method", "sentence-ap:top=5,bottom=0"]
     given = [str(places / "model"), str(places / "texts"), "--out", str(tmp_path), "--context-length", "64"]
-    status, said, told = run(capsys, monkeypatch, "compare", *given, *methods)
+    status, said, told = run(capsys, monkeypatch, "compare-methods", *given, *methods)
     assert (status, "2 methods at act" in said) == (0, True), told
     found = Comparison.load(tmp_path / "comparison")
-    assert list(found.table["method"]) == ["contrast:top=0.02", "sentence-ap:top=5,bottom=0"]
-    assert (found.table["null_shuffled"] < 1).all()
+    assert list(found.rows["method"]) == ["contrast:top=0.02", "sentence-ap:top=5,bottom=0"]
+    assert (found.rows["null_shuffled"] < 1).all()
 
 
 def test_record_keeps_what_methods_need_and_identify_uses_it(capsys, monkeypatch, places, tmp_path):
@@ -64,11 +64,11 @@ def test_record_keeps_what_methods_need_and_identify_uses_it(capsys, monkeypatch
     [
         (["--method", "lap"], "did you mean 'lape'"),
         (["--method", "lape:tops=1"], "did you mean 'top'"),
-        (["--value", "mean"], "takes a number"),
+        (["--value", "mean"], "--value: value must be a number, given 'mean'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(capsys, monkeypatch, places, tmp_path, arguments, message):
     given = [str(places / "model"), str(places / "texts"), "--out", str(tmp_path)]
-    status, _, told = run(capsys, monkeypatch, "compare", *given, *arguments)
+    status, _, told = run(capsys, monkeypatch, "compare-methods", *given, *arguments)
     assert status == 2
     assert message in told

@@ -39,7 +39,9 @@ def test_what_is_wrong_is_said_in_a_line(file, tmp_path, monkeypatch, capsys):
     status, _, said = run(capsys, monkeypatch, "study", str(bad))
     assert status == 2
     assert "did you mean 'context_length'?" in said
-    bad.write_text(file.read_text("utf-8").replace("tokens = 300", "tokens = 30000000"), "utf-8")
+    bad.write_text(
+        file.read_text("utf-8").replace("tokens_per_language = 300", "tokens_per_language = 30000000"), "utf-8"
+    )
     status, printed, said = run(capsys, monkeypatch, "study", str(bad), "--out", str(tmp_path / "run"))
     assert status == 2
     assert "FAILED" in printed
@@ -49,4 +51,5 @@ def test_what_is_wrong_is_said_in_a_line(file, tmp_path, monkeypatch, capsys):
 def test_every_default_is_shown(file, monkeypatch, capsys):
     status, printed, _ = run(capsys, monkeypatch, "study", str(file), "--show")
     assert status == 0
-    assert "batch_size = 8" in printed
+    assert "margin = 0.01" in printed
+    assert "# batch_size is not set" in printed

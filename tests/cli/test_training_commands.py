@@ -31,7 +31,9 @@ def asked(files, command, *more):
 
 
 def test_transfer_prints_scores_effects_and_a_verdict_and_keeps_them(capsys, monkeypatch, files, tmp_path):
-    command = asked(files, "transfer", "--targets", "hi", "--conditions", "none,target", "--seeds", "2", "--patch", "0")
+    command = asked(
+        files, "transfer-experiment", "--targets", "hi", "--conditions", "none,target", "--seeds", "2", "--patch", "0"
+    )
     status, said, error = run(capsys, monkeypatch, *command, "--out", str(tmp_path))
     assert status == 0, error
     assert "Against training attention and head only" in said
@@ -48,16 +50,16 @@ def test_finetune_prints_scores_in_both_languages_and_keeps_the_result(capsys, m
     assert "masked LoRA on gate, q, k, v, o" in said
     assert "chance" in said
     kept = Finetuned.load(tmp_path / "finetuned")
-    assert len(kept.lora.neurons) == 4
+    assert len(kept.update.neurons) == 4
 
 
 @pytest.mark.parametrize(
     ("command", "more", "sentence"),
     [
-        ("transfer", ["--targets", "fr"], "'fr'"),
-        ("transfer", ["--targets", "hi", "--conditions", "sorce"], "did you mean 'source'"),
-        ("transfer", ["--targets", "hi", "--kind", "xnly"], "did you mean 'xnli'"),
-        ("transfer", ["--targets", "hi", "--train-split", "test"], "among the training items"),
+        ("transfer-experiment", ["--targets", "fr"], "'fr'"),
+        ("transfer-experiment", ["--targets", "hi", "--conditions", "sorce"], "did you mean 'source'"),
+        ("transfer-experiment", ["--targets", "hi", "--kind", "xnly"], "did you mean 'xnli'"),
+        ("transfer-experiment", ["--targets", "hi", "--train-split", "test"], "among the training items"),
         ("finetune", ["--condition", "target"], "needs --neurons, and --language"),
         ("finetune", ["--language", "hi", "--rank", "9"], "larger than the selection"),
     ],

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from langneurons.effects.calibration import by_row, calibrate
 from langneurons.effects.estimation import benjamini_hochberg, difference, effect, holm
+from langneurons.effects.placement import by_row, calibrate
 from langneurons.errors import EffectError
 from tests.effects.simulated_rows import clustered_rows, compared
 

@@ -147,7 +147,7 @@ def test_neutral_neurons_fire_often_and_alike_in_every_language():
         ({"controls": -1}, EffectError, "draws must be a whole number of at least 0, given -1"),
         ({"neurons": "empty"}, EffectError, "there is nothing to patch"),
         ({"neurons": "everything"}, NeuronSetError, "too few"),
-        ({"margin": 0}, EffectError, "above 0 and finite, given 0"),
+        ({"margin": 0}, EffectError, "margin must be above 0 and finite, given 0"),
         ({"heldout": "one document"}, EffectError, "at least two"),
     ],
 )

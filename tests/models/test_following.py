@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformer_lens.hook_points import HookPoint
 
-from langneurons.models.generating import following
+from langneurons.models.running import following
 
 
 class Machine:

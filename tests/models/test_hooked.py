@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from langneurons.models import load_model, loading, view
-from langneurons.models.backends.hooked import hooked_config
+from langneurons.models.backends.conversion import hooked_config
 from tests.backends import HookedTransformer
 from tests.tiny_models import HOOKED, tiny_model
 

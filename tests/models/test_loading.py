@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import langneurons.babel
-import langneurons.models.backends.hooked as hooked_module
 from langneurons.errors import HookSiteError, ModelError
-from langneurons.models import load_model, view
+from langneurons.models import internals, load_model, view
+from langneurons.models.backends import conversion
 from tests.backends import BACKENDS, HookedTransformer
 from tests.tiny_models import ARCHITECTURES, HOOKED, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
@@ -116,8 +116,8 @@ def test_positions_up_to_the_configurations_context_length_work(folders):
 
 @pytest.mark.hooked
 def test_a_wrapping_that_computes_something_else_is_refused(folders, monkeypatch):
-    written = hooked_module.hooked_config
-    monkeypatch.setattr(hooked_module, "hooked_config", lambda *given: change(written(*given)))
+    written = conversion.hooked_config
+    monkeypatch.setattr(conversion, "hooked_config", lambda *given: change(written(*given)))
 
     def change(config):
         config.rotary_base *= 1.01
@@ -129,7 +129,7 @@ def test_a_wrapping_that_computes_something_else_is_refused(folders, monkeypatch
 
 
 def test_under_transformer_lens_4_hooked_is_refused_and_auto_is_bridge(folders, monkeypatch):
-    monkeypatch.setattr(hooked_module, "hooked_class", lambda: None)
+    monkeypatch.setattr(internals, "hooked_class", lambda: None)
     assert view(load_model(folders["llama"], backend="bridge")).backend == "bridge"
     assert view(load_model(folders["llama"])).backend == "bridge"
     with pytest.raises(ModelError, match="TransformerLens 4 has no HookedTransformer"):
@@ -264,3 +264,21 @@ def test_experts_and_encoders_are_refused_before_any_weight_is_read(tmp_path, se
 
 def test_tiny_configurations_are_what_they_say():
     assert {name: tiny_config(name).vocab_size for name in ARCHITECTURES} == dict.fromkeys(ARCHITECTURES, 101)
+
+
+def test_a_model_that_loads_but_does_not_run_is_refused_with_what_to_do(monkeypatch):
+    hf_model = tiny_model("llama")
+    monkeypatch.setattr(hf_model, "forward", lambda *inputs, **options: [][0])
+    with pytest.raises(ModelError, match=r"does not run \(IndexError.*Compare its config\.json"):
+        load_model("x", hf_model=hf_model, tokenizer=tiny_tokenizer())
+
+
+def test_a_lack_of_memory_is_said_as_it_is(monkeypatch):
+    hf_model = tiny_model("llama")
+
+    def forward(*inputs, **options):
+        raise torch.OutOfMemoryError("too little")
+
+    monkeypatch.setattr(hf_model, "forward", forward)
+    with pytest.raises(torch.OutOfMemoryError, match="too little"):
+        load_model("x", hf_model=hf_model, tokenizer=tiny_tokenizer())

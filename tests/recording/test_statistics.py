@@ -15,7 +15,8 @@ from langneurons.errors import (
 )
 from langneurons.recording.accumulation import FOLDS, Accumulators, Grid
 from langneurons.recording.records import LanguageRecord
-from langneurons.recording.statistics import ActivationStats, SiteValues
+from langneurons.recording.site_values import SiteValues
+from langneurons.recording.statistics import ActivationStats
 from tests.planted_statistics import statistics_from
 
 LANGUAGES = ("en", "hi", "ur")
@@ -160,7 +161,7 @@ def test_published_counts_answer_probabilities_and_nothing_else():
     for question in (published.mean, lambda: published.quantile(0.5), lambda: published.probability(1.0)):
         with pytest.raises(StatisticsError, match="published counts"):
             question()
-    with pytest.raises(StatisticsError, match="more often"):
+    with pytest.raises(StatisticsError, match=r"Neuron \(0, 0\) of 'en' has 5 activations but 'en' has 4 tokens"):
         ActivationStats.from_counts(torch.tensor([[[5]]]), torch.tensor([4]), ["en"])
 
 
@@ -217,7 +218,7 @@ def test_a_quantile_outside_0_to_1_is_refused(stats, share):
 
 
 def test_a_neuron_that_does_not_exist_is_refused(stats):
-    with pytest.raises(StatisticsError, match="layers go from 0 to 1"):
+    with pytest.raises(StatisticsError, match=r"possible are \(0, 0\) to \(1, 5\)"):
         stats.histogram("hi", (2, 0))
 
 
@@ -230,3 +231,9 @@ def test_permuting_neurons_permutes_every_answer(order):
     for question in ("probability", "mean", "std"):
         assert torch.equal(getattr(permuted, question)(), getattr(stats, question)()[..., order])
     assert torch.equal(permuted.quantile(0.3), stats.quantile(0.3)[..., order])
+
+
+def test_statistics_print_their_languages(stats):
+    rows = stats.table().frame
+    assert rows["language"].tolist() == list(stats.languages)
+    assert rows["counted tokens"].tolist() == stats.tokens.tolist()

@@ -19,7 +19,7 @@ from langneurons import storage
 from langneurons.analysis.comparison import Comparison
 from langneurons.analysis.selectivity.decomposition import Decomposition
 from langneurons.analysis.validity.table import Evidence, ValidityTable, validity_table
-from langneurons.cli.probe_commands import _labelled
+from langneurons.cli.measuring import labelled_texts
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.errors import StorageError
 from langneurons.evaluation.measuring import _kept
@@ -139,12 +139,12 @@ def _read_peft(folder: Path) -> Any:
 
 
 def _finetuned() -> Any:
-    return ln.finetune(model(), pairs(6), lora=_lora(), epochs=1, batch_size=3, learning_rate=1e-3, progress=False)
+    return ln.finetune(model(), pairs(6), update=_lora(), epochs=1, batch_size=3, learning_rate=1e-3, progress=False)
 
 
 def _read_finetuned(folder: Path) -> Any:
     found = ln.training.Finetuned.load(folder)
-    return found.lora.state_dict(), found.head, found.history, found.about
+    return found.update.state_dict(), found.head, found.history, found.about
 
 
 def _read_head(folder: Path) -> Any:
@@ -350,7 +350,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "XNLI, parquet": Artefact(lambda f: _make_xnli(f, "parquet"), _read_xnli, plain=True),
     "XQuAD, json": Artefact(lambda f: _make_xquad(f, "json"), _read_xquad, plain=True),
     "XQuAD, parquet": Artefact(lambda f: _make_xquad(f, "parquet"), _read_xquad, plain=True),
-    "labelled texts": Artefact(_labelled_texts, lambda f: _labelled(f / "texts.parquet").items, plain=True),
+    "labelled texts": Artefact(_labelled_texts, lambda f: labelled_texts(f / "texts.parquet").items, plain=True),
     "templates": Artefact(_make_templates, _read_templates, plain=True),
     "study": Artefact(_make_study, lambda f: repr(read_config(f / "study.toml")), plain=True),
     "model": Artefact(lambda f: _model_folder(f), _read_model, plain=True, share=0.3),

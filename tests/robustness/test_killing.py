@@ -41,7 +41,7 @@ def test_a_recording_that_another_process_makes_is_left_alone(tmp_path):
 def test_a_fine_tuning_that_another_process_makes_is_left_alone(tmp_path):
     lora = ln.MaskedLoRA(ln.NeuronSet.of({"hi": [(0, 3)]}, (2, 48), "act"), rank=1, attention=())
     with storage.alone(tmp_path / "out", "fine-tuning"), pytest.raises(StorageError, match="process is fine-tuning"):
-        ln.finetune(model(), pairs(6), lora=lora, steps=1, out=tmp_path / "out", progress=False)
+        ln.finetune(model(), pairs(6), update=lora, steps=1, out=tmp_path / "out", progress=False)
 
 
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):

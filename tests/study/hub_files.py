@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from transformers import AutoTokenizer
 
 from langneurons.study.config import parse_config
-from langneurons.study.parts import StudyConfig
+from langneurons.study.tables import StudyConfig
 from tests.tiny_models import save_tiny
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -70,8 +70,9 @@ def shrunk(name: str, folder: Path) -> StudyConfig:
     for model in content["models"].values():
         family = "mistral" if "istral" in model["name"] else "llama"
         model.update(name=str(folder / family), dtype="float32")
-    sizes = {"tokens": 400, "context_length": 32, "batch_size": 16, "heldout_tokens": 200, "heldout_context": 32}
-    content["text"].update(source=str(folder / "wikipedia"), heldout=0.3, **sizes)
+    content["text"].update(source=str(folder / "wikipedia"), heldout=0.3, heldout_tokens=200, heldout_context=32)
+    content["recording"].update(tokens_per_language=400, context_length=32)
+    content["run"] = {"batch_size": 16}
     for part in content["methods"].values():
         # Of 1,200 neurons, of which every language needs some.
         part.update({share: min(0.4, 10 * part[share]) for share in ("top", "share") if share in part})
@@ -88,16 +89,20 @@ def shrunk(name: str, folder: Path) -> StudyConfig:
     for part in content.get("protocols", {}).values():
         _reduced(part, head_items=6, positions=48)
     for part in content.get("transfer", {}).values():
-        _trained(part, folder, test_items=3, seeds=2)
+        _trained(part, folder, test_items=3)
+        part.setdefault("experiment", {}).update(seeds=2, rank=1)
     _reduced(content.get("factorial"), controls=0)
     _reduced(content.get("report"), profiles=1)
-    content["effects"] = {"resamples": 200}
+    content["testing"] = {"resamples": 200}
     return parse_config(content, name)
 
 
 def _trained(part: dict[str, Any], folder: Path, **sizes: Any) -> None:
-    part.pop("epochs", None)
-    _reduced(part, steps=2, batch_size=4, rank=1, **sizes, **_source(part, folder))
+    part["training"].pop("epochs", None)
+    part["training"].update(steps=2, batch_size=4)
+    if "experiment" not in part:
+        part.setdefault("adapter", {}).update(rank=1)
+    _reduced(part, **sizes, **_source(part, folder))
 
 
 def _source(part: dict[str, Any], folder: Path) -> dict[str, str]:

@@ -5,7 +5,8 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langneurons.errors import StudyError
+import langneurons as ln
+from langneurons.errors import LangNeuronsWarning, StudyError
 from langneurons.study.config import parse_config, read_config, written
 from tests.study.small import SMALL, small
 
@@ -18,10 +19,24 @@ XNLI = {"kind": "xnli", "source": "babel"}
         ({"modles": {}}, "Unknown key in the study 'modles': did you mean 'models'?"),
         ({"text": {**SMALL["text"], "tokns": 3}}, "Unknown key in text 'tokns': did you mean 'tokens'?"),
         ({"matrix": {"control": 3}}, "did you mean 'controls'?"),
+        ({"matrix": {"controls": {"draw": 3}}}, "Unknown key in matrix.controls 'draw': did you mean 'draws'?"),
+        ({"matrix": {"controls": {"stats": 3}}}, "Unknown key in matrix.controls 'stats'"),
+        ({"matrix": {"controls": -1}}, "matrix.controls: draws must be a whole number of at least 0, given -1."),
+        ({"testing": {"margn": 0.1}}, "Unknown key in testing 'margn': did you mean 'margin'?"),
+        ({"tasks": {"t": {**XNLI, "kind": "xnly"}}}, "Unknown kind of task in tasks.t 'xnly': did you mean 'xnli'?"),
+        ({"finetuning": {"f": {"kind": "generation", "source": "babel"}}}, "Unknown kind of task in finetuning.f"),
+        (
+            {"transfer": {"t": {"source": "babel", "training": {"warmup": 1}}}},
+            "transfer.t.training: warmup must be at least 0 and below 1, given 1.",
+        ),
         ({"models": {"babel": {"nam": "babel"}}}, "Unknown key in models.babel 'nam': did you mean 'name'?"),
         ({"models": {"babel": {}}}, "models.babel.name is missing"),
         ({"models": {}}, "models = {}"),
-        ({"text": {**SMALL["text"], "tokens": 0}}, "text.tokens = 0"),
+        ({"text": {**SMALL["text"], "heldout_context": 0}}, "text.heldout_context = 0"),
+        (
+            {"recording": {"tokens_per_language": 0}},
+            "recording: tokens_per_language must be a whole number of at least 1",
+        ),
         ({"matrix": {"patches": ["zeor"]}}, "did you mean 'zero'?"),
         ({"matrix": {"methods": ["lap"]}}, "Unknown method in matrix 'lap': did you mean 'lape'?"),
         ({"matrix": {"sets": ["three"]}}, "Unknown language set in matrix 'three'"),
@@ -45,7 +60,7 @@ XNLI = {"kind": "xnli", "source": "babel"}
         ({"tasks": {"t": {**XNLI, "split": "train[a:b]"}}}, "tasks.t.split = 'train[a:b]'"),
         ({"tasks": {"t": {**XNLI, "tuned": "english"}}}, "Unknown finetuning in tasks.t 'english'. Possible: none"),
         ({"tasks": {"t": XNLI}, "protocols": {"p": {"task": "t"}}}, "answers by a head; give tasks.t head or tuned"),
-        ({"tasks": {"t": {"kind": "generation"}}, "protocols": {"p": {"task": "t"}}}, "is of the kind 'generation'"),
+        ({"tasks": {"t": {"kind": "generation"}}, "protocols": {"p": {"task": "t"}}}, "and 't' is generation"),
         ({"tasks": {"t": XNLI}, "factorial": {"tasks": ["t"], "operations": ["ad"]}}, "did you mean 'add'?"),
         ({"tasks": {"t": XNLI}, "factorial": {"tasks": ["t"], "sites": ["post"]}}, "Unknown site in factorial 'post'"),
         ({"validity": {"nulls": ["shufled"]}}, "did you mean 'shuffled'?"),
@@ -91,11 +106,15 @@ def test_every_default_is_written_and_the_text_reads_back_as_the_same_study():
         factorial={"tasks": "t"},
         validity={},
         patches={"swap": {"write": "add:mean", "also": {"en": 0}}, "published": {"write": "published:zero"}},
-        matrix={"patches": ["published"]},
+        matrix={"patches": ["published"], "controls": {"match": "layer"}},
+        run={"out": "runs/x"},
+        seed=3,
     )
     text = written(config)
     assert parse_config(tomlkit.parse(text).unwrap()) == config
     assert "batch_size = 8" in text
+    assert config.matrix.controls == ln.Controls(draws=20, match="layer", seed=3)
+    assert config.factorial.controls.draws == 0
     assert "# dtype is not set" in text
 
 
@@ -104,8 +123,56 @@ def test_every_default_is_written_and_the_text_reads_back_as_the_same_study():
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     ),
-    st.sampled_from([*SMALL, "tasks", "transfer", "ablation", "report", "polysemanticity", "validity", "factorial"]),
+    st.sampled_from([*SMALL, "tasks", "transfer", "ablation", "report", "polysemanticity", "validity", "effects"]),
 )
+@pytest.mark.filterwarnings("ignore:.* uses names of langneurons 0.1.0")
 def test_whatever_stands_in_a_study_is_a_study_or_a_sentence(value, place):
     with suppress(StudyError):
         parse_config(SMALL | {place: value})
+
+
+def test_names_of_the_first_version_go_on_working_and_are_said_once():
+    old = {
+        "text": {**SMALL["text"], "tokens": 300, "context_length": 64, "sites": "act", "batch_size": 4},
+        "recording": None,
+        "effects": {"delta": 0.02, "resamples": 500},
+        "tasks": {"t": XNLI},
+        "polysemanticity": {"task": "t", "items": 9, "position": "last", "permutations": 100, "controls": 3},
+        "transfer": {"x": {"source": "babel", "language": "en", "targets": ["hi"], "seeds": 2, "steps": 5, "rank": 2}},
+        "finetuning": {"f": {"source": "babel", "betas": [0.95, 0.999], "alpha": 8, "attention": ["q"]}},
+    }
+    with pytest.warns(LangNeuronsWarning) as warned:
+        config = small(**old)
+    (warning,) = warned
+    for said in ("text.tokens is called recording.tokens_per_language", "effects is called testing", "0.1.0"):
+        assert said in str(warning.message)
+    training = {"betas": [0.95, 0.999]}
+    assert config == small(
+        run={"batch_size": 4},
+        testing={"margin": 0.02, "resamples": 500},
+        tasks={"t": XNLI},
+        polysemanticity={
+            "task": "t",
+            "controls": 3,
+            "probing": {"max_items": 9, "position": "last", "permutations": 100},
+        },
+        transfer={
+            "x": {
+                "source": "babel",
+                "experiment": {"source": "en", "targets": ["hi"], "seeds": 2, "rank": 2},
+                "training": {"steps": 5},
+            }
+        },
+        finetuning={"f": {"source": "babel", "training": training, "adapter": {"alpha": 8, "attention": ["q"]}}},
+    )
+
+
+def test_what_an_option_turns_off_is_written_as_none():
+    config = small(finetuning={"f": {"source": "babel", "training": {"clip": "none"}}})
+    assert config.finetuning["f"].training.clip is None
+    assert 'clip = "none"' in written(config)
+
+
+def test_the_seed_of_a_study_is_that_of_its_settings_unless_they_have_their_own():
+    config = small(seed=7, testing={"seed": 2}, matrix={"controls": 4})
+    assert (config.testing.seed, config.matrix.controls.seed, config.report.profiling.seed) == (2, 7, 7)

@@ -1,6 +1,6 @@
 import pytest
 
-from langneurons.study.steps import steps_of
+from langneurons.study.study import steps_of
 from tests.study.small import SMALL, small
 
 
@@ -22,7 +22,7 @@ def test_inputs_come_before_what_depends_on_them():
     places = list(steps)
     assert places[-1] == "report"
     for step in steps.values():
-        assert all(places.index(one.name) < places.index(step.name) for one in step.inputs)
+        assert all(places.index(read.name) < places.index(step.name) for read in step.inputs)
 
 
 def test_a_patch_value_changes_only_what_is_patched_by_it():
@@ -37,12 +37,15 @@ def test_an_option_of_a_method_changes_its_neurons_and_what_is_done_with_them_bu
 
 
 def test_what_cannot_change_a_result_changes_no_key():
-    assert changed(text=SMALL["text"] | {"batch_size": 2}) == set()
+    assert changed(run={"batch_size": 2, "progress": False}) == set()
+    training = {"save_every": 1.0, "tensorboard": True}
+    finetuning = {"english": {"source": "babel", "split": "train[:25%]", "training": training}}
+    assert keys(**PAPER) == keys(**(PAPER | {"finetuning": finetuning}))
 
 
-@pytest.mark.parametrize("text", [{"tokens": 400}, {"context_length": 48}, {"sites": ["act", "post"]}])
-def test_what_is_recorded_changes_everything(text):
-    assert changed(text=SMALL["text"] | text) == set(keys())
+@pytest.mark.parametrize("sizes", [{"tokens_per_language": 400}, {"context_length": 48}, {"sites": ["act", "post"]}])
+def test_what_is_recorded_changes_everything(sizes):
+    assert changed(recording=SMALL["recording"] | sizes) == set(keys())
 
 
 def test_changed_content_of_a_source_changes_what_reads_it():
@@ -73,6 +76,14 @@ PAPER = {
 }
 
 
+def test_a_steps_place_is_what_its_name_says():
+    for name, step in steps_of(small(**PAPER), source).items():
+        place = (step.stage.name, step.model, step.language_set, step.method, step.entry, step.patch)
+        assert "/".join(filter(None, place)) == name
+        assert step.patch in ("", "zero")
+        assert step.entry in ("", "english", "xnli")
+
+
 def test_a_language_is_asked_in_the_sets_that_have_it():
     assert [name for name in keys(**PAPER) if name.startswith(("evaluate", "protocols"))] == [
         "evaluate/babel/south/lape/xnli",
@@ -82,7 +93,7 @@ def test_a_language_is_asked_in_the_sets_that_have_it():
 
 def test_a_step_reads_published_statistics_and_a_tuned_model_only_where_it_needs_them():
     steps = steps_of(small(**PAPER), source)
-    inputs = {name: {one.kind for one in step.inputs} for name, step in steps.items()}
+    inputs = {name: {read.stage.name for read in step.inputs} for name, step in steps.items()}
     assert inputs["identify/babel/south/theirs"] == {"published"}
     assert inputs["matrix/babel/south/theirs/zero"] == {"identify", "record"}
     assert inputs["evaluate/babel/south/lape/xnli"] == {"identify", "record", "published", "finetune"}
@@ -93,12 +104,13 @@ def test_a_step_reads_published_statistics_and_a_tuned_model_only_where_it_needs
 @pytest.mark.parametrize(
     ("part", "changes", "kinds"),
     [
-        ("finetuning", {"english": {"source": "babel", "rank": 4}}, {"finetune", "evaluate", "protocols"}),
+        ("finetuning", {"english": {"source": "babel", "adapter": {"rank": 4}}}, {"finetune", "evaluate", "protocols"}),
         ("published_statistics", {"batch_size": 2}, {"published", "identify", "evaluate", "protocols", "matrix"}),
         ("validity", {"methods": ["lape"], "tokens": 50}, {"nulls", "validity"}),
         ("validity", {"methods": ["lape"], "splits": 5}, {"validity"}),
         ("protocols", {"xnli": {"task": "xnli", "methods": ["theirs"], "positions": 32}}, {"protocols"}),
-        ("effects", {"resamples": 100}, {"matrix", "evaluate", "protocols"}),
+        ("testing", {"resamples": 100}, {"matrix", "evaluate", "protocols"}),
+        ("tasks", {"xnli": {**PAPER["tasks"]["xnli"], "languages": ["hi", "en"]}}, {"evaluate", "protocols"}),
         ("published", "mondal-2025", set()),
     ],
 )

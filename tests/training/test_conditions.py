@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import langneurons as ln
 from langneurons.errors import LanguageError, NeuronSetError, TrainingError
-from langneurons.training.conditions import CONDITIONS, POSSIBLE, conditions
+from langneurons.settings import CONDITIONS
+from langneurons.training.conditions import POSSIBLE, conditions
 from tests.planted_statistics import statistics_from
 
 SHAPE = (3, 40)
@@ -51,7 +52,7 @@ def test_every_condition_trains_the_neurons_that_its_name_says():
 def test_random_neurons_match_layer_counts_and_have_no_label(seed, name):
     neurons = labelled(seed)
     like = {"random": "source", "random target": "target", "random source+target": "source+target"}[name]
-    found = by_name(neurons, "en", ["hi", "zh"], [like, name], seeds=[0, 3], draws=2)
+    found = by_name(neurons, "en", ["hi", "zh"], [like, name], seeds=[0, 3], controls=2)
     for one in found[name]:
         original = next(other for other in found[like] if other.target == one.target)
         assert per_layer(one.neurons) == per_layer(original.neurons)
@@ -59,10 +60,10 @@ def test_random_neurons_match_layer_counts_and_have_no_label(seed, name):
 
 
 def test_every_seed_and_draw_has_random_neurons_of_its_own_and_the_same_when_asked_again():
-    drawn = by_name(labelled(), "en", ["hi"], ["random"], seeds=range(4), draws=3)["random"]
+    drawn = by_name(labelled(), "en", ["hi"], ["random"], seeds=range(4), controls=3)["random"]
     assert [(one.seed, one.draw) for one in drawn] == [(seed, draw) for seed in range(4) for draw in range(3)]
     assert len({one.neurons for one in drawn}) == 12
-    alone = by_name(labelled(), "en", ["hi"], ["none", "random"], seeds=[2], draws=1)["random"]
+    alone = by_name(labelled(), "en", ["hi"], ["none", "random"], seeds=[2], controls=1)["random"]
     assert alone[0].neurons == drawn[6].neurons
 
 
@@ -73,7 +74,9 @@ def test_with_statistics_random_neurons_match_the_magnitude_in_the_source_langua
     values["hi"] = size.flip(1) * torch.randn(400, *SHAPE, generator=generator)
     stats = statistics_from(values)
     neurons = ln.NeuronSet.of({"en": [(0, 38)], "hi": [(1, 38), (2, 1)]}, SHAPE, "act")
-    found = by_name(neurons, "en", ["hi"], ["random", "random target"], seeds=range(5), stats=stats)
+    found = by_name(
+        neurons, "en", ["hi"], ["random", "random target"], seeds=range(5), controls=ln.Controls(draws=1, stats=stats)
+    )
     loud = [int(unit) for one in found["random"] for _, unit in one.neurons.indices()]
     assert min(loud) >= 30
     for one in found["random target"]:
@@ -97,7 +100,7 @@ def test_conditions_come_in_the_order_asked_and_once():
         ({"seeds": []}, TrainingError, "at least one training seed"),
         ({"seeds": [1, 1]}, TrainingError, "different numbers"),
         ({"targets": ["hi", "en"]}, TrainingError, "both the source and a target"),
-        ({"draws": 0}, TrainingError, "at least one draw"),
+        ({"controls": 0}, TrainingError, "at least one draw"),
         ({"targets": ["fr"]}, LanguageError, "Unknown language 'fr'"),
         ({"neurons": labelled(sizes=(6, 0, 4))}, TrainingError, "'hi' has no neurons"),
         ({"neurons": labelled(sizes=(100, 10, 5))}, NeuronSetError, "too few for a control"),

@@ -9,16 +9,21 @@ import pytest
 import torch
 from torch.nn import functional
 
-from langneurons.errors import LanguageError, PatchError, TaskError, TrainingError
+import langneurons as ln
+from langneurons import storage
+from langneurons.errors import LangNeuronsWarning, LanguageError, PatchError, TaskError, TrainingError
+from langneurons.evaluation.evaluating import evaluate
 from langneurons.identification import NeuronSet
 from langneurons.models import view
 from langneurons.patches import SetTo, intervene
+from langneurons.run import ThisProcess
 from langneurons.settings import Training
 from langneurons.tasks.heads import ClassificationHead, last_hidden, pair_tokens, pairs_of
+from langneurons.tasks.task import Task
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA, MaskedRows
-from langneurons.training.settings import Order
+from langneurons.training.schedule import Order
 from tests.training.small import pairs, questions, shift, tiny
 
 QUIET = {"progress": False, "learning_rate": 0.05}
@@ -42,7 +47,7 @@ def test_a_head_and_an_update_learn_what_one_word_tells(any_model):
     task = pairs(60)
     tuned = finetune(any_model, task, shift(any_model), languages=["en"], epochs=8, batch_size=12, **QUIET)
     with tuned.attach(any_model):
-        accuracy = task.by_head(tuned.head).measure(any_model, "en")["accuracy"].mean()
+        accuracy = task.with_head(tuned.head).measure(any_model, "en")["accuracy"].mean()
     assert accuracy > 0.7
     assert tuned.history["loss"].iloc[-5:].mean() < 0.8 * tuned.history["loss"].iloc[0]
     assert tuned.trainable == {"Shift(from 0.0)": 12, "head": 3 * 32 + 3}
@@ -61,7 +66,7 @@ def test_the_model_its_hooks_and_the_update_given_stay_as_they_were(any_model):
     assert all(one.grad is None for one in any_model.parameters())
     assert not view(any_model).hooked
     assert given.parameters() == []
-    assert any(parameter.abs().max() > 0 for parameter in tuned.lora.parameters())
+    assert any(parameter.abs().max() > 0 for parameter in tuned.update.parameters())
 
 
 def test_a_classification_step_follows_a_naive_loop(any_model):
@@ -87,7 +92,7 @@ def test_a_classification_step_follows_a_naive_loop(any_model):
         assert loss.item() == pytest.approx(tuned.history["loss"][step], abs=2e-4)
         loss.backward()
         optimizer.step()
-    for trained, naive in zip(tuned.lora.parameters(), update.parameters(), strict=True):
+    for trained, naive in zip(tuned.update.parameters(), update.parameters(), strict=True):
         torch.testing.assert_close(trained.detach(), naive.detach(), atol=2e-3, rtol=1e-2)
     any_model.zero_grad()
 
@@ -130,7 +135,7 @@ def test_attention_is_trained_alike_on_both_backends(tmp_path_factory):
         model = tiny(tmp_path_factory, "llama", backend)
         lora = MaskedLoRA(shift(model).neurons, rank=2, attention=("q", "k", "v", "o"))
         tuned = finetune(model, pairs(12), lora, steps=6, progress=False, learning_rate=0.01)
-        assert all(float(one.detach().abs().max()) > 0 for one in tuned.lora.parameters())
+        assert all(float(one.detach().abs().max()) > 0 for one in tuned.update.parameters())
         histories.append(tuned.history)
     pd.testing.assert_frame_equal(*histories, rtol=1e-3, atol=1e-4)
 
@@ -150,6 +155,57 @@ def test_what_was_saved_is_read_back(model, tmp_path, several, position):
         with one.attach(model):
             logits.append(one.head.logits(model, [("w20 w30", "w5")]))
     assert torch.equal(*logits)
+
+
+def test_a_task_is_asked_of_the_fine_tuned_model(model, tmp_path):
+    task = pairs(12)
+    lora = MaskedLoRA(shift(model).neurons, rank=2)
+    tuned = finetune(model, task, lora, steps=6, **QUIET)
+    asked = tuned.ask(task)
+    assert isinstance(asked, Task)
+    with tuned.attach(model):
+        expected = task.with_head(tuned.head).measure(model, "hi")
+    pd.testing.assert_frame_equal(asked.measure(model, "hi"), expected)
+    assert not view(model).hooked
+    evaluation = evaluate(model, asked, ["hi"], out=tmp_path / "kept", progress=False)
+    assert evaluation.rows["value"].tolist() == expected["accuracy"].tolist()
+    loaded = ln.load(tuned.save(tmp_path / "saved"))
+    assert loaded.ask(task).fingerprint == asked.fingerprint
+    other = finetune(model, task, lora, steps=6, seed=1, **QUIET)
+    fingerprints = {asked.fingerprint, other.ask(task).fingerprint, task.with_head(tuned.head).fingerprint}
+    assert len(fingerprints) == 3
+    answers = questions(4)
+    generated = finetune(model, answers, lora, steps=1, **QUIET).ask(answers)
+    assert (generated.protocol, generated.generates, generated.languages) == ("generation", True, ("en", "hi"))
+    assert generated.references("en") == answers.references("en")
+
+
+def test_a_fine_tuning_of_the_first_version_is_read(model, tmp_path):
+    tuned = finetune(model, pairs(6), MaskedLoRA(shift(model).neurons, rank=2), steps=1, **QUIET)
+    tuned.save(tmp_path)
+    content = storage.read_json(tmp_path / "finetuned.json", Finetuned.schema)
+    storage.write_json(tmp_path / "finetuned.json", Finetuned.schema, {**content, "positions": 24})
+    head = Finetuned.load(tmp_path).head
+    assert (head.position, head.positions) == ("padding", 24)
+    assert torch.equal(head.weight, tuned.head.weight)
+
+
+def test_names_of_the_first_version_go_on_working(model):
+    update = shift(model)
+    with pytest.warns(LangNeuronsWarning, match="lora is called update"):
+        tuned = finetune(model, pairs(6), lora=update, steps=1, **QUIET)
+    with pytest.warns(LangNeuronsWarning, match="called Finetuned.update"):
+        assert tuned.lora is tuned.update
+    assert tuned.update.count() == 12
+
+
+def test_a_fine_tuning_runs_where_it_is_told_to(model, tmp_path, monkeypatch):
+    task, update = pairs(12), shift(model)
+    here = finetune(model, task, update, steps=3, **QUIET)
+    monkeypatch.chdir(tmp_path)
+    there = finetune(model, task, update, steps=3, executor=ThisProcess(), out="run", **QUIET)
+    assert (tmp_path / "run" / "checkpoint.json").exists()
+    pd.testing.assert_frame_equal(there.history, here.history)
 
 
 def test_an_update_that_could_not_be_read_back_is_not_saved(model, tmp_path):
@@ -183,15 +239,15 @@ def test_a_head_alone_can_be_trained_on_from_a_fitted_one(model):
     task = pairs(30, languages=("en",))
     fitted = ClassificationHead.fit(model, task)
     tuned = finetune(model, task, head=fitted, steps=2, progress=False, learning_rate=1e-6)
-    assert tuned.lora is None
+    assert tuned.update is None
     assert tuned.head.labels == fitted.labels
     torch.testing.assert_close(tuned.head.weight, fitted.weight, atol=1e-4, rtol=1e-4)
 
 
 def test_several_updates_are_trained_together(model):
     tuned = finetune(model, pairs(12), [shift(model, 0), shift(model, 1)], steps=3, **QUIET)
-    assert len(tuned.lora) == 2
-    assert all(float(torch.cat(one.parameters()).detach().abs().max()) > 0 for one in tuned.lora)
+    assert len(tuned.update) == 2
+    assert all(float(torch.cat(one.parameters()).detach().abs().max()) > 0 for one in tuned.update)
     assert list(tuned.trainable) == ["0: Shift(from 0.0)", "1: Shift(from 0.0)", "head"]
 
 
@@ -199,7 +255,9 @@ def test_patches_are_held_while_it_trains(model):
     update = shift(model)
     patch = SetTo(update.neurons, 0.0)
     held = finetune(model, pairs(12), update, steps=2, patches=patch, **QUIET)
-    assert all(float(one.detach().abs().max()) == 0 for one in held.lora.parameters())  # nothing reaches them but decay
+    assert all(
+        float(one.detach().abs().max()) == 0 for one in held.update.parameters()
+    )  # nothing reaches them but decay
     table = pairs(12, languages=("en",)).items["en"]
     plain = finetune(model, pairs(12, languages=("en",)), None, steps=1, batch_size=12, **QUIET)
     with intervene(model, patch):
@@ -248,7 +306,7 @@ def test_an_evaluation_sees_the_update(model):
     tuned = finetune(model, task, shift(model, start=2.0), epochs=3, **QUIET)
     found = tuned.evaluate(model, task, ["en"], progress=False)
     with tuned.attach(model):
-        expected = task.by_head(tuned.head).measure(model, "en")
+        expected = task.with_head(tuned.head).measure(model, "en")
     assert found.rows["value"].tolist() == expected["accuracy"].tolist()
 
 
@@ -270,14 +328,14 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"learning_rate": 0}, "learning_rate is above 0, and finite, given 0"),
-        ({"batch_size": 0}, "batch_size is at least 1, given 0"),
-        ({"steps": -3}, "steps is at least 1, given -3"),
+        ({"learning_rate": 0}, "learning_rate must be above 0 and finite, given 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, given 0"),
+        ({"steps": -3}, "steps must be a whole number of at least 1, or None, given -3"),
         ({"schedule": "cosine"}, "Unknown schedule 'cosine'"),
         ({"position": "first"}, "Unknown position 'first'"),
-        ({"warmup": 1.0}, "warmup is a share"),
-        ({"clip": 0}, "clip is above 0"),
-        ({"betas": (0.9, 1.0)}, "betas is two numbers"),
+        ({"warmup": 1.0}, "warmup must be at least 0 and below 1, given 1.0"),
+        ({"clip": 0}, "clip must be above 0, or None, given 0"),
+        ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
         ({"patience": 2}, "need something to evaluate on"),
         ({"tensorboard": True}, "needs a folder"),
     ],

@@ -8,8 +8,7 @@ import torch
 import langneurons as ln
 from langneurons.errors import SiteMismatchError, TrainingError
 from langneurons.models import view
-from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows
-from langneurons.training.update import Update
+from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows, Update
 from tests.training.lora_models import (
     ATTENTION,
     FEW,

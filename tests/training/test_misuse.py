@@ -1,5 +1,6 @@
 """What users get wrong is said before anything is trained, and what was trained is not lost."""
 
+import inspect
 import json
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.errors import CorruptArtefactError, TaskError, TrainingError
+from langneurons.errors import CorruptArtefactError, ExecutorError, TaskError, TrainingError
 from langneurons.models import view
 from langneurons.training.conditions import conditions
 from langneurons.training.finetuned import Finetuned
@@ -32,18 +33,29 @@ def neurons(model):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"seed": -1}, "seed is at least 0, given -1"),
-        ({"learning_rate": float("inf")}, "learning_rate is above 0, and finite"),
-        ({"weight_decay": float("inf")}, "weight_decay is at least 0, and finite"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, given -1"),
+        ({"learning_rate": float("inf")}, "learning_rate must be above 0 and finite, given inf"),
+        ({"weight_decay": float("inf")}, "weight_decay must be at least 0 and finite, given inf"),
         ({"position": "padding", "positions": 2000}, "takes 1 to 1024 tokens"),
         ({"position": "padding", "positions": 0}, "positions must be a whole number of at least 1, given 0"),
         ({"loss_on": "rubbish"}, "Unknown loss_on 'rubbish'"),
         ({"progress": "junk"}, "Unknown progress 'junk'"),
+        ({"learning_rat": 0.1}, "Unknown option 'learning_rat': did you mean 'learning_rate'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(model, wrong, said):
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(ExecutorError if "progress" in wrong else TrainingError, match=said):
         ln.finetune(model, pairs(6), **{**QUIET, **wrong})
+
+
+def test_what_is_no_task_is_refused(model, neurons):
+    table = pairs(6).items["en"]
+    for call in (
+        lambda: inspect.unwrap(ln.finetune)(model, table),
+        lambda: inspect.unwrap(ln.transfer_experiment)(model, table, held_out(), neurons),
+    ):
+        with pytest.raises(TrainingError, match="A task is an XNLI, an XQuAD or another Task, not DataFrame"):
+            call()
 
 
 def test_an_alpha_that_is_no_number_is_refused(neurons):
@@ -76,11 +88,11 @@ def test_a_head_reads_the_model_that_its_update_was_merged_into(model):
     tuned = ln.finetune(model, task, lora, learning_rate=0.01, **QUIET)
     with tuned.attach(model):
         attached = tuned.head.logits(model, [("It rains.", "It is wet.")])
-    tuned.lora.merge(model)
+    tuned.update.merge(model)
     try:
         merged = tuned.head.logits(model, [("It rains.", "It is wet.")])
     finally:
-        tuned.lora.unmerge(model)
+        tuned.update.unmerge(model)
     torch.testing.assert_close(merged, attached, rtol=1e-5, atol=1e-5)
     other = ln.tasks.ClassificationHead(torch.zeros(2, 160), torch.zeros(2), ("a", "b"), "another model")
     with pytest.raises(TaskError, match="fitted on model another"):

@@ -123,7 +123,7 @@ def test_another_fine_tuning_in_the_same_folder_is_refused(model, tmp_path, tmp_
     given, change = {"task": pairs(12), **OPTIONS, "steps": 2}, dict(change)
     low_rank = {name: change.pop(name) for name in ("rank", "alpha") if name in change}
     first = MaskedLoRA(shift(model).neurons, rank=2) if low_rank else shift(model)
-    finetune(model, lora=first, out=tmp_path, **given)
+    finetune(model, update=first, out=tmp_path, **given)
     other = tiny(tmp_path_factory, seed=4) if change.pop("model", None) else model
     lora = shift(other, **change.pop("lora", {}))
     if low_rank:
@@ -131,7 +131,14 @@ def test_another_fine_tuning_in_the_same_folder_is_refused(model, tmp_path, tmp_
     if change.pop("patches", None):
         change["patches"] = SetTo(lora.neurons, 0.0)
     with pytest.raises(StaleArtefactError, match=f"(?s)differs in .*{said}"):
-        finetune(other, lora=lora, out=tmp_path, **{**given, **change})
+        finetune(other, update=lora, out=tmp_path, **{**given, **change})
+
+
+def test_how_often_it_is_saved_and_watched_is_no_other_fine_tuning(model, tmp_path, monkeypatch):
+    whole = finetune(model, pairs(12), shift(model), out=tmp_path, **OPTIONS)
+    monkeypatch.setattr(loop_module.Loop, "run", None)
+    again = {**OPTIONS, "save_every": 5.0, "tensorboard": True}
+    assert_same(finetune(model, pairs(12), shift(model), out=tmp_path, **again), whole)
 
 
 def test_a_changed_checkpoint_is_refused(model, tmp_path):
@@ -189,7 +196,7 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads({threads})
-from langneurons.training import history
+from langneurons.training import resuming
 from langneurons.training.finetuning import finetune
 from langneurons.training.lora import MaskedLoRA
 from tests.training.small import pairs, shift, tiny
@@ -198,11 +205,11 @@ class Folders:
         folder = Path({out!r}) / name
         folder.mkdir(exist_ok=True, parents=True)
         return folder
-real = history.History.add
+real = resuming.History.add
 def slow(self, *arguments):
     time.sleep(0.02)
     real(self, *arguments)
-history.History.add = slow
+resuming.History.add = slow
 model = tiny(Folders())
 finetune(model, pairs(18), shift(model), out={out!r} + "/run", **{options!r})
 """

@@ -8,15 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from langneurons.settings import Training
 from langneurons.training import loop as watching_module
 from langneurons.training.resuming import History
-from langneurons.training.settings import Order, Settings
+from langneurons.training.schedule import Order, rate
 
-SETTINGS = {
-    "epochs": 1, "steps": None, "batch_size": 4, "accumulate": 1, "learning_rate": 2.0, "weight_decay": 0.1,
-    "betas": (0.9, 0.999), "warmup": 0.1, "schedule": "linear", "clip": 1.0, "bfloat16": False,
-    "gradient_checkpointing": False, "evaluate_every": None, "patience": None, "seed": 0,
-}  # fmt: skip
+LINEAR = Training(learning_rate=2.0, warmup=0.1)
 
 
 @given(
@@ -57,14 +54,14 @@ def test_little_padding_is_computed():
 
 
 def test_the_learning_rate_rises_and_falls():
-    linear = [Settings(**SETTINGS).rate(step, 100) for step in range(100)]
+    linear = [rate(LINEAR, step, 100) for step in range(100)]
     assert linear[:10] == pytest.approx([2.0 * (step + 1) / 11 for step in range(10)])
     assert linear[10] == 2.0
     assert linear[10:] == sorted(linear[10:], reverse=True)
     assert linear[-1] == pytest.approx(2.0 / 90)
-    constant = [Settings(**{**SETTINGS, "schedule": "constant", "warmup": 0}).rate(step, 7) for step in range(7)]
-    assert constant == [2.0] * 7
-    assert Settings(**{**SETTINGS, "warmup": 0}).rate(0, 1) == 2.0
+    constant = Training(learning_rate=2.0, warmup=0, schedule="constant")
+    assert [rate(constant, step, 7) for step in range(7)] == [2.0] * 7
+    assert rate(Training(learning_rate=2.0, warmup=0), 0, 1) == 2.0
 
 
 def test_a_history_loses_nothing_on_its_way_through_a_tensor():

@@ -65,7 +65,7 @@ PATCHES = {"zero": lambda language: ln.SetTo(ln.NeuronSet.of({"x": [(0, 1), (1, 
 @pytest.fixture(scope="module")
 def run(model, task, test, neurons, tmp_path_factory):
     out = tmp_path_factory.mktemp("experiment")
-    asked = {"conditions": ["none", "source", "target", "source+target", "random", "all"], "seeds": 2, "draws": 2}
+    asked = {"conditions": ["none", "source", "target", "source+target", "random", "all"], "seeds": 2, "controls": 2}
     before = view(model).fingerprint
     found = transfer_experiment(model, task, test, neurons, patches=PATCHES, out=out, **asked, **OPTIONS)
     assert view(model).fingerprint == before
@@ -108,9 +108,9 @@ def test_a_trained_model_scores_as_it_does_by_hand(run, model, task, test, neuro
         model, task, lora, languages=["en"], steps=3, batch_size=4, learning_rate=0.01, seed=1, progress=False
     )
     with tuned.attach(model):
-        plain = test.by_head(tuned.head).measure(model, "hi")
+        plain = test.with_head(tuned.head).measure(model, "hi")
         with ln.intervene(model, PATCHES["zero"]("hi")):
-            patched = test.by_head(tuned.head).measure(model, "hi")
+            patched = test.with_head(tuned.head).measure(model, "hi")
     for name, expected in (("unpatched", plain), ("zero", patched)):
         rows = found.rows.query("condition == 'target' and target == 'hi' and seed == 1 and language == 'hi'")
         rows = rows[rows["patch"] == name]
@@ -146,6 +146,14 @@ def test_what_was_measured_is_saved_and_compared(run, tmp_path):
 def test_without_attention_the_condition_none_trains_the_head_alone(model, task, test, neurons):
     found = transfer_experiment(model, task, test, neurons, conditions=["none"], seeds=1, attention=(), **OPTIONS)
     assert found.trainings["parameters"].tolist() == [3 * 32 + 3]
+
+
+def test_every_training_starts_from_the_head_that_is_given(model, task, test, neurons):
+    options = {"conditions": ["none"], "seeds": 1, "targets": ["hi"], **OPTIONS, "learning_rate": 1e-9}
+    head = ln.tasks.ClassificationHead.fit(model, task)
+    started = transfer_experiment(model, task, test, neurons, head=head, **options)
+    expected = test.with_head(head).measure(model, "hi")["prediction"].tolist()
+    assert started.rows.query("language == 'hi'")["prediction"].tolist() == expected
 
 
 def test_another_update_is_trained_where_one_is_given(model, task, test, neurons):
@@ -193,7 +201,8 @@ def test_answers_that_are_generated_need_no_head(model, neurons):
         ({"targets": ["fr"]}, LanguageError, "Unknown language 'fr'"),
         ({"rank": 7}, TrainingError, "Rank 7 is larger"),
         ({"conditions": ["sorce"]}, TrainingError, "did you mean 'source'"),
-        ({"seeds": 0}, TrainingError, "at least one training seed"),
+        ({"seeds": 0}, TrainingError, "seeds must be a whole number of at least 1, given 0"),
+        ({"seeds": []}, TrainingError, "at least one training seed"),
         ({"projections": ["gates"]}, TrainingError, "did you mean 'gate'"),
         ({"patches": {"zero": "patch"}}, PatchError, "should give a patch"),
     ],
@@ -228,7 +237,7 @@ def test_a_target_that_cannot_be_the_name_of_a_folder_is_refused(model, task, te
 def test_a_target_of_the_longest_name_is_trained_and_kept(model, task, test, tmp_path):
     name = "x" * 100
     named = ln.NeuronSet.of({"en": [(0, 1)], name: [(0, 2)]}, SHAPE, "act")
-    asked = {"conditions": ["random source+target"], "seeds": [10**6], "draws": 2, "out": tmp_path}
+    asked = {"conditions": ["random source+target"], "seeds": [10**6], "controls": 2, "out": tmp_path}
     found = transfer_experiment(model, task, renamed(test, name), named, **asked, **{**OPTIONS, "steps": 1})
     assert set(found.rows["language"]) == {"en", name}
     assert len(list((tmp_path / "trainings").iterdir())) == 2

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -5,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import langneurons as ln
 from langneurons.effects.placement import placed
 from langneurons.errors import CorruptArtefactError, EffectError
 from langneurons.training.transfer_table import Transfer
@@ -138,6 +140,14 @@ def test_a_saved_experiment_says_the_same(found, tmp_path):
     (tmp_path / "trainings.parquet").write_bytes(b"no parquet")
     with pytest.raises(CorruptArtefactError, match="checksum"):
         Transfer.load(tmp_path)
+
+
+def test_an_experiment_of_the_first_version_is_read(found, tmp_path):
+    options = {("delta" if name == "margin" else name): value for name, value in found.settings["options"].items()}
+    old = dataclasses.replace(found, settings={**found.settings, "options": options})
+    again = ln.load(old.save(tmp_path))
+    assert again.settings["options"] == found.settings["options"]
+    assert again.verdict() == found.verdict()
 
 
 def test_a_saved_experiment_is_read_without_the_model_libraries(found, tmp_path):

@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from langneurons import storage
 from langneurons.errors import StatisticsError, unknown
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import Column, Table
+from langneurons.storage.result import Result
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +26,8 @@ class Moments:
     Sums of squared deviations are kept rather than of squares: nothing cancels, however far the values are from zero.
 
     Attributes:
-        counts: Values in each cell.
-        means: Of each cell and neuron; 0 where a cell is empty.
+        counts: Number of values in each cell.
+        means: Mean of each cell and neuron; 0 where a cell is empty.
         squares: Sum of squared deviations from the cell's mean.
     """
 
@@ -39,9 +45,9 @@ class Moments:
         """Take the moments of some rows.
 
         Args:
-            values: One row a text.
-            cells: Which cell each row belongs to, from 0.
-            count: How many cells there are.
+            values: One row per text.
+            cells: Number of each row's cell, from 0.
+            count: Number of cells.
         """
         exact = values.astype(float)
         belongs = (cells == np.arange(count)[:, None]).astype(float)
@@ -71,7 +77,7 @@ CONSTANT = 1e-5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Decomposition:
+class Decomposition(Result, kind="decomposition"):
     """The variance of every neuron, divided among language, task label, their interaction and the rest.
 
     ``squares`` has type II sums of squares: "language" (given the label), "task" (the label, given the language),
@@ -81,14 +87,15 @@ class Decomposition:
     Attributes:
         languages: The languages.
         labels: The task's labels.
-        counts: Texts of each language and label.
-        site: Which tensor of a layer is the neuron.
+        counts: Number of texts of each language and label.
+        site: Site of the neurons.
         squares: Name -> sum of squares of every neuron.
 
     Example:
         >>> values = np.array([[1.0], [2.0], [5.0], [6.0]])
-        >>> found = Decomposition.of(Moments.of(values, np.arange(4), 4), ("en", "hi"), ("no", "yes"), (1, 1), "act")
-        >>> [round(float(found.share(source)), 3) for source in ("language", "task", "interaction")]
+        >>> moments = Moments.of(values, np.arange(4), 4)
+        >>> decomposition = Decomposition.of(moments, ("en", "hi"), ("no", "yes"), (1, 1), "act")
+        >>> [round(float(decomposition.share(source)), 3) for source in ("language", "task", "interaction")]
         [0.941, 0.059, 0.0]
     """
 
@@ -105,13 +112,13 @@ class Decomposition:
         """Decompose the variance that moments hold.
 
         Args:
-            moments: Of every language and label: a cell each, languages one after the other.
+            moments: Moments of every language and label: a cell each, languages one after the other.
             languages: The languages.
             labels: The labels.
-            shape: Layers and neurons a layer.
-            site: Where the values were read.
+            shape: Number of layers, and of neurons per layer.
+            site: Site at which the values were read.
         """
-        counts = moments.counts.reshape(len(languages), len(labels))
+        counts = rearrange(moments.counts, "(language label) -> language label", language=len(languages))
         grand = moments.counts @ moments.means / moments.counts.sum()
         apart = moments.means - grand
         sums = moments.counts[:, None] * apart
@@ -119,26 +126,19 @@ class Decomposition:
         total = residual + (sums * apart).sum(0)
         changes = total > moments.counts.sum() * np.square(CONSTANT) * (np.square(grand) + total / moments.counts.sum())
         forms = quadratic_forms(counts[None].astype(float))
-        found = {name: _of_form(form[0], sums) for name, form in forms.items()}
-        found |= {"residual": residual, "total": total}
+        squares = {name: _of_form(form[0], sums) for name, form in forms.items()}
+        squares |= {"residual": residual, "total": total}
         return cls(
             languages,
             labels,
             counts,
             site,
-            {name: np.where(changes, values, 0.0).reshape(shape) for name, values in found.items()},
-        )
-
-    def __repr__(self) -> str:
-        layers, width = self.shape
-        return (
-            f"Decomposition of {layers} layers x {width} at {self.site}: {', '.join(self.languages)} by "
-            f"{', '.join(self.labels)}, {int(self.counts.sum()):,} texts"
+            {name: np.where(changes, values, 0.0).reshape(shape) for name, values in squares.items()},
         )
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Layers and neurons a layer."""
+        """Number of layers, and of neurons per layer."""
         layers, width = self.squares["total"].shape
         return layers, width
 
@@ -171,13 +171,48 @@ class Decomposition:
         own = self._of(source)
         return torch.from_numpy(ratio(own, own + self.squares["residual"]))
 
-    def table(self) -> pd.DataFrame:
-        """One row a neuron: layer, neuron, and shares of every kind."""
+    @property
+    def rows(self) -> pd.DataFrame:
+        """One row per neuron: layer, neuron, and shares of every kind."""
         layer, neuron = np.divmod(np.arange(self.squares["total"].size), self.shape[1])
         names = [*SOURCES, "language_first", "task_first"]
         shares = {f"{name}_share": self.share(name).numpy().ravel() for name in names}
         partials = {f"{name}_partial": self.partial(name).numpy().ravel() for name in SOURCES}
         return pd.DataFrame({"layer": layer, "neuron": neuron, **shares, **partials})
+
+    def table(self) -> Table:
+        """The mean over each layer's neurons of the variance that every source explains."""
+        names = [f"{source}_share" for source in SOURCES]
+        frame = pd.DataFrame(self.rows.groupby("layer", as_index=False)[names].mean())
+        columns = {f"{source}_share": Column(source, "%", 100) for source in SOURCES}
+        layers, width = self.shape
+        title = (
+            f"Decomposition of {layers} layers x {width} at {self.site}: {', '.join(self.languages)} by "
+            f"{', '.join(self.labels)}, {int(self.counts.sum()):,} texts"
+        )
+        caption = "Share of a neuron's variance over texts that each source explains, the mean over a layer's neurons."
+        return Table(frame, columns, title, caption)
+
+    def _write(self, folder: Path) -> JsonObject:
+        tensors = {name: torch.from_numpy(values) for name, values in self.squares.items()}
+        return {
+            "languages": list(self.languages),
+            "labels": list(self.labels),
+            "counts": self.counts.tolist(),
+            "site": self.site,
+            "checksum": storage.write_tensors(folder / "decomposition.safetensors", tensors),
+        }
+
+    @classmethod
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        tensors = storage.read_tensors(folder / "decomposition.safetensors", str(content["checksum"]))
+        return {
+            "languages": tuple(content["languages"]),
+            "labels": tuple(content["labels"]),
+            "counts": np.array(content["counts"], np.int64),
+            "site": content["site"],
+            "squares": {name: tensor.numpy() for name, tensor in tensors.items()},
+        }
 
     def _of(self, source: str) -> Float[np.ndarray, "layer neuron"]:
         if source not in self.squares:
@@ -191,7 +226,7 @@ def quadratic_forms(counts: Float[np.ndarray, "draw language label"]) -> dict[st
     A model's sum of squares is s' X (X'NX)^+ X' s; every source's is the difference of two models'. Cells may be empty.
 
     Args:
-        counts: Texts of each cell.
+        counts: Number of texts in each cell.
 
     Returns:
         Source -> matrices: "language", "task", "interaction", "language_first", "task_first".
@@ -199,7 +234,7 @@ def quadratic_forms(counts: Float[np.ndarray, "draw language label"]) -> dict[st
     languages, labels = counts.shape[1:]
     by_language = np.kron(np.eye(languages), np.ones((labels, 1)))
     by_label = np.kron(np.ones((languages, 1)), np.eye(labels))
-    filled = counts.reshape(len(counts), -1)
+    filled = rearrange(counts, "draw language label -> draw (language label)")
     mean, language, label, both = (
         _projection(design, filled)
         for design in (np.ones((filled.shape[1], 1)), by_language, by_label, np.hstack([by_language, by_label]))

@@ -19,6 +19,7 @@ from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
+from einops import rearrange, reduce
 from jaxtyping import Float, Int, Int16
 from scipy import optimize, sparse, stats
 
@@ -37,12 +38,12 @@ class Design:
     """One factor (language or task label) of every text, and what may be exchanged if it means nothing.
 
     Attributes:
-        factor: Which of the two.
-        levels: Of each unit: the factor's level.
-        blocks: Of each unit: the cluster.
-        units: Of each text: its unit. An item for the task, a cluster in one language for the language.
-        others: Of each text: the level of the other factor.
-        shape: How many levels the factor has, and the other factor.
+        factor: Name of the factor.
+        levels: Level of each unit.
+        blocks: Cluster of each unit.
+        units: Unit of each text: an item for the task, a cluster in one language for the language.
+        others: Level of the other factor of each text.
+        shape: Number of levels of the factor, and of the other factor.
     """
 
     factor: Factor
@@ -57,7 +58,7 @@ class Design:
         """The design of labelled texts, languages one after the other.
 
         Args:
-            texts: In several languages.
+            texts: Texts in several languages.
             factor: "language" or "task".
         """
         items = np.concatenate(
@@ -83,36 +84,36 @@ class Design:
         """Exchange levels at random.
 
         Args:
-            count: How often.
-            seed: Of the draws.
+            count: Number of draws.
+            seed: Seed of the draws.
 
         Returns:
-            The level of each unit.
+            The level of each unit in every draw.
         """
         random = np.random.default_rng([seed, len(self.levels), self.factor == "task"])
         order = np.argsort(self.blocks, kind="stable")
         sizes = np.bincount(self.blocks)
         starts = np.cumsum(sizes) - sizes
         levels, blocks = self.levels[order].astype(np.int16), self.blocks[order]
-        found = np.empty((count, len(levels)), np.int16)
+        draws = np.empty((count, len(levels)), np.int16)
         if (levels == levels[starts][blocks]).all():
-            found[:, order] = random.permuted(np.tile(levels[starts], (count, 1)), axis=1)[:, blocks]
-            return found
+            draws[:, order] = random.permuted(np.tile(levels[starts], (count, 1)), axis=1)[:, blocks]
+            return draws
         for first in range(0, count, rows := max(1, ENTRIES // len(levels))):
-            drawn = found[first : first + rows]
-            within = np.argsort(blocks + random.random(drawn.shape), axis=1) - starts[blocks]
-            whole = starts[_same_size_exchanges(sizes, len(drawn), random)][:, blocks]
-            drawn[:, order] = levels[whole + within]
-        return found
+            part = draws[first : first + rows]
+            within = np.argsort(blocks + random.random(part.shape), axis=1) - starts[blocks]
+            whole = starts[_same_size_exchanges(sizes, len(part), random)][:, blocks]
+            part[:, order] = levels[whole + within]
+        return draws
 
     def totals(self, values: Float[np.ndarray, "text neuron"]) -> Float[np.ndarray, "other unit neuron"]:
         """Sum values over the texts of each unit and level of the other factor: they never part."""
-        return (self._belongs @ values).reshape(self.shape[1], len(self.levels), -1)
+        return rearrange(self._belongs @ values, "(other unit) neuron -> other unit neuron", other=self.shape[1])
 
     @cached_property
     def counts(self) -> Float[np.ndarray, "other unit"]:
-        """How many texts each unit has at each level of the other factor."""
-        return np.asarray(self._belongs.sum(1)).reshape(self.shape[1], -1)
+        """Number of texts that each unit has at each level of the other factor."""
+        return rearrange(np.asarray(self._belongs.sum(1)), "(other unit) -> other unit", other=self.shape[1])
 
     @cached_property
     def _belongs(self) -> sparse.csr_array:
@@ -143,13 +144,15 @@ def cell_sums(
     """Sum units by the levels they drew.
 
     Args:
-        totals: Of ``Design.totals``.
-        levels: Of ``Design.draws``.
-        count: How many levels there are.
+        totals: What ``Design.totals`` gives.
+        levels: What ``Design.draws`` gives.
+        count: Number of levels.
     """
-    chosen = (levels[:, None, :] == np.arange(count)[:, None]).astype(float).reshape(-1, levels.shape[1])
-    sums = np.stack([chosen @ other for other in totals], axis=1)
-    return sums.reshape(len(levels), count, *sums.shape[1:])
+    belongs = rearrange(
+        (levels[:, None] == np.arange(count)[:, None]).astype(float), "draw level unit -> (draw level) unit"
+    )
+    sums = np.stack([belongs @ other for other in totals], axis=1)
+    return rearrange(sums, "(draw level) other neuron -> draw level other neuron", level=count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +168,7 @@ class ExchangeTest:
         design: The factor.
         permutations: Exchanges of every neuron.
         finest: Exchanges of those that need more.
-        seed: Of the exchanges.
+        seed: Seed of the exchanges.
     """
 
     design: Design
@@ -177,7 +180,7 @@ class ExchangeTest:
         """Test some neurons.
 
         Args:
-            values: One row a text.
+            values: One row per text.
         """
         centred = values - values.mean(0)
         totals, ties = self.design.totals(centred), TIE * np.square(centred).sum(0)
@@ -205,7 +208,7 @@ class ExchangeTest:
 
     @cached_property
     def _times_null(self) -> float:
-        """How often the mean of its null a sum of squares must be, to be found with 80 % power by one 5 % test.
+        """How many times the mean of its null a sum of squares must be, for 80 % power in one 5 % test.
 
         Under the null it is about a chi-square times its mean / degrees of freedom, whose noncentrality an effect
         raises. The exchanges' own mean knows how much translations and clusters count.
@@ -229,26 +232,26 @@ def _squares(
     """Sums of squares of the factor given the other one, and of the interaction, for every draw of levels."""
     count, others = design.shape
     cells, neurons = count * others, totals.shape[2]
-    found = np.empty((2, len(levels), neurons))
+    squares = np.empty((2, len(levels), neurons))
     for first in range(0, len(levels), rows := max(1, ENTRIES // (count * levels.shape[1] + cells * neurons))):
-        drawn = levels[first : first + rows]
-        counts = cell_sums(design.counts[..., None], drawn, count)[..., 0]
+        part = levels[first : first + rows]
+        counts = cell_sums(design.counts[..., None], part, count)[..., 0]
         forms = quadratic_forms(counts[:1] if (counts == counts[0]).all() else counts)
-        sums = cell_sums(totals, drawn, count).reshape(len(drawn), cells, neurons)
+        sums = rearrange(cell_sums(totals, part, count), "draw level other neuron -> draw (level other) neuron")
         for place, name in enumerate(("language", "interaction")):
-            found[place, first : first + rows] = np.einsum("dcn,dcn->dn", forms[name] @ sums, sums)
-    return found
+            squares[place, first : first + rows] = np.einsum("dcn,dcn->dn", forms[name] @ sums, sums)
+    return squares
 
 
 def _same_size_exchanges(
     sizes: Int[np.ndarray, " block"], count: int, random: np.random.Generator
 ) -> Int[np.ndarray, "draw block"]:
     """From which block each block takes its levels: one of its own size."""
-    found = np.tile(np.arange(len(sizes)), (count, 1))
+    sources = np.tile(np.arange(len(sizes)), (count, 1))
     for size in np.unique(sizes):
         same = np.flatnonzero(sizes == size)
-        found[:, same] = random.permuted(np.tile(same, (count, 1)), axis=1)
-    return found
+        sources[:, same] = random.permuted(np.tile(same, (count, 1)), axis=1)
+    return sources
 
 
 BINS = 8
@@ -264,8 +267,8 @@ def bits(design: Design, values: Float[np.ndarray, "text neuron"], seed: int = 0
 
     Args:
         design: The factor.
-        values: One row a text.
-        seed: Of the exchanges.
+        values: One row per text.
+        seed: Seed of the exchanges.
 
     Returns:
         Bits.
@@ -273,12 +276,12 @@ def bits(design: Design, values: Float[np.ndarray, "text neuron"], seed: int = 0
     levels = np.concatenate([design.levels[None].astype(np.int16), design.draws(SHUFFLES, seed)])
     ranks, sizes = _ranks(design, values)
     bins = np.minimum((ranks - 0.5) * BINS // sizes[design.others, None], BINS - 1)
-    inside = (bins[..., None] == np.arange(BINS)).astype(float).reshape(len(bins), -1)
+    inside = rearrange((bins[..., None] == np.arange(BINS)).astype(float), "text neuron bin -> text (neuron bin)")
     counts = cell_sums(design.totals(inside), levels, design.shape[0])
-    joint = counts.reshape(*counts.shape[:3], -1, BINS) / len(values)  # draw, level, other, neuron, bin
+    joint = rearrange(counts, "draw level other (neuron bin) -> draw level other neuron bin", bin=BINS) / len(values)
     expected = joint.sum(1, keepdims=True) * joint.sum(4, keepdims=True) / joint.sum((1, 4), keepdims=True)
     surprise = np.log2(np.divide(joint, expected, where=joint > 0, out=np.ones_like(joint)))
-    information = (joint * surprise).sum((1, 2, 4))
+    information = reduce(joint * surprise, "draw level other neuron bin -> draw neuron", "sum")
     return information[0] - information[1:].mean(0)
 
 
@@ -290,7 +293,7 @@ def auroc(design: Design, values: Float[np.ndarray, "text neuron"]) -> Float[np.
 
     Args:
         design: The factor.
-        values: One row a text.
+        values: One row per text.
 
     Returns:
         From 0 to 1; 0.5 tells nothing, NaN where no text of another level is to be told from.

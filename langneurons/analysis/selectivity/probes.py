@@ -26,8 +26,8 @@ class Probes:
     classes (F) in the training texts alone.
 
     Args:
-        design: What is predicted: language or task label.
-        seed: Of the division into three parts, each tested by what the other two fitted; a cluster is in one of them.
+        design: Design of what is predicted: language or task label.
+        seed: Seed of the division into three parts, each tested by what the other two fitted; a cluster is in one part.
 
     Attributes:
         chance: The accuracy of a probe that knows nothing.
@@ -41,11 +41,11 @@ class Probes:
         self._design = design
         self.chance = 1 / design.shape[0]
         classes, clusters = design.observed, design.blocks[design.units]
-        least = min(len(np.unique(clusters[classes == one])) for one in np.unique(classes))
+        least = min(len(np.unique(clusters[classes == level])) for level in np.unique(classes))
         if least < 2:
             raise TaskError(
                 f"A probe needs every class of {design.factor} in two clusters, one has {least}: give more clusters, "
-                "or probe_sizes=() to leave probes away."
+                "or probe_sizes=() to leave probes out."
             )
         for attempt in range(ATTEMPTS):
             splits = StratifiedGroupKFold(min(FOLDS, least), shuffle=True, random_state=seed + attempt)
@@ -54,15 +54,15 @@ class Probes:
                 return
         raise TaskError(
             f"The {len(np.unique(clusters))} clusters cannot be divided so that every class of {design.factor} is "
-            "there to be fitted: give more clusters, or probe_sizes=() to leave probes away."
+            "there to be fitted: give more clusters, or probe_sizes=() to leave probes out."
         )
 
     def accuracy(self, values: Float[np.ndarray, "text neuron"], sizes: Sequence[int]) -> dict[int, float]:
         """Fit and test probes of several sizes.
 
         Args:
-            values: One row a text, one column a neuron of the set.
-            sizes: How many neurons a probe reads.
+            values: One row per text, one column per neuron of the set.
+            sizes: Numbers of neurons that probes read.
 
         Returns:
             Size -> balanced accuracy (the mean over classes of the share found) on the texts left out; sizes beyond the
@@ -80,7 +80,7 @@ class Probes:
                 predicted[size][test] = probe.fit(prepared[train][:, best], classes[train]).predict(
                     prepared[test][:, best]
                 )
-        return {size: float(balanced_accuracy_score(classes, found)) for size, found in predicted.items()}
+        return {size: float(balanced_accuracy_score(classes, guesses)) for size, guesses in predicted.items()}
 
     def _prepared(
         self, values: Float[np.ndarray, "text neuron"], train: Int[np.ndarray, " train"]

@@ -1,4 +1,4 @@
-"""What ``ln.polysemanticity`` found: tables of neurons, sets and probes, and the decomposition of every neuron."""
+"""Polysemanticity: tables of neurons, sets and probes, and the decomposition of every neuron."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,40 +7,40 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Int
 from scipy import stats
 
-from langneurons import storage
 from langneurons.analysis.selectivity.decomposition import Decomposition
 from langneurons.effects.estimation import benjamini_hochberg, holm
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.resampling import POWER, SIGNIFICANCE
 from langneurons.errors import LanguageError, unknown
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import P_VALUE, Column, Table
+from langneurons.storage.result import Result
 
-SCHEMA = "langneurons/polysemanticity/1"
 SHOWN = ["language", "layer", "neuron", "language_share", "task_share", "interaction_share"]
 SHOWN += ["language_p_adjusted", "task_p_adjusted", "task_detectable", "task_bits", "verdict"]
-TABLES = ("rows", "sets", "probes", "auroc")
+CONTROLS = ["control_mean", "control_low", "control_high", "p_adjusted", "detectable", "verdict"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Polysemanticity:
+class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "probes", "auroc")):
     """What neurons carry.
 
     Attributes:
-        rows: One row a label (column language) and neuron of the set. Of the variance over texts, language_share,
+        rows: One row per label (column language) and neuron of the set. Of the variance over texts, language_share,
             task_share and interaction_share are what language, label and their interaction explain (type II);
             language_first_share and task_first_share what language and label explain entered first, which differs where
             cells are unbalanced; and partial shares, of what the other sources leave. Then p-values, excess, detectable
             and bits, as ``neuron_evidence`` says; and p-values adjusted within the label's neurons, and verdict
             (language, task, both, neither), as ``judged`` says.
-        sets: One row a label and what is carried (language, task, both): how many of its neurons do, beside matched
+        sets: One row per label and what is carried (language, task, both): how many of its neurons do, beside matched
             controls: difference, p (Holm over the table), and the difference that would be found with 80 % power.
-        probes: One row a label, factor predicted and number of neurons: balanced accuracy on items left out, chance,
+        probes: One row per label, factor predicted and number of neurons: balanced accuracy on items left out, chance,
             and the same beside matched controls; empty without probes.
-        auroc: One row a label, neuron, factor and level: how well the neuron tells the level from the others.
-        decomposition: Of every neuron of the model.
+        auroc: One row per label, neuron, factor and level: how well the neuron tells the level from the others.
+        decomposition: The decomposition of every neuron of the model.
         settings: How it was measured: task, items, clusters, position, draws, ...
     """
 
@@ -56,12 +56,12 @@ class Polysemanticity:
         """The labels of the neuron set."""
         return tuple(dict.fromkeys(self.rows["language"]))
 
-    def table(self, language: str | None = None, top: int | None = 20) -> pd.DataFrame:
+    def table(self, language: str | None = None, top: int | None = 20) -> Table:
         """The neurons that carry most of the task, in few columns.
 
         Args:
-            language: Of this label only.
-            top: How many; None is all.
+            language: Label of the neurons; by default every label.
+            top: Number of neurons; None is all.
 
         Raises:
             LanguageError: If there is no such label.
@@ -71,75 +71,71 @@ class Polysemanticity:
         rows = self.rows if language is None else self.rows.loc[self.rows["language"] == language]
         carried = rows["task_excess"] + rows["interaction_excess"]
         ordered = rows.iloc[np.argsort(-carried.to_numpy(), kind="stable")]
-        return ordered.reindex(columns=SHOWN).head(len(rows) if top is None else top).reset_index(drop=True)
+        columns = {name: Column(unit="%", scale=100) for name in SHOWN if name.endswith(("_share", "_detectable"))}
+        columns |= {f"{factor}_p_adjusted": Column(f"{factor} p (BH)", digits=2) for factor in ("language", "task")}
+        frame = ordered.reindex(columns=SHOWN).head(len(rows) if top is None else top).reset_index(drop=True)
+        return Table(frame, columns, caption=f"Shares of a neuron's variance over texts. {self._limits()}")
+
+    def sets_table(self) -> Table:
+        """The table of how many neurons of each set carry what, beside matched controls."""
+        about = self.settings
+        names = ["language", "carries", "neurons", "count", "share", *(CONTROLS if about["controls"] else ())]
+        columns = {
+            "share": Column(unit="%", scale=100),
+            "control_mean": Column("controls", "%", 100, bounds=("control_low", "control_high")),
+            "p_adjusted": Column("p (Holm)", digits=P_VALUE.digits),
+            "detectable": Column(unit="points", scale=100),
+        }
+        cut = f", {about['cut']:,} texts cut" if about["cut"] else ""
+        title = (
+            f"What neurons at {about['site']} carry of language and {about['task']} ({about['items']:,} items in "
+            f"{about['clusters']:,} clusters, {len(self.decomposition.languages)} languages{cut}; FDR 5 % within a "
+            f"set, at least {100 * about['least_share']:.2g} % of the variance)"
+        )
+        return Table(self.sets.loc[:, names], columns, title, self._limits())
+
+    def probes_table(self) -> Table:
+        """The table of what few neurons of a set predict on items left out, beside matched controls."""
+        names = ["language", "predicts", "k", "accuracy", "chance", *(CONTROLS if self.settings["controls"] else ())]
+        columns = {name: Column(unit="%", scale=100) for name in ("accuracy", "chance")}
+        columns["control_mean"] = Column("controls", "%", 100, bounds=("control_low", "control_high"))
+        columns |= {"p_adjusted": Column("p (Holm)", digits=2), "detectable": Column(unit="points", scale=100)}
+        return Table(self.probes.reindex(columns=names), columns, "Probes on items left out")
 
     def __repr__(self) -> str:
-        about = self.settings
-        read = (
-            f"{about['items']:,} items in {about['clusters']:,} clusters, {len(self.decomposition.languages)} languages"
-        )
-        columns = ["language", "carries", "neurons", "count", "share"]
-        if about["controls"]:
-            columns += ["control_mean", "control_low", "control_high", "p_adjusted", "detectable", "verdict"]
-        read += f", {about['cut']:,} texts cut" if about["cut"] else ""
-        return (
-            f"What neurons at {about['site']} carry of language and {about['task']} ({read}; FDR 5 % within a set, at "
-            f"least {about['least_share']:.2g} of the variance)\n{self.sets[columns].round(3).to_string(index=False)}\n"
-            f"{self._limits()}"
-        )
+        return str(self.sets_table())
+
+    def _repr_html_(self) -> str:
+        return self.sets_table()._repr_html_()
 
     def _limits(self) -> str:
         """What could not have been found: too small an effect, or too few neurons for the number of exchanges."""
-        found = float(np.median(self.rows["task_detectable"].to_numpy(float)))
-        said = (
-            f"To be found with 80 % power, a label must explain {found:.2g} of what language leaves (median neuron)."
-            if np.isfinite(found)
+        share = float(np.median(self.rows["task_detectable"].to_numpy(float)))
+        limits = (
+            f"To be found with 80 % power, a label must explain {100 * share:.2g} % of what language leaves (median "
+            "neuron)."
+            if np.isfinite(share)
             else "With so few clusters no effect of a label is found with 80 % power (median neuron)."
         )
         largest = max(map(len, self.rows.groupby("language").groups.values()))
         least = np.ceil(TESTS_A_TASK * largest / (SIGNIFICANCE * (1 + self.settings["finest"])))
         if least > 1:
-            said += (
+            limits += (
                 f"\nWith {self.settings['finest']:,} exchanges, fewer than {least:.0f} of {largest:,} neurons that "
                 "carry the task cannot be found: raise permutations."
             )
-        return said
+        return limits
 
-    def save(self, folder: str | Path) -> Path:
-        """Write everything into a folder: parquet, safetensors and JSON.
-
-        Returns:
-            The folder.
-        """
-        folder, whole = Path(folder), self.decomposition
-        tensors = {name: torch.from_numpy(values) for name, values in whole.squares.items()}
-        about = {
-            "languages": list(whole.languages),
-            "labels": list(whole.labels),
-            "counts": whole.counts.tolist(),
-            "checksum": storage.write_tensors(folder / "decomposition.safetensors", tensors),
-        }
-        settings = {**self.settings, "decomposition": about}
-        tables = {name: getattr(self, name) for name in TABLES}
-        return storage.write_result(folder / "polysemanticity.json", SCHEMA, settings, tables)
+    def _write(self, folder: Path) -> JsonObject:
+        content = super()._write(folder)
+        return {**content, "settings": {**self.settings, "decomposition": self.decomposition._write(folder)}}
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Polysemanticity":
-        """Read what ``save`` wrote.
-
-        Raises:
-            StorageError: If a file is missing.
-            CorruptArtefactError: If one is truncated or changed.
-        """
-        folder = Path(folder)
-        settings, tables = storage.read_result(folder / "polysemanticity.json", SCHEMA, TABLES)
-        with storage.understood(folder / "polysemanticity.json"):
-            about = settings.pop("decomposition")
-            tensors = storage.read_tensors(folder / "decomposition.safetensors", about["checksum"])
-            squares = {name: tensor.numpy() for name, tensor in tensors.items()}
-            levels = tuple(about["languages"]), tuple(about["labels"])
-            whole = Decomposition(*levels, np.array(about["counts"], np.int64), settings["site"], squares)
-            return cls(decomposition=whole, settings=settings, **{name: tables[name] for name in TABLES})
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        fields = super()._read(folder, content)
+        settings = fields["settings"]
+        parts = {"site": settings["site"], **settings.pop("decomposition")}
+        return {**fields, "decomposition": Decomposition(**Decomposition._read(folder, parts))}
 
 
 TESTS_A_TASK = 2  # of the label, and of its interaction with language
@@ -156,7 +152,7 @@ def judged(neurons: pd.DataFrame, least_share: float) -> pd.DataFrame:
 
     Args:
         neurons: Columns p and excess of language, task and interaction, as ``neuron_evidence`` gives them.
-        least_share: Below it a share is of no interest.
+        least_share: Share below which an effect is of no interest.
 
     Returns:
         The neurons with language_p_adjusted, task_p_adjusted and verdict.
@@ -177,23 +173,23 @@ def counted(own: Mapping[str, pd.DataFrame], controls: Sequence[Mapping[str, pd.
 
     Args:
         own: Set -> its neurons, judged.
-        controls: The same of every control draw, each judged as a family of its own.
+        controls: Such sets of every control draw, each judged as a family of its own.
 
     Returns:
-        A row a set and what is carried (language, task, both): neurons, count, share, and ``beside_controls``.
+        A row per set and what is carried (language, task, both): neurons, count, share, and ``beside_controls``.
     """
-    rows, drawn, least = [], [], []
+    rows, control_shares, least = [], [], []
     for label, neurons in own.items():
         for carries, verdicts in COUNTED.items():
             count, size = int(np.isin(neurons["verdict"].to_numpy(), verdicts).sum()), len(neurons)
             shares = [float(np.isin(draw[label]["verdict"].to_numpy(), verdicts).mean()) for draw in controls]
             rows.append((label, carries, size, count, count / size))
-            drawn.append(shares)
+            control_shares.append(shares)
             # Where no control has any, another draw of them still might: one more, and one less, among all.
             expected = (sum(shares) * size + 1) / (len(shares) * size + 2)
             least.append(float(np.sqrt(expected * (1 - expected) / size)))
     table = pd.DataFrame(rows, columns=["language", "carries", "neurons", "count", "share"])
-    return beside_controls(table, "share", drawn, least)
+    return beside_controls(table, "share", control_shares, least)
 
 
 def beside_controls(
@@ -202,10 +198,10 @@ def beside_controls(
     """Add to each row where its value lies among its controls, as one family.
 
     Args:
-        table: A row a value.
-        value: The column compared.
-        controls: Of each row: the same of every control draw.
-        least_sd: Of each row: the least standard deviation that draws must be granted.
+        table: A row per value.
+        value: The column to compare.
+        controls: The same value of every control draw, for each row.
+        least_sd: The least standard deviation that draws must be granted, for each row.
 
     Returns:
         The table with ``placement_columns``, whose interval knows ``least_sd`` too; difference (from the controls'
@@ -229,13 +225,13 @@ def beside_controls(
 
 
 def families(
-    sets: Mapping[str, Int[np.ndarray, " n"]], known: pd.DataFrame, least_share: float
+    sets: Mapping[str, Int[np.ndarray, " n"]], evidence: pd.DataFrame, least_share: float
 ) -> dict[str, pd.DataFrame]:
     """Judge the neurons of each set as a family.
 
     Args:
         sets: Label -> flat indices.
-        known: What is known of each neuron, indexed by flat index.
-        least_share: As for ``judged``.
+        evidence: A row per neuron as ``judged`` takes it, indexed by flat index.
+        least_share: Share below which an effect is of no interest.
     """
-    return {label: judged(known.loc[flat], least_share) for label, flat in sets.items()}
+    return {label: judged(evidence.loc[flat], least_share) for label, flat in sets.items()}

@@ -22,11 +22,11 @@ class LabelledTexts:
     """Texts in several languages, each with a label that is not its language.
 
     Args:
-        items: Language -> one row a text: item (its translations have the same), cluster (items that are not
+        items: Language -> one row per text: item (its translations have the same), cluster (items that are not
             independent of each other, such as those about one premise), text (or a pair of texts, read one after the
             other with a separator between them), and label. An item's label and cluster are the same in every language;
             it need not be in all of them.
-        name: What the labels are of.
+        name: Name of what is labelled.
 
     Raises:
         TaskError: If a column, text, label or cluster is missing, an item occurs twice in a language or has another
@@ -80,10 +80,10 @@ class LabelledTexts:
         if {"premise", "hypothesis"} <= set(first.columns):
             tables = {language: _with_pairs(table, "premise", "hypothesis") for language, table in tables.items()}
         elif {"context", "question", "answers"} <= set(first.columns):
-            found = first.assign(label=_answer_thirds(first), cluster=pd.factorize(first["context"])[0])
-            known = found.set_index("item")[["label", "cluster"]]
+            labelled = first.assign(label=_answer_thirds(first), cluster=pd.factorize(first["context"])[0])
+            labelled = labelled.set_index("item")[["label", "cluster"]]
             tables = {
-                language: _with_pairs(table.drop(columns="cluster").join(known, on="item"), "context", "question")
+                language: _with_pairs(table.drop(columns="cluster").join(labelled, on="item"), "context", "question")
                 for language, table in tables.items()
             }
         return cls(tables, getattr(task, "name", "texts"))
@@ -92,17 +92,18 @@ class LabelledTexts:
     def parallel(
         cls,
         texts: Mapping[str, Sequence[Text]],
-        labels: Sequence[Any],
-        clusters: Sequence[Any] | None = None,
+        labels: Sequence[Hashable],
+        clusters: Sequence[Hashable] | None = None,
         name: str = "texts",
     ) -> "LabelledTexts":
         """Label translations of the same texts.
 
         Args:
             texts: Language -> texts, in the same order in every language.
-            labels: One a text.
-            clusters: Which texts are not independent of each other, one value a text; None: each is its own cluster.
-            name: What the labels are of.
+            labels: One label per text.
+            clusters: Texts that are not independent of each other have the same value, one per text; by default each is
+                its own cluster.
+            name: Name of what is labelled.
 
         Raises:
             TaskError: If there are not as many labels or clusters as texts, or they are malformed.
@@ -112,17 +113,17 @@ class LabelledTexts:
             ('0', '1')
         """
         grouped = range(len(labels)) if clusters is None else clusters
-        for language, given in texts.items():
+        for language, table in texts.items():
             for what, values in (("labels", labels), ("clusters", grouped)):
-                if len(values) != len(given):
+                if len(values) != len(table):
                     raise TaskError(
-                        f"There are {len(values)} {what} for the {len(given)} texts of {language!r}: give one a text."
+                        f"There are {len(values)} {what} for the {len(table)} texts of {language!r}: give one per text."
                     )
         tables = {
             language: pd.DataFrame(
-                {"item": range(len(given)), "cluster": list(grouped), "text": list(given), "label": list(labels)}
+                {"item": range(len(table)), "cluster": list(grouped), "text": list(table), "label": list(labels)}
             )
-            for language, given in texts.items()
+            for language, table in texts.items()
         }
         return cls(tables, name)
 
@@ -159,18 +160,18 @@ class LabelledTexts:
             LanguageError: If a language is not there.
             TaskError: If a label does not occur in two clusters of what is left.
         """
-        chosen = self.languages if languages is None else distinct(languages)
-        for language in chosen:
+        languages = self.languages if languages is None else distinct(languages)
+        for language in languages:
             if language not in self.items:
                 raise LanguageError(unknown("language", language, self.languages))
-        return replace(self, items={language: self.items[language] for language in chosen})
+        return replace(self, items={language: self.items[language] for language in languages})
 
     def take(self, items: int, seed: int = 0) -> "LabelledTexts":
         """Draw whole clusters at random, the same in every language, until there are as many items as wanted.
 
         Args:
-            items: How many, at least; all where there are fewer.
-            seed: Another seed draws others.
+            items: Least number of items; all where there are fewer.
+            seed: Seed of the draw.
 
         Raises:
             TaskError: If ``items`` is below 1, or a label does not occur in two of the clusters drawn.
@@ -180,9 +181,9 @@ class LabelledTexts:
         sizes = self.known["cluster"].value_counts(sort=False)
         order = np.random.default_rng(seed).permutation(len(sizes))
         needed = int(np.searchsorted(sizes.to_numpy()[order].cumsum(), items)) + 1
-        drawn = sizes.index[order[:needed]].tolist()
-        kept = {language: table[table["cluster"].isin(drawn)] for language, table in self.items.items()}
-        return replace(self, items={language: table.reset_index(drop=True) for language, table in kept.items()})
+        clusters = sizes.index[order[:needed]].tolist()
+        tables = {language: table[table["cluster"].isin(clusters)] for language, table in self.items.items()}
+        return replace(self, items={language: table.reset_index(drop=True) for language, table in tables.items()})
 
     @property
     def _rows(self) -> pd.DataFrame:
@@ -210,7 +211,7 @@ def _check_table(language: str, table: pd.DataFrame) -> None:
         if missing := int(table[column].isna().to_numpy().sum()):
             raise TaskError(f"{missing} of the {len(table)} texts of {language!r} have no {column}.")
     for column in ("item", "label", "cluster"):
-        if odd := [one for one in table[column] if not isinstance(one, Hashable)]:
+        if odd := [value for value in table[column] if not isinstance(value, Hashable)]:
             raise TaskError(f"In {language!r} the column {column!r} holds {odd[0]!r:.60}, which is no name or number.")
     for item in table["item"][table["item"].duplicated()]:
         raise TaskError(f"The item {item!r} stands twice among the texts of {language!r}; items must be distinct.")

@@ -9,6 +9,8 @@ import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,9 @@ from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsErro
 from langneurons.identification.selection import Method
 from langneurons.recording.accumulation import FOLDS
 from langneurons.recording.statistics import ActivationStats
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import Column, Table
+from langneurons.storage.result import Result
 
 ONE_SIDED = 0.9  # share of the choice on one side of the median score, from which on the other side is an accident
 EVERY = "overall"  # stands in tables for all languages together
@@ -31,12 +36,12 @@ class Selection:
     """The neurons a method chose under one label, and the scores it chose by.
 
     Attributes:
-        scores: Of every neuron, flat (layer x width + neuron).
-        chosen: Flat indices of the chosen ones, increasing.
+        scores: Scores of every neuron, flat (layer x width + neuron).
+        neurons: Flat indices of the neurons that were chosen, increasing.
     """
 
     scores: Float[np.ndarray, " neuron"]
-    chosen: Int[np.ndarray, " chosen"]
+    neurons: Int[np.ndarray, " chosen"]
 
 
 def selections(method: Method, stats: ActivationStats) -> dict[str, Selection]:
@@ -49,12 +54,12 @@ def selections(method: Method, stats: ActivationStats) -> dict[str, Selection]:
 
 
 def deciding(method: Method, stats: ActivationStats) -> dict[str, Selection]:
-    """The selections by which the method decides: one a language, or one in all where its score knows no language."""
-    found, knows_languages = _selected(method, stats)
+    """The selections by which the method decides: one per language, or one in all where its score knows no language."""
+    by_language, knows_languages = _selected(method, stats)
     if knows_languages:
-        return found
-    members = [one.chosen for one in found.values()]
-    return {EVERY: Selection(next(iter(found.values())).scores, np.unique(np.concatenate(members)))}
+        return by_language
+    members = [selection.neurons for selection in by_language.values()]
+    return {EVERY: Selection(next(iter(by_language.values())).scores, np.unique(np.concatenate(members)))}
 
 
 def _selected(method: Method, stats: ActivationStats) -> tuple[dict[str, Selection], bool]:
@@ -63,11 +68,11 @@ def _selected(method: Method, stats: ActivationStats) -> tuple[dict[str, Selecti
         warnings.simplefilter("ignore", LangNeuronsWarning)
         scores, neurons = method.scores(stats), method.identify(stats)
     empty = np.empty(0, np.int64)
-    found = {
+    by_language = {
         language: Selection(scores[language].double().flatten().numpy(), neurons.members.get(language, empty))
         for language in stats.languages
     }
-    return found, scores.languages is not None
+    return by_language, scores.languages is not None
 
 
 def high_ones(selection: Selection) -> Bool[np.ndarray, " chosen"]:
@@ -75,7 +80,7 @@ def high_ones(selection: Selection) -> Bool[np.ndarray, " chosen"]:
 
     Where less than a tenth of the choice lies on one side of the median, that is an accident.
     """
-    upper = selection.scores[selection.chosen] > np.median(selection.scores)
+    upper = selection.scores[selection.neurons] > np.median(selection.scores)
     if not len(upper):
         return upper
     if upper.mean() >= ONE_SIDED:
@@ -98,34 +103,47 @@ Pairs = Mapping[str, tuple[Selection, Selection]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SplitHalf:
+class SplitHalf(Result, kind="split-half", tables=("rows",)):
     """How well a method agrees with itself on two halves of the text.
 
     Attributes:
         method: The method and its options.
-        table: One row a language and a last one, "overall", their mean. ``spearman``: rank correlation of the scores of
-            all neurons; ``spearman_chosen``: of the neurons chosen in either half, which is about -0.5 for noise,
+        rows: One row per language and a last one, "overall", their mean. ``spearman``: rank correlation of the scores
+            of all neurons; ``spearman_chosen``: of the neurons chosen in either half, which is about -0.5 for noise,
             because a neuron is among them for being extreme in one half; ``jaccard``: chosen in both / chosen in
             either; each with ``_low`` and ``_high``. ``jaccard_chance``: what two random sets of these sizes share.
-            ``chosen_first``, ``chosen_second``: how many were chosen. Means over splits; NaN where nothing varies.
+            ``chosen_first``, ``chosen_second``: how many were chosen. Means over splits; missing where nothing varies.
         interval: What the intervals are.
-        level: Of the intervals.
+        level: Level of the intervals.
     """
 
     method: str
-    table: pd.DataFrame
+    rows: pd.DataFrame
     interval: str
     level: float
 
     @property
     def overall(self) -> dict[str, float]:
         """The mean over languages of every figure."""
-        row = self.table.set_index("language").loc[EVERY]
+        row = self.rows.set_index("language").loc[EVERY]
         return {str(name): float(value) for name, value in row.items()}
 
-    def __repr__(self) -> str:
-        text = self.table.round(3).to_string(index=False)
-        return f"Split-half reliability of {self.method}\n{text}\n{self.level:.0%} intervals: {self.interval}"
+    def table(self) -> Table:
+        """One line per language: every figure with its interval."""
+        columns = {name: Column(bounds=(f"{name}_low", f"{name}_high")) for name in FIGURES}
+        columns["jaccard_chance"] = Column("jaccard by chance")
+        title, caption = f"Split-half reliability of {self.method}", f"{self.level:.0%} intervals: {self.interval}"
+        return Table(self.rows, columns, title, caption)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method and what the intervals are."""
+        return {"method": self.method, "interval": self.interval, "level": self.level}
+
+    @classmethod
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        fields = super()._read(folder, content)
+        return {**fields.pop("settings"), **fields}
 
 
 def split_half(
@@ -148,12 +166,12 @@ def split_half(
         method: Any method.
         stats: A recording, whose folds know counts above zero and sums only; or, as methods that need histograms
             require, two recordings: of two halves of the documents, or of two sources.
-        splits: How many random halvings of one recording; not used for two.
-        seed: Of the halvings, or of the bootstrap.
-        level: Of the intervals, between 0 and 1.
+        splits: Number of random halvings of one recording; not used for two.
+        seed: Seed of the halvings, or of the bootstrap.
+        level: Level of the intervals, between 0 and 1.
 
     Returns:
-        The figures, a language and overall.
+        The figures, per language and overall.
 
     Raises:
         StatisticsError: If the method needs more than the folds hold, documents are too few, or an option is out of
@@ -186,11 +204,11 @@ def rerun(method: Method, stats: ActivationStats, parallel: ActivationStats, see
     Args:
         method: Any method.
         stats: Statistics of all text.
-        parallel: Of the parallel text, with the same model.
-        seed: Of the bootstrap.
+        parallel: Statistics of the parallel text, with the same model.
+        seed: Seed of the bootstrap.
 
     Returns:
-        As ``split_half`` of two recordings.
+        What ``split_half`` gives for two recordings.
 
     Raises:
         LanguageError: If the two recordings hold different languages.
@@ -208,7 +226,7 @@ def chance_jaccard(first: int, second: int, neurons: int) -> float:
     Args:
         first: Size of one set.
         second: Size of the other.
-        neurons: How many there are to choose from.
+        neurons: Number of neurons to choose from.
 
     Example:
         >>> round(chance_jaccard(100, 100, 10_000), 4), chance_jaccard(0, 0, 10)
@@ -247,8 +265,8 @@ def _check_filled(half: ActivationStats) -> None:
 
 
 def _pairs(method: Method, first: ActivationStats, second: ActivationStats) -> Pairs:
-    one, other = selections(method, first), selections(method, second)
-    return {language: (one[language], other[language]) for language in one}
+    left, right = selections(method, first), selections(method, second)
+    return {language: (left[language], right[language]) for language in left}
 
 
 def _figures(pairs: Pairs) -> Float[np.ndarray, "language figure"]:
@@ -261,19 +279,19 @@ def _bootstrap(pairs: Pairs, generator: np.random.Generator) -> Float[np.ndarray
     draws = np.empty((RESAMPLES, len(compared), len(FIGURES)))
     for draw in draws:
         counts = np.bincount(generator.integers(0, neurons, neurons), minlength=neurons).astype(float)
-        draw[:] = [one.figures(counts) for one in compared]
+        draw[:] = [pair.figures(counts) for pair in compared]
     return draws
 
 
 @dataclass(frozen=True, eq=False)
 class _Compared:
-    """Two selections, ranked: what every figure is computed from, with a weight a neuron or without.
+    """Two selections, ranked: what every figure is computed from, with a weight per neuron or without.
 
     Attributes:
-        ranks: Of every neuron in both halves, centred.
+        ranks: Ranks of every neuron in both halves, centred.
         either: Flat indices of the neurons chosen in either half.
         ranks_of_either: Their ranks among themselves, centred.
-        in_both: Which of them were chosen in both.
+        in_both: Whether each of them was chosen in both, 1 or 0.
     """
 
     ranks: Float[np.ndarray, "neuron half"]
@@ -283,8 +301,8 @@ class _Compared:
 
     @classmethod
     def of(cls, first: Selection, second: Selection) -> "_Compared":
-        either = np.union1d(first.chosen, second.chosen)
-        both = np.isin(either, np.intersect1d(first.chosen, second.chosen))
+        either = np.union1d(first.neurons, second.neurons)
+        both = np.isin(either, np.intersect1d(first.neurons, second.neurons))
         scores = np.stack([first.scores, second.scores], axis=1)
         return cls(_ranks(scores), either, _ranks(scores[either]), both.astype(float))
 
@@ -330,7 +348,7 @@ def _table(several: list[Pairs], draws: Float[np.ndarray, "draw language figure"
 
 
 def _sizes(language: str, pairs: list[tuple[Selection, Selection]]) -> dict[str, float | str]:
-    sizes = [(len(first.chosen), len(second.chosen)) for first, second in pairs]
+    sizes = [(len(first.neurons), len(second.neurons)) for first, second in pairs]
     neurons = len(pairs[0][0].scores)
     return {
         "language": language,
@@ -342,11 +360,10 @@ def _sizes(language: str, pairs: list[tuple[Selection, Selection]]) -> dict[str,
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     """The mean of what is a number; NaN where nothing is."""
-    known = ~np.isnan(values)
-    count = known.sum(axis)
-    return np.where(count > 0, np.where(known, values, 0).sum(axis) / np.maximum(count, 1), np.nan)
+    count = (~np.isnan(values)).sum(axis)
+    return np.where(count > 0, np.nansum(values, axis) / np.maximum(count, 1), np.nan)
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
-    known = values[~np.isnan(values)]
-    return float(np.quantile(known, share)) if len(known) else np.nan
+    values = values[~np.isnan(values)]
+    return float(np.quantile(values, share)) if len(values) else np.nan

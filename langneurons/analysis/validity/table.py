@@ -1,6 +1,6 @@
 """One table over methods: what each check says of each, and whether that passes a stated bar."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from langneurons import storage
-from langneurons.analysis.validity.regrouping import LIMIT, Nulls
+from langneurons.analysis.validity.recordings import LIMIT, Nulls
 from langneurons.analysis.validity.reliability import SplitHalf
 from langneurons.errors import StatisticsError
-
-SCHEMA = "langneurons/validity-table/1"
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import Table
+from langneurons.storage.result import Result
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Check:
     """One column of the table and what passes.
 
     Attributes:
-        column: Its name.
-        title: What stands above it.
+        column: Name of the column.
+        title: Text above the column.
         bar: The value that decides.
         least: Whether the bar is the least that passes, or the most.
     """
@@ -52,25 +53,24 @@ CHECKS = (
     Check("null_shuffled", "null: shuffled", LIMIT, least=False),
     Check("null_source", "null: source", LIMIT, least=False),
     Check("null_topic", "null: topic", LIMIT, least=False),
-    Check("share_left", "left within tokens", 0.5),
     Check("selectivity", "selectivity, points", 0.0),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known of one method; None is not measured.
+    """What was measured of one method; None was not.
 
     Attributes:
-        method: What to call it.
+        method: Name of the method.
         recall: Share of planted neurons it finds.
         fdr: Share of the neurons it names that were not planted.
-        split_half: Of two halves of the documents.
-        by_source: Of two halves of different sources.
-        parallel: Of all text against parallel text.
+        split_half: Agreement of two halves of the documents.
+        by_source: Agreement of two halves of different sources.
+        parallel: Agreement of all text with parallel text.
         nulls: What it finds in nulls.
-        conditioned: From ``condition``, of the neurons it chose.
-        selectivity: Of its perplexity matrix, in points: above 0 where patching a language's neurons hurts it most.
+        selectivity: Selectivity of its perplexity matrix, in points: above 0 where patching a language's neurons hurts
+            it most.
     """
 
     method: str
@@ -80,13 +80,12 @@ class Evidence:
     by_source: SplitHalf | None = None
     parallel: SplitHalf | None = None
     nulls: Nulls | None = None
-    conditioned: pd.DataFrame | None = None
     selectivity: float | None = None
 
     def figures(self) -> dict[str, float | str]:
         """One row of the table; NaN where nothing was measured."""
         halves, sources, parallel = (
-            {} if one is None else one.overall for one in (self.split_half, self.by_source, self.parallel)
+            {} if split is None else split.overall for split in (self.split_half, self.by_source, self.parallel)
         )
         row: dict[str, float | str] = {"method": self.method, "recall": _number(self.recall), "fdr": _number(self.fdr)}
         for name in ("spearman", "jaccard", "jaccard_low", "jaccard_high", "jaccard_chance"):
@@ -95,15 +94,15 @@ class Evidence:
             row |= {f"{prefix}_{name}": figures.get(name, np.nan) for name in ("jaccard", "jaccard_chance")}
         for null in ("shuffled", "source", "topic"):
             row[f"null_{null}"] = np.nan if self.nulls is None else self.nulls.share(null)
-        return {**row, **_left(self.conditioned), "selectivity": _number(self.selectivity)}
+        return {**row, "selectivity": _number(self.selectivity)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ValidityTable:
+class ValidityTable(Result, kind="validity-table", file="validity", tables={"rows": "validity"}):
     """Methods and checks.
 
     Attributes:
-        rows: One row a method: every figure, and ``<column>_passes`` for every check (missing where not measured).
+        rows: One row per method: every figure, and ``<column>_passes`` for every check (missing where not measured).
         checks: What passes.
     """
 
@@ -121,50 +120,44 @@ class ValidityTable:
         verdicts = self.rows[f"{column}_passes"].fillna(True).astype(bool)
         return [method for method, passes in zip(self.rows["method"], verdicts, strict=True) if not passes]
 
-    def __repr__(self) -> str:
-        return self.to_markdown()
+    def table(self) -> Table:
+        """One line per method and one column per check that was measured; what fails has an asterisk."""
+        return self._printed("{}*", "An asterisk marks what fails.")
 
     def to_markdown(self) -> str:
         """The table for a document: failed checks bold, checks that nobody measured left out, bars below it."""
+        return self._printed("**{}**", "Bold fails.").to_markdown()
+
+    def _printed(self, failing: str, said: str) -> Table:
         rows = self.rows.to_dict("records")
-        measured = [check for check in self.checks if any(not np.isnan(row[check.column]) for row in rows)]
-        lines = [["method", *(check.title for check in measured)], ["---"] * (len(measured) + 1)]
-        lines += [[row["method"], *(_cell(row, check) for check in measured)] for row in rows]
-        bars = "; ".join(map(str, measured))
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nBold fails. Bars: {bars}.\n"
+        checks = [check for check in self.checks if bool(self.rows[check.column].notna().to_numpy().any())]
+        columns = {
+            check.title: [
+                _cell(check, failing, float(row[check.column]), float(row.get(f"{check.column}_chance", np.nan)))
+                for row in rows
+            ]
+            for check in checks
+        }
+        frame = pd.DataFrame({"method": self.rows["method"].tolist(), **columns})
+        return Table(frame, caption=f"{said} Bars: {'; '.join(map(str, checks))}.")
 
-    def save(self, folder: str | Path) -> Path:
-        """Write validity.md, validity.parquet and validity.json (the bars) to a folder.
-
-        Returns:
-            The folder.
-        """
-        folder = Path(folder)
+    def _write(self, folder: Path) -> JsonObject:
         storage.write_text(folder / "validity.md", self.to_markdown())
-        checksum = storage.write_table(folder / "validity.parquet", self.rows)
-        content = {"checks": [asdict(check) for check in self.checks], "checksum": checksum}
-        storage.write_json(folder / "validity.json", SCHEMA, content)
-        return folder
+        return {**super()._write(folder), "checks": [asdict(check) for check in self.checks]}
 
     @classmethod
-    def load(cls, folder: str | Path) -> "ValidityTable":
-        """Read a saved table.
-
-        Raises:
-            StorageError: If there is none.
-        """
-        path = Path(folder) / "validity.json"
-        content = storage.read_json(path, SCHEMA)
-        rows = storage.read_table(path.with_suffix(".parquet"), content.get("checksum"))
-        with storage.understood(path):
-            return cls(rows, tuple(Check(**check) for check in content["checks"]))
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        if "checksum" in content:  # as version 0.1.0 wrote it
+            content = {**content, "settings": {}, "checksums": {"validity": content["checksum"]}}
+        rows = super()._read(folder, content)["rows"]
+        return {"rows": rows, "checks": tuple(Check(**check) for check in content["checks"])}
 
 
 def validity_table(evidence: Sequence[Evidence], checks: Sequence[Check] = CHECKS) -> ValidityTable:
     """Put what is known of several methods side by side.
 
     Args:
-        evidence: One a method.
+        evidence: What was measured of each method.
         checks: What passes.
 
     Returns:
@@ -174,35 +167,25 @@ def validity_table(evidence: Sequence[Evidence], checks: Sequence[Check] = CHECK
         StatisticsError: If there is no method, or two have one name.
 
     Example:
+        >>> from langneurons.analysis.validity import Evidence, validity_table
         >>> table = validity_table([Evidence("good", recall=1.0, fdr=0.0), Evidence("bad", recall=0.2, fdr=0.0)])
         >>> table.passing, table.failing("recall")
         (['good'], ['bad'])
     """
-    names = [one.method for one in evidence]
+    names = [method.method for method in evidence]
     if not names or len(set(names)) < len(names):
         raise StatisticsError(f"A validity table needs methods with different names, not {names}.")
-    rows = pd.DataFrame([one.figures() for one in evidence])
+    rows = pd.DataFrame([method.figures() for method in evidence])
     for check in checks:
         rows[f"{check.column}_passes"] = pd.array([check.passes(value) for value in rows[check.column]], "boolean")
     return ValidityTable(rows, tuple(checks))
 
 
-def _cell(row: Mapping[Hashable, Any], check: Check) -> str:
-    value = row[check.column]
+def _cell(check: Check, failing: str, value: float, chance: float) -> str | None:
     if np.isnan(value):
-        return "-"
-    text = f"{value:.2f}" if check.passes(value) else f"**{value:.2f}**"
-    chance = row.get(f"{check.column}_chance", np.nan)
+        return None
+    text = f"{value:.2f}" if check.passes(value) else failing.format(f"{value:.2f}")
     return text if np.isnan(chance) else f"{text} (chance {chance:.2f})"
-
-
-def _left(conditioned: pd.DataFrame | None) -> dict[str, float]:
-    """Medians over languages and neurons."""
-    columns = {"share_left": "share_left_token", "coverage": "coverage_token", "share_left_script": "share_left_script"}
-    if conditioned is None:
-        return dict.fromkeys(columns, np.nan)
-    medians = conditioned[list(columns.values())].median().to_dict()
-    return {name: float(medians[column]) for name, column in columns.items()}
 
 
 def _number(value: float | None) -> float:

@@ -1,4 +1,4 @@
-"""TransformerBridge around a Hugging Face model: the model itself, wrapped in place."""
+"""TransformerBridge around a Hugging Face model: made, run, and where its projections are."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,11 +7,21 @@ from typing import Any
 
 import torch
 import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
+from jaxtyping import Int
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from langneurons.errors import HookSiteError, ModelError, TrainingError
+from langneurons.models import internals
+from langneurons.models.checkpoints import activation_of, architecture_of
 from langneurons.models.projections import (
     ATTENTION_TARGETS,
     MLP_TARGETS,
@@ -23,8 +33,9 @@ from langneurons.models.projections import (
     runs_by_head,
     runs_in_turn,
 )
+from langneurons.models.running import GeneratedRows
 
-_ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "gelu_impl", "activation")
+_MLP_NAMES = {"up": "in", "down": "out"}
 
 
 def transformer_bridge(
@@ -35,7 +46,7 @@ def transformer_bridge(
     Args:
         hf_model: The model, on any device; its modules are wrapped in place.
         tokenizer: Its tokenizer, already prepared for TransformerLens.
-        name: What to call it; never looked up.
+        name: The model's name; it is never looked up.
 
     Returns:
         The TransformerBridge, in evaluation mode.
@@ -53,98 +64,167 @@ def transformer_bridge(
             "langneurons/local", hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype, device=hf_model.device
         )
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
-        architecture = (hf_model.config.architectures or [hf_model.config.model_type])[0]
+        architecture = architecture_of(hf_model.config)
         raise ModelError(f"TransformerLens cannot wrap {name!r} ({architecture}): {error}") from error
     bridge.cfg.model_name = name
     return bridge.eval()
 
 
-def bridge_activation(mlp: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Find the activation function of a bridged MLP in the Hugging Face module it wraps.
-
-    The configuration of the bridge is not asked: it says relu of Bloom, which is a gelu.
-    """
-    original = mlp.original_component
-    found = [getattr(original, name) for name in _ACTIVATION_NAMES if callable(getattr(original, name, None))]
-    if not found:
-        raise HookSiteError(f"No activation function in {type(original).__name__}: sites need an MLP with one.")
-    return found[0]
-
-
-@contextmanager
-def native_attention(bridge: Any, implementation: str) -> Iterator[None]:
-    """Let the Hugging Face attention modules run instead of the bridge's eager copies of them, inside a block.
-
-    About as fast as the plain model. ``hook_z`` still fires; ``hook_pattern`` and ``hook_attn_scores`` do not.
+class Bridge:
+    """A TransformerBridge over a Hugging Face model: how it runs, and where its matrices are.
 
     Args:
-        bridge: The TransformerBridge.
-        implementation: Which attention transformers uses inside the block, such as ``"sdpa"``.
+        model: The TransformerBridge.
+
+    Attributes:
+        model: The model.
+        name: ``"bridge"``.
+        adds_bias: Whether a gated MLP adds b_in after the product act x up.
+        act_fn_name: The activation function's name in the Hugging Face configuration.
+        generators: The objects whose ``generate`` may be called.
+        hf_config: The configuration of the Hugging Face model inside.
     """
-    config = bridge.original_model.config
-    before = config._attn_implementation
-    try:
-        for block in bridge.blocks:
-            block.original_component._modules[block.attn.name] = block.attn.original_component
-        if before != implementation:
-            bridge.original_model.set_attn_implementation(implementation)
-        yield
-    finally:
-        for block in bridge.blocks:
-            block.original_component._modules[block.attn.name] = block.attn
-        if config._attn_implementation != before:
-            bridge.original_model.set_attn_implementation(before)
+
+    name, adds_bias = "bridge", False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self._hugging_face = internals.hugging_face_of(model)
+        self.hf_config = self._hugging_face.config
+        self.act_fn_name = activation_of(self.hf_config)
+        self.generators = [model, self._hugging_face]
+
+    def check_internals(self) -> None:
+        """Refuse a version of TransformerLens or transformers that has moved what langneurons relies on."""
+        internals.check_bridge(self.model)
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The module that turns token ids into the residual stream."""
+        return self._hugging_face.get_input_embeddings()
+
+    def act_fn(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Find the activation function that a layer's MLP calls.
+
+        The configuration of the bridge is not asked: it says relu of Bloom, which is a gelu.
+        """
+        mlp = internals.wrapped_by(self.model.blocks[layer].mlp)
+        act_fn = internals.activation_in(mlp)
+        if act_fn is None:
+            raise HookSiteError(f"No activation function in {type(mlp).__name__}: sites need an MLP with one.")
+        return act_fn
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None, logits: bool) -> torch.Tensor | None:
+        """Run the model; without logits, unembed one position only where it can."""
+        options: dict[str, Any] = {"use_cache": False} if self._accepts("use_cache") else {}
+        if not logits and self._accepts("logits_to_keep"):
+            options["logits_to_keep"] = 1
+        out = self.model(tokens, attention_mask=mask, **options)
+        return out if logits else None
+
+    def hidden(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Compute the residual stream after the final norm."""
+        return self._hugging_face.base_model(tokens, attention_mask=mask).last_hidden_state
+
+    def logits_at(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of some positions."""
+        if self._accepts("logits_to_keep"):
+            return self.model(tokens, use_cache=False, logits_to_keep=positions)
+        logits = self.forward(tokens, None, logits=True)
+        assert logits is not None
+        return logits[:, positions]
+
+    def generate(self, tokens: torch.Tensor, mask: torch.Tensor, rows: GeneratedRows) -> None:
+        """Generate from left-padded prompts until every row has ended, with transformers' own generate."""
+        settings = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=rows.max_new_tokens)
+        stopping, processors = StoppingCriteriaList([_Ending(rows)]), LogitsProcessorList([_Allowing(rows)])
+        with internals.plain_generation(self._hugging_face):
+            self._hugging_face.generate(
+                tokens,
+                attention_mask=mask,
+                generation_config=settings,
+                stopping_criteria=stopping,
+                logits_processor=processors,
+            )
+
+    @contextmanager
+    def native_attention(self, implementation: str) -> Iterator[None]:
+        """Let transformers' attention modules run instead of the bridge's eager copies of them, inside the block.
+
+        About as fast as the plain model. ``hook_z`` still fires; ``hook_pattern`` and ``hook_attn_scores`` do not.
+
+        Args:
+            implementation: The attention that transformers uses inside the block, such as ``"sdpa"``.
+        """
+        try:
+            for block in self.model.blocks:
+                internals.install_attention(block, native=True)
+            with internals.attention(self._hugging_face, implementation):
+                yield
+        finally:
+            for block in self.model.blocks:
+                internals.install_attention(block, native=False)
+
+    def projection(self, gated: bool, layer: int, target: str) -> Projection:
+        """Find a projection that the model has.
+
+        Args:
+            gated: Whether its MLPs have a gate.
+            layer: The layer.
+            target: The projection's name.
+
+        Raises:
+            TrainingError: If it is fused with others in an unknown order, or is no linear module.
+        """
+        block = self.model.blocks[layer]
+        parent = block.mlp if target in MLP_TARGETS else block.attn
+        name = "in" if target == "gate" and not gated else _MLP_NAMES.get(target, target)
+        component = getattr(parent, name, None)
+        if (linear := internals.linear_in(component)) is None:
+            raise TrainingError(f"Layer {layer} of this model computes no {target!r} in a linear module of its own.")
+        if not linear.weight.is_floating_point():
+            raise TrainingError(
+                f"The weights of {target!r} are quantised ({linear.weight.dtype}), and an update could not be written "
+                "into them: train the checkpoint that is not quantised, in bfloat16."
+            )
+        weights, points = [_stored(linear)], [partial(_installed, linear, None)]
+        biases = [Stored(linear.bias)] if linear.bias is not None else []
+        path, size = internals.path_of(block, parent, component), len(weights[0].read())
+        module = HuggingFaceModule(path, size, ((0, size),), internals.is_conv1d(linear))
+        if (fused := _fused(parent, target)) is not None:
+            name, whole = fused
+            runs = _runs(_stored(whole), weights[0].read(), _sizes(parent, target), self.model.cfg.n_heads, target)
+            rows = rows_of(runs)
+            weights.append(_stored(whole, rows))
+            biases += [Stored(whole.bias, rows=rows)] if whole.bias is not None else []
+            points.append(partial(_installed, whole, rows))
+            path = f"{internals.path_of(block, parent)}.{name}"
+            module = HuggingFaceModule(path, len(_stored(whole).read()), runs, internals.is_conv1d(whole))
+        return Projection(layer, target, weights, biases, points, module)
+
+    def _accepts(self, option: str) -> bool:
+        return internals.accepts(self._hugging_face, option)
 
 
-_MLP_NAMES = {"up": "in", "down": "out"}
+class _Ending(StoppingCriteria):
+    def __init__(self, rows: GeneratedRows) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: Int[torch.Tensor, "row position"], scores: object, **options: object) -> Any:
+        self._rows.extend(input_ids[:, -1])
+        return torch.tensor(self._rows.ended, device=input_ids.device)
 
 
-def bridge_projection(bridge: Any, gated: bool, layer: int, target: str) -> Projection:
-    """Find a projection of a TransformerBridge.
+class _Allowing(LogitsProcessor):
+    def __init__(self, rows: GeneratedRows) -> None:
+        self._rows = rows
 
-    Args:
-        bridge: The model.
-        gated: Whether its MLPs have a gate.
-        layer: The layer.
-        target: A projection that it has.
-
-    Raises:
-        TrainingError: If it is fused with others in an unknown order, or is no linear module.
-    """
-    block = bridge.blocks[layer]
-    parent = block.mlp if target in MLP_TARGETS else block.attn
-    name = _MLP_NAMES.get(target, target)
-    component: Any = getattr(parent, "in" if target == "gate" and not gated else name, None)
-    linear: Any = getattr(component, "original_component", None)
-    if not isinstance(getattr(linear, "weight", None), nn.Parameter):
-        raise TrainingError(f"Layer {layer} of this model computes no {target!r} in a linear module of its own.")
-    if not linear.weight.is_floating_point():
-        raise TrainingError(
-            f"The weights of {target!r} are quantised ({linear.weight.dtype}), and an update could not be written into "
-            "them: train the checkpoint that is not quantised, in bfloat16."
-        )
-    weights, points = [_stored(linear)], [partial(_installed, linear, None)]
-    biases = [Stored(linear.bias)] if linear.bias is not None else []
-    path = ".".join(part for part in (block.name, parent.name, component.name) if part)
-    module = HuggingFaceModule(path, len(weights[0].read()), ((0, len(weights[0].read())),), _is_conv1d(linear))
-    if (fused := _fused(parent, target)) is not None:
-        name, whole = fused
-        runs = _runs(_stored(whole), weights[0].read(), _sizes(parent, target), bridge.cfg.n_heads, target)
-        rows = rows_of(runs)
-        weights.append(_stored(whole, rows))
-        biases += [Stored(whole.bias, rows=rows)] if whole.bias is not None else []
-        points.append(partial(_installed, whole, rows))
-        path = ".".join((block.name, parent.name, name))
-        module = HuggingFaceModule(path, len(_stored(whole).read()), runs, _is_conv1d(whole))
-    return Projection(layer, target, weights, biases, points, module)
-
-
-def _is_conv1d(linear: Any) -> bool:
-    return type(linear).__name__ == "Conv1D"
+    def __call__(self, input_ids: Int[torch.Tensor, "row position"], scores: torch.Tensor) -> Any:
+        return self._rows.allowed(scores)
 
 
 def _stored(linear: Any, rows: torch.Tensor | None = None) -> Stored:
-    return Stored(linear.weight, "in out" if _is_conv1d(linear) else "out in", rows)
+    return Stored(linear.weight, "d_in d_out" if internals.is_conv1d(linear) else "d_out d_in", rows)
 
 
 def _installed(linear: nn.Module, rows: torch.Tensor | None, change: Change) -> list[RemovableHandle]:
@@ -160,20 +240,19 @@ def _installed(linear: nn.Module, rows: torch.Tensor | None, change: Change) -> 
 def _fused(parent: Any, target: str) -> tuple[str, Any] | None:
     """Find the module that the Hugging Face model has in place of this projection and others."""
     if target in ("q", "k", "v") and (whole := getattr(parent, "qkv", None)) is not None:
-        return whole.name, whole.original_component
-    if target in ("gate", "up") and not hasattr(parent.original_component, getattr(parent, "in").name):
-        linears = parent.original_component.named_children()
-        return next(((name, child) for name, child in linears if isinstance(child, nn.Linear)), None)
+        return internals.path_of(whole), internals.wrapped_by(whole)
+    if target in ("gate", "up") and not hasattr(mlp := internals.wrapped_by(parent), getattr(parent, "in").name):
+        return next(((name, child) for name, child in mlp.named_children() if isinstance(child, nn.Linear)), None)
     return None
 
 
-def _sizes(parent: Any, target: str) -> list[int]:
+def _sizes(parent: nn.Module, target: str) -> list[int]:
     names = ("q", "k", "v") if target in ATTENTION_TARGETS else ("gate", "in")
-    return [len(_stored(getattr(parent, name).original_component).read()) for name in names]
+    return [len(_stored(internals.wrapped_by(getattr(parent, name))).read()) for name in names]
 
 
 def _runs(whole: Stored, own: torch.Tensor, sizes: list[int], n_heads: int, target: str) -> tuple[tuple[int, int], ...]:
-    """Find which order a fused matrix has by finding the projection's own weight in it."""
+    """Find the order of a fused matrix by looking for the projection's own weight in it."""
     index = ATTENTION_TARGETS.index(target) if target in ATTENTION_TARGETS else MLP_TARGETS.index(target)
     candidates = [runs_in_turn(sizes, index)]
     if len(sizes) == 3 and len(set(sizes)) == 1:

@@ -1,289 +1,220 @@
-"""HookedTransformer from a Hugging Face model: configuration written out by hand, weights shared, nothing processed.
+"""HookedTransformer: how it runs, and its projections, which are products between hook points inside a layer."""
 
-TransformerLens guesses a configuration from a model's name; here it comes from the configuration object alone, so
-local folders of any name, any size and any head width load, with the context length the checkpoint says.
-"""
-
-import warnings
 from collections.abc import Callable
-from importlib import import_module
+from functools import partial
 from typing import Any
 
 import torch
-import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from torch.utils.hooks import RemovableHandle
 
-from langneurons.errors import ModelError
+from langneurons.errors import TrainingError
+from langneurons.models import internals
+from langneurons.models.projections import (
+    MLP_TARGETS,
+    Change,
+    HuggingFaceModule,
+    Point,
+    Projection,
+    Stored,
+    runs_by_head,
+    runs_in_turn,
+)
+from langneurons.models.running import GeneratedRows
+from langneurons.models.sites import Hook, attached
 
-CONVERTERS = {
-    "LlamaForCausalLM": "convert_llama_weights",
-    "MistralForCausalLM": "convert_mistral_weights",
-    "Qwen2ForCausalLM": "convert_qwen2_weights",
-    "Qwen3ForCausalLM": "convert_qwen3_weights",
-    "GPT2LMHeadModel": "convert_gpt2_weights",
-    "OPTForCausalLM": "convert_opt_weights",
-    "Phi3ForCausalLM": "convert_phi3_weights",
-    "BloomForCausalLM": "convert_bloom_weights",
+_LLAMA_LIKE = {
+    "block": "model.layers.{}.",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
 }
-_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"}
-_WITHOUT_BOS = {"Qwen2ForCausalLM", "Qwen3ForCausalLM", "BloomForCausalLM"}
+_MODULES = {
+    "Phi3ForCausalLM": _LLAMA_LIKE
+    | dict.fromkeys(("gate", "up"), "mlp.gate_up_proj")
+    | dict.fromkeys(("q", "k", "v"), "self_attn.qkv_proj"),
+    "OPTForCausalLM": _LLAMA_LIKE
+    | {"block": "model.decoder.layers.{}.", "gate": "fc1", "down": "fc2", "o": "self_attn.out_proj"},
+    "GPT2LMHeadModel": {"block": "transformer.h.{}.", "gate": "mlp.c_fc", "down": "mlp.c_proj", "o": "attn.c_proj"}
+    | dict.fromkeys(("q", "k", "v"), "attn.c_attn"),
+    "BloomForCausalLM": {
+        "block": "transformer.h.{}.",
+        "gate": "mlp.dense_h_to_4h",
+        "down": "mlp.dense_4h_to_h",
+        "o": "self_attention.dense",
+    }
+    | dict.fromkeys(("q", "k", "v"), "self_attention.query_key_value"),
+}
+_LAYOUTS = {"o": "head d_head d_out"} | dict.fromkeys(("q", "k", "v"), "head d_in d_head")
 
 
-def hooked_class() -> type[nn.Module] | None:
-    """Find HookedTransformer; TransformerLens 4 no longer has it."""
-    try:
-        from transformer_lens import HookedTransformer  # noqa: PLC0415 (absent from TransformerLens 4)
-    except ImportError:
-        return None
-    return HookedTransformer
-
-
-def reason_against_hooked(config: PretrainedConfig) -> str | None:
-    """Say why HookedTransformer cannot hold a model, or None where it can.
+class Hooked:
+    """A HookedTransformer: how it runs, and where its matrices are.
 
     Args:
-        config: The model's Hugging Face configuration.
+        model: The HookedTransformer.
 
-    Returns:
-        A clause for an error message, such as ``"its attention has biases"``.
+    Attributes:
+        model: The model.
+        name: ``"hooked"``.
+        adds_bias: Whether a gated MLP adds b_in after the product act x up.
+        act_fn_name: The activation function's name in its configuration.
+        generators: The objects whose ``generate`` may be called.
+        hf_config: The configuration of the Hugging Face model that runs inside; none does.
     """
-    architecture = architecture_of(config)
-    if hooked_class() is None:
-        return "TransformerLens 4 has no HookedTransformer (install transformer-lens<4 to have it)"
-    if architecture not in CONVERTERS:
-        return f"HookedTransformer is not available for {architecture}"
-    for holds, reason in _obstacles(config):
-        if holds:
-            return reason
-    return None
+
+    name, adds_bias, hf_config = "hooked", True, None
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self.act_fn_name: str = self.model.cfg.act_fn
+        self.generators = [model]
+
+    def check_internals(self) -> None:
+        """Refuse a version of TransformerLens that has moved what langneurons relies on."""
+        internals.check_hooked(self.model)
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The module that turns token ids into the residual stream."""
+        return self.model.embed
+
+    def act_fn(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Find the activation function that a layer's MLP calls."""
+        return self.model.blocks[layer].mlp.act_fn
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None, logits: bool) -> torch.Tensor | None:
+        """Run the model; without logits, up to the unembedding."""
+        mask = self._mask(tokens, mask)
+        out = self.model(tokens, attention_mask=mask, stop_at_layer=None if logits else self.model.cfg.n_layers)
+        return out if logits else None
+
+    def hidden(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Compute the residual stream after the final norm."""
+        # TransformerLens' own mask would number padding as the last real token.
+        with attached([] if mask is None else self._hiding(mask.to(tokens.device) == 0)):
+            residual = self.model(
+                tokens, attention_mask=self._mask(tokens, None), stop_at_layer=self.model.cfg.n_layers
+            )
+        return self.model.ln_final(residual)
+
+    def logits_at(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of some positions."""
+        if self.model.cfg.output_logits_soft_cap > 0:
+            return self.model(tokens, attention_mask=self._mask(tokens, None))[:, positions]
+        return self.model.unembed(self.hidden(tokens, None)[:, positions])
+
+    def generate(self, tokens: torch.Tensor, mask: torch.Tensor, rows: GeneratedRows) -> None:
+        """Generate from left-padded prompts until every row has ended."""
+        model, cache = self.model, internals.key_value_cache(self.model, len(tokens))
+        while not rows.done:
+            residual = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
+            # Logits of the last position alone; a soft cap would not change which is the largest.
+            tokens = rows.allowed(model.unembed(model.ln_final(residual[:, -1:]))[:, 0]).argmax(-1, keepdim=True)
+            mask = torch.ones_like(tokens)
+            rows.extend(tokens[:, 0])
+
+    def projection(self, gated: bool, layer: int, target: str) -> Projection:
+        """Find a projection that the model has.
+
+        Args:
+            gated: Whether its MLPs have a gate.
+            layer: The layer.
+            target: The projection's name.
+        """
+        parent = self._parent(layer, target)
+        weight = Stored(_parameter(parent, target, gated), _LAYOUTS.get(target, "d_in d_out"))
+        biases = [Stored(parent.b_in)] if target == "gate" and not gated else []
+        module = self._hugging_face_module(gated, layer, target, len(weight.read()))
+        return Projection(layer, target, [weight], biases, [_installing(parent, target)], module)
+
+    def _mask(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        if mask is None and getattr(self.model.tokenizer, "padding_side", "right") == "left":
+            # Without a mask HookedTransformer would take every padding token's id for padding.
+            return torch.ones_like(tokens)
+        return mask
+
+    def _hiding(self, keys: torch.Tensor) -> list[tuple[internals.HookPoint, Hook]]:
+        def hide(scores: torch.Tensor) -> torch.Tensor:
+            return scores.masked_fill(keys[:, None, None].to(scores.device), -torch.inf)
+
+        return [(block.attn.hook_attn_scores, hide) for block in self.model.blocks]
+
+    def _parent(self, layer: int, target: str) -> Any:
+        block = self.model.blocks[layer]
+        return block.mlp if target in MLP_TARGETS else block.attn
+
+    def _hugging_face_module(self, gated: bool, layer: int, target: str, size: int) -> HuggingFaceModule:
+        architecture = self.model.cfg.original_architecture
+        names = _MODULES.get(architecture, _LLAMA_LIKE)
+        sizes, runs = [size], ((0, size),)
+        fused = [other for other in names if other != "block" and names[other] == names[target]]
+        if len(fused) > 1:
+            weights = {other: _parameter(self._parent(layer, other), other, gated) for other in fused}
+            sizes = [len(Stored(weight, _LAYOUTS.get(other, "d_in d_out")).read()) for other, weight in weights.items()]
+            index = fused.index(target)
+            by_head = architecture == "BloomForCausalLM"
+            runs = runs_by_head(self.model.cfg.n_heads, size, index) if by_head else runs_in_turn(sizes, index)
+        name = names["block"].format(layer) + names[target]
+        return HuggingFaceModule(name, sum(sizes), runs, architecture == "GPT2LMHeadModel")
 
 
-def _obstacles(config: PretrainedConfig) -> list[tuple[Any, str]]:
-    """List what TransformerLens' converters would drop without a word."""
-
-    def get(name: str, default: Any = None) -> Any:
-        return getattr(config, name, default)
-
-    is_qwen2 = architecture_of(config) == "Qwen2ForCausalLM"
-    rope = get("rope_parameters") or {}
-    rope_type = rope.get("rope_type", "default")
-    return [
-        (activation_of(config) not in _ACTIVATIONS | {"gelu_fast"}, f"it cannot compute {activation_of(config)!r}"),
-        (get("attention_bias") and not is_qwen2, "its attention has biases"),
-        (get("mlp_bias"), "its MLP has biases"),
-        (rope_type not in ("default", "llama3"), f"it does not scale rotary positions by {rope_type!r}"),
-        (rope.get("partial_rotary_factor", 1.0) != 1.0, "only a part of each head is rotated"),
-        (get("quantization_config") is not None, "its weights are quantised"),
-        (get("reorder_and_upcast_attn", False), "it reorders attention"),
-        (get("add_cross_attention", False), "it has cross attention"),
-        (not get("do_layer_norm_before", True), "it normalises after each layer"),
-        (get("_remove_final_layer_norm", False), "it has no final layer norm"),
-        (not get("enable_bias", True), "its layers have no biases"),
-        (not get("layer_norm_elementwise_affine", True), "its layer norms have no weights"),
-        (get("word_embed_proj_dim", get("hidden_size")) != get("hidden_size"), "it projects its embeddings"),
-        (get("apply_residual_connection_post_layernorm", False), "its residual follows the layer norm"),
-    ]
+def _parameter(component: nn.Module, target: str, gated: bool) -> nn.Parameter:
+    names = {"gate": "W_gate" if gated else "W_in", "up": "W_in", "down": "W_out"}
+    return internals.parameter_of(component, names.get(target, f"W_{target.upper()}"))
 
 
-def architecture_of(config: PretrainedConfig) -> str:
-    """Name the architecture, such as ``"LlamaForCausalLM"``, or the model type where none is stored."""
-    return (config.architectures or [config.model_type])[0]
+def _installing(parent: nn.Module, target: str) -> Point:
+    points = {"gate": "hook_pre", "up": "hook_pre_linear", "down": "hook_post", "o": "hook_z"}
+    point = getattr(parent, points.get(target, f"hook_{target}"))
+    if target in ("down", "o"):
+        return partial(_changed_after, parent, point)
+    argument = internals.attention_input(parent, target) if target in ("q", "k", "v") else None
+    return partial(_changed_before, parent, point, argument)
 
 
-def activation_of(config: PretrainedConfig) -> str:
-    """Name the MLP's activation function as the configuration does (Bloom's is a fixed tanh approximation of gelu)."""
-    if config.model_type == "bloom":
-        return "gelu_fast"
-    text = config.get_text_config()
-    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
-    return next((found for name in names if (found := getattr(text, name, None))), "unknown")
+def _changed_before(parent: nn.Module, point: nn.Module, argument: str | None, change: Change) -> list[RemovableHandle]:
+    """Read the parent's input, and change what the product gave before any other hook at the hook point runs."""
+    if argument:
+        _check_whole_inputs(parent)
+    inputs_read: list[torch.Tensor] = []
+
+    def write(_: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
+        return change(inputs_read.pop(), outputs.flatten(2)).reshape(outputs.shape)
+
+    writing = point.register_forward_hook(write)
+
+    def begin(_: nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, Any]) -> None:
+        inputs_read[:] = [named[argument] if argument else inputs[0]]
+        internals.run_at(point, writing, last=False)
+
+    # Of several changes the one installed first moves to the front last.
+    return [writing, parent.register_forward_pre_hook(begin, prepend=True, with_kwargs=True)]
 
 
-def context_length_of(config: PretrainedConfig) -> int:
-    """Read the longest text in tokens; Bloom's configuration says nothing binding, and was trained on 2048."""
-    text = config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "seq_length"):
-        if (length := getattr(text, name, None)) is not None:
-            return int(length)
-    return 2048
+def _changed_after(parent: nn.Module, point: nn.Module, change: Change) -> list[RemovableHandle]:
+    """Read what a hook point gives when all of its hooks have run, and change what the parent gives."""
+    inputs_read: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
+        inputs_read[:] = [outputs.flatten(2)]
+
+    reading = point.register_forward_hook(keep)
+
+    def begin(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        internals.run_at(point, reading, last=True)
+
+    def write(_: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
+        return change(inputs_read.pop(), outputs)
+
+    return [reading, parent.register_forward_pre_hook(begin), parent.register_forward_hook(write)]
 
 
-def hooked_config(config: PretrainedConfig, dtype: torch.dtype, name: str) -> Any:
-    """Write a HookedTransformerConfig from a Hugging Face configuration.
-
-    Args:
-        config: The model's configuration, of an architecture in ``CONVERTERS``.
-        dtype: The dtype the model computes in.
-        name: What the model is called; never looked up.
-
-    Returns:
-        The HookedTransformerConfig, on CPU.
-    """
-    from transformer_lens import HookedTransformerConfig  # noqa: PLC0415 (absent from TransformerLens 4)
-
-    architecture = architecture_of(config)
-    family = {"gpt2": _gpt2, "opt": _opt, "bloom": _bloom}.get(config.model_type, _llama_like)
-    activation = activation_of(config)
-    return HookedTransformerConfig(
-        d_model=config.hidden_size,
-        n_layers=config.num_hidden_layers,
-        n_heads=config.num_attention_heads,
-        n_ctx=context_length_of(config),
-        d_vocab=config.vocab_size,
-        act_fn="silu" if activation == "swish" else activation,
-        model_name=name,
-        original_architecture=architecture,
-        default_prepend_bos=architecture not in _WITHOUT_BOS,
-        init_weights=False,
-        dtype=dtype,
-        device="cpu",
-        **family(config),
-    )
-
-
-def _llama_like(config: PretrainedConfig) -> dict[str, Any]:
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    grouped = config.num_key_value_heads != config.num_attention_heads
-    # The Mistral and Qwen2 converters write grouped key and value weights whatever the number of heads.
-    always_grouped = config.model_type in ("mistral", "qwen2")
-    return {
-        "d_head": d_head,
-        "d_mlp": config.intermediate_size,
-        "n_key_value_heads": config.num_key_value_heads if grouped or always_grouped else None,
-        "eps": config.rms_norm_eps,
-        "normalization_type": "RMS",
-        "final_rms": True,
-        "gated_mlp": True,
-        "positional_embedding_type": "rotary",
-        "rotary_dim": d_head,
-        "use_qk_norm": config.model_type == "qwen3",
-        **_rotary(config.rope_parameters or {}, config.max_position_embeddings),
-        **_sliding_window(config),
-    }
-
-
-def _rotary(rope: dict[str, Any], context_length: int) -> dict[str, Any]:
-    base = {"rotary_base": rope.get("rope_theta", 10000.0)}
-    if rope.get("rope_type", "default") != "llama3":
-        return base
-    return base | {
-        "use_NTK_by_parts_rope": True,
-        "NTK_original_ctx_len": rope.get("original_max_position_embeddings", context_length),
-        "NTK_by_parts_low_freq_factor": rope["low_freq_factor"],
-        "NTK_by_parts_high_freq_factor": rope["high_freq_factor"],
-        "NTK_by_parts_factor": rope["factor"],
-    }
-
-
-def sliding_window_of(config: PretrainedConfig) -> int | None:
-    """Read how many positions back attention reaches in the layers that have a sliding window."""
-    text = config.get_text_config()
-    if not getattr(text, "use_sliding_window", True):
-        return None
-    return getattr(text, "sliding_window", None) or None
-
-
-def _sliding_window(config: PretrainedConfig) -> dict[str, Any]:
-    window = sliding_window_of(config)
-    if window is None:
-        return {}
-    layer_types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    local = ["local" if layer == "sliding_attention" else "global" for layer in layer_types]
-    return {"use_local_attn": True, "window_size": window, "attn_types": local}
-
-
-def _gpt2(config: PretrainedConfig) -> dict[str, Any]:
-    return {
-        "d_head": config.n_embd // config.n_head,
-        "d_mlp": config.n_inner or 4 * config.n_embd,
-        "eps": config.layer_norm_epsilon,
-        "use_attn_scale": config.scale_attn_weights,
-        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
-    }
-
-
-def _opt(config: PretrainedConfig) -> dict[str, Any]:
-    return {"d_head": config.hidden_size // config.num_attention_heads, "d_mlp": config.ffn_dim, "eps": 1e-5}
-
-
-def _bloom(config: PretrainedConfig) -> dict[str, Any]:
-    return {
-        "d_head": config.hidden_size // config.n_head,
-        "d_mlp": 4 * config.hidden_size,
-        "eps": config.layer_norm_epsilon,
-        "post_embedding_ln": True,
-        "positional_embedding_type": "alibi",
-    }
-
-
-def hooked_transformer(
-    hf_model: "transformers.PreTrainedModel", tokenizer: PreTrainedTokenizerBase | None, name: str, share_weights: bool
-) -> nn.Module:
-    """Turn a Hugging Face model into a HookedTransformer with the same weights, unprocessed.
-
-    Every matrix is stored so that the transpose a forward asks for is already contiguous: TransformerLens then copies
-    nothing, and the logits stay equal to the bit.
-
-    Args:
-        hf_model: The model, on any device.
-        tokenizer: Its tokenizer, already prepared for TransformerLens.
-        name: What to call it.
-        share_weights: Take over the tensors of ``hf_model`` (it must not be used afterwards) instead of copying.
-
-    Returns:
-        The HookedTransformer, in evaluation mode, on the device of ``hf_model``.
-    """
-    config, dtype, device = hf_model.config, hf_model.dtype, hf_model.device
-    constructor = hooked_class()
-    if constructor is None:
-        raise ModelError(f"Cannot load {name!r} as HookedTransformer: {reason_against_hooked(config)}.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        model: Any = constructor(hooked_config(config, dtype, name), move_to_device=False)
-    if tokenizer is not None:
-        model.set_tokenizer(tokenizer)
-    _load(model, _converted(hf_model, model.cfg), share_weights)
-    model.to(device, print_details=False)
-    return model.eval()
-
-
-def _converted(hf_model: "transformers.PreTrainedModel", config: Any) -> dict[str, torch.Tensor]:
-    """Convert in ``config.dtype``, on the model's own device."""
-    conversions = import_module("transformer_lens.pretrained.weight_conversions")
-    convert: Callable[..., dict[str, torch.Tensor]] = getattr(conversions, CONVERTERS[architecture_of(hf_model.config)])
-    config.device = str(hf_model.device)
-    with torch.no_grad():
-        return {name: weight.detach() for name, weight in convert(hf_model, config).items()}
-
-
-def _load(model: Any, state: dict[str, torch.Tensor], share_weights: bool) -> None:
-    own = dict(model.named_parameters())
-    if model.cfg.positional_embedding_type == "alibi":
-        state["pos_embed.W_pos"] = torch.zeros_like(own["pos_embed.W_pos"])
-    state = {name: weight for name, weight in model.fill_missing_keys(state).items() if name in own}
-    tied = state["embed.W_E"].untyped_storage().data_ptr() == state["unembed.W_U"].untyped_storage().data_ptr()
-    for name, weight in state.items():
-        shared = share_weights and not (tied and name == "unembed.W_U")
-        state[name] = cheap_layout(name, weight if shared else weight.clone())
-    model.load_state_dict(state, strict=False, assign=True)
-
-
-def cheap_layout(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """Lay a HookedTransformer weight out so that the transpose each forward takes of it costs nothing.
-
-    Args:
-        name: Its name in the state dict, such as ``"blocks.0.mlp.W_gate"``.
-        weight: The weight, as a view of what the Hugging Face model stores.
-
-    Returns:
-        The same values and shape, with other strides where that saves a copy.
-    """
-    matrix = name.rsplit(".", 1)[-1].lstrip("_")
-    if matrix in ("W_Q", "W_K", "W_V"):
-        return weight.mT.contiguous().mT
-    if matrix == "W_O":
-        return weight.permute(2, 0, 1).contiguous().permute(1, 2, 0)
-    if matrix in ("W_gate", "W_in", "W_out", "W_U"):
-        return weight if weight.is_contiguous() else weight.mT.contiguous().mT
-    return weight.contiguous()
+def _check_whole_inputs(attention: Any) -> None:
+    split = ("use_split_qkv_input", "use_attn_in", "ungroup_grouped_query_attention")
+    if on := [name for name in split if getattr(attention.cfg, name, False)]:
+        raise TrainingError(f"Attention cannot be trained while the model's {on[0]} is on: set it to False.")

@@ -33,18 +33,17 @@ def add_dictionary(
 
     The features are what ``encode`` gives; written, they change the hook point's tensor by decode(new) - decode(old),
     so the reconstruction error stays in the model (Marks et al. 2024, arXiv 2403.19647) and the model computes what it
-    always did where no feature is changed. A site has one layer a dictionary, in the order of the model's layers:
+    always did where no feature is changed. A site has one layer per dictionary, in the order of the model's layers:
     ``(1, 17)`` of a site with dictionaries at the layers 3 and 5 is feature 17 of the one at layer 5.
 
     Args:
-        model: From ``load_model``.
-        dictionaries: Objects with ``encode`` and ``decode``, by layer, each with as many features; or one that knows
-            its place, as SAELens' do (``cfg.metadata.hook_name``).
-        name: What the site is called.
+        model: A model returned by ``load_model``.
+        dictionaries: Objects with ``encode`` and ``decode``, by layer, all with the same number of features; or one
+            object that knows its place, as SAELens' do (``cfg.metadata.hook_name``).
+        name: The site's name.
         at: The hook point in a layer that decoded features are a part of: "resid_post", "mlp_out", "attn_out",
-            "attn.hook_z", ... None asks the dictionary.
-        reads: The hook point that is encoded, where it is another one (a transcoder's): "mlp_input" is what the MLP
-            reads.
+            "attn.hook_z", ... By default where the dictionary says that it belongs.
+        reads: The hook point that is encoded, if it is another one (a transcoder's): "mlp_input" is what the MLP reads.
 
     Returns:
         The site: which layer is which, and how many features it has.
@@ -63,28 +62,32 @@ def add_dictionary(
     """
     if not re.fullmatch(r"[A-Za-z][\w.-]*", name):
         raise HookSiteError(f"A site's name is made of letters, digits, '_', '-' and '.', unlike {name!r}.")
-    seen = view(model)
+    model_view = view(model)
+    if name in (*model_view.sites, "up"):
+        raise HookSiteError(f"{model_view.name!r} has a site {name!r} already: give another name=, or remove it.")
     by_layer = dictionaries if isinstance(dictionaries, Mapping) else _layer_it_names(dictionaries)
     _check_dictionaries(by_layer)
     if at is None:
-        told, at = _place_they_name(by_layer)
-        reads = reads or told
+        own_reads, at = _place_they_name(by_layer)
+        reads = reads or own_reads
     at, reads = _in_block(at), _in_block(reads or at)
-    if at == MLP_INPUT or (at == "resid_mid" and seen.backend == "bridge"):
+    if at == MLP_INPUT or (at == "resid_mid" and model_view.backend == "bridge"):
         raise HookSiteError(f"What stands at {at!r} can only be read here: give a place that the layer writes as at=.")
     placed = []
     for index, dictionary in sorted(by_layer.items()):
-        layer, block = seen.layer(index), seen.model.blocks[index]
+        layer, block = model_view.layer(index), model_view.model.blocks[index]
         writes = hook_point(block, at)
         placed.append(PlacedDictionary(dictionary, layer, writes if reads == at else hook_point(block, reads), writes))
-    site = FeatureSite(name, at, reads, tuple(placed))
-    seen.add_features(site)
+    site, tokens = FeatureSite(name, at, reads, tuple(placed)), torch.arange(min(4, model_view.context_length))[None]
+    with torch.no_grad():
+        site.check(lambda: model_view.forward(tokens, logits=False))
+    model_view.feature_sites[name] = site
     return site
 
 
-def _check_dictionaries(by_layer: Mapping[Any, Any]) -> None:
+def _check_dictionaries(by_layer: Mapping[object, object]) -> None:
     if not by_layer:
-        raise HookSiteError("No dictionary was given.")
+        raise HookSiteError("No dictionary was given: give {layer: dictionary}.")
     for layer, dictionary in by_layer.items():
         if not isinstance(layer, int):
             raise HookSiteError(f"Dictionaries are given by the number of their layer, not by {layer!r}.")
@@ -97,7 +100,7 @@ def remove_dictionary(model: torch.nn.Module, name: str = "features") -> None:
 
     Args:
         model: The model.
-        name: The site.
+        name: The site's name.
 
     Raises:
         HookSiteError: If there is no such site of features.
@@ -109,7 +112,7 @@ def remove_dictionary(model: torch.nn.Module, name: str = "features") -> None:
 
 
 def _hook_names(dictionary: Dictionary) -> tuple[str | None, str | None]:
-    """What SAELens' objects say of the hook points they were trained on: where they read, and where they write."""
+    """The hook points that SAELens' objects say they were trained on: where they read, and where they write."""
     cfg = getattr(dictionary, "cfg", None)
     about = getattr(cfg, "metadata", None) or cfg  # SAELens 6, and before
     reads = getattr(about, "hook_name", None)
@@ -117,23 +120,23 @@ def _hook_names(dictionary: Dictionary) -> tuple[str | None, str | None]:
 
 
 def _layer_it_names(dictionary: Dictionary) -> dict[int, Dictionary]:
-    found = _HOOK.match(_hook_names(dictionary)[1] or "")
-    if found is None:
+    hook = _HOOK.match(_hook_names(dictionary)[1] or "")
+    if hook is None:
         raise HookSiteError(
             f"This {type(dictionary).__name__} does not say at which layer it belongs (in cfg.metadata.hook_name): "
             "give {layer: dictionary} and at=."
         )
-    return {int(found[1]): dictionary}
+    return {int(hook[1]): dictionary}
 
 
 def _place_they_name(by_layer: Mapping[int, Dictionary]) -> tuple[str, str]:
-    """Where dictionaries read and write, which must be the same place at the layers given."""
+    """Where dictionaries read and write, which must be the same place at every layer."""
     named = {layer: _hook_names(dictionary) for layer, dictionary in by_layer.items()}
     places = set()
     for layer, (reads, at) in named.items():
         if reads is None or at is None:
             raise HookSiteError(f"The dictionary of layer {layer} does not say where it belongs: give at=.")
-        if (found := _HOOK.match(at)) is not None and int(found[1]) != layer:
+        if (hook := _HOOK.match(at)) is not None and int(hook[1]) != layer:
             raise HookSiteError(f"The dictionary given for layer {layer} says that it belongs at {at}.")
         places.add((_in_block(reads), _in_block(at)))
     if len(places) != 1:
@@ -155,15 +158,15 @@ _MUST_BE = {"normalize_activations": "none", "rescale_acts_by_decoder_norm": Fal
 
 @dataclass(frozen=True)
 class SparseDictionaryConfig:
-    """What a sparse dictionary is, in SAELens' words.
+    """A sparse dictionary's settings, in SAELens' words.
 
     Attributes:
         d_in: Width of what it reads and gives back.
-        d_sae: How many features it has.
+        d_sae: Number of features.
         architecture: ``"standard"``, ``"topk"`` or ``"jumprelu"``.
         hook_name: Where it belongs, such as ``"blocks.4.hook_resid_post"``.
-        k: At ``topk``, how many features may be active on a token.
-        apply_b_dec_to_input: Whether the decoder's bias is taken from what is read.
+        k: Features that may be active on a token, for ``topk``.
+        apply_b_dec_to_input: Whether the decoder's bias is subtracted from the input.
     """
 
     d_in: int
@@ -178,7 +181,7 @@ class SparseDictionary(nn.Module):
     """A sparse autoencoder: few of many features are active on a token, and together they say what stands there.
 
     Args:
-        cfg: What it is.
+        cfg: Its settings.
 
     Example:
         >>> from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
@@ -231,10 +234,10 @@ class SparseDictionary(nn.Module):
         """
         folder, about = Path(folder), asdict(self.cfg)
         about["metadata"] = {"hook_name": about.pop("hook_name"), "sae_lens_version": SAELENS_FORMAT}
-        kept = {name: value for name, value in about.items() if value is not None}
+        about = {name: value for name, value in about.items() if value is not None}
         weights = {name: weight.detach() for name, weight in self.state_dict().items()}
         checksum = storage.write_tensors(folder / WEIGHTS, weights)
-        content = {**_MUST_BE, **kept, "dtype": str(self.W_enc.dtype).removeprefix("torch."), "device": "cpu"}
+        content = {**_MUST_BE, **about, "dtype": str(self.W_enc.dtype).removeprefix("torch."), "device": "cpu"}
         storage.write_json(folder / CONFIG, SCHEMA, {**content, "checksum": checksum})
         return folder
 
@@ -243,11 +246,11 @@ class SparseDictionary(nn.Module):
         """Read a dictionary that ``save`` or SAELens wrote.
 
         Args:
-            folder: Holds ``cfg.json`` and ``sae_weights.safetensors``.
+            folder: The folder that holds ``cfg.json`` and ``sae_weights.safetensors``.
 
         Raises:
             StorageError: If a file is missing or unreadable.
-            ModelError: If the dictionary is of a kind that this class does not compute.
+            ModelError: If the dictionary is of a kind that this class cannot compute.
         """
         folder = Path(folder)
         about = _read_config(folder / CONFIG)
@@ -258,23 +261,24 @@ class SparseDictionary(nn.Module):
                     f"A dictionary with {name}={about[name]!r} needs SAELens (pip install 'langneurons[sae]'): load it "
                     "there and give it to ln.models.add_dictionary."
                 )
-        known = {name: about[name] for name in ("d_in", "d_sae", "k", "apply_b_dec_to_input") if name in about}
+        options = {name: about[name] for name in ("d_in", "d_sae", "k", "apply_b_dec_to_input") if name in about}
         with storage.understood(folder / CONFIG), torch.device("meta"):
             place = (about.get("metadata") or about).get("hook_name")
-            made = cls(SparseDictionaryConfig(**known, architecture=about["architecture"], hook_name=place))
-        expected = {name: tuple(weight.shape) for name, weight in made.state_dict().items()}
-        found = {name: tuple(weight.shape) for name, weight in weights.items() if weight.is_floating_point()}
-        if expected != found:
-            raise ModelError(f"{folder} holds weights {found}; its configuration asks for {expected}.")
-        made.requires_grad_(False).load_state_dict(weights, assign=True)
-        return made.requires_grad_(False)
+            cfg = SparseDictionaryConfig(**options, architecture=about["architecture"], hook_name=place)
+            dictionary = cls(cfg).requires_grad_(False)
+        expected = {name: tuple(weight.shape) for name, weight in dictionary.state_dict().items()}
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items() if weight.is_floating_point()}
+        if expected != shapes:
+            raise ModelError(f"{folder} holds weights {shapes}; its configuration asks for {expected}.")
+        dictionary.load_state_dict(weights, assign=True)
+        return dictionary.requires_grad_(False)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     about = storage.read_object(path)
     if missing := {"d_in", "d_sae", "architecture"} - set(about):
-        raise StorageError(f"{path} is no configuration of a dictionary: it lacks {', '.join(sorted(missing))}.")
+        raise StorageError(f"{path} does not describe a dictionary: it lacks {', '.join(sorted(missing))}.")
     for name in ("d_in", "d_sae"):
         if not isinstance(about[name], int) or about[name] < 1:
-            raise StorageError(f"{path} is no configuration of a dictionary: {name} is {about[name]!r}.")
+            raise StorageError(f"{path} does not describe a dictionary: {name} is {about[name]!r}.")
     return about

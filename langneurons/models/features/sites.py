@@ -1,4 +1,4 @@
-"""A site whose units are features: what a dictionary (a sparse autoencoder, a transcoder) says at a hook point.
+"""A site whose units are features: what a dictionary (a sparse autoencoder, a transcoder) encodes at a hook point.
 
 Features are read by ``encode``. Written, they change what stands at the hook point by decode(new) - decode(old), so
 what the dictionary cannot reconstruct stays as it is, and writing back what was read changes nothing.
@@ -12,10 +12,12 @@ from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import nn
 
 from langneurons.errors import HookSiteError
+from langneurons.models.internals import HookPoint, times_changed
 from langneurons.models.sites import Change, Hook, Layer, Reader, attached, written
 from langneurons.models.weights import weights_fingerprint
 from langneurons.storage import fingerprint
@@ -41,35 +43,36 @@ class NormOutput:
     """What a norm gives the MLP, with the interface of a hook point: HookedTransformer has none there."""
 
     def __init__(self, norm: nn.Module) -> None:
-        self.norm, self.name = norm, MLP_INPUT
+        self.norm = norm
+        self.name: str | None = MLP_INPUT
         self.fwd_hooks: list[Any] = []
 
-    def add_hook(self, function: Callable[..., Any]) -> None:
+    def add_hook(self, hook: Callable[..., object]) -> None:
         """Call a function of (values, hook=) whenever the norm has run."""
-        handle = self.norm.register_forward_hook(lambda module, inputs, values: function(values, hook=self))
+        handle = self.norm.register_forward_hook(lambda module, inputs, values: hook(values, hook=self))
         self.fwd_hooks.append(SimpleNamespace(hook=handle))
 
 
-def hook_point(block: Any, name: str) -> Any:
+def hook_point(block: nn.Module, name: str) -> HookPoint:
     """Find a hook point of a layer.
 
     Args:
         block: The layer's TransformerLens block.
-        name: As TransformerLens names it inside the block, "hook_" to be left away: "resid_post", "mlp_out",
+        name: TransformerLens' name for it inside the block, with or without "hook_" in front: "resid_post", "mlp_out",
             "attn.hook_z"; or "mlp_input", what the MLP's matrices are given.
 
     Raises:
         HookSiteError: If there is none.
     """
     if name == MLP_INPUT:
-        return NormOutput(block.ln2)
+        return NormOutput(block.get_submodule("ln2"))
     for path in (name, f"hook_{name}"):
         try:
-            found = attrgetter(path)(block)
+            point = attrgetter(path)(block)
         except AttributeError:
             continue
-        if hasattr(found, "add_hook"):
-            return found
+        if hasattr(point, "add_hook"):
+            return point
     raise HookSiteError(
         f"There is no hook point {name!r} in a layer. Possible are TransformerLens' names, such as resid_pre, "
         "resid_post, attn_out, mlp_out, attn.hook_z, mlp.hook_post; and mlp_input, to read only."
@@ -85,21 +88,21 @@ class PlacedDictionary:
         layer: The layer.
         reads: The hook point whose tensor it encodes.
         writes: The hook point whose tensor its decoded features are a part of; the same for an autoencoder.
-        width: How many features it has, once ``check`` has seen them.
+        width: Number of its features, once ``check`` has counted them.
     """
 
     dictionary: Dictionary
     layer: Layer
-    reads: Any
-    writes: Any
+    reads: HookPoint
+    writes: HookPoint
     width: int = 0
-    _seen: torch.Tensor | None = None
+    _values: torch.Tensor | None = None
     _input: torch.Tensor | None = None
     _features: torch.Tensor | None = None
     _decoded: bool = False
     _fingerprint: tuple[tuple, str] | None = None
 
-    def hooks(self, at_output: Hook) -> list[tuple[Any, Hook]]:
+    def hooks(self, at_output: Hook) -> list[tuple[HookPoint, Hook]]:
         """Build the hooks after which ``features`` holds when ``at_output`` is called."""
         return [*self.layer.batch_hooks(), (self.reads, self._read), (self.writes, at_output)]
 
@@ -125,7 +128,7 @@ class PlacedDictionary:
             out = values + moved.reshape(values.shape).to(values.device, values.dtype)
             self._features = new
             if self.reads is self.writes:
-                self._seen = out  # a writing entered later starts from these features
+                self._values = out  # a writing entered later starts from these features
             return out
 
         return hook
@@ -147,8 +150,8 @@ class PlacedDictionary:
         """Decode what was read, if something was, and count the features.
 
         Raises:
-            HookSiteError: If features are no finite numbers "batch position feature", or what is decoded has not the
-                shape of what stands at the hook point.
+            HookSiteError: If features are not finite numbers "batch position feature", or what is decoded does not
+                have the shape of what stands at the hook point.
         """
         if self._features is None:
             return
@@ -167,8 +170,9 @@ class PlacedDictionary:
 
     def _read(self, values: torch.Tensor) -> None:
         # By address, because some hook points hand each hook a new view of the one tensor.
-        if self._seen is None or (values.data_ptr(), values.numel()) != (self._seen.data_ptr(), self._seen.numel()):
-            self._seen = self._input = values
+        last = self._values
+        if last is None or (values.data_ptr(), values.numel()) != (last.data_ptr(), last.numel()):
+            self._values = self._input = values
             self._features, self._decoded = self.encoded(values), False
 
     def _shaped(self, values: torch.Tensor) -> torch.Tensor:
@@ -184,9 +188,9 @@ class PlacedDictionary:
         if isinstance(weights, torch.Tensor) and weights.shape[0] == self.width:
             return weights
         like = next(iter(self.tensors().values()), torch.empty(0))
-        one_each = torch.eye(self.width, device=like.device, dtype=like.dtype)[:, None, None]
-        nothing = self.dictionary.decode(torch.zeros_like(one_each[0]))
-        return torch.cat([(self.dictionary.decode(rows) - nothing).flatten(1) for rows in one_each.split(_ROWS)])
+        units = rearrange(torch.eye(self.width, device=like.device, dtype=like.dtype), "row feature -> row 1 1 feature")
+        nothing = self.dictionary.decode(torch.zeros_like(units[0]))
+        return torch.cat([(self.dictionary.decode(rows) - nothing).flatten(1) for rows in units.split(_ROWS)])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The dictionary's weights."""
@@ -198,7 +202,8 @@ class PlacedDictionary:
     def fingerprint(self) -> str:
         """Which dictionary: its class, settings, and weights as they are at this moment."""
         tensors = self.tensors()
-        version = tuple((name, one.data_ptr(), one._version, one.dtype) for name, one in tensors.items())
+        addresses = [(name, weight.data_ptr(), weight.dtype) for name, weight in tensors.items()]
+        version = (*addresses, *times_changed(list(tensors.values())))
         if self._fingerprint is None or self._fingerprint[0] != version:
             parts = (type(self.dictionary).__name__, *_settings(self.dictionary), weights_fingerprint(tensors))
             self._fingerprint = version, fingerprint(*parts)
@@ -206,11 +211,11 @@ class PlacedDictionary:
 
     def forget(self) -> None:
         """Let go of the tensors of the last forward."""
-        self._seen = self._input = self._features = None
+        self._values = self._input = self._features = None
 
 
 def _settings(dictionary: Dictionary) -> list[str]:
-    """What decides, beside its weights, what a dictionary says: such as how many features may be active at once."""
+    """A dictionary's settings that change what it encodes, such as how many features may be active at once."""
     settings: Any = getattr(dictionary, "cfg", dictionary)
     named = settings.to_dict() if hasattr(settings, "to_dict") else vars(settings)
     return sorted(
@@ -222,10 +227,10 @@ def _settings(dictionary: Dictionary) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class FeatureSite:
-    """Dictionaries, one a layer, as one site; its layers are the dictionaries in the order of the model's layers.
+    """Dictionaries, one per layer, as one site; its layers are the dictionaries in the order of the model's layers.
 
     Attributes:
-        name: What the site is called.
+        name: The site's name.
         at: The hook point whose tensor decoded features are a part of.
         reads: The hook point whose tensor is encoded.
         placed: Each dictionary at its layer, from the bottom up.
@@ -239,17 +244,17 @@ class FeatureSite:
     @property
     def layers(self) -> tuple[int, ...]:
         """The model's layer of each dictionary."""
-        return tuple(one.layer.index for one in self.placed)
+        return tuple(placed.layer.index for placed in self.placed)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many dictionaries, and how many features each of them has."""
+        """The number of dictionaries, and of features that each of them has."""
         return len(self.placed), self.placed[0].width
 
     @property
     def fingerprint(self) -> str:
         """Which dictionaries, and where they read and write."""
-        dictionaries = (f"{one.layer.index} {one.fingerprint}" for one in self.placed)
+        dictionaries = (f"{placed.layer.index} {placed.fingerprint}" for placed in self.placed)
         return fingerprint(self.at, self.reads, *dictionaries)
 
     def __repr__(self) -> str:
@@ -266,37 +271,37 @@ class FeatureSite:
         Raises:
             HookSiteError: If a hook point does not fire, a dictionary does not fit, or their widths differ.
         """
-        with self._attached([one.hooks(one.check) for one in self.placed]):
+        with self._attached([placed.hooks(placed.check) for placed in self.placed]):
             try:
                 run()
             except RuntimeError as error:
-                shapes = {name: tuple(one.shape) for name, one in self.placed[0].tensors().items()}
+                shapes = {name: tuple(weight.shape) for name, weight in self.placed[0].tensors().items()}
                 raise HookSiteError(
-                    f"A dictionary of site {self.name!r} cannot take what {self.reads} gives, or not give it back: "
-                    f"{error}. Weights of the first: {shapes}."
+                    f"A dictionary of site {self.name!r} cannot take what {self.reads} gives, or cannot decode to its "
+                    f"shape: {error}. Weights of the first: {shapes}."
                 ) from error
-        if silent := [one.layer.index for one in self.placed if not one.width]:
+        if silent := [placed.layer.index for placed in self.placed if not placed.width]:
             raise HookSiteError(
                 f"The hook points {self.reads!r} and {self.at!r} do not both fire at layer {silent[0]}: what the MLP "
                 f"reads is {MLP_INPUT!r}, and what the norm before it reads is 'resid_mid'."
             )
-        if len(widths := {one.width for one in self.placed}) != 1:
+        if len(widths := {placed.width for placed in self.placed}) != 1:
             raise HookSiteError(
-                f"Dictionaries of one site have as many features each; these have {sorted(widths)}: make them sites "
-                "of different names."
+                f"Dictionaries of one site all have the same number of features; these have {sorted(widths)}: add them "
+                "as sites of different names."
             )
 
     @contextmanager
     def reading(self, reader: Reader) -> Iterator[None]:
         """Hand each layer's features to a function of (row, values) during every forward inside the block."""
 
-        def report(row: int, one: PlacedDictionary) -> Hook:
+        def report(row: int, placed: PlacedDictionary) -> Hook:
             def hook(values: torch.Tensor) -> None:
-                reader(row, one.features)
+                reader(row, placed.features)
 
             return hook
 
-        with self._attached([one.hooks(report(row, one)) for row, one in enumerate(self.placed)]):
+        with self._attached([placed.hooks(report(row, placed)) for row, placed in enumerate(self.placed)]):
             yield
 
     @contextmanager
@@ -307,14 +312,14 @@ class FeatureSite:
             yield
 
     @contextmanager
-    def _attached(self, hooks: Sequence[list[tuple[Any, Hook]]]) -> Iterator[None]:
+    def _attached(self, hooks: Sequence[list[tuple[HookPoint, Hook]]]) -> Iterator[None]:
         try:
-            with attached([hook for of_one in hooks for hook in of_one]):
+            with attached([hook for group in hooks for hook in group]):
                 yield
         finally:
-            for one in self.placed:
-                one.forget()
+            for placed in self.placed:
+                placed.forget()
 
     def output_norm(self) -> Float[torch.Tensor, "layer unit"]:
         """How strongly each feature writes, in float32 on CPU."""
-        return torch.stack([one.output_weights().float().norm(dim=1).cpu() for one in self.placed])
+        return torch.stack([placed.output_weights().float().norm(dim=1).cpu() for placed in self.placed])

@@ -3,13 +3,22 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.profiles.outputs import activity, completed, named, script_of, standardised, token_changes
-from langneurons.analysis.profiles.profiling import clearest_neurons, pieces_of
+from langneurons.analysis.profiles import clearest_neurons
+from langneurons.analysis.profiling import (
+    activity,
+    completed,
+    named,
+    pieces_of,
+    script_of,
+    standardised,
+    token_changes,
+)
 from langneurons.errors import (
     CorruptArtefactError,
     NeuronSetError,
     SiteMismatchError,
     StaleArtefactError,
+    StatisticsError,
 )
 from langneurons.models import view
 from tests.analysis.ablation_models import texts, tiny
@@ -129,6 +138,8 @@ def test_neurons_that_never_change_are_like_none():
 def test_profiles_are_read_back_as_they_were(profiles, tmp_path):
     again = ln.analysis.Profiles.load(profiles.save(tmp_path / "profiles"))
     assert repr(again) == repr(profiles)
+    assert len(again.table()) == len(profiles)
+    assert repr(ln.load(tmp_path / "profiles")) == repr(profiles)
     one, other = again[profiles.neurons[1]], profiles[profiles.neurons[1]]
     assert [list(row) for row in one.examples["values"]] == [list(row) for row in other.examples["values"]]
     assert one.similar.equals(other.similar)
@@ -149,7 +160,7 @@ def test_what_belongs_to_another_model_or_site_is_refused(model, corpus, neurons
         ln.profile(model, ln.NeuronSet.of({"en": [(0, 1)]}, (2, 48), "act"), corpus, progress=False)
     with pytest.raises(NeuronSetError, match="the nearest is"):
         profiles[(1, 159)] if (1, 159) not in profiles else profiles[(1, 158)]
-    with pytest.raises(NeuronSetError, match="similar is 0 or more"):
+    with pytest.raises(StatisticsError, match="similar must be a whole number of at least 0, given -1"):
         ln.profile(model, neurons, corpus, similar=-1, progress=False)
 
 

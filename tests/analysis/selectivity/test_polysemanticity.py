@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from langneurons.analysis.selectivity.result import Polysemanticity, beside_cont
 from langneurons.analysis.selectivity.texts import LabelledTexts
 from langneurons.errors import (
     CorruptArtefactError,
+    EffectError,
     LanguageError,
     NeuronSetError,
     PatchError,
@@ -24,9 +26,11 @@ from langneurons.errors import (
     TaskError,
 )
 from langneurons.models import view
+from langneurons.settings import Run
 from tests.analysis.selectivity.planted_carriers import KINDS, LAYERS, WIDTH, planted_carriers
 from tests.training.lora_models import fresh
 
+QUIET = Run(progress=False)
 FEW = {"permutations": 199, "controls": 0, "probe_sizes": (), "progress": False}
 
 
@@ -117,7 +121,7 @@ def test_a_text_is_worth_the_mean_over_its_counted_tokens_or_its_last_one(archit
     chosen = ln.NeuronSet.of({"x": [(0, 3), (1, 7)]}, (2, 48 if architecture == "llama" else 128), "act")
     flat = chosen.members["x"]
     for position in ("mean", "last"):
-        found = read(model, texts, "act", position, flat, batch_size=3, progress=False).values["hi"]
+        found = read(model, texts, "act", position, flat, Run(batch_size=3, progress=False)).values["hi"]
         for row, text in enumerate(texts.items["hi"]["text"]):
             shown = ln.activations(model, text, chosen).to_numpy()
             expected = shown.mean(0) if position == "mean" else shown[-1]
@@ -127,7 +131,7 @@ def test_a_text_is_worth_the_mean_over_its_counted_tokens_or_its_last_one(archit
 def test_streaming_in_any_batches_equals_the_decomposition_of_all_values_in_memory():
     model, texts = fresh("llama", "auto"), tiny_texts(items=9)
     streamed = decompose(model, texts, batch_size=2, progress=False)
-    values = read(model, texts, "act", "mean", np.arange(96), batch_size=9, progress=False)
+    values = read(model, texts, "act", "mean", np.arange(96), Run(batch_size=9, progress=False))
     moments = [
         reading.Moments.of(part, (texts.items[one]["label"] == "b").to_numpy(int), 2)
         for one, part in values.values.items()
@@ -153,7 +157,7 @@ def test_pairs_are_read_with_a_separator_that_does_not_count():
     model = fresh("llama", "auto")
     texts = tiny_texts()
     pairs = {one: table.assign(text=[("w5 w6", text) for text in table["text"]]) for one, table in texts.items.items()}
-    found = read(model, LabelledTexts(pairs), "act", "mean", np.arange(3), progress=False)
+    found = read(model, LabelledTexts(pairs), "act", "mean", np.arange(3), QUIET)
     seen, held = view(model), {}
     with seen.reading({"act": lambda layer, values: held.setdefault(layer, values)}):
         ids = seen.tokenizer(pairs["en"]["text"][0][1], add_special_tokens=False)["input_ids"]
@@ -191,6 +195,9 @@ def test_a_result_is_saved_and_read_back(tmp_path, found):
         assert getattr(back, name).equals(getattr(found, name))
     assert back.decomposition.share("task").equal(found.decomposition.share("task"))
     assert repr(back) == repr(found)
+    assert not re.search("nan|None|none,", repr(found))
+    assert repr(back.decomposition) == repr(found.decomposition)
+    assert ln.load(tmp_path).rows.equals(found.rows)
     assert dict(back.settings) == dict(found.settings)
     storage.write_tensors(tmp_path / "decomposition.safetensors", {})
     with pytest.raises(CorruptArtefactError):
@@ -198,7 +205,7 @@ def test_a_result_is_saved_and_read_back(tmp_path, found):
 
 
 def test_the_table_shows_what_carries_most_of_the_task_first(planted, found):
-    best = found.table("hi", top=4)
+    best = found.table("hi", top=4).frame
     carriers = {*planted.neurons["task"], *planted.neurons["both"]}
     assert set(zip(best["layer"], best["neuron"], strict=True)) == carriers
     assert len(found.table("hi", top=None)) == 10
@@ -220,11 +227,11 @@ def test_one_neuron_without_controls_or_probes_is_enough(planted, model):
     [
         ({"languages": ["en"]}, TaskError, "at least two, not 'en' alone"),
         ({"languages": ["en", "ur"]}, LanguageError, "'ur'"),
-        ({"position": "first"}, TaskError, "Unknown position 'first'"),
-        ({"permutations": 50}, StatisticsError, "at least 100 permutations"),
-        ({"controls": -1}, StatisticsError, "0 control draws or more"),
-        ({"probe_sizes": (0,)}, StatisticsError, "at least one neuron"),
-        ({"least_share": 1.0}, StatisticsError, "least_share"),
+        ({"position": "first"}, StatisticsError, "Unknown position 'first'"),
+        ({"permutations": 50}, StatisticsError, "permutations must be a whole number of at least 100, given 50"),
+        ({"controls": -1}, EffectError, "draws must be a whole number of at least 0, given -1"),
+        ({"probe_sizes": (0,)}, StatisticsError, "probe_sizes must be whole numbers of at least 1, given 0"),
+        ({"least_share": 1.0}, StatisticsError, "least_share must be at least 0 and below 1, given 1"),
         ({"task": {}}, TaskError, "no text"),
         ({"task": apart("ab", "cd")}, TaskError, "hi and en have no label in common"),
         ({"task": few_clusters(), "probe_sizes": (1,)}, TaskError, "3 clusters cannot be divided"),
@@ -260,7 +267,7 @@ def test_labels_of_several_types_are_one_label():
     table = tiny_texts().items["en"]
     yes = [item % 2 == 0 for item in range(8)]
     texts = LabelledTexts({"en": table.assign(label=yes), "hi": table.assign(label=[int(one) for one in yes])})
-    moments = read(fresh("llama", "auto"), texts, "act", "mean", np.arange(3), progress=False).moments
+    moments = read(fresh("llama", "auto"), texts, "act", "mean", np.arange(3), QUIET).moments
     assert len(texts.labels) == 2
     assert [moments[one].counts.tolist() for one in ("en", "hi")] == [[4, 4], [4, 4]]
 
@@ -269,7 +276,7 @@ def test_labels_of_several_types_are_one_label():
 def test_a_text_without_a_counted_token_is_refused_at_every_position(position):
     texts = LabelledTexts.parallel({one: ["w5 w6"] * 7 + ["</s>"] for one in ("en", "hi")}, list("abababab"))
     with pytest.raises(TaskError, match="no counted token"):
-        read(fresh("llama", "auto"), texts, "act", position, np.arange(3), progress=False)
+        read(fresh("llama", "auto"), texts, "act", position, np.arange(3), QUIET)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_model_runs(tmp_path, monkeypatch, planted, model):

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from langneurons.analysis.ablation.result import Ablation
-from langneurons.analysis.profiles.result import Profiles
+from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.profiles import Profiles
 from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable
 from langneurons.identification.neurons import NeuronSet
@@ -123,7 +123,7 @@ def ablation(neurons: NeuronSet) -> Ablation:
     }
     keys = ["label", "layer", "neuron", "neurons", "language"]
     settings = {"model": "planted", "site": "act", "metric": "nll", "per": "baseline", "margin": 0.01}
-    settings |= {"patch": "each neuron alone set to 0", "min_effect": 0.0, "each": "neuron"}
+    settings |= {"patch": "each neuron alone set to 0", "min_effect": 0.0, "each": "neuron", "resamples": 400}
     return Ablation.of(effects, keys, None, settings)
 
 

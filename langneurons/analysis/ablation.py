@@ -1,0 +1,163 @@
+"""Ablation: the effect of every neuron in every language, with what is needed to believe it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from langneurons.effects.estimation import Effect, benjamini_hochberg
+from langneurons.effects.pairing import BASELINE
+from langneurons.effects.placement import placement_columns
+from langneurons.effects.table import with_current_names
+from langneurons.errors import EffectError
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import Column, Table
+from langneurons.storage.result import Result
+
+LEAST_CONTROLS = 19  # fewer give no rank p-value of 0.05
+SHOWN = 20  # effects that are printed
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)):
+    """What ablating neurons changed, per label and measured language, as one family of tests (Benjamini-Hochberg).
+
+    Two questions, two columns: ``p_adjusted`` and the verdict ask whether the effect differs from zero,
+    ``control_position`` and ``control_p`` whether it differs from those of matched control neurons. A neuron can matter
+    and yet matter no more than any other of its kind. ``control_p`` is of one test, not adjusted for their number.
+
+    Attributes:
+        rows: One row per condition and language: label, layer and neuron (where neurons are ablated alone or added one
+            by one), neurons (how many are ablated), language (measured), effect, low, high, p, p_adjusted, verdict,
+            detectable (the minimal detectable effect of one test), unpatched, patched, items, clusters; with controls
+            control_position (the share of controls below the effect), control_p, control_mean, control_sd, control_low,
+            control_high, control_draws, and control_pool: "layer" where the neuron stands among the controls of its own
+            layer, "label" where those are fewer than 19 and all of the label's serve.
+        controls: Each control's effect: label, layer, neuron (or draw), language, effect.
+        settings: How it was measured.
+    """
+
+    rows: pd.DataFrame
+    controls: pd.DataFrame | None
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        effects: Mapping[tuple, Effect],
+        keys: Sequence[str],
+        controls: pd.DataFrame | None,
+        settings: Mapping[str, object],
+    ) -> "Ablation":
+        """Judge effects as one family and place them among controls.
+
+        Args:
+            effects: Values of ``keys`` -> effect.
+            keys: Names of the key columns: label and language among them.
+            controls: What each control changed, with the columns label, language, effect, and perhaps layer.
+            settings: Settings that JSON can hold.
+        """
+        values = list(effects.values())
+        adjusted = benjamini_hochberg([effect.p for effect in values])
+        columns = {
+            "effect": [effect.estimate for effect in values],
+            "low": [effect.low for effect in values],
+            "high": [effect.high for effect in values],
+            "p": np.array([effect.p for effect in values], dtype=float),
+            "p_adjusted": adjusted,
+            "verdict": [effect.judged(float(p)) for effect, p in zip(values, adjusted, strict=True)],
+            "detectable": [effect.minimal_detectable for effect in values],
+            "unpatched": [effect.baseline for effect in values],
+            "patched": [effect.condition for effect in values],
+            "items": [effect.items for effect in values],
+            "clusters": [effect.clusters for effect in values],
+        }
+        rows = pd.DataFrame(list(effects), columns=pd.Index(keys)).assign(**columns)
+        rows = rows if controls is None else _placed(rows, controls)
+        return cls(rows, controls, {**settings, "keys": list(keys)})
+
+    def table(self, show: int | None = None, min_effect: float | None = None) -> Table:
+        """The effects to print, the largest first.
+
+        Args:
+            show: Number of effects; by default all, of which text and HTML show twenty.
+            min_effect: Smaller effects are left out: 0.01 is 1 % or one point. P-values are adjusted over all effects,
+                shown or not.
+
+        Returns:
+            Effects in per cent of the unpatched loss, in points of a task's score, or in a function's own unit.
+
+        Raises:
+            EffectError: If ``min_effect`` is negative or not finite.
+        """
+        least = float(self.settings.get("min_effect", 0.0)) if min_effect is None else min_effect
+        if not 0 <= least < np.inf:
+            raise EffectError(f"min_effect is the smallest effect to print: 0 or more, given {least}.")
+        rows = self.rows.loc[self.rows["effect"].abs() >= least]
+        rows = rows.loc[rows["effect"].abs().sort_values(ascending=False, kind="stable").index].head(
+            len(rows) if show is None else show
+        )
+        names = [*self.settings["keys"], "effect", "low", "high", "p_adjusted", "verdict", "detectable"]
+        frame = rows[names].reset_index(drop=True)
+        if "control_position" in rows.columns:
+            places = zip(rows["control_position"], rows["control_draws"], rows["control_pool"], strict=True)
+            frame["among_controls"] = [_percentile(*place) for place in places]
+        unit = "" if self.settings.get("own_unit") else "%" if self.settings["per"] == BASELINE else "points"
+        floor = 1 / (1 + self.settings["resamples"])
+        columns = {
+            "effect": Column(unit=unit, scale=self.scale, signed=True, bounds=("low", "high")),
+            "p_adjusted": Column("p (BH)", digits=2, floor=floor if floor <= self.rows["p"].min() else None),
+            "detectable": Column(unit=unit, scale=self.scale, digits=2),
+        }
+        return Table(frame, columns, caption=self.caption, limit=SHOWN if show is None else max(show, 1))
+
+    @property
+    def unit(self) -> str:
+        """Unit in which effects are printed."""
+        if self.settings.get("own_unit"):
+            return "its own unit"
+        return "% of the unpatched loss" if self.settings["per"] == BASELINE else "points"
+
+    @property
+    def scale(self) -> int:
+        """Factor by which effects are multiplied when they are printed."""
+        return 1 if self.settings.get("own_unit") else 100
+
+    @property
+    def caption(self) -> str:
+        """What was measured, in which family, and what could have been found."""
+        settings = self.settings
+        least, most = (self.scale * float(value) for value in self.rows["detectable"].agg(["min", "max"]))
+        sizes = f"{self.rows['items'].min():,} to {self.rows['items'].max():,} items per effect"
+        basis = " Units of resid_post are coordinates: basis-dependent." if settings["site"] == "resid_post" else ""
+        return (
+            f"{settings['model']}: {settings['metric']} in {self.unit}, {settings['patch']}; {len(self.rows)} effects, "
+            f"p adjusted over all of them; equivalent: within +-{self.scale * settings['margin']:g}; {sizes}; minimal "
+            f"detectable effect (one test) {least:.2g} to {most:.2g}.{basis}"
+        )
+
+    @classmethod
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        fields = super()._read(folder, content)
+        return fields | {"settings": with_current_names(fields["settings"])}
+
+
+def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    by_label = {key: part["effect"].tolist() for key, part in controls.groupby(["label", "language"])}
+    by_layer = {}
+    if "layer" in rows.columns:
+        by_layer = {key: part["effect"].tolist() for key, part in controls.groupby(["label", "language", "layer"])}
+    pools, draws = [], []
+    for row in rows.to_dict("records"):
+        cell = (row["label"], row["language"])
+        near = by_layer.get((*cell, row.get("layer")), [])
+        pools.append("layer" if len(near) >= LEAST_CONTROLS else "label")
+        draws.append(near if len(near) >= LEAST_CONTROLS else by_label.get(cell, []))
+    return rows.assign(**placement_columns(rows["effect"].tolist(), draws), control_pool=pools)
+
+
+def _percentile(position: float, draws: float, pool: str) -> str | None:
+    return None if np.isnan(position) else f"P{np.floor(100 * position):.0f} of {draws:.0f} ({pool})"

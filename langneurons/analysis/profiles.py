@@ -1,0 +1,221 @@
+"""Profiles: what a neuron's page shows that only the model could tell, saved so that no page needs the model again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from langneurons.errors import NeuronSetError, StaleArtefactError
+from langneurons.identification.controls import fitting_statistics
+from langneurons.identification.neurons import NeuronSet
+from langneurons.recording.statistics import PUBLISHED, ActivationStats
+from langneurons.storage.presenting import Table
+from langneurons.storage.result import Result
+
+PARTS = ("examples", "outputs", "similar")
+EXAMPLES = ["language", "layer", "neuron", "kind", "rank", "activation", "text", "values"]
+OUTPUTS = ["layer", "neuron", "effect", "rank", "token", "script", "change"]
+SHOWN = 20  # neurons that are printed
+WORDS = 3  # promoted tokens that are printed of each
+SIMILAR = ["layer", "neuron", "by", "rank", "other_layer", "other_neuron", "similarity"]
+
+
+@dataclass(frozen=True)
+class NeuronProfile:
+    """The rows of one neuron, see ``Profiles``.
+
+    Attributes:
+        examples: The texts that were looked at.
+        outputs: Tokens that it promotes and suppresses.
+        similar: Similar neurons.
+    """
+
+    examples: pd.DataFrame
+    outputs: pd.DataFrame
+    similar: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
+    """What some neurons respond to, what they write, and which neurons are similar; ``ln.profile`` makes it.
+
+    Attributes:
+        texts: Every text shown, once: text (its number), language, document (its ordinal in the corpus) and pieces, the
+            characters of each token; bytes that go on with a character give an empty piece.
+        examples: One row per language, neuron, kind ("top", "median", "random") and rank: activation (the highest on
+            the text), text (its number), and values, one per piece.
+        outputs: One row per neuron, effect ("promoted", "suppressed") and rank: token, the script it is written in, and
+            change, what a value of 1 adds to its logit by the direct path.
+        similar: One row per neuron, by ("activity": correlation of activation probability over languages and document
+            folds; "direction": cosine of what they write) and rank: other_layer, other_neuron, similarity.
+        settings: Model, site, corpus, and how the neurons were looked at.
+    """
+
+    texts: pd.DataFrame
+    examples: pd.DataFrame
+    outputs: pd.DataFrame
+    similar: pd.DataFrame
+    settings: Mapping[str, Any]
+
+    @property
+    def site(self) -> str:
+        """Site of the neurons."""
+        return self.settings["site"]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the model's weights, and of its dictionaries at a site of features."""
+        return self.settings["fingerprint"]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages whose texts were read."""
+        return tuple(self.settings["languages"])
+
+    @cached_property
+    def neurons(self) -> tuple[tuple[int, int], ...]:
+        """Layer and index of every neuron, sorted."""
+        return tuple((layer, index) for layer, index in self.settings["neurons"])
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    def __contains__(self, neuron: object) -> bool:
+        return neuron in self._own
+
+    def __getitem__(self, neuron: tuple[int, int]) -> NeuronProfile:
+        """The profile of one neuron.
+
+        Raises:
+            NeuronSetError: If it was not looked at.
+        """
+        self.check_neuron(neuron)
+        return NeuronProfile(*(self._part(name, neuron) for name in PARTS))
+
+    def check_neuron(self, neuron: tuple[int, int]) -> None:
+        """Refuse a neuron that was not looked at.
+
+        Raises:
+            NeuronSetError: If it is none of these.
+        """
+        if neuron not in self._own:
+            near = min(self.neurons, key=lambda own: (abs(own[0] - neuron[0]), abs(own[1] - neuron[1])), default=None)
+            raise NeuronSetError(
+                f"The {len(self):,} profiles hold no neuron {tuple(neuron)}"
+                f"{f'; the nearest is {near}' if near else ''}: give it to ln.profile()."
+            )
+
+    def pieces(self, text: int | np.integer) -> list[str]:
+        """The characters of each token of a text, by its number."""
+        return list(self.texts["pieces"].iloc[int(text)])
+
+    def check(self, other: ActivationStats | NeuronSet) -> None:
+        """Refuse to be shown beside statistics or neurons of another model or site.
+
+        Raises:
+            StaleArtefactError: If they do not belong together.
+        """
+        what = "neuron set" if isinstance(other, NeuronSet) else "statistics"
+        model = other.model if isinstance(other, NeuronSet) else other.fingerprint
+        if other.site != self.site:
+            raise StaleArtefactError(f"The profiles are of site {self.site!r}, the {what} of {other.site!r}.")
+        if model not in (None, self.fingerprint, PUBLISHED):
+            raise StaleArtefactError(
+                f"The profiles belong to model {self.fingerprint[:8]}, the {what} to {model[:8]}: profile that model."
+            )
+
+    def table(self) -> Table:
+        """One line per neuron: the language and word that activate it most, and the tokens it promotes most."""
+        promoted = self.outputs.loc[self.outputs["effect"] == "promoted"]
+        rows = []
+        for layer, neuron in self.neurons:
+            profile = self[layer, neuron]
+            top = profile.examples.nlargest(1, "activation").to_dict("records")
+            words = promoted.loc[(promoted["layer"] == layer) & (promoted["neuron"] == neuron), "token"].head(WORDS)
+            rows.append(
+                {
+                    "layer": layer,
+                    "neuron": neuron,
+                    "most active in": top[0]["language"] if top else None,
+                    "at": self.pieces(top[0]["text"])[int(np.argmax(top[0]["values"]))].strip() if top else None,
+                    "promotes": ", ".join(words.str.strip()) or None,
+                }
+            )
+        title = (
+            f"Profiles of {len(self):,} neurons of {self.settings['model']} at {self.site}: {len(self.texts):,} texts "
+            f"in {', '.join(self.languages)}"
+        )
+        names = ["layer", "neuron", "most active in", "at", "promotes"]
+        return Table(pd.DataFrame(rows, columns=pd.Index(names)), title=title, limit=SHOWN)
+
+    @cached_property
+    def _own(self) -> frozenset[tuple[int, int]]:
+        return frozenset(self.neurons)
+
+    @cached_property
+    def _parts(self) -> dict[str, dict[Any, pd.DataFrame]]:
+        return {name: dict(list(getattr(self, name).groupby(["layer", "neuron"], sort=False))) for name in PARTS}
+
+    def _part(self, name: str, neuron: Sequence[int]) -> pd.DataFrame:
+        whole: pd.DataFrame = getattr(self, name)
+        part = self._parts[name].get(tuple(neuron))
+        return (whole.iloc[:0] if part is None else part).reset_index(drop=True)
+
+
+def clearest_neurons(neurons: NeuronSet, stats: ActivationStats, count: int) -> NeuronSet:
+    """Keep the neurons that are furthest ahead in their own language, as many of each label as of the others.
+
+    Args:
+        neurons: A neuron set; a label that was recorded is a language.
+        stats: Statistics of the same model.
+        count: Largest number of neurons to keep in all.
+
+    Returns:
+        The set, at most ``count`` neurons; of each label those whose activation probability exceeds that of every other
+        language most (of a label that was not recorded, the first ones).
+
+    Raises:
+        NeuronSetError: If ``count`` is below 1, or the statistics do not fit.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> from langneurons.analysis.profiles import clearest_neurons
+        >>> len(clearest_neurons(neurons, stats, 6)) <= 6
+        True
+    """
+    if count < 1:
+        raise NeuronSetError(f"At least one neuron is to be looked at, not {count}.")
+    stats = fitting_statistics(stats, neurons.shape, neurons.site, neurons.model)
+    probability = stats.probability().flatten(1)
+    ordered = {}
+    for label, flat in neurons.members.items():
+        if label not in stats.languages or len(stats.languages) < 2:
+            ordered[label] = flat
+            continue
+        own = stats.languages.index(label)
+        others = torch.cat([probability[:own], probability[own + 1 :]]).amax(0)
+        ahead = (probability[own] - others).numpy()[flat]
+        ordered[label] = flat[np.argsort(-ahead, kind="stable")]
+    return NeuronSet(
+        _in_turn(ordered, count),
+        neurons.shape,
+        neurons.site,
+        neurons.model,
+        f"the {count} furthest ahead of: {neurons.method}",
+    )
+
+
+def _in_turn(ordered: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Take from each label in turn until ``count`` different neurons are taken."""
+    taken: set[int] = set()
+    members: dict[str, list[int]] = {label: [] for label in ordered}
+    for rank in range(max(map(len, ordered.values()), default=0)):
+        for label, flat in ordered.items():
+            if rank < len(flat) and (len(taken) < count or int(flat[rank]) in taken):
+                taken.add(int(flat[rank]))
+                members[label].append(int(flat[rank]))
+    return {label: np.array(sorted(flat), np.int64) for label, flat in members.items()}

@@ -1,0 +1,329 @@
+"""Commands that record, name and show neurons, and those that run a whole study."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+from pydantic import Field
+
+import langneurons as ln
+from langneurons.cli import command
+from langneurons.errors import LangNeuronsError, NeuronSetError, StatisticsError, StudyError
+from langneurons.settings import Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
+from langneurons.study.tables import ModelOptions
+from langneurons.study.wording import METHODS, make_method, options_of, parsed
+
+if TYPE_CHECKING:
+    import torch
+
+QUESTION = "Which neurons belong to which language, and what do they do?"
+
+Model = Annotated[str, typer.Argument(help="babel, a local folder, or a hub name.")]
+Texts = Annotated[str, typer.Argument(help="A folder of <language>*.{txt,jsonl,parquet}, babel, or a hub data set.")]
+MethodName = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+MethodOptions = Annotated[
+    list[str] | None, typer.Option("--set", help="An option of the method, such as --set top=0.01; repeatable.")
+]
+Site = Annotated[str | None, typer.Option(help="A recorded site; by default the first.")]
+
+
+class TextOptions(Settings):
+    """Which part of a text is read."""
+
+    languages: tuple[str, ...] | None = Field(None, description="Language codes, such as en,hi; by default all.")
+    split: str = Field("train", description="Part of the text: files with this word in their name.")
+    text_column: str = Field("text", description="Column of the text in jsonl, parquet and hub data sets.")
+    seed: Seed = Field(0, description="Seed for the order of documents.")
+
+    def load(self, source: str) -> "ln.Corpus":
+        """Load a text in the order of its seed."""
+        corpus = ln.load_corpus(source, self.languages, text_column=self.text_column, split=self.split)
+        return corpus.shuffle(self.seed)
+
+
+class NeuronFiles(Settings):
+    """Files of neurons and statistics."""
+
+    error: ClassVar[type[LangNeuronsError]] = NeuronSetError
+
+    neurons: Path | None = Field(None, description="A file that identify wrote.")
+    statistics: Path | None = Field(
+        None, description="A folder that record wrote, for means, percentiles and controls of equal magnitude."
+    )
+
+    def load(self, languages: Sequence[str] | None = None) -> "tuple[ln.NeuronSet, ln.ActivationStats | None]":
+        """Load both.
+
+        Args:
+            languages: Languages whose neurons are wanted; by default all.
+
+        Raises:
+            NeuronSetError: If no neurons were given.
+        """
+        if self.neurons is None:
+            raise NeuronSetError("Whose neurons? Please give --neurons too, a file that langneurons identify wrote.")
+        neurons = ln.NeuronSet.load(self.neurons)
+        stats = None if self.statistics is None else ln.ActivationStats.load(self.statistics)
+        return neurons if languages is None else neurons.select(languages), stats
+
+
+class ComparisonOptions(Settings):
+    """What methods are compared by."""
+
+    error: ClassVar[type[LangNeuronsError]] = StatisticsError
+
+    heldout: str | None = Field(
+        None, description="Text to patch and ablate on: files with heldout in their name; by default neither is done."
+    )
+    nulls: tuple[str, ...] = Field(("shuffled",), description="Nulls to record: shuffled, source, topic.")
+    value: float = Field(0.0, description="Number that patched and ablated neurons are set to.")
+    sample: Count = Field(200, description="Neurons to ablate, drawn at random from all.")
+
+
+def load_model(name: str, options: ModelOptions) -> "torch.nn.Module":
+    """Load a model as its options say.
+
+    Args:
+        name: babel, a local folder, or a hub name.
+        options: Backend, type of the weights, device, revision.
+    """
+    return ln.load_model(name, **{key: value for key, value in options if value is not None})
+
+
+def method_of(name: str, options: Sequence[str]) -> "ln.identification.Method":
+    """Build a method from its name and ``field=value`` options.
+
+    Args:
+        name: Name of the method.
+        options: Texts such as ``"top=0.01"``.
+
+    Raises:
+        StatisticsError: If an option is no ``field=value``, or the method does not take it.
+    """
+    values = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals:
+            possible = ", ".join(options_of(name))
+            raise StatisticsError(f"An option reads field=value, not {option!r}. Possible fields: {possible}.")
+        values[key] = parsed(text)
+    return make_method(name, values)
+
+
+@command()
+def demo(out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/demo")) -> None:
+    """Run a whole small study on the embedded model."""
+    from langneurons.study.demo import run_demo
+
+    print(run_demo(out))
+
+
+@command(required=("out",))
+def record(
+    model: Model, corpus: Texts, text: TextOptions, recording: Recording, run: Run, options: ModelOptions
+) -> None:
+    """Record what every neuron does in every language."""
+    texts = text.load(corpus)
+    stats = ln.record(load_model(model, options), texts, recording=recording, run=run)
+    print(f"{stats}\nNext: langneurons identify {run.out}")
+
+
+@command()
+def identify(
+    statistics: Annotated[Path, typer.Argument(help="A folder that record wrote.")],
+    method: MethodName = "lape",
+    option: MethodOptions = None,
+    languages: Annotated[str | None, typer.Option(help="Language codes, such as en,hi; by default all.")] = None,
+    site: Site = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default STATISTICS/neurons.<method>.json.")
+    ] = None,
+) -> None:
+    """Name each language's neurons from recorded statistics."""
+    import pandas as pd
+
+    stats = ln.ActivationStats.load(statistics)
+    stats = stats if site is None else stats.at(site)
+    stats = stats if languages is None else stats.select(listed(languages))
+    neurons = method_of(method, option or []).identify(stats)
+    path = neurons.save(out or statistics / f"neurons.{method}.json")
+    layers = neurons.counts()
+    table = pd.DataFrame(
+        {
+            "language": neurons.languages,
+            "neurons": [len(neurons[language]) for language in neurons.languages],
+            "most in layer": [int(layers.loc[language].to_numpy().argmax()) for language in neurons.languages],
+        }
+    )
+    print(table.to_string(index=False))
+    print(f"{len(neurons):,} neurons in all, written to {path}")
+
+
+@command()
+def validity(
+    statistics: Annotated[Path, typer.Argument(help="A folder that record wrote.")],
+    method: MethodName = "lape",
+    option: MethodOptions = None,
+    site: Site = None,
+    splits: Annotated[int, typer.Option(help="Random halvings of the documents.")] = 20,
+    model: Annotated[str | None, typer.Option(help="With --corpus: record texts without language, the nulls.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text for the nulls, in the order of its sources.")] = None,
+    text: TextOptions = TextOptions(),
+    recording: Recording = Recording(),
+    run: Run = Run(),
+) -> None:
+    """Ask whether a method's score is real: does it repeat on other documents, and find nothing where nothing is?"""
+    if (model is None) != (corpus is None):
+        raise StatisticsError("The nulls need both --model and --corpus, or neither for split halves alone.")
+    stats = ln.ActivationStats.load(statistics)
+    stats = stats if site is None else stats.at(site)
+    if model is not None and stats.site != "act":
+        raise StatisticsError(
+            f"The nulls are recorded at 'act', these statistics at {stats.site!r}: leave --model away."
+        )
+    stats = stats if text.languages is None else stats.select(text.languages)
+    checked = method_of(method, option or [])
+    print(ln.split_half(checked, stats, splits, text.seed))
+    if model is not None and corpus is not None:
+        texts = ln.load_corpus(corpus, text.languages, text_column=text.text_column, split=text.split)
+        print(ln.nulls(checked, ln.load_model(model), texts, seed=text.seed, recording=recording, run=run))
+
+
+@command(old={"--site": "--sites"}, required=("out",))
+def compare_methods(
+    model: Model,
+    corpus: Texts,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="lape, or with options lape:top=0.01,filter_quantile=0.9; repeatable; by default all."),
+    ] = None,
+    compared: ComparisonOptions = ComparisonOptions(),
+    text: TextOptions = TextOptions(),
+    recording: Recording = Recording(),
+    controls: Controls = Controls(draws=0),
+    testing: Testing = Testing(),
+    run: Run = Run(),
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Compare methods: overlap, split halves, nulls, selectivity of patching, agreement with exact ablation."""
+    methods = {}
+    for words in method or METHODS:
+        name, _, fields = words.partition(":")
+        methods[words] = method_of(name, listed(fields))
+    texts, heldout = text.load(corpus), None
+    if compared.heldout is not None:
+        heldout = text.model_copy(update={"split": "heldout", "languages": texts.languages}).load(compared.heldout)
+    comparison = ln.compare_methods(
+        methods,
+        load_model(model, options),
+        texts,
+        heldout,
+        nulls=compared.nulls,
+        value=compared.value,
+        controls=controls,
+        sample=compared.sample,
+        recording=recording,
+        run=run,
+        **testing.model_dump(),
+    )
+    print(comparison)
+    print(f"Written to {comparison.save(Path(str(run.out)) / 'comparison')}")
+
+
+@command(old={"--texts": "--k"}, required=("neurons", "out"))
+def profile(
+    model: Model,
+    corpus: Texts,
+    files: NeuronFiles = NeuronFiles(),
+    most: Annotated[
+        int, typer.Option(help="Neurons to look at; of more, those furthest ahead in their language.")
+    ] = 200,
+    text: TextOptions = TextOptions(),
+    profiling: Profiling = Profiling(),
+    run: Run = Run(),
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Look at single neurons: the texts that move them, the tokens they promote, the neurons like them."""
+    from langneurons.analysis.profiles import clearest_neurons
+
+    neurons, stats = files.load(text.languages)
+    if len(neurons) > most and stats is None:
+        raise NeuronSetError(
+            f"{files.neurons} holds {len(neurons):,} neurons, more than {most}: give --statistics or --most."
+        )
+    if stats is not None and len(neurons) > most:
+        neurons = clearest_neurons(neurons, stats, most)
+    texts = ln.load_corpus(corpus, text.languages, text_column=text.text_column, split=text.split)
+    profiles = ln.profile(load_model(model, options), neurons, texts, stats, profiling=profiling, run=run)
+    path = profiles.save(Path(str(run.out)) / "profiles")
+    print(f"{profiles}\nWritten to {path}\nNext: langneurons report {run.out}")
+
+
+@command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder with results of the other commands.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default FOLDER/report.html.")] = None,
+    question: Annotated[str, typer.Option(help="Title of the report.")] = QUESTION,
+) -> None:
+    """Write everything that a folder holds as one HTML file that opens anywhere."""
+    from langneurons.study.stages.report import read_folder
+    from langneurons.views.report.findings import provenance
+
+    findings, left_out = read_folder(folder, question)
+    path = ln.write_report(out or folder / "report.html", findings)
+    print("\n".join([*left_out, *provenance(findings), f"Report: {path} (open it in a browser)"]))
+
+
+@command()
+def describe(model: Model) -> None:
+    """Say how large a model is, what neurons it has, and how it would be loaded, without loading it."""
+    print(ln.describe(model))
+
+
+@command()
+def study(
+    config: Annotated[Path, typer.Argument(help="A TOML file, or the directory of an earlier run.")],
+    only: Annotated[
+        str | None, typer.Option(help="Steps whose name begins with this, and what they depend on.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what is left to do and what it takes.")] = False,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: operations per second of a machine, such as 160e12; by default this one's."),
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="List what became of every step.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the study with every default.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Verify every byte of what is done.")] = False,
+    compare: Annotated[Path | None, typer.Option(help="Another study to compare with: its file or directory.")] = None,
+    run: Run = Run(),
+) -> None:
+    """Run a whole study: what is done stays done, and the same command goes on after an interruption."""
+    from langneurons.study.study import Study, as_text
+
+    whole = Study.from_toml(config, run.out)
+    if show:
+        print(whole.show())
+    elif dry_run:
+        print(as_text(whole.forecast(speed), whole.folder.path, speed))
+    elif status:
+        print(whole.status().to_string(index=False, na_rep=""))
+    elif check:
+        whole.check()
+        print(f"Every file of {len(whole.files())} is as it was written.")
+    elif compare is not None:
+        print(whole.compare(Study.from_toml(compare)).to_string(index=False))
+    else:
+        states = whole.run(only, print, **run.model_dump(exclude_unset=True))
+        broken = states[states["state"].isin(["failed", "blocked"])]
+        if len(broken):
+            reasons = zip(broken["step"], broken["state"], broken["why"], strict=True)
+            listed_reasons = "; ".join(" ".join(filter(None, reason)) for reason in reasons)
+            raise StudyError(f"{len(broken)} of {len(states)} steps are not done: {listed_reasons}")
+        if only is None:
+            print(f"Report: {whole.report()} (open it in a browser)")
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a comma-separated text."""
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,423 @@
+"""Commands that patch, ablate, train and measure."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import typer
+from pydantic import Field
+
+import langneurons as ln
+from langneurons import storage
+from langneurons.cli import command
+from langneurons.cli.finding import Model, NeuronFiles, TextOptions, Texts, load_model, method_of
+from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskError, TrainingError
+from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, Run, Seed, Settings, Testing, Training
+from langneurons.study.tables import ModelOptions
+from langneurons.study.wording import language_patches, parsed, patch_maker
+
+if TYPE_CHECKING:
+    from langneurons.analysis.selectivity.texts import LabelledTexts
+
+SCREENED = 200  # neurons that a screen is checked on
+
+TaskSource = Annotated[str, typer.Argument(help="A folder of the task's files, the hub's name, or babel.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(help="A task as kind=source, such as xnli=FOLDER, xquad=google/xquad, generation=TEXTS; repeatable."),
+]
+Value = Annotated[str, typer.Option(help="What is written: a number, mean, a percentile such as p90.")]
+
+
+class HeldoutOptions(TextOptions):
+    """Which held-out text is read, and how it is cut."""
+
+    split: str = Field("heldout", description="Part of the text: files with this word in their name.")
+    tokens_per_language: Count | None = Field(
+        None, description="Counted tokens of each language; by default as many as the smallest has."
+    )
+    context_length: Count | None = Field(
+        None, description="Positions read at once, a multiple of 16; by default 512, or the model's context if shorter."
+    )
+    each: Literal["block", "document"] = Field("block", description="block for running text, document for sentences.")
+
+    def pack(self, model: Any, corpus: "ln.Corpus") -> "ln.HeldoutText":
+        """Tokenise a text for a model."""
+        return ln.HeldoutText.of(model, corpus, self.tokens_per_language, self.context_length, self.each)
+
+
+class PatchOptions(NeuronFiles):
+    """Neurons, and what is written at them."""
+
+    error: ClassVar[type[LangNeuronsError]] = PatchError
+
+    patch: tuple[str, ...] = Field(
+        (), description="0, mean, p90 (set); add:mean, scale:2, diffmean; repeatable; 0 by default."
+    )
+
+
+class AskedOptions(Settings):
+    """Which items of tasks are asked, and how."""
+
+    error: ClassVar[type[LangNeuronsError]] = TaskError
+
+    languages: tuple[str, ...] | None = Field(None, description="Language codes, such as en,hi; by default all.")
+    items: int = Field(200, description="Premises, questions or prompts per language.")
+    seed: Seed = Field(0, description="Seed for the choice of items.")
+    max_new_tokens: Count = Field(32, description="Maximum number of tokens of an answer or a continuation.")
+    beginnings: str | None = Field(None, description="Language of all prompts; by default each language's own.")
+    calibration: str | None = Field(
+        "content-free", description="Calibration of XNLI's label likelihoods: content-free, batch, none."
+    )
+    head: Path | None = Field(None, description="A saved classification head that answers.")
+
+
+class AblationOptions(NeuronFiles):
+    """Which neurons are ablated, how, and on what."""
+
+    error: ClassVar[type[LangNeuronsError]] = EffectError
+
+    label: str | None = Field(None, description="Language whose neurons are ablated; by default all.")
+    top: Count | None = Field(
+        None, description="Instead of --neurons: so many per language, which a gradient predicts from half of the text."
+    )
+    kind: str = Field("text", description="text to measure a loss, or a kind of task, such as xnli.")
+    metric: str = Field("nll", description="nll, or a score of the task such as accuracy.")
+    value: str = Field("0", description="What ablated neurons are set to: a number, or mean.")
+    each: Literal["neuron", "group", "cumulative"] = Field("neuron", description="neuron, group or cumulative.")
+    items: int = Field(100, description="Items of the task.")
+    show: Count = Field(20, description="Effects to print.")
+    min_effect: float = Field(0.0, ge=0, description="Smaller effects are not printed; 0.01 is 1 % or one point.")
+    latex: Path | None = Field(None, description="A file for the table in LaTeX.")
+
+
+class TrainingItems(Settings):
+    """Which items are trained and tested on."""
+
+    error: ClassVar[type[LangNeuronsError]] = TrainingError
+
+    kind: str = Field("xnli", description="Kind of the task: xnli (a head is trained), xquad, ...")
+    source: str = Field("en", description="Language of the training data.")
+    train_split: str = Field("train", description="Part to train on: train, validation or test, or train[:25%].")
+    test_split: str = Field("test", description="Part to evaluate on.")
+    train_items: Count | None = Field(None, description="Premises or questions to train on; by default all.")
+    test_items: Count | None = Field(None, description="Premises or questions per language to evaluate on.")
+    seed: Seed = Field(0, description="Seed for the choice of items.")
+
+    def load(self, source: str, languages: "list[str]") -> "tuple[ln.tasks.Task, ln.tasks.Task]":
+        """What is trained on, in the language of the training data, and what is evaluated on, in all languages."""
+        from langneurons.training.transfer import check_apart
+
+        options: dict[str, Any] = {"seed": self.seed}
+        train = ln.tasks.load_task(
+            self.kind, source, [self.source], self.train_split, items=self.train_items, **options
+        )
+        languages = list(dict.fromkeys([self.source, *languages]))
+        test = ln.tasks.load_task(self.kind, source, languages, self.test_split, items=self.test_items, **options)
+        check_apart(train, test, self.source, "training")
+        return train, test
+
+
+class IdentifiedNeurons(PatchOptions):
+    """Neurons that are read from a file, or identified in statistics."""
+
+    method: str = Field("lape", description="Method that identifies neurons, where there is no file of them.")
+    set: tuple[str, ...] = Field((), description="An option of the method, such as --set top=0.01; repeatable.")
+
+    def identify(self) -> "tuple[ln.NeuronSet, ln.ActivationStats | None]":
+        """Load neurons, or identify them.
+
+        Raises:
+            TrainingError: If there is neither a file of neurons nor statistics.
+        """
+        if self.neurons is not None:
+            return self.load()
+        if self.statistics is None:
+            raise TrainingError("Whose neurons? Give --neurons, or --statistics to identify them.")
+        stats = ln.ActivationStats.load(self.statistics)
+        return method_of(self.method, self.set).identify(stats), stats
+
+
+@command()
+def perplexity(
+    model: Model,
+    corpus: Texts,
+    text: HeldoutOptions = HeldoutOptions(),
+    run: Run = Run(),
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Measure how well a model predicts each language."""
+    texts = text.load(corpus)
+    loaded = load_model(model, options)
+    print(ln.perplexity(loaded, text.pack(loaded, texts), run=run).to_string(index=False))
+
+
+@command(required=("neurons",))
+def perplexity_matrix(
+    model: Model,
+    corpus: Texts,
+    value: Annotated[
+        str, typer.Option(help="What to write: a number, mean, a percentile such as p90; or add:mean, scale:2, ...")
+    ] = "0",
+    files: NeuronFiles = NeuronFiles(),
+    text: HeldoutOptions = HeldoutOptions(),
+    controls: Controls = Controls(),
+    testing: Testing = Testing(),
+    run: Run = Run(),
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Measure what patching each language's neurons does to every language."""
+    texts = text.load(corpus)
+    # What can be wrong with the small files is found before the model is loaded.
+    neurons, stats = files.load(text.languages)
+    patch = patch_maker(value, stats)
+    loaded = load_model(model, options)
+    controls = controls.model_copy(update={"stats": stats})
+    packed = text.pack(loaded, texts)
+    matrix = ln.perplexity_matrix(loaded, packed, neurons, controls=controls, patch=patch, testing=testing, run=run)
+    print(matrix)
+    if matrix.selectivity is not None and len(matrix.selectivity):
+        print("\nSelectivity: change of the patched language's loss minus the others' mean, beside matched controls")
+        print(matrix.selectivity.to_string(index=False))
+    if run.out is not None:
+        print(f"Written to {matrix.save(run.out / 'matrix')}")
+
+
+@command(
+    old={
+        "--xnli": "--task xnli=",
+        "--xquad": "--task xquad=",
+        "--prompts": "--task generation=",
+        "--source": "--beginnings",
+    }
+)
+def evaluate(
+    model: Model,
+    task: Tasks = None,
+    files: PatchOptions = PatchOptions(),
+    asked_items: AskedOptions = AskedOptions(),
+    controls: Controls = Controls(draws=0),
+    testing: Testing = Testing(),
+    run: Run = Run(),
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Score a model on tasks, without and with patches of each language's neurons."""
+    from langneurons.evaluation.evaluating import chosen_languages
+
+    if files.patch and files.neurons is None:
+        raise PatchError("--patch says what is written at neurons: give --neurons too.")
+    if not task:
+        raise TaskError("Nothing to score: give --task, such as --task xnli=FOLDER.")
+    about = asked_items.model_dump(exclude={"languages", "head"})
+    tasks = [ln.tasks.load_task(kind, source, asked_items.languages, **about) for kind, source in map(_named, task)]
+    # What can be wrong with the small files is found before the model is loaded.
+    stats = None if files.statistics is None else ln.ActivationStats.load(files.statistics)
+    languages, patches = asked_items.languages, {}
+    if files.neurons is not None:
+        neurons, _ = files.load()
+        patches = language_patches(neurons, files.patch or ["0"], stats)
+        languages = languages or [name for name in chosen_languages(tasks, None) if name in neurons.languages]
+    evaluation = ln.evaluate(
+        load_model(model, options),
+        tasks,
+        languages,
+        patches,
+        head=None if asked_items.head is None else ln.tasks.ClassificationHead.load(asked_items.head),
+        controls=controls.model_copy(update={"stats": stats}),
+        testing=testing,
+        run=run,
+    )
+    print(evaluation)
+    for each in tasks if patches else []:
+        print(f"\n{evaluation.effects(each.name)}")
+    if run.out is not None:
+        print(f"Written to {evaluation.save(run.out / 'evaluation')}")
+
+
+@command(old={"--xnli": "--kind xnli", "--rows": "--batch-size"})
+def ablate(
+    model: Model,
+    corpus: Annotated[str, typer.Argument(help="Held-out text, or the source of a task.")],
+    files: AblationOptions = AblationOptions(),
+    text: HeldoutOptions = HeldoutOptions(),
+    controls: Controls = Controls(draws=0),
+    testing: Testing = Testing(),
+    run: Run = Run(),
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Measure what the model loses without each neuron, beside matched controls."""
+    on_text = files.kind == "text"
+    if (files.neurons is None) == (files.top is None) or not (on_text or files.top is None):
+        raise EffectError("Whose neurons? Give --neurons, or --top to screen the whole model on a text.")
+    data: Any = (
+        text.load(corpus)
+        if on_text
+        else ln.tasks.load_task(files.kind, corpus, text.languages, items=files.items, seed=text.seed)
+    )
+    # What can be wrong with the small files is found before the model is loaded.
+    stats = None if files.statistics is None else ln.ActivationStats.load(files.statistics)
+    neurons = None if files.neurons is None else files.load(text.languages)[0]
+    neurons = neurons if neurons is None or files.label is None else neurons[files.label]
+    value, loaded = parsed(files.value), load_model(model, options)
+    if neurons is None:
+        assert files.top is not None
+        # Neurons chosen for large effects on some text look larger there than they are.
+        screened, data = data.split(0.5, text.seed)
+        screen = ln.screen(
+            loaded, text.pack(loaded, screened), value, files.top, sample=SCREENED, stats=stats, seed=text.seed, run=run
+        )
+        print(f"{screen}\nScreened on one half of the documents; their effects on the other half:\n")
+        neurons = screen.neurons if files.label is None else screen.neurons[files.label]
+    ablation = ln.ablate(
+        loaded,
+        neurons,
+        text.pack(loaded, data) if on_text else data,
+        files.metric,
+        value,
+        each=files.each,
+        controls=controls.model_copy(update={"stats": stats} | ({"draws": 0} if files.each == "cumulative" else {})),
+        testing=testing,
+        run=run,
+    )
+    table = ablation.table(files.show, files.min_effect)
+    print(table)
+    if files.latex is not None:
+        storage.write_text(files.latex, table.latex())
+    if run.out is not None:
+        print(f"Written to {ablation.save(run.out / 'ablation')}")
+
+
+@command(old={"--xnli": "--task xnli=", "--xquad": "--task xquad=", "--items": "--max-items"}, required=("out",))
+def polysemanticity(
+    model: Model,
+    neurons: Annotated[Path, typer.Argument(help="A file that identify wrote.")],
+    task: Tasks = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="A parquet file with the columns language, item, cluster, text and label.")
+    ] = None,
+    languages: Annotated[str | None, typer.Option(help="Language codes, such as en,hi; by default all.")] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="A folder that record wrote, to match controls by magnitude too.")
+    ] = None,
+    controls: Controls = Controls(),
+    probing: Probing = Probing(),
+    run: Run = Run(),
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Ask whether a language's neurons carry a task too: shares, tests, probes, beside matched controls."""
+    sources = [*(task or []), *filter(None, [texts])]
+    if len(sources) != 1:
+        raise TaskError(f"Give exactly one of --task and --texts, not {len(sources)}.")
+    codes = None if languages is None else [code.strip() for code in languages.split(",") if code.strip()]
+    asked_of: Any
+    if texts is not None:
+        asked_of = labelled_texts(texts)
+    else:
+        kind, source = _named(sources[0])
+        asked_of = ln.tasks.load_task(kind, source, codes)
+    labelled, stats = NeuronFiles(neurons=neurons, statistics=statistics).load(codes)
+    controls = controls.model_copy(update={"stats": stats})
+    result = ln.polysemanticity(
+        load_model(model, options), labelled, asked_of, codes, controls=controls, probing=probing, run=run
+    )
+    print(f"{result}\n\n{result.table(top=10)}")
+    if len(result.probes):
+        print(f"\n{result.probes_table()}")
+    print(f"Written to {result.save(Path(str(run.out)) / 'polysemanticity')}")
+
+
+@command(required=("out",))
+def finetune(
+    model: Model,
+    task: TaskSource,
+    neurons: Annotated[Path | None, typer.Option(help="A file that identify wrote.")] = None,
+    condition: Annotated[str | None, typer.Option(help="What to train: none, source, target, random, all, ...")] = None,
+    language: Annotated[str | None, typer.Option(help="The target language, whose neurons are trained.")] = None,
+    items: TrainingItems = TrainingItems(),
+    adapter: Adapter = Adapter(),
+    training: Training = Training(),
+    run: Run = Run(),
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Fine-tune the neurons of a language, with attention and a head, and evaluate what came of it."""
+    from langneurons.training.conditions import NONE, conditions
+
+    languages = [] if language is None else [language]
+    train, test = items.load(task, languages)
+    name = condition or (NONE if neurons is None else "source" if language is None else "target")
+    trained = None
+    if name != NONE:
+        if neurons is None or (language is None and "target" in name):
+            raise TrainingError(f"The condition {name!r} needs --neurons{', and --language' * ('target' in name)}.")
+        sets = ln.NeuronSet.load(neurons)
+        trained = conditions(sets, items.source, languages, [name], [training.seed])[0].neurons
+    parts = (adapter.rank, adapter.alpha, adapter.projections, adapter.attention, training.seed)
+    update = None if trained is None and not adapter.attention else ln.MaskedLoRA(trained, *parts)
+    loaded = load_model(model, options)
+    tuned = ln.finetune(loaded, train, update, languages=[items.source], training=training, run=run)
+    print(tuned)
+    evaluated = list(dict.fromkeys([items.source, *languages]))
+    print(tuned.evaluate(loaded, test, evaluated, batch_size=training.batch_size))
+    print(f"Written to {tuned.save(Path(str(run.out)) / 'finetuned')}")
+
+
+@command(old={"--draws": "--controls"}, required=("out", "targets"))
+def transfer_experiment(
+    model: Model,
+    task: TaskSource,
+    files: IdentifiedNeurons = IdentifiedNeurons(),
+    items: TrainingItems = TrainingItems(),
+    experiment: Experiment = Experiment(),
+    controls: Controls = Controls(draws=1),
+    training: Training = Training(),
+    testing: Testing = Testing(),
+    run: Run = Run(),
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Train neurons on one language under several conditions and seeds, and measure what that is worth in others."""
+    train, test = items.load(task, list(experiment.targets or ()))
+    neurons, stats = files.identify()
+    patches = language_patches(neurons, files.patch, stats)
+    transfer = ln.transfer_experiment(
+        load_model(model, options),
+        train,
+        test,
+        neurons,
+        experiment=experiment,
+        patches=patches or None,
+        controls=controls.model_copy(update={"stats": stats}),
+        training=training,
+        testing=testing,
+        run=run,
+    )
+    path = transfer.save(Path(str(run.out)) / "transfer")
+    print(f"{transfer}\nWritten to {path}")
+    if len(transfer.conditions) > 1:
+        print(f"\n{transfer.effects(transfer.reference)}")
+    if patches:
+        print(f"\n{transfer.patch_effects()}")
+
+
+def labelled_texts(path: Path) -> "LabelledTexts":
+    """Read labelled texts.
+
+    Args:
+        path: A parquet file with the columns language, item, cluster, text and label.
+
+    Raises:
+        TaskError: If there is no such column.
+    """
+    from langneurons.analysis.selectivity.texts import LabelledTexts
+
+    table = storage.read_table(path, foreign=True)
+    if "language" not in table.columns:
+        raise TaskError(f"{path} has no column 'language', only {', '.join(map(str, table.columns))}.")
+    tables = {str(language): part for language, part in table.groupby("language", sort=False)}
+    return LabelledTexts(tables, path.stem)
+
+
+def _named(task: str) -> tuple[str, str]:
+    """Kind and source of a task from ``kind=source``."""
+    kind, equals, source = task.partition("=")
+    if not equals:
+        raise TaskError(f"A task reads kind=source, such as xnli=FOLDER, not {task!r}.")
+    return kind, source

@@ -1,0 +1,250 @@
+"""What a stage of a study is: its table in the file, its steps and what they depend on, how it runs, what it costs."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel
+
+import langneurons as ln
+from langneurons import storage
+from langneurons.errors import unknown
+from langneurons.study.tables import Grid, Part, PatchedGrid, PatchPart, StudyConfig, python_only
+
+if TYPE_CHECKING:
+    from langneurons.models.description import ModelDescription
+    from langneurons.study.work import Work
+
+Source = Callable[[str, str], str]
+Piece = tuple[str, dict[str, Any], list[tuple[str, ...]]]
+WITHOUT_EFFECT = {"save_every", "tensorboard"}  # options that no result depends on
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to compute, and its place in the study.
+
+    Attributes:
+        stage: The stage that computes it.
+        settings: Everything in the study that its result depends on.
+        inputs: The steps whose results it reads.
+        model: Name of the model.
+        language_set: Name of the language set.
+        method: Name of the method.
+        entry: Name of the stage's table that it is about, where there may be several.
+        patch: Name of the patch.
+    """
+
+    stage: "Stage[Any]"
+    settings: Mapping[str, Any]
+    inputs: "tuple[Step, ...]" = ()
+    model: str = ""
+    language_set: str = ""
+    method: str = ""
+    entry: str = ""
+    patch: str = ""
+
+    @property
+    def name(self) -> str:
+        """Such as ``"matrix/babel/all/lape/zero"``."""
+        place = (self.stage.name, self.model, self.language_set, self.method, self.entry, self.patch)
+        return "/".join(filter(None, place))
+
+    @cached_property
+    def key(self) -> str:
+        """The hash of everything that the result depends on."""
+        content = json.dumps(self.settings, sort_keys=True, ensure_ascii=False)
+        keys = [step.key for step in self.inputs]
+        return storage.fingerprint(self.stage.name, str(self.stage.version), content, *keys)
+
+    def input(self, stage: str, entry: str = "") -> "Step":
+        """The input of a stage."""
+        return next(step for step in self.inputs if step.stage.name == stage and entry in ("", step.entry))
+
+    def reads(self, stage: str) -> bool:
+        """Whether there is an input of a stage."""
+        return any(step.stage.name == stage for step in self.inputs)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes.
+
+    Attributes:
+        tokens: Tokens through the model; one that is also gone back through counts three times.
+        disk: GB on disk.
+    """
+
+    tokens: float | int = 0
+    disk: float = 0.001
+
+
+@dataclass
+class Plan:
+    """The steps of a study, each after its inputs.
+
+    Attributes:
+        config: The study.
+        source: From kind ("model", "text", "task", "numbers") and name of a source to a hash of its content.
+        steps: The steps by name.
+    """
+
+    config: StudyConfig
+    source: Source
+    steps: dict[str, Step] = field(default_factory=dict)
+
+    def of(self, stage: str, *place: str) -> Step:
+        """The step of a stage at a place: model, language set, method, ..."""
+        return self.steps["/".join((stage, *place))]
+
+    def model_settings(self, model: str) -> dict[str, Any]:
+        """What decides a model."""
+        part = self.config.models[model]
+        return {"model": self.source("model", part.name), **part.options, "seed": self.config.seed}
+
+    def text_settings(self) -> dict[str, Any]:
+        """What decides the text."""
+        text = self.config.text.model_dump(include={"text_column", "revision", "heldout"})
+        return {"text": {**text, "source": self.source("text", self.config.text.source)}}
+
+    def patch_settings(self, patches: Mapping[str, PatchPart]) -> dict[str, Any]:
+        """What patches write."""
+        return {name: patch.model_dump(exclude={"published_as"}) for name, patch in patches.items()}
+
+
+PartType = TypeVar("PartType", bound=BaseModel)
+
+
+class Stage(Generic[PartType]):
+    """One kind of work in a study.
+
+    Attributes:
+        name: What its steps' names begin with.
+        version: Raised when the same settings give other results, so that what an older langneurons computed runs
+            again; 1 was that of 0.1.0.
+        table: The table of the file that it reads, "" for those that every study has.
+        part: The class of that table.
+        several: Whether there may be several such tables, by name.
+        always: Whether the table is there with its defaults where the file has none.
+        verb: The function of ``ln`` that computes it.
+        section: What the report calls its results, "" where it shows none.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 2
+    table: ClassVar[str] = ""
+    part: ClassVar[type[BaseModel]] = Part
+    several: ClassVar[bool] = False
+    always: ClassVar[bool] = False
+    verb: ClassVar[str] = ""
+    section: ClassVar[str] = ""
+
+    def parts(self, config: StudyConfig) -> dict[str, PartType]:
+        """Its tables in a study by name, a single one under ""."""
+        value = getattr(config, self.table, None) if self.table else None
+        return {} if value is None else value if isinstance(value, dict) else {"": value}
+
+    def part_of(self, config: StudyConfig, step: Step) -> PartType:
+        """The table that a step is about."""
+        return self.parts(config)[step.entry]
+
+    def steps(self, plan: Plan, model: str) -> Iterator[Step]:
+        """Its steps for a model."""
+        raise NotImplementedError
+
+    def mistakes(self, config: StudyConfig) -> Iterator[str]:
+        """What is wrong with its tables, found before anything runs."""
+        for name, part in self.parts(config).items():
+            where = f"{self.table}.{name}" if name else self.table
+            if isinstance(part, Grid):
+                yield from misnamed("method", where, part.methods, config.methods)
+                yield from misnamed("language set", where, part.sets, config.sets)
+            if isinstance(part, PatchedGrid):
+                yield from misnamed("patch", where, part.patches, config.patches)
+            languages = [code for name in getattr(part, "sets", None) or config.sets for code in config.sets[name]]
+            yield from misnamed("language", f"{where}.languages", getattr(part, "languages", None), languages)
+            yield from self.mistakes_in(config, where, part)
+
+    def mistakes_in(self, config: StudyConfig, where: str, part: PartType) -> Iterator[str]:
+        """What is wrong with one of its tables."""
+        return iter(())
+
+    def run(self, step: Step, work: "Work") -> None:
+        """Compute a step into its folder.
+
+        Raises:
+            LangNeuronsError: Whatever is wrong with it.
+        """
+        raise NotImplementedError
+
+    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+        """What a step takes; the model is None where it is not on this machine."""
+        return Cost()
+
+    def load(self, folder: Path) -> Any:
+        """A step's result, for the report."""
+        return ln.load(folder)
+
+
+class NeuronStage(Stage[PartType]):
+    """A stage that does something with the neurons of each method in each language set.
+
+    Attributes:
+        judged: Whether effects are part of the result, so that it depends on the study's ``testing``.
+    """
+
+    judged: ClassVar[bool] = False
+
+    def steps(self, plan: Plan, model: str) -> Iterator[Step]:
+        """Its steps for a model."""
+        config = plan.config
+        for language_set, languages in config.sets.items():
+            for method in config.methods:
+                for entry, part in self.parts(config).items():
+                    if not isinstance(part, Grid) or part.covers(method, language_set):
+                        place = (model, language_set, method)
+                        for patch, settings, further in self.work_on(plan, part, (model, languages)):
+                            identified, recorded = plan.of("identify", *place), plan.of("record", model)
+                            inputs = (identified, recorded, *(plan.of(*names) for names in further))
+                            settings = {**settings, "languages": languages, "seed": config.seed}
+                            settings |= {"testing": keyed(config.testing)} if self.judged else {}
+                            yield Step(self, settings, inputs, *place, entry, patch)
+
+    def work_on(self, plan: Plan, part: PartType, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+        """What is done with one neuron set.
+
+        Args:
+            plan: The steps so far.
+            part: The stage's table.
+            about: The model's name, and the languages of the set.
+
+        Yields:
+            Name of the patch or "", the settings, and places of further steps whose results it reads.
+        """
+        raise NotImplementedError
+
+
+def keyed(settings: BaseModel, *without: str) -> dict[str, Any]:
+    """Settings as they enter a key: what a result depends on.
+
+    Args:
+        settings: A settings object or a table.
+        without: Names of fields that no result depends on here.
+    """
+    nested = {name: keyed(value) for name, value in settings if isinstance(value, BaseModel) and name not in without}
+    left_out = {*nested, *without, *WITHOUT_EFFECT, *python_only(type(settings))}
+    return settings.model_dump(mode="json", exclude=left_out) | nested
+
+
+def misnamed(what: str, where: str, names: Iterable[str] | None, possible: Iterable[str]) -> Iterator[str]:
+    """Say of every name that does not exist what is possible."""
+    choices = list(dict.fromkeys(possible))
+    yield from (unknown(f"{what} in {where}", name, choices) for name in names or () if name not in choices)
+
+
+def among(wanted: Sequence[str] | None, languages: Sequence[str]) -> list[str]:
+    """Those of the wanted languages that are in a language set, all of it where none are named."""
+    return [code for code in (languages if wanted is None else wanted) if code in languages]

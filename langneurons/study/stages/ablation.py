@@ -1,0 +1,66 @@
+"""Ablation: every neuron of the sets ablated by itself."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+import langneurons as ln
+from langneurons.settings import Controls
+from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed
+from langneurons.study.stages.matrix import heldout
+from langneurons.study.tables import Grid, Languages, StudyConfig
+
+if TYPE_CHECKING:
+    from langneurons.models.description import ModelDescription
+    from langneurons.study.work import Work
+
+SHARE_OF_LAYERS = 0.5  # that lie above a neuron
+USUAL_SHARE = 0.01  # of all neurons, where a method does not say how many it takes
+
+
+class AblationPart(Grid):
+    """Every neuron of the sets ablated by itself."""
+
+    languages: Languages | None = Field(None, description="whose neurons; all of the language set by default")
+    value: Literal["mean"] | float | int = 0
+    controls: Controls = Controls(draws=0)
+
+
+class AblationStage(NeuronStage[AblationPart]):
+    """Effects of single neurons."""
+
+    name = "ablate"
+    table = "ablation"
+    part = AblationPart
+    verb = "ablate"
+    section = "ablation"
+    judged = True
+
+    def work_on(self, plan: Plan, part: AblationPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+        """One for each neuron set."""
+        settings = {"of": part.languages, "value": part.value, "controls": keyed(part.controls)}
+        yield "", {**heldout(plan.config), **settings}, []
+
+    def run(self, step: Step, work: "Work") -> None:
+        """Ablate every neuron."""
+        neurons, stats = work.neurons(step)
+        part = self.part_of(work.config, step)
+        wanted = part.languages or [name for name in neurons.languages if len(neurons[name])]
+        ln.ablate(
+            work.model(step),
+            neurons.select(among(wanted, neurons.languages)),
+            work.heldout(step),
+            value=part.value,
+            controls=work.matched(part.controls, stats),
+            testing=work.config.testing,
+            run=work.own(step, "ablation"),
+        ).save(work.result(step))
+
+    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+        """The held-out text through the layers above every neuron and its controls."""
+        share = float(config.methods[step.method].options.get("top", USUAL_SHARE))
+        neurons = (model.layers * model.neurons["act"] if model else 0) * share
+        draws = self.part_of(config, step).controls.draws
+        tokens = (config.text.heldout_tokens or 0) * len(step.settings["languages"])
+        return Cost(tokens * (1 + neurons * (1 + draws) * SHARE_OF_LAYERS))

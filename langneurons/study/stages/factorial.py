@@ -1,0 +1,96 @@
+"""Factorial: operation x site x protocol, to see which choice turns the sign of an effect around."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+import langneurons as ln
+from langneurons.settings import Controls
+from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
+from langneurons.study.stages.tasks import TaskPart, asked_tokens, patchable, task_of, task_settings, tuned_inputs
+from langneurons.study.tables import Grid, Languages, Names, StudyConfig
+
+if TYPE_CHECKING:
+    from langneurons.evaluation.evaluation import Factorial
+    from langneurons.models.description import ModelDescription
+    from langneurons.study.work import Work
+
+
+class FactorialPart(Grid):
+    """Operation x site x protocol: which choice turns the sign of an effect around?"""
+
+    tasks: Names = Field(min_length=1, description="which of the tasks, one a protocol")
+    languages: Languages | None = Field(None, description="of the language set; those that the tasks have by default")
+    operations: Names = ["set", "add", "scale", "diffmean"]
+    sites: Names | None = Field(None, description="recorded sites; all by default")
+    controls: Controls = Controls(draws=0)
+
+
+class FactorialStage(NeuronStage[FactorialPart]):
+    """Factorial experiments."""
+
+    name = "factorial"
+    table = "factorial"
+    part = FactorialPart
+    verb = "factorial"
+    section = "factorial"
+    judged = True
+
+    def work_on(self, plan: Plan, part: FactorialPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+        """One, if it is about languages of the set."""
+        model, languages = about
+        if among(part.languages, languages):
+            tasks = _tasks(plan.config, part)
+            settings = {
+                **keyed(part, "methods", "sets", "languages"),
+                "of": part.languages,
+                "tasks": {name: task_settings(plan, task) for name, task in tasks.items()},
+                "sites": part.sites or list(plan.config.recording.sites),
+            }
+            yield "", settings, tuned_inputs(model, *tasks.values())
+
+    def mistakes_in(self, config: StudyConfig, where: str, part: FactorialPart) -> Iterator[str]:
+        """Unknown tasks, operations and sites."""
+        from langneurons.evaluation.factorial import OPERATIONS
+
+        yield from misnamed("task", where, part.tasks, config.tables("tasks"))
+        yield from misnamed("operation", where, part.operations, OPERATIONS)
+        yield from misnamed("site", where, part.sites, config.recording.sites)
+
+    def run(self, step: Step, work: "Work") -> None:
+        """Patch each language's neurons in every way and place, and ask in every way."""
+        neurons, stats = work.neurons(step)
+        part = self.part_of(work.config, step)
+        tasks = [task_of(task, step, work) for task in _tasks(work.config, part).values()]
+        common = [code for code in step.settings["languages"] if all(code in task.languages for task in tasks)]
+        ln.factorial(
+            work.model(step),
+            neurons,
+            stats,
+            tasks,
+            patchable(among(part.languages, common), neurons),
+            part.operations,
+            step.settings["sites"],
+            controls=part.controls,
+            testing=work.config.testing,
+            run=work.measuring,
+        ).save(work.result(step))
+
+    def load(self, folder: Path) -> "Factorial":
+        """The factorial, not the evaluation that it is saved with."""
+        from langneurons.evaluation.evaluation import Factorial
+
+        return Factorial.load(folder)
+
+    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+        """Every item of every task unpatched, and in every cell with its controls."""
+        part = self.part_of(config, step)
+        conditions = 1 + len(part.operations) * len(step.settings["sites"]) * (1 + part.controls.draws)
+        languages = among(part.languages, step.settings["languages"])
+        return Cost(sum(asked_tokens(task, languages) for task in _tasks(config, part).values()) * conditions)
+
+
+def _tasks(config: StudyConfig, part: FactorialPart) -> dict[str, TaskPart]:
+    return {name: config.tables("tasks")[name] for name in part.tasks}

@@ -1,0 +1,62 @@
+"""Profiles: the pages of the clearest neurons."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+import langneurons as ln
+from langneurons.settings import Profiling
+from langneurons.study.stages import Cost, Plan, Stage, Step, keyed
+from langneurons.study.tables import Part, StudyConfig
+
+if TYPE_CHECKING:
+    from langneurons.models.description import ModelDescription
+    from langneurons.study.work import Work
+
+DOCUMENTS = 2000  # that are looked through per language, where all are
+
+
+class ReportPart(Part):
+    """The page that a study ends with."""
+
+    profiles: int = Field(0, ge=0, description="neurons with a page, the clearest of the first method and set")
+    profiling: Profiling = Profiling()
+
+
+class ProfileStage(Stage[ReportPart]):
+    """Profiles of neurons; a report has room for those of the first method in the first language set."""
+
+    name = "profile"
+    table = "report"
+    part = ReportPart
+    always = True
+    verb = "profile"
+    section = "profiles"
+
+    def steps(self, plan: Plan, model: str) -> Iterator[Step]:
+        """One for each model."""
+        config = plan.config
+        (part,) = self.parts(config).values()
+        place = (model, next(iter(config.sets)), next(iter(config.methods)))
+        settings = {"neurons": part.profiles, "languages": config.sets[place[1]], "seed": config.seed}
+        if part.profiles:
+            inputs = plan.of("identify", *place), plan.of("record", model)
+            yield Step(self, settings | {"profiling": keyed(part.profiling)}, inputs, *place)
+
+    def run(self, step: Step, work: "Work") -> None:
+        """Look at the clearest neurons."""
+        from langneurons.analysis.profiles import clearest_neurons
+
+        neurons, stats = work.neurons(step)
+        stats = stats.at(neurons.site)
+        clearest = clearest_neurons(neurons, stats, min(step.settings["neurons"], len(neurons)))
+        text = work.text(heldout=False).select(step.settings["languages"])
+        profiling = self.part_of(work.config, step).profiling
+        ln.profile(work.model(step), clearest, text, stats, profiling=profiling, run=work.run()).save(work.result(step))
+
+    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+        """The documents that are looked through."""
+        profiling = self.part_of(config, step).profiling
+        documents = profiling.documents or DOCUMENTS
+        return Cost(documents * profiling.context_length * len(step.settings["languages"]))

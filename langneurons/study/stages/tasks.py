@@ -1,0 +1,204 @@
+"""Tasks: scored unpatched and under every patch; also what other stages ask of tasks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+import langneurons as ln
+from langneurons.settings import Controls, Count
+from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
+from langneurons.study.tables import Languages, PatchedGrid, Split, StudyConfig
+
+if TYPE_CHECKING:
+    from langneurons.models.description import ModelDescription
+    from langneurons.study.work import Work
+
+PAIR_TOKENS = {"xnli": 60, "xquad": 230}  # of a premise and a hypothesis, of a paragraph and a question
+PAIRS = {"xnli": 3}  # of an item
+LABELS = 3  # that are read for their likelihood
+USUAL_TOKENS = 100  # of an item of which nothing is known
+# Items of the hub's splits, to tell how long an epoch is.
+ITEMS = {"xnli": {"train": 392_702, "validation": 2_490, "test": 5_010}, "xquad": {"validation": 1_190}}
+FEW = 1000  # items, where nothing tells how many there are
+
+
+class TaskPart(PatchedGrid):
+    """A task that the model is scored on, unpatched and under every patch."""
+
+    kind: str
+    source: str = Field("", description="a folder of the task's files, the hub's name, or babel")
+    revision: str | None = None
+    split: Split | None = Field(None, description="the task's usual one by default; such as validation[80%:]")
+    languages: Languages | None = Field(None, description="in a language set those that it has; all by default")
+    items: Count = Field(200, description="premises, questions or prompts a language")
+    max_new_tokens: Count = 32
+    min_new_tokens: int = Field(0, ge=0, description="generation: before which no text ends")
+    prompt_tokens: Count = Field(16, description="generation: of a document that the model goes on from")
+    beginnings: str | None = Field(
+        None, description="generation: the language of all prompts; the measured one by default"
+    )
+    head: str | None = Field(None, description="xnli: the language on whose items of head_split a head is fitted")
+    head_split: Split = "validation"
+    head_items: Count = 830
+    tuned: str | None = Field(None, description="the finetuning whose model is asked, instead of the model as it is")
+    controls: Controls = Controls(draws=0)
+
+
+class TasksStage(NeuronStage[TaskPart]):
+    """Scores of tasks."""
+
+    name = "evaluate"
+    table = "tasks"
+    part = TaskPart
+    several = True
+    verb = "evaluate"
+    section = "evaluation"
+    judged = True
+
+    def work_on(self, plan: Plan, part: TaskPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+        """One for each task that has languages of the set."""
+        model, languages = about
+        if among(part.languages, languages):
+            patches = plan.config.patches_of(part)
+            settings = {"task": task_settings(plan, part), "patches": plan.patch_settings(patches)}
+            further = [*patch_inputs(model, patches), *tuned_inputs(model, part)]
+            yield "", {**settings, "controls": keyed(part.controls)}, further
+
+    def mistakes_in(self, config: StudyConfig, where: str, part: TaskPart) -> Iterator[str]:
+        """Unknown kinds and names, missing sources, and a task of another kind than what was tuned."""
+        finetuning = config.tables("finetuning")
+        yield from check_kind(where, part.kind)
+        yield from misnamed("finetuning", where, filter(None, [part.tuned]), finetuning)
+        yield from misnamed("language", f"{where}.beginnings", filter(None, [part.beginnings]), config.languages)
+        if not part.source and not ln.tasks.KINDS[part.kind].reads_text:
+            yield f"{where}.source is missing."
+        if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
+            yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
+
+    def run(self, step: Step, work: "Work") -> None:
+        """Score the model as it is and under every patch."""
+        neurons, stats = work.neurons(step)
+        part = self.part_of(work.config, step)
+        task = task_of(part, step, work)
+        ln.evaluate(
+            work.model(step),
+            task,
+            patchable(task.languages, neurons),
+            work.patches(step, work.config.patches_of(part)),
+            controls=work.matched(part.controls, stats),
+            testing=work.config.testing,
+            run=work.measuring,
+        ).save(work.result(step))
+
+    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+        """Every item unpatched, under every patch and its controls."""
+        part = self.part_of(config, step)
+        conditions = 1 + len(config.patches_of(part)) * (1 + part.controls.draws)
+        return Cost(asked_tokens(part, step.settings["languages"]) * conditions)
+
+
+def task_of(part: TaskPart, step: Step, work: "Work") -> "ln.tasks.Task":
+    """A task in the languages of a step's set, asked of the model as it is, or of a fine-tuned one.
+
+    Args:
+        part: The task's table.
+        step: The step that asks it.
+        work: Loads what it needs.
+    """
+    source = part.source or work.text(heldout=True)
+    options = part.model_dump(
+        include={"revision", "prompt_tokens", "max_new_tokens", "min_new_tokens", "beginnings", "items"}
+    )
+    languages = among(part.languages, step.settings["languages"])
+    task = ln.tasks.load_task(part.kind, source, languages, part.split, seed=work.config.seed, **options)
+    if part.tuned is not None:
+        return work.tuned(step, part.tuned).ask(task)
+    if part.head is None:
+        return task
+    key = ("head", step.model, part.kind, part.source, part.head, part.head_split, part.head_items)
+    items = head_items(part, part.head_items, work)
+    return task.with_head(work.once(key, lambda: ln.tasks.ClassificationHead.fit(work.model(step), items)))
+
+
+def head_items(part: TaskPart, count: int, work: "Work") -> Any:
+    """The items that a head of a task is fitted on: those that it was tuned on, or those of ``head_split``."""
+    seed = work.config.seed
+    if part.tuned is not None:
+        return trained_on(work.config.tables("finetuning")[part.tuned], count, seed)
+    options = {"items": count, "seed": seed, "revision": part.revision}
+    return ln.tasks.load_task(part.kind, part.source, [str(part.head)], part.head_split, **options)
+
+
+def trained_on(part: Any, items: int | None, seed: int) -> "ln.tasks.Task":
+    """The items of a fine-tuning.
+
+    Args:
+        part: The table of the fine-tuning.
+        items: Number of items; by default all.
+        seed: Seed of their draw.
+    """
+    options = {"items": items, "seed": seed, "revision": part.revision}
+    return ln.tasks.load_task(part.kind, part.source, [part.language], part.split, **options)
+
+
+def check_kind(where: str, kind: str, trained: bool = False) -> Iterator[str]:
+    """Say that a kind of task does not exist, or cannot be trained on.
+
+    Args:
+        where: Place of the table in the file.
+        kind: Name of the kind.
+        trained: Whether a model is to be trained on it.
+    """
+    kinds = ln.tasks.KINDS
+    if trained:
+        kinds = {name: task for name, task in kinds.items() if task.objective is not ln.tasks.Task.objective}
+    yield from misnamed("kind of task", where, [kind], kinds)
+
+
+def patchable(languages: Sequence[str], neurons: "ln.NeuronSet") -> list[str]:
+    """The languages that have neurons to patch."""
+    return [name for name in languages if name in neurons.languages and len(neurons[name])]
+
+
+def task_settings(plan: Plan, part: TaskPart) -> dict[str, Any]:
+    """What of a task decides its items and answers."""
+    settings = keyed(part, "methods", "sets", "patches", "controls")
+    return {**settings, "source": plan.source("task", part.source) if part.source else ""}
+
+
+def patch_inputs(model: str, patches: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The published statistics, where a patch reads them."""
+    return [("published", model)] if any(patch.published for patch in patches.values()) else []
+
+
+def tuned_inputs(model: str, *tasks: TaskPart) -> list[tuple[str, ...]]:
+    """The fine-tunings that tasks are asked of."""
+    return [("finetune", model, name) for name in dict.fromkeys(task.tuned for task in tasks) if name is not None]
+
+
+def asked_tokens(part: TaskPart, languages: Sequence[str]) -> int:
+    """Tokens of a task's items in the languages of a set."""
+    return part.items * item_tokens(part) * len(among(part.languages, languages))
+
+
+def item_tokens(part: TaskPart) -> int:
+    """Tokens of an item: a premise with its hypotheses, a question or a prompt, and what is generated."""
+    kind = ln.tasks.KINDS[part.kind]
+    if kind.generates:
+        return (part.prompt_tokens if kind.reads_text else pair_tokens(part.kind)) + part.max_new_tokens
+    return PAIRS.get(part.kind, 1) * pair_tokens(part.kind) * (1 if part.head or part.tuned else LABELS)
+
+
+def pair_tokens(kind: str) -> int:
+    """Tokens of an example to train on."""
+    return PAIR_TOKENS.get(kind, USUAL_TOKENS)
+
+
+def examples(kind: str, split: str, items: int | None) -> float | int:
+    """Examples in a split, or in so many items of it."""
+    if items is not None:
+        return items * PAIRS.get(kind, 1)
+    name, _, part = split.rstrip("]").partition("[")
+    low, _, high = part.replace("%", "").partition(":")
+    return ITEMS.get(kind, {}).get(name, FEW) * (int(high or 100) - int(low or 0)) / 100

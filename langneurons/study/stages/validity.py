@@ -1,0 +1,141 @@
+"""Validity: is the score real? Split halves of the text, and nulls in which there is no language to find."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+import langneurons as ln
+from langneurons.errors import StatisticsError
+from langneurons.settings import Count
+from langneurons.study.stages import Cost, Plan, Stage, Step, keyed, misnamed
+from langneurons.study.stages.record import disk, recording_for
+from langneurons.study.tables import Grid, StudyConfig
+from langneurons.study.wording import make_method
+
+if TYPE_CHECKING:
+    from langneurons.analysis.validity.reliability import Halves
+    from langneurons.models.description import ModelDescription
+    from langneurons.study.work import Work
+
+
+class ValidityPart(Grid):
+    """Is the score real? Split halves of the text, and nulls in which there is no language to find."""
+
+    splits: int = Field(20, ge=2, description="random halvings of the text")
+    nulls: list[str] = Field(["shuffled"], description="shuffled, source, topic; each is a recording of its own")
+    tokens: Count | None = Field(None, description="of each label of a null; as many as the smallest has")
+
+
+class NullsStage(Stage[ValidityPart]):
+    """Recordings of texts with labels that say nothing about language."""
+
+    name = "nulls"
+    table = "validity"
+    part = ValidityPart
+
+    def steps(self, plan: Plan, model: str) -> Iterator[Step]:
+        """One for each language set of which methods are checked."""
+        for part in self.parts(plan.config).values():
+            for language_set, languages in plan.config.sets.items():
+                methods = [each for name, each in plan.config.methods.items() if part.covers(name, language_set)]
+                if part.nulls and methods:
+                    recording = recording_for(plan.config, methods)
+                    settings = {
+                        **plan.model_settings(model),
+                        **plan.text_settings(),
+                        **keyed(recording.model_copy(update={"tokens_per_language": part.tokens})),
+                        "languages": languages,
+                        "nulls": part.nulls,
+                    }
+                    yield Step(self, settings, model=model, language_set=language_set)
+
+    def mistakes(self, config: StudyConfig) -> Iterator[str]:
+        """None of its own: the table is that of ``validity``."""
+        return iter(())
+
+    def run(self, step: Step, work: "Work") -> None:
+        """Record every null in two halves."""
+        from langneurons.analysis.validity import record_nulls
+
+        text = work.ordered_text(heldout=False).select(step.settings["languages"])
+        about = {name: tuple(step.settings[name]) for name in ("sites", "also")}
+        about |= {"tokens_per_language": step.settings["tokens_per_language"]}
+        record_nulls(
+            work.model(step),
+            text,
+            which=step.settings["nulls"],
+            seed=work.config.seed,
+            recording=work.config.recording.model_copy(update=about),
+            run=work.run(work.result(step)),
+        )
+
+    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+        """One forward of the real text's and of every null's tokens."""
+        recordings = 1 + len(step.settings["nulls"])
+        tokens = (step.settings["tokens_per_language"] or 0) * len(step.settings["languages"])
+        return Cost(tokens * recordings, disk(config, step, model, 2 * recordings))
+
+
+class ValidityStage(Stage[ValidityPart]):
+    """Split halves and nulls of each method, in one table."""
+
+    name = "validity"
+    table = "validity"
+    part = ValidityPart
+    section = "validity"
+
+    def steps(self, plan: Plan, model: str) -> Iterator[Step]:
+        """One for each method in each language set."""
+        config = plan.config
+        for part in self.parts(config).values():
+            for language_set, languages in config.sets.items():
+                nulls = [plan.steps[name] for name in (f"nulls/{model}/{language_set}",) if name in plan.steps]
+                for method, settings in config.methods.items():
+                    if part.covers(method, language_set):
+                        about = {**settings.model_dump(exclude={"published_as"}), "splits": part.splits}
+                        about |= {"languages": languages, "seed": config.seed}
+                        yield Step(self, about, (plan.of("record", model), *nulls), model, language_set, method)
+
+    def mistakes_in(self, config: StudyConfig, where: str, part: ValidityPart) -> Iterator[str]:
+        """Unknown nulls, and methods whose scores other recordings cannot give."""
+        from langneurons.analysis.validity import NULLS
+
+        yield from misnamed("null", where, part.nulls, map(str, NULLS))
+        for name in config.methods if part.methods is None else part.methods:
+            if config.methods[name].published:
+                yield (
+                    f"validity needs scores of other recordings, and methods.{name} reads published statistics: name "
+                    "its methods (own-p90 is what published-act-prob-90p is but for its batches)."
+                )
+
+    def run(self, step: Step, work: "Work") -> None:
+        """Check one method."""
+        from langneurons.analysis.validity import Evidence, nulls_of, split_half, validity_table
+        from langneurons.analysis.validity.reliability import whole
+
+        part = work.config.methods[step.method]
+        method = make_method(part.method, part.options)
+        halves = _halves(work.result(step.input("nulls")), part.site) if step.reads("nulls") else {}
+        real = halves.pop("real", None)
+        nulls = None if real is None else nulls_of(method, whole(real), {name: whole(h) for name, h in halves.items()})
+        stats = work.statistics(step.input("record")).select(step.settings["languages"])
+        stats = stats if part.site is None else stats.at(part.site)
+        try:
+            reliability = split_half(method, stats, step.settings["splits"], work.config.seed)
+        except StatisticsError:  # the folds of one recording hold counts and sums only
+            if real is None:
+                raise
+            reliability = split_half(method, real, seed=work.config.seed)
+        evidence = Evidence(f"{step.method}, {step.language_set}", split_half=reliability, nulls=nulls)
+        validity_table([evidence]).save(work.result(step))
+
+
+def _halves(folder: Path, site: str | None) -> "dict[str, Halves]":
+    """The two recordings of each real or null corpus, by its name."""
+    recordings: dict[str, Any] = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        first, second = (ln.ActivationStats.load(place / name) for name in ("first", "second"))
+        recordings[place.name] = (first, second) if site is None else (first.at(site), second.at(site))
+    return recordings

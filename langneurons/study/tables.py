@@ -1,0 +1,211 @@
+"""What may stand in a study's file: the tables that every study has; each stage adds its own."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from langneurons.errors import LangNeuronsError, ModelError
+from langneurons.settings import Controls, Count, Recording, Run, Seed, Settings, Testing
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Split = Annotated[str, Field(pattern=r"^[a-z]+(\[(\d{1,2}%)?:(\d{1,2}%)?\])?$")]
+Value = str | float | int
+PUBLISHED = "published"  # how methods and patches begin that read the published statistics
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _distinct(codes: list[str]) -> list[str]:
+    twice = [code for code in dict.fromkeys(codes) if codes.count(code) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} stands there twice")
+    return codes
+
+
+Languages = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+Names = Annotated[list[str], BeforeValidator(_listed)]
+
+
+class Part(BaseModel):
+    """A table of the file.
+
+    Attributes:
+        moved: Keys of 0.1.0 that go on working -> where they stand, from this table on, or from the top after a colon.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    moved: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, content: Any) -> Any:
+        """Fill what is given of a settings object into the one that stands there by default."""
+        if not isinstance(content, dict):
+            return content
+        defaults = {name: part.default for name, part in cls.model_fields.items() if isinstance(part.default, Settings)}
+        return content | {name: _over(defaults[name], content[name]) for name in defaults if name in content}
+
+
+def _over(default: Settings, value: Any) -> Any:
+    if isinstance(default, Controls) and isinstance(value, int):
+        value = {"draws": value}
+    if not isinstance(value, dict):
+        return value
+    fields = type(default).model_fields
+    listed = {name for name, field in fields.items() if isinstance(value.get(name), str) and _is_list(field.annotation)}
+    options = {name: [option] if name in listed else option for name, option in value.items()}
+    unset = {name: None for name, option in options.items() if option == "none"}
+    return default.model_dump(exclude_unset=True) | options | unset
+
+
+def _is_list(annotation: Any) -> bool:
+    return "tuple" in str(annotation)
+
+
+class ModelOptions(Settings):
+    """How a model is loaded."""
+
+    error: ClassVar[type[LangNeuronsError]] = ModelError
+
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    backend: Literal["auto", "hooked", "bridge"] = Field("auto", description="TransformerLens's class of models.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Type of the weights; by default the checkpoint's own."
+    )
+    device: str | None = Field(None, description="Device, such as cpu or cuda; by default a GPU where there is one.")
+
+
+class ModelPart(ModelOptions):
+    """A model to study."""
+
+    name: str = Field(description="babel, a local folder, or a hub name")
+    published_as: str | None = Field(
+        None, description="the model whose published numbers stand beside; as it is called here"
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``ln.load_model`` takes beside the name."""
+        return self.model_dump(include=set(ModelOptions.model_fields))
+
+
+class TextPart(Part):
+    """The text that neurons are found and judged on."""
+
+    moved: ClassVar[Mapping[str, str]] = {
+        "tokens": ":recording.tokens_per_language",
+        "context_length": ":recording.context_length",
+        "sites": ":recording.sites",
+        "batch_size": ":run.batch_size",
+    }
+
+    source: str = Field(description="a folder of <language>*.{txt,jsonl,parquet}, babel, or a hub data set")
+    text_column: str = "text"
+    revision: str | None = None
+    heldout: Share | Literal["files"] = Field(
+        "files", description="'files': those with heldout in their name; or a share of the documents to hold out"
+    )
+    heldout_tokens: Count | None = Field(6000, description="of each language to patch and ablate on")
+    heldout_context: Count = 128
+
+
+class MethodPart(Part):
+    """A way to find neurons: its name and options, as ``langneurons identify`` takes them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+    method: str = Field(description="such as lape, or published-lape; further keys are its options")
+    site: str | None = Field(None, description="a recorded site; the first by default")
+    published_as: str | None = Field(
+        None, description="what published numbers call it; as it is called here by default"
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the method."""
+        return dict(self.model_extra or {})
+
+    @property
+    def published(self) -> bool:
+        """Whether it reads the published statistics."""
+        return self.method.startswith(f"{PUBLISHED}-")
+
+
+class PatchPart(Part):
+    """What is written at a language's own neurons."""
+
+    write: Value = Field(description="a number, mean, p90; add:mean, scale:2, diffmean; published:mean_mu_act")
+    also: dict[str, Value] = Field({}, description="other language -> what is written at its neurons meanwhile")
+    published_as: str | None = Field(
+        None, description="what published numbers call it; as it is called here by default"
+    )
+
+    @property
+    def values(self) -> list[str]:
+        """Everything that it writes."""
+        return [str(value) for value in (self.write, *self.also.values())]
+
+    @property
+    def published(self) -> bool:
+        """Whether it writes values of the published statistics."""
+        return any(value.startswith(f"{PUBLISHED}:") for value in self.values)
+
+
+class Grid(Part):
+    """Something that is done with the neuron sets of methods in language sets."""
+
+    methods: Names | None = Field(None, description="which of the methods; all by default, [] none")
+    sets: Names | None = Field(None, description="which of the language sets; all by default")
+
+    def covers(self, method: str, language_set: str) -> bool:
+        """Whether it is done with the neurons of a method in a language set."""
+        methods, sets = self.methods, self.sets
+        return (methods is None or method in methods) and (sets is None or language_set in sets)
+
+
+class PatchedGrid(Grid):
+    """Something that is done under patches."""
+
+    patches: Names | None = Field(None, description="which of the patches; all by default")
+
+
+class StudyConfig(Part):
+    """What every study has; each stage adds the table that it reads."""
+
+    name: Name
+    question: str = ""
+    seed: Seed = Field(0, description="of every random choice; a table of settings may have its own")
+    published: str | None = Field(None, description="published numbers to stand beside: shipped ones, or a TOML file")
+    models: dict[Name, ModelPart] = Field(min_length=1)
+    text: TextPart
+    recording: Recording = Recording()
+    sets: dict[Name, Languages] = Field(min_length=1, description="language sets by name")
+    methods: dict[Name, MethodPart] = Field(min_length=1)
+    patches: dict[Name, PatchPart] = {}
+    testing: Testing = Testing()
+    run: Run = Run()
+
+    @property
+    def languages(self) -> list[str]:
+        """All languages of the sets, each once, in order."""
+        return list(dict.fromkeys(code for codes in self.sets.values() for code in codes))
+
+    def tables(self, name: str) -> dict[str, Any]:
+        """The tables of a stage of which there may be several."""
+        return getattr(self, name)
+
+    def patches_of(self, part: PatchedGrid) -> dict[str, PatchPart]:
+        """The patches of a part; all of the study's where it names none."""
+        return {name: self.patches[name] for name in (self.patches if part.patches is None else part.patches)}
+
+
+def python_only(group: type[BaseModel]) -> set[str]:
+    """Fields of a settings object that only a Python object can fill."""
+    return {
+        name
+        for name, about in group.model_fields.items()
+        if isinstance(about.json_schema_extra, dict) and about.json_schema_extra.get("python_only")
+    }
