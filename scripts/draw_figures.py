@@ -201,13 +201,13 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
             ln.LAPE(top=0.01).identify(study.swept),
             SHOWN,
         ),
-        "tasks": lambda: plot.effects(study.result("tasks", ln.evaluation.Evaluation, tasks)),
+        "tasks": lambda: study.result("tasks", ln.evaluation.Evaluation, tasks).plot(),
         "ablation": lambda: plot.ablation(study.result("ablation", ln.analysis.Ablation, ablation), top=15),
         "cumulative": lambda: plot.ablation(study.result("cumulative", ln.analysis.Ablation, cumulative)),
         "carried": lambda: plot.selectivity(study.result("carried", ln.analysis.Polysemanticity, carried)),
         "transfer": lambda: plot.transfer(study.result("transfer", ln.training.Transfer, transfer)),
-        "transfer_effects": lambda: plot.effects(study.result("transfer", ln.training.Transfer, transfer)),
-        "training": lambda: plot.training(study.result("training", ln.training.Finetuned, training)),
+        "transfer_effects": lambda: plot.effects(study.result("transfer", ln.training.Transfer, transfer).effects()),
+        "training": lambda: study.result("training", ln.training.Finetuned, training).plot(),
         "validity": lambda: plot.validity(study.result("validity", ValidityTable, validity)),
     }
 

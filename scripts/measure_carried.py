@@ -41,9 +41,7 @@ def main() -> None:
             out=arguments.out / position,
         )
         found.save(arguments.out / f"carried-{position}")
-        print(
-            f"\n## {position}", found, found.table(top=10).to_string(), found.probes.to_string(), sep="\n", flush=True
-        )
+        print(f"\n## {position}", found, found.table(top=10), found.probes_table(), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

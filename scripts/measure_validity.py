@@ -76,15 +76,18 @@ def main() -> None:
     out: Path = arguments.out
     model = ln.load_model(arguments.model, backend=arguments.backend)
     corpus = ln.load_corpus(arguments.texts, arguments.languages)
-    shape = (arguments.tokens, arguments.context, arguments.batch)
+    shape = {
+        "tokens_per_language": arguments.tokens,
+        "context_length": arguments.context,
+        "batch_size": arguments.batch,
+        "seed": arguments.seed,
+    }
     methods = {name: METHODS[name] for name in arguments.methods or METHODS}
 
     say(f"recording {corpus} and the nulls {', '.join(arguments.nulls)}")
-    recorded = record_nulls(model, corpus, *shape, arguments.nulls, seed=arguments.seed, out=out / "recordings")
+    recorded = record_nulls(model, corpus, which=arguments.nulls, out=out / "recordings", **shape)
     say("recording halves by source")
-    sources = record_halves(
-        model, halves_by_source(corpus), *shape, seed=arguments.seed, out=out / "recordings" / "by-source"
-    )
+    sources = record_halves(model, halves_by_source(corpus), out=out / "recordings" / "by-source", **shape)
     parallel = recorded_parallel(model, corpus, arguments)
     say("finding what was planted")
     plants = graded_plants(methods)
@@ -199,10 +202,10 @@ def write(evidence: list[Evidence], checks: list[Check], out: Path) -> None:
     validity_table(evidence, checks).save(out)
     named = [(one.method, one) for one in evidence]
     details = {
-        "split_half": [(name, one.split_half.table) for name, one in named if one.split_half is not None],
-        "by_source": [(name, one.by_source.table) for name, one in named if one.by_source is not None],
-        "parallel": [(name, one.parallel.table) for name, one in named if one.parallel is not None],
-        "nulls": [(name, one.nulls.table) for name, one in named if one.nulls is not None],
+        "split_half": [(name, one.split_half.rows) for name, one in named if one.split_half is not None],
+        "by_source": [(name, one.by_source.rows) for name, one in named if one.by_source is not None],
+        "parallel": [(name, one.parallel.rows) for name, one in named if one.parallel is not None],
+        "nulls": [(name, one.nulls.rows) for name, one in named if one.nulls is not None],
         "nulls_per_language": [(name, one.nulls.per_language) for name, one in named if one.nulls is not None],
     }
     for name, tables in details.items():

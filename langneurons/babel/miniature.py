@@ -95,7 +95,7 @@ def _inference(draw: random.Random, split: str, kind: str) -> Inference | None:
     if draw.random() < 0.1:  # what is said of a third person must be kept apart
         beside = _clause(third, kind, other)
         premises.append(replace(beside, number=draw.choice(concepts("number"))) if kind == "thing" else beside)
-    return Inference(tuple(draw.sample(premises, len(told))), draw.choice((None, *concepts("time"))), hypotheses)
+    return Inference(tuple(draw.sample(premises, len(premises))), draw.choice((None, *concepts("time"))), hypotheses)
 
 
 def _of_place(draw: random.Random, first: str, second: str, name: str, other: str) -> tuple[Clause, dict[str, Clause]]:

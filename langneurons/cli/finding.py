@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 from pydantic import Field
@@ -13,6 +13,9 @@ from langneurons.errors import LangNeuronsError, NeuronSetError, StatisticsError
 from langneurons.settings import Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
 from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import METHODS, make_method, options_of, parsed
+
+if TYPE_CHECKING:
+    import torch
 
 QUESTION = "Which neurons belong to which language, and what do they do?"
 
@@ -78,7 +81,7 @@ class ComparisonOptions(Settings):
     sample: Count = Field(200, description="Neurons to ablate, drawn at random from all.")
 
 
-def load_model(name: str, options: ModelOptions) -> "ln.models.Model":
+def load_model(name: str, options: ModelOptions) -> "torch.nn.Module":
     """Load a model as its options say.
 
     Args:
@@ -265,7 +268,7 @@ def report(
 ) -> None:
     """Write everything that a folder holds as one HTML file that opens anywhere."""
     from langneurons.study.stages.report import read_folder
-    from langneurons.views.report.sections import provenance
+    from langneurons.views.report.findings import provenance
 
     findings, left_out = read_folder(folder, question)
     path = ln.write_report(out or folder / "report.html", findings)

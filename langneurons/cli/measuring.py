@@ -1,7 +1,7 @@
 """Commands that patch, ablate, train and measure."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 from pydantic import Field
@@ -14,6 +14,9 @@ from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskEr
 from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, Run, Seed, Settings, Testing, Training
 from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import language_patches, parsed, patch_maker
+
+if TYPE_CHECKING:
+    from langneurons.analysis.selectivity.texts import LabelledTexts
 
 SCREENED = 200  # neurons that a screen is checked on
 
@@ -255,7 +258,8 @@ def ablate(
     neurons = None if files.neurons is None else files.load(text.languages)[0]
     neurons = neurons if neurons is None or files.label is None else neurons[files.label]
     value, loaded = parsed(files.value), load_model(model, options)
-    if files.top is not None:
+    if neurons is None:
+        assert files.top is not None
         # Neurons chosen for large effects on some text look larger there than they are.
         screened, data = data.split(0.5, text.seed)
         screen = ln.screen(
@@ -274,9 +278,8 @@ def ablate(
         testing=testing,
         run=run,
     )
-    table = ablation.table(files.show, min_effect=files.min_effect)
+    table = ablation.table(files.show, files.min_effect)
     print(table)
-    print(ablation.caption)
     if files.latex is not None:
         storage.write_text(files.latex, table.latex())
     if run.out is not None:
@@ -318,9 +321,7 @@ def polysemanticity(
     )
     print(f"{result}\n\n{result.table(top=10)}")
     if len(result.probes):
-        shown = ["language", "predicts", "k", "accuracy", "chance"]
-        shown += ["control_mean", "p_adjusted", "detectable", "verdict"] if controls.draws else []
-        print(f"\nProbes on items left out\n{result.probes[shown].round(3).to_string(index=False)}")
+        print(f"\n{result.probes_table()}")
     print(f"Written to {result.save(Path(str(run.out)) / 'polysemanticity')}")
 
 
@@ -396,7 +397,7 @@ def transfer_experiment(
         print(f"\n{transfer.patch_effects()}")
 
 
-def labelled_texts(path: Path) -> "ln.analysis.LabelledTexts":
+def labelled_texts(path: Path) -> "LabelledTexts":
     """Read labelled texts.
 
     Args:
@@ -405,11 +406,13 @@ def labelled_texts(path: Path) -> "ln.analysis.LabelledTexts":
     Raises:
         TaskError: If there is no such column.
     """
+    from langneurons.analysis.selectivity.texts import LabelledTexts
+
     table = storage.read_table(path, foreign=True)
     if "language" not in table.columns:
         raise TaskError(f"{path} has no column 'language', only {', '.join(map(str, table.columns))}.")
     tables = {str(language): part for language, part in table.groupby("language", sort=False)}
-    return ln.analysis.LabelledTexts(tables, path.stem)
+    return LabelledTexts(tables, path.stem)
 
 
 def _named(task: str) -> tuple[str, str]:

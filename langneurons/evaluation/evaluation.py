@@ -129,19 +129,6 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         wide = rows.pivot(index=["item", "gold"], columns="patch", values="prediction")
         return wide.reindex(columns=rows["patch"].unique()).rename_axis(columns=None).reset_index().head(items)
 
-    def plot(self, task: str | None = None, protocol: str | None = None, metric: str | None = None) -> Any:
-        """Draw the effects with their intervals, verdicts and controls; see ``ln.plot.effects``.
-
-        Args:
-            task: Name of the task; needed where there are several.
-            protocol: Name of the protocol; needed where the task was answered in several ways.
-            metric: Name of the metric; by default the task's main one.
-
-        Returns:
-            A plotly figure.
-        """
-        return self.effects(task, protocol, metric).plot()
-
     def table(self) -> Table:
         """The scores to print, in per cent, beside their references."""
         scores = self.scores

@@ -1,15 +1,13 @@
 """Whose the neurons are: scores from activation statistics, and the labelled neuron sets they give."""
 
-from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference
+from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference, Random
 from langneurons.identification.contrast import Contrast
 from langneurons.identification.detection import AUROC, TokenAP
-from langneurons.identification.gradient import GradientRelevance
 from langneurons.identification.lape import LAPE, EntropyLambda
 from langneurons.identification.neurons import NeuronSet
-from langneurons.identification.random import Random
+from langneurons.identification.optional import GradientRelevance, SentenceAP
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import Method
-from langneurons.identification.sentence_ap import SentenceAP
 
 __all__ = [
     "AUROC",

@@ -1,17 +1,19 @@
-"""Methods that rank neurons in each language: how often or how strongly active, or how much more than elsewhere."""
+"""Methods that rank neurons in each language: how often or strongly active, how much more than elsewhere, at random."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from langneurons.errors import StatisticsError
+from langneurons.identification.controls import random_stream
 from langneurons.identification.firing import (
     DESIGN_EFFECT,
     JACKKNIFE,
     approximate_variance_of_share,
-    check_magnitude_threshold,
     check_sign_means_something,
     degrees_of_freedom,
     firing_probability,
@@ -20,17 +22,15 @@ from langneurons.identification.firing import (
     variance_of_mean,
     variance_of_probability,
 )
-from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
-from langneurons.identification.selection import best_per_language, check_share, wanted
+from langneurons.identification.selection import PER_LANGUAGE, Ranking, option, share
 from langneurons.recording.statistics import ActivationStats
 
-PER_LANGUAGE = 0.00125
 DENSITY_STEP = 0.02
 
 
 @dataclass(frozen=True)
-class ActivationProbability:
+class ActivationProbability(Ranking):
     """Neurons that are active most often in a language.
 
     The score is P(activation > threshold) in language l; in each language the round(top x layers x width) neurons with
@@ -53,25 +53,17 @@ class ActivationProbability:
     """
 
     threshold: float | str = 0.0
-    top: float = PER_LANGUAGE
-    magnitude_threshold: float | None = None
+    top: float = share(PER_LANGUAGE)
+    magnitude_threshold: float | None = option(Field(None, gt=0))
 
-    def __post_init__(self):
-        check_share("top", self.top)
-        check_magnitude_threshold(self.magnitude_threshold)
-        if isinstance(self.threshold, str) and pooled_share(self.threshold) is None:
-            raise StatisticsError(
-                f"A threshold is a number or 'pooled-pNN' such as 'pooled-p90', not {self.threshold!r}."
-            )
-        if not isinstance(self.threshold, str) and not abs(self.threshold) < float("inf"):
-            raise StatisticsError(f"A threshold is a finite number, not {self.threshold}.")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_quantile = isinstance(self.threshold, str) and pooled_share(self.threshold) is not None
+        if not is_quantile and not (isinstance(self.threshold, float | int) and math.isfinite(self.threshold)):
+            possible = "a finite number, or 'pooled-pNN' such as 'pooled-p90'"
+            raise StatisticsError(f"threshold must be {possible}, given {self.threshold!r}.")
         if self.magnitude_threshold is not None and self.threshold != 0:
             raise StatisticsError("Give threshold= or magnitude_threshold=, not both.")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No optional accumulator."""
-        return ()
 
     def scores(self, stats: ActivationStats) -> Scores:
         """P(activation > threshold) of every neuron in every language.
@@ -84,9 +76,9 @@ class ActivationProbability:
 
         def standard_error() -> Tensor:
             if self.threshold == 0 and self.magnitude_threshold is None:
-                return torch.stack([variance_of_probability(stats, one) for one in stats.languages]).sqrt()
+                return torch.stack([variance_of_probability(stats, language) for language in stats.languages]).sqrt()
             own = torch.stack(
-                [approximate_variance_of_share(stats, one, p[i]) for i, one in enumerate(stats.languages)]
+                [approximate_variance_of_share(stats, language, p[i]) for i, language in enumerate(stats.languages)]
             )
             return (self._with_moving_threshold(stats, own) if isinstance(self.threshold, str) else own).sqrt()
 
@@ -100,14 +92,6 @@ class ActivationProbability:
             bounds=(0.0, 1.0),
         )
 
-    def identify(self, stats: ActivationStats) -> NeuronSet:
-        """Label, in each language, the neurons that are active most often.
-
-        Raises:
-            StatisticsError: If the threshold is a number and the site's sign means nothing.
-        """
-        return best_per_language(stats, self.scores(stats), wanted(self.top, stats))
-
     def _share(self) -> float:
         return pooled_share(str(self.threshold)) or 0.0
 
@@ -117,9 +101,9 @@ class ActivationProbability:
         To first order P_l then moves by its own deviation minus w_l times the sum of all languages' deviations, with
         w_l the share of language l in the density at t.
         """
-        share = self._share()
-        step = min(DENSITY_STEP, share / 2, (1 - share) / 2)
-        below, above = stats.pooled().quantile(share - step), stats.pooled().quantile(share + step)
+        middle = self._share()
+        step = min(DENSITY_STEP, middle / 2, (1 - middle) / 2)
+        below, above = stats.pooled().quantile(middle - step), stats.pooled().quantile(middle + step)
         density = stats.probability(below) - stats.probability(above)
         weight = (density / density.sum(0)).nan_to_num(nan=0.0)
         return (1 - weight) ** 2 * own + weight**2 * (own.sum(0) - own)
@@ -134,7 +118,7 @@ class ActivationProbability:
 
 
 @dataclass(frozen=True)
-class MeanActivation:
+class MeanActivation(Ranking):
     """Neurons with the highest mean activation in a language.
 
     In each language the round(top x layers x width) neurons with the highest mean are kept. A control more than a
@@ -148,15 +132,7 @@ class MeanActivation:
         MeanActivation(top=0.01)
     """
 
-    top: float = PER_LANGUAGE
-
-    def __post_init__(self):
-        check_share("top", self.top)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No optional accumulator."""
-        return ()
+    top: float = share(PER_LANGUAGE)
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Mean activation of every neuron in every language; standard errors by the jackknife over document folds."""
@@ -169,13 +145,9 @@ class MeanActivation:
             compute_standard_error=lambda: _variances_of_means(stats).sqrt(),
         )
 
-    def identify(self, stats: ActivationStats) -> NeuronSet:
-        """Label, in each language, the neurons with the highest mean."""
-        return best_per_language(stats, self.scores(stats), wanted(self.top, stats))
-
 
 @dataclass(frozen=True)
-class MeanDifference:
+class MeanDifference(Ranking):
     """Neurons whose mean activation in a language most exceeds that in the others.
 
     The score is mean_l - (mean over the other languages m of mean_m), each language weighted equally; standardised,
@@ -193,16 +165,8 @@ class MeanDifference:
         MeanDifference(top=0.01, standardised=True)
     """
 
-    top: float = PER_LANGUAGE
+    top: float = share(PER_LANGUAGE)
     standardised: bool = False
-
-    def __post_init__(self):
-        check_share("top", self.top)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No optional accumulator."""
-        return ()
 
     def scores(self, stats: ActivationStats) -> Scores:
         """The difference of every neuron in every language.
@@ -226,13 +190,37 @@ class MeanDifference:
             compute_standard_error=standard_error,
         )
 
-    def identify(self, stats: ActivationStats) -> NeuronSet:
-        """Label, in each language, the neurons with the largest difference.
 
-        Raises:
-            StatisticsError: If there are fewer than two languages.
-        """
-        return best_per_language(stats, self.scores(stats), wanted(self.top, stats))
+@dataclass(frozen=True)
+class Random(Ranking):
+    """Random neurons in each language: round(top x layers x width) of them, as a control for any other method.
+
+    What is drawn for a language depends on the seed, the language and the model's shape alone, not on activations or
+    on which other languages were recorded.
+
+    Args:
+        top: Share of all neurons to draw in each language.
+        seed: Seed for the draw.
+
+    Example:
+        >>> active = torch.tensor([[[90, 50, 40, 1]], [[2, 50, 41, 1]]])
+        >>> published = ActivationStats.from_counts(active, torch.tensor([100, 100]), ["en", "hi"])
+        >>> len(Random(top=0.5).identify(published)["hi"])
+        2
+    """
+
+    top: float = share(0.01)
+    seed: int = 0
+
+    def scores(self, stats: ActivationStats) -> Scores:
+        """Uniform random numbers; they have no standard error."""
+        streams = [random_stream(self.seed, "random", language) for language in stats.languages]
+        rows = [torch.from_numpy(stream.random(stats.shape)) for stream in streams]
+
+        def standard_error() -> Tensor:
+            raise StatisticsError("Random scores estimate nothing, so they have no standard error.")
+
+        return Scores(torch.stack(rows), stats.languages, repr(self), "none", 1, standard_error, (0.0, 1.0))
 
 
 def check_several(stats: ActivationStats) -> None:

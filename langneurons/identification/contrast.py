@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from langneurons.identification.activation import PER_LANGUAGE, check_several
+from langneurons.identification.activation import check_several
 from langneurons.identification.firing import (
     approximate_variance_of_share,
     check_magnitude_threshold,
@@ -15,14 +15,13 @@ from langneurons.identification.firing import (
     how_uncertain,
     variance_of_probability,
 )
-from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
-from langneurons.identification.selection import best_per_language, check_share, wanted
+from langneurons.identification.selection import PER_LANGUAGE, Ranking, share
 from langneurons.recording.statistics import ActivationStats
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Ranking):
     """Neurons active in a language and silent elsewhere.
 
     With p_l = P(activation > 0), the score is p_l - max_{m != l} p_m: 1 for a neuron that is always active in l and
@@ -45,17 +44,12 @@ class Contrast:
         [[0, 2]]
     """
 
-    top: float = PER_LANGUAGE
+    top: float = share(PER_LANGUAGE)
     magnitude_threshold: float | str | None = None
 
-    def __post_init__(self):
-        check_share("top", self.top)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_magnitude_threshold(self.magnitude_threshold)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No optional accumulator."""
-        return ()
 
     def scores(self, stats: ActivationStats) -> Scores:
         """The contrast of every neuron in every language.
@@ -68,7 +62,7 @@ class Contrast:
         values, rival = _against_the_best_other(p)
 
         def standard_error() -> Tensor:
-            own = torch.stack([self._variance(stats, one, p[i]) for i, one in enumerate(stats.languages)])
+            own = torch.stack([self._variance(stats, language, p[i]) for i, language in enumerate(stats.languages)])
             return (own + own.gather(0, rival)).sqrt()
 
         return Scores(
@@ -80,14 +74,6 @@ class Contrast:
             compute_standard_error=standard_error,
             bounds=(-1.0, 1.0),
         )
-
-    def identify(self, stats: ActivationStats) -> NeuronSet:
-        """Label, in each language, the neurons with the largest contrast.
-
-        Raises:
-            StatisticsError: If there are fewer than two languages, or the site's sign means nothing.
-        """
-        return best_per_language(stats, self.scores(stats), wanted(self.top, stats))
 
     def _variance(self, stats: ActivationStats, language: str, p: Tensor) -> Tensor:
         if self.magnitude_threshold is None:

@@ -13,23 +13,19 @@ approximation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from langneurons.errors import StatisticsError, unknown
-from langneurons.identification.activation import PER_LANGUAGE, check_several
+from langneurons.identification.activation import check_several
 from langneurons.identification.firing import DESIGN_EFFECT, degrees_of_freedom, design_effect
-from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
-from langneurons.identification.selection import best_per_language, check_share, wanted
+from langneurons.identification.selection import PER_LANGUAGE, Ranking, Side, share
 from langneurons.recording.distributions import ActivationFunction, ValueCdf
 from langneurons.recording.statistics import ActivationStats
 
-Side = Literal["top", "bottom", "both"]
 POINTS = 256
 CHUNK = 1024
 
@@ -38,7 +34,7 @@ Detection = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class TokenAP:
+class TokenAP(Ranking):
     """Neurons that detect a language's tokens with the highest, or lowest, average precision.
 
     Average precision is the mean, over the tokens of language l, of the precision at that token's activation:
@@ -58,34 +54,17 @@ class TokenAP:
         TokenAP(top=0.01, side='both')
     """
 
-    top: float = PER_LANGUAGE
+    top: float = share(PER_LANGUAGE)
     side: Side = "top"
-
-    def __post_init__(self):
-        check_share("top", self.top)
-        _check_side(self.side)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No optional accumulator."""
-        return ()
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Average precision of every neuron in every language."""
         prior = 1 / len(stats.languages)
         return _detection_scores(stats, repr(self), lambda p, n: average_precision(p, n, prior))
 
-    def identify(self, stats: ActivationStats) -> NeuronSet:
-        """Label, in each language, the best detectors.
-
-        Raises:
-            StatisticsError: If there are fewer than two languages, or no histograms.
-        """
-        return best_per_language(stats, self.scores(stats), wanted(self.top, stats), self.side)
-
 
 @dataclass(frozen=True)
-class AUROC:
+class AUROC(Ranking):
     """Neurons that separate a language's tokens from the others' best, as the area under the ROC curve.
 
     The score is P(x > y) + P(x = y) / 2 for x a token of language l and y a token of another language, each other
@@ -101,29 +80,12 @@ class AUROC:
         AUROC(top=0.01, side='top')
     """
 
-    top: float = PER_LANGUAGE
+    top: float = share(PER_LANGUAGE)
     side: Side = "top"
-
-    def __post_init__(self):
-        check_share("top", self.top)
-        _check_side(self.side)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No optional accumulator."""
-        return ()
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Area under the ROC curve of every neuron in every language."""
         return _detection_scores(stats, repr(self), area_under_roc)
-
-    def identify(self, stats: ActivationStats) -> NeuronSet:
-        """Label, in each language, the best detectors.
-
-        Raises:
-            StatisticsError: If there are fewer than two languages, or no histograms.
-        """
-        return best_per_language(stats, self.scores(stats), wanted(self.top, stats), self.side)
 
 
 def area_under_roc(
@@ -162,13 +124,13 @@ def average_precision(
         >>> float(average_precision(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]), 0.5)[0])
         1.0
     """
-    found = _at_least(positives, tied) * prior
-    missed = _at_least(negatives, tied) * (1 - prior)
-    total = found + missed
+    above = _at_least(positives, tied) * prior
+    negatives_above = _at_least(negatives, tied) * (1 - prior)
+    total = above + negatives_above
     total = torch.where(total > 0, total, 1.0)
-    precision = found / total
-    gained = positives * missed / total**2 * prior
-    lost = -positives * found / total**2 * (1 - prior)
+    precision = above / total
+    gained = positives * negatives_above / total**2 * prior
+    lost = -positives * above / total**2 * (1 - prior)
     return (positives * precision).sum(-1), precision + _at_most(gained, tied), _at_most(lost, tied)
 
 
@@ -185,7 +147,7 @@ def _at_most(values: Tensor, tied: float) -> Tensor:
 def detection(cells: Float[Tensor, "language neuron cell"], detect: Detection) -> Float[Tensor, "language neuron"]:
     """Score each language's distribution over cells against the others', each of them weighted equally."""
     total = cells.sum(0)
-    return torch.stack([detect(one, (total - one) / (len(cells) - 1))[0] for one in cells])
+    return torch.stack([detect(shares, (total - shares) / (len(cells) - 1))[0] for shares in cells])
 
 
 def _detection_scores(stats: ActivationStats, method: str, detect: Detection) -> Scores:
@@ -214,7 +176,7 @@ def _standard_error(stats: ActivationStats, detect: Detection) -> Float[Tensor, 
         cells = _cells(stats, layer).split(CHUNK, dim=1)
         weights = per_token[:, layer].split(CHUNK, dim=1)
         pairs = zip(cells, weights, strict=True)
-        rows.append(torch.cat([first_order_variances(part, one, detect) for part, one in pairs], dim=1))
+        rows.append(torch.cat([first_order_variances(part, weight, detect) for part, weight in pairs], dim=1))
     return torch.stack(rows, dim=1).sqrt()
 
 
@@ -231,8 +193,8 @@ def first_order_variances(
     """
     total, others = cells.sum(0), len(cells) - 1
     rows = []
-    for i, one in enumerate(cells):
-        _, of_positives, of_negatives = detect(one, (total - one) / others)
+    for i, positives in enumerate(cells):
+        _, of_positives, of_negatives = detect(positives, (total - positives) / others)
         slopes = [of_positives if j == i else of_negatives / others for j in range(len(cells))]
         variances = torch.stack([_spread(shares, slope) for shares, slope in zip(cells, slopes, strict=True)])
         rows.append((variances * per_token).sum(0))
@@ -262,8 +224,8 @@ def _common_points(cdfs: Sequence[ValueCdf]) -> Float[Tensor, "point neuron"]:
         for cdf in cdfs
     ]
     ordered = torch.cat(edges, dim=1).sort(dim=1).values
-    chosen = torch.linspace(0, ordered.shape[1] - 1, min(POINTS, ordered.shape[1])).round().long()
-    return ordered[:, chosen].T.contiguous()
+    places = torch.linspace(0, ordered.shape[1] - 1, min(POINTS, ordered.shape[1])).round().long()
+    return ordered[:, places].T.contiguous()
 
 
 def _coordinate(cdf: ValueCdf, point: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
@@ -277,7 +239,7 @@ def _ordered_by_value(
     middles = torch.cat([points[:1], (points[1:] + points[:-1]) / 2]).T
     values = torch.from_numpy(np.interp(middles.numpy(), act_fn.inputs.numpy(), act_fn.outputs.numpy()))
     values, order = values.sort(dim=1, stable=True)
-    return joined_ties(torch.stack([one.gather(1, order) for one in cells]), values)
+    return joined_ties(torch.stack([shares.gather(1, order) for shares in cells]), values)
 
 
 def joined_ties(
@@ -292,8 +254,3 @@ def joined_ties(
     last_of_value = torch.nn.functional.pad(values[:, 1:] > values[:, :-1], (0, 1), value=True)
     at_most = torch.where(last_of_value, cells.cumsum(-1), 0.0).cummax(-1).values
     return at_most.diff(dim=-1, prepend=torch.zeros_like(at_most[..., :1]))
-
-
-def _check_side(side: str) -> None:
-    if side not in get_args(Side):
-        raise StatisticsError(unknown("side", side, get_args(Side)))

@@ -52,10 +52,11 @@ def check_magnitude_threshold(threshold: float | str | None) -> None:
     if isinstance(threshold, str):
         if pooled_share(threshold) is None:
             raise StatisticsError(
-                f"A threshold on |activation| is a number or 'pooled-pNN' such as 'pooled-p75', not {threshold!r}."
+                "magnitude_threshold must be a number above 0, 'pooled-pNN' such as 'pooled-p75', or None, given "
+                f"{threshold!r}."
             )
     elif threshold is not None and not threshold > 0:
-        raise StatisticsError(f"A threshold on |activation| is a positive number or None, not {threshold}.")
+        raise StatisticsError(f"magnitude_threshold must be a number above 0, or None, given {threshold}.")
 
 
 def firing_probability(

@@ -1,13 +1,22 @@
-"""Neurons as flat indices: layer x width + neuron, sorted, each once."""
+"""Neurons as flat indices (layer x width + neuron, sorted, each once), under labels.
 
-from collections.abc import Iterable, Sequence
+Algebra on flat indices costs what a set is large, not what the model is large.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Int
+import pandas as pd
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
-from langneurons.errors import NeuronSetError
+from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
 
 Shape = tuple[int, int]
+AnyNeurons = TypeVar("AnyNeurons", bound="LabelledNeurons")
 
 
 def checked_shape(shape: Sequence[int]) -> Shape:
@@ -47,7 +56,7 @@ def flat_indices(label: str, pairs: Iterable[Sequence[int]] | np.ndarray, shape:
     outside = ((rows < 0) | (rows >= np.array(shape))).any(axis=1)
     if outside.any():
         layer, neuron = rows[outside][0].tolist()
-        raise NeuronSetError(f"{label!r} holds neuron ({layer}, {neuron}), which {shape_text(shape)} do not have.")
+        raise NeuronSetError(f"{label!r} holds neuron ({layer}, {neuron}), but there are {shape_text(shape)} neurons.")
     return np.unique(rows[:, 0].astype(np.int64) * shape[1] + rows[:, 1])
 
 
@@ -58,13 +67,183 @@ def check_flat(label: str, flat: Int[np.ndarray, " n"], shape: Shape) -> None:
         NeuronSetError: If they are.
     """
     if len(flat) and (flat[0] < 0 or flat[-1] >= shape[0] * shape[1]):
-        raise NeuronSetError(f"{label!r} holds a neuron that {shape_text(shape)} do not have.")
+        raise NeuronSetError(
+            f"{label!r} holds a flat index outside 0 to {shape[0] * shape[1] - 1}: {shape_text(shape)}."
+        )
     if bool((np.diff(flat) <= 0).any()):
         raise NeuronSetError(f"The flat indices of {label!r} must increase: build the set with NeuronSet.of.")
 
 
-def overlap(mine: Int[np.ndarray, " n"], theirs: Int[np.ndarray, " m"]) -> float:
-    """Jaccard index of two sets of flat indices; NaN where both are empty."""
-    shared = len(np.intersect1d(mine, theirs, assume_unique=True))
-    either = len(mine) + len(theirs) - shared
-    return shared / either if either else float("nan")
+@dataclass(frozen=True, eq=False, repr=False)
+class LabelledNeurons:
+    """Neurons under labels, as flat indices: looking them up, counting them, and the algebra of sets.
+
+    Attributes:
+        members: Label -> flat indices (layer x width + neuron), strictly increasing.
+        shape: Layers and neurons per layer of the model.
+        site: The tensor of a layer that holds the neurons.
+        model: Fingerprint of the model's weights, None where unknown.
+        method: How the neurons were chosen.
+        scores: Label -> each member's score, where the method gave one.
+    """
+
+    members: Mapping[str, Int[np.ndarray, " n"]]
+    shape: Shape
+    site: str
+    model: str | None = None
+    method: str = "given"
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for label, flat in self.members.items():
+            check_flat(label, flat, self.shape)
+            if label in self.scores and len(self.scores[label]) != len(flat):
+                raise NeuronSetError(f"{label!r} has {len(flat)} neurons but {len(self.scores[label])} scores.")
+            flat.flags.writeable = False
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The labels."""
+        return tuple(self.members)
+
+    def __len__(self) -> int:
+        return len(self.union())
+
+    def _identity(self) -> tuple[Any, ...]:
+        members = tuple(sorted((label, flat.tobytes()) for label, flat in self.members.items()))
+        return self.shape, self.site, self.model, members
+
+    def __getitem__(self: AnyNeurons, language: str) -> AnyNeurons:
+        """The neurons of one label.
+
+        Raises:
+            LanguageError: If there is no such label.
+        """
+        return self.select([language])
+
+    def select(self: AnyNeurons, languages: Iterable[str]) -> AnyNeurons:
+        """Keep some labels, in the order given.
+
+        Raises:
+            LanguageError: If one is not there.
+        """
+        labels = list(languages)
+        for label in labels:
+            self._check_label(label)
+        scores = {label: self.scores[label] for label in labels if label in self.scores}
+        return replace(self, members={label: self.members[label] for label in labels}, scores=scores)
+
+    def __and__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+        return self._combined(other, "&", lambda mine, theirs: np.intersect1d(mine, theirs, assume_unique=True))
+
+    def __or__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+        return self._combined(other, "|", np.union1d)
+
+    def __sub__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+        return self._combined(other, "-", lambda mine, theirs: np.setdiff1d(mine, theirs, assume_unique=True))
+
+    def __xor__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+        return self._combined(other, "^", lambda mine, theirs: np.setxor1d(mine, theirs, assume_unique=True))
+
+    def mask(self, language: str | None = None) -> Bool[Tensor, "layer neuron"]:
+        """True at the neurons of one label, or of any.
+
+        Raises:
+            LanguageError: If there is no such label.
+        """
+        if language is not None:
+            self._check_label(language)
+        flat = self.union() if language is None else self.members[language]
+        mask = torch.zeros(self.shape, dtype=torch.bool)
+        mask.view(-1)[torch.from_numpy(flat.copy())] = True
+        return mask
+
+    def indices(self) -> Int[Tensor, "n 2"]:
+        """(layer, neuron) of every neuron with any label, sorted."""
+        return torch.from_numpy(np.stack(np.divmod(self.union(), self.shape[1]), axis=1))
+
+    def per_layer(self) -> dict[int, Int[Tensor, " n"]]:
+        """Layer -> its neurons with any label, sorted; layers without such neurons are left out."""
+        layers, neurons = np.divmod(self.union(), self.shape[1])
+        present, starts = np.unique(layers, return_index=True)
+        pieces = np.split(neurons, starts[1:])
+        return {int(layer): torch.from_numpy(piece.copy()) for layer, piece in zip(present, pieces, strict=False)}
+
+    def counts(self) -> pd.DataFrame:
+        """The layer profile: number of neurons of each label in each layer (language x layer).
+
+        Example:
+            >>> ln.NeuronSet.of({"hi": [(0, 3), (1, 2)]}, shape=(2, 8), site="act").counts().loc["hi"].tolist()
+            [1, 1]
+        """
+        layers, width = self.shape
+        rows = {label: np.bincount(flat // width, minlength=layers) for label, flat in self.members.items()}
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=range(layers), dtype="int64")
+        return table.rename_axis(index="language", columns="layer")
+
+    def jaccard(self, other: "LabelledNeurons | None" = None) -> pd.DataFrame:
+        """Overlap of every pair of labels: shared neurons / neurons in either; NaN where both are empty.
+
+        Args:
+            other: The set whose labels are the columns; by default this one.
+
+        Raises:
+            NeuronSetError: If the two sets belong to different shapes or models.
+        """
+        columns = self if other is None else other
+        self.check_comparable(columns)
+        table = pd.DataFrame(index=list(self.languages), columns=list(columns.languages), dtype="float64")
+        for row, mine in self.members.items():
+            for column, theirs in columns.members.items():
+                shared = len(np.intersect1d(mine, theirs, assume_unique=True))
+                either = len(mine) + len(theirs) - shared
+                table.loc[row, column] = shared / either if either else np.nan
+        return table
+
+    def union(self) -> Int[np.ndarray, " n"]:
+        """Flat indices of the neurons with any label, sorted."""
+        if len(self.members) == 1:
+            return next(iter(self.members.values()))
+        return np.unique(np.concatenate([np.empty(0, np.int64), *self.members.values()]))
+
+    def _combined(self: AnyNeurons, other: AnyNeurons, sign: str, combine: Callable[..., np.ndarray]) -> AnyNeurons:
+        if not isinstance(other, LabelledNeurons):
+            return NotImplemented
+        self.check_comparable(other)
+        if set(self.languages) == set(other.languages):
+            members = {label: combine(flat, other.members[label]) for label, flat in self.members.items()}
+        elif len(self.members) == len(other.members) == 1:
+            label = f"{self.languages[0]}{sign}{other.languages[0]}"
+            members = {label: combine(self.union(), other.union())}
+        else:
+            raise NeuronSetError(
+                f"Sets labelled {', '.join(self.languages)} and {', '.join(other.languages)} cannot be combined: "
+                'possible: the same labels on both sides, or one label each, as in neurons["hi"] & neurons["ur"].'
+            )
+        return replace(
+            self,
+            members=members,
+            scores={},
+            model=self.model or other.model,
+            method=f"({self.method}) {sign} ({other.method})",
+        )
+
+    def check_comparable(self, other: "LabelledNeurons") -> None:
+        """Refuse another set of another model or site.
+
+        Raises:
+            NeuronSetError: If it belongs to another model.
+            SiteMismatchError: If it belongs to another site.
+        """
+        if self.shape != other.shape:
+            raise NeuronSetError(
+                f"These sets belong to different models: {shape_text(self.shape)} and {shape_text(other.shape)}."
+            )
+        if self.site != other.site:
+            raise SiteMismatchError(f"These sets belong to different sites: {self.site!r} and {other.site!r}.")
+        if self.model and other.model and self.model != other.model:
+            raise NeuronSetError(f"These sets belong to different models: {self.model[:8]} and {other.model[:8]}.")
+
+    def _check_label(self, language: str) -> None:
+        if language not in self.members:
+            raise LanguageError(unknown("language", language, self.languages))

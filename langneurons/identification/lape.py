@@ -3,14 +3,15 @@
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
-from langneurons.errors import LangNeuronsWarning, StatisticsError, unknown
+from langneurons.errors import LangNeuronsWarning, StatisticsError
 from langneurons.identification.firing import (
     Others,
     check_magnitude_threshold,
@@ -21,7 +22,7 @@ from langneurons.identification.firing import (
 )
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
-from langneurons.identification.selection import check_share, labelled, level, lowest, wanted
+from langneurons.identification.selection import check_options, labelled, level, lowest, option, share, wanted
 from langneurons.recording.statistics import ActivationStats
 
 Interpolation = Literal["kthvalue", "linear"]
@@ -60,23 +61,18 @@ class LAPE:
         NeuronSet of 1 neurons at act (1 layers x 4): en 1, hi 0
     """
 
-    top: float = 0.01
-    filter_quantile: float = 0.95
-    bar_quantile: float | None = None
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    top: float = share(0.01)
+    filter_quantile: float = option(Field(0.95, ge=0, le=1))
+    bar_quantile: float | None = option(Field(None, ge=0, le=1))
     interpolation: Interpolation = "kthvalue"
-    epsilon: float = 0.0
+    epsilon: float = option(Field(0.0, ge=0, lt=1))
     ties: Ties = "exact"
     magnitude_threshold: float | str | None = None
 
-    def __post_init__(self):
-        check_share("top", self.top)
-        check_share("filter_quantile", self.filter_quantile, zero_allowed=True)
-        if self.bar_quantile is not None:
-            check_share("bar_quantile", self.bar_quantile, zero_allowed=True)
-        _check_choice("interpolation", self.interpolation, get_args(Interpolation))
-        _check_choice("ties", self.ties, get_args(Ties))
-        if not 0 <= self.epsilon < 1:
-            raise StatisticsError(f"epsilon is a small number, 0 <= epsilon < 1, not {self.epsilon}.")
+    def __post_init__(self) -> None:
+        check_options(self)
         check_magnitude_threshold(self.magnitude_threshold)
 
     @classmethod
@@ -87,11 +83,6 @@ class LAPE:
         infinite and selects every neuron; that is not reproduced: only neurons that pass are ever kept.
         """
         return cls(top=top, interpolation="linear", epsilon=1e-10, ties=ties)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No optional accumulator."""
-        return ()
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Entropy in nats of every neuron, whether it passes the filter or not.
@@ -112,13 +103,13 @@ class LAPE:
         count = wanted(self.top, stats)
         threshold = level(p, self.filter_quantile, self.interpolation)
         passing = np.flatnonzero((p > threshold).any(0).flatten().numpy())
-        kept = passing[lowest(scores.values.flatten().numpy()[passing], count, self.ties)]
-        if len(kept) < count:
-            message = f"Only {len(kept):,} neurons exceed the filter in some language; {count:,} were asked for."
+        flat = passing[lowest(scores.values.flatten().numpy()[passing], count, self.ties)]
+        if len(flat) < count:
+            message = f"Only {len(flat):,} neurons exceed the filter in some language; {count:,} were asked for."
             warnings.warn(message, LangNeuronsWarning, stacklevel=2)
         same_bar = self.bar_quantile in (None, self.filter_quantile)
         bar = threshold if same_bar else level(p, self.bar_quantile or 0.0, self.interpolation)
-        return _assigned(stats, scores, p, kept, bar)
+        return _assigned(stats, scores, p, flat, bar)
 
     def _scores(self, stats: ActivationStats, p: Tensor) -> Scores:
         return Scores(
@@ -162,22 +153,16 @@ class EntropyLambda:
         NeuronSet of 1 neurons at act (1 layers x 4): en 1, hi 0
     """
 
-    top: float = 0.01
-    penalty: float = 0.109375
-    bar_quantile: float = 0.95
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    top: float = share(0.01)
+    penalty: float = option(Field(0.109375, ge=0, allow_inf_nan=False))
+    bar_quantile: float = option(Field(0.95, ge=0, le=1))
     magnitude_threshold: float | str | None = None
 
-    def __post_init__(self):
-        check_share("top", self.top)
-        check_share("bar_quantile", self.bar_quantile, zero_allowed=True)
-        if not (self.penalty >= 0 and math.isfinite(self.penalty)):
-            raise StatisticsError(f"penalty is a number >= 0, not {self.penalty}.")
+    def __post_init__(self) -> None:
+        check_options(self)
         check_magnitude_threshold(self.magnitude_threshold)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No optional accumulator."""
-        return ()
 
     def scores(self, stats: ActivationStats) -> Scores:
         """The penalised entropy of every neuron; standard errors as for LAPE."""
@@ -191,17 +176,17 @@ class EntropyLambda:
         """
         p = _probabilities(stats, self.magnitude_threshold)
         scores = self._scores(stats, p)
-        kept = lowest(scores.values.flatten().numpy(), wanted(self.top, stats))
-        return _assigned(stats, scores, p, kept, level(p, self.bar_quantile, "kthvalue"))
+        flat = lowest(scores.values.flatten().numpy(), wanted(self.top, stats))
+        return _assigned(stats, scores, p, flat, level(p, self.bar_quantile, "kthvalue"))
 
     def _scores(self, stats: ActivationStats, p: Tensor) -> Scores:
         languages = len(p)
         log_terms = torch.special.xlogy(p, p)
         everything = (p[1:].sum(0), log_terms[1:].sum(0), p[1:].amax(0))
 
-        def score(others: Others, one: Tensor) -> Tensor:
-            entropies = _entropy_of_one(others, one) / math.log(languages)
-            largest = torch.maximum(others[2], one)
+        def score(others: Others, p_of_one: Tensor) -> Tensor:
+            entropies = _entropy_of_one(others, p_of_one) / math.log(languages)
+            largest = torch.maximum(others[2], p_of_one)
             norm = sum(1 / k for k in range(1, languages + 1)) / languages
             return torch.where(largest > 0, entropies, 1.0) - self.penalty * largest / norm
 
@@ -225,16 +210,16 @@ def entropy(p: Float[Tensor, "language layer neuron"], epsilon: float = 0.0) -> 
     total = p.sum(0) + epsilon
     total[total == 0] = 1.0
     values = torch.zeros_like(total)
-    for one in p:
-        share = one / total
-        values -= torch.special.xlogy(share, share + epsilon)
+    for p_of_one in p:
+        q = p_of_one / total
+        values -= torch.special.xlogy(q, q + epsilon)
     return values
 
 
-def _entropy_of_one(others: Others, one: Tensor) -> Tensor:
+def _entropy_of_one(others: Others, p_of_one: Tensor) -> Tensor:
     """The entropy where one language's p changes: ln S - (sum of p ln p) / S, with S the sum of p."""
-    total = others[0] + one
-    log_terms = others[1] + torch.special.xlogy(one, one)
+    total = others[0] + p_of_one
+    log_terms = others[1] + torch.special.xlogy(p_of_one, p_of_one)
     safe = torch.where(total > 0, total, 1.0)
     return torch.where(total > 0, (safe.log() - log_terms / safe).clamp(min=0), 0.0)
 
@@ -247,16 +232,11 @@ def _probabilities(stats: ActivationStats, magnitude_threshold: float | str | No
     return firing_probability(stats, magnitude_threshold)
 
 
-def _assigned(stats: ActivationStats, scores: Scores, p: Tensor, kept: np.ndarray, bar: float) -> NeuronSet:
-    above = p.flatten(1)[:, torch.from_numpy(kept)].numpy() > bar
+def _assigned(stats: ActivationStats, scores: Scores, p: Tensor, flat: np.ndarray, bar: float) -> NeuronSet:
+    above = p.flatten(1)[:, torch.from_numpy(flat)].numpy() > bar
     homeless = int((~above.any(0)).sum())
     if homeless:
-        message = f"{homeless:,} of {len(kept):,} kept neurons exceed the bar in no language and belong to none."
+        message = f"{homeless:,} of {len(flat):,} kept neurons exceed the bar in no language and belong to none."
         warnings.warn(message, LangNeuronsWarning, stacklevel=3)
-    members = {language: kept[above[i]] for i, language in enumerate(stats.languages)}
+    members = {language: flat[above[i]] for i, language in enumerate(stats.languages)}
     return labelled(stats, scores, members)
-
-
-def _check_choice(name: str, given: str, possible: tuple[str, ...]) -> None:
-    if given not in possible:
-        raise StatisticsError(unknown(name, given, possible))

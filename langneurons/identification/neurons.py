@@ -1,22 +1,15 @@
-"""Neuron sets: which neurons belong to which language, and what can be done with such a labelling.
+"""Neuron sets: which neurons belong to which language; their tables, files and controls."""
 
-A set stores, per label, sorted flat indices (layer x width + neuron): algebra on them costs what the set is large,
-not what the model is large.
-"""
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Int
 
-from langneurons import storage
-from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
+from langneurons.errors import NeuronSetError
 from langneurons.identification.controls import (
     choose_neutral,
     draw_matched,
@@ -27,27 +20,29 @@ from langneurons.identification.controls import (
     statistics_at,
     strata,
 )
-from langneurons.identification.indices import Shape, check_flat, checked_shape, flat_indices, overlap, shape_text
+from langneurons.identification.indices import LabelledNeurons, Shape, checked_shape, flat_indices, shape_text
 from langneurons.identification.published import read_rucaibox
 from langneurons.identification.scores import Scores
 from langneurons.recording.site_values import basis_note
 from langneurons.recording.statistics import ActivationStats
 from langneurons.settings import Controls
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import Table
+from langneurons.storage.result import Result
 
-SCHEMA = "langneurons/neuron-set/1"
 COLUMNS = ("language", "layer", "neuron")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronSet:
+class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
     """Neurons labelled with the language they belong to; a neuron may belong to several.
 
     Attributes:
         members: Label -> flat indices (layer x width + neuron), strictly increasing.
-        shape: Layers and neurons a layer of the model.
-        site: Which tensor of a layer is the neuron.
+        shape: Layers and neurons per layer of the model.
+        site: The tensor of a layer that holds the neurons.
         model: Fingerprint of the model's weights, None where unknown.
-        method: How the set was found.
+        method: How the neurons were chosen.
         scores: Label -> each member's score, where the method gave one.
 
     Example:
@@ -57,20 +52,6 @@ class NeuronSet:
         >>> (neurons["hi"] & neurons["ur"]).indices().tolist()
         [[1, 2]]
     """
-
-    members: Mapping[str, Int[np.ndarray, " n"]]
-    shape: Shape
-    site: str
-    model: str | None = None
-    method: str = "given"
-    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self):
-        for label, flat in self.members.items():
-            check_flat(label, flat, self.shape)
-            if label in self.scores and len(self.scores[label]) != len(flat):
-                raise NeuronSetError(f"{label!r} has {len(flat)} neurons but {len(self.scores[label])} scores.")
-            flat.flags.writeable = False
 
     @classmethod
     def of(
@@ -85,10 +66,10 @@ class NeuronSet:
 
         Args:
             neurons: Language -> (layer, neuron) pairs, in any order.
-            shape: Layers and neurons a layer of the model.
-            site: Which tensor of a layer is the neuron.
+            shape: Layers and neurons per layer of the model.
+            site: The tensor of a layer that holds the neurons.
             model: Fingerprint of the model's weights, if known.
-            method: How they were found.
+            method: How they were chosen.
 
         Raises:
             NeuronSetError: If something is no pair, or no neuron of that shape.
@@ -106,9 +87,9 @@ class NeuronSet:
         """Make a set of a table with the columns ``language``, ``layer`` and ``neuron``.
 
         Args:
-            table: Such as ``to_dataframe`` gives; one of those remembers its shape and site.
-            shape: Layers and neurons a layer, where the table does not remember.
-            site: Where the table does not remember.
+            table: A table such as ``to_dataframe`` gives; those remember their shape and site.
+            shape: Layers and neurons per layer, for tables that do not remember.
+            site: The site, for tables that do not remember.
 
         Raises:
             NeuronSetError: If a column, the shape or the site is missing.
@@ -138,8 +119,8 @@ class NeuronSet:
 
         Args:
             path: A ``.neuron.pth`` file: a list over languages of a list over layers of index tensors.
-            languages: What the lists stand for, in the file's order: their README says en zh fr es vi id ja.
-            shape: Layers and neurons a layer; without it the width is the largest index + 1, with a warning.
+            languages: Languages of the lists, in the file's order: their README says en zh fr es vi id ja.
+            shape: Layers and neurons per layer; without it the width is the largest index + 1, with a warning.
 
         Raises:
             StorageError: If the file cannot be read, or holds anything but tensors (nothing in it is executed).
@@ -148,14 +129,6 @@ class NeuronSet:
         flat, shape = read_rucaibox(Path(path), languages, shape)
         members = {language: np.unique(indices) for language, indices in zip(languages, flat, strict=True)}
         return cls(members, shape, "act", None, f"published mask {Path(path).name}")
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """The labels."""
-        return tuple(self.members)
-
-    def __len__(self) -> int:
-        return len(self._union())
 
     def __repr__(self) -> str:
         counted = ", ".join(f"{label} {len(flat):,}" for label, flat in self.members.items())
@@ -171,97 +144,26 @@ class NeuronSet:
     def __hash__(self) -> int:
         return hash(self._identity())
 
-    def __getitem__(self, language: str) -> "NeuronSet":
-        """The neurons of one label.
+    def table(self) -> Table:
+        """Number of neurons of every label, how many of them no other label has, and their layers."""
+        flat, labels = np.unique(np.concatenate([np.empty(0, np.int64), *self.members.values()]), return_counts=True)
+        own = flat[labels == 1]
+        rows = [
+            (label, len(members), len(np.intersect1d(members, own, assume_unique=True)), self._layers(members))
+            for label, members in self.members.items()
+        ]
+        columns = ["language", "neurons", "of no other language", "layers"]
+        return Table(pd.DataFrame(rows, columns=columns), title=repr(self))
 
-        Raises:
-            LanguageError: If there is no such label.
-        """
-        return self.select([language])
-
-    def select(self, languages: Iterable[str]) -> "NeuronSet":
-        """Keep some labels, in the order given.
-
-        Raises:
-            LanguageError: If one is not there.
-        """
-        chosen = list(languages)
-        for language in chosen:
-            self._check_label(language)
-        scores = {language: self.scores[language] for language in chosen if language in self.scores}
-        return replace(self, members={language: self.members[language] for language in chosen}, scores=scores)
-
-    def __and__(self, other: "NeuronSet") -> "NeuronSet":
-        return self._combined(other, "&", lambda mine, theirs: np.intersect1d(mine, theirs, assume_unique=True))
-
-    def __or__(self, other: "NeuronSet") -> "NeuronSet":
-        return self._combined(other, "|", np.union1d)
-
-    def __sub__(self, other: "NeuronSet") -> "NeuronSet":
-        return self._combined(other, "-", lambda mine, theirs: np.setdiff1d(mine, theirs, assume_unique=True))
-
-    def __xor__(self, other: "NeuronSet") -> "NeuronSet":
-        return self._combined(other, "^", lambda mine, theirs: np.setxor1d(mine, theirs, assume_unique=True))
-
-    def mask(self, language: str | None = None) -> Bool[Tensor, "layer neuron"]:
-        """True at the neurons of one label, or of any.
-
-        Raises:
-            LanguageError: If there is no such label.
-        """
-        if language is not None:
-            self._check_label(language)
-        flat = self._union() if language is None else self.members[language]
-        mask = torch.zeros(self.shape, dtype=torch.bool)
-        mask.view(-1)[torch.from_numpy(flat.copy())] = True
-        return mask
-
-    def indices(self) -> Int[Tensor, "n 2"]:
-        """(layer, neuron) of every neuron with any label, sorted."""
-        return torch.from_numpy(np.stack(np.divmod(self._union(), self.shape[1]), axis=1))
-
-    def per_layer(self) -> dict[int, Int[Tensor, " n"]]:
-        """Layer -> its neurons with any label, sorted; layers without such neurons are left out."""
-        layers, neurons = np.divmod(self._union(), self.shape[1])
-        present, starts = np.unique(layers, return_index=True)
-        pieces = np.split(neurons, starts[1:])
-        return {int(layer): torch.from_numpy(piece.copy()) for layer, piece in zip(present, pieces, strict=False)}
-
-    def counts(self) -> pd.DataFrame:
-        """The layer profile: how many neurons each label has in each layer (language x layer).
-
-        Example:
-            >>> NeuronSet.of({"hi": [(0, 3), (1, 2)]}, shape=(2, 8), site="act").counts().loc["hi"].tolist()
-            [1, 1]
-        """
-        layers, width = self.shape
-        rows = {label: np.bincount(flat // width, minlength=layers) for label, flat in self.members.items()}
-        table = pd.DataFrame.from_dict(rows, orient="index", columns=range(layers), dtype="int64")
-        return table.rename_axis(index="language", columns="layer")
-
-    def jaccard(self, other: "NeuronSet | None" = None) -> pd.DataFrame:
-        """Overlap of every pair of labels: shared neurons / neurons in either; NaN where both are empty.
-
-        Args:
-            other: Whose labels are the columns; default this set's own.
-
-        Raises:
-            NeuronSetError: If the two sets belong to different shapes or models.
-        """
-        columns = self if other is None else other
-        self._check_comparable(columns)
-        table = pd.DataFrame(index=list(self.languages), columns=list(columns.languages), dtype="float64")
-        for row, mine in self.members.items():
-            for column, theirs in columns.members.items():
-                table.loc[row, column] = overlap(mine, theirs)
-        return table
+    def _layers(self, members: Int[np.ndarray, " n"]) -> str:
+        return f"{members[0] // self.shape[1]} to {members[-1] // self.shape[1]}" if len(members) else ""
 
     def to_dataframe(self, scores: Scores | None = None, level: float = 0.95) -> pd.DataFrame:
         """One row per label and neuron.
 
         Args:
-            scores: Adds each neuron's score with its interval; default the score the method left, if any.
-            level: Of the interval.
+            scores: Scores whose values and intervals to add; by default the values that the method left, if any.
+            level: Confidence of the interval.
 
         Returns:
             Columns language, layer, neuron; score where known; low and high where ``scores`` is given; ``basis`` at a
@@ -322,7 +224,7 @@ class NeuronSet:
             stats = fitting_statistics(stats, self.shape, self.site, self.model)
         taken = self if exclude is None else united([self, exclude])
         members = {
-            label: draw_matched(label, flat, taken._union(), strata(label, self.shape, stats, match), seed, match)
+            label: draw_matched(label, flat, taken.union(), strata(label, self.shape, stats, match), seed, match)
             for label, flat in self.members.items()
         }
         return replace(
@@ -342,7 +244,7 @@ class NeuronSet:
         for label, flat in self.members.items() if controls.draws else ():
             draws = range(-(-controls.draws // len(flat)))
             sets = [self[label].matched_control(controls, draw, exclude=self) for draw in draws]
-            order = random_stream(controls.seed, "pooled controls", label).permutation(united(sets)._union())
+            order = random_stream(controls.seed, "pooled controls", label).permutation(united(sets).union())
             members[label] = np.sort(order[: controls.draws])
         return replace(self, members=members, scores={}, method=f"single controls: {self.method}")
 
@@ -360,34 +262,10 @@ class NeuronSet:
             StatisticsError: At sites where the sign means nothing.
         """
         stats = fitting_statistics(stats, self.shape, self.site, self.model)
-        chosen = {label: choose_neutral(label, flat, self._union(), stats) for label, flat in self.members.items()}
-        return replace(self, members=chosen, scores={}, method=f"frequent neutral neurons: {self.method}")
+        members = {label: choose_neutral(label, flat, self.union(), stats) for label, flat in self.members.items()}
+        return replace(self, members=members, scores={}, method=f"frequent neutral neurons: {self.method}")
 
-    def save(self, path: str | Path) -> Path:
-        """Write the set as one JSON file; equal sets give equal bytes.
-
-        Returns:
-            The path.
-        """
-        storage.write_json(Path(path), SCHEMA, self._content())
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "NeuronSet":
-        """Read a saved set.
-
-        Raises:
-            StorageError: If the file is missing.
-            CorruptArtefactError: If it is no neuron set, or was changed.
-        """
-        content = storage.read_json(Path(path), SCHEMA)
-        with storage.understood(Path(path)):
-            arrays = {label: np.array(flat, dtype=np.int64) for label, flat in content["members"]}
-            scores = {label: np.array(values, dtype=np.float64) for label, values in content["scores"]}
-            layers, width = content["shape"]
-            return cls(arrays, (layers, width), content["site"], content["model"], content["method"], scores)
-
-    def _content(self) -> dict[str, Any]:
+    def _write(self, folder: Path) -> JsonObject:
         return {
             "shape": list(self.shape),
             "site": self.site,
@@ -397,55 +275,22 @@ class NeuronSet:
             "scores": [[label, values.tolist()] for label, values in self.scores.items()],
         }
 
-    def _identity(self) -> tuple[Any, ...]:
-        members = tuple(sorted((label, flat.tobytes()) for label, flat in self.members.items()))
-        return self.shape, self.site, self.model, members
-
-    def _union(self) -> np.ndarray:
-        if len(self.members) == 1:
-            return next(iter(self.members.values()))
-        return np.unique(np.concatenate([np.empty(0, np.int64), *self.members.values()]))
+    @classmethod
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        about: Any = content
+        return {
+            "members": {label: np.array(flat, dtype=np.int64) for label, flat in about["members"]},
+            "shape": tuple(about["shape"]),
+            "site": about["site"],
+            "model": about["model"],
+            "method": about["method"],
+            "scores": {label: np.array(values, dtype=np.float64) for label, values in about["scores"]},
+        }
 
     def _rows(self, label: str) -> pd.DataFrame:
         layers, neurons = np.divmod(self.members[label], self.shape[1])
         scored = {"score": self.scores[label]} if label in self.scores else {}
         return pd.DataFrame({"language": label, "layer": layers, "neuron": neurons, **scored})
-
-    def _combined(self, other: "NeuronSet", sign: str, combine: Callable[..., np.ndarray]) -> "NeuronSet":
-        if not isinstance(other, NeuronSet):
-            return NotImplemented
-        self._check_comparable(other)
-        if set(self.languages) == set(other.languages):
-            members = {label: combine(flat, other.members[label]) for label, flat in self.members.items()}
-        elif len(self.members) == len(other.members) == 1:
-            label = f"{self.languages[0]}{sign}{other.languages[0]}"
-            members = {label: combine(self._union(), other._union())}
-        else:
-            raise NeuronSetError(
-                f"Sets labelled {', '.join(self.languages)} and {', '.join(other.languages)} cannot be combined: "
-                'possible: the same labels on both sides, or one label each, as in neurons["hi"] & neurons["ur"].'
-            )
-        return replace(
-            self,
-            members=members,
-            scores={},
-            model=self.model or other.model,
-            method=f"({self.method}) {sign} ({other.method})",
-        )
-
-    def _check_comparable(self, other: "NeuronSet") -> None:
-        if self.shape != other.shape:
-            raise NeuronSetError(
-                f"These sets belong to different models: {shape_text(self.shape)} and {shape_text(other.shape)}."
-            )
-        if self.site != other.site:
-            raise SiteMismatchError(f"These sets belong to different sites: {self.site!r} and {other.site!r}.")
-        if self.model and other.model and self.model != other.model:
-            raise NeuronSetError(f"These sets belong to different models: {self.model[:8]} and {other.model[:8]}.")
-
-    def _check_label(self, language: str) -> None:
-        if language not in self.members:
-            raise LanguageError(unknown("language", language, self.languages))
 
 
 def united(neuron_sets: Iterable[NeuronSet], label: str = "all") -> NeuronSet:
@@ -462,6 +307,6 @@ def united(neuron_sets: Iterable[NeuronSet], label: str = "all") -> NeuronSet:
     """
     first, *others = neuron_sets
     for other in others:
-        first._check_comparable(other)
-    flat = np.unique(np.concatenate([neurons._union() for neurons in (first, *others)]))
+        first.check_comparable(other)
+    flat = np.unique(np.concatenate([neurons.union() for neurons in (first, *others)]))
     return replace(first, members={label: flat}, scores={})

@@ -23,8 +23,8 @@ def read_rucaibox(
 
     Args:
         path: The file.
-        languages: What its lists stand for.
-        shape: Layers and neurons a layer, or None to infer the width.
+        languages: Languages of its lists.
+        shape: Layers and neurons per layer, or None to infer the width.
 
     Returns:
         Flat indices of each language, and the shape.
@@ -40,7 +40,8 @@ def read_rucaibox(
             "name them in the file's order."
         )
     layers = len(content[0])
-    largest = max((int(indices.max()) for one in content for indices in one if indices.numel()), default=-1)
+    every = [indices for of_language in content for indices in of_language]
+    largest = max((int(indices.max()) for indices in every if indices.numel()), default=-1)
     if shape is None:
         shape = (layers, largest + 1)
         warnings.warn(
@@ -53,7 +54,7 @@ def read_rucaibox(
         raise NeuronSetError(
             f"{path} holds {layers} layers and neurons up to {largest}, which does not fit shape={tuple(shape)}."
         )
-    return [_flat(one, shape[1]) for one in content], shape
+    return [_flat(of_language, shape[1]) for of_language in content], shape
 
 
 def _load(path: Path) -> object:
@@ -74,17 +75,17 @@ def _load(path: Path) -> object:
 def _check_zip(path: Path) -> None:
     """Compare what a torch file holds with the checksums in it, which torch leaves out; refuse what is compressed."""
     with zipfile.ZipFile(path) as content:
-        packed = any(one.compress_type != zipfile.ZIP_STORED for one in content.infolist())
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in content.infolist())
         if packed or content.testzip() is not None:
             raise ValueError
 
 
 def _checked(content: object, path: Path) -> list[list[Tensor]]:
-    if not isinstance(content, list) or not content or not all(isinstance(one, list) for one in content):
+    if not (isinstance(content, list) and content and all(isinstance(of_language, list) for of_language in content)):
         raise NeuronSetError(f"{path} does not hold {EXPECTED}.")
-    if len({len(one) for one in content}) != 1:
+    if len({len(of_language) for of_language in content}) != 1:
         raise NeuronSetError(f"{path} holds languages with different numbers of layers.")
-    for indices in (indices for one in content for indices in one):
+    for indices in (indices for of_language in content for indices in of_language):
         whole = isinstance(indices, Tensor) and indices.ndim == 1 and indices.dtype in WHOLE_NUMBERS
         # A tensor can be said to be larger than what is stored of it: one number, repeated 10^12 times.
         if not whole or not indices.is_contiguous() or (indices.numel() and int(indices.min()) < 0):

@@ -21,7 +21,7 @@ class Scores:
         languages: What the first axis stands for.
         method: The method and its options.
         uncertainty: How the standard error is computed, and where that is an approximation.
-        degrees_of_freedom: Of the interval: document folds - 1.
+        degrees_of_freedom: Degrees of freedom of the interval: document folds - 1.
         bounds: The lowest and highest score there can be.
 
     Example:

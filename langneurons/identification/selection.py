@@ -1,16 +1,58 @@
 """From scores to neurons: exactly as many as asked, ties broken by layer and then index."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from dataclasses import field, fields
+from functools import cache
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from pydantic import ConfigDict, Field, create_model
 
-from langneurons.errors import StatisticsError
+from langneurons.errors import LangNeuronsError, StatisticsError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
+from langneurons.settings import Settings
+
+PER_LANGUAGE = 0.00125
+Side = Literal["top", "bottom", "both"]
+
+
+class MethodOptions(Settings):
+    """Options of a method, as its fields declare them."""
+
+    model_config = ConfigDict(strict=True)
+    error: ClassVar[type[LangNeuronsError]] = StatisticsError
+
+
+def option(limits: Any) -> Any:
+    """A field of a method: pydantic's ``Field`` with its default and limits."""
+    return field(default=limits.default, metadata={"option": limits})
+
+
+def share(default: float) -> Any:
+    """A field that is a share of neurons, above 0."""
+    return option(Field(default, gt=0, le=1))
+
+
+def check_options(method: Any) -> None:
+    """Refuse options of a method that its fields do not allow.
+
+    Raises:
+        StatisticsError: If one is out of its limits, or of another kind.
+    """
+    _options_of(type(method))(**vars(method))
+
+
+@cache
+def _options_of(method: type) -> type[Settings]:
+    options: dict[str, Any] = {
+        each.name: (each.type, each.metadata.get("option", each.default)) for each in fields(method)
+    }
+    return create_model(method.__name__, __base__=MethodOptions, **options)
 
 
 def check_share(name: str, value: float, zero_allowed: bool = False) -> None:
@@ -20,24 +62,12 @@ def check_share(name: str, value: float, zero_allowed: bool = False) -> None:
         StatisticsError: If it is no such share.
     """
     if not (0 <= value <= 1) or (value == 0 and not zero_allowed):
-        lowest = "0 <=" if zero_allowed else "0 <"
-        raise StatisticsError(f"{name} is a share, {lowest} {name} <= 1, not {value}.")
-
-
-def check_amount(name: str, value: float | int, zero_allowed: bool = False) -> None:
-    """Refuse what is neither a number of neurons (an int) nor a share of them.
-
-    Raises:
-        StatisticsError: If it is neither.
-    """
-    if not isinstance(value, int):
-        check_share(name, value, zero_allowed)
-    elif value < (0 if zero_allowed else 1):
-        raise StatisticsError(f"{name} is a number of neurons or a share of them, not {value}.")
+        lowest = "at least 0" if zero_allowed else "above 0"
+        raise StatisticsError(f"{name} must be {lowest} and at most 1, given {value}.")
 
 
 def wanted(top: float | int, stats: ActivationStats) -> int:
-    """How many neurons ``top`` stands for: round(top x layers x width), or itself where it is a whole number.
+    """The number of neurons that ``top`` stands for: round(top x layers x width), or itself if it is a whole number.
 
     Raises:
         StatisticsError: If that is none, or more than there are.
@@ -59,8 +89,8 @@ def lowest(values: Float[np.ndarray, " n"], count: int, ties: str = "exact") -> 
     """Positions of the ``count`` smallest values, increasing; of equal values the first are taken.
 
     Args:
-        values: Without NaN.
-        count: How many; all where there are fewer.
+        values: Numbers without NaN.
+        count: Number of positions; all where there are fewer.
         ties: ``"exact"``, or ``"keep"`` to keep every value equal to the last one taken.
 
     Example:
@@ -150,3 +180,26 @@ class Method(Protocol):
     def identify(self, stats: ActivationStats) -> NeuronSet:
         """Label the neurons that the scores select."""
         ...
+
+
+class Ranking(ABC):
+    """Base of methods that label, in each language, the neurons with the highest scores there."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    top: float
+    side: Side = "top"
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @abstractmethod
+    def scores(self, stats: ActivationStats) -> Scores:
+        """Score every neuron in every language."""
+
+    def identify(self, stats: ActivationStats) -> NeuronSet:
+        """Label, in each language, the round(top x layers x width) neurons that score highest.
+
+        Raises:
+            StatisticsError: If the statistics do not hold what the scores need.
+        """
+        return best_per_language(stats, self.scores(stats), wanted(self.top, stats), self.side)

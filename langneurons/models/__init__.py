@@ -1,23 +1,26 @@
 """Models: HookedTransformer or TransformerBridge behind one vocabulary.
 
-``load_model`` gives the TransformerLens object itself; ``view`` gives what the other rooms need of it. Only this room
-knows how the two classes differ and what their hook points are called.
+``load_model`` returns the TransformerLens object itself; ``view`` returns what the other rooms need of it. Only this
+room knows how the two classes differ, and the names of their hook points.
 """
 
 from langneurons.models.description import ModelDescription, describe
 from langneurons.models.features.dictionaries import SparseDictionary, add_dictionary, remove_dictionary
 from langneurons.models.features.sites import Dictionary, FeatureSite
 from langneurons.models.loading import load_model
-from langneurons.models.projections import Projection
+from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS, HuggingFaceModule, Projection, rows_of
 from langneurons.models.running import Following
 from langneurons.models.sites import SITES
 from langneurons.models.view import ModelView, view
 
 __all__ = [
+    "ATTENTION_TARGETS",
+    "MLP_TARGETS",
     "SITES",
     "Dictionary",
     "FeatureSite",
     "Following",
+    "HuggingFaceModule",
     "ModelDescription",
     "ModelView",
     "Projection",
@@ -26,5 +29,6 @@ __all__ = [
     "describe",
     "load_model",
     "remove_dictionary",
+    "rows_of",
     "view",
 ]

@@ -171,7 +171,7 @@ def load_weights(
     return model.eval()
 
 
-def _refuse_incomplete(report: Mapping[str, Iterable[object]], name: str) -> None:
+def _refuse_incomplete(report: Mapping[str, Iterable[str | tuple]], name: str) -> None:
     """Refuse a checkpoint that left weights at their random initial values."""
     missing, mismatched = internals.incomplete_weights(report)
     for weights, problem in [(missing, "lacks weights that"), (mismatched, "has weights of another shape than")]:

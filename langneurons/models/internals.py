@@ -101,10 +101,13 @@ def masks_tokens(config: PretrainedConfig) -> bool:
 
 
 @private("transformers", "the lists that output_loading_info gives")
-def incomplete_weights(report: Mapping[str, Iterable[Any]]) -> tuple[set[str], set[str]]:
+def incomplete_weights(report: Mapping[str, Iterable[str | tuple]]) -> tuple[set[str], set[str]]:
     """Name the weights that a checkpoint lacked, and those of another shape, from transformers' loading report."""
-    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-    return set(report["missing_keys"]), mismatched
+    missing, mismatched = (
+        {key if isinstance(key, str) else str(key[0]) for key in report[kind]}
+        for kind in ("missing_keys", "mismatched_keys")
+    )
+    return missing, mismatched
 
 
 @private("transformers", "tokenizer.init_kwargs")
@@ -157,18 +160,12 @@ def activation_in(mlp: nn.Module) -> Callable[..., Any] | None:
 # ---- hook points, in TransformerLens 3 and 4 ----
 
 
-@private("transformer-lens", "model.hook_dict and HookPoint.fwd_hooks")
-def handles_at_hook_points(model: nn.Module) -> list[Any]:
-    """List what is attached at a model's hook points; a point that has several names is asked once."""
+@private("transformer-lens", "model.hook_dict, HookPoint.fwd_hooks and what it lists")
+def count_hooks(model: nn.Module, permanent: bool = False) -> int:
+    """Count what is attached at a model's hook points, or only what TransformerLens attached for good."""
     root: Any = model
-    points = {id(point): point for point in root.hook_dict.values()}
-    return [handle for point in points.values() for handle in point.fwd_hooks]
-
-
-@private("transformer-lens", "the flag is_permanent of what HookPoint.fwd_hooks lists")
-def count_permanent(handles: Sequence[Any]) -> int:
-    """Count the hooks that TransformerLens attached for good."""
-    return sum(handle.is_permanent for handle in handles)
+    points = {id(point): point for point in root.hook_dict.values()}  # a point may have several names
+    return sum(handle.is_permanent or not permanent for point in points.values() for handle in point.fwd_hooks)
 
 
 @private("transformer-lens", "HookPoint.add_hook and HookPoint.fwd_hooks")
@@ -297,7 +294,7 @@ def times_changed(weights: Sequence[torch.Tensor]) -> list[int]:
 
 
 @contextmanager
-def replaced(replacements: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+def replaced(replacements: Sequence[tuple[object, str, Callable[..., object]]]) -> Iterator[None]:
     """Give objects other methods inside the block: torch and transformers call what stands in the object itself.
 
     Args:
@@ -337,7 +334,7 @@ def check_hooked(model: nn.Module) -> None:
         ModelError: If one has moved.
     """
     root: Any = model
-    count_permanent(handles_at_hook_points(model))
+    count_hooks(model)
     attach(root.blocks[0].hook_resid_pre, _ignore)()
     for name in ("W_Q", "W_K", "W_V", "W_O"):
         parameter_of(root.blocks[0].attn, name)
@@ -354,7 +351,7 @@ def check_bridge(bridge: nn.Module) -> None:
     """
     root: Any = bridge
     check_hugging_face(hugging_face_of(bridge))
-    count_permanent(handles_at_hook_points(bridge))
+    count_hooks(bridge)
     attach(root.blocks[0].hook_resid_pre, _ignore)()
     path_of(root.blocks[0], root.blocks[0].attn)
     install_attention(root.blocks[0], native=False)

@@ -90,7 +90,7 @@ def load_model(
         _check_in_memory(hf_model, wanted_dtype, device, device_map)
     try:
         model_view = _wrapped(hf_model, tokenizer, Path(label).name if share else label, backend, share)
-    except LangNeuronsError:
+    except (LangNeuronsError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a configuration that fits the weights may still be none that runs
         raise ModelError(

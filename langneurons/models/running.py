@@ -182,13 +182,13 @@ def resumed_above(
 def _handing_on(block: nn.Module, resumed: list[torch.Tensor | None], last: bool) -> Callable[..., object]:
     forward = block.forward
 
-    def run(*inputs: Any, **options: Any) -> object:
+    def run(*inputs: object, **options: object) -> object:
         if resumed[0] is None or block not in _BESIDE:
             out = forward(*inputs, **options)
             _BESIDE[block] = len(out) - 1 if isinstance(out, tuple) else None
             if resumed[0] is None:
                 return out
-        residual = inputs[0] if inputs else options["hidden_states"]
+        residual: Any = inputs[0] if inputs else options["hidden_states"]
         handed = resumed[0].to(residual.device) if last else residual
         beside = _BESIDE[block]
         return handed if beside is None else (handed, *[None] * beside)

@@ -13,7 +13,7 @@ from langneurons.models import running
 from langneurons.models.backends import backend_of, layers_of
 from langneurons.models.backends.bridge import Bridge
 from langneurons.models.features.sites import FeatureSite
-from langneurons.models.internals import count_permanent, handles_at_hook_points
+from langneurons.models.internals import count_hooks
 from langneurons.models.projections import Projection, check_target
 from langneurons.models.sites import (
     SITES,
@@ -91,7 +91,7 @@ class ModelView:
         self._act_range: tuple[float, float] | None = None
         self._projections: dict[tuple[int, str], Projection] = {}
         # TransformerLens 4 attaches hooks of its own to some bridges (OPT), for good.
-        self._own_hooks = count_permanent(handles_at_hook_points(self.model))
+        self._own_hooks = count_hooks(self.model, permanent=True)
         vars(self.model)[_VIEW] = self
 
     @property
@@ -382,7 +382,7 @@ class ModelView:
     def hooked(self) -> bool:
         """Whether anything is attached to the model at this moment, such as a patch or a trained update."""
         trained = any(projection.changes for projection in self._projections.values())
-        return trained or len(handles_at_hook_points(self.model)) > self._own_hooks
+        return trained or count_hooks(self.model) > self._own_hooks
 
     def act_fn(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """Find the activation function that a layer's MLP really calls."""

@@ -23,11 +23,11 @@ def token_id_scores(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> p
     where the gold answer is the text after a space and before the end-of-sequence token.
 
     Args:
-        rows: Of ``XQuAD.measure``; the columns item, gold (text) and generated (token ids) are read.
-        tokenizer: The model's.
+        rows: Rows of ``XQuAD.measure``; the columns item, gold (text) and generated (token ids) are read.
+        tokenizer: The model's tokenizer.
 
     Returns:
-        One row an item: item, exact_match (equal lists) and f1 (of the multisets), 0 to 1.
+        One row per item: item, exact_match (equal lists) and f1 (of the multisets), 0 to 1.
 
     Raises:
         TaskError: If a column is missing, or the tokenizer has no end-of-sequence token.
@@ -48,8 +48,8 @@ def token_id_scores(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> p
     return pd.DataFrame(
         {
             "item": rows["item"].to_numpy(),
-            "exact_match": [float(given == gold) for given, gold in pairs],
-            "f1": [_f1(given, gold) for given, gold in pairs],
+            "exact_match": [float(answer == gold) for answer, gold in pairs],
+            "f1": [_f1(answer, gold) for answer, gold in pairs],
         }
     )
 
@@ -66,7 +66,7 @@ def kept_by_length(
 
     Args:
         prompt_tokens: Tokens of each prompt, special tokens included.
-        limit: Prompts of as many tokens, or more, are dropped.
+        limit: Number of tokens from which on prompts are dropped.
 
     Returns:
         True where a prompt is kept.
@@ -91,8 +91,8 @@ def pairs_kept_by_length(
 
     Args:
         pairs: (premise, hypothesis) each.
-        tokenizer: The model's.
-        limit: Pairs of as many tokens, or more, are dropped; special tokens count.
+        tokenizer: The model's tokenizer.
+        limit: Number of tokens from which on pairs are dropped; special tokens count.
 
     Returns:
         True where a pair is kept.
@@ -115,6 +115,6 @@ def _gold_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(f" {text.strip()}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
 
 
-def _f1(given: list[int], gold: list[int]) -> float:
-    shared = (Counter(given) & Counter(gold)).total()
-    return 2 * shared / (len(given) + len(gold)) if shared else 0.0
+def _f1(answer: list[int], gold: list[int]) -> float:
+    shared = (Counter(answer) & Counter(gold)).total()
+    return 2 * shared / (len(answer) + len(gold)) if shared else 0.0

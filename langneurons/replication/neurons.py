@@ -29,8 +29,8 @@ def act_prob_90p_neurons(statistics: PublishedStatistics, share: float = 0.00125
     the first by layer and index are taken (undefined there).
 
     Args:
-        statistics: From published_statistics.
-        share: Of all neurons; a language gets round(share x layers x width).
+        statistics: Statistics that ``published_statistics`` returned.
+        share: Share of all neurons that each language gets: round(share x layers x width).
 
     Returns:
         The neurons, at ``act``, where the published code patches.
@@ -64,16 +64,16 @@ def lape_neurons(
 ) -> NeuronSet:
     """Label neurons by LAPE on the published counts, as the published code does.
 
-    What is wrong: neurons tied with the last one are kept too, so that there may be more than asked for; and where
-    fewer neurons than wanted pass the filter the cutoff is infinite, so that all are "selected", of which those that
-    pass get languages. ``LAPE.mondal`` is the same rule with exactly as many neurons as asked, on sound statistics.
+    What is wrong: neurons tied with the last one are kept too, so that there may be more than wanted; and where fewer
+    neurons than wanted pass the filter, the cutoff is infinite, so that every neuron that passes is labelled.
+    ``LAPE.mondal`` is the same rule with exactly as many neurons as wanted, on sound statistics.
 
     Source: github.com/soumenkm/LangSpecificNeurons, code/lang_neurons.py, ``_get_lape_neurons``; they use ``top`` 0.01
     and ``filter_quantile`` 0.95.
 
     Args:
-        statistics: From published_statistics.
-        languages: The language set that is compared, which changes the result; None for all.
+        statistics: Statistics that ``published_statistics`` returned.
+        languages: Languages to compare, which changes the result; by default all.
         top: Share of all neurons to keep.
         filter_quantile: A neuron belongs where its share of z > 0 exceeds this quantile of all shares.
 
@@ -92,12 +92,12 @@ def lape_neurons(
         >>> lape_neurons(published).languages
         ('en', 'hi')
     """
-    chosen = statistics.languages if languages is None else tuple(languages)
+    languages = statistics.languages if languages is None else tuple(languages)
     check_share("filter_quantile", filter_quantile, zero_allowed=True)
     count = _count("top", top, statistics)
-    if len(chosen) < 2:
-        raise StatisticsError(f"LAPE compares two or more languages, not {', '.join(chosen) or 'none'}.")
-    p = statistics.array("act_prob_zero", chosen).double()
+    if len(languages) < 2:
+        raise StatisticsError(f"LAPE compares two or more languages, not {', '.join(languages) or 'none'}.")
+    p = statistics.array("act_prob_zero", languages).double()
     above = p > level(p, filter_quantile, "linear")
     lape = entropy(p, EPSILON).masked_fill(~above.any(0), torch.inf)
     cutoff = lape.flatten().kthvalue(count).values
@@ -108,10 +108,10 @@ def lape_neurons(
             LangNeuronsWarning,
             stacklevel=2,
         )
-    kept = (above & (lape <= cutoff)).flatten(1).numpy()
-    members = {language: np.flatnonzero(one) for language, one in zip(chosen, kept, strict=True)}
-    scores = dict.fromkeys(chosen, lape.flatten().numpy())
-    return _labelled(statistics, members, scores, f"published LAPE of {', '.join(chosen)}, top {top}")
+    selected = (above & (lape <= cutoff)).flatten(1).numpy()
+    members = {language: np.flatnonzero(row) for language, row in zip(languages, selected, strict=True)}
+    scores = dict.fromkeys(languages, lape.flatten().numpy())
+    return _labelled(statistics, members, scores, f"published LAPE of {', '.join(languages)}, top {top}")
 
 
 def published_patch(neurons: NeuronSet, statistics: PublishedStatistics, language: str, intervene_by: str) -> SetTo:
@@ -123,8 +123,8 @@ def published_patch(neurons: NeuronSet, statistics: PublishedStatistics, languag
     Source: github.com/soumenkm/LangSpecificNeurons, code/task_eval.py, code/xquad_eval.py, code/models.py.
 
     Args:
-        neurons: Labelled with the language, at ``act``.
-        statistics: From published_statistics of the same model.
+        neurons: Neurons at ``act``, labelled with the language.
+        statistics: Statistics of the same model that ``published_statistics`` returned.
         language: The language that is evaluated.
         intervene_by: "mean_mu_act", "mean_p5_act", ..., "zero", "neg1", "neg10", "pos1" or "pos10".
 
@@ -162,5 +162,5 @@ def _count(name: str, share: float, statistics: PublishedStatistics) -> int:
 def _labelled(
     statistics: PublishedStatistics, members: dict[str, np.ndarray], scores: dict[str, np.ndarray], method: str
 ) -> NeuronSet:
-    kept = {language: scores[language][flat] for language, flat in members.items()}
-    return NeuronSet(members, statistics.shape, "act", statistics.model, method, kept)
+    own_scores = {language: scores[language][flat] for language, flat in members.items()}
+    return NeuronSet(members, statistics.shape, "act", statistics.model, method, own_scores)

@@ -4,81 +4,77 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, cast
 
 import pandas as pd
 import torch
 
-from langneurons import storage
 from langneurons.effects.estimation import effect
-from langneurons.effects.table import EffectTable
+from langneurons.effects.table import EffectTable, with_current_names
 from langneurons.errors import EffectError, LangNeuronsWarning, TaskError
 from langneurons.evaluation.evaluating import Patches, chosen_languages, task_jobs, written_patches
 from langneurons.evaluation.evaluation import UNPATCHED
-from langneurons.evaluation.measuring import measure_jobs
+from langneurons.evaluation.measuring import BATCH_SIZE, measure_jobs
 from langneurons.models import view
 from langneurons.replication import answers
 from langneurons.replication.published import PUBLISHED_METRICS
-from langneurons.run import Executor
-from langneurons.settings import Run, Testing
-from langneurons.tasks.heads import POSITIONS, ClassificationHead, Head, pairs_of
+from langneurons.settings import MeasuringOptions, Run, Testing, with_options
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.presenting import P_VALUE, Column, Table
+from langneurons.storage.result import Result
+from langneurons.tasks.batching import tokenizer_of
+from langneurons.tasks.heads import POSITIONS, ClassificationHead, Head, LabelledPairs, pairs_of
 from langneurons.tasks.task import Task
 
-SCHEMA = "langneurons/protocol-comparison/1"
-AGREE = {"gain": "better", "loss": "worse", "no difference": "equivalent"}
-Rows = Mapping[tuple, pd.DataFrame]
+NO_DIFFERENCE = "no difference"
+AGREE = {"gain": "better", "loss": "worse", NO_DIFFERENCE: "equivalent"}
+Rows = Mapping[tuple[str, str], pd.DataFrame]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ProtocolComparison:
+class ProtocolComparison(Result, kind="protocol-comparison", file="protocols", tables={"rows": "table"}):
     """What the published protocol concludes of each patch, beside the sound one.
 
     Attributes:
-        table: One row a metric, patch and language. Published: ``published_base``, ``published_patched``,
+        rows: One row per metric, patch and language. Published: ``published_base``, ``published_patched``,
             ``published_change``, ``published_items``, ``published_conclusion`` (gain, loss, or no difference where the
-            change is below delta; nothing is tested). Sound: ``base``, ``patched``, ``change``, ``low``, ``high``,
+            change is below the margin; nothing is tested). Sound: ``base``, ``patched``, ``change``, ``low``, ``high``,
             ``p_holm``, ``verdict``, ``detectable``, ``items``. And ``changes``: whether the conclusion does.
-        settings: Task, model, delta.
+        settings: Task, model, margin and the rest of the testing.
     """
 
-    table: pd.DataFrame
+    rows: pd.DataFrame
     settings: Mapping[str, Any]
 
     @property
     def sentences(self) -> list[str]:
         """Where the conclusion changes, one sentence each."""
-        return [_sentence(row) for row in self.table.to_dict("records") if row["changes"]]
+        return [_sentence(row) for row in self.rows.to_dict("records") if row["changes"]]
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a folder.
-
-        Returns:
-            The folder.
-        """
-        return storage.write_result(Path(path) / "protocols.json", SCHEMA, self.settings, {"table": self.table})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "ProtocolComparison":
-        """Read a saved comparison.
-
-        Raises:
-            StorageError: If a file is missing.
-            CorruptArtefactError: If it is no comparison, or was changed.
-        """
-        settings, tables = storage.read_result(Path(path) / "protocols.json", SCHEMA, ["table"])
-        return cls(tables["table"], settings)
+    def table(self) -> Table:
+        """The table to print: scores in %, changes in points, and both conclusions."""
+        score, change = {"unit": "%", "scale": 100}, {"unit": "points", "scale": 100}
+        columns = {
+            **{name: Column(**score) for name in ("published_base", "published_patched", "base", "patched")},
+            "published_change": Column(**change, signed=True),
+            "change": Column(**change, signed=True, bounds=("low", "high")),
+            "p_holm": Column("p (Holm)", digits=P_VALUE.digits),
+            "detectable": Column(**change),
+        }
+        return Table(self.rows, columns, caption=self._summary)
 
     def __repr__(self) -> str:
-        changed = self.sentences
-        first = f"{self.settings['task']}: the conclusion changes in {len(changed)} of {len(self.table)} cells."
-        return "\n".join([first, *changed])
+        return "\n".join([self._summary, *self.sentences])
 
-    def _repr_html_(self) -> str:
-        shown = self.table.copy()
-        for column in shown.columns:
-            if shown[column].dtype == float and column != "p_holm":
-                shown[column] = (100 * shown[column]).round(1)
-        return shown.to_html(index=False, border=0)
+    @property
+    def _summary(self) -> str:
+        changes = int(self.rows["changes"].to_numpy().sum())
+        return f"{self.settings['task']}: the conclusion changes in {changes} of {len(self.rows)} cells."
+
+    @classmethod
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        fields = super()._read(folder, content)
+        return {**fields, "settings": with_current_names(fields["settings"])}
 
 
 def compare_protocols(
@@ -87,18 +83,15 @@ def compare_protocols(
     patches: Patches,
     languages: Iterable[str] | None = None,
     published_head: Head | None = None,
-    delta: float = 0.01,
-    seed: int = 0,
-    resamples: int = 5000,
-    batch_size: int = 8,
-    out: str | Path | None = None,
-    progress: bool = True,
-    executor: str | Executor | None = None,
+    *,
+    testing: Testing = Testing(),
+    run: Run = Run(),
+    **options: Unpack[MeasuringOptions],
 ) -> ProtocolComparison:
     """Evaluate the same patches on the same model in the published protocol and in the sound one.
 
     XQuAD: the same predictions, scored on token ids against one gold answer with long prompts left out, and as SQuAD
-    does on all questions. XNLI: read at the pad position with long pairs left out, and as the task says. The published
+    does on all questions. XNLI: read at the padding with long pairs left out, and as the task says. The published
     protocol looks at the difference of two scores, the sound one at the paired effect.
 
     Departures of the published side: XQuAD is asked as the task says (its prompts, answers ending at a line break), not
@@ -106,24 +99,20 @@ def compare_protocols(
     (two of XNLI's 5,010 items) is kept.
 
     Args:
-        model: From ``load_model``.
-        task: In the sound protocol.
-        patches: As for ``evaluate``, such as ``published_patch`` makes.
-        languages: Which; None takes all of the task.
-        published_head: For XNLI, a ``PadPositionHead``.
-        delta: A smaller difference counts as none.
-        seed: Of the resampling.
-        resamples: Bootstrap and sign-flip samples.
-        batch_size: Texts a forward.
-        out: Folder that keeps every condition measured.
-        progress: Show a progress bar on standard error.
-        executor: Where to run, as for ``ln.record``.
+        model: A model returned by ``load_model``.
+        task: The task in the sound protocol.
+        patches: Patches as ``evaluate`` takes them, such as ``published_patch`` makes.
+        languages: Languages to evaluate; by default all of the task.
+        published_head: For XNLI, a ``ClassificationHead`` at the position "padding".
+        testing: The margin below which a difference counts as none, and the resampling.
+        run: Where it runs and is kept, texts per forward pass (8 by default), and progress.
+        options: Single fields of ``Testing`` and ``Run``, such as ``margin=0.02`` or ``out="runs/x"``.
 
     Returns:
         The comparison; printed, it says where the conclusion changes.
 
     Raises:
-        TaskError: If XNLI comes without a published head, or the task is neither XNLI nor XQuAD.
+        TaskError: If XNLI comes without a published head, or the published protocol does not know the task.
         EffectError: If no patch is given, or the length filter leaves no item.
 
     Example:
@@ -133,34 +122,126 @@ def compare_protocols(
         >>> task = ln.XQuAD({"en": items}, max_new_tokens=4)
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
         >>> zero = {"zero": ln.SetTo(neurons["en"], 0.0)}
-        >>> compare_protocols(model, task, zero, resamples=200, progress=False).table["metric"].tolist()
+        >>> compare_protocols(model, task, zero, resamples=200, progress=False).rows["metric"].tolist()
         ['f1', 'exact_match']
     """
-    Testing(margin=delta, resamples=resamples)
-    sound, published = task, _published(task, published_head)
-    chosen = chosen_languages([task], languages)
-    written = written_patches(patches, chosen)
-    if not written:
+    testing, run = with_options(options, testing, run)
+    tasks = {"sound": task, "published": _as_published(task, published_head)}
+    languages = chosen_languages([task], languages)
+    by_cell = written_patches(patches, languages)
+    if not by_cell:
         raise EffectError("No patch was given: there is nothing to compare the unpatched model with.")
-    conditions = {(UNPATCHED, language): [] for language in chosen} | written
-    asked = [sound] if published is sound else [sound, published]
+    conditions = {(UNPATCHED, language): [] for language in languages} | by_cell
     jobs = {
-        (index, *name): job
-        for index, one in enumerate(asked)
-        for name, job in task_jobs(model, one, conditions, batch_size).items()
+        (protocol, *name): job
+        for protocol, asked_task in tasks.items()
+        for name, job in task_jobs(model, asked_task, conditions, run.batch_size or BATCH_SIZE).items()
     }
-    measured = measure_jobs(model, jobs, Run(out=out and Path(out), progress=progress, executor=executor))
-    rows = {key[1:]: found for key, found in measured.items() if key[0] == 0}
-    theirs = {
-        key[1:]: _as_published(model, published, key[2], found)
-        for key, found in measured.items()
-        if key[0] == len(asked) - 1
+    by_job = measure_jobs(model, jobs, run)
+    rows = {(patch, language): by_job["sound", patch, language] for patch, language in conditions}
+    published = {
+        (patch, language): _published_rows(model, task, language, by_job["published", patch, language])
+        for patch, language in conditions
     }
-    options = {"margin": delta, "seed": seed, "resamples": resamples}
-    tables = [_compared(metric, list(written), rows, theirs, options) for metric in sound.metrics]
-    seen = view(model)
-    settings = {"task": f"{task.name} {task.protocol}", "model": f"{seen.name} ({seen.fingerprint[:8]})", **options}
+    tables = [compared(metric, list(by_cell), rows, published, testing) for metric in task.metrics]
+    model_view = view(model)
+    settings = {
+        "task": f"{task.name} {task.protocol}",
+        "model": f"{model_view.name} ({model_view.fingerprint[:8]})",
+        **testing.model_dump(),
+        "resamples": testing.samples,
+    }
     return ProtocolComparison(pd.concat(tables, ignore_index=True), settings)
+
+
+def compared(
+    metric: str, cells: Sequence[tuple[str, str]], rows: Rows, published: Rows, testing: Testing
+) -> pd.DataFrame:
+    """Conclude both ways from the rows of every condition.
+
+    Args:
+        metric: Column of the rows to compare.
+        cells: (patch, language) to conclude about.
+        rows: (patch, language) -> rows in the sound protocol, "unpatched" among the patches.
+        published: The same in the published protocol.
+        testing: The margin and the resampling.
+
+    Returns:
+        Rows of a ``ProtocolComparison``.
+    """
+    effects = {
+        (patch, language): effect(
+            rows[patch, language], rows[UNPATCHED, language], metric, "row", lower_is_better=False, testing=testing
+        )
+        for patch, language in cells
+    }
+    family = EffectTable.of(effects, ("patch", "language"), f"{metric}: {len(effects)} effects")
+    conclusions = []
+    for cell in family.rows.to_dict("records"):
+        base = published[UNPATCHED, cell["language"]][metric].to_numpy()
+        patched = published[cell["patch"], cell["language"]][metric].to_numpy()
+        change = float(patched.mean() - base.mean())
+        conclusion = NO_DIFFERENCE if abs(change) < testing.margin else "gain" if change > 0 else "loss"
+        conclusions.append(
+            {
+                "metric": metric,
+                "patch": cell["patch"],
+                "language": cell["language"],
+                "published_base": float(base.mean()),
+                "published_patched": float(patched.mean()),
+                "published_change": change,
+                "published_items": len(patched),
+                "published_conclusion": conclusion,
+                "base": cell["baseline"],
+                "patched": cell["condition"],
+                "change": cell["estimate"],
+                **{name: cell[name] for name in ("low", "high", "p_holm", "verdict")},
+                "detectable": cell["minimal_detectable"],
+                "items": cell["items"],
+                "changes": AGREE[conclusion] != cell["verdict"],
+            }
+        )
+    return pd.DataFrame(conclusions)
+
+
+def _as_published(task: Task, published_head: Head | None) -> Task:
+    """The task as the published protocol asks it."""
+    if task.metrics[0] not in PUBLISHED_METRICS or not isinstance(task, LabelledPairs):
+        raise TaskError(f"Both protocols ask XNLI or XQuAD, not {task.name!r}.")
+    if task.generates:
+        return task
+    if published_head is None:
+        raise TaskError(
+            f"{task.name!r} in the published protocol needs a head that reads the padding: give published_head=, such "
+            'as ClassificationHead.fit(..., position="padding").'
+        )
+    return task.with_head(published_head)
+
+
+def _published_rows(model: torch.nn.Module, task: Task, language: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Score rows as the published code does, on the items that its length filter keeps."""
+    tokenizer = tokenizer_of(view(model))
+    if task.generates:
+        rows = rows.loc[answers.kept_by_length(rows["prompt_tokens"].to_numpy())]
+        rows = answers.token_id_scores(rows, tokenizer)
+    else:
+        pairs = pairs_of(cast(LabelledPairs, task).items[language])
+        rows = rows.loc[answers.pairs_kept_by_length(pairs, tokenizer)]
+    if rows.empty:
+        raise EffectError(f"The published length filter leaves no item in {language!r}: there is nothing to compare.")
+    return rows
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    conclusion = row["published_conclusion"]
+    conclusion = conclusion if conclusion == NO_DIFFERENCE else f"a {conclusion}"
+    published = f"{100 * row['published_base']:.1f} -> {100 * row['published_patched']:.1f}"
+    interval = f"{100 * row['change']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    return (
+        f"{row['metric']}, {row['language']}, patch {row['patch']}: published {published} on {row['published_items']} "
+        f"items, {conclusion}; sound {interval} points on {row['items']} items, {row['verdict']} (detectable "
+        f"{100 * row['detectable']:.1f})."
+    )
 
 
 class PadPositionHead:
@@ -173,7 +254,7 @@ class PadPositionHead:
 
     def __new__(cls, linear: ClassificationHead, positions: int = POSITIONS) -> ClassificationHead:
         """Make the head read the padding."""
-        _say_renamed()
+        _warn_renamed()
         return replace(linear, position="padding", positions=positions)
 
     @staticmethod
@@ -184,88 +265,10 @@ class PadPositionHead:
             arguments: Arguments of ``ClassificationHead.fit``.
             options: Options of ``ClassificationHead.fit``.
         """
-        _say_renamed()
+        _warn_renamed()
         return ClassificationHead.fit(*arguments, position="padding", **options)
 
 
-def _say_renamed() -> None:
+def _warn_renamed() -> None:
     message = 'PadPositionHead is ClassificationHead with position="padding"; the old name goes with 1.0.'
     warnings.warn(message, LangNeuronsWarning, stacklevel=3)
-
-
-def _published(task: Task, published_head: Head | None) -> Task:
-    """The task as the published protocol asks it."""
-    if task.metrics[0] not in PUBLISHED_METRICS:
-        raise TaskError(f"Both protocols ask XNLI or XQuAD, not {task.name!r}.")
-    if task.generates:
-        return task
-    if published_head is None:
-        raise TaskError(
-            f"{task.name!r} in the published protocol needs a head that reads the padding: give published_head=, such "
-            'as ClassificationHead.fit(..., position="padding").'
-        )
-    return task.with_head(published_head)
-
-
-def _as_published(model: torch.nn.Module, task: Any, language: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Score rows as the published code does, on the items its length filter keeps."""
-    tokenizer = view(model).tokenizer
-    if task.generates:
-        kept = answers.kept_by_length(rows["prompt_tokens"].to_numpy())
-        rows = rows.loc[kept]
-        scored = answers.token_id_scores(rows, tokenizer)
-    else:
-        kept = answers.pairs_kept_by_length(pairs_of(task.items[language]), tokenizer)
-        scored = rows.loc[kept]
-    if scored.empty:
-        raise EffectError(f"The published length filter leaves no item in {language!r}: there is nothing to compare.")
-    return scored
-
-
-def _compared(
-    metric: str, cells: Sequence[tuple[str, str]], rows: Rows, theirs: Rows, options: Mapping[str, Any]
-) -> pd.DataFrame:
-    effects = {
-        (patch, language): effect(
-            rows[patch, language], rows[UNPATCHED, language], metric, "row", lower_is_better=False, **options
-        )
-        for patch, language in cells
-    }
-    table = EffectTable.of(effects, ("patch", "language"), f"{metric}: {len(effects)} effects").rows
-    found = []
-    for cell in table.to_dict("records"):
-        base = theirs[UNPATCHED, cell["language"]][metric].to_numpy()
-        patched = theirs[cell["patch"], cell["language"]][metric].to_numpy()
-        change = float(patched.mean() - base.mean())
-        concluded = "no difference" if abs(change) < options["margin"] else "gain" if change > 0 else "loss"
-        found.append(
-            {
-                "metric": metric,
-                "patch": cell["patch"],
-                "language": cell["language"],
-                "published_base": float(base.mean()),
-                "published_patched": float(patched.mean()),
-                "published_change": change,
-                "published_items": len(patched),
-                "published_conclusion": concluded,
-                "base": cell["baseline"],
-                "patched": cell["condition"],
-                "change": cell["estimate"],
-                **{name: cell[name] for name in ("low", "high", "p_holm", "verdict")},
-                "detectable": cell["minimal_detectable"],
-                "items": cell["items"],
-                "changes": AGREE[concluded] != cell["verdict"],
-            }
-        )
-    return pd.DataFrame(found)
-
-
-def _sentence(row: Mapping[str, Any]) -> str:
-    published = f"{100 * row['published_base']:.1f} -> {100 * row['published_patched']:.1f}"
-    interval = f"{100 * row['change']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-    return (
-        f"{row['metric']}, {row['language']}, patch {row['patch']}: published {published} on {row['published_items']} "
-        f"items, a {row['published_conclusion']}".replace("a no ", "no ")
-        + f"; sound {interval} points on {row['items']} items, {row['verdict']} (detectable "
-        f"{100 * row['detectable']:.1f})."
-    )

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from langneurons import storage
 from langneurons.errors import StudyError, unknown
 
-SHIPPED = {one.name.removesuffix(".toml"): one for one in (files("langneurons.replication") / "numbers").iterdir()}
+SHIPPED = {file.name.removesuffix(".toml"): file for file in (files("langneurons.replication") / "numbers").iterdir()}
 UNPATCHED = "unpatched"
 PUBLISHED_METRICS = ("accuracy", "f1", "exact_match")  # that the published protocol has, too
 Scores = float | list[float]
@@ -26,17 +26,17 @@ class _Table(BaseModel):
 
 
 class ScoreRow(_Table):
-    """Scores in %, unpatched and by patch: one number, or one a metric.
+    """Scores in %, unpatched and by patch: one number, or one per metric.
 
     Attributes:
-        model: Which.
-        task: "xnli" or "xquad".
-        metrics: As langneurons calls them.
-        neurons: How the patched neurons were chosen.
+        model: Name of the model.
+        task: Kind of the task, such as "xnli".
+        metrics: Metrics by the names they have in langneurons.
+        neurons: Method that chose the patched neurons.
         set: The language set that was compared; None where the method knows none.
-        language: Whose neurons, and of the items.
-        items: How many.
-        unpatched: Without a patch.
+        language: Language of the neurons and of the items.
+        items: Number of items.
+        unpatched: Score without a patch.
         patched: Patch -> score.
     """
 
@@ -55,13 +55,13 @@ class TrainingRow(_Table):
     """Scores in % after training some neurons beside attention and head, by what was trained.
 
     Attributes:
-        model: Which.
-        task: Which.
-        metric: As langneurons calls it.
-        neurons: How the neurons were chosen.
+        model: Name of the model.
+        task: Kind of the task.
+        metric: Metric by the name it has in langneurons.
+        neurons: Method that chose the neurons.
         set: The language set that was compared.
-        language: The target.
-        patch: Under which the trained model was evaluated; "unpatched" under none.
+        language: The target language.
+        patch: Patch under which the trained model was evaluated; "unpatched" for none.
         trained: Condition -> score.
     """
 
@@ -76,11 +76,11 @@ class TrainingRow(_Table):
 
 
 class CountRow(_Table):
-    """How many neurons a language has.
+    """Number of neurons of each language.
 
     Attributes:
-        model: Which.
-        neurons: How they were chosen.
+        model: Name of the model.
+        neurons: Method that chose them.
         set: The language set that was compared.
         counts: Language -> neurons.
     """
@@ -92,13 +92,13 @@ class CountRow(_Table):
 
 
 class Claim(_Table):
-    """What is said without a number, and where a study looks for it.
+    """A claim without a number, and where a study looks for it.
 
     Attributes:
-        said: In words.
+        said: The claim in words.
         step: The kind of step that answers it: "matrix", "evaluate" or "factorial".
-        task: Only this task.
-        patch: Only this patch, or operation.
+        task: Kind of the task that it is about; None for all.
+        patch: Patch, or operation, that it is about; None for all.
         against: The patch, or operation, that it is said to exceed; None is the unpatched model.
     """
 
@@ -114,11 +114,11 @@ class Published(_Table):
 
     Attributes:
         paper: Its authors, year and address.
-        source: Where the numbers were read.
-        scores: Of patched models.
-        trainings: Of models in which neurons were trained.
-        counts: Of neurons.
-        claims: What is said without a number.
+        source: Place in the paper where the numbers stand.
+        scores: Scores of patched models.
+        trainings: Scores of models in which neurons were trained.
+        counts: Numbers of neurons.
+        claims: Claims without a number.
         repeats: Task -> language -> scores of the same setting, trained again.
     """
 
@@ -137,17 +137,17 @@ class Published(_Table):
         return list(dict.fromkeys(row.model for row in rows))
 
 
-def beside(study: Path, named: str) -> str:
-    """Where the published numbers of a study lie: shipped ones by name, else a file, sought beside the study first."""
-    near = study.parent / named
-    return str(near) if named not in SHIPPED and isfile(near) else named
+def beside(study: Path, name: str) -> str:
+    """The name of shipped numbers, or the path of a file of numbers, which is sought beside the study first."""
+    near = study.parent / name
+    return str(near) if name not in SHIPPED and isfile(near) else name
 
 
-def read_published(named: str) -> Published:
+def read_published(name: str) -> Published:
     """Read published numbers.
 
     Args:
-        named: The name of shipped ones, such as ``"mondal-2025"``, or a TOML file.
+        name: The name of shipped numbers, such as ``"mondal-2025"``, or a TOML file.
 
     Raises:
         StudyError: If there are none, or the file is not one of published numbers.
@@ -156,31 +156,34 @@ def read_published(named: str) -> Published:
         >>> read_published("mondal-2025").models
         ['Llama-3.1-8B', 'Mistral-Nemo']
     """
-    if named not in SHIPPED and not isfile(named):
-        raise StudyError(f"There are no such published numbers here: {unknown('numbers', named, SHIPPED)}")
-    place: Any = SHIPPED.get(named, Path(named))
-    return parse_published(storage.read_toml(place, "published numbers from", StudyError), named)
+    if name not in SHIPPED and not isfile(name):
+        raise StudyError(f"There are no such published numbers here: {unknown('numbers', name, SHIPPED)}")
+    file: Any = SHIPPED.get(name, Path(name))
+    return parse_published(storage.read_toml(file, "published numbers from", StudyError), name)
 
 
-def parse_published(content: Mapping[str, Any], named: str) -> Published:
+def parse_published(content: Mapping[str, Any], name: str) -> Published:
     """Check published numbers.
 
     Raises:
         StudyError: If a key or value is not one of published numbers.
     """
     try:
-        found = Published.model_validate(content)
+        published = Published.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise StudyError(f"{named} holds no published numbers: {where}: {first['msg']}.") from error
-    for row in found.scores:
+        raise StudyError(f"{name} holds no published numbers: {where}: {first['msg']}.") from error
+    for row in published.scores:
         for patch, scores in {UNPATCHED: row.unpatched, **row.patched}.items():
             if len(listed(scores)) != len(row.metrics):
-                raise StudyError(f"{named}: {row.model}, {row.language}, {patch}: one number for each metric, please.")
-    return found
+                raise StudyError(
+                    f"{name}: {row.model}, {row.language}, {patch}: one number for each metric is needed, there are "
+                    f"{len(listed(scores))} for {', '.join(row.metrics)}."
+                )
+    return published
 
 
 def listed(scores: Scores) -> list[float]:
-    """One number a metric."""
+    """One number per metric."""
     return scores if isinstance(scores, list) else [scores]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
@@ -20,9 +21,10 @@ from langneurons.errors import CorpusError, LanguageError, StatisticsError, unkn
 from langneurons.models import ModelView, view
 from langneurons.recording.site_values import SiteValues
 from langneurons.run import Executor, chosen_executor
+from langneurons.storage.objects import JsonObject
+from langneurons.storage.result import Result
 from langneurons.tasks.batching import scoring
 
-SCHEMA = "langneurons/published-statistics/1"
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 
 ByLanguage = Float[Tensor, "language layer neuron"]
@@ -30,8 +32,8 @@ ByNeuron = Float[Tensor, "layer neuron"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PublishedStatistics:
-    """What the published procedure knows of every neuron, under the names it has there; made by published_statistics.
+class PublishedStatistics(Result, kind="published-statistics"):
+    """Statistics of the published procedure, under the names they have there; made by ``published_statistics``.
 
     Every array is of the pre-activation z, although the published code writes them after the activation function. Its
     ``mean_std_act`` and percentiles are means of batches' values, not values of the corpus.
@@ -39,7 +41,7 @@ class PublishedStatistics:
     Attributes:
         languages: The languages, in the order of the arrays.
         model: Fingerprint of the model.
-        about: How they were made: context length, batch size, seed, and per language the corpus and the tokens a pass.
+        about: Settings: context length, batch size, seed, and per language the corpus and the tokens of each pass.
         mean_mu_act: Mean of z.
         mean_std_act: Mean over batches of the standard deviation of z in the batch.
         mean_p5_act: Mean over batches of the batch's 5th percentile of z; likewise p10, p25, p50, p75, p90 and p95.
@@ -64,7 +66,7 @@ class PublishedStatistics:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Layers and neurons a layer."""
+        """Number of layers, and of neurons per layer."""
         return tuple(self.mean_mu_act.shape[1:])  # pyright: ignore[reportReturnType]
 
     def __repr__(self) -> str:
@@ -88,36 +90,22 @@ class PublishedStatistics:
         """
         if name not in ARRAYS:
             raise StatisticsError(unknown("published statistic", name, ARRAYS))
-        chosen = tuple(languages)
-        for language in chosen:
+        languages = tuple(languages)
+        for language in languages:
             if language not in self.languages:
                 raise LanguageError(unknown("language", language, self.languages))
-        return getattr(self, name)[[self.languages.index(language) for language in chosen]]
+        return getattr(self, name)[[self.languages.index(language) for language in languages]]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the arrays as one safetensors file, and one JSON file that says how they were made.
-
-        Returns:
-            The folder.
-        """
-        folder = Path(folder)
-        checksum = storage.write_tensors(_tensors(folder), {name: getattr(self, name) for name in ARRAYS})
-        content = {"languages": list(self.languages), "model": self.model, "about": self.about, "checksum": checksum}
-        storage.write_json(_manifest(folder), SCHEMA, content)
-        return folder
+    def _write(self, folder: Path) -> JsonObject:
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        checksum = storage.write_tensors(folder / f"{self.file}.safetensors", arrays)
+        return {"languages": list(self.languages), "model": self.model, "about": self.about, "checksum": checksum}
 
     @classmethod
-    def load(cls, folder: str | Path) -> "PublishedStatistics":
-        """Read saved statistics.
-
-        Raises:
-            StorageError: If the folder holds none.
-            CorruptArtefactError: If a file is truncated or changed.
-        """
-        content = storage.read_json(_manifest(Path(folder)), SCHEMA)
-        with storage.understood(_manifest(Path(folder))):
-            arrays = storage.read_tensors(_tensors(Path(folder)), content["checksum"])
-            return cls(tuple(content["languages"]), content["model"], content["about"], **arrays)
+    def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
+        arrays = storage.read_tensors(folder / f"{cls.file}.safetensors", content["checksum"])
+        about = {name: content[name] for name in ("model", "about")}
+        return {**about, "languages": tuple(content["languages"]), **arrays}
 
 
 ARRAYS = tuple(field.name for field in fields(PublishedStatistics) if field.name.startswith(("mean_", "act_")))
@@ -149,16 +137,17 @@ def published_statistics(
     Source: github.com/soumenkm/LangSpecificNeurons, code/activation.py and code/dataset.py.
 
     Args:
-        model: From ``load_model``.
-        corpus: Text.
-        languages: Which; None for all of the corpus.
-        tokens_per_language: Tokens each pass reads in a language, rounded down to whole batches; None for half of the
-            language's chunks.
-        context_length: Tokens a chunk.
-        batch_size: Chunks a batch; the percentiles depend on it.
-        seed: Of the random choice.
-        progress: Show a progress bar on standard error.
-        executor: Where to run, as for ``ln.record``: one language is one piece of work.
+        model: A model returned by ``load_model``.
+        corpus: Text in every language.
+        languages: Languages to read; by default all of the corpus.
+        tokens_per_language: Tokens that each pass reads in a language, rounded down to whole batches; by default half
+            of the language's chunks.
+        context_length: Tokens per chunk.
+        batch_size: Chunks per batch; the percentiles depend on it.
+        seed: Seed of the random choice.
+        progress: Whether to show progress bars on standard error.
+        executor: Where to run: None for this process, "ray" or an address for a Ray cluster; one language is one piece
+            of work.
 
     Returns:
         The statistics, in float32.
@@ -176,16 +165,16 @@ def published_statistics(
         >>> round(float(published.act_prob_90p.mean()), 1), published.act_prob_90p.std() < 0.05
         (0.1, tensor(True))
     """
-    chosen = corpus.languages if languages is None else tuple(languages)
-    corpus = corpus.select(chosen)
+    languages = corpus.languages if languages is None else tuple(languages)
+    corpus = corpus.select(languages)
     _check(view(model), context_length, batch_size)
-    drawn = {"context_length": context_length, "batch_size": batch_size, "seed": seed}
-    work = partial(language_statistics, tokens=tokens_per_language, progress=progress, **drawn)
-    found = list(chosen_executor(executor).map(model, work, [corpus.select([language]) for language in chosen]))
-    tokens = {language: read for language, (read, _) in zip(chosen, found, strict=True)}
-    arrays = {name: torch.stack([of_language[name] for _, of_language in found]) for name in ARRAYS}
-    about = {**drawn, "tokens": tokens, "corpus": corpus.fingerprints}
-    return PublishedStatistics(chosen, view(model).fingerprint, about, **arrays)
+    options = {"context_length": context_length, "batch_size": batch_size, "seed": seed}
+    work = partial(language_statistics, tokens=tokens_per_language, progress=progress, **options)
+    by_language = list(chosen_executor(executor).map(model, work, [corpus.select([name]) for name in languages]))
+    tokens = {language: count for language, (count, _) in zip(languages, by_language, strict=True)}
+    arrays = {name: torch.stack([of_language[name] for _, of_language in by_language]) for name in ARRAYS}
+    about = {**options, "tokens": tokens, "corpus": corpus.fingerprints}
+    return PublishedStatistics(languages, view(model).fingerprint, about, **arrays)
 
 
 def language_statistics(
@@ -200,24 +189,24 @@ def language_statistics(
     """Compute the statistics of one language, wherever that is.
 
     Args:
-        model: From ``load_model``.
+        model: A model returned by ``load_model``.
         corpus: Text in this language only.
-        tokens: As ``published_statistics`` takes ``tokens_per_language``, and likewise the others.
-        context_length: Tokens a chunk.
-        batch_size: Chunks a batch.
-        seed: Of the random choice.
-        progress: Show a progress bar on standard error.
+        tokens: Tokens that each pass reads; by default half of the chunks.
+        context_length: Tokens per chunk.
+        batch_size: Chunks per batch.
+        seed: Seed of the random choice.
+        progress: Whether to show progress bars on standard error.
 
     Returns:
-        How many tokens each pass read, and the arrays by name.
+        Number of tokens that each pass read, and the arrays by name.
     """
     (language,) = corpus.languages
-    with scoring(model) as seen:
-        chunks = _cut_chunks(corpus, language, seen, context_length)
+    with scoring(model) as model_view:
+        chunks = _cut_chunks(corpus, language, model_view, context_length)
         n_batches = _batches_a_pass(language, chunks, batch_size, tokens)
         first, second = (
             tqdm(
-                _drawn_batches(chunks, n_batches, batch_size, seed, name, language),
+                _random_batches(chunks, n_batches, batch_size, seed, name, language),
                 desc=f"{language}, {name} pass",
                 total=n_batches,
                 unit="batch",
@@ -225,30 +214,32 @@ def language_statistics(
             )
             for name in ("first", "second")
         )
-        found = _batch_statistics(seen, first)
-        found |= _shares_above(seen, second, found["mean_p90_act"])
-    return n_batches * batch_size * context_length, found
+        arrays = _batch_statistics(model_view, first)
+        arrays |= _shares_above(model_view, second, arrays["mean_p90_act"])
+    return n_batches * batch_size * context_length, arrays
 
 
-def _check(seen: ModelView, context_length: int, batch_size: int) -> None:
-    if not 1 <= context_length <= seen.context_length:
-        raise CorpusError(f"{seen.name!r} takes chunks of 1 to {seen.context_length} tokens, not {context_length}.")
+def _check(model_view: ModelView, context_length: int, batch_size: int) -> None:
+    if not 1 <= context_length <= model_view.context_length:
+        raise CorpusError(
+            f"{model_view.name!r} takes chunks of 1 to {model_view.context_length} tokens, not {context_length}."
+        )
     if batch_size < 1:
         raise CorpusError(f"A batch is at least 1 chunk, not {batch_size}.")
 
 
 def _cut_chunks(
-    corpus: Corpus, language: str, seen: ModelView, context_length: int
+    corpus: Corpus, language: str, model_view: ModelView, context_length: int
 ) -> Int[np.ndarray, "chunk position"]:
     """Join a language's tokenised documents and cut them; the rest that fills no chunk is dropped."""
-    if seen.tokenizer is None:
-        raise CorpusError(f"{seen.name!r} has no tokenizer, and text must be tokenised: load it with one.")
+    if model_view.tokenizer is None:
+        raise CorpusError(f"{model_view.name!r} has no tokenizer, and text must be tokenised: load it with one.")
     documents = chain.from_iterable(
-        seen.tokenizer(texts, verbose=False)["input_ids"] for texts in batches(corpus.tables[language])
+        model_view.tokenizer(texts, verbose=False)["input_ids"] for texts in batches(corpus.tables[language])
     )
     stream = np.fromiter(chain.from_iterable(documents), np.int64)
-    whole = len(stream) // context_length
-    return stream[: whole * context_length].reshape(whole, context_length)
+    whole = len(stream) // context_length * context_length
+    return rearrange(stream[:whole], "(chunk position) -> chunk position", position=context_length)
 
 
 def _batches_a_pass(language: str, chunks: np.ndarray, batch_size: int, tokens: int | None) -> int:
@@ -263,55 +254,47 @@ def _batches_a_pass(language: str, chunks: np.ndarray, batch_size: int, tokens: 
     return wanted // batch_size
 
 
-def _drawn_batches(
+def _random_batches(
     chunks: Int[np.ndarray, "chunk position"], n_batches: int, batch_size: int, seed: int, *names: str
 ) -> Iterator[Int[Tensor, "batch position"]]:
     """Draw random chunks, whole batches of them; other names draw independently."""
     generator = np.random.default_rng([seed, *"/".join(names).encode()])
-    drawn = generator.choice(len(chunks), n_batches * batch_size, replace=False).reshape(n_batches, batch_size)
-    for batch in drawn:
+    rows = generator.choice(len(chunks), n_batches * batch_size, replace=False)
+    for batch in rearrange(rows, "(batch row) -> batch row", row=batch_size):
         yield torch.from_numpy(chunks[batch])
 
 
-def _batch_statistics(seen: ModelView, drawn: tqdm) -> dict[str, ByNeuron]:
-    shape = (seen.n_layers, seen.width("pre"))
+def _batch_statistics(model_view: ModelView, batches: tqdm) -> dict[str, ByNeuron]:
+    shape = (model_view.n_layers, model_view.width("pre"))
     names = ("mean_mu_act", "mean_std_act", *(f"mean_p{percentile}_act" for percentile in PERCENTILES))
     sums = torch.zeros(len(names), *shape, dtype=torch.float64)
     n_batches = 0
 
     def read(layer: int, z: Tensor) -> None:
-        of_tokens = z.flatten(0, 1).float()
+        of_tokens = rearrange(z, "row position neuron -> (row position) neuron").float()
         shares = torch.tensor(PERCENTILES, dtype=torch.float32, device=z.device) / 100
         quantiles = torch.quantile(of_tokens, shares, dim=0)
         sums[:, layer] += torch.cat([of_tokens.mean(0)[None], of_tokens.std(0)[None], quantiles]).cpu()
 
-    with seen.reading({"pre": read}):
-        for tokens in drawn:
-            seen.forward(tokens, logits=False)
+    with model_view.reading({"pre": read}):
+        for tokens in batches:
+            model_view.forward(tokens, logits=False)
             n_batches += 1
     return dict(zip(names, (sums / n_batches).float(), strict=True))
 
 
-def _shares_above(seen: ModelView, drawn: tqdm, p90: ByNeuron) -> dict[str, ByNeuron]:
+def _shares_above(model_view: ModelView, batches: tqdm, p90: ByNeuron) -> dict[str, ByNeuron]:
     above = torch.zeros(2, *p90.shape, dtype=torch.int64)
     n_tokens = 0
 
     def read(layer: int, z: Tensor) -> None:
-        of_tokens = z.flatten(0, 1).float()
-        over = [of_tokens > threshold for threshold in (p90[layer].to(z.device), 0.0)]
-        above[:, layer] += torch.stack([one.sum(0) for one in over]).cpu()
+        of_tokens = rearrange(z, "row position neuron -> (row position) neuron").float()
+        thresholds = (p90[layer].to(z.device), 0.0)
+        above[:, layer] += torch.stack([(of_tokens > threshold).sum(0) for threshold in thresholds]).cpu()
 
-    with seen.reading({"pre": read}):
-        for tokens in drawn:
-            seen.forward(tokens, logits=False)
+    with model_view.reading({"pre": read}):
+        for tokens in batches:
+            model_view.forward(tokens, logits=False)
             n_tokens += tokens.numel()
     shares = (above / n_tokens).float()
     return {"act_prob_90p": shares[0], "act_prob_zero": shares[1]}
-
-
-def _tensors(folder: Path) -> Path:
-    return folder / "published-statistics.safetensors"
-
-
-def _manifest(folder: Path) -> Path:
-    return folder / "published-statistics.json"

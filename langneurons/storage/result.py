@@ -29,6 +29,7 @@ MODULES = {
     "polysemanticity": "analysis.selectivity.result",
     "profiles": "analysis.profiles",
     "protocol-comparison": "replication.protocols",
+    "published-statistics": "replication.statistics",
     "screen": "analysis.screening",
     "split-half": "analysis.validity.reliability",
     "transfer": "training.transfer_table",

@@ -7,6 +7,7 @@ import torch
 
 import langneurons as ln
 from langneurons.analysis.profiles import clearest_neurons
+from langneurons.effects.table import EffectTable
 
 TOP = 0.01
 HELDOUT_TOKENS = 600
@@ -133,7 +134,7 @@ def detectable(stats: "ln.ActivationStats") -> str:
     )
 
 
-def concluded(matrix: "ln.effects.EffectTable") -> str:
+def concluded(matrix: EffectTable) -> str:
     """Say what zeroing the neurons did, in one sentence a number, with what could have been seen."""
     own = matrix.rows.query("patched == measured")
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in own["verdict"].value_counts().items())

@@ -3,11 +3,14 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import langneurons as ln
 from langneurons.errors import PatchError, StatisticsError, unknown
 from langneurons.study.tables import PUBLISHED
+
+if TYPE_CHECKING:
+    from langneurons.replication.statistics import PublishedStatistics
 
 METHODS = {
     "lape": "LAPE",
@@ -31,7 +34,7 @@ MakePatch = Callable[["ln.NeuronSet", str], "ln.patches.Patch"]
 def patch_maker(
     text: str,
     stats: "ln.ActivationStats | None",
-    published: "ln.replication.PublishedStatistics | None" = None,
+    published: "PublishedStatistics | None" = None,
 ) -> MakePatch:
     """Build the patch of a language's neurons from ``value`` or ``operation:value``.
 
@@ -61,7 +64,7 @@ def patch_maker(
     return lambda neurons, language: kind(neurons, read(neurons.site, language))
 
 
-def _published_maker(value: str, published: "ln.replication.PublishedStatistics | None") -> MakePatch:
+def _published_maker(value: str, published: "PublishedStatistics | None") -> MakePatch:
     from langneurons.replication.neurons import INTERVENE_BY, published_patch
 
     if value not in INTERVENE_BY:
@@ -164,7 +167,7 @@ def check_method(name: str, options: Mapping[str, Any]) -> None:
 def published_neurons(
     name: str,
     options: Mapping[str, Any],
-    published: "ln.replication.PublishedStatistics",
+    published: "PublishedStatistics",
     languages: Sequence[str],
 ) -> "ln.NeuronSet":
     """Find neurons by a published method.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import langneurons as ln
 from langneurons.settings import Controls, Run
@@ -11,6 +11,10 @@ from langneurons.study.run_folder import SHOWN, RunFolder
 from langneurons.study.stages import Step
 from langneurons.study.tables import PatchPart, StudyConfig
 from langneurons.study.wording import patch_maker
+
+if TYPE_CHECKING:
+    from langneurons.replication.statistics import PublishedStatistics
+    from langneurons.training.finetuned import Finetuned
 
 PatchOfLanguage = Callable[[str], "list[ln.patches.Patch]"]
 
@@ -98,12 +102,14 @@ class Work:
         """The statistics that a recording step wrote."""
         return self.once(("statistics", step.key), lambda: ln.ActivationStats.load(self.result(step)))
 
-    def published(self, step: Step) -> "ln.replication.PublishedStatistics | None":
+    def published(self, step: Step) -> "PublishedStatistics | None":
         """The published statistics among a step's inputs."""
         if not step.reads("published"):
             return None
+        from langneurons.replication.statistics import PublishedStatistics
+
         read = step.input("published")
-        return self.once(("published", read.key), lambda: ln.replication.PublishedStatistics.load(self.result(read)))
+        return self.once(("published", read.key), lambda: PublishedStatistics.load(self.result(read)))
 
     def neurons(self, step: Step) -> "tuple[ln.NeuronSet, ln.ActivationStats]":
         """The neuron set a step is about, and the statistics of its languages."""
@@ -127,10 +133,10 @@ class Work:
 
         return {name: of_language(patch) for name, patch in patches.items()}
 
-    def tuned(self, step: Step, name: str) -> "ln.training.Finetuned":
+    def tuned(self, step: Step, name: str) -> "Finetuned":
         """What was trained in the fine-tuning of a name."""
         trained = step.input("finetune", name)
-        return self.once(("tuned", trained.key), lambda: ln.training.Finetuned.load(self.result(trained)))
+        return self.once(("tuned", trained.key), lambda: ln.load(self.result(trained)))
 
     def attached(self, step: Step, name: str | None) -> AbstractContextManager[None]:
         """The model with a fine-tuning attached inside a block; as it is, where there is none."""

@@ -110,9 +110,13 @@ class Answering:
     Args:
         examples: Token ids of each prompt, and of the answer with its end.
         training: Settings of the training: ``loss_on``.
+        protocol: Protocol of the tasks that what is trained can answer.
     """
 
-    def __init__(self, examples: Iterable[Example], training: Training = Training()) -> None:
+    def __init__(
+        self, examples: Iterable[Example], training: Training = Training(), protocol: str = "generation"
+    ) -> None:
+        self._protocol = protocol
         self._tokens: list[Tokens] = []
         firsts: list[int] = []
         for prompt, answer in examples:
@@ -144,10 +148,9 @@ class Answering:
 
     def ask(self, task: Task) -> Task:
         """The task itself."""
-        if task.protocol != "generation":
-            raise TrainingError(
-                f"Trained answers cannot be tested by {task.name!r}: give a task that generates, such as XQuAD."
-            )
+        if task.protocol != self._protocol:
+            kind = "that generates, such as XQuAD" if self._protocol == "generation" else f"by {self._protocol}"
+            raise TrainingError(f"Trained answers cannot be tested by {task.name!r}: give a task {kind}.")
         return task
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Unpack
 
 import pandas as pd
@@ -118,12 +117,12 @@ def transfer_experiment(
         if items is not None:
             check_apart(items, test, experiment.source, name)
     # Says before anything is trained whether the task can be trained on, and the test be answered afterwards.
-    task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
+    answered_test = task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
     trainings = _planned(neurons, experiment, languages[1:], controls)
     own_patches = written_patches(patches or {}, languages[1:])
-    folder = None if run.out is None else run.out.expanduser().resolve()
-    batch_size = run.batch_size or training.batch_size
-    measuring = Measuring(model, test, own_patches, languages, batch_size, folder)
+    out = None if run.out is None else run.out.expanduser().resolve()  # workers are in other folders
+    quiet = Run(out=out, batch_size=run.batch_size or training.batch_size, progress=False)
+    measuring = Measuring(model, test, own_patches, languages, quiet)
     held = experiment.training_patches
     arguments = {
         "languages": [experiment.source],
@@ -141,7 +140,8 @@ def transfer_experiment(
         trainings=pd.DataFrame(list(costs), columns=TRAININGS),
         references=_references(test, languages),
         settings={
-            **_described(model, test),
+            **_described(model, answered_test),
+            "items": test.fingerprint,
             "source": experiment.source,
             "targets": languages[1:],
             "neurons": repr(neurons),
@@ -196,8 +196,7 @@ class Measuring:
         test: The task it is evaluated on.
         patches: (name, language) -> patches written together, in the trained model.
         languages: The source, then the targets.
-        batch_size: Texts per forward pass.
-        folder: Keeps what was measured; None keeps nothing.
+        run: Keeps what was measured; texts per forward pass.
 
     Raises:
         PatchError: If a patch does not fit.
@@ -208,8 +207,7 @@ class Measuring:
     test: Task
     patches: Mapping[tuple[str, str], Sequence[Patch]]
     languages: Sequence[str]
-    batch_size: int
-    folder: Path | None
+    run: Run
 
     def __post_init__(self) -> None:
         for patch in (patch for parts in self.patches.values() for patch in parts):
@@ -226,7 +224,7 @@ class Measuring:
             for (name, language), parts in patches.items()
             if language in planned.languages(self.languages)
         }
-        tables = measure_jobs(self.model, jobs, Run(out=self.folder, progress=False))
+        tables = measure_jobs(self.model, jobs, self.run)
         rows = [_long(task, table).assign(patch=key[0], language=key[1]) for key, table in tables.items()]
         about = dict(zip(ROWS[:4], planned.about, strict=True))
         return pd.concat(rows, ignore_index=True).assign(**about).reindex(columns=ROWS)
@@ -235,7 +233,7 @@ class Measuring:
         def score() -> pd.DataFrame:
             # The update first: a patch written at its neurons then replaces what was trained, not the reverse.
             with tuned.attach(self.model), patching(view(self.model), patches):
-                return task.measure(self.model, language, self.batch_size)
+                return task.measure(self.model, language, self.run.batch_size or 8)
 
         about = storage.fingerprint(
             task.fingerprint, language, tuned.fingerprint, *(patch.fingerprint for patch in patches)
@@ -264,9 +262,9 @@ def train_and_measure(
     Returns:
         A row of ``Transfer.trainings``, and rows of ``Transfer.rows``.
     """
-    folder = None if measuring.folder is None else measuring.folder / "trainings" / planned.name
+    out = measuring.run.out
+    run = measuring.run.model_copy(update={"out": None if out is None else out / "trainings" / planned.name})
     training = training.model_copy(update={"seed": planned.seed})
-    run = Run(out=folder, batch_size=measuring.batch_size, progress=False)
     tuned = finetune(model, task, planned.update, training=training, run=run, **arguments)
     losses = tuned.history["loss"].to_numpy()
     loss = float(losses[-max(1, len(losses) // 10) :].mean())  # of the last tenth of the steps
@@ -358,6 +356,5 @@ def _described(model: torch.nn.Module, test: Task) -> dict[str, str]:
     return {
         "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
         "task": test.name,
-        "protocol": test.protocol if test.generates else "head",
-        "items": test.fingerprint,
+        "protocol": test.protocol,
     }

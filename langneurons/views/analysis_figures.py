@@ -1,6 +1,6 @@
-"""Figures of ablations: every neuron's effect with its interval, over what matched controls do."""
+"""Figures of analyses: ablation beside matched controls, what neurons carry, and validity checks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.errors import EffectError, StatisticsError, unknown
+from langneurons.storage.presenting import Column, Table
 from langneurons.views.effect_figures import MARKS, SYMBOLS, provenance_of
 from langneurons.views.style import (
     COLOURS,
@@ -20,28 +21,29 @@ from langneurons.views.style import (
     label_room,
     layout_of,
     legend_above,
+    signed,
     span,
     styled,
 )
 
-CLOSE = 0.6  # of what counts as none: effects smaller than this are drawn at their own scale
-SPREAD = 0.62  # of a neuron's line, over which its languages are spread
+CLOSE = 0.6  # share of the margin: smaller effects are drawn on a scale of their own
+SPREAD = 0.62  # share of a neuron's line over which its languages are spread
 CONTROL = "one more matched control"
-
 SCALED = ("effect", "low", "high", "detectable", "control_low", "control_high")
+EFFECT, FINE = Column(signed=True), Column(digits=2)
 
 
 def ablation(result: Ablation, top: int = 30, languages: list[str] | None = None) -> go.Figure:
     """Draw what ablating neurons changes.
 
     Neurons alone: one line each, the largest effects on top, an open circle where the verdict is inconclusive, grey
-    bars for the controls that the neuron stands among. Neurons together: a line a label. Neurons added one by one: a
-    curve a label and language, over how many are ablated.
+    bars for the controls that the neuron stands among. Neurons together: a line per label. Neurons added one by one: a
+    curve per label and language, over the number of ablated neurons.
 
     Args:
-        result: From ``ln.ablate``.
-        top: How many neurons to draw, those of the largest effects.
-        languages: Measured languages to draw; None draws all.
+        result: What ``ln.ablate`` returned.
+        top: Number of neurons to draw, those with the largest effects.
+        languages: Measured languages to draw; by default all.
 
     Raises:
         EffectError: If the result has no such language.
@@ -49,61 +51,59 @@ def ablation(result: Ablation, top: int = 30, languages: list[str] | None = None
     Example:
         >>> neurons = ln.NeuronSet.of({"hi": [(0, 3), (1, 2)]}, (model.cfg.n_layers, model.cfg.d_mlp), "act")
         >>> text = ln.load_corpus("babel", ["en", "hi"]).take(20)
-        >>> found = ln.ablate(model, neurons, text, resamples=200, progress=False)
-        >>> ln.plot.ablation(found).data[0].name
+        >>> effects = ln.ablate(model, neurons, text, resamples=200, progress=False)
+        >>> ln.plot.ablation(effects).data[0].name
         'en'
     """
-    known = list(dict.fromkeys(result.rows["language"]))
-    chosen = known if languages is None else languages
-    for language in chosen:
-        if language not in known:
-            raise EffectError(unknown("language of the ablation", language, known))
-    rows = result.rows.loc[result.rows["language"].isin(chosen)]
+    measured_in = list(dict.fromkeys(result.rows["language"]))
+    languages = measured_in if languages is None else languages
+    for language in languages:
+        if language not in measured_in:
+            raise EffectError(unknown("language of the ablation", language, measured_in))
+    rows = result.rows.loc[result.rows["language"].isin(languages)]
     rows = rows.assign(**{name: result.scale * rows[name] for name in SCALED if name in rows.columns})
-    draw = _curves if result.settings["each"] == "cumulative" else _lines
-    return legend_above(draw(result, rows, chosen, top))
+    if result.settings["each"] == "cumulative":
+        return legend_above(_curves(result, rows, languages))
+    return legend_above(_lines(result, rows, languages, top))
 
 
-def _lines(result: Ablation, rows: Any, languages: list[str], top: int) -> go.Figure:
+def _lines(result: Ablation, rows: pd.DataFrame, languages: list[str], top: int) -> go.Figure:
     alone = result.settings["each"] == "neuron"
     keys = ["label", "layer", "neuron"] if alone else ["label", "neurons"]
-    strongest = rows.assign(size=rows["effect"].abs()).groupby(keys)["size"].max().nlargest(top)
-    lines = strongest.index.to_frame(index=False).assign(line=range(len(strongest)))
-    shown = rows.merge(lines, on=keys)
-    shift = dict(zip(languages, _shifts(len(languages)), strict=True))
-    shown = shown.assign(place=shown["line"] + [shift[language] for language in shown["language"]])
+    sizes: Any = rows.assign(size=rows["effect"].abs()).groupby(keys)["size"].max()
+    lines = sizes.nlargest(top).index.to_frame(index=False)
+    lines = lines.assign(line=range(len(lines)))
+    rows = rows.assign(subjects=len(rows[keys].drop_duplicates())).merge(lines, on=keys)
+    shifts = dict(zip(languages, SPREAD * ((np.arange(len(languages)) + 0.5) / len(languages) - 0.5), strict=True))
+    rows = rows.assign(place=rows["line"] + [shifts[language] for language in rows["language"]])
     figure = go.Figure()
     for number, language in enumerate(languages):
-        figure.add_trace(_language(shown.loc[shown["language"] == language], language, number, alone))
+        figure.add_trace(_language(rows.loc[rows["language"] == language], language, number, alone))
     if result.controls is not None:
-        _add_controls(figure, shown, len(languages))
-    names = [_name(dict(zip(keys, values, strict=True)), alone) for values in strongest.index]
+        _add_controls(figure, rows, len(languages))
+    names = [_name(line, alone) for line in lines.to_dict("records")]
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], tickfont={"size": 12}
     )
-    axis, delta = _axis(result)
+    axis, margin = _axis(result)
     figure.update_xaxes(title=axis)
-    reach = _reach(shown)
-    if reach > CLOSE * delta:
-        figure.add_vrect(x0=-delta, x1=delta, fillcolor="#999999", opacity=0.15, line_width=0, layer="below")
-        band = f"grey band: ±{delta:g} counts as none"
+    reach = _reach(rows)
+    if reach > CLOSE * margin:
+        figure.add_vrect(x0=-margin, x1=margin, fillcolor="#999999", opacity=0.15, line_width=0, layer="below")
+        band = f"grey band: ±{margin:g} counts as no change"
     else:
         figure.update_xaxes(range=[-1.08 * reach, 1.08 * reach])
-        band = f"all shown lies within ±{delta:g}, which counts as none"
+        band = f"everything shown lies within ±{margin:g}, which counts as no change"
     figure.add_vline(x=0, line_width=1, line_color="#555555")
-    all_in_all = rows[keys].drop_duplicates()
-    title = (
-        f"Each neuron ablated by itself: the {len(names)} largest effects of {len(all_in_all)}"
-        if alone and len(names) < len(all_in_all)
-        else "Each neuron ablated by itself"
-        if alone
-        else "Each label's neurons ablated together"
-    )
+    subjects = int(rows["subjects"].iloc[0])
+    title = "Each neuron ablated by itself" if alone else "Each label's neurons ablated together"
+    if alone and len(names) < subjects:
+        title += f": the {len(names)} largest effects of {subjects}"
     height = 170 + max(24, 8 + 13 * len(languages)) * len(names)
     return _titled(figure, result, rows, title, height, band, label_room(names))
 
 
-def _language(part: Any, language: str, number: int, alone: bool) -> go.Scatter:
+def _language(part: pd.DataFrame, language: str, number: int, alone: bool) -> go.Scatter:
     colour = COLOURS[number % len(COLOURS)]
     return go.Scatter(
         x=part["effect"],
@@ -123,9 +123,9 @@ def _language(part: Any, language: str, number: int, alone: bool) -> go.Scatter:
     )
 
 
-def _add_controls(figure: go.Figure, shown: Any, languages: int) -> None:
+def _add_controls(figure: go.Figure, rows: pd.DataFrame, languages: int) -> None:
     """The 95 % prediction interval of one more control, behind each effect."""
-    part = shown.loc[shown["control_low"].notna()]
+    part = rows.loc[rows["control_low"].notna()]
     ends = part[["control_low", "control_high"]].to_numpy(float)
     x = np.column_stack([ends, np.full(len(part), np.nan)]).ravel()
     figure.add_scatter(
@@ -140,7 +140,7 @@ def _add_controls(figure: go.Figure, shown: Any, languages: int) -> None:
     )
 
 
-def _curves(result: Ablation, rows: Any, languages: list[str], top: int) -> go.Figure:
+def _curves(result: Ablation, rows: pd.DataFrame, languages: list[str]) -> go.Figure:
     figure = go.Figure()
     labels = list(dict.fromkeys(rows["label"]))
     for number, language in enumerate(languages):
@@ -161,49 +161,46 @@ def _curves(result: Ablation, rows: Any, languages: list[str], top: int) -> go.F
                 customdata=[_hover(row) for row in part.to_dict("records")],
                 hovertemplate="%{x} neurons<br>%{customdata}<extra></extra>",
             )
-    axis, delta = _axis(result)
+    axis, margin = _axis(result)
     counts = sorted(set(rows["neurons"].tolist()))
-    figure.update_xaxes(title="neurons ablated, from the top", type="log", tickvals=counts, ticktext=counts)
+    figure.update_xaxes(title="neurons ablated, the first ones first", type="log", tickvals=counts, ticktext=counts)
     figure.update_yaxes(title=axis)
-    figure.add_hrect(y0=-delta, y1=delta, fillcolor="#999999", opacity=0.15, line_width=0, layer="below")
+    figure.add_hrect(y0=-margin, y1=margin, fillcolor="#999999", opacity=0.15, line_width=0, layer="below")
     whose = f" of {labels[0]}" if len(labels) == 1 else ""
-    band = f"grey band: ±{delta:g} counts as none"
+    band = f"grey band: ±{margin:g} counts as no change"
     return _titled(figure, result, rows, f"Neurons{whose} ablated one after the other", 460, band)
 
 
 def _titled(
-    figure: go.Figure, result: Ablation, rows: Any, title: str, height: int, band: str, left: int = LEFT
+    figure: go.Figure, result: Ablation, rows: pd.DataFrame, title: str, height: int, band: str, left: int = LEFT
 ) -> go.Figure:
     clusters = span(rows["clusters"])
-    subtitle = f"{result.settings['patch']}; n = {clusters} clusters an effect; {band}; {MARKS}"
+    subtitle = f"{result.settings['patch']}; n = {clusters} clusters per effect; {band}; {MARKS}"
     return styled(figure, title, height, subtitle, result.caption, provenance_of(result.settings), left=left)
 
 
 def _axis(result: Ablation) -> tuple[str, float]:
-    """What the axis of effects says, and what counts as no effect."""
+    """Title of the axis of effects, and the margin in its unit."""
     return f"change of {result.settings['metric']}, {result.unit}", result.scale * float(result.settings["margin"])
 
 
-def _reach(shown: Any) -> float:
-    """How far from zero an interval, or a control's, goes; never nothing."""
-    ends = shown[[name for name in ("low", "high", "control_low", "control_high") if name in shown.columns]]
+def _reach(rows: pd.DataFrame) -> float:
+    """Largest distance from zero of an interval's end, the controls' included; above 0."""
+    ends = rows[[name for name in ("low", "high", "control_low", "control_high") if name in rows.columns]]
     return max(float(np.nanmax(np.abs(ends.to_numpy(float)), initial=0)), 1e-6)
 
 
-def _shifts(languages: int) -> list[float]:
-    """Where the languages of one neuron stand beside its line, from the top."""
-    return [SPREAD * ((place + 0.5) / languages - 0.5) for place in range(languages)]
-
-
-def _name(row: dict[str, Any], alone: bool) -> str:
+def _name(row: Mapping[Any, Any], alone: bool) -> str:
     return f"{row['label']}: layer {row['layer']}, {row['neuron']}" if alone else f"{row['label']}: {row['neurons']}"
 
 
-def _hover(row: dict[str, Any]) -> str:
-    interval = f"{row['effect']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}], {row['verdict']}"
-    lines = [interval, f"p (BH) {row['p_adjusted']:.2g}, minimal detectable {row['detectable']:.2g}"]
-    if (draws := row.get("control_draws", 0)) and draws == draws:
-        lines.append(f"above {100 * row['control_position']:.0f} % of {draws:.0f} matched controls")
+def _hover(row: Mapping[Any, Any]) -> str:
+    lines = [
+        f"{EFFECT.text(row['effect'], row['low'], row['high'])}, {row['verdict']}",
+        f"p (BH) {FINE.text(row['p_adjusted'])}, minimal detectable {FINE.text(row['detectable'])}",
+    ]
+    if not np.isnan(position := row.get("control_position", np.nan)):
+        lines.append(f"above {100 * position:.0f} % of {row['control_draws']:.0f} matched controls")
     return "<br>".join(lines)
 
 
@@ -212,16 +209,16 @@ SYMBOL_OF = {"language": "circle", "task": "diamond", "both": "square", "neither
 BACKGROUND = 2000  # more points of other neurons would show nothing and make a page heavy
 
 
-def selectivity(found: Polysemanticity, seed: int = 0) -> go.Figure:
+def selectivity(result: Polysemanticity, seed: int = 0) -> go.Figure:
     """Draw how much of each neuron's variance language explains, against how much the task does.
 
     Args:
-        found: From ``ln.polysemanticity``.
-        seed: Of the draw of other neurons.
+        result: What ``ln.polysemanticity`` returned.
+        seed: Seed for drawing the neurons outside the set.
 
     Returns:
         A scatter of partial shares (language across; task up, the label's and its interaction's together), a colour for
-        each verdict; behind them, in grey, neurons outside the set, at most 3000 drawn at random. The dotted line is
+        each verdict; behind them, in grey, at most 2000 neurons outside the set, drawn at random. The dotted line is
         what a label must explain to be found with 80 % power, in the median neuron.
 
     Example:
@@ -230,58 +227,63 @@ def selectivity(found: Polysemanticity, seed: int = 0) -> go.Figure:
         >>> texts = {"en": ["It rains.", "Dry.", "Rain.", "Sun."], "fr": ["Il pleut.", "Sec.", "Pluie.", "Soleil."]}
         >>> task = LabelledTexts.parallel(texts, ["wet", "dry", "wet", "dry"], name="weather")
         >>> neurons = ln.LAPE(top=0.001).identify(stats)
-        >>> found = polysemanticity(model, neurons, task, controls=0, permutations=100, probe_sizes=(), progress=False)
-        >>> selectivity(found).data[0].name
+        >>> carried = polysemanticity(
+        ...     model, neurons, task, controls=0, permutations=100, probe_sizes=(), progress=False
+        ... )
+        >>> selectivity(carried).data[0].name
         'other neurons'
     """
     figure = go.Figure()
-    others = _add_others(figure, found, seed)
-    rows = found.rows.assign(task=found.rows["task_partial"] + found.rows["interaction_partial"])
+    others = _add_others(figure, result, seed)
+    rows = result.rows.assign(task=result.rows["task_partial"] + result.rows["interaction_partial"])
     for verdict, colour in COLOUR_OF.items():
-        chosen = rows[rows["verdict"] == verdict]
+        part = rows[rows["verdict"] == verdict]
         figure.add_scatter(
-            x=chosen["language_partial"],
-            y=chosen["task"],
-            name=f"{verdict} ({len(chosen)})",
+            x=part["language_partial"],
+            y=part["task"],
+            name=f"{verdict} ({len(part)})",
             mode="markers",
             marker={"color": colour, "size": 8, "symbol": SYMBOL_OF[verdict], "line": {"color": "white", "width": 1}},
-            customdata=chosen[["language", "layer", "neuron", "language_p_adjusted", "task_p_adjusted", "task_bits"]],
+            customdata=part[["language", "layer", "neuron", "language_p_adjusted", "task_p_adjusted", "task_bits"]],
             hovertemplate="%{customdata[0]}: layer %{customdata[1]}, neuron %{customdata[2]}<br>"
             "language %{x:.1%} (adjusted p %{customdata[3]:.2g})<br>task %{y:.1%} (adjusted p %{customdata[4]:.2g}, "
             "%{customdata[5]:.2g} bits)<extra></extra>",
         )
-    detectable = found.rows["task_detectable"].replace(np.inf, np.nan).median()
+    detectable = rows["task_detectable"].replace(np.inf, np.nan).median()
+    power = "No task is found with 80 % power in the median neuron: there are too few clusters."
     if np.isfinite(detectable):
+        power = (
+            f"Dotted: what the task must explain in the median neuron to be found with 80 % power ({detectable:.2%})."
+        )
         grey = {"color": FAINT, "width": 1, "dash": "dot"}
         figure.add_hline(y=detectable, line=grey)  # pyright: ignore[reportArgumentType] (their stub says str)
-    about, distinct = found.settings, len(rows[["layer", "neuron"]].drop_duplicates())
+    settings, neurons = result.settings, len(rows[["layer", "neuron"]].drop_duplicates())
     figure.update_xaxes(
         title="share of variance explained by language (partial)", tickformat=".0%", range=[-0.02, 1.02]
     )
-    figure.update_yaxes(title=f"share explained by {about['task']} (partial)", tickformat=".3~%", rangemode="tozero")
+    figure.update_yaxes(title=f"share explained by {settings['task']} (partial)", tickformat=".3~%", rangemode="tozero")
     styled(
         figure,
-        f"What neurons at {about['site']} carry: language and {about['task']}",
+        f"What neurons at {settings['site']} carry: language and {settings['task']}",
         500,
-        f"n = {len(rows)} labels of {distinct} neurons, read on {about['items']:,} items in "
-        f"{len(found.decomposition.languages)} languages; "
-        f"grey: {others:,} other neurons of the model",
+        f"n = {len(rows)} labels of {neurons} neurons, read on {settings['items']:,} items in "
+        f"{len(result.decomposition.languages)} languages; grey: {others:,} other neurons of the model",
         "Partial shares: of the variance over texts that the other sources leave. The task's share is the label's and "
         "its interaction's with language together. Verdicts at a false discovery rate of 5 % within each language's "
-        f"neurons. Dotted: what the task must explain in the median neuron to be found with 80 % power "
-        f"({detectable:.2%}).",
-        provenance_of(about),
+        f"neurons. {power}",
+        provenance_of(settings),
     )
     return legend_above(figure)
 
 
-def _add_others(figure: go.Figure, found: Polysemanticity, seed: int) -> int:
-    """Draw some neurons outside the set; how many."""
-    own = found.rows["layer"] * found.decomposition.shape[1] + found.rows["neuron"]
-    others = np.setdiff1d(np.arange(np.prod(found.decomposition.shape)), own)
-    drawn = np.random.default_rng(seed).permutation(others)[:BACKGROUND]
+def _add_others(figure: go.Figure, result: Polysemanticity, seed: int) -> int:
+    """Add some neurons outside the set, and return their number."""
+    decomposition = result.decomposition
+    own = result.rows["layer"] * decomposition.shape[1] + result.rows["neuron"]
+    others = np.setdiff1d(np.arange(np.prod(decomposition.shape)), own)
+    others = np.random.default_rng(seed).permutation(others)[:BACKGROUND]
     language, task, interaction = (
-        found.decomposition.partial(source).numpy().ravel()[drawn] for source in ("language", "task", "interaction")
+        decomposition.partial(source).numpy().ravel()[others] for source in ("language", "task", "interaction")
     )
     figure.add_scatter(
         x=language,
@@ -291,7 +293,7 @@ def _add_others(figure: go.Figure, found: Polysemanticity, seed: int) -> int:
         marker={"color": "#bbbbbb", "size": 3},
         hoverinfo="skip",
     )
-    return len(drawn)
+    return len(others)
 
 
 FAILED, PASSED = COLOURS[4], COLOURS[5]
@@ -300,16 +302,20 @@ COLUMN = 92  # pixels
 
 @runtime_checkable
 class Checked(Protocol):
-    """Methods and checks, such as ``validity_table`` and ``ValidityTable.load`` give."""
+    """A ``ValidityTable``; its module reaches the model libraries, which a figure must not."""
 
     @property
     def rows(self) -> pd.DataFrame:
-        """One row a method: every figure, and ``<column>_passes`` for every check."""
+        """One row per method: every figure, and ``<column>_passes`` for every check."""
         ...
 
     @property
     def checks(self) -> Sequence[Any]:
-        """What passes: column, title, bar, least."""
+        """Checks with column, title, bar and least."""
+        ...
+
+    def table(self) -> Table:
+        """The table to print."""
         ...
 
 
@@ -317,11 +323,11 @@ def validity(table: Checked) -> go.Figure:
     """Draw which method passes which check, and by how much.
 
     Args:
-        table: From ``langneurons.analysis.validity.validity_table``, or ``ValidityTable.load``.
+        table: A table that ``langneurons.analysis.validity.validity_table`` returned.
 
     Returns:
-        A cell for every method and check that was measured: the figure, blue with a tick where it passes the bar that
-        stands over the column, orange with a cross where it fails, white with a dash where it was not measured.
+        A cell for every method and check that was measured: its value, blue with a tick where it passes the bar above
+        its column, orange with a cross where it fails, white with a dash where it was not measured.
 
     Raises:
         StatisticsError: If nothing was measured.
@@ -361,7 +367,7 @@ def validity(table: Checked) -> go.Figure:
         figure,
         "Is each method's score real? What every check says",
         180 + 40 * len(methods),
-        f"n = {len(methods)} methods; ✓ passes the bar over its column, ✗ fails, – not measured; "
+        f"n = {len(methods)} methods; ✓ passes the bar above its column, ✗ fails, – not measured; "
         f"{whole} of {len(methods)} fail none",
         "Bars: " + "; ".join(map(str, checks)) + ".",
         "checks of langneurons.analysis.validity on one recording",
@@ -385,5 +391,4 @@ def _in_cell(row: dict[Any, Any], check: Any) -> str:
     value, passes = row[check.column], row[f"{check.column}_passes"]
     if pd.isna(value) or pd.isna(passes):
         return "–"
-    number = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-    return f"{number} {'✓' if passes else '✗'}"
+    return f"{signed(value).removeprefix('+')} {'✓' if passes else '✗'}"

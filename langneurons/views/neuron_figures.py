@@ -1,14 +1,19 @@
-"""Figures of neurons: where a language's neurons are, and what one neuron does in every language."""
+"""Figures of neurons: where a language's neurons are, what one does in every language, what written values do."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
+from plotly.subplots import make_subplots
 
-from langneurons.errors import NeuronSetError
+from langneurons.effects.table import EffectTable
+from langneurons.errors import EffectError, NeuronSetError, unknown
 from langneurons.identification.indices import shape_text
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
+from langneurons.views.effect_figures import provenance_of
 from langneurons.views.style import COLOURS, DASHES, FAINT, SHADES, legend_above, span, styled
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "circle-open")
@@ -33,7 +38,8 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         >>> ln.plot.layer_heatmap(neurons).data[0].type
         'heatmap'
     """
-    _check_some(neurons)
+    if not len(neurons):
+        raise NeuronSetError("The neuron set is empty: there is nothing to draw.")
     layers, width = neurons.shape
     counts = neurons.counts().to_numpy()
     labels = list(neurons.languages)
@@ -58,7 +64,7 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         f"Neurons per language and layer ({len(neurons):,} of {layers * width:,})",
         110 + 46 * len(counts),
         ", ".join(f"{label} {len(neurons[label]):,}" for label in labels),
-        "How many of a layer's neurons each language has; a neuron can belong to several languages.",
+        "Number of a layer's neurons that each language has; a neuron can belong to several languages.",
         provenance_of_neurons(neurons),
     )
 
@@ -80,37 +86,39 @@ def layer_profile(neurons: NeuronSet | Mapping[str, NeuronSet]) -> go.Figure:
         >>> [trace.name.split()[0] for trace in ln.plot.layer_profile(neurons).data]
         ['en', 'hi', 'zh']
     """
-    sets = _by_language(neurons) if isinstance(neurons, NeuronSet) else dict(neurons)
+    if isinstance(neurons, NeuronSet):
+        whose, sets = "each language's", {language: neurons[language] for language in neurons.languages}
+    else:
+        whose, sets = "each set's", dict(neurons)
     if not sets or not any(map(len, sets.values())):
         raise NeuronSetError("The neuron sets are empty: there is nothing to draw.")
     first = next(iter(sets.values()))
-    if other := next((one for one in sets.values() if one.shape != first.shape), None):
+    if other := next((other for other in sets.values() if other.shape != first.shape), None):
         raise NeuronSetError(
             "Profiles are drawn of sets of one shape; "
             f"these have different ones: {shape_text(first.shape)} and {shape_text(other.shape)}."
         )
     layers, width = first.shape
     figure = go.Figure()
-    for place, (name, one) in enumerate(sets.items()):
-        counts = one.mask().sum(1).numpy()
+    for place, (name, members) in enumerate(sets.items()):
+        counts = members.mask().sum(1).numpy()
         figure.add_scatter(
             x=list(range(layers)),
             y=counts,
             customdata=counts / width,
-            name=f"{name} ({len(one):,})",
+            name=f"{name} ({len(members):,})",
             mode="lines+markers",
             line={"color": COLOURS[place % len(COLOURS)], "dash": DASHES[place // len(COLOURS) % len(DASHES)]},
             marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8},
             hovertemplate=f"{name}, layer %{{x}}<br>%{{y}} neurons<br>%{{customdata:.2%}} of the layer<extra></extra>",
         )
     figure.update_xaxes(title="layer", tickmode="linear" if layers <= 40 else "auto")
-    figure.update_yaxes(title=f"neurons (of {width:,} a layer)", rangemode="tozero")
-    whose = "each language's" if isinstance(neurons, NeuronSet) else "each set's"
+    figure.update_yaxes(title=f"neurons (of {width:,} per layer)", rangemode="tozero")
     styled(
         figure,
         f"In which layers {whose} neurons are",
         400,
-        caption="How many neurons of each layer belong; in brackets how many in all layers together.",
+        caption="Number of neurons in each layer; in brackets the number in all layers together.",
         provenance="; ".join(dict.fromkeys(map(provenance_of_neurons, sets.values()))),
     )
     return legend_above(figure)
@@ -122,7 +130,7 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
     Args:
         stats: Activation statistics.
         neuron: Layer and index.
-        languages: Which to draw; None draws all.
+        languages: Languages to draw; by default all.
 
     Returns:
         Densities: of z at the sites pre and act, of the activation value at post and head; the share of tokens with an
@@ -150,28 +158,28 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
         figure,
         f"Neuron {index} of layer {layer}: {quantity} in each language",
         420,
-        f"{tokens_text(stats)} counted tokens a language; beside each language the share of them with activation > 0",
+        f"{tokens_text(stats)} counted tokens per language; beside each language the share of them with activation > 0",
         "Each curve integrates to one.",
         provenance_of_statistics(stats),
     )
 
 
 def provenance_of_neurons(neurons: NeuronSet) -> str:
-    """How a set was found, at which site of which model."""
+    """Method, site and model of a neuron set."""
     return f"{neurons.method} at {neurons.site}, model {(neurons.model or 'unknown')[:8]}"
 
 
 def provenance_of_statistics(stats: ActivationStats) -> str:
-    """What was recorded."""
+    """Model, site and text of a recording."""
     model = stats.model
     return (
         f"{model.name} (weights {model.fingerprint[:8]}, {model.dtype}), site {stats.site}, {tokens_text(stats)} "
-        f"counted tokens a language, context {stats.context_length}"
+        f"counted tokens per language, context {stats.context_length}"
     )
 
 
 def tokens_text(stats: ActivationStats) -> str:
-    """How many counted tokens a language has, as one number or from the least to the most."""
+    """Counted tokens per language, as one number or from the least to the most."""
     return span(stats.tokens.tolist())
 
 
@@ -199,10 +207,148 @@ def _add_density(
     )
 
 
-def _by_language(neurons: NeuronSet) -> dict[str, NeuronSet]:
-    return {language: neurons[language] for language in neurons.languages}
+RAREST = 0.01  # share of the natural values that is left out at either end
+POINTS = 8  # per bin, over which its tokens are spread
+OWN, OTHER = COLOURS[1], COLOURS[0]
+KIND_SYMBOLS = {"set": "circle", "quantile": "diamond-open"}
+NAMES = {"set": "one constant", "quantile": "own quantiles"}
 
 
-def _check_some(neurons: NeuronSet) -> None:
-    if not len(neurons):
-        raise NeuronSetError("The neuron set is empty: there is nothing to draw.")
+def dose_response(
+    table: EffectTable,
+    stats: ActivationStats,
+    neurons: NeuronSet,
+    language: str,
+    method: str | None = None,
+    layers: str = "all",
+) -> go.Figure:
+    """Draw what values written at a language's neurons do to losses, over what the neurons naturally do.
+
+    Args:
+        table: A table that ``ln.sweep`` returned.
+        stats: Statistics at the neurons' site.
+        neurons: The neuron set that was swept.
+        language: Language whose neurons were patched.
+        method: Method whose cells to draw; by default the only one.
+        layers: Range of layers whose cells to draw.
+
+    Returns:
+        Two panels on one axis of written values: above, the change of loss (the language itself with its interval, the
+        mean of the others) where every neuron is set to one constant, and where each is set to a quantile of its own;
+        below, how often the neurons take which values in the language and in the others.
+
+    Raises:
+        EffectError: If the table holds no such cells.
+    """
+    rows = _cells(table, language, method, layers)
+    natural = stats.at(neurons.site)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
+    own = rows.query("measured == @language").sort_values("written")
+    others = rows.query("measured != @language").pivot_table("estimate", ["kind", "amount", "written"]).reset_index()
+    for name, cells, colour in ((language, own, OWN), ("the others (mean)", others.sort_values("written"), OTHER)):
+        for kind, symbol in KIND_SYMBOLS.items():
+            if len(cells.query("kind == @kind")):
+                _add_curve(figure, f"{name}, {NAMES[kind]}", cells.query("kind == @kind"), colour, symbol)
+    _add_natural(figure, natural, neurons, language)
+    zero = {"color": FAINT, "width": 1, "dash": "dot"}
+    figure.add_hline(y=0, line=zero, row=1, col=1)  # pyright: ignore[reportArgumentType] (their stub says str)
+    figure.update_xaxes(title=f"mean value written at {neurons.site}", row=2, col=1)
+    figure.update_yaxes(title="change of loss, %", row=1, col=1)
+    figure.update_yaxes(title="density", row=2, col=1)
+    level, clusters = 100 * float(table.settings["level"]), span(own["clusters"])
+    styled(
+        figure,
+        f"What values written at the neurons of {language} do to losses",
+        560,
+        f"{len(neurons[language]):,} neurons; loss relative to the unpatched model, {level:g} % intervals, n = "
+        f"{clusters} clusters in {language}; below: values the neurons naturally take",
+        "One constant: every neuron is set to the value on the axis. Own quantiles: each neuron is set to a quantile "
+        "of its own values, drawn at the mean of the values written. The others: mean of the other languages, without "
+        "interval.",
+        f"{provenance_of(table.settings)}; neurons: {provenance_of_neurons(neurons)}",
+    )
+    return legend_above(figure)
+
+
+def _cells(table: EffectTable, language: str, method: str | None, layers: str) -> pd.DataFrame:
+    if "written" not in table.rows.columns:
+        raise EffectError("This table holds no written values: ln.sweep makes one that does.")
+    methods = list(table.rows["method"].unique())
+    if method is None and len(methods) > 1:
+        raise EffectError(f"The table holds several methods: give method=, one of {', '.join(methods)}.")
+    method = methods[0] if method is None else method
+    for column, value in (("method", method), ("patched", language), ("layers", layers)):
+        if value not in set(table.rows[column]):
+            raise EffectError(unknown(f"{column} of the sweep", value, table.rows[column].unique()))
+    return table.rows.query(
+        "kind in ['set', 'quantile'] and method == @method and patched == @language and layers == @layers"
+    )
+
+
+def _add_curve(figure: go.Figure, name: str, cells: pd.DataFrame, colour: str, symbol: str) -> None:
+    """Draw one kind of written value; with its interval where the cells are effects, not means of effects."""
+    constants = symbol == KIND_SYMBOLS["set"]
+    percent = 100 * cells["estimate"]
+    figure.add_scatter(
+        x=cells["written"],
+        y=percent,
+        error_y={
+            "array": 100 * cells["high"] - percent,
+            "arrayminus": percent - 100 * cells["low"],
+            "color": colour,
+            "thickness": 1,
+        }
+        if "low" in cells.columns
+        else None,
+        customdata=[
+            f"{cell['kind']} {cell['amount']:g}" + (f", {cell['verdict']}" if "verdict" in cell else "")
+            for cell in cells.to_dict("records")
+        ],
+        name=name,
+        mode="lines+markers",
+        marker={"symbol": symbol, "size": 7},
+        line={"color": colour, "width": 2 if constants else 1, "dash": "solid" if constants else "dot"},
+        hovertemplate=name + "<br>%{customdata}<br>wrote %{x:.3g}: %{y:+.2f} %<extra></extra>",
+        row=1,
+        col=1,
+    )
+
+
+def _add_natural(figure: go.Figure, stats: ActivationStats, neurons: NeuronSet, language: str) -> None:
+    """Draw the distribution of the neurons' natural values, without the rarest at both ends."""
+    others = [other for other in stats.languages if other != language]
+    curves = [(language, [language], OWN)] if language in stats.languages else []
+    curves += [("the others", others, OTHER)] if others else []
+    for name, languages, colour in curves:
+        values, share = _natural(stats, neurons[language], languages)
+        order = values.argsort()
+        ends = np.interp([RAREST, 1 - RAREST], share[order].cumsum(), values[order])
+        density, edges = np.histogram(values, bins=60, range=(ends[0], ends[1]), weights=share, density=True)
+        figure.add_scatter(
+            x=(edges[:-1] + edges[1:]) / 2,
+            y=density,
+            name=f"natural values, {name}",
+            mode="lines",
+            line={"shape": "hvh", "color": colour, "width": 1},
+            hovertemplate="%{x:.3g}: density %{y:.3g}<extra></extra>",
+            row=2,
+            col=1,
+        )
+
+
+def _natural(
+    stats: ActivationStats, neurons: NeuronSet, languages: Sequence[str]
+) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, " point"]]:
+    """Points inside the bins of the neurons' histograms, and the share of each; neurons and languages weigh equally."""
+    within = (np.arange(POINTS) + 0.5) / POINTS
+    places = [(int(layer), int(index)) for layer, index in neurons.indices()]
+    values, shares = [], []
+    for language in languages:
+        for place in places:
+            edges, counts = (tensor.numpy() for tensor in stats.histogram(language, place))
+            values.append((edges[:-1, None] + np.diff(edges)[:, None] * within).ravel())
+            shares.append(np.repeat(counts / (counts.sum() * POINTS * len(places) * len(languages)), POINTS))
+    points, act_fn = np.concatenate(values), stats.model.act_fn
+    if stats.site == "act" and act_fn is not None:  # its histogram is one of pre-activations
+        points = np.interp(points, act_fn.inputs.numpy(), act_fn.outputs.numpy())
+    return points, np.concatenate(shares)

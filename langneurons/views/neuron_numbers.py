@@ -1,4 +1,4 @@
-"""What statistics say of single neurons, as a page shows it: numbers a language, and distributions on shared axes."""
+"""Statistics of single neurons as a page shows them: numbers per language, and distributions on shared axes."""
 
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -11,8 +11,8 @@ from langneurons.errors import StatisticsError
 from langneurons.recording.statistics import ActivationStats
 
 SHARES = (0.1, 0.5, 0.9)
-TAIL = 0.001  # of each language's tokens, left out at either end of the shared axis
-BINS, STEP, HEIGHT = 40, 4, 28  # of a strip, in pixels
+TAIL = 0.001  # share of each language's tokens that is left out at either end of the shared axis
+BINS, STEP, HEIGHT = 40, 4, 28  # bins of a strip; width of a bin and height of the strip, in pixels
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Strips:
     Attributes:
         low: Left end of the axis.
         high: Right end.
-        zero: Where 0 stands on it, in pixels; None outside.
+        zero: Position of 0 on it, in pixels; None outside.
         paths: Language -> outline, as the ``d`` of an SVG path.
         quantiles: Language -> the quantiles at ``SHARES`` of the same quantity, interpolated in the histogram.
     """
@@ -47,20 +47,20 @@ class Strips:
     quantiles: dict[str, list[float]]
 
 
-_KNOWN: WeakKeyDictionary[ActivationStats, dict[str, Numbers]] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[ActivationStats, dict[str, Numbers]] = WeakKeyDictionary()
 
 
 def numbers(stats: ActivationStats, site: str) -> Numbers:
     """Compute the numbers of all neurons of a site, once for each statistics."""
-    known = _KNOWN.setdefault(stats, {})
-    if site not in known:
+    by_site = _CACHE.setdefault(stats, {})
+    if site not in by_site:
         at_site = stats.at(site)
         try:
             mean = at_site.mean()
         except StatisticsError:
             mean = None
-        known[site] = Numbers(at_site.probability(), mean)
-    return known[site]
+        by_site[site] = Numbers(at_site.probability(), mean)
+    return by_site[site]
 
 
 def strips(stats: ActivationStats, neuron: tuple[int, int]) -> Strips | None:
@@ -83,20 +83,20 @@ def strips(stats: ActivationStats, neuron: tuple[int, int]) -> Strips | None:
     """
     stats.check_neuron(neuron)
     try:
-        found = [stats.histogram(language, neuron) for language in stats.languages]
+        histograms = [stats.histogram(language, neuron) for language in stats.languages]
     except StatisticsError:
         return None
-    known = [_cumulative(edges.double().numpy(), counts.double().numpy()) for edges, counts in found]
-    low = min(float(np.interp(TAIL, share, edges)) for edges, share in known)
-    high = max(float(np.interp(1 - TAIL, share, edges)) for edges, share in known)
+    curves = [_cumulative(edges.double().numpy(), counts.double().numpy()) for edges, counts in histograms]
+    low = min(float(np.interp(TAIL, share, edges)) for edges, share in curves)
+    high = max(float(np.interp(1 - TAIL, share, edges)) for edges, share in curves)
     if high <= low:
         low, high = low - 0.5, high + 0.5
     axis = np.linspace(low, high, BINS + 1)
-    heights = [np.diff(np.interp(axis, edges, share)) for edges, share in known]
+    heights = [np.diff(np.interp(axis, edges, share)) for edges, share in curves]
     highest = max(float(height.max()) for height in heights) or 1.0
     zero = STEP * BINS * (0 - low) / (high - low) if low <= 0 <= high else None
     paths = [_outline(height / highest) for height in heights]
-    quantiles = [np.interp(SHARES, share, edges).tolist() for edges, share in known]
+    quantiles = [np.interp(SHARES, share, edges).tolist() for edges, share in curves]
     languages = stats.languages
     return Strips(
         low, high, zero, dict(zip(languages, paths, strict=True)), dict(zip(languages, quantiles, strict=True))
@@ -107,8 +107,8 @@ def _cumulative(edges: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.n
     """Share of tokens below each edge, where there are any: strictly increasing, so that it can be inverted."""
     share = np.concatenate([[0.0], np.cumsum(counts) / max(counts.sum(), 1.0)])
     rising = np.flatnonzero(np.diff(share) > 0)
-    kept = [*rising, rising[-1] + 1] if len(rising) else [0, len(share) - 1]
-    return edges[kept], share[kept]
+    places = [*rising, rising[-1] + 1] if len(rising) else [0, len(share) - 1]
+    return edges[places], share[places]
 
 
 def _outline(heights: np.ndarray) -> str:

@@ -29,8 +29,8 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
 
     Args:
         neurons: A neuron set (rows).
-        other: Another one (columns); None compares ``neurons`` with itself.
-        names: What to call the two sets on the axes.
+        other: Another one (columns); by default ``neurons`` itself.
+        names: Names of the two sets on the axes.
 
     Returns:
         A heatmap of Jaccard similarities from 0 to 1; hovering shows the shared count.
@@ -91,7 +91,7 @@ def sets(
     Args:
         neurons: One neuron set, looked at within each language set; or a neuron set for each, identified among its
             languages alone (``ln.LAPE().identify(stats.select(...))``).
-        languages: Language sets by name, where there is one neuron set; None takes those of Mondal et al. 2025
+        languages: Language sets by name, where there is one neuron set; by default those of Mondal et al. 2025
             (SET1 to SET6, SET_XNLI). Languages without neurons in the set are left out, and so are language sets of
             which fewer than two are left.
 
@@ -107,26 +107,25 @@ def sets(
         >>> list(ln.plot.sets(neurons, {"Europe": ["en", "fr"], "all": ["en", "hi", "zh"]}).data[0].y)
         ['all']
     """
-    found = _within(neurons, languages or PUBLISHED_SETS) if isinstance(neurons, NeuronSet) else dict(neurons)
-    found = {name: one for name, one in found.items() if len(one.languages) > 1}
-    if not found:
+    groups = _within(neurons, languages or PUBLISHED_SETS) if isinstance(neurons, NeuronSet) else dict(neurons)
+    groups = {name: group for name, group in groups.items() if len(group.languages) > 1}
+    if not groups:
         raise NeuronSetError(
             "A language set is compared where at least two of its languages have been labelled; none has."
         )
-    labels = list(dict.fromkeys(label for one in found.values() for label in one.languages))
-    own = np.array([[_own(one, label) for label in labels] for one in found.values()])
-    size = np.array([[len(one.members.get(label, ())) for label in labels] for one in found.values()])
-    known = np.array([[label in one.languages for label in labels] for one in found.values()])
+    labels = list(dict.fromkeys(label for group in groups.values() for label in group.languages))
+    own = np.array([[_own(group, label) for label in labels] for group in groups.values()])
+    size = np.array([[len(group.members.get(label, ())) for label in labels] for group in groups.values()])
     share = np.divide(own, size, out=np.full(size.shape, np.nan), where=size > 0)
     text = [
-        [f"{a}<br>of {b}" if there else "" for a, b, there in zip(*row, strict=True)]
-        for row in zip(own, size, known, strict=True)
+        [f"{a}<br>of {b}" if label in group.languages else "" for a, b, label in zip(*row, labels, strict=True)]
+        for *row, group in zip(own, size, groups.values(), strict=True)
     ]
     figure = go.Figure(
         go.Heatmap(
             z=share,
             x=labels,
-            y=list(found),
+            y=list(groups),
             text=text,
             texttemplate="%{text}",
             textfont={"size": 12 if len(labels) <= 10 else 10},
@@ -139,23 +138,23 @@ def sets(
     )
     figure.update_xaxes(title="language", showgrid=False, type="category")
     figure.update_yaxes(title="language set", autorange="reversed", showgrid=False, type="category")
-    compared = "; ".join(f"{name}: {' '.join(one.languages)}" for name, one in found.items())
+    compared = "; ".join(f"{name}: {' '.join(group.languages)}" for name, group in groups.items())
     return styled(
         figure,
         "Neurons that no other language of the set has",
-        150 + 54 * len(found),
-        "of each language's neurons, how many belong to no other language of the language set",
-        f"Colour: their share. Compared are, of each language set, the languages that were labelled ({compared}).",
-        "; ".join(dict.fromkeys(map(provenance_of_neurons, found.values()))),
-        left=label_room(found, title=True),
+        150 + 54 * len(groups),
+        "number of each language's neurons that belong to no other language of the set",
+        f"Colour: their share. Language sets are compared over those of their languages that have labels ({compared}).",
+        "; ".join(dict.fromkeys(map(provenance_of_neurons, groups.values()))),
+        left=label_room(groups, title=True),
     )
 
 
-def methods(found: Mapping[str, NeuronSet]) -> go.Figure:
+def methods(neurons: Mapping[str, NeuronSet]) -> go.Figure:
     """Draw how far several methods choose the same neurons.
 
     Args:
-        found: Method -> the neurons it chose, all of one model and site.
+        neurons: Method -> the neurons it chose, all of one model and site.
 
     Returns:
         A heatmap of Jaccard similarities, the mean over the languages that both methods labelled; hovering shows each
@@ -165,17 +164,19 @@ def methods(found: Mapping[str, NeuronSet]) -> go.Figure:
         NeuronSetError: If there are fewer than two methods, two share no language, or the sets do not fit each other.
 
     Example:
-        >>> chosen = {"LAPE": ln.LAPE(top=0.01), "often active": ln.ActivationProbability(top=0.003)}
-        >>> figure = ln.plot.methods({name: method.identify(stats) for name, method in chosen.items()})
+        >>> lape, often = ln.LAPE(top=0.01), ln.ActivationProbability(top=0.003)
+        >>> figure = ln.plot.methods({"LAPE": lape.identify(stats), "often active": often.identify(stats)})
         >>> bool(figure.data[0].z[0][0] == 1)
         True
     """
-    if len(found) < 2:
-        raise NeuronSetError(f"Methods are compared where there are two or more; given {len(found)}.")
-    names = list(found)
-    cells = [[_per_language(a, found[a], b, found[b]) for b in names] for a in names]
-    jaccard = np.array([[_mean([one for one, _ in cell.values()]) for cell in row] for row in cells])
-    chance = np.array([[_mean([one for _, one in cell.values()]) for cell in row] for row in cells])
+    if len(neurons) < 2:
+        raise NeuronSetError(f"Methods are compared where there are two or more; given {len(neurons)}.")
+    names = list(neurons)
+    cells = [[_per_language(a, neurons[a], b, neurons[b]) for b in names] for a in names]
+    jaccard, chance = (
+        np.array([[_mean([values[place] for values in cell.values()]) for cell in row] for row in cells])
+        for place in (0, 1)
+    )
     figure = go.Figure(
         go.Heatmap(
             z=jaccard,
@@ -197,32 +198,33 @@ def methods(found: Mapping[str, NeuronSet]) -> go.Figure:
         figure,
         "Do the methods choose the same neurons?",
         170 + 46 * len(names),
-        f"mean over languages; {', '.join(f'{name} {len(one):,}' for name, one in found.items())} neurons",
-        f"{JACCARD} Random choices as large would have {_from_to(chance[apart])}.",
-        "; ".join(dict.fromkeys(map(provenance_of_neurons, found.values()))),
+        f"mean over languages; {', '.join(f'{name} {len(neurons[name]):,}' for name in names)} neurons",
+        f"{JACCARD} Random choices of the same sizes would have {_from_to(chance[apart])}.",
+        "; ".join(dict.fromkeys(map(provenance_of_neurons, neurons.values()))),
         left=label_room(names),
     )
 
 
 def _within(neurons: NeuronSet, languages: Mapping[str, Sequence[str]]) -> dict[str, NeuronSet]:
     """The neuron set with only each language set's labels, in the neuron set's order."""
-    kept = {name: [one for one in neurons.languages if one in chosen] for name, chosen in languages.items()}
+    members = {
+        name: {label: flat for label, flat in neurons.members.items() if label in group}
+        for name, group in languages.items()
+    }
     return {
-        name: NeuronSet(
-            {one: neurons.members[one] for one in labels}, neurons.shape, neurons.site, neurons.model, neurons.method
-        )
-        for name, labels in kept.items()
+        name: NeuronSet(flats, neurons.shape, neurons.site, neurons.model, neurons.method)
+        for name, flats in members.items()
     }
 
 
 def _own(neurons: NeuronSet, label: str) -> int:
-    """How many neurons of a label no other label has."""
+    """Number of a label's neurons that no other label has."""
     others = [flat for name, flat in neurons.members.items() if name != label]
     return len(np.setdiff1d(neurons.members.get(label, np.empty(0)), np.concatenate([np.empty(0), *others])))
 
 
 def _per_language(first: str, mine: NeuronSet, second: str, theirs: NeuronSet) -> dict[str, tuple[float, float]]:
-    """Language -> Jaccard, and what chance gives, of the languages that both label."""
+    """Language -> Jaccard, and that of random choices, for the languages that both label."""
     both = [label for label in mine.languages if label in theirs.languages]
     if not both:
         raise NeuronSetError(f"{first} and {second} have labelled no language in common: there is nothing to compare.")
@@ -243,7 +245,7 @@ def _random_text(rows: NeuronSet, columns: NeuronSet) -> str:
         for mine in rows.members.values()
         for theirs in columns.members.values()
     ]
-    return f"Two random sets of these sizes would have {_from_to(pairs)}." if pairs else ""
+    return f"Two random sets of these sizes would have a Jaccard similarity of {_from_to(pairs)}." if pairs else ""
 
 
 def _from_to(values: Sequence[float] | Float[np.ndarray, " n"]) -> str:
@@ -252,9 +254,9 @@ def _from_to(values: Sequence[float] | Float[np.ndarray, " n"]) -> str:
 
 
 def _mean(values: Sequence[float] | Float[np.ndarray, " n"]) -> float:
-    """The mean of what is known; NaN where both sets are empty in every language."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else np.nan
+    """Mean without NaN, which stands for two empty sets; NaN where there is nothing else."""
+    finite = [value for value in values if not np.isnan(value)]
+    return float(np.mean(finite)) if finite else np.nan
 
 
 def _listed(cell: Mapping[str, tuple[float, float]]) -> str:

@@ -1,7 +1,7 @@
-"""One neuron on one page: what it does in each language, on which texts, what it writes, what is lost without it."""
+"""One neuron on one page: its activity in each language, its texts, its output, and the effect of ablating it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from markupsafe import Markup
 
 from langneurons import storage
 from langneurons.analysis.ablation import Ablation
-from langneurons.analysis.profiles import NeuronProfile, Profiles
+from langneurons.analysis.profiles import Profiles
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.errors import StaleArtefactError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
+from langneurons.storage.presenting import MISSING, Column
 from langneurons.views.neuron_numbers import BINS, HEIGHT, STEP, Strips, numbers, strips
-from langneurons.views.style import interval, signed
 from langneurons.views.tokens import coloured_text, whole_characters
 
 TEMPLATES = jinja2.Environment(
@@ -31,6 +31,8 @@ TEMPLATES = jinja2.Environment(
 KINDS = ("top", "median", "random")
 BEFORE, AFTER = 36, 24  # characters shown around the strongest token, in brief
 ANCHOR = "L{}N{}"
+VALUE, CHANGE = Column(), Column(digits=2, signed=True)
+PERCENT, COARSE = Column(scale=100), Column(digits=2)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class NeuronPage:
 
     Attributes:
         neuron: Layer and index.
-        title: What the page is about, in words.
+        title: Title of the page.
         body: Its HTML, escaped, without a script.
     """
 
@@ -76,19 +78,19 @@ def neuron_page(
     """Make the page of one neuron.
 
     Args:
-        profiles: From ``ln.profile``.
+        profiles: What ``ln.profile`` returned.
         neuron: Layer and index, one of the profiles'.
-        stats: Adds numbers and distributions a language.
-        polysemanticity: Adds what the neuron carries of language and of a task.
-        ablation: Adds what is lost without it.
-        neurons: Method -> neuron set: adds whose neuron it is.
+        stats: Statistics, which add numbers and distributions per language.
+        polysemanticity: Result of ``ln.polysemanticity``, which adds what the neuron carries of language and of a task.
+        ablation: Result of ``ln.ablate``, which adds what ablating the neuron changes.
+        neurons: Method -> neuron set, which add the languages that the neuron belongs to.
 
     Returns:
         The page.
 
     Raises:
         NeuronSetError: If the neuron was not profiled.
-        StaleArtefactError: If what is given belongs to another model or site.
+        StaleArtefactError: If a result belongs to another model or site.
 
     Example:
         >>> neurons = ln.LAPE(top=0.001).identify(stats)
@@ -100,7 +102,7 @@ def neuron_page(
     profiles.check_neuron(neuron)
     check_belongs(profiles, stats, polysemanticity, ablation, neurons)
     content = page_content(profiles, neuron, stats, polysemanticity, ablation, neurons)
-    content["texts"] = list(_texts(profiles, content["profile"]))
+    content["texts"] = list(_texts(profiles, content["profile"].examples))
     title = f"Layer {neuron[0]}, neuron {neuron[1]} of {profiles.settings['model']}"
     return NeuronPage(neuron, title, rendered(content, brief=False))
 
@@ -112,17 +114,15 @@ def check_belongs(
     ablation: Ablation | None,
     neurons: Mapping[str, NeuronSet] | None,
 ) -> None:
-    """Refuse to show side by side what belongs to different models or sites.
+    """Refuse to show results of different models or sites side by side.
 
     Raises:
-        StaleArtefactError: If something does.
+        StaleArtefactError: If they belong to different ones.
     """
-    for found in [stats.at(profiles.site)] if stats is not None and profiles.site in stats.sites else []:
-        profiles.check(found)
-    if stats is not None and profiles.site not in stats.sites:
-        profiles.check(stats)
-    for found in (neurons or {}).values():
-        profiles.check(found)
+    if stats is not None:
+        profiles.check(stats.at(profiles.site) if profiles.site in stats.sites else stats)
+    for neuron_set in (neurons or {}).values():
+        profiles.check(neuron_set)
     for name, result in (("polysemanticity", polysemanticity), ("ablation", ablation)):
         site = None if result is None else result.settings.get("site")
         if site not in (None, profiles.site):
@@ -138,26 +138,27 @@ def page_content(
     neurons: Mapping[str, NeuronSet] | None,
 ) -> dict[str, Any]:
     """Collect what the template shows of a neuron, texts in brief."""
-    known, about = profiles[neuron], profiles.settings
-    drawn = None if stats is None else strips(stats.at(profiles.site), neuron)
+    profile, settings = profiles[neuron], profiles.settings
+    recorded = stats is not None and profiles.site in stats.sites
+    outlines = strips(stats.at(profiles.site), neuron) if stats is not None and recorded else None
     return {
         "neuron": neuron,
         "anchor": ANCHOR.format(*neuron),
-        "profile": known,
-        "about": about,
-        "signless": about["gated"] and about["site"] in ("pre", "act"),
+        "profile": profile,
+        "about": settings,
+        "signless": settings["gated"] and settings["site"] in ("pre", "act"),
         "labels": list(_labels(neurons or {}, neuron)),
-        "languages": None if stats is None else _languages(stats, profiles.site, neuron, drawn),
-        "strips": drawn,
+        "languages": _languages(stats, profiles.site, neuron, outlines) if stats is not None and recorded else None,
+        "strips": outlines,
+        "axis": "" if outlines is None else f"from {VALUE.text(outlines.low)} to {VALUE.text(outlines.high)}",
         "strip": {"width": BINS * STEP, "height": HEIGHT},
-        "quantity": "z" if about["site"] in ("pre", "act") else "values",
-        "outputs": _outputs(known.outputs),
-        "carried": _of_neuron(None if polysemanticity is None else polysemanticity.rows, neuron),
-        "task": None if polysemanticity is None else polysemanticity.settings.get("task", "the task"),
-        "lost": list(_lost(ablation, neuron)),
-        "lost_of": None if ablation is None else _lost_of(ablation),
-        "similar": _similar(profiles, known.similar),
-        "brief": list(_brief(profiles, known.examples)),
+        "quantity": "z" if settings["site"] in ("pre", "act") else "values",
+        "outputs": _outputs(profile.outputs),
+        "carried": [] if polysemanticity is None else list(_carried(polysemanticity, neuron)),
+        "ablated": [] if ablation is None else list(_ablated(ablation, neuron)),
+        "ablation": "" if ablation is None else _ablation_text(ablation),
+        "similar": _similar(profiles, profile.similar),
+        "brief": list(_brief(profiles, profile.examples)),
         "texts": [],
     }
 
@@ -175,37 +176,37 @@ def own_file(name: str) -> str:
 
 
 def _labels(neurons: Mapping[str, NeuronSet], neuron: tuple[int, int]) -> Iterator[tuple[str, list[str]]]:
-    for method, found in neurons.items():
-        flat = neuron[0] * found.shape[1] + neuron[1]
-        if own := [label for label, members in found.members.items() if flat in members]:
+    for method, neuron_set in neurons.items():
+        flat = neuron[0] * neuron_set.shape[1] + neuron[1]
+        if own := [label for label, members in neuron_set.members.items() if flat in members]:
             yield method, own
 
 
 def _languages(
-    stats: ActivationStats, site: str, neuron: tuple[int, int], drawn: Strips | None
+    stats: ActivationStats, site: str, neuron: tuple[int, int], outlines: Strips | None
 ) -> list[dict[str, Any]]:
-    (layer, index), known = neuron, numbers(stats, site)
-    rows = []
+    activity, rows = numbers(stats, site), []
     for position, language in enumerate(stats.languages):
-        active = f"{100 * known.probability[position, layer, index]:.1f}"
-        mean = "" if known.mean is None else _number(float(known.mean[position, layer, index]))
-        quantiles = [] if drawn is None else [_number(value) for value in drawn.quantiles[language]]
-        rows.append({"language": language, "numbers": [active, mean, *quantiles]})
+        place = (position, *neuron)
+        mean = None if activity.mean is None else float(activity.mean[place])
+        quantiles = [] if outlines is None else outlines.quantiles[language]
+        texts = [PERCENT.text(float(activity.probability[place])), *map(VALUE.text, [mean, *quantiles])]
+        rows.append({"language": language, "numbers": texts})
     return rows
 
 
 def _outputs(outputs: pd.DataFrame) -> list[tuple[str, list[tuple[str, list[dict[str, Any]]]]]]:
     """Promoted and suppressed tokens, by script, the script of the strongest first."""
-    found = []
+    groups = []
     for effect in ("promoted", "suppressed"):
         rows = outputs.loc[outputs["effect"] == effect]
         by_script: dict[str, list[dict[str, Any]]] = {}
         for row in rows.to_dict("records"):
-            shown = {"token": visible(row["token"]), "change": signed(row["change"])}
-            by_script.setdefault(row["script"], []).append(shown)
+            token = {"token": visible(row["token"]), "change": CHANGE.text(row["change"])}
+            by_script.setdefault(row["script"], []).append(token)
         if by_script:
-            found.append((effect, list(by_script.items())))
-    return found
+            groups.append((effect, list(by_script.items())))
+    return groups
 
 
 def visible(token: str) -> str:
@@ -219,53 +220,56 @@ def visible(token: str) -> str:
     return "".join(shown.get(letter, letter if letter.isprintable() else f"U+{ord(letter):04X}") for letter in token)
 
 
-def _of_neuron(rows: pd.DataFrame | None, neuron: tuple[int, int]) -> list[dict[str, Any]]:
-    if rows is None:
-        return []
+def _carried(polysemanticity: Polysemanticity, neuron: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    task = polysemanticity.settings.get("task", "the task")
+    for row in _of_neuron(polysemanticity.rows, neuron):
+        shares = {name: PERCENT.text(row[f"{name}_share"]) for name in ("language", "task", "interaction")}
+        yield {"label": row["language"], "verdict": row["verdict"], "name": task, **shares}
+
+
+def _of_neuron(rows: pd.DataFrame, neuron: tuple[int, int]) -> list[dict[str, Any]]:
     own = rows.loc[(rows["layer"] == neuron[0]) & (rows["neuron"] == neuron[1])]
     return [{str(key): value for key, value in row.items()} for row in own.to_dict("records")]
 
 
-def _lost(ablation: Ablation | None, neuron: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    if ablation is None or not {"layer", "neuron"} <= set(ablation.rows.columns):
+def _ablated(ablation: Ablation, neuron: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    if not {"layer", "neuron"} <= set(ablation.rows.columns):
         return
+    effect, detectable = replace(CHANGE, scale=ablation.scale, digits=3), replace(COARSE, scale=ablation.scale)
     for row in _of_neuron(ablation.rows, neuron):
         position = row.get("control_position", np.nan)
         yield {
-            "label": row["label"],
             "language": row["language"],
-            "effect": signed(ablation.scale * row["effect"], 3),
-            "interval": interval(ablation.scale * row["low"], ablation.scale * row["high"], 3),
+            "effect": effect.text(row["effect"], row["low"], row["high"]),
             "verdict": row["verdict"],
-            "detectable": f"{ablation.scale * row['detectable']:.2g}",
-            "controls": "" if np.isnan(position) else f"P{100 * position:.0f} of {row['control_draws']:.0f}",
+            "detectable": detectable.text(row["detectable"]),
+            "controls": MISSING if np.isnan(position) else f"P{100 * position:.0f} of {row['control_draws']:.0f}",
         }
 
 
-def _lost_of(ablation: Ablation) -> str:
-    about = ablation.settings
-    return f"{about['metric']}, {ablation.unit}; {about['patch']}; p adjusted over {len(ablation.rows):,} effects"
+def _ablation_text(ablation: Ablation) -> str:
+    settings = ablation.settings
+    return f"{settings['metric']}, {ablation.unit}; {settings['patch']}; p adjusted over {len(ablation.rows):,} effects"
 
 
 def _similar(profiles: Profiles, similar: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
     names = {
-        "activity": "are active alike (correlation over languages and documents)",
-        "direction": "write alike (cosine)",
+        "activity": "are active on the same texts (correlation over languages and documents)",
+        "direction": "write in the same direction (cosine)",
     }
-    found = []
+    groups = []
     for by, name in names.items():
-        rows = similar.loc[similar["by"] == by].to_dict("records")
-        linked = [
+        neurons = [
             {
                 "anchor": ANCHOR.format(row["other_layer"], row["other_neuron"]),
-                "known": (row["other_layer"], row["other_neuron"]) in profiles,
-                "similarity": signed(row["similarity"]),
+                "has_page": (row["other_layer"], row["other_neuron"]) in profiles,
+                "similarity": CHANGE.text(row["similarity"]),
             }
-            for row in rows
+            for row in similar.loc[similar["by"] == by].to_dict("records")
         ]
-        if linked:
-            found.append((name, linked))
-    return found
+        if neurons:
+            groups.append((name, neurons))
+    return groups
 
 
 def _brief(profiles: Profiles, examples: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -279,7 +283,7 @@ def _brief(profiles: Profiles, examples: pd.DataFrame) -> Iterator[dict[str, Any
         after = "".join(piece for piece, _ in whole[peak + 1 :])
         yield {
             "language": row["language"],
-            "value": _number(row["activation"]),
+            "value": VALUE.text(row["activation"]),
             "before": shortened(before, BEFORE, end=False),
             "peak": whole[peak][0],
             "after": shortened(after, AFTER, end=True),
@@ -295,27 +299,23 @@ def shortened(text: str, letters: int, end: bool) -> str:
     """
     if len(text) <= letters:
         return text
-    kept = text[:letters] if end else text[-letters:]
-    space = kept.rfind(" ") if end else kept.find(" ")
-    whole = kept if space < 0 else kept[:space] if end else kept[space:]
-    return f"{whole}…" if end else f"…{whole}"
+    part = text[:letters] if end else text[-letters:]
+    space = part.rfind(" ") if end else part.find(" ")
+    words = part if space < 0 else part[:space] if end else part[space:]
+    return f"{words}…" if end else f"…{words}"
 
 
-def _texts(profiles: Profiles, known: NeuronProfile) -> Iterator[tuple[str, list[tuple[str, list[Markup]]]]]:
+def _texts(profiles: Profiles, examples: pd.DataFrame) -> Iterator[tuple[str, list[tuple[str, list[Markup]]]]]:
     """For each language and kind, the coloured texts, on one scale for the neuron."""
-    values = [value for row in known.examples["values"] for value in row if np.isfinite(value)]
+    values = [value for row in examples["values"] for value in row if np.isfinite(value)]
     scale = max(map(abs, values), default=1.0)
-    for language, of_language in known.examples.groupby("language", sort=False):
+    for language, of_language in examples.groupby("language", sort=False):
         kinds = []
         for kind in KINDS:
             rows = of_language.loc[of_language["kind"] == kind].to_dict("records")
-            shown = [
-                (_number(row["activation"]), coloured_text(profiles.pieces(row["text"]), list(row["values"]), scale))
+            texts = [
+                (VALUE.text(row["activation"]), coloured_text(profiles.pieces(row["text"]), list(row["values"]), scale))
                 for row in rows
             ]
-            kinds.append((kind, shown))
+            kinds.append((kind, texts))
         yield str(language), kinds
-
-
-def _number(value: float) -> str:
-    return "none" if not np.isfinite(value) else f"{value:.3g}".replace("-", "−")

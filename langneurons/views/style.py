@@ -11,12 +11,13 @@ import plotly.graph_objects as go
 
 from langneurons import storage
 from langneurons.errors import LangNeuronsError, unknown
+from langneurons.storage.presenting import MISSING
 
 # Okabe and Ito's eight colours, told apart by colour-blind readers; black comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot")
-SHADES = "Blues"  # of what has no sign
-DIVERGING = "RdBu_r"  # of what has one: centred on zero, red is more
+SHADES = "Blues"  # for values without a sign
+DIVERGING = "RdBu_r"  # for values with a sign: centred on zero, red is more
 INK, FAINT, RULE, GRID = "#222222", "#5a5a5a", "#888888", "#e8e8e8"
 # The Noto faces cover Arabic script, Devanagari and Han where the first ones do not.
 FONT = (
@@ -25,7 +26,7 @@ FONT = (
 )
 WIDTH = 780
 LEFT, RIGHT = 70, 30  # margins
-TITLE_LETTERS, SUBTITLE_LETTERS = 0.11, 0.16  # letters a pixel of width, at sizes 17 and 12
+TITLE_LETTERS, SUBTITLE_LETTERS = 0.11, 0.16  # letters per pixel of width, at sizes 17 and 12
 LEGEND_LETTER, LEGEND_KEY, LEGEND_ROW = 7, 52, 22  # pixels, at size 12
 LABEL_LETTER = 7.4  # pixels, of an axis' labels
 
@@ -75,14 +76,14 @@ def styled(
     """Give a figure its title, size and looks, and return it.
 
     Args:
-        figure: Changed in place.
-        title: Says what is seen; broken into lines where it is long.
-        height: In pixels, with a title of one line.
-        subtitle: Smaller, under the title: how many, and what marks mean.
+        figure: The figure, changed in place.
+        title: Title, broken into lines where it is long.
+        height: Height in pixels, with a title of one line.
+        subtitle: Smaller text under the title: sizes, and what marks mean.
         caption: What a reader must know to read the figure; kept in ``layout.meta``, shown by pages and files.
         provenance: What the figure was made from; kept in ``layout.meta`` too.
-        width: In pixels.
-        left: Left margin in pixels; ``label_room`` finds it for long labels.
+        width: Width in pixels.
+        left: Left margin in pixels; ``label_room`` computes it for long labels.
 
     Example:
         >>> figure = styled(go.Figure(), "Neurons per layer", 300, caption="Of babel.")
@@ -142,7 +143,7 @@ def span(counts: Any) -> str:
 
 
 def label_room(labels: Iterable[str], title: bool = False) -> int:
-    """The left margin that labels of the vertical axis need, in pixels; more where the axis has a title too."""
+    """Left margin in pixels that labels of the vertical axis need; ``title`` says whether the axis has a title too."""
     return max(LEFT, round(LABEL_LETTER * max(map(len, labels), default=0)) + (44 if title else 20))
 
 
@@ -157,24 +158,26 @@ def layout_of(figure: go.Figure) -> Any:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """Write a number with its sign, a true minus, and no sign at all where it rounds to zero.
+    """Print a number in a figure: with its sign, a true minus, and no sign at all where it rounds to zero.
 
     Example:
         >>> signed(0.1234), signed(-2.0, 1), signed(-0.001)
         ('+0.12', '−2.0', '0.00')
     """
+    if math.isnan(value):
+        return MISSING
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:
-    """Write an interval, as ``signed`` writes numbers."""
-    return f"[{signed(low, digits)}, {signed(high, digits)}]"
+    """Print an interval as ``signed`` prints numbers; nothing where it has no ends."""
+    return "" if math.isnan(low) or math.isnan(high) else f"[{signed(low, digits)}, {signed(high, digits)}]"
 
 
 PICTURES = (".png", ".svg", ".pdf")
 KINDS = (".html", *PICTURES)
-LINE, LETTER = 15, 5.6  # pixels a line and a letter of the caption
+LINE, LETTER = 15, 5.6  # height of a line and width of a letter of the caption, in pixels
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -196,7 +199,7 @@ figcaption {{ color: {faint}; font-size: .88rem; max-width: 48rem; overflow-wrap
 </html>
 """
 
-# Only what works on the reader's own machine: nothing that sends a figure elsewhere.
+# Buttons that work on the reader's own machine; plotly's others send the figure elsewhere.
 TOOLS = {"displaylogo": False, "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]]}
 
 
@@ -204,10 +207,9 @@ def save(figure: go.Figure, path: str | Path, caption: bool = True) -> Path:
     """Write a figure to a file, its caption and provenance under it.
 
     Args:
-        figure: Such as ``ln.plot.layer_heatmap(neurons)``.
-        path: Its ending says what is written: .html (holds all it needs, opens without network), .png (at twice the
-            figure's size), .svg or .pdf.
-        caption: Whether caption and provenance stand under the figure.
+        figure: A figure, such as ``ln.plot.layer_heatmap(neurons)`` returns.
+        path: File to write; its ending is .html (needs no network), .png (at twice the figure's size), .svg or .pdf.
+        caption: Whether to print caption and provenance under the figure.
 
     Returns:
         The path.
@@ -236,16 +238,16 @@ def save(figure: go.Figure, path: str | Path, caption: bool = True) -> Path:
 
 def _page(figure: go.Figure, caption: bool) -> str:
     title = " ".join((layout_of(figure).title.text or "A figure").split("<br>"))
-    below = "<br>".join(html.escape(line) for line in _said(figure)) if caption else ""
-    drawn = figure.to_html(full_html=False, include_plotlyjs=True, config=TOOLS)
-    return PAGE.format(title=html.escape(title), font=FONT, faint=FAINT, figure=drawn, caption=below)
+    below = "<br>".join(html.escape(line) for line in _texts_below(figure)) if caption else ""
+    content = figure.to_html(full_html=False, include_plotlyjs=True, config=TOOLS)
+    return PAGE.format(title=html.escape(title), font=FONT, faint=FAINT, figure=content, caption=below)
 
 
 def _picture(figure: go.Figure, kind: str) -> bytes:
     try:
         return figure.to_image(format=kind, scale=2 if kind == "png" else 1)
     except (RuntimeError, ValueError) as error:
-        # plotly says in several lines that kaleido or Chrome is missing; other errors are not ours to explain.
+        # plotly needs several lines to say that kaleido or Chrome is missing.
         if "kaleido" not in str(error).lower() and "chrome" not in str(error).lower():
             raise
         raise LangNeuronsError(
@@ -258,7 +260,7 @@ def _with_caption(figure: go.Figure) -> go.Figure:
     """A copy with caption and provenance in a margin of their own below."""
     layout = layout_of(figure)
     letters = int(((layout.width or 700) - (layout.margin.l or 80) - (layout.margin.r or 80)) / LETTER)
-    lines = [line for text in _said(figure) for line in broken(text, letters)]
+    lines = [line for text in _texts_below(figure) for line in broken(text, letters)]
     if not lines:
         return figure
     room, bottom = LINE * len(lines) + 12, 80 if layout.margin.b is None else layout.margin.b
@@ -283,7 +285,8 @@ def _with_caption(figure: go.Figure) -> go.Figure:
     return copied
 
 
-def _said(figure: go.Figure) -> list[str]:
+def _texts_below(figure: go.Figure) -> list[str]:
+    """Caption and provenance, as far as the figure has them."""
     meta = layout_of(figure).meta
-    known = meta if isinstance(meta, dict) else {}
-    return [text for text in (known.get("caption"), known.get("provenance")) if text]
+    texts = meta if isinstance(meta, dict) else {}
+    return [text for text in (texts.get("caption"), texts.get("provenance")) if text]

@@ -1,4 +1,4 @@
-"""Text with one value a token: coloured whole characters that any script reads well in, and CircuitsVis' view of them.
+"""Text with a value per token: coloured whole characters that read well in any script, and CircuitsVis' view of them.
 
 Corpus text is hostile: everything here is escaped.
 """
@@ -38,8 +38,8 @@ def coloured_text(pieces: Sequence[str], values: Sequence[float], scale: float |
     Args:
         pieces: The characters of each token, as ``ln.activations`` gives them; together they are the text. An empty
             piece goes on with a character of the piece before.
-        values: One a piece; one that is not finite gives no colour.
-        scale: The size of value that gives full colour; None is the largest in the text.
+        values: One value per piece; values that are not finite give no colour.
+        scale: Size of the values that give full colour; by default the largest in the text.
 
     Returns:
         One ``<div>``, escaped; a token's value shows when the pointer rests on it. Pieces that share a character, such
@@ -63,7 +63,7 @@ def whole_characters(pieces: Sequence[str], values: Sequence[float]) -> list[tup
 
     Args:
         pieces: The characters of each token.
-        values: One a piece.
+        values: One value per piece.
 
     Returns:
         Joined pieces, each with the largest value of its parts, by size; together they are the text.
@@ -86,10 +86,10 @@ def tokens(activations: pd.DataFrame) -> "TokenView":
     """Show neurons' activations on a text token by token, with CircuitsVis: choose a neuron, or rest on a token.
 
     Args:
-        activations: From ``ln.activations``; choose few neurons.
+        activations: Table that ``ln.activations`` returned, of few neurons.
 
     Returns:
-        What a notebook shows, offline too. It carries CircuitsVis' whole program, about 1.3 MB.
+        A view that notebooks show, offline too. It carries CircuitsVis' whole program, about 1.3 MB.
 
     Raises:
         NeuronSetError: If there is no token or no neuron to show.
@@ -118,7 +118,7 @@ class TokenView:
 
     Args:
         html: The view and its program.
-        about: What it shows, in words.
+        about: Its content in words.
     """
 
     def __init__(self, html: str, about: str) -> None:
@@ -140,10 +140,9 @@ def _goes_on(before: str, piece: str) -> bool:
     return mark or last == JOINER or (unicodedata.combining(last) == VIRAMA and first.isalpha())
 
 
-def _larger(one: float, other: float) -> float:
-    """The value of larger size, or the one that is finite."""
-    finite = [value for value in (one, other) if math.isfinite(value)]
-    return max(finite, key=abs, default=math.nan)
+def _larger(*values: float) -> float:
+    """The finite value of the largest size."""
+    return max(filter(math.isfinite, values), key=abs, default=math.nan)
 
 
 def _span(piece: str, value: float, full: float) -> Markup:

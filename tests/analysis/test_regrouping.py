@@ -70,5 +70,3 @@ def test_bad_input_is_one_sentence(corpus):
         pseudo_languages(corpus, "en", 3, by=[0, 1] * 30)
     with pytest.raises(CorpusError, match="give the model's tokenizer"):
         pseudo_languages(corpus, "en", 3, by="topic")
-    with pytest.raises(CorpusError, match="two halves need 2"):
-        halves_by_source(ln.load_corpus({"en": ["Only one."]}))

@@ -51,4 +51,5 @@ def test_what_is_wrong_is_said_in_a_line(file, tmp_path, monkeypatch, capsys):
 def test_every_default_is_shown(file, monkeypatch, capsys):
     status, printed, _ = run(capsys, monkeypatch, "study", str(file), "--show")
     assert status == 0
-    assert "batch_size = 8" in printed
+    assert "margin = 0.01" in printed
+    assert "# batch_size is not set" in printed

@@ -30,7 +30,7 @@ def test_the_papers_pools_change_with_the_evaluated_language(name):
 
 def test_the_papers_studies_differ_in_the_model_and_its_batches_only():
     llama, nemo = (STUDIES[name].model_dump(exclude={"name", "question", "models"}) for name in PAPER)
-    llama["finetuning"]["xquad"]["batch_size"] = 4
+    llama["finetuning"]["xquad"]["training"]["batch_size"] = 4
     assert llama == nemo
 
 

@@ -19,11 +19,12 @@ from langneurons.evaluation.evaluating import written_patches
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.models import view
 from langneurons.patches.patch import control_patches
+from langneurons.tasks.heads import ClassificationHead
 from langneurons.tasks.task import Task
 from tests.evaluation.next_word import next_word
 from tests.evaluation.planted_patching import Amplify, setting
 
-HEAD = ln.tasks.ClassificationHead(torch.eye(2), torch.zeros(2), ("yes", "no"))
+HEAD = ClassificationHead(torch.eye(2), torch.zeros(2), ("a", "b"))
 
 
 @pytest.fixture(scope="module")

@@ -179,12 +179,12 @@ def test_sites_without_a_meaningful_sign_are_refused_unless_a_magnitude_is_given
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"top": 0.0}, "top is a share"),
-        ({"top": 1.5}, "top is a share"),
-        ({"filter_quantile": -0.1}, "filter_quantile is a share"),
-        ({"bar_quantile": 2.0}, "bar_quantile is a share"),
-        ({"epsilon": -1.0}, "epsilon"),
-        ({"magnitude_threshold": 0.0}, "positive number"),
+        ({"top": 0.0}, "top must be above 0 and at most 1, given 0.0"),
+        ({"top": 1.5}, "top must be above 0 and at most 1, given 1.5"),
+        ({"filter_quantile": -0.1}, "filter_quantile must be at least 0 and at most 1, given -0.1"),
+        ({"bar_quantile": 2.0}, "bar_quantile must be at least 0 and at most 1, or None, given 2.0"),
+        ({"epsilon": -1.0}, "epsilon must be at least 0 and below 1, given -1.0"),
+        ({"magnitude_threshold": 0.0}, "a number above 0"),
     ],
 )
 def test_impossible_options_are_refused_at_once(options, said):

@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 
 from langneurons.errors import LanguageError, StatisticsError
-from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference
+from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference, Random
 from langneurons.identification.detection import AUROC, TokenAP
 from langneurons.identification.lape import LAPE, EntropyLambda
-from langneurons.identification.random import Random
 from langneurons.recording.statistics import ActivationStats
 from tests.planted_statistics import statistics_from
 
@@ -179,6 +178,7 @@ def test_comparing_languages_needs_two(method):
         (ActivationProbability, {"threshold": float("nan")}),
         (ActivationProbability, {"threshold": 0.5, "magnitude_threshold": 0.5}),
         (EntropyLambda, {"penalty": -1.0}),
+        (MeanActivation, {"top": True}),
         *((make, {"top": 0.0}) for make in ALL),
     ],
 )

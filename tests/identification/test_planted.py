@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from langneurons.errors import LangNeuronsWarning
-from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference
+from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference, Random
 from langneurons.identification.detection import AUROC, TokenAP
 from langneurons.identification.lape import LAPE, EntropyLambda
-from langneurons.identification.random import Random
 from langneurons.recording.statistics import ActivationStats
 from tests.planted_statistics import statistics_from
 

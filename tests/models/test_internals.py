@@ -28,6 +28,13 @@ def bare() -> nn.Module:
     return nn.Linear(2, 2)
 
 
+def listing_plainly() -> nn.Module:
+    """A model whose hook points list something else than handles."""
+    model = bare()
+    model.hook_dict = {"point": SimpleNamespace(fwd_hooks=[print])}
+    return model
+
+
 def bare_tokenizer():
     tokenizer = tiny_tokenizer()
     del tokenizer.init_kwargs
@@ -38,8 +45,8 @@ REACHED = [
     (lambda: internals.attention_of(bare()), "transformers", "set_attn_implementation"),
     (lambda: internals.incomplete_weights({}), "transformers", "output_loading_info"),
     (lambda: internals.mark_as_prepared(bare_tokenizer(), "x"), "transformers", "tokenizer.init_kwargs"),
-    (lambda: internals.handles_at_hook_points(bare()), "transformer-lens", "model.hook_dict"),
-    (lambda: internals.count_permanent([SimpleNamespace()]), "transformer-lens", "is_permanent"),
+    (lambda: internals.count_hooks(bare()), "transformer-lens", "model.hook_dict"),
+    (lambda: internals.count_hooks(listing_plainly()), "transformer-lens", "what it lists"),
     (lambda: internals.attach(SilentPoint(), print), "transformer-lens", "HookPoint.fwd_hooks"),
     (lambda: internals.readable_weight(bare(), "W_out"), "transformer-lens", "W_out"),
     (lambda: internals.weight_converter("convert_nothing"), "transformer-lens", "weight_conversions"),
@@ -87,7 +94,8 @@ def test_moved_hook_points_are_named_when_a_model_of_the_user_is_viewed(monkeypa
     hf_model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     internals.mark_as_prepared(tokenizer, "x")
     bridge = TransformerBridge.boot_transformers("x/y", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
-    monkeypatch.delattr(TransformerBridge, "hook_dict")
+    owner = next(base for base in TransformerBridge.__mro__ if "hook_dict" in vars(base))
+    monkeypatch.delattr(owner, "hook_dict")
     with pytest.raises(ModelError, match=r"^transformer-lens .* has moved model\.hook_dict"):
         view(bridge)
     monkeypatch.undo()

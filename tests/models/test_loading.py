@@ -264,3 +264,21 @@ def test_experts_and_encoders_are_refused_before_any_weight_is_read(tmp_path, se
 
 def test_tiny_configurations_are_what_they_say():
     assert {name: tiny_config(name).vocab_size for name in ARCHITECTURES} == dict.fromkeys(ARCHITECTURES, 101)
+
+
+def test_a_model_that_loads_but_does_not_run_is_refused_with_what_to_do(monkeypatch):
+    hf_model = tiny_model("llama")
+    monkeypatch.setattr(hf_model, "forward", lambda *inputs, **options: [][0])
+    with pytest.raises(ModelError, match=r"does not run \(IndexError.*Compare its config\.json"):
+        load_model("x", hf_model=hf_model, tokenizer=tiny_tokenizer())
+
+
+def test_a_lack_of_memory_is_said_as_it_is(monkeypatch):
+    hf_model = tiny_model("llama")
+
+    def forward(*inputs, **options):
+        raise torch.OutOfMemoryError("too little")
+
+    monkeypatch.setattr(hf_model, "forward", forward)
+    with pytest.raises(torch.OutOfMemoryError, match="too little"):
+        load_model("x", hf_model=hf_model, tokenizer=tiny_tokenizer())

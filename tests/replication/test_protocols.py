@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import langneurons as ln
+from langneurons import storage
 from langneurons.errors import EffectError, TaskError
 from langneurons.replication import answers
-from langneurons.replication.protocols import AGREE, ProtocolComparison, _compared, compare_protocols
+from langneurons.replication.protocols import AGREE, ProtocolComparison, compare_protocols, compared
 from tests.replication.conftest import Backwards
 from tests.tiny_models import save_tiny
 
@@ -51,7 +52,7 @@ PADDING = {"position": "padding", "positions": 32}
 
 def test_both_protocols_score_the_same_predictions(tiny, patches):
     task = questions()
-    table = compare_protocols(tiny, task, patches, resamples=200, progress=False).table.set_index(["metric", "patch"])
+    table = compare_protocols(tiny, task, patches, resamples=200, progress=False).rows.set_index(["metric", "patch"])
     plain = task.measure(tiny, "hi")
     with ln.intervene(tiny, patches["loud"]):
         patched = task.measure(tiny, "hi")
@@ -66,7 +67,7 @@ def test_both_protocols_score_the_same_predictions(tiny, patches):
 
 def test_the_published_protocol_leaves_long_questions_out_and_the_sound_one_does_not(tiny, patches, monkeypatch):
     monkeypatch.setattr(answers, "kept_by_length", lambda tokens: np.asarray(tokens) < 60)
-    rows = compare_protocols(tiny, questions(long=3), patches, resamples=200, progress=False).table
+    rows = compare_protocols(tiny, questions(long=3), patches, resamples=200, progress=False).rows
     assert set(rows["published_items"]) == {9}
     assert set(rows["items"]) == {12}
 
@@ -79,7 +80,7 @@ def test_a_filter_that_leaves_nothing_is_said(tiny, patches, monkeypatch):
 
 def test_xnli_is_read_at_the_pad_position_and_at_the_last_real_token(tiny, patches):
     task, theirs = premises().with_head(head(tiny)), head(tiny, **PADDING)
-    row = compare_protocols(tiny, task, patches, published_head=theirs, resamples=200, progress=False).table.iloc[0]
+    row = compare_protocols(tiny, task, patches, published_head=theirs, resamples=200, progress=False).rows.iloc[0]
     assert row["base"] == pytest.approx(task.measure(tiny, "hi")["accuracy"].mean())
     assert row["published_base"] == pytest.approx(task.with_head(theirs).measure(tiny, "hi")["accuracy"].mean())
 
@@ -89,11 +90,11 @@ def test_conditions_are_pieces_of_work_wherever_and_whenever_they_are_computed(t
     options = {"published_head": head(tiny, **PADDING), "resamples": 200, "progress": False}
     there = compare_protocols(tiny, task, patches, executor=executor, **options)
     assert executor.jobs == 2 * 3  # two heads; no patch, and two patches
-    pd.testing.assert_frame_equal(there.table, compare_protocols(tiny, task, patches, **options).table)
+    pd.testing.assert_frame_equal(there.rows, compare_protocols(tiny, task, patches, **options).rows)
 
 
 def test_what_changes_nothing_is_no_difference_in_the_published_reading(tiny, patches):
-    rows = compare_protocols(tiny, questions(), patches, resamples=200, progress=False).table
+    rows = compare_protocols(tiny, questions(), patches, resamples=200, progress=False).rows
     same = rows.query("patch == 'same'")
     assert set(same["published_conclusion"]) == {"no difference"}
     assert set(same["change"]) == {0.0}
@@ -105,7 +106,7 @@ def test_a_raw_difference_is_a_conclusion_in_the_published_reading_only(shift, c
     base = pd.DataFrame({"item": range(100), "cluster": range(100), "f1": random.random(100)})
     patched = base.assign(f1=base["f1"] + shift + random.permutation(np.r_[np.ones(50), -np.ones(50)]) * 0.5)
     rows = {("unpatched", "hi"): base, ("p", "hi"): patched}
-    row = _compared("f1", [("p", "hi")], rows, rows, {"margin": 0.01, "seed": 0, "resamples": 400}).iloc[0]
+    row = compared("f1", [("p", "hi")], rows, rows, ln.Testing(resamples=400)).iloc[0]
     assert (row["published_conclusion"], row["verdict"], row["changes"]) == (concluded, "inconclusive", True)
 
 
@@ -115,7 +116,7 @@ def test_where_the_evidence_is_clear_both_agree(shift, concluded):
     base = pd.DataFrame({"item": range(100), "cluster": range(100), "f1": random.random(100)})
     patched = base.assign(f1=base["f1"] + shift + 0.01 * random.standard_normal(100))
     rows = {("unpatched", "hi"): base, ("p", "hi"): patched}
-    row = _compared("f1", [("p", "hi")], rows, rows, {"margin": 0.01, "seed": 0, "resamples": 400}).iloc[0]
+    row = compared("f1", [("p", "hi")], rows, rows, ln.Testing(resamples=400)).iloc[0]
     assert row["verdict"] == AGREE[concluded]
     assert not row["changes"]
 
@@ -133,8 +134,33 @@ def test_only_changed_conclusions_are_printed():
     ]
 
 
+def test_a_comparison_is_saved_and_one_of_version_0_1_0_is_read(tiny, patches, tmp_path):
+    comparison = compare_protocols(tiny, questions(), patches, resamples=200, margin=0.02, progress=False)
+    loaded = ln.load(comparison.save(tmp_path / "here"))
+    pd.testing.assert_frame_equal(loaded.rows, comparison.rows)
+    assert loaded.settings == comparison.settings
+    assert loaded.settings["margin"] == 0.02
+    old = {"task": "xquad generation", "model": "m", "delta": 0.02, "seed": 0, "resamples": 200}
+    checksum = storage.write_table(tmp_path / "table.parquet", comparison.rows)
+    content = {"settings": old, "checksums": {"table": checksum}}
+    storage.write_json(tmp_path / "protocols.json", "langneurons/protocol-comparison/1", content)
+    read = ProtocolComparison.load(tmp_path)
+    assert read.settings["margin"] == 0.02
+    assert repr(read).splitlines()[1:] == comparison.sentences
+
+
+def test_a_table_is_printed_in_the_units_of_its_sentences(tiny, patches):
+    table = compare_protocols(tiny, questions(), patches, resamples=200, progress=False).table()
+    headings = list(table.texts().columns)
+    assert {"published base (%)", "change (points)", "detectable (points)"} <= set(headings)
+    assert "low" not in headings
+
+
 def test_what_cannot_be_compared_is_refused(tiny, patches):
     with pytest.raises(TaskError, match="published_head="):
         compare_protocols(tiny, premises(), patches, progress=False)
+    documents = ln.tasks.Generation.of(ln.load_corpus("babel", ["en"]), documents=4)
+    with pytest.raises(TaskError, match="ask XNLI or XQuAD, not 'generation'"):
+        compare_protocols(tiny, documents, patches, progress=False)
     with pytest.raises(EffectError, match="No patch was given"):
         compare_protocols(tiny, questions(), {}, progress=False)

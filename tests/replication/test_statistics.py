@@ -26,7 +26,7 @@ def ported(model, corpus, truth):
     n_batches = len(chunks) // 2 // BATCH_SIZE
 
     def drawn(which):
-        return list(statistics._drawn_batches(chunks, n_batches, BATCH_SIZE, 0, which, "hi"))
+        return list(statistics._random_batches(chunks, n_batches, BATCH_SIZE, 0, which, "hi"))
 
     first = naive.act_stat(truth.model, drawn("first"))
     second = drawn("second")
@@ -94,7 +94,7 @@ def test_each_language_is_a_piece_of_work_wherever_and_whenever_it_is_computed(m
 
 def test_the_two_passes_read_different_batches(model, corpus):
     chunks = statistics._cut_chunks(corpus, "hi", view(model), CONTEXT_LENGTH)
-    first, second = (next(statistics._drawn_batches(chunks, 3, 4, 0, name, "hi")) for name in ("first", "second"))
+    first, second = (next(statistics._random_batches(chunks, 3, 4, 0, name, "hi")) for name in ("first", "second"))
     assert not torch.equal(first, second)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from langneurons.cli.probe_commands import _labelled
 from torch import nn
 
 import langneurons as ln
@@ -20,6 +19,7 @@ from langneurons import storage
 from langneurons.analysis.comparison import Comparison
 from langneurons.analysis.selectivity.decomposition import Decomposition
 from langneurons.analysis.validity.table import Evidence, ValidityTable, validity_table
+from langneurons.cli.measuring import labelled_texts
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.errors import StorageError
 from langneurons.evaluation.measuring import _kept
@@ -350,7 +350,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "XNLI, parquet": Artefact(lambda f: _make_xnli(f, "parquet"), _read_xnli, plain=True),
     "XQuAD, json": Artefact(lambda f: _make_xquad(f, "json"), _read_xquad, plain=True),
     "XQuAD, parquet": Artefact(lambda f: _make_xquad(f, "parquet"), _read_xquad, plain=True),
-    "labelled texts": Artefact(_labelled_texts, lambda f: _labelled(f / "texts.parquet").items, plain=True),
+    "labelled texts": Artefact(_labelled_texts, lambda f: labelled_texts(f / "texts.parquet").items, plain=True),
     "templates": Artefact(_make_templates, _read_templates, plain=True),
     "study": Artefact(_make_study, lambda f: repr(read_config(f / "study.toml")), plain=True),
     "model": Artefact(lambda f: _model_folder(f), _read_model, plain=True, share=0.3),

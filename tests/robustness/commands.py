@@ -22,7 +22,8 @@ models.tiny.name = "{model}"
 sets.two = ["en", "hi"]
 methods.lape = {{method = "lape", top = 0.1, filter_quantile = 0.5}}
 patches.zero.write = 0
-text = {{source = "{texts}", heldout = 0.3, context_length = 16, heldout_tokens = 40, heldout_context = 16}}
+text = {{source = "{texts}", heldout = 0.3, heldout_tokens = 40, heldout_context = 16}}
+recording.context_length = 16
 matrix.controls = 0
 """
 
@@ -82,15 +83,16 @@ def commands(at: Path, out: Path) -> dict[str, list[object]]:
     model, texts, neurons, items = at / "model", at / "texts", at / "neurons.json", at / "items"
     at_neurons, small = ["--neurons", neurons, "--out", out], ["--context-length", 16]
     training = ["--train-split", "train", "--steps", 1, "--attention", "", "--neurons", neurons, "--batch-size", 3]
+    without, to_hindi = ["--out", out, "--controls", 0], ["--out", out, "--targets", "hi", "--seeds", 1]
     return {
         "record": ["record", model, texts, "--out", out, *small],
         "identify": ["identify", at / "statistics", "--out", out / "n.json", "--set", "filter_quantile=0.5"],
-        "perplexity": ["perplexity", model, texts, *at_neurons, "--controls", 1, *small],
-        "evaluate": ["evaluate", model, "--xquad", at / "questions", *at_neurons, "--max-new-tokens", 4],
-        "ablate": ["ablate", model, texts, *at_neurons, "--controls", 0, "--tokens", 30, *small],
-        "probe": ["probe", model, neurons, "--texts", at / "labelled.parquet", "--out", out, "--controls", 0],
+        "perplexity-matrix": ["perplexity-matrix", model, texts, *at_neurons, "--controls", 1, *small],
+        "evaluate": ["evaluate", model, "--task", f"xquad={at / 'questions'}", *at_neurons, "--max-new-tokens", 4],
+        "ablate": ["ablate", model, texts, *at_neurons, "--controls", 0, "--tokens-per-language", 30, *small],
+        "polysemanticity": ["polysemanticity", model, neurons, "--texts", at / "labelled.parquet", *without],
         "finetune": ["finetune", model, items, "--out", out, *training],
-        "transfer": ["transfer", model, items, "--out", out, "--targets", "hi", "--seeds", 1, *training],
+        "transfer-experiment": ["transfer-experiment", model, items, *to_hindi, *training],
         "profile": ["profile", model, texts, *at_neurons, "--context-length", 16],
         "report": ["report", at / "statistics", "--out", out / "report.html"],
         "study": ["study", at / "study.toml", "--out", out],

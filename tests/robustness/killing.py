@@ -43,10 +43,10 @@ def study_of(at: Path, kinds: tuple[str, ...] = STEPS) -> dict[str, Any]:
         "models": {"tiny": {"name": str(at / "model")}},
         "text": {
             "source": str(at / "texts"),
-            "context_length": 16,
             "heldout_tokens": 60,
             "heldout_context": 16,
         },
+        "recording": {"context_length": 16},
         "sets": {"two": ["en", "hi"]},
         "methods": {"lape": {"method": "lape", "top": 0.1, "filter_quantile": 0.5}},
         "patches": {"zero": {"write": 0}},
@@ -60,10 +60,11 @@ def study_of(at: Path, kinds: tuple[str, ...] = STEPS) -> dict[str, Any]:
     if "ablate" in kinds:
         content["ablation"] = {}
     if "polysemanticity" in kinds:
-        content["polysemanticity"] = {"task": "asked", "controls": 0, "permutations": 100}
+        content["polysemanticity"] = {"task": "asked", "controls": 0, "probing": {"permutations": 100}}
     if "transfer" in kinds:
-        training = {"seeds": 2, "steps": 3, "attention": [], "conditions": ["none", "source"], "batch_size": 3}
-        content["transfer"] = {"pairs": {"source": str(at / "items"), "targets": ["hi"], **training}}
+        experiment = {"seeds": 2, "attention": [], "conditions": ["none", "source"], "targets": ["hi"]}
+        part = {"source": str(at / "items"), "training": {"steps": 3, "batch_size": 3}, "experiment": experiment}
+        content["transfer"] = {"pairs": part}
     return content
 
 
@@ -112,7 +113,7 @@ def _killed_once(content: dict[str, Any], run: Path, kind: str, after: float) ->
 
 def _child(function: Any, *arguments: Any) -> multiprocessing.process.BaseProcess:
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["langneurons.study.computing", __name__])
+    server.set_forkserver_preload(["langneurons.study.study", __name__])
     child = server.Process(target=function, args=arguments)
     child.start()
     return child

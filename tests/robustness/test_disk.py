@@ -78,13 +78,13 @@ def test_a_save_that_stops_at_any_file_leaves_nothing_wrong_and_works_afterwards
     assert asked[0] < write
 
 
-@pytest.mark.parametrize("name", ["record", "identify", "ablate", "probe", "finetune", "report"])
+@pytest.mark.parametrize("name", ["record", "identify", "ablate", "polysemanticity", "finetune", "report"])
 def test_a_command_on_a_full_disk_says_so_and_goes_on_afterwards(name, at, tmp_path):
     _check_goes_on(commands(at, tmp_path / "out")[name], write=1 if name in ("identify", "report") else 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["perplexity", "evaluate", "transfer", "profile", "study"])
+@pytest.mark.parametrize("name", ["perplexity-matrix", "evaluate", "transfer-experiment", "profile", "study"])
 @pytest.mark.parametrize("write", [1, 3])
 def test_a_long_command_on_a_full_disk_says_so_and_goes_on_afterwards(name, write, at, tmp_path):
     _check_goes_on(commands(at, tmp_path / "out")[name], write)
@@ -97,7 +97,9 @@ def test_a_disk_that_is_really_full_is_said_plainly(at, tmp_path):
         assert not list(small.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("name", ["record", "identify", "perplexity", "evaluate", "ablate", "probe", "finetune"])
+@pytest.mark.parametrize(
+    "name", ["record", "identify", "perplexity-matrix", "evaluate", "ablate", "polysemanticity", "finetune"]
+)
 def test_output_that_must_not_be_written_is_said_plainly(name, at, tmp_path):
     with mounted(tmp_path / "fixed", "4m") as fixed:
         subprocess.run(["mount", "-o", "remount,ro", str(fixed)], check=True)

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from langneurons.study.computing import Computing
-from langneurons.study.forecasting import as_text
 
 import langneurons as ln
 from langneurons import cli
 from langneurons import run as executors
 from langneurons.errors import CorruptArtefactError, ExecutorError, StudyError
 from langneurons.models import view
-from langneurons.study.study import Study
+from langneurons.study.study import Study, as_text
+from langneurons.study.work import Work
 from tests.study.small import SMALL, small
 
 
@@ -44,7 +43,7 @@ def test_every_step_is_done_and_its_result_reads_back(done):
 
 def test_running_again_computes_nothing(done, monkeypatch):
     before, lines = done.files(), []
-    monkeypatch.setattr(Computing, "compute", lambda self, step: pytest.fail(f"{step.name} ran again"))
+    monkeypatch.setattr(Work, "compute", lambda self, step: pytest.fail(f"{step.name} ran again"))
     Study(done.config, done.folder.path).run(say=lines.append, progress=False)
     assert all(line.endswith("done before") for line in lines)
     assert done.files() == before
@@ -112,16 +111,16 @@ class AsAWorker:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray, whose pickles are sent, is not installed")
 def test_tuned_tasks_protocols_and_published_statistics_are_the_same_wherever_they_are_computed(tmp_path):
-    part = {"source": "babel", "languages": ["hi"], "items": 2}
+    part, training = {"source": "babel", "languages": ["hi"], "items": 2}, {"steps": 2, "batch_size": 2}
     config = small(
         methods={"theirs": {"method": "published-lape", "top": 0.002}},
         patches={"mean": {"write": "published:mean_mu_act"}},
         published_statistics={"tokens": 256, "batch_size": 2},
-        finetuning={"english": {"source": "babel", "items": 1, "steps": 2, "batch_size": 2, "attention": ["q"]}},
+        finetuning={"english": {"source": "babel", "items": 1, "training": training, "adapter": {"attention": ["q"]}}},
         tasks={"xnli": {"kind": "xnli", **part, "tuned": "english"}},
         protocols={"xnli": {"task": "xnli", "head_items": 2, "positions": 64}},
         factorial={"tasks": ["xnli"], "operations": ["scale"]},
-        effects={"resamples": 100},
+        testing={"resamples": 100},
         matrix=None,
         report={"profiles": 0},
     )
@@ -182,7 +181,7 @@ def test_a_step_that_fails_stops_only_what_depends_on_it(tmp_path):
 
 
 def test_what_depends_on_a_failed_step_is_blocked(tmp_path):
-    config = small(text=SMALL["text"] | {"tokens": 10_000_000})
+    config = small(recording=SMALL["recording"] | {"tokens_per_language": 10_000_000})
     states = Study(config, tmp_path / "run").run(progress=False).set_index("step")["state"]
     assert states["record/babel"] == "failed"
     assert states["identify/babel/two/lape"] == states["matrix/babel/two/lape/zero"] == "blocked"
@@ -220,17 +219,17 @@ def test_a_text_that_changes_while_it_is_read_fails_the_step(tmp_path, monkeypat
     file.parent.mkdir()
     file.write_text("Nothing much.", "utf-8")
     config = small(text=SMALL["text"] | {"source": str(file.parent)}, sets={"one": ["en"]}, matrix=None)
-    monkeypatch.setattr(Computing, "compute", lambda self, step: file.write_text("Something else.", "utf-8"))
+    monkeypatch.setattr(Work, "compute", lambda self, step: file.write_text("Something else.", "utf-8"))
     states = Study(config, tmp_path / "run").run(progress=False).set_index("step")
     assert "changed while the step ran" in states.loc["record/babel", "why"]
 
 
 def test_an_unforeseen_error_fails_its_step_only(tmp_path, monkeypatch):
     def compute(self, step):
-        if step.kind == "record":
+        if step.stage.name == "record":
             raise MemoryError("too large")
 
-    monkeypatch.setattr(Computing, "compute", compute)
+    monkeypatch.setattr(Work, "compute", compute)
     study = Study(small(models={"a": {"name": "babel"}, "b": {"name": "babel"}}, matrix=None), tmp_path / "run")
     states = study.run(progress=False).set_index("step")
     assert states.loc["record/a", "why"] == states.loc["record/b", "why"] == "MemoryError: too large"

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.errors import EffectError
+from langneurons.errors import EffectError, LangNeuronsWarning
+from langneurons.storage.result import Result
+from langneurons.views.plot import FIGURES
 from tests.planted_statistics import statistics_from
 
 
@@ -31,7 +33,7 @@ def matrix():
     return table_of(changes, ("patched", "measured"), control_low=-0.01, control_high=0.02)
 
 
-def test_the_matrix_marks_what_is_significant_and_larger_than_delta(matrix):
+def test_the_matrix_marks_what_is_significant_and_larger_than_the_margin(matrix):
     figure = ln.plot.perplexity_matrix(matrix)
     text = dict(zip([*"ab"], figure.data[0].text, strict=True))
     assert list(figure.data[0].y) == ["hi", "en"]
@@ -47,8 +49,8 @@ def test_the_matrix_says_in_print_what_was_written_how_many_and_which_marks(matr
     figure = ln.plot.perplexity_matrix(replace(matrix, settings={**matrix.settings, **stored}))
     subtitle = figure.layout.title.subtitle.text.replace("<br>", " ").replace("\u00a0", " ")
     assert subtitle.startswith("Set(value=0); % of")
-    assert "n = 60 items, 30 clusters an effect" in subtitle
-    assert "equivalent to none (±1 %)" in subtitle
+    assert "n = 60 items, 30 clusters per effect" in subtitle
+    assert "equivalent to no change (±1 %)" in subtitle
     assert "made up: 4 effects" in figure.layout.meta["caption"]
 
 
@@ -66,7 +68,7 @@ def test_a_matrix_with_cells_not_measured_is_drawn_with_holes(matrix):
 def test_the_matrix_is_centred_on_no_change_and_says_what_controls_did(matrix):
     figure = ln.plot.perplexity_matrix(matrix)
     assert figure.data[0].zmin == -figure.data[0].zmax
-    assert "matched controls [-1.00, +2.00]" in figure.data[0].customdata[0][0]
+    assert "matched controls [−1.00, +2.00]" in figure.data[0].customdata[0][0]
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +155,12 @@ def test_an_evaluation_is_drawn_by_its_effects():
     names = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
     references = pd.DataFrame(columns=["task", "protocol", "metric", "language", "reference", "value"])
     settings = {"model": "made up", "options": {"margin": 0.01, "resamples": 1000, "seed": 0}}
-    found = ln.evaluation.Evaluation(pd.DataFrame(rows, columns=names), references, None, settings)
-    figure = ln.plot.effects(found)
+    evaluation = ln.evaluation.Evaluation(pd.DataFrame(rows, columns=names), references, None, settings)
+    figure = FIGURES["Evaluation"](evaluation)
     assert figure.data[0].x[0] == pytest.approx(100 / 3)
     assert figure.layout.title.text == "Change of accuracy under each patch (xnli, head)"
     assert "model made up" in figure.layout.meta["provenance"]
-    assert found.plot().layout.title.text == figure.layout.title.text
+    assert evaluation.plot().layout.title.text == figure.layout.title.text
 
 
 def test_natural_values_are_the_mixture_of_the_neurons_distributions(swept):
@@ -182,3 +184,25 @@ def test_tables_of_another_kind_are_refused(matrix, swept, recorded):
         ln.plot.dose_response(matrix, *recorded, "hi")
     with pytest.raises(EffectError, match="no columns patched and measured"):
         ln.plot.perplexity_matrix(ln.effects.EffectTable(swept.rows.drop(columns="patched"), swept.settings))
+
+
+def test_a_result_given_to_effects_draws_itself_and_warns(matrix):
+    class Scores(Result):
+        def plot(self):
+            return ln.plot.effects(matrix)
+
+    with pytest.warns(LangNeuronsWarning, match="draw results by .plot"):
+        assert ln.plot.effects(Scores()) == ln.plot.effects(matrix)
+
+
+def test_a_table_of_effects_draws_itself_as_the_matrix_it_is(matrix, patched):
+    assert matrix.plot().data[0].type == "heatmap"
+    assert patched.plot() == ln.plot.effects(patched)
+
+
+def test_effects_without_an_interval_are_drawn_without_nan(patched):
+    rows = patched.rows.assign(low=np.nan, high=np.nan, minimal_detectable=np.nan)
+    figure = ln.plot.effects(replace(patched, rows=rows))
+    words, hovers = figure.data[-1].text, [text for trace in figure.data[1:-1] for text in trace.customdata]
+    assert words[list(zip(*figure.data[-1].y, strict=True)).index(("hi", "zero"))].split() == ["+30.0", "worse"]
+    assert "nan" not in " ".join([*words, *hovers])

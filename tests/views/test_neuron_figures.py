@@ -55,7 +55,7 @@ def test_every_language_of_a_histogram_integrates_to_one(stats):
         assert np.isclose(sum(trace.customdata), 1)
         assert len(trace.y) <= len(counts)
         assert edges.diff().min() >= 0
-    assert "600 counted tokens a language" in figure.layout.title.subtitle.text
+    assert "600 counted tokens per language" in figure.layout.title.subtitle.text
 
 
 def test_what_cannot_be_drawn_is_refused(stats):

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 import langneurons as ln
-from langneurons.errors import EffectError, TrainingError
+from langneurons.errors import LangNeuronsWarning, TrainingError
+from langneurons.views.plot import FIGURES
 from tests.training.simulated_transfer import simulated
 
 
@@ -28,10 +29,9 @@ def test_without_development_scores_there_is_one_axis():
 
 
 def test_a_fine_tuning_is_drawn_by_its_history_and_says_what_was_measured():
-    tuned = ln.training.Finetuned(
-        None, None, history(), {"metric": "accuracy", "best_step": 30, "settings": {"model": "0123abcd" * 4, "seed": 3}}
-    )
-    figure = ln.plot.training(tuned)
+    settings = {"model": "0123abcd" * 4, "seed": 3}
+    tuned = ln.training.Finetuned(None, None, history(), {"metric": "accuracy", "best_step": 30, "settings": settings})
+    figure = FIGURES["Finetuned"](tuned)
     assert len(figure.data) == 3
     assert figure.layout.yaxis2.title.text == "development accuracy"
     assert "n = 40 steps, parameters of step 30 kept" in figure.layout.title.subtitle.text
@@ -39,12 +39,12 @@ def test_a_fine_tuning_is_drawn_by_its_history_and_says_what_was_measured():
 
 
 @pytest.fixture(scope="module")
-def found():
+def result():
     return simulated({"none": 0.0, "source": 0.2, "random": 0.0}, clusters=20, draws=2, resamples=200)
 
 
-def test_a_transfer_experiment_is_drawn_beside_random_neurons(found):
-    figure = ln.plot.transfer(found.effects())
+def test_a_transfer_experiment_is_drawn_beside_random_neurons(result):
+    figure = ln.plot.effects(result.effects())
     traces = {trace.name: trace for trace in figure.data}
     assert set(traces) == {"random neurons", "source", "random", "in words"}
     assert len(traces["random neurons"].x) == 2 * 12
@@ -52,10 +52,10 @@ def test_a_transfer_experiment_is_drawn_beside_random_neurons(found):
     assert "against training attention and head only" in figure.layout.xaxis.title.text
 
 
-def test_the_experiment_itself_is_drawn_as_scores_of_every_condition_with_the_spread_of_seeds(found):
-    figure = ln.plot.transfer(found)
+def test_the_experiment_itself_is_drawn_as_scores_of_every_condition_with_the_spread_of_seeds(result):
+    figure = ln.plot.transfer(result)
     traces = {trace.name: trace for trace in figure.data}
-    scores = found.scores().query("condition == 'source' and patch == 'unpatched'").set_index("language")
+    scores = result.scores().query("condition == 'source' and patch == 'unpatched'").set_index("language")
     assert list(traces["source"].y[0]) == ["en", "hi", "zh"]
     assert list(traces["source"].x) == pytest.approx(100 * scores["score"].to_numpy())
     assert list(traces["source, SD between seeds"].error_x.array) == pytest.approx(100 * scores["seed_sd"].to_numpy())
@@ -69,8 +69,8 @@ def test_the_experiment_itself_is_drawn_as_scores_of_every_condition_with_the_sp
 
 
 def test_trainings_for_one_target_are_told_apart_in_the_source_language():
-    found = simulated({"none": 0.0, "target": 0.1}, clusters=20, resamples=200)
-    words = next(trace for trace in ln.plot.transfer(found).data if trace.name == "in words")
+    targets = simulated({"none": 0.0, "target": 0.1}, clusters=20, resamples=200)
+    words = next(trace for trace in ln.plot.transfer(targets).data if trace.name == "in words")
     places = list(zip(*words.y, strict=True))
     assert ("en", "target for hi") in places
     assert ("hi", "target") in places
@@ -87,19 +87,23 @@ def test_one_seed_has_no_spread():
     assert "±" not in next(trace for trace in figure.data if trace.name == "in words").text[0]
 
 
-def test_effects_take_the_experiment_too(found):
-    assert "training attention and head only" in ln.plot.effects(found).layout.xaxis.title.text
+def test_effects_on_the_source_and_against_random_are_drawn_too(result):
+    assert "accuracy in en" in ln.plot.effects(result.effects(on="source")).layout.title.text
+    assert "random" in ln.plot.effects(result.effects("random")).layout.xaxis.title.text
 
 
-def test_effects_on_the_source_and_against_random_are_drawn_too(found):
-    assert "accuracy in en" in ln.plot.transfer(found.effects(on="source")).layout.title.text
-    assert "random" in ln.plot.transfer(found.effects("random")).layout.xaxis.title.text
+def test_effects_given_to_the_figure_of_the_experiment_are_drawn_and_warned_of(result):
+    with pytest.warns(LangNeuronsWarning, match=r"draw its effects by ln\.plot\.effects"):
+        figure = ln.plot.transfer(result.effects())
+    assert "training attention and head only" in figure.layout.xaxis.title.text
+
+
+def test_patches_of_trained_models_are_drawn_too():
+    patched = simulated({"none": 0.0}, clusters=10, patches={"zero": 0.1}, resamples=200).patch_effects()
+    assert [trace.name for trace in ln.plot.effects(patched).data] == ["none, zero", "in words"]
 
 
 def test_tables_of_another_kind_are_refused():
-    patched = simulated({"none": 0.0}, clusters=10, patches={"zero": 0.1}, resamples=200).patch_effects()
-    with pytest.raises(EffectError, match="begin with trained"):
-        ln.plot.transfer(patched)
     with pytest.raises(TrainingError, match="no column 'dev'"):
         ln.plot.training(history().drop(columns="dev"))
     with pytest.raises(TrainingError, match="no step"):

@@ -235,20 +235,11 @@ def record_halves(
     recording, run = with_options(options, recording, run)
     tokens = _sized(model, recording, halves).tokens_per_language
     assert tokens is not None
-    settings: dict[str, Any] = {
-        "tokens_per_language": tokens // 2,
-        "context_length": recording.context_length,
-        "sites": recording.sites,
-        "also": recording.also,
-        "sentences": recording.sentences,
-        "batch_size": run.batch_size or 8,
-        "progress": bool(run.progress),
-        "executor": run.executor,
-    }
-    folders = (None, None) if run.out is None else (run.out / "first", run.out / "second")
+    recording = recording.model_copy(update={"tokens_per_language": tokens // 2})
+    runs = [run if run.out is None else run.model_copy(update={"out": run.out / name}) for name in ("first", "second")]
     first, second = (half.shuffle(seed) for half in halves)
-    statistics = record(model, first, out=folders[0], **settings)
-    return statistics, record(model, second, out=folders[1], like=statistics, **settings)
+    statistics = record(model, first, recording=recording, run=runs[0])
+    return statistics, record(model, second, like=statistics, recording=recording, run=runs[1])
 
 
 def _null_corpora(
@@ -317,11 +308,11 @@ def nulls_of(
         raise StatisticsError("No null was given: record some with langneurons.nulls, or pass {name: statistics}.")
     on_real = whole(real)
     cutoffs = {
-        label: _Cutoff.of(selection) for label, selection in deciding(method, on_real).items() if len(selection.chosen)
+        label: _Cutoff.of(selection) for label, selection in deciding(method, on_real).items() if len(selection.neurons)
     }
     if not cutoffs:
         raise StatisticsError(f"{method!r} chooses no neuron on the real languages: there is no cut-off to test.")
-    rows, per_language = [_row(method, REAL, real, sum(cutoff.chosen for cutoff in cutoffs.values()), None, limit)], []
+    rows, per_language = [_row(method, REAL, real, sum(cutoff.count for cutoff in cutoffs.values()), None, limit)], []
     for name, null in nulls.items():
         on_null = whole(null)
         _check_comparable(name, on_null, on_real)
@@ -329,31 +320,31 @@ def nulls_of(
         figures = {label: cutoff.against(selections) for label, cutoff in cutoffs.items()}
         per_language += [{"null": name, "language": label, **row} for label, row in figures.items()]
         share = float(np.mean([row["share"] for row in figures.values()]))
-        rows.append(_row(method, name, null, sum(len(selection.chosen) for selection in selections), share, limit))
+        rows.append(_row(method, name, null, sum(len(selection.neurons) for selection in selections), share, limit))
     return Nulls(repr(method), pd.DataFrame(rows), pd.DataFrame(per_language), limit)
 
 
 @dataclass(frozen=True)
 class _Cutoff:
-    """Scores from ``high`` up or from ``low`` down are as good as the worst of the ``chosen`` neurons."""
+    """Scores from ``high`` up or from ``low`` down are as good as the worst of ``count`` chosen neurons."""
 
     low: float
     high: float
-    chosen: int
+    count: int
 
     @classmethod
     def of(cls, selection: Selection) -> "_Cutoff":
-        scores, upper = selection.scores[selection.chosen], high_ones(selection)
+        scores, upper = selection.scores[selection.neurons], high_ones(selection)
         low, high = scores[~upper].max(initial=-np.inf), scores[upper].min(initial=np.inf)
         return cls(float(low), float(high), len(scores))
 
     def against(self, selections: Sequence[Selection]) -> dict[str, float]:
         """The choices of a null beyond the cut-off."""
-        scores = [selection.scores[selection.chosen] for selection in selections]
+        scores = [selection.scores[selection.neurons] for selection in selections]
         beyond = float(np.mean([((values >= self.high) | (values <= self.low)).sum() for values in scores]))
         ends = {"cutoff_low": self.low, "cutoff_high": self.high}
         cutoffs = {name: end if np.isfinite(end) else np.nan for name, end in ends.items()}
-        return {**cutoffs, "chosen": self.chosen, "beyond": beyond, "share": beyond / self.chosen}
+        return {**cutoffs, "chosen": self.count, "beyond": beyond, "share": beyond / self.count}
 
 
 def _row(

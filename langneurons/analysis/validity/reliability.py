@@ -36,12 +36,12 @@ class Selection:
     """The neurons a method chose under one label, and the scores it chose by.
 
     Attributes:
-        scores: Of every neuron, flat (layer x width + neuron).
-        chosen: Flat indices of the chosen ones, increasing.
+        scores: Scores of every neuron, flat (layer x width + neuron).
+        neurons: Flat indices of the neurons that were chosen, increasing.
     """
 
     scores: Float[np.ndarray, " neuron"]
-    chosen: Int[np.ndarray, " chosen"]
+    neurons: Int[np.ndarray, " chosen"]
 
 
 def selections(method: Method, stats: ActivationStats) -> dict[str, Selection]:
@@ -58,7 +58,7 @@ def deciding(method: Method, stats: ActivationStats) -> dict[str, Selection]:
     by_language, knows_languages = _selected(method, stats)
     if knows_languages:
         return by_language
-    members = [selection.chosen for selection in by_language.values()]
+    members = [selection.neurons for selection in by_language.values()]
     return {EVERY: Selection(next(iter(by_language.values())).scores, np.unique(np.concatenate(members)))}
 
 
@@ -80,7 +80,7 @@ def high_ones(selection: Selection) -> Bool[np.ndarray, " chosen"]:
 
     Where less than a tenth of the choice lies on one side of the median, that is an accident.
     """
-    upper = selection.scores[selection.chosen] > np.median(selection.scores)
+    upper = selection.scores[selection.neurons] > np.median(selection.scores)
     if not len(upper):
         return upper
     if upper.mean() >= ONE_SIDED:
@@ -301,8 +301,8 @@ class _Compared:
 
     @classmethod
     def of(cls, first: Selection, second: Selection) -> "_Compared":
-        either = np.union1d(first.chosen, second.chosen)
-        both = np.isin(either, np.intersect1d(first.chosen, second.chosen))
+        either = np.union1d(first.neurons, second.neurons)
+        both = np.isin(either, np.intersect1d(first.neurons, second.neurons))
         scores = np.stack([first.scores, second.scores], axis=1)
         return cls(_ranks(scores), either, _ranks(scores[either]), both.astype(float))
 
@@ -348,7 +348,7 @@ def _table(several: list[Pairs], draws: Float[np.ndarray, "draw language figure"
 
 
 def _sizes(language: str, pairs: list[tuple[Selection, Selection]]) -> dict[str, float | str]:
-    sizes = [(len(first.chosen), len(second.chosen)) for first, second in pairs]
+    sizes = [(len(first.neurons), len(second.neurons)) for first, second in pairs]
     neurons = len(pairs[0][0].scores)
     return {
         "language": language,

@@ -210,7 +210,7 @@ class _Ending(StoppingCriteria):
     def __init__(self, rows: GeneratedRows) -> None:
         self._rows = rows
 
-    def __call__(self, input_ids: Int[torch.Tensor, "row position"], scores: Any, **options: Any) -> Any:
+    def __call__(self, input_ids: Int[torch.Tensor, "row position"], scores: object, **options: object) -> Any:
         self._rows.extend(input_ids[:, -1])
         return torch.tensor(self._rows.ended, device=input_ids.device)
 
@@ -219,7 +219,7 @@ class _Allowing(LogitsProcessor):
     def __init__(self, rows: GeneratedRows) -> None:
         self._rows = rows
 
-    def __call__(self, input_ids: Int[torch.Tensor, "row position"], scores: Any) -> Any:
+    def __call__(self, input_ids: Int[torch.Tensor, "row position"], scores: torch.Tensor) -> Any:
         return self._rows.allowed(scores)
 
 

@@ -13,6 +13,7 @@ from langneurons.study.stages.tasks import TaskPart, asked_tokens, patchable, ta
 from langneurons.study.tables import Grid, Languages, Names, StudyConfig
 
 if TYPE_CHECKING:
+    from langneurons.evaluation.evaluation import Factorial
     from langneurons.models.description import ModelDescription
     from langneurons.study.work import Work
 
@@ -77,9 +78,11 @@ class FactorialStage(NeuronStage[FactorialPart]):
             run=work.measuring,
         ).save(work.result(step))
 
-    def load(self, folder: Path) -> "ln.evaluation.Factorial":
+    def load(self, folder: Path) -> "Factorial":
         """The factorial, not the evaluation that it is saved with."""
-        return ln.evaluation.Factorial.load(folder)
+        from langneurons.evaluation.evaluation import Factorial
+
+        return Factorial.load(folder)
 
     def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
         """Every item of every task unpatched, and in every cell with its controls."""

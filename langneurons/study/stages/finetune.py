@@ -16,6 +16,7 @@ from langneurons.study.tables import Part, Split, StudyConfig
 if TYPE_CHECKING:
     from langneurons.models.description import ModelDescription
     from langneurons.study.work import Work
+    from langneurons.training.finetuned import Finetuned
 
 
 class FinetuningPart(Part):
@@ -82,5 +83,5 @@ def trained_tokens(kind: str, training: Training, number: float | int) -> float 
     return seen * pair_tokens(kind) * BACKWARD
 
 
-def _finetuned(model: Any, job: "tuple[Any, ln.MaskedLoRA]", **options: Any) -> "ln.training.Finetuned":
+def _finetuned(model: Any, job: "tuple[Any, ln.MaskedLoRA]", **options: Any) -> "Finetuned":
     return ln.finetune(model, *job, **options)

@@ -12,13 +12,14 @@ from langneurons import storage
 from langneurons.analysis.validity.table import ValidityTable
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, StorageError
-from langneurons.evaluation.evaluation import AT, UNPATCHED, Evaluation
+from langneurons.evaluation.evaluation import AT, UNPATCHED, Evaluation, Factorial
 from langneurons.replication.published import Claim, Published, ScoreRow, TrainingRow, listed, read_published
 from langneurons.storage.result import Result
 from langneurons.study.stages import Plan, Stage, Step
 from langneurons.study.tables import Part, StudyConfig
 from langneurons.training.conditions import NONE
-from langneurons.views.report.answers import of_matrix
+from langneurons.training.transfer_table import Transfer
+from langneurons.views.report.findings import of_matrix
 from langneurons.views.style import interval, signed
 
 if TYPE_CHECKING:
@@ -88,13 +89,15 @@ def findings_of(report: Step, work: "Work", model: str) -> ln.Findings:
     steps = [step for step in report.inputs if step.model == model]
     finished = [step for step in steps if work.folder.is_done(step)]
     results = [(step, step.stage.load(work.result(step))) for step in finished if step.stage.section]
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, Any] = {}
     for step, result in results:
         place = (step.language_set, step.method, step.entry, step.patch)
         name = ", ".join(filter(None, place if len(config.sets) > 1 else place[1:]))
         sections.setdefault(step.stage.section, {})[name] = result
     against = Against(config, read_published(config.published) if config.published else None, model, results)
-    single = {section: next(iter(sections.pop(section, {"": None}).values())) for section in ("stats", "profiles")}
+    single: dict[str, Any] = {
+        section: next(iter(sections.pop(section, {"": None}).values())) for section in ("stats", "profiles")
+    }
     missing = [f"Not done: {step.name}{_why(work, step)}." for step in steps if step not in finished]
     changed = [f"{place}, {repr(result).splitlines()[0]}" for place, result in sections.pop("answer", {}).items()]
     title = config.question or f"What was found in {model}"
@@ -142,7 +145,7 @@ def read_folder(folder: Path, question: str) -> tuple[ln.Findings, list[str]]:
     """
     if not folder.is_dir():
         raise StorageError(f"Cannot read {folder}: there is no such folder.")
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, Any] = {}
     left_out = []
     files = [file for file in folder.rglob("*.json") if len(file.relative_to(folder).parts) <= DEEPEST]
     for file in sorted(files, key=lambda path: (len(path.parts), path)):
@@ -164,7 +167,7 @@ def read_folder(folder: Path, question: str) -> tuple[ln.Findings, list[str]]:
     sections.pop("", None)
     if not sections:
         raise StorageError(f"{folder} holds no result: give a folder that other commands wrote to.")
-    alone = {
+    alone: dict[str, Any] = {
         section: next(iter(results.values()))
         for section, results in sections.items()
         if section in SINGLE or (len(results) == 1 and section != "neurons")
@@ -266,7 +269,7 @@ class Against:
                         )
                         yield {**shown, "paper": paper, **self._trained(transfer, condition, row)}
 
-    def _trained(self, transfer: ln.training.Transfer, condition: str, row: TrainingRow) -> dict[str, str]:
+    def _trained(self, transfer: Transfer, condition: str, row: TrainingRow) -> dict[str, str]:
         """A training's score here, and its difference to training attention and head only."""
         scores = transfer.scores(row.metric)
         same = (scores["condition"] == condition) & (scores["language"] == row.language)
@@ -298,7 +301,7 @@ class Against:
                     yield {"paper": claim.said, "here": here, "step": step.name}
 
     def _judged(self, claim: Claim, result: Any) -> str:
-        evaluation = result.evaluation if isinstance(result, ln.evaluation.Factorial) else result
+        evaluation = result.evaluation if isinstance(result, Factorial) else result
         names = [name for name in (claim.patch, claim.against) if name is not None]
         sentences = []
         for table in _tables(evaluation):

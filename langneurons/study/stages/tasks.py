@@ -121,7 +121,7 @@ def task_of(part: TaskPart, step: Step, work: "Work") -> "ln.tasks.Task":
     return task.with_head(work.once(key, lambda: ln.tasks.ClassificationHead.fit(work.model(step), items)))
 
 
-def head_items(part: TaskPart, count: int, work: "Work") -> "ln.tasks.Task":
+def head_items(part: TaskPart, count: int, work: "Work") -> Any:
     """The items that a head of a task is fitted on: those that it was tuned on, or those of ``head_split``."""
     seed = work.config.seed
     if part.tuned is not None:

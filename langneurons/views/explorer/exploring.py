@@ -29,12 +29,12 @@ Neuron = tuple[int, int]
 WHATS = ("neuron", "layer", "language")
 SAMPLE_LETTERS = 200
 WITHOUT_WIDGETS = (
-    "Widgets are not available here (pip install 'langneurons[notebooks]', then start Jupyter again): this is a still "
-    "picture. The clicks are methods too: .click(language, layer), .show((layer, neuron)), .ablate(value, text)."
+    "Widgets are not available here (pip install 'langneurons[notebooks]', then start Jupyter again), so this is a "
+    "still picture. The clicks are methods too: .click(language, layer), .show((layer, neuron)), .ablate(value, text)."
 )
 STILL = (
-    "The explorer is alive while its notebook runs. What its clicks show, .click(language, layer), "
-    ".show((layer, neuron)) and .ablate(value, text) give as well."
+    "The explorer works while its notebook runs. The methods .click(language, layer), .show((layer, neuron)) and "
+    ".ablate(value, text) return what its clicks show."
 )
 
 
@@ -51,17 +51,17 @@ def explore(
     """Explore a neuron set in Jupyter: from the heatmap to a layer, to a neuron's page, to ablating it on your text.
 
     Args:
-        model: From ``load_model``.
+        model: A model returned by ``load_model``.
         stats: Statistics of the same model at the neurons' site.
         neurons: A neuron set.
-        corpus: Texts to look through for those that move a neuron; without it pages show no texts.
-        text: The text to ablate on; None takes the beginning of the corpus's first document in the language looked at.
-        polysemanticity: From ``ln.polysemanticity``: pages then say what else a neuron carries.
-        ablation: From ``ln.ablate``: pages then show measured effects.
-        documents: How many random documents a language to look through when a neuron is clicked.
+        corpus: Texts to look through for those that activate a neuron; without it pages show no texts.
+        text: Text to ablate on; by default the beginning of the corpus's first document in the chosen language.
+        polysemanticity: Result of ``ln.polysemanticity``; pages then say what else a neuron carries.
+        ablation: Result of ``ln.ablate``; pages then show measured effects.
+        documents: Random documents per language to look through when a neuron is clicked.
 
     Returns:
-        What a notebook shows as widgets or, where there are none, as a sentence and a figure.
+        An explorer, which notebooks show as widgets or, where there are none, as a sentence and a figure.
 
     Raises:
         NeuronSetError: If the set is empty or of another shape.
@@ -89,9 +89,9 @@ class Explorer:
     """What ``ln.explore`` returns; every click is a method too.
 
     Attributes:
-        text: The text that is ablated on.
-        language: Of the cell that was clicked last, None before.
-        layer: Of that cell.
+        text: The text to ablate on.
+        language: Language of the cell that was clicked last, None before.
+        layer: Layer of the cell that was clicked last, None before.
         neuron: Layer and index of the neuron shown last, None before.
         panel: The widgets, None where there are none.
     """
@@ -123,12 +123,12 @@ class Explorer:
 
         Args:
             language: A label of the neuron set.
-            layer: Which layer.
+            layer: A layer of the model.
 
         Returns:
-            One row a neuron: layer, neuron, own (the share of the language's tokens on which it is active, or its mean
-            magnitude where the sign means nothing), elsewhere (the largest in another language), where (which one), and
-            ahead (own - elsewhere).
+            One row per neuron: layer, neuron, own (the share of the language's tokens on which it is active, or its
+            mean magnitude where the sign means nothing), elsewhere (the largest in another language), where (which
+            one), and ahead (own - elsewhere).
 
         Raises:
             LanguageError: If there is no such label.
@@ -167,13 +167,13 @@ class Explorer:
         return page
 
     def ablate(self, value: float = 0.0, text: str | None = None, what: str = "neuron") -> Trial:
-        """Give neurons a value, and see what that does to a text.
+        """Set neurons to a value, and see what that does to a text.
 
         Args:
-            value: What is written.
-            text: Which text; None takes the last one.
-            what: The "neuron" shown last, or the neurons of the "layer" and language clicked last, or all of that
-                "language".
+            value: The value to set the neurons to.
+            text: The text; by default the last one.
+            what: "neuron" for the neuron shown last, "layer" for the neurons of the language and layer clicked last, or
+                "language" for all neurons of that language.
 
         Returns:
             The loss of every token, and how the model goes on, without and with it.
@@ -184,10 +184,9 @@ class Explorer:
             TaskError: If it leaves no room in the model's context to go on.
         """
         self.text = self.text if text is None else text
-        chosen, named = self._chosen(what)
-        patch = SetTo(chosen, value)
+        neurons, name = self._ablated(what)
         self._say("Reading the text ...")
-        trial = try_out(self._model, patch, self.text, f"{named} set to {value:g}")
+        trial = try_out(self._model, SetTo(neurons, value), self.text, f"{name} set to {value:g}")
         if self.panel is not None:
             self.panel.show_text(self.text)
             self.panel.show_trial(value, trial._repr_html_())
@@ -213,7 +212,7 @@ class Explorer:
         if not bool(self._neurons.mask()[neuron]):
             sentences.append(f"Neuron {neuron[1]} of layer {neuron[0]} belongs to no language of this set.")
         if self._corpus is None:
-            sentences.append("For the texts that move it, give explore() a corpus=.")
+            sentences.append("Give explore() a corpus= to see the texts that activate it.")
         return Markup("").join(Markup("<p>{}</p>").format(sentence) for sentence in sentences)
 
     def _on_the_text(self, neuron: Neuron) -> Markup:
@@ -221,14 +220,14 @@ class Explorer:
         if not self.text.strip():
             return Markup("")
         try:
-            found = activations(self._model, self.text, self._pages.alone(neuron))
+            values = activations(self._model, self.text, self._pages.alone(neuron))
         except ModelError as error:
             return Markup("<p>{}</p>").format(error)
-        shown = coloured_text(found.index.get_level_values("token").tolist(), found.iloc[:, 0].tolist())
-        return Markup('<div style="font-family:{}"><p><b>On your text</b></p>{}</div>').format(FONT, shown)
+        tokens = coloured_text(values.index.get_level_values("token").tolist(), values.iloc[:, 0].tolist())
+        return Markup('<div style="font-family:{}"><p><b>On your text</b></p>{}</div>').format(FONT, tokens)
 
-    def _chosen(self, what: str) -> tuple[NeuronSet, str]:
-        """The neurons that are ablated, and what they are called."""
+    def _ablated(self, what: str) -> tuple[NeuronSet, str]:
+        """The neurons to ablate, and their name."""
         if what not in WHATS:
             raise NeuronSetError(unknown("what", what, WHATS))
         if what == "neuron":
@@ -237,11 +236,11 @@ class Explorer:
             return self._pages.alone(self.neuron), f"neuron {self.neuron[1]} of layer {self.neuron[0]}"
         if self.language is None or self.layer is None:
             raise NeuronSetError("No cell is chosen: click one of the map, or call .click(language, layer).")
-        chosen = self._neurons[self.language]
+        neurons = self._neurons[self.language]
         if what == "language":
-            return chosen, f"{len(chosen):,} {self.language} neurons"
-        pairs = [(self.layer, index) for index in chosen.per_layer()[self.layer].tolist()]
-        here = NeuronSet.of({self.language: pairs}, chosen.shape, chosen.site, chosen.model)
+            return neurons, f"{len(neurons):,} {self.language} neurons"
+        pairs = [(self.layer, index) for index in neurons.per_layer()[self.layer].tolist()]
+        here = NeuronSet.of({self.language: pairs}, neurons.shape, neurons.site, neurons.model)
         return here, f"{len(here):,} {self.language} neurons of layer {self.layer}"
 
     def _take_sample(self, language: str) -> None:
@@ -256,7 +255,7 @@ class Explorer:
         """Values that the neuron takes, zero among them."""
         try:
             pooled = self._stats.pooled()
-            low, high = (float(one[neuron]) for one in (pooled.minimum(), pooled.maximum()))
+            low, high = float(pooled.minimum()[neuron]), float(pooled.maximum()[neuron])
         except StatisticsError:  # published counts
             return -1.0, 1.0
         return min(low, 0.0), max(high, 0.0)

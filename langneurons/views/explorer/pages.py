@@ -1,4 +1,4 @@
-"""A neuron's page, made when the neuron is clicked: of the texts of a corpus, or without any."""
+"""What the explorer shows: a neuron's page, a ranking of neurons, and the effect of a patch on one text."""
 
 import math
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ class Pages:
     """Pages of a model's neurons, each made once.
 
     Args:
-        model: From ``load_model``.
+        model: A model returned by ``load_model``.
         stats: Statistics of the model at the neurons' site.
-        neurons: Whose languages the pages name.
+        neurons: Neuron set whose languages the pages name.
         corpus: Texts to look through, None for pages without texts.
-        polysemanticity: What is known of what neurons carry.
-        ablation: What is known of what is lost without them.
-        documents: How many documents a language to look through.
+        polysemanticity: Result of ``ln.polysemanticity`` to show on the pages.
+        ablation: Result of ``ln.ablate`` to show on the pages.
+        documents: Documents per language to look through.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class Pages:
     ) -> None:
         self._model, self._stats, self._neurons = model, stats, neurons
         self._corpus, self._documents = corpus, documents
-        self._known = (polysemanticity, ablation, {"this set": neurons})
-        self._made: dict[tuple[int, int], NeuronPage] = {}
+        self._results = (polysemanticity, ablation, {"this set": neurons})
+        self._pages: dict[tuple[int, int], NeuronPage] = {}
 
     def __contains__(self, neuron: tuple[int, int]) -> bool:
-        return neuron in self._made
+        return neuron in self._pages
 
     def __getitem__(self, neuron: tuple[int, int]) -> NeuronPage:
         """The page of a neuron, by layer and index."""
-        if neuron not in self._made:
-            self._made[neuron] = self._without_texts(neuron) if self._corpus is None else self._with_texts(neuron)
-        return self._made[neuron]
+        if neuron not in self._pages:
+            self._pages[neuron] = self._without_texts(neuron) if self._corpus is None else self._with_texts(neuron)
+        return self._pages[neuron]
 
     def alone(self, neuron: tuple[int, int]) -> NeuronSet:
         """The neuron as a set of its own."""
@@ -76,24 +76,25 @@ class Pages:
 
     def _with_texts(self, neuron: tuple[int, int]) -> NeuronPage:
         assert self._corpus is not None
-        one = self.alone(neuron)
+        neurons, documents = self.alone(neuron), self._documents
         profiles = profile(
-            self._model, one, self._corpus, self._stats, TEXTS, documents=self._documents, progress=False
+            self._model, neurons, self._corpus, self._stats, k=TEXTS, documents=documents, progress=False
         )
-        return neuron_page(profiles, neuron, self._stats, *self._known)
+        return neuron_page(profiles, neuron, self._stats, *self._results)
 
     def _without_texts(self, neuron: tuple[int, int]) -> NeuronPage:
-        seen, one = view(self._model), self.alone(neuron)
-        settings = {"model": seen.name, "fingerprint": self._stats.fingerprint, "site": one.site, "gated": seen.gated}
+        model_view, neurons = view(self._model), self.alone(neuron)
+        settings = {"model": model_view.name, "fingerprint": self._stats.fingerprint}
+        settings |= {"site": neurons.site, "gated": model_view.gated}
         profiles = Profiles(
             pd.DataFrame(columns=["text", "language", "document", "pieces"]),
             pd.DataFrame(columns=EXAMPLES),
-            output_tokens(seen, one, OUTPUT_TOKENS),
-            similar_neurons(seen, one, self._stats, SIMILAR),
+            output_tokens(model_view, neurons, OUTPUT_TOKENS),
+            similar_neurons(model_view, neurons, self._stats, SIMILAR),
             {**settings, "neurons": [neuron], "languages": []},
         )
-        content = page_content(profiles, neuron, self._stats, *self._known)
-        title = f"Layer {neuron[0]}, neuron {neuron[1]} of {seen.name}"
+        content = page_content(profiles, neuron, self._stats, *self._results)
+        title = f"Layer {neuron[0]}, neuron {neuron[1]} of {model_view.name}"
         return NeuronPage(neuron, title, rendered(content, brief=True))
 
 
@@ -104,8 +105,8 @@ def response(stats: ActivationStats) -> tuple[str, Float[Tensor, "language layer
     """Measure how much every neuron responds to every language, in a way that means something at the site.
 
     Returns:
-        What it is, and its values: the share of tokens with an activation above zero, or where the sign means nothing
-        the mean absolute activation.
+        Name and values of the measure: the share of tokens with an activation above zero or, where the sign means
+        nothing, the mean absolute activation.
 
     Example:
         >>> response(stats)[0]
@@ -130,13 +131,13 @@ def ranked(
     Args:
         neurons: A neuron set.
         languages: The recorded languages.
-        responses: What ``response`` measured in them.
+        responses: Values that ``response`` returned.
         language: A label of the set.
-        layer: Which layer.
+        layer: A layer of the model.
 
     Returns:
         Columns layer, neuron, own (the response in the language), elsewhere (the largest in another), where (which one)
-        and ahead (own - elsewhere); NaN of a label that was not recorded, which leaves the order of the neurons.
+        and ahead (own - elsewhere); NaN for a label that was not recorded, which leaves the neurons in their order.
 
     Raises:
         LanguageError: If the set has no such label.
@@ -156,22 +157,22 @@ def ranked(
         has = ", ".join(map(str, per_layer)) or "no layer"
         raise NeuronSetError(f"{language} has no neurons in layer {layer}: it has some in {has}.")
     members = per_layer[layer]
-    found = responses[:, layer, members].double()
-    own, others = torch.full_like(found[0], torch.nan), found
+    others = responses[:, layer, members].double()
+    own = torch.full_like(others[0], torch.nan)
     if language in languages:
         position = languages.index(language)
-        own, others = found[position], found.clone()
+        own = others[position].clone()
         others[position] = -torch.inf
     elsewhere, where = others.max(0)
-    known = torch.isfinite(elsewhere)
-    elsewhere = elsewhere.where(known, torch.nan)
+    finite = torch.isfinite(elsewhere)
+    elsewhere = elsewhere.where(finite, torch.nan)
     table = pd.DataFrame(
         {
             "layer": layer,
             "neuron": members.numpy(),
             "own": own.numpy(),
             "elsewhere": elsewhere.numpy(),
-            "where": [languages[place] if one else "" for place, one in zip(where.tolist(), known, strict=True)],
+            "where": [languages[place] if there else "" for place, there in zip(where.tolist(), finite, strict=True)],
             "ahead": (own - elsewhere).numpy(),
         }
     )
@@ -188,11 +189,11 @@ class Trial:
     """What a patch did to one text.
 
     Attributes:
-        about: What was written where, in words.
-        tokens: One row a token: token, its loss unpatched and patched (nats; NaN where nothing comes before it).
-        unpatched: How the model goes on from the text.
-        patched: How it goes on with the patch.
-        note: What else must be known; empty where nothing.
+        about: The patch in words.
+        tokens: One row per token: token, its loss unpatched and patched (nats; NaN where nothing comes before it).
+        unpatched: The model's continuation of the text.
+        patched: Its continuation with the patch.
+        note: A warning, or "".
     """
 
     about: str
@@ -205,18 +206,20 @@ class Trial:
     def sentence(self) -> str:
         """The effect on the whole text, in words."""
         losses = self.tokens[["unpatched", "patched"]].dropna().to_numpy()
-        counted = len(losses)
-        if not counted:
+        if not len(losses):
             return f"{self.about}: the text is one token, which nothing predicts."
         before, after = losses.mean(0).tolist()
         return (
-            f"{self.about}: the loss of this text goes from {before:.3f} to {after:.3f} nats a token "
-            f"({100 * (after / before - 1):+.2f} %, {counted} tokens)."
+            f"{self.about}: the loss of this text goes from {before:.3f} to {after:.3f} nats per token "
+            f"({100 * (after / before - 1):+.2f} %, {len(losses)} tokens)."
         )
 
     def __repr__(self) -> str:
-        written = f"Unpatched it goes on: {self.unpatched or ENDED}\nPatched it goes on: {self.patched or ENDED}"
-        return "\n".join(filter(None, [self.sentence, self.note, written, CAUTION]))
+        continuations = [
+            f"Unpatched it goes on: {self.unpatched or ENDED}",
+            f"Patched it goes on: {self.patched or ENDED}",
+        ]
+        return "\n".join(filter(None, [self.sentence, self.note, *continuations, CAUTION]))
 
     def _repr_html_(self) -> Markup:
         change = (self.tokens["patched"] - self.tokens["unpatched"]).tolist()
@@ -239,17 +242,17 @@ class Trial:
 
 
 def try_out(model: torch.nn.Module, patch: Patch, text: str, about: str, new_tokens: int = NEW_TOKENS) -> Trial:
-    """Read a text, and go on from it, without and with a patch.
+    """Read a text and continue it, without and with a patch.
 
     Args:
-        model: From ``load_model``.
-        patch: What to write.
-        text: Any text that leaves room in the model's context for the new tokens.
+        model: A model returned by ``load_model``.
+        patch: The patch to try.
+        text: Text that leaves room in the model's context for the new tokens.
         about: The patch in words.
-        new_tokens: How far to go on, greedily.
+        new_tokens: Tokens to continue the text by, greedily.
 
     Returns:
-        What changed.
+        Losses and continuations of both.
 
     Raises:
         ModelError: If the text is empty or too long.
@@ -263,30 +266,30 @@ def try_out(model: torch.nn.Module, patch: Patch, text: str, about: str, new_tok
         >>> trial.tokens.columns.tolist(), len(trial.tokens)
         (['token', 'unpatched', 'patched'], 7)
     """
-    seen = view(model)
-    check_fits(patch, seen)
+    model_view = view(model)
+    check_fits(patch, model_view)
     pieces = activations(model, text, patch.neurons).index.get_level_values("token").tolist()
-    ids = prompt_ids(seen.tokenizer, text)  # pyright: ignore[reportArgumentType]: activations asked for a tokenizer
-    plain, unpatched = complete(model, [ids], new_tokens, ())[0].text, _read(seen, ids, len(pieces))
-    with patching(seen, [patch]):
-        changed, patched = complete(model, [ids], new_tokens, ())[0].text, _read(seen, ids, len(pieces))
+    ids = prompt_ids(model_view.tokenizer, text)  # pyright: ignore[reportArgumentType]: activations asked for a tokenizer
+    plain, unpatched = complete(model, [ids], new_tokens, ())[0].text, _losses(model_view, ids, len(pieces))
+    with patching(model_view, [patch]):
+        changed, patched = complete(model, [ids], new_tokens, ())[0].text, _losses(model_view, ids, len(pieces))
     table = pd.DataFrame({"token": pieces, "unpatched": unpatched, "patched": patched})
-    return Trial(about, table, plain, changed, _note(seen, patch))
+    return Trial(about, table, plain, changed, _note(model_view, patch))
 
 
-def _read(seen: ModelView, ids: list[int], tokens: int) -> Float[np.ndarray, " token"]:
-    """The loss of each of the last ``tokens`` ids, NaN of one with nothing before it."""
-    with scoring(seen.model):
-        logits = seen.forward(torch.tensor([ids]))
+def _losses(model_view: ModelView, ids: list[int], tokens: int) -> Float[np.ndarray, " token"]:
+    """The loss of each of the last ``tokens`` ids, NaN where nothing comes before."""
+    with scoring(model_view.model):
+        logits = model_view.forward(torch.tensor([ids]))
         assert logits is not None
-        wanted = torch.tensor(ids[1:], device=logits.device)
-        losses = torch.nn.functional.cross_entropy(logits[0, :-1].float(), wanted, reduction="none")
+        targets = torch.tensor(ids[1:], device=logits.device)
+        losses = torch.nn.functional.cross_entropy(logits[0, :-1].float(), targets, reduction="none")
     return np.concatenate([[math.nan], losses.double().cpu().numpy()])[-tokens:]
 
 
-def _note(seen: ModelView, patch: Patch) -> str:
-    share = unreachable(seen.model, patch)
+def _note(model_view: ModelView, patch: Patch) -> str:
+    share = unreachable(model_view.model, patch)
     if not share > 0:
         return ""
-    low, _ = seen.act_range()
-    return f"The model's activation function cannot give {share:.0%} of the values written: it gives {low:.3f} or more."
+    low, _ = model_view.act_range()
+    return f"The activation function cannot reach {share:.0%} of the values written: its smallest value is {low:.3f}."

@@ -1,4 +1,4 @@
-"""The widgets of the explorer: they pass on what the user does, and show what they are given."""
+"""The widgets of the explorer: they pass clicks on to it, and show its results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,10 +45,10 @@ class Panel:
     """Heatmap, list of neurons, page, text and slider.
 
     Args:
-        actions: Who acts.
+        actions: Object that does what is clicked, an ``Explorer``.
         figure: The heatmap, languages down and layers across.
-        languages: The labels of the neuron set.
-        layers: How many layers there are.
+        languages: Labels of the neuron set.
+        layers: Number of layers.
     """
 
     def __init__(self, actions: Actions, figure: go.Figure, languages: Sequence[str], layers: int) -> None:
@@ -81,10 +81,10 @@ class Panel:
         """List the neurons of a cell, and mark it.
 
         Args:
-            language: Its language.
-            layer: Its layer.
-            title: What is listed.
-            choices: A line of text and the neuron, each.
+            language: Language of the cell.
+            layer: Layer of the cell.
+            title: Title of the list.
+            choices: Pairs of a line of text and the neuron.
         """
         row = self._languages.index(language)
         corners = {"x0": layer - 0.5, "x1": layer + 0.5, "y0": row - 0.5, "y1": row + 0.5}
@@ -101,7 +101,7 @@ class Panel:
         Args:
             neuron: Layer and index.
             html: The page.
-            values: The least and the largest value.
+            values: Smallest and largest value of the neuron.
         """
         self.page.value, self.trial.value, self._tried = html, "", False
         with self._quietly():
@@ -182,19 +182,19 @@ class Panel:
         self._do(lambda: self._actions.ablate(self.value.value, self.text.value, str(self.what.value)))
 
     def _do(self, action: Callable[[], Any]) -> None:
-        """Act on what the user did; what goes wrong is said in the panel, where the user looks."""
+        """Do what the user asked for; errors are shown in the panel, where the user looks."""
         self.say("")
         try:
             action()
         except LangNeuronsError as error:
             self.say(str(error))
         except Exception as error:
-            self.say(f"This failed ({type(error).__name__}: {error}); the log of the kernel holds the details.")
+            self.say(f"This failed ({type(error).__name__}: {error}); see the log of the kernel for details.")
             raise
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
-        """Change widgets inside the block without taking that for something the user did."""
+        """Change widgets inside the block without acting as if the user had changed them."""
         before, self._quiet = self._quiet, True
         try:
             yield

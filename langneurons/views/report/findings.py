@@ -1,45 +1,53 @@
-"""What a report is made from."""
+"""What a report is made from, and what that says in words: verdicts, and what could have been missed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.profiles import Profiles
 from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.effects.table import EffectTable
-from langneurons.errors import StaleArtefactError, StatisticsError
-from langneurons.evaluation.evaluation import Evaluation, Factorial
+from langneurons.errors import EffectError, StaleArtefactError, StatisticsError
+from langneurons.evaluation.evaluation import UNPATCHED, Evaluation, Factorial
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
+from langneurons.storage.presenting import Column, number
 from langneurons.training.transfer_table import Transfer
 from langneurons.views.analysis_figures import Checked
 from langneurons.views.pages import check_belongs
 
+NAMED = 6  # effects named one by one
+POINTS = Column(scale=100, signed=True)
+TEXTS = ("question", "answer", "published_about", "provenance", "config")  # fields of a report that are no results
+
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What was found, as far as it was; the report shows what there is.
+    """The results of a report, as far as there are any; the report shows what there is.
 
     Attributes:
-        question: What the study asks, the report's title.
-        answer: Sentences to say before those that follow from the results.
+        question: The question of the study, which is the report's title.
+        answer: Sentences to print before those that follow from the results.
         stats: Activation statistics.
         neurons: Method -> its neuron set.
-        matrix: From ``ln.perplexity_matrix``; of this and the following either one result, or several by name.
-        sweep: From ``ln.sweep``.
-        evaluation: From ``ln.evaluate``.
-        factorial: From ``ln.factorial``.
-        transfer: From ``ln.transfer_experiment``.
-        ablation: From ``ln.ablate``.
-        polysemanticity: From ``ln.polysemanticity``.
+        matrix: Result of ``ln.perplexity_matrix``; of this and the following either one result, or several by name.
+        sweep: Result of ``ln.sweep``.
+        evaluation: Result of ``ln.evaluate``.
+        factorial: Result of ``ln.factorial``.
+        transfer: Result of ``ln.transfer_experiment``.
+        ablation: Result of ``ln.ablate``.
+        polysemanticity: Result of ``ln.polysemanticity``.
         validity: A validity table.
         published: Heading -> table that holds published numbers against these.
-        published_about: Sentences that say which numbers those are.
-        profiles: From ``ln.profile``: each of its neurons gets a page.
-        provenance: Sentences to say after those that follow from the results.
+        published_about: Sentences that say where the published numbers come from.
+        profiles: Result of ``ln.profile``: each of its neurons gets a page.
+        provenance: Sentences to print after those that follow from the results.
         config: What to run to get the same again: a study's TOML, or commands.
     """
 
@@ -63,23 +71,22 @@ class Findings:
 
     @property
     def found(self) -> list[str]:
-        """The names of the results there are."""
-        said = ("question", "answer", "published_about", "provenance", "config")
-        return [one.name for one in fields(self) if one.name not in said and getattr(self, one.name)]
+        """Names of the results that there are."""
+        return [item.name for item in fields(self) if item.name not in TEXTS and getattr(self, item.name)]
 
     def each(self, kind: str) -> dict[str, Any]:
-        """The results of a kind by name; one that was given without a name has an empty one."""
-        given = getattr(self, kind)
-        if given is None:
+        """Results of a kind by name; one that was given without a name has an empty one."""
+        results = getattr(self, kind)
+        if results is None:
             return {}
-        return dict(given) if isinstance(given, Mapping) else {"": given}
+        return dict(results) if isinstance(results, Mapping) else {"": results}
 
     def first(self, kind: str) -> Any:
-        """The first result of a kind, None where there is none."""
+        """First result of a kind, None where there is none."""
         return next(iter(self.each(kind).values()), None)
 
     def check(self) -> None:
-        """Refuse to report on nothing, or on what does not belong together.
+        """Refuse to report on nothing, or on results that do not belong together.
 
         Raises:
             StatisticsError: If there is no result.
@@ -95,10 +102,205 @@ class Findings:
             )
         if self.stats is None:
             return
-        for method, found in self.neurons.items():
-            model = None if found.site not in self.stats.sites else self.stats.at(found.site).fingerprint
-            if None not in (model, found.model) and model != PUBLISHED and model != found.model:
+        for method, neurons in self.neurons.items():
+            model = None if neurons.site not in self.stats.sites else self.stats.at(neurons.site).fingerprint
+            if None not in (model, neurons.model) and model != PUBLISHED and model != neurons.model:
                 raise StaleArtefactError(
-                    f"The neurons of {method} belong to model {str(found.model)[:8]}, the statistics to "
+                    f"The neurons of {method} belong to model {str(neurons.model)[:8]}, the statistics to "
                     f"{str(model)[:8]}: identify them from these statistics."
                 )
+
+
+def answers(findings: Findings) -> Iterator[str]:
+    """Sentences that answer the report's question."""
+    yield from findings.answer
+    for method, neurons in findings.neurons.items():
+        yield named_neurons(method, neurons)
+    sentences_of: dict[str, Callable[[Any], Iterable[str]]] = {
+        "matrix": of_matrix,
+        "evaluation": of_evaluation,
+        "factorial": lambda factorial: [factorial.conclusion],
+        "transfer": lambda transfer: [of_transfer(transfer)],
+        "ablation": lambda ablation: [of_ablation(ablation)],
+        "polysemanticity": lambda polysemanticity: [of_polysemanticity(polysemanticity)],
+        "validity": lambda validity: [of_validity(validity)],
+    }
+    for kind, sentences in sentences_of.items():
+        for name, result in findings.each(kind).items():
+            yield from (f"{name}: {sentence}" if name else sentence for sentence in sentences(result))
+
+
+def provenance(findings: Findings) -> Iterator[str]:
+    """Sentences that say what everything was made from."""
+    if (stats := findings.stats) is not None:
+        counts = ", ".join(f"{name} {int(n):,}" for name, n in zip(stats.languages, stats.tokens, strict=True))
+        yield (
+            f"Statistics: {stats.model.name}, weights {stats.model.fingerprint}, {stats.model.dtype}; site "
+            f"{', '.join(stats.sites)}; counted tokens {counts}; context {stats.context_length}."
+        )
+    for method, neurons in findings.neurons.items():
+        yield f"Neurons, {method}: {neurons.method}; site {neurons.site}; model {neurons.model or 'unknown'}."
+    if (profiles := findings.profiles) is not None:
+        settings = profiles.settings
+        yield f"Profiles: weights {profiles.fingerprint}; corpus {settings['corpus']}; seed {settings['seed']}."
+    for kind in ("matrix", "sweep", "evaluation", "transfer", "ablation"):
+        for name, result in findings.each(kind).items():
+            plain = [f"{key} {value}" for key, value in result.settings.items() if isinstance(value, str | int | float)]
+            yield f"{kind.capitalize()}{f' {name}' if name else ''}: {', '.join(plain)}."
+    yield from findings.provenance
+    yield f"langneurons {version('langneurons')}."
+
+
+def named_neurons(method: str, neurons: NeuronSet) -> str:
+    """Number of neurons that a method names."""
+    units = neurons.shape[0] * neurons.shape[1]
+    counts = ", ".join(f"{language} {len(neurons[language]):,}" for language in neurons.languages)
+    _, labels = np.unique(np.concatenate([np.empty(0), *neurons.members.values()]), return_counts=True)
+    several = int((labels > 1).sum())
+    shared = f"; {several:,} of them belong to several languages" if several else ""
+    share = number(100 * len(neurons) / units, 2)
+    return f"{method} names {len(neurons):,} of {units:,} units at {neurons.site} ({share} %): {counts}{shared}."
+
+
+def of_matrix(matrix: EffectTable) -> Iterator[str]:
+    """Effect of patching each language's neurons on its own loss and on the others'."""
+    rows = matrix.rows
+    if not {"patched", "measured"} <= set(rows.columns):
+        yield judged(matrix, "Patching")
+        return
+    own = rows["patched"] == rows["measured"]
+    for part, whose in ((rows.loc[own], "its own loss"), (rows.loc[~own], "another language's loss")):
+        if len(part):
+            yield f"Patching a language's neurons, {whose}: {verdicts(part, matrix)}"
+    if matrix.selectivity is None or "all" not in set(matrix.selectivity["language"]):
+        return
+    overall = matrix.selectivity.set_index("language").loc["all"].to_dict()
+    low, high, value = (float(overall[name]) for name in ("low", "high", "selectivity"))
+    more = "more than" if low > 0 else "less than" if high < 0 else "not measurably more than"
+    controls = float(overall.get("control_mean", np.nan))
+    beside = "" if np.isnan(controls) else f"; with matched control neurons by {POINTS.text(controls)} points"
+    yield (
+        f"A language's own loss changes {more} the others': by {POINTS.text(value, low, high)} points on "
+        f"average{beside}."
+    )
+
+
+def of_evaluation(evaluation: Evaluation) -> Iterator[str]:
+    """Whether the model can do the tasks at all, and what patches change."""
+    main = evaluation.scores.groupby(["task", "protocol"], sort=False)["metric"].transform("first")
+    scores = evaluation.scores.loc[evaluation.scores["metric"] == main]
+    for (task, protocol), rows in scores.loc[scores["patch"] == UNPATCHED].groupby(["task", "protocol"], sort=False):
+        compared = rows.dropna(subset=["against_chance"])
+        above = compared.loc[compared["against_chance"] == "better", "language"].tolist()
+        rest = [language for language in compared["language"] if language not in above]
+        if len(compared):
+            good = f"better than chance in {', '.join(above)}" if above else "nowhere better than chance"
+            bad = f"; not shown to be in {', '.join(rest)}, where no change can mean much" if rest else ""
+            yield f"On {task} ({protocol}), the unpatched model is {good}{bad}."
+        try:
+            yield judged(evaluation.effects(str(task), str(protocol)), f"Patches, on {task} ({protocol})")
+        except EffectError:
+            continue  # nothing was patched
+
+
+def of_transfer(transfer: Transfer) -> str:
+    """Effect of training neurons on other languages."""
+    try:
+        return transfer.verdict()
+    except EffectError:
+        return f"One condition was trained ({transfer.conditions[0]}): there is nothing to compare it with."
+
+
+def of_ablation(ablation: Ablation) -> str:
+    """Number of neurons that matter, and whether they matter more than others of their kind."""
+    rows, settings, unit, scale = ablation.rows, ablation.settings, ablation.unit, ablation.scale
+    different = sum(p < SIGNIFICANCE for p in rows["p_adjusted"])
+    small = sum(verdict == "equivalent" for verdict in rows["verdict"])
+    inconclusive = rows.loc[rows["verdict"] == "inconclusive", "detectable"]
+    sentences = (
+        f"Ablation ({settings['patch']}; {settings['metric']}): {different:,} of {len(rows):,} effects differ from "
+        f"zero (false discovery rate 5 %), {small:,} lie within ±{scale * settings['margin']:g} {unit}"
+    )
+    if len(inconclusive):
+        missed = _missed(scale * finite_max(inconclusive), unit)
+        sentences += f"; {len(inconclusive):,} are inconclusive ({missed})"
+    placed = rows["control_p"].dropna().tolist() if "control_p" in rows.columns else []
+    if placed:
+        beyond, expected = sum(p < SIGNIFICANCE for p in placed), SIGNIFICANCE * len(placed)
+        sentences += (
+            f". {beyond:,} differ from those of matched controls (each tested alone; chance gives {expected:.0f})"
+        )
+    return f"{sentences}."
+
+
+def of_polysemanticity(polysemanticity: Polysemanticity) -> str:
+    """Number of each language's neurons that carry a task, beside controls."""
+    task = polysemanticity.settings["task"]
+    sets = polysemanticity.sets.loc[polysemanticity.sets["carries"] == "task"]
+    counts = [f"{row['language']} {row['count']} of {row['neurons']}" for row in sets.to_dict("records")]
+    sentence = f"Neurons that carry {task} too: {', '.join(counts)}"
+    if polysemanticity.settings.get("controls") and "verdict" in sets.columns:
+        beside = {"above": "more than", "below": "fewer than", "inconclusive": "not shown to differ from"}
+        for verdict, than in beside.items():
+            if languages := sets.loc[sets["verdict"] == verdict, "language"].tolist():
+                sentence += f"; {than} matched controls in {', '.join(languages)}"
+    least = float(np.nanmedian(polysemanticity.rows["task_detectable"].replace(np.inf, np.nan).to_numpy(float)))
+    if np.isnan(least):
+        return f"{sentence}."
+    return f"{sentence}. A label that explains less than {number(100 * least, 2)} % of the variance would be missed."
+
+
+def of_validity(validity: Checked) -> str:
+    """Methods that pass the checks."""
+    methods, columns = validity.rows["method"], [f"{check.column}_passes" for check in validity.checks]
+    passes = validity.rows[columns].fillna(True).to_numpy(bool).all(axis=1)
+    passing = ", ".join(methods[passes]) or "none"
+    return f"Of {len(methods)} methods, these fail no validity check that was made: {passing}."
+
+
+def judged(table: EffectTable, what: str) -> str:
+    """Verdicts of a table of effects, as a sentence."""
+    return f"{what}: {verdicts(table.rows, table)}"
+
+
+def verdicts(rows: pd.DataFrame, table: EffectTable) -> str:
+    """Verdicts of some rows of a table: what changed, what did not, and what could not be seen.
+
+    A result that is not significant is never called no effect: only equivalence is.
+    """
+    unit, scale, clauses = table.unit, table.scale, []
+    for verdict in ("worse", "better"):
+        part = rows.loc[rows["verdict"] == verdict]
+        if len(part):
+            clauses.append(f"{verdict} in {len(part)} of {len(rows)} ({_named(part, table)} {unit})")
+    if not clauses:
+        clauses.append(f"no change was found in {len(rows)} effects")
+    equivalent = sum(rows["verdict"] == "equivalent")
+    if equivalent:
+        clauses.append(f"{equivalent} shown to be within ±{scale * table.settings['margin']:g} {unit} of no change")
+    inconclusive = rows.loc[rows["verdict"] == "inconclusive", "minimal_detectable"]
+    if len(inconclusive):
+        clauses.append(f"{len(inconclusive)} inconclusive ({_missed(scale * finite_max(inconclusive), unit)})")
+    return "; ".join(clauses) + "."
+
+
+def finite_max(values: pd.Series) -> float:
+    """Largest finite value, NaN where there is none."""
+    finite = values.astype(float).replace(np.inf, np.nan).dropna()
+    return float(finite.max()) if len(finite) else float("nan")
+
+
+def _missed(detectable: float, unit: str) -> str:
+    if np.isnan(detectable):
+        return "too few items to see any"
+    return f"smaller than {number(detectable, 2)} {unit} would be missed"
+
+
+def _named(rows: pd.DataFrame, table: EffectTable) -> str:
+    order = np.argsort(-np.abs(rows["estimate"].to_numpy(float)), kind="stable")
+    column = Column(scale=table.scale, signed=True)
+    largest = [
+        f"{' → '.join(str(row[key]) for key in table.keys)} {column.text(row['estimate'])}"
+        for row in rows.iloc[order].head(NAMED).to_dict("records")
+    ]
+    return ", ".join(largest) + (", …" if len(rows) > NAMED else "")

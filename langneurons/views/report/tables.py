@@ -1,23 +1,27 @@
-"""Tables of the report: a DataFrame as rows of formatted cells, and the map of layers and languages."""
+"""Tables of the report: printed cells that readers sort and filter, and the map of layers and languages."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from langneurons.analysis.profiles import Profiles
-from langneurons.effects.table import EffectTable
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
+from langneurons.storage.presenting import MISSING, Column, Table
 from langneurons.views.neuron_numbers import numbers
 from langneurons.views.pages import ANCHOR
-from langneurons.views.style import interval, signed
 
 MOST_ROWS = 2000
 DENSE = 0.55  # above this share of the largest count, text on a cell is light
+SHARE = Column(unit="%", scale=100)
+NEURON_COLUMNS = {
+    "score": Column(digits=4),
+    "active": replace(SHARE, heading="active in it"),
+    "elsewhere": replace(SHARE, heading="most elsewhere"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,18 +29,16 @@ class Cell:
     """One cell of a table.
 
     Attributes:
-        text: What it shows.
+        text: Printed text.
         numeric: Whether that is a number.
         verdict: Whether it is a verdict.
-        link: Where it leads, an anchor; "" nowhere.
-        foreign: Whether it may be text of any language and direction.
+        link: Anchor that it leads to, "" for none.
     """
 
     text: str
     numeric: bool = False
     verdict: bool = False
     link: str = ""
-    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,53 +51,35 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Column:
-    """The head of a column."""
-
-    name: str
-    numeric: bool
-
-
-@dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table that readers sort and filter."""
 
     anchor: str
     heading: str
     caption: str
-    columns: list[Column]
-    rows: list[Row] = field(default_factory=list)
+    columns: list[Cell]
+    rows: list[Row]
 
 
-def table_of(frame: pd.DataFrame, anchor: str, heading: str, caption: str = "") -> Table:
-    """Show a DataFrame, at most 2,000 rows of it."""
-    numeric = {name: pd.api.types.is_numeric_dtype(frame[name]) for name in frame.columns}
-    columns = [Column(str(name).replace("_", " "), is_number) for name, is_number in numeric.items()]
-    rows = [
-        Row([_cell(name, value, numeric[name]) for name, value in zip(frame.columns, row, strict=True)])
-        for row in frame.head(MOST_ROWS).itertuples(index=False)
+def table_of(table: Table, anchor: str, heading: str = "") -> PageTable:
+    """Show a table, at most 2,000 rows of it and no empty columns, under a heading or its own title."""
+    texts = replace(table, frame=table.frame.head(MOST_ROWS)).texts()
+    bounds = {name for column in table.columns.values() for name in column.bounds or ()}
+    names = [str(name) for name in table.frame.columns if name not in bounds]
+    heads = [
+        Cell(title, name in table.columns or pd.api.types.is_numeric_dtype(table.frame[name]), "verdict" in name)
+        for title, name in zip(texts.columns, names, strict=True)
     ]
-    if len(frame) > MOST_ROWS:
-        caption = f"{caption} The first {MOST_ROWS:,} of {len(frame):,} rows.".strip()
-    return Table(anchor, heading, caption, columns, rows)
-
-
-def effects_table(table: EffectTable, anchor: str, heading: str) -> Table:
-    """Show effects with intervals, p-values, verdicts, detectable effects and controls."""
-    rows, unit = table.rows, "%" if table.settings["per"] == "baseline" else "points"
-    shown = rows.loc[:, table.keys].astype(str)
-    shown[f"effect, {unit}"] = [signed(100 * value, 3) for value in rows["estimate"]]
-    shown["interval"] = [interval(100 * low, 100 * high) for low, high in zip(rows["low"], rows["high"], strict=True)]
-    shown["p (Holm)"] = ["none" if np.isnan(p) else f"{p:.2g}" for p in rows["p_holm"]]
-    shown["verdict"] = rows["verdict"]
-    shown["detectable"] = [f"{100 * value:.2g}" for value in rows["minimal_detectable"]]
-    if "control_mean" in rows.columns:
-        shown["controls"] = ["" if np.isnan(value) else signed(100 * value, 3) for value in rows["control_mean"]]
-    for name in ("items", "clusters", "seeds"):
-        if name in rows.columns:
-            shown[name] = rows[name]
-    caption = f"Family of tests (Holm): {table.family}. Equivalent: within ±{100 * table.settings['margin']:g} {unit}."
-    return table_of(shown, anchor, heading, caption)
+    filled = [place for place in range(len(heads)) if not texts.iloc[:, place].isin(["", MISSING]).all()]
+    columns = [heads[place] for place in filled]
+    rows = [
+        Row([replace(column, text=text) for column, text in zip(columns, row, strict=True)])
+        for row in texts.iloc[:, filled].to_numpy().tolist()
+    ]
+    title = f"{table.title}." if heading and table.title else ""
+    cut = f"The first {MOST_ROWS:,} of {len(table):,} rows." if len(table) > MOST_ROWS else ""
+    caption = " ".join(filter(None, [title, table.caption, cut]))
+    return PageTable(anchor, heading or table.title, caption, columns, rows)
 
 
 def neuron_map(method: str, neurons: NeuronSet) -> dict[str, Any]:
@@ -109,7 +93,7 @@ def neuron_map(method: str, neurons: NeuronSet) -> dict[str, Any]:
                 "count": int(count),
                 "layer": layer,
                 "key": cell_key(method, language, layer),
-                "share": f"{int(count) / width:.2%}",
+                "share": f"{SHARE.text(int(count) / width)} %",
                 "depth": f"{0.08 + 0.92 * int(count) / most:.2f}",
                 "dense": int(count) / most > DENSE,
             }
@@ -120,23 +104,29 @@ def neuron_map(method: str, neurons: NeuronSet) -> dict[str, Any]:
     return {"method": method, "caption": caption, "layers": list(range(neurons.shape[0])), "rows": rows}
 
 
-def neuron_table(neurons: Mapping[str, NeuronSet], stats: ActivationStats | None, profiles: Profiles | None) -> Table:
+def neuron_table(
+    neurons: Mapping[str, NeuronSet], stats: ActivationStats | None, profiles: Profiles | None
+) -> PageTable:
     """List the neurons of every method, those that have a page first, then those of the largest scores."""
-    ordered = sorted(_listed(neurons, stats, profiles), key=lambda one: (not one["page"], one["rank"]))
-    shown = sorted(ordered[:MOST_ROWS], key=lambda one: one["place"])
-    scored = any(one["score"] is not None for one in shown)
-    names = ["method", "language", "layer", "neuron"] + ["score"] * scored
-    names += ["active in it, %", "most elsewhere, %", "where"] * (stats is not None)
-    columns = [Column(name, name not in ("method", "language", "where", "neuron")) for name in names]
-    rows, anchored = [], set()
-    for one in shown:
-        anchor = "" if one["key"] in anchored else one["key"]
-        anchored.add(one["key"])
-        rows.append(Row(_neuron_cells(one, scored, stats is not None), one["key"], anchor))
+    members = pd.concat([_members(method, group, profiles) for method, group in neurons.items()], ignore_index=True)
+    ordered = members.sort_values(["page", "rank"], ascending=[False, True], kind="stable")
+    members = ordered.head(MOST_ROWS).sort_index()
+    names = ["method", "language", "layer", "neuron"] + ["score"] * bool(members["score"].notna().any())
     caption = "Score: the method's own. Active: share of counted tokens with a value above zero."
+    if stats is not None:
+        activity = [_activity(stats, *cell) for cell in members[["site", "language", "layer", "index"]].to_numpy()]
+        members[["active", "elsewhere", "where"]] = pd.DataFrame(activity, members.index, dtype=object)
+        names += ["active", "elsewhere", "where"]
     if len(ordered) > MOST_ROWS:
         caption += f" {MOST_ROWS:,} of {len(ordered):,} neurons: those with a page, then those of the largest scores."
-    return Table("neurons", "Neurons", caption, columns, rows)
+    table = table_of(Table(members.loc[:, names], NEURON_COLUMNS, caption=caption), "neurons", "Neurons")
+    place, repeated = 3, members["key"].duplicated().tolist()  # of the neuron, after method, language and layer
+    rows = []
+    for row, key, again, page in zip(table.rows, members["key"], repeated, members["page"], strict=True):
+        cells = [*row.cells]
+        cells[place] = replace(cells[place], link=cells[place].text if page else "")
+        rows.append(Row(cells, key, "" if again else key))
+    return replace(table, rows=rows)
 
 
 def cell_key(method: str, language: str, layer: int) -> str:
@@ -144,59 +134,31 @@ def cell_key(method: str, language: str, layer: int) -> str:
     return re.sub(r"[^\w-]+", "-", f"{method}-{language}-{layer}")
 
 
-def _listed(
-    neurons: Mapping[str, NeuronSet], stats: ActivationStats | None, profiles: Profiles | None
-) -> Iterable[dict[str, Any]]:
-    place = 0
-    for method, found in neurons.items():
-        table = found.to_dataframe()
-        scores = table["score"].tolist() if "score" in table.columns else [None] * len(table)
-        best = (-pd.Series(scores, dtype=float)).rank(method="first", na_option="bottom")
-        known = None if stats is None or found.site not in stats.sites else stats
-        keys = zip(table["language"], table["layer"], table["neuron"], scores, best, strict=True)
-        for language, layer, index, score, rank in keys:
-            anchor = ANCHOR.format(layer, index)
-            page = profiles is not None and profiles.site == found.site and (layer, index) in profiles
-            one = {"method": method, "language": str(language), "layer": layer, "index": index, "score": score}
-            one |= {"key": cell_key(method, str(language), layer), "anchor": anchor, "page": page}
-            one |= {"rank": rank, "place": place, "stats": known, "site": found.site}
-            yield one
-            place += 1
+def _members(method: str, neurons: NeuronSet, profiles: Profiles | None) -> pd.DataFrame:
+    frame = neurons.to_dataframe()
+    pairs = list(zip(frame["layer"].tolist(), frame["neuron"].tolist(), strict=True))
+    paged = set(profiles.neurons) if profiles is not None and profiles.site == neurons.site else set()
+    scores = frame["score"].astype(float) if "score" in frame.columns else pd.Series(float("nan"), frame.index)
+    keys = zip(frame["language"].astype(str), frame["layer"], strict=True)
+    return frame.assign(
+        method=method,
+        neuron=[ANCHOR.format(*pair) for pair in pairs],
+        index=frame["neuron"],
+        score=scores,
+        rank=(-scores).rank(method="first", na_option="bottom"),
+        page=[pair in paged for pair in pairs],
+        key=[cell_key(method, language, layer) for language, layer in keys],
+        site=neurons.site,
+    )
 
 
-def _activity(stats: ActivationStats | None, site: str, language: str, layer: int, index: int) -> list[str]:
-    """Active in the language, most elsewhere, and where that is; empty where it was not recorded."""
-    if stats is None or language not in stats.languages:
-        return ["", "", ""]
-    shares = numbers(stats, site).probability[:, layer, index].tolist()
-    own = shares.pop(stats.languages.index(language))
-    if not shares:
-        return [f"{100 * own:.1f}", "", ""]
-    others = [one for one in stats.languages if one != language]
-    most = max(range(len(shares)), key=shares.__getitem__)
-    return [f"{100 * own:.1f}", f"{100 * shares[most]:.1f}", others[most]]
-
-
-def _neuron_cells(one: Mapping[str, Any], scored: bool, recorded: bool) -> list[Cell]:
-    cells = [Cell(one["method"]), Cell(one["language"]), Cell(str(one["layer"]), numeric=True)]
-    cells.append(Cell(one["anchor"], link=one["anchor"] if one["page"] else ""))
-    if scored:
-        known = one["score"] is not None and np.isfinite(one["score"])
-        cells.append(Cell(f"{one['score']:.4g}" if known else "", numeric=True))
-    own, most, where = _activity(one["stats"], one["site"], one["language"], one["layer"], one["index"])
-    return [*cells, Cell(own, True), Cell(most, True), Cell(where)] if recorded else cells
-
-
-def _cell(name: Any, value: Any, numeric: bool) -> Cell:
-    if numeric:
-        return Cell(_formatted(value), numeric=True)
-    text = "" if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)) else str(value)
-    return Cell(text, verdict="verdict" in str(name), foreign=True)
-
-
-def _formatted(value: Any) -> str:
-    if value is pd.NA or pd.isna(value):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    return f"{int(value):,}" if float(value).is_integer() and abs(value) < 1e12 else f"{value:.4g}".replace("-", "−")
+def _activity(
+    stats: ActivationStats, site: str, language: str, layer: int, index: int
+) -> tuple[float | None, float | None, str | None]:
+    """Share active in the language, most in another one, and which one that is; None where it was not recorded."""
+    if site not in stats.sites or language not in stats.languages:
+        return None, None, None
+    shares = dict(zip(stats.languages, numbers(stats, site).probability[:, layer, index].tolist(), strict=True))
+    own = shares.pop(language)
+    where = max(shares, key=shares.__getitem__) if shares else None
+    return own, shares[where] if where is not None else None, where

@@ -10,25 +10,26 @@ const packed = async (id) => {
   const bytes = Uint8Array.from(atob(document.getElementById(id).textContent.trim()), (letter) => letter.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 };
-const once = (work) => { let done; return () => (done ??= work()); };
+const once = (work) => { let result; return () => (result ??= work()); };
 const said = document.getElementById("said");
 
 // Tables -------------------------------------------------------------------------------------------------------------
 const number = (text) => {
-  const found = /^[+−-]?[\d.,]+(e[+−-]?\d+)?/i.exec(text);
-  return found ? Number(found[0].replaceAll("−", "-").replaceAll(",", "")) : NaN;
+  const match = /^(?:<= )?([+−-]?(?:∞|[\d.,]+(?:e[+−-]?\d+)?))/i.exec(text);
+  return match ? Number(match[1].replaceAll("−", "-").replaceAll(",", "").replace("∞", "Infinity")) : NaN;
 };
-const order = (a, b) => {
+const order = (a, b, sign) => { // missing values stay last in both directions
+  if ((a === "–") !== (b === "–")) return a === "–" ? 1 : -1;
   const [x, y] = [number(a), number(b)];
   if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;
-  return Number.isNaN(x) ? a.localeCompare(b) : x - y;
+  return sign * (Number.isNaN(x) ? a.localeCompare(b) : x < y ? -1 : Number(x > y));
 };
 const sort = (table, column, header) => {
   const descending = header.getAttribute("aria-sort") === "ascending";
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", descending ? "descending" : "ascending");
   const keyed = [...table.tBodies[0].rows].map((row) => [row.cells[column].textContent.trim(), row]);
-  keyed.sort((a, b) => (descending ? -1 : 1) * order(a[0], b[0]));
+  keyed.sort((a, b) => order(a[0], b[0], descending ? -1 : 1));
   table.tBodies[0].append(...keyed.map(([, row]) => row));
 };
 const filters = new Map();
@@ -43,15 +44,15 @@ for (const table of document.querySelectorAll("table.data")) {
   const input = make("input", { type: "search", placeholder: "filter rows", "aria-label": `Filter: ${table.caption.textContent.slice(0, 60)}` });
   const count = make("output", {});
   const all = make("button", { type: "button", class: "plain", hidden: "" }, "Show all rows");
-  const texts = rows.map((row) => [...row.cells].map((one) => one.textContent.toLowerCase()).join(" "));
+  const texts = rows.map((row) => [...row.cells].map((part) => part.textContent.toLowerCase()).join(" "));
   let cell = null;
   const apply = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     rows.forEach((row, place) => {
-      const kept = (cell === null || row.dataset.cell === cell) && words.every((word) => texts[place].includes(word));
-      row.hidden = !kept;
-      shown += kept;
+      const visible = (cell === null || row.dataset.cell === cell) && words.every((word) => texts[place].includes(word));
+      row.hidden = !visible;
+      shown += visible;
     });
     all.hidden = cell === null && !words.length;
     count.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows`;
@@ -96,13 +97,13 @@ const coloured = (pieces, levels, scale) => {
 };
 const texts = once(async () => JSON.parse(await packed("texts")));
 const fill = async (details, anchor, language) => {
-  const { texts: known, examples } = await texts();
+  const { texts: pieces, examples } = await texts();
   const { scale, rows } = examples[anchor];
   let kind = null, list = null;
   for (const [of, shown, value, text, levels] of rows) {
     if (of !== language) continue;
     if (shown !== kind) { kind = shown; list = make("ul"); details.append(make("h4", {}, kinds[kind]), list); }
-    list.append(make("li", {}, make("span", { class: "ln-value" }, value), coloured(known[text], levels, scale)));
+    list.append(make("li", {}, make("span", { class: "ln-value" }, value), coloured(pieces[text], levels, scale)));
   }
 };
 if (document.getElementById("texts")) {

@@ -212,7 +212,7 @@ def test_where_no_kernel_runs_a_table_stands_in_place_of_the_widgets(explorer, m
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
     explorer._ipython_display_()
     assert "application/vnd.jupyter.widget-view+json" in shown[0]
-    assert "alive while its notebook runs" in shown[0]["text/html"]
+    assert "works while its notebook runs" in shown[0]["text/html"]
     assert "<table" in shown[0]["text/html"]
 
 

@@ -52,7 +52,7 @@ def test_the_sentence_says_the_loss_before_and_after_and_that_it_is_one_text(bab
 
 def test_values_that_the_activation_function_cannot_give_are_said(babel, neurons):
     trial = try_out(babel, ln.SetTo(neurons, -5.0), TEXT, "many neurons")
-    assert "cannot give 100% of the values written: it gives -0.278 or more" in trial.note
+    assert "cannot reach 100% of the values written: its smallest value is -0.278" in trial.note
 
 
 def test_a_text_without_a_loss_is_said_to_have_none(babel, neurons):

@@ -123,7 +123,7 @@ def ablation(neurons: NeuronSet) -> Ablation:
     }
     keys = ["label", "layer", "neuron", "neurons", "language"]
     settings = {"model": "planted", "site": "act", "metric": "nll", "per": "baseline", "margin": 0.01}
-    settings |= {"patch": "each neuron alone set to 0", "min_effect": 0.0, "each": "neuron"}
+    settings |= {"patch": "each neuron alone set to 0", "min_effect": 0.0, "each": "neuron", "resamples": 400}
     return Ablation.of(effects, keys, None, settings)
 
 
