@@ -42,8 +42,8 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
         neurons: A neuron set.
 
     Returns:
-        One row per token (indexed by position and the characters it covers; a character split over several tokens stands
-        with the first of them), one column per neuron (indexed by layer and neuron).
+        One row per token (indexed by position and the characters it covers; a character split over several tokens
+        stands with the first of them), one column per neuron (indexed by layer and neuron).
 
     Raises:
         NeuronSetError: If the set is empty.
