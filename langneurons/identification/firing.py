@@ -100,7 +100,7 @@ def standard_error_across_languages(
     """Standard error of a score of all languages' firing probabilities.
 
     Args:
-        stats: Where the folds are.
+        stats: The statistics that hold the folds.
         p: The firing probabilities.
         magnitude_threshold: None where ``p`` is P(activation > 0): then the score is recomputed without every fold of
             every language. Otherwise the folds do not know ``p``, and the delta method carries its approximate

@@ -20,13 +20,13 @@ AnyNeurons = TypeVar("AnyNeurons", bound="LabelledNeurons")
 
 
 def checked_shape(shape: Sequence[int]) -> Shape:
-    """Layers and neurons a layer.
+    """Layers and neurons per layer.
 
     Raises:
         NeuronSetError: If they are not two positive numbers.
     """
     if len(shape) != 2 or min(shape) < 1:
-        raise NeuronSetError(f"A shape is (layers, neurons a layer), such as (32, 14336), not {tuple(shape)}.")
+        raise NeuronSetError(f"A shape is (layers, neurons per layer), such as (32, 14336), not {tuple(shape)}.")
     return int(shape[0]), int(shape[1])
 
 
@@ -83,7 +83,7 @@ class LabelledNeurons:
         shape: Layers and neurons per layer of the model.
         site: The tensor of a layer that holds the neurons.
         model: Fingerprint of the model's weights, None where unknown.
-        method: How the neurons were chosen.
+        method: Description of how the neurons were chosen.
         scores: Label -> each member's score, where the method gave one.
     """
 

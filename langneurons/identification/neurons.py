@@ -42,7 +42,7 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
         shape: Layers and neurons per layer of the model.
         site: The tensor of a layer that holds the neurons.
         model: Fingerprint of the model's weights, None where unknown.
-        method: How the neurons were chosen.
+        method: Description of how the neurons were chosen.
         scores: Label -> each member's score, where the method gave one.
 
     Example:
@@ -69,7 +69,7 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
             shape: Layers and neurons per layer of the model.
             site: The tensor of a layer that holds the neurons.
             model: Fingerprint of the model's weights, if known.
-            method: How they were chosen.
+            method: Description of how they were chosen.
 
         Raises:
             NeuronSetError: If something is no pair, or no neuron of that shape.
@@ -201,7 +201,7 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
         so controls of two labels may share neurons, and a label's draw does not depend on the other labels' names.
 
         Args:
-            controls: How to draw: statistics to match by, match, seed. Statistics alone stand for
+            controls: Statistics to match by, match and seed of the draws. Statistics alone stand for
                 ``Controls(stats=...)``; without any, only layers match.
             draw: Number of the draw; different draws are independent.
             exclude: Neurons that cannot be drawn either, such as those of labels that this set was taken from.
@@ -235,7 +235,7 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
         """Draw ``controls.draws`` single neurons for each label, from as many whole controls as that takes.
 
         Args:
-            controls: How to draw, and how many neurons; where draws coincide there are fewer.
+            controls: Number of neurons, and statistics to match by; where draws coincide there are fewer neurons.
 
         Raises:
             NeuronSetError: If a layer (or a decile of it) has too few neurons left: nothing is padded.

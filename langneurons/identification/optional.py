@@ -37,7 +37,7 @@ AMOUNT = "a share from 0 to 1, or a whole number of neurons"
 class SentenceAP:
     """Neurons whose mean activation over a sentence detects a language's sentences, with high or low average precision.
 
-    Every recorded document is a sentence and has one value a neuron, its mean over the document's counted tokens. The
+    Every recorded document is a sentence and has one value per neuron, its mean over the document's counted tokens. The
     score is the average precision (scikit-learn's, ties right) of that value as a detector of language l among the
     sentences of all languages, each language weighted equally: a random neuron scores 1 / k with k languages. In each
     language the ``top`` neurons with the highest and the ``bottom`` ones with the lowest score are kept: the latter are

@@ -14,13 +14,13 @@ from langneurons.errors import LanguageError, StatisticsError, unknown
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a method says of every neuron.
+    """The score that a method gives every neuron.
 
     Attributes:
         values: One score per (language, layer, neuron), or per (layer, neuron) where ``languages`` is None.
-        languages: What the first axis stands for.
+        languages: Languages of the first axis, or None.
         method: The method and its options.
-        uncertainty: How the standard error is computed, and where that is an approximation.
+        uncertainty: Description of the standard error, which says where it is an approximation.
         degrees_of_freedom: Degrees of freedom of the interval: document folds - 1.
         bounds: The lowest and highest score there can be.
 

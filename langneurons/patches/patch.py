@@ -100,7 +100,7 @@ class Patch(ABC):
         """The same patch at matched control neurons; SiteValues are read at the controls' own neurons.
 
         Args:
-            controls: How to draw; where there are statistics, some of them must be of the patch's site.
+            controls: Statistics to match by, of the patch's site if any, match and seed of the draws.
             draw: Number of the draw.
             exclude: Neurons that cannot be drawn, beside those of the patch.
 
@@ -370,7 +370,7 @@ def control_patches(
 
     Args:
         patches: Name -> the patches written together.
-        controls: How to draw, and how often.
+        controls: Number of draws, and statistics to match by.
 
     Returns:
         Name and number of the draw -> the patches.

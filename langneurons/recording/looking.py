@@ -42,8 +42,8 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
         neurons: A neuron set.
 
     Returns:
-        One row a token (indexed by position and the characters it covers; a character split over several tokens stands
-        with the first of them), one column a neuron (indexed by layer and neuron).
+        One row per token (indexed by position and the characters it covers; a character split over several tokens
+        stands with the first of them), one column per neuron (indexed by layer and neuron).
 
     Raises:
         NeuronSetError: If the set is empty.
@@ -85,7 +85,7 @@ def examples(
 ) -> pd.DataFrame:
     """Find the texts on which each neuron is most active, texts from the middle, and random ones, per language.
 
-    A second pass over the corpus that keeps one number a document and chosen neuron: its highest activation.
+    A second pass over the corpus that keeps one number per document and chosen neuron: its highest activation.
 
     Args:
         model: A model returned by ``load_model``.
@@ -184,7 +184,7 @@ def token_values(
     batch_size: int = 16,
     progress: bool = True,
 ) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, "token n"]]]:
-    """Read some neurons on every token of the beginnings of texts, several texts a forward.
+    """Read some neurons on every token of the beginnings of texts, several texts per forward pass.
 
     Args:
         model_view: The model.

@@ -138,7 +138,7 @@ class Pass:
         ranges: Language -> the blocks of it to record.
         recording: What is recorded.
         batch_size: Blocks per forward pass.
-        folder: Where checkpoints are kept.
+        folder: Folder of the checkpoints.
         like: Statistics whose histogram edges to reuse.
     """
 

@@ -60,9 +60,9 @@ def record(
             languages, or more of a language, can be added.
         shard: ``(i, n)`` records the i-th of n parts; the sum of the parts' statistics equals recording at once.
         recording: What is recorded, from how much text.
-        run: Where and how it runs, and the folder that keeps the statistics; calling again with that folder resumes
-            an interrupted recording. A batch has 8 blocks by default. ``"ray"`` cuts the corpus in shards and records
-            them on a Ray cluster, where ``out`` must be a folder that every machine sees.
+        run: Place and way of running, and the folder that keeps the statistics; calling again with that folder
+            resumes an interrupted recording. A batch has 8 blocks by default. ``"ray"`` cuts the corpus in shards and
+            records them on a Ray cluster, where ``out`` must be a folder that every machine sees.
         options: Single fields of ``Recording`` and ``Run``, such as ``sites=("act", "post")`` or ``out="runs/x"``.
 
     Returns:

@@ -90,7 +90,7 @@ class LanguageRecord:
 def _added(left: Tensor, right: Tensor) -> Tensor:
     total = left + right
     if bool((((left ^ total) & (right ^ total)) < 0).any()):
-        raise StatisticsError("A sum of activations left the 64-bit integers: record fewer tokens a language.")
+        raise StatisticsError("A sum of activations left the 64-bit integers: record fewer tokens per language.")
     return total
 
 

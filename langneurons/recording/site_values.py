@@ -230,7 +230,7 @@ class Responses:
             share: Between 0 and 1.
 
         Returns:
-            One value a neuron, from its histogram; ``rank_error(share)`` says how far off its rank can be.
+            One value per neuron, from its histogram; ``rank_error(share)`` is the largest possible error of its rank.
 
         Raises:
             StatisticsError: If ``share`` is no probability, or no histograms were recorded.

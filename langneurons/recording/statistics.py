@@ -39,7 +39,7 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
 
     Attributes:
         model: What is known of the model.
-        context_length: Positions a block had.
+        context_length: Positions of a block.
         records: Per site and language, what was recorded.
 
     Example:
@@ -81,7 +81,7 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Layers and neurons a layer at the site."""
+        """Layers and neurons per layer at the site."""
         return self._of(self.languages[0]).shape
 
     @property
@@ -184,7 +184,7 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
         return (edges if scale is None else torch.sinh(edges) * scale[layer, index].double()), histogram.counts[0]
 
     def cdfs(self, layer: int) -> list[ValueCdf]:
-        """The cumulative distributions of one layer's neurons, a language each.
+        """The cumulative distributions of one layer's neurons, one for each language.
 
         Raises:
             StatisticsError: If no histograms were recorded.
@@ -329,10 +329,10 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
         """Statistics from published counts.
 
         Args:
-            active: How often each neuron was above zero.
-            tokens: Tokens counted a language.
+            active: Number of tokens on which each neuron was above zero.
+            tokens: Counted tokens of each language.
             languages: Their codes.
-            site: Where it was counted.
+            site: The site of the counts.
 
         Raises:
             StatisticsError: If shapes do not fit or a count exceeds its tokens.

@@ -272,16 +272,16 @@ Relevance = tuple[int, str, int, Tensor]
 
 
 def relevance(model_view: ModelView, batch: Blocks, sites: Sequence[str]) -> Iterator[Relevance]:
-    """Tell every site's relevance at every position, block after block.
+    """Compute the relevance of every unit at every position, block after block.
 
     L is the summed negative log-likelihood, in nats, of a block's counted tokens given those before them. The relevance
     |a dL/da| of a neuron at a position is the slope of L in a factor of 1 on its value there; a head's factor scales
-    the whole head. One block a backward, so that the batch size changes neither memory nor a bit.
+    the whole head. One block per backward pass, so that the batch size changes neither memory nor a bit.
 
     Args:
         model_view: The model.
         batch: Blocks of a language.
-        sites: Where.
+        sites: Sites to read.
 
     Yields:
         Row, site, layer, and the relevance in nats, "position unit".
