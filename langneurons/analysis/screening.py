@@ -83,7 +83,7 @@ class Screen(Result, kind="screen", tables=("agreement", "sample")):
     def table(self) -> Table:
         """The agreement of the predictions with exact ablation, per language."""
         columns = {
-            "spearman": Column("Spearman", bounds=("low", "high")),
+            "spearman": Column(bounds=("low", "high")),
             "recall": Column(unit="%", scale=100, bounds=("recall_low", "recall_high")),
         }
         n = int(self.agreement["n"].iloc[0])
