@@ -95,7 +95,7 @@ class TasksStage(NeuronStage[TaskPart]):
         """Every item unpatched, under every patch and its controls."""
         part = self.part_of(config, step)
         conditions = 1 + len(config.patches_of(part)) * (1 + part.controls.draws)
-        return Cost(asked_tokens(part, step.settings["languages"]) * conditions)
+        return Cost(step.name, asked_tokens(part, step.settings["languages"]) * conditions)
 
 
 def task_of(part: TaskPart, step: Step, work: "Work") -> "ln.tasks.Task":
@@ -121,7 +121,7 @@ def task_of(part: TaskPart, step: Step, work: "Work") -> "ln.tasks.Task":
     return task.with_head(work.once(key, lambda: ln.tasks.ClassificationHead.fit(work.model(step), items)))
 
 
-def head_items(part: TaskPart, count: int, work: "Work") -> "ln.tasks.Task":
+def head_items(part: TaskPart, count: int, work: "Work") -> Any:
     """The items that a head of a task is fitted on: those that it was tuned on, or those of ``head_split``."""
     seed = work.config.seed
     if part.tuned is not None:
