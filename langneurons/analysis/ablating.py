@@ -148,7 +148,7 @@ def ablate(
     return Ablation.of(effects, [*KEYS[each], "language"], control_effects, settings)
 
 
-def in_places_of_today(options: Mapping[str, Any]) -> dict[str, Any]:
+def in_places_of_today(options: Mapping[str, object]) -> dict[str, Any]:
     """Options, where ``rows``, ``order`` and ``min_effect`` of version 0.1.0 have the names, or places, of today."""
     places = {
         "rows": "batch_size=",
@@ -231,7 +231,7 @@ def _single_sizes(runner: Runner, tables: Tables, neurons: NeuronSet, label: str
     return sizes
 
 
-def _changes(runner: Runner, table: pd.DataFrame, columns: Iterable[Any]) -> Float[np.ndarray, " condition"]:
+def _changes(runner: Runner, table: pd.DataFrame, columns: Iterable[object]) -> Float[np.ndarray, " condition"]:
     """The estimates of effects alone, as ``difference`` gives them."""
     before = table[UNPATCHED].to_numpy()
     after = table[[str(column) for column in columns]].to_numpy()

@@ -50,7 +50,7 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         effects: Mapping[tuple, Effect],
         keys: Sequence[str],
         controls: pd.DataFrame | None,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
     ) -> "Ablation":
         """Judge effects as one family and place them among controls.
 
@@ -103,7 +103,8 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         names = [*self.settings["keys"], "effect", "low", "high", "p_adjusted", "verdict", "detectable"]
         frame = rows[names].reset_index(drop=True)
         if "control_position" in rows.columns:
-            frame["among_controls"] = [_percentile(row) for row in rows.to_dict("records")]
+            places = zip(rows["control_position"], rows["control_draws"], rows["control_pool"], strict=True)
+            frame["among_controls"] = [_percentile(*place) for place in places]
         unit = "" if self.settings.get("own_unit") else "%" if self.settings["per"] == BASELINE else "points"
         floor = 1 / (1 + self.settings["resamples"])
         columns = {
@@ -158,7 +159,5 @@ def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**placement_columns(rows["effect"].tolist(), draws), control_pool=pools)
 
 
-def _percentile(row: Mapping[Any, Any]) -> str | None:
-    if np.isnan(row["control_position"]):
-        return None
-    return f"P{np.floor(100 * row['control_position']):.0f} of {row['control_draws']:.0f} ({row['control_pool']})"
+def _percentile(position: float, draws: float, pool: str) -> str | None:
+    return None if np.isnan(position) else f"P{np.floor(100 * position):.0f} of {draws:.0f} ({pool})"

@@ -107,10 +107,10 @@ class Comparison(Result, kind="comparison", tables={"rows": "methods", "overlap"
 
 
 def compare_methods(
-    methods: Mapping[str, Any] | Sequence[Any],
+    methods: Mapping[str, object] | Sequence[object],
     model: torch.nn.Module,
     recorded: Corpus | Recordings | ActivationStats,
-    text: Any = None,
+    text: object = None,
     *,
     nulls: Sequence[str] = ("shuffled",),
     value: Value = 0.0,
@@ -159,8 +159,7 @@ def compare_methods(
         }
     controls, testing, recording, run = with_options(current, controls_of(controls), Testing(), recording, run)
     named = _named(methods)
-    if text is not None:
-        _check_text(text, recorded)
+    heldout = None if text is None else _checked_text(text, recorded)
     if sample < 0:
         raise StatisticsError(f"The number of neurons to ablate cannot be negative, given {sample}.")
     site, *more = recording.sites
@@ -177,15 +176,14 @@ def compare_methods(
     real, null = (recorded.real, recorded.nulls) if isinstance(recorded, Recordings) else (recorded.at(site), {})
     stats, notes = whole(real), []
     rows = {name: {"method": name, **_on_paper(name, method, real, null, notes)} for name, method in named.items()}
-    if text is not None:
-        text = HeldoutText.of(model, text)
-        ablated = (
-            AblatedSample.of(model, text, stats, sample, value, testing, _inside(run, "ablation")) if sample else None
-        )
+    if heldout is not None:
+        heldout = HeldoutText.of(model, heldout)
+        folder = _inside(run, "ablation")
+        ablated = AblatedSample.of(model, heldout, stats, sample, value, testing, folder) if sample else None
         matched = controls.model_copy(update={"stats": controls.stats or stats})
         for name, method in named.items():
             neurons = _identified(method, stats)
-            rows[name] |= _selectivity(model, text, neurons, value, matched, testing, _inside(run, "matrix"))
+            rows[name] |= _selectivity(model, heldout, neurons, value, matched, testing, _inside(run, "matrix"))
             rows[name] |= ablated.agreement(deciding(method, stats), seed) if ablated else {}
     settings = {
         "site": site,
@@ -205,17 +203,19 @@ def _inside(run: Run, name: str) -> Run:
     return run if run.out is None else run.model_copy(update={"out": run.out / name})
 
 
-def _named(methods: Mapping[str, Any] | Sequence[Any]) -> dict[str, Method]:
-    named = dict(methods) if isinstance(methods, Mapping) else {repr(method): method for method in methods}
-    if not named or len(named) < len(methods):
-        raise StatisticsError(f"A comparison needs methods, each with a name of its own, not {list(methods)}.")
-    for name, method in named.items():
+def _named(methods: Mapping[str, object] | Sequence[object]) -> dict[str, Method]:
+    pairs = methods.items() if isinstance(methods, Mapping) else [(repr(method), method) for method in methods]
+    named = {}
+    for name, method in pairs:
         if not isinstance(method, Method):
             raise StatisticsError(f"{name!r} is no method such as ln.LAPE(top=0.01), but a {type(method).__name__}.")
+        named[name] = method
+    if not named or len(named) < len(methods):
+        raise StatisticsError(f"A comparison needs methods, each with a name of its own, not {list(methods)}.")
     return named
 
 
-def _check_text(text: Any, recorded: Corpus | Recordings | ActivationStats) -> None:
+def _checked_text(text: object, recorded: Corpus | Recordings | ActivationStats) -> Corpus | HeldoutText:
     """Refuse text on which nothing could be compared, before anything is recorded."""
     if not isinstance(text, Corpus | HeldoutText):
         raise TaskError(f"Methods are compared on a held-out corpus or HeldoutText, not on a {type(text).__name__}.")
@@ -225,6 +225,7 @@ def _check_text(text: Any, recorded: Corpus | Recordings | ActivationStats) -> N
             f"The held-out text is in {', '.join(text.languages)}, what is recorded in {', '.join(languages)}: they "
             "need a language in common."
         )
+    return text
 
 
 def _identified(method: Method, stats: ActivationStats) -> NeuronSet:

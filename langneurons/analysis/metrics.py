@@ -8,6 +8,7 @@ copies of the same texts, one copy per neuron.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,13 +110,9 @@ class TextLoss(TextMetric):
             document = blocks.document[blocks.counted].numpy()
             block = np.repeat(ordinals, blocks.counted.sum(1).numpy())
             starts = np.flatnonzero(np.diff(block, prepend=-1) | np.diff(document, prepend=-1))
-
-            def read(model_view: ModelView, copies: int, blocks: Blocks = blocks, starts: Any = starts) -> np.ndarray:
-                nll = losses(model_view, _copied(blocks, copies)).numpy().reshape(copies, -1)
-                return np.add.reduceat(nll, starts, axis=1)
-
             alone = self.text.each == "document"
             items = [d if alone else f"{b}:{d}" for b, d in zip(block[starts], document[starts], strict=True)]
+            read = partial(_summed_losses, blocks, starts)
             yield Batch(blocks.tokens, items, document[starts].tolist(), read)
 
 
@@ -177,29 +174,25 @@ class FunctionMetric(TextMetric):
             texts = table.iloc[rows]
             lengths = torch.tensor([len(ids) for ids in texts["tokens"]])
             mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-
-            def read(model_view: ModelView, copies: int, tokens: Any = tokens, mask: Any = mask, texts: Any = texts):
-                labels = [*texts["label"]] * copies
-                return self._values(model_view, tokens.repeat(copies, 1), mask.repeat(copies, 1), labels).reshape(
-                    copies, -1
-                )
-
+            read = partial(self._values, tokens, mask, texts["label"].tolist())
             yield Batch(tokens, texts["item"].tolist(), texts["cluster"].tolist(), read)
 
     def _values(
         self,
-        model_view: ModelView,
-        tokens: Int[Tensor, "row position"],
-        mask: Bool[Tensor, "row position"],
+        tokens: Int[Tensor, "text position"],
+        mask: Bool[Tensor, "text position"],
         labels: list[str],
-    ) -> Float[np.ndarray, " row"]:
+        model_view: ModelView,
+        copies: int,
+    ) -> Float[np.ndarray, "copy text"]:
+        tokens, mask = tokens.repeat(copies, 1), mask.repeat(copies, 1)
         logits = model_view.forward(tokens)
         assert logits is not None
-        values = self.function(logits, tokens.to(logits.device), mask.to(logits.device), labels)
+        values = self.function(logits, tokens.to(logits.device), mask.to(logits.device), labels * copies)
         if not isinstance(values, Tensor) or values.shape != (len(tokens),):
             what = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise EffectError(f"{self.name} should give a tensor of one number per row, ({len(tokens)},), not {what}.")
-        return values.detach().double().cpu().numpy()
+        return values.detach().double().cpu().numpy().reshape(copies, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +351,9 @@ def _tokenised(model_view: ModelView, table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(tokens=[tuple(ids) for ids in tokens])
 
 
-def _copied(blocks: Blocks, copies: int) -> Blocks:
+def _summed_losses(
+    blocks: Blocks, starts: Int[np.ndarray, " item"], model_view: ModelView, copies: int
+) -> Float[np.ndarray, "copy item"]:
     parts = (blocks.tokens, blocks.counted, blocks.document, blocks.attention_mask, blocks.place)
-    return Blocks(*(repeat(part, "block position -> (copy block) position", copy=copies) for part in parts))
+    copied = Blocks(*(repeat(part, "block position -> (copy block) position", copy=copies) for part in parts))
+    return np.add.reduceat(losses(model_view, copied).numpy().reshape(copies, -1), starts, axis=1)

@@ -103,7 +103,7 @@ class Screen(Result, kind="screen", tables=("agreement", "sample")):
 
 def screen(
     model: torch.nn.Module,
-    text: Any,
+    text: object,
     value: Value | str = 0.0,
     top: int = 100,
     *,
@@ -204,7 +204,7 @@ def _predicted(
 
 
 def _first_order(
-    model_view: ModelView, blocks: Blocks, every: NeuronSet, values: Mapping[int, Any]
+    model_view: ModelView, blocks: Blocks, every: NeuronSet, values: Mapping[int, Tensor | float]
 ) -> tuple[Float[Tensor, "layer neuron"], float]:
     """One forward and one backward pass: each neuron gets an addend of zero, whose gradient is its own."""
     addends: dict[int, Tensor] = {}

@@ -212,13 +212,14 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
 
     def _caption(self, unit: str, scale: int) -> str:
         size, column = Column(scale=scale), f" {unit}" if unit else ""
-        least, most = (size.text(bound) for bound in self.rows["minimal_detectable"].agg(["min", "max"]))
+        bounds = dict.fromkeys(size.text(bound) for bound in self.rows["minimal_detectable"].agg(["min", "max"]))
+        metric = self.settings.get("measured", self.settings["value"])
         return (
-            f"Family: {self.family} (Holm). {self.settings['value']} per {self.settings['per']}"
-            f"{f', in {unit}' if unit else ''}, [{self._level} interval]; equivalent: within "
+            f"Family: {self.family} (Holm). Change of {metric}{f' in {unit}' if unit else ''} "
+            f"[{self._level} interval]; equivalent: within "
             f"+-{size.text(self.settings['margin'])}{column}. {_span(self.rows['items'].tolist())} items in "
             f"{_span(self.rows['clusters'].tolist())} clusters per effect; minimal detectable effect (one test) "
-            f"{least}{column} to {most}{column}."
+            f"{' to '.join(f'{bound}{column}' for bound in bounds)}."
         )
 
 

@@ -111,22 +111,21 @@ def evaluate(
     )
 
 
-def _tasks(tasks: Task | Sequence[Task], head: Head | None) -> list[Task]:
-    tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
-    for task in tasks:
+def _tasks(tasks: object, head: Head | None) -> list[Task]:
+    checked: list[Task] = []
+    for task in tasks if isinstance(tasks, Sequence) else [tasks]:
         if not isinstance(task, Task):
             raise TaskError(f"A task is an XNLI, XQuAD, Generation or another Task, not {type(task).__name__}.")
-    if not tasks:
+        checked.append(task)
+    if not checked:
         raise TaskError("No task was given: give at least one, such as ln.XNLI.load(...).")
-    if head is not None:
-        by_head = [task.with_head(head) for task in tasks]
-        if all(answered is task for answered, task in zip(by_head, tasks, strict=True)):
-            raise TaskError("A head was given, but no task is one that a head can answer.")
-        tasks = by_head
-    names = [(task.name, task.protocol) for task in tasks]
+    answered = checked if head is None else [task.with_head(head) for task in checked]
+    if head is not None and all(task is plain for task, plain in zip(answered, checked, strict=True)):
+        raise TaskError("A head was given, but no task is one that a head can answer.")
+    names = [(task.name, task.protocol) for task in answered]
     if twice := {name for name in names if names.count(name) > 1}:
         raise TaskError(f"Two tasks are called {' '.join(next(iter(twice)))}: evaluate them apart.")
-    return tasks
+    return answered
 
 
 def chosen_languages(tasks: Sequence[Task], languages: Iterable[str] | None) -> list[str]:

@@ -4,10 +4,9 @@
 seed, the number of the draw and the label alone.
 """
 
-from typing import get_args
-
 import numpy as np
 import torch
+from einops import reduce
 from jaxtyping import Int
 
 from langneurons import storage
@@ -45,21 +44,21 @@ def statistics_at(controls: Controls, site: str) -> ActivationStats | None:
 
 def draw_matched(
     label: str,
-    chosen: Int[np.ndarray, " chosen"],
+    flat: Int[np.ndarray, " n"],
     taken: Int[np.ndarray, " taken"],
     strata: Int[np.ndarray, " neuron"],
     seed: int,
     match: Match,
-) -> Int[np.ndarray, " chosen"]:
-    """Draw as many neurons as were chosen, stratum by stratum, none of them taken.
+) -> Int[np.ndarray, " n"]:
+    """Draw as many neurons as a label has in every stratum, none of them taken.
 
     Args:
-        label: The label they stand for.
-        chosen: Flat indices to match.
+        label: The label that they stand for.
+        flat: Flat indices of the label's neurons.
         taken: Flat indices that cannot be drawn.
-        strata: Each neuron's stratum.
+        strata: Stratum of every neuron.
         seed: Seed for the draw.
-        match: What a stratum is: a layer, or a decile of magnitude inside a layer.
+        match: Whether a stratum is a layer, or a decile of magnitude inside a layer.
 
     Returns:
         Flat indices, sorted.
@@ -70,13 +69,13 @@ def draw_matched(
     free = np.ones(strata.size, dtype=bool)
     free[taken] = False
     random = random_stream(seed, "control", label)
-    drawn = [np.empty(0, np.int64)]
-    for stratum, wanted in zip(*np.unique(strata[chosen], return_counts=True), strict=True):
+    draws = [np.empty(0, np.int64)]
+    for stratum, wanted in zip(*np.unique(strata[flat], return_counts=True), strict=True):
         candidates = np.flatnonzero((strata == stratum) & free)
         if len(candidates) < wanted:
             raise NeuronSetError(_too_few(label, int(stratum), int(wanted) - len(candidates), match))
-        drawn.append(random.choice(candidates, int(wanted), replace=False))
-    return np.sort(np.concatenate(drawn))
+        draws.append(random.choice(candidates, int(wanted), replace=False))
+    return np.sort(np.concatenate(draws))
 
 
 def fitting_statistics(stats: ActivationStats, shape: tuple[int, int], site: str, model: str | None) -> ActivationStats:
@@ -108,13 +107,13 @@ def random_stream(seed: int, *names: str) -> np.random.Generator:
 
 
 def choose_neutral(
-    label: str, chosen: Int[np.ndarray, " chosen"], taken: Int[np.ndarray, " taken"], stats: ActivationStats
-) -> Int[np.ndarray, " chosen"]:
-    """Choose as many frequent neurons a layer as were chosen, none of them taken, the least uneven over languages.
+    label: str, flat: Int[np.ndarray, " n"], taken: Int[np.ndarray, " taken"], stats: ActivationStats
+) -> Int[np.ndarray, " n"]:
+    """Choose as many frequent neurons as a label has in every layer, none of them taken, the most even over languages.
 
     Args:
-        label: The label they stand for.
-        chosen: Flat indices whose layers to match.
+        label: The label that they stand for.
+        flat: Flat indices of the label's neurons.
         taken: Flat indices that cannot be chosen.
         stats: Statistics of the model.
 
@@ -127,19 +126,20 @@ def choose_neutral(
     """
     check_sign_means_something(stats)
     p = stats.probability()
-    frequent = p.mean(0) >= p.mean(0).quantile(FREQUENT, dim=1, keepdim=True)
+    mean = reduce(p, "language layer neuron -> layer neuron", "mean")
+    frequent = mean >= mean.quantile(FREQUENT, dim=1, keepdim=True)
     frequent.view(-1)[torch.from_numpy(taken.copy())] = False
     evenness = torch.special.entr(p / p.sum(0).clamp(min=1e-12)).sum(0).where(frequent, -torch.inf).numpy()
-    width, found = stats.shape[1], [np.empty(0, np.int64)]
-    for layer, wanted in zip(*np.unique(chosen // width, return_counts=True), strict=True):
+    width, members = stats.shape[1], [np.empty(0, np.int64)]
+    for layer, wanted in zip(*np.unique(flat // width, return_counts=True), strict=True):
         available = int(frequent[layer].sum())
         if available < wanted:
             raise NeuronSetError(
                 f"Layer {layer} has {available} frequent neurons outside the set, and {wanted} are needed as a control "
                 f"of {label!r}: try a smaller set."
             )
-        found.append(layer * width + np.argsort(-evenness[layer], kind="stable")[:wanted])
-    return np.sort(np.concatenate(found))
+        members.append(layer * width + np.argsort(-evenness[layer], kind="stable")[:wanted])
+    return np.sort(np.concatenate(members))
 
 
 def strata(
@@ -148,11 +148,9 @@ def strata(
     """Give each neuron its stratum, flat: the layer, or layer x 10 + decile of magnitude in the label's language.
 
     Raises:
-        NeuronSetError: If the match is unknown, or the magnitude must match without statistics.
+        NeuronSetError: If the magnitude must match without statistics.
         LanguageError: If the label was not recorded and the magnitude must match.
     """
-    if match not in get_args(Match):
-        raise NeuronSetError(unknown("match", match, get_args(Match)))
     layers, width = shape
     layer = np.repeat(np.arange(layers), width)
     if match == "layer":

@@ -23,8 +23,8 @@ def read_rucaibox(
 
     Args:
         path: The file.
-        languages: What its lists stand for.
-        shape: Layers and neurons a layer, or None to infer the width.
+        languages: Languages of its lists.
+        shape: Layers and neurons per layer, or None to infer the width.
 
     Returns:
         Flat indices of each language, and the shape.

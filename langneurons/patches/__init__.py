@@ -4,6 +4,20 @@
 """
 
 from langneurons.patches.intervening import intervene, unreachable
-from langneurons.patches.patch import POSITIONS, Add, Clamp, DiffMean, Patch, Scale, SetTo
+from langneurons.patches.patch import POSITIONS, Add, Clamp, DiffMean, Patch, Scale, SetTo, control_patches
 
-__all__ = ["POSITIONS", "Add", "Clamp", "DiffMean", "Patch", "Scale", "SetTo", "intervene", "unreachable"]
+Set = SetTo  # the name in version 0.1.0
+
+__all__ = [
+    "POSITIONS",
+    "Add",
+    "Clamp",
+    "DiffMean",
+    "Patch",
+    "Scale",
+    "Set",
+    "SetTo",
+    "control_patches",
+    "intervene",
+    "unreachable",
+]

@@ -25,8 +25,8 @@ def intervene(model: torch.nn.Module, *patches: Patch) -> Iterator[None]:
     neuron. When the block ends, also by an exception, nothing stays behind.
 
     Args:
-        model: From ``load_model``.
-        patches: What to write.
+        model: A model returned by ``load_model``.
+        patches: Patches to carry out.
 
     Raises:
         PatchError: If a patch does not fit the model.
@@ -40,43 +40,43 @@ def intervene(model: torch.nn.Module, *patches: Patch) -> Iterator[None]:
         >>> bool((patched != plain).any()), bool((model("Hello") == plain).all())
         (True, True)
     """
-    seen = view(model)
+    model_view = view(model)
     for patch in patches:
-        check_fits(patch, seen)
-        _warn_of_unreachable(patch, seen)
-    with patching(seen, patches):
+        check_fits(patch, model_view)
+        _warn_of_unreachable(patch, model_view)
+    with patching(model_view, patches):
         yield
 
 
 @contextmanager
 def patching(
-    seen: ModelView, patches: Sequence[Patch], watch: Callable[[Patch, Tensor], object] | None = None
+    model_view: ModelView, patches: Sequence[Patch], watch: Callable[[Patch, Tensor], object] | None = None
 ) -> Iterator[None]:
-    """Write patches inside the block, as ``intervene`` does, without a word about what they are.
+    """Write patches inside the block, as ``intervene`` does, without checking them.
 
     Args:
-        seen: The model.
-        patches: What to write.
-        watch: Called with every patch and its new values, "batch position neuron".
+        model_view: The model.
+        patches: Patches to carry out.
+        watch: A function that is called with every patch and its new values, "batch position neuron".
     """
     with ExitStack() as stack:
         follows = any(patch.positions != "all" for patch in patches)
-        progress = stack.enter_context(seen.following()) if follows else None
+        progress = stack.enter_context(model_view.following()) if follows else None
         # In the order in which a layer computes its sites: an act written after post would undo what post was given.
-        for patch in sorted(patches, key=lambda patch: seen.sites.index(patch.neurons.site)):
+        for patch in sorted(patches, key=lambda patch: model_view.sites.index(patch.neurons.site)):
             change = _change(patch, progress) if watch is None else _watched(patch, _change(patch, progress), watch)
-            stack.enter_context(seen.writing(patch.neurons.site, patch.by_layer, change, patch.replaces))
+            stack.enter_context(model_view.writing(patch.neurons.site, patch.by_layer, change, patch.replaces))
         yield
 
 
 def unreachable(model: torch.nn.Module, patch: Patch) -> float:
-    """Measure how many of the values a patch writes its site could never have by itself.
+    """Measure the share of the values written by a patch that the site could never have by itself.
 
     Only ``act`` (and ``post`` where the MLP has no gate) is bounded: SiLU gives nothing below -0.278, ReLU nothing
-    below 0. Said of SetTo and of the limits of Clamp, known before the model runs; ``dose`` measures it of every patch.
+    below 0. SetTo and the limits of Clamp are known before the model runs; ``dose`` measures every patch.
 
     Args:
-        model: From ``load_model``.
+        model: A model returned by ``load_model``.
         patch: A patch.
 
     Returns:
@@ -87,24 +87,24 @@ def unreachable(model: torch.nn.Module, patch: Patch) -> float:
         >>> [ln.patches.unreachable(model, ln.SetTo(neurons["hi"], value)) for value in (-1.0, 0.0)]
         [1.0, 0.0]
     """
-    seen = view(model)
+    model_view = view(model)
     if not isinstance(patch, SetTo | Clamp):
         return math.nan
-    low, high = reachable_range(seen, patch.neurons.site)
+    low, high = reachable_range(model_view, patch.neurons.site)
     outside = []
     for layer, units in patch.by_layer.items():
         extremes = torch.tensor([low, high], dtype=torch.float64).view(1, 2, 1).expand(1, 2, len(units))
-        written = patch.written(extremes, **patch.values_of(layer))
-        outside.append(((written < low) | (written > high)).flatten(0, 1).any(0))
+        values = patch.written(extremes, **patch.values_of(layer))
+        outside.append(((values < low) | (values > high)).flatten(0, 1).any(0))
     return float(torch.cat(outside).double().mean())
 
 
-def reachable_range(seen: ModelView, site: str) -> tuple[float, float]:
+def reachable_range(model_view: ModelView, site: str) -> tuple[float, float]:
     """The values that a site can have: the range of act_fn, widened by its rounding; no bounds where it has none."""
-    if site != "act" and not (site == "post" and not seen.gated):
+    if site != "act" and not (site == "post" and not model_view.gated):
         return -math.inf, math.inf
-    low, high = seen.act_range()
-    slack = 4 * torch.finfo(seen.dtype).eps
+    low, high = model_view.act_range()
+    slack = 4 * torch.finfo(model_view.dtype).eps
     return low - slack * max(1.0, abs(low)), high + slack * max(1.0, abs(high))
 
 
@@ -123,8 +123,8 @@ def _change(patch: Patch, progress: Following | None) -> Callable[[int, Tensor],
         if progress is None or patch.positions == "all":
             return new
         generated = torch.arange(current.shape[1], device=current.device) >= progress.first_generated
-        chosen = generated if patch.positions == "generated" else ~generated
-        return torch.where(chosen.view(-1, *[1] * (current.ndim - 2)), new, current)
+        is_written = generated if patch.positions == "generated" else ~generated
+        return torch.where(is_written.view(-1, *[1] * (current.ndim - 2)), new, current)
 
     return change
 
@@ -140,7 +140,7 @@ def _watched(
     return watched
 
 
-def check_fits(patch: Patch, seen: ModelView) -> None:
+def check_fits(patch: Patch, model_view: ModelView) -> None:
     """Refuse a patch that is not of this model.
 
     Raises:
@@ -148,27 +148,28 @@ def check_fits(patch: Patch, seen: ModelView) -> None:
         SiteMismatchError: If its neurons or values belong to a model with other weights.
     """
     neurons = patch.neurons
-    fits = seen.shape(neurons.site)
+    fits = model_view.shape(neurons.site)
     if neurons.shape != fits:
         raise PatchError(
             f"The neuron set is of a model of {neurons.shape[0]} layers x {neurons.shape[1]} units at "
-            f"{neurons.site!r}; {seen.name!r} has {fits[0]} x {fits[1]}."
+            f"{neurons.site!r}; {model_view.name!r} has {fits[0]} x {fits[1]}."
         )
     if patch.allow_site_mismatch:
         return
     models = [value.model for value in patch.values.values() if isinstance(value, SiteValues)]
     for model in filter(None, (neurons.model, *models)):
-        if model != (here := seen.fingerprint_at(neurons.site)):
+        if model != (here := model_view.fingerprint_at(neurons.site)):
             raise SiteMismatchError(
                 f"The {'neurons' if model == neurons.model else 'values'} belong to model {model[:8]}, but "
-                f"{seen.name!r} is {here[:8]} at {neurons.site!r}: record this model, or give allow_site_mismatch=True."
+                f"{model_view.name!r} is {here[:8]} at {neurons.site!r}: record this model, or give "
+                "allow_site_mismatch=True."
             )
 
 
-def _warn_of_unreachable(patch: Patch, seen: ModelView) -> None:
-    share = unreachable(seen.model, patch)
+def _warn_of_unreachable(patch: Patch, model_view: ModelView) -> None:
+    share = unreachable(model_view.model, patch)
     if share > 0:
-        low, high = reachable_range(seen, patch.neurons.site)
+        low, high = reachable_range(model_view, patch.neurons.site)
         warnings.warn(
             f"{100 * share:.3g}% of the values that {patch!r} writes cannot come from this model's activation "
             f"function, which gives {low:.3f} to {high:.3g}.",

@@ -34,16 +34,17 @@ class Patch(ABC):
     """What is written at some neurons while a model runs: the base of SetTo, Add, Scale, Clamp and DiffMean.
 
     Args:
-        neurons: Where; its site is the site that is written.
+        neurons: Neurons to write at; their site is the site that is written.
         site: The site that raw tensors belong to; not needed for numbers and SiteValues.
-        positions: ``"all"``, only the ``"prompt"``, or only what is ``"generated"``. A forward that is not part of a
-            ``generate`` is all prompt.
-        layers: Only these layers, such as ``range(20, 32)``; None leaves none out.
+        positions: Positions to write at: ``"all"``, only the ``"prompt"``, or only what is ``"generated"``. A forward
+            pass that is not part of a ``generate`` is all prompt.
+        layers: Layers to write at, such as ``range(20, 32)``; by default all layers of the neurons.
         allow_site_mismatch: Write SiteValues (or a raw tensor) of another site or model all the same, as the reference
             implementation of Mondal et al. 2025 does: it writes statistics of ``pre`` at ``act``.
     """
 
     fingerprint_name: ClassVar[str] = ""  # of a class whose name has changed since conditions were kept under it
+    value_names: ClassVar[tuple[str, ...]] = ("value",)
 
     neurons: NeuronSet
     _: KW_ONLY
@@ -64,9 +65,9 @@ class Patch(ABC):
             self._spread(value)
 
     @property
-    @abstractmethod
     def values(self) -> dict[str, Value]:
-        """What is written, by the name it was given under."""
+        """The values that are given, by the name of their field."""
+        return {name: getattr(self, name) for name in self.value_names}
 
     @abstractmethod
     def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
@@ -74,7 +75,7 @@ class Patch(ABC):
 
         Args:
             current: "batch position neuron", at ``head`` "batch position head d_head".
-            values: Each of ``self.values``, one a neuron or one for all, ready to broadcast.
+            values: Each of ``self.values``, one for each neuron or one for all, ready to broadcast.
         """
 
     @property
@@ -86,9 +87,8 @@ class Patch(ABC):
     def by_layer(self) -> dict[int, Int[Tensor, " unit"]]:
         """The neurons that are written, as sorted indices by layer."""
         indices = self.neurons.indices()
-        kept = {int(layer): indices[indices[:, 0] == layer, 1] for layer in indices[:, 0].unique()}
-        chosen = kept if self._chosen is None else self._chosen
-        return {layer: units for layer, units in kept.items() if layer in chosen}
+        by_layer = {int(layer): indices[indices[:, 0] == layer, 1] for layer in indices[:, 0].unique()}
+        return {layer: units for layer, units in by_layer.items() if self.layers is None or layer in self.layers}
 
     def values_of(self, layer: int) -> dict[str, Float[Tensor, " unit"] | float]:
         """What is written at one layer, in the order of its neurons."""
@@ -108,12 +108,10 @@ class Patch(ABC):
             PatchError: If the statistics or the values have nothing to say of control neurons.
             NeuronSetError: If a layer has too few neurons for a control.
         """
-        sites = [site for stats in statistics_of(controls) for site in stats.records]
-        if sites and self.neurons.site not in sites:
-            raise PatchError(
-                f"Controls of a patch at {self.neurons.site!r} need statistics of that site; given are those of "
-                f"{', '.join(sites)}."
-            )
+        site, sites = self.neurons.site, [site for stats in statistics_of(controls) for site in stats.records]
+        if sites and site not in sites:
+            given_sites = ", ".join(sites)
+            raise PatchError(f"Controls at {site!r} need statistics of that site; given are those of {given_sites}.")
         if any(isinstance(value, Tensor) and value.ndim == 1 for value in self.values.values()):
             raise PatchError(
                 "One raw value for each neuron of the set cannot be read at control neurons: give SiteValues, or "
@@ -124,40 +122,32 @@ class Patch(ABC):
     @property
     def fingerprint(self) -> str:
         """Identify what is written where at this moment: equal for equal patches."""
-        parts: list[str | bytes] = [
-            self.fingerprint_name or type(self).__name__,
-            self.neurons.site,
-            str(self.neurons.shape),
-            self.positions,
-        ]
+        name = self.fingerprint_name or type(self).__name__
+        parts: list[str | bytes] = [name, self.neurons.site, str(self.neurons.shape), self.positions]
         for layer, units in sorted(self.by_layer.items()):
             parts += [str(layer), units.numpy().tobytes()]
-            for name, value in self.values_of(layer).items():
-                parts += [name, repr(value.detach().double().tolist() if isinstance(value, Tensor) else value)]
+            for field, value in self.values_of(layer).items():
+                parts += [field, repr(value.detach().double().tolist() if isinstance(value, Tensor) else value)]
         return storage.fingerprint(*parts)
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={_said(value)}" for name, value in self.values.items())
-        where = "" if self._chosen is None else f", layers {min(self._chosen)} to {max(self._chosen)}"
+        values = ", ".join(f"{name}={_in_words(value)}" for name, value in self.values.items())
+        where = "" if self.layers is None else f", layers {min(self.layers)} to {max(self.layers)}"
         at = "" if self.positions == "all" else f", {self.positions} only"
         return f"{type(self).__name__}({self.neurons!r}, {values}{where}{at})"
 
-    @cached_property
-    def _chosen(self) -> frozenset[int] | None:
-        return None if self.layers is None else frozenset(self.layers)
-
     def _check_layers(self) -> None:
         depth = self.neurons.shape[0]
-        if self._chosen is None:
+        if self.layers is None:
             return
-        if outside := sorted(layer for layer in self._chosen if not 0 <= layer < depth):
+        if outside := sorted(layer for layer in self.layers if not 0 <= layer < depth):
             raise PatchError(f"There is no layer {outside[0]}: the model has layers 0 to {depth - 1}.")
         if not self.by_layer:
             has = ", ".join(str(int(layer)) for layer in self.neurons.indices()[:, 0].unique())
-            raise PatchError(f"No neuron of the set lies in layers {sorted(self._chosen)}: they lie in {has}.")
+            raise PatchError(f"No neuron of the set lies in layers {sorted(self.layers)}: they lie in {has}.")
 
     def _spread(self, value: Value) -> Float[Tensor, " n"] | float:
-        """One number for all neurons, or one a neuron in the order of ``neurons.indices()``."""
+        """One number for all neurons, or one for each in the order of ``neurons.indices()``."""
         if isinstance(value, SiteValues):
             self._check_site_values(value)
             return self._gathered(value.values)
@@ -177,8 +167,8 @@ class Patch(ABC):
             values = values[indices[:, 0], indices[:, 1]]
         elif shape != (len(indices),):
             raise PatchError(
-                f"The values have shape {shape}: possible are one a neuron of the model, {self.neurons.shape}, or one "
-                f"a neuron of the set, {(len(indices),)}."
+                f"The values have shape {shape}: possible are one for each neuron of the model, {self.neurons.shape}, "
+                f"or one for each neuron of the set, {(len(indices),)}."
             )
         if not bool(values.isfinite().all()):
             raise PatchError(f"{int((~values.isfinite()).sum())} of the {len(values)} values to write are not finite.")
@@ -213,8 +203,8 @@ class SetTo(Patch):
     """Give neurons a value, whatever they would have had.
 
     Args:
-        value: A number, SiteValues, or a raw tensor with ``site=``: one a neuron of the model, or one a neuron of the
-            set, in the order of ``neurons.indices()``. A tensor may require gradients.
+        value: A number, SiteValues, or a raw tensor with ``site=``: one value for each neuron of the model, or one for
+            each neuron of the set, in the order of ``neurons.indices()``. A tensor may require gradients.
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
@@ -224,13 +214,7 @@ class SetTo(Patch):
     """
 
     fingerprint_name: ClassVar[str] = "Set"
-
     value: Value = 0.0
-
-    @property
-    def values(self) -> dict[str, Value]:
-        """The value."""
-        return {"value": self.value}
 
     @property
     def replaces(self) -> bool:
@@ -248,15 +232,10 @@ class Add(Patch):
     """Add a value to what neurons have.
 
     Args:
-        value: As for SetTo.
+        value: The summand: a number, SiteValues, or a raw tensor with ``site=``.
     """
 
     value: Value = 0.0
-
-    @property
-    def values(self) -> dict[str, Value]:
-        """The value."""
-        return {"value": self.value}
 
     def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
         """What they have plus the value."""
@@ -268,15 +247,12 @@ class Scale(Patch):
     """Multiply what neurons have.
 
     Args:
-        factor: As the value of SetTo; SiteValues make no sense here, but numbers a neuron do.
+        factor: A number, or a raw tensor with ``site=`` that gives each neuron its own.
     """
 
-    factor: Value = 0.0
+    value_names: ClassVar[tuple[str, ...]] = ("factor",)
 
-    @property
-    def values(self) -> dict[str, Value]:
-        """The factor."""
-        return {"factor": self.factor}
+    factor: Value = 0.0
 
     def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
         """What they have times the factor."""
@@ -288,9 +264,11 @@ class Clamp(Patch):
     """Keep neurons between two values.
 
     Args:
-        low: The least they may have, as the value of SetTo; None for no limit.
-        high: The most they may have; None for no limit.
+        low: Lowest value, given as the value of SetTo is; None sets no limit.
+        high: Highest value; None sets no limit.
     """
+
+    value_names: ClassVar[tuple[str, ...]] = ("low", "high")
 
     low: Value | None = None
     high: Value | None = None
@@ -308,7 +286,7 @@ class Clamp(Patch):
     @property
     def values(self) -> dict[str, Value]:
         """The limits that are given."""
-        return {name: value for name, value in (("low", self.low), ("high", self.high)) if value is not None}
+        return {name: limit for name in self.value_names if (limit := getattr(self, name)) is not None}
 
     def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
         """What they have, between the limits."""
@@ -326,8 +304,8 @@ class DiffMean(Patch):
 
     Args:
         stats: Statistics at the neurons' site.
-        language: Towards which language.
-        strength: Times this.
+        language: The language to move towards.
+        strength: Factor of the difference.
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
@@ -353,13 +331,12 @@ class DiffMean(Patch):
 
         Args:
             stats: Statistics at that site.
-            language: Towards which language.
-            strength: Times this.
-            layers: Only these; None for all.
-            positions: As for every patch.
+            language: The language to move towards.
+            strength: Factor of the difference.
+            layers: Layers to write at; by default all.
+            positions: Positions to write at: ``"all"``, ``"prompt"`` or ``"generated"``.
         """
-        layers_, width = stats.shape
-        units = {language: [(layer, unit) for layer in range(layers_) for unit in range(width)]}
+        units = {language: [(layer, unit) for layer in range(stats.shape[0]) for unit in range(stats.shape[1])]}
         neurons = NeuronSet.of(units, stats.shape, stats.site, stats.fingerprint, f"every unit at {stats.site}")
         return cls(neurons, stats, language, strength, layers=layers, positions=positions)
 
@@ -404,10 +381,9 @@ def control_patches(
     """
     if not controls.draws:
         return {}
-    at_site: dict[str, list[NeuronSet]] = {}
-    for patch in (patch for together in patches.values() for patch in together):
-        at_site.setdefault(patch.neurons.site, []).append(patch.neurons)
-    exclude = {site: united(neuron_sets) for site, neuron_sets in at_site.items()}
+    neuron_sets = [patch.neurons for together in patches.values() for patch in together]
+    sites = {neurons.site for neurons in neuron_sets}
+    exclude = {site: united(neurons for neurons in neuron_sets if neurons.site == site) for site in sites}
     return {
         (*name, draw): [patch.matched_control(controls, draw, exclude[patch.neurons.site]) for patch in together]
         for draw in range(controls.draws)
@@ -415,7 +391,7 @@ def control_patches(
     }
 
 
-def _said(value: Value) -> str:
+def _in_words(value: Value) -> str:
     if isinstance(value, SiteValues):
         return f"values of {value.language or 'several languages'} at {value.site}"
     if isinstance(value, Tensor) and value.ndim:

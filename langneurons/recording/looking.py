@@ -37,7 +37,7 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
     """Show what some neurons do on each token of a text.
 
     Args:
-        model: From ``load_model``.
+        model: A model returned by ``load_model``.
         text: Any text within the model's context.
         neurons: A neuron set.
 
@@ -54,7 +54,7 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
         >>> ln.activations(model, "The boy drinks water.", neurons["en"]).index.names
         FrozenList(['position', 'token'])
     """
-    model_view, chosen = view(model), checked_indices(neurons)
+    model_view, indices = view(model), checked_indices(neurons)
     encoded = model_view.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, pieces = encoded["input_ids"], _pieces(text, encoded["offset_mapping"])
     start = _start_tokens(model_view)
@@ -65,10 +65,10 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
             f"The text has {len(ids)} tokens; {model_view.name}'s context holds "
             f"{model_view.context_length - len(start)}."
         )
-    with _chosen_values(model_view, neurons.site, chosen) as read:
+    with _values_of(model_view, neurons.site, indices) as read:
         values = read(torch.tensor([[*start, *ids]]))[0, len(start) :]
     rows = pd.MultiIndex.from_arrays([range(len(ids)), pieces], names=["position", "token"])
-    columns = pd.MultiIndex.from_arrays(chosen.T.tolist(), names=["layer", "neuron"])
+    columns = pd.MultiIndex.from_arrays(indices.T.tolist(), names=["layer", "neuron"])
     return pd.DataFrame(values.cpu().numpy(), index=rows, columns=columns)
 
 
@@ -88,15 +88,15 @@ def examples(
     A second pass over the corpus that keeps one number a document and chosen neuron: its highest activation.
 
     Args:
-        model: From ``load_model``.
-        corpus: From ``load_corpus``.
-        neurons: A neuron set; choose few.
+        model: A model returned by ``load_model``.
+        corpus: A corpus returned by ``load_corpus``.
+        neurons: A neuron set of few neurons.
         k: Texts of each kind.
-        documents: Look at this many random documents a language; None looks at all.
-        context_length: Tokens of a document to read.
-        batch_size: Documents a forward.
-        seed: Of the sample and the random texts.
-        progress: Show a progress bar on standard error.
+        documents: Random documents to look through per language; None takes all.
+        context_length: Tokens read per document.
+        batch_size: Documents per forward pass.
+        seed: Seed for the choice of documents and of random texts.
+        progress: Whether to show a progress bar on standard error.
 
     Returns:
         Rows with language, layer, neuron, kind ("top", "median", "random"), rank, activation, document, text, and
@@ -114,8 +114,8 @@ def examples(
     """
     if k < 1:
         raise CorpusError(f"At least one example of each kind is needed, not {k}.")
-    model_view, chosen = view(model), checked_indices(neurons)
-    found = []
+    model_view, indices = view(model), checked_indices(neurons)
+    rows = []
     for language in corpus.languages:
         generator = np.random.default_rng([seed, *language.encode()])
         n = len(corpus[language])
@@ -126,16 +126,16 @@ def examples(
         peaks, places = _peaks(
             model_view,
             neurons.site,
-            chosen,
+            indices,
             texts,
             min(context_length, model_view.context_length),
             batch_size,
             progress,
         )
-        for column, (layer, index) in enumerate(chosen.tolist()):
+        for column, (layer, index) in enumerate(indices.tolist()):
             for kind, rank, row in _kinds(peaks[:, column], k, generator):
                 start, end = places[row, column]
-                found.append(
+                rows.append(
                     {
                         "language": language,
                         "layer": layer,
@@ -149,28 +149,28 @@ def examples(
                         "end": int(end),
                     }
                 )
-    return pd.DataFrame(found)
+    return pd.DataFrame(rows)
 
 
 def _peaks(
     model_view: ModelView,
     site: str,
-    chosen: Int[Tensor, "n 2"],
+    indices: Int[Tensor, "n 2"],
     texts: Sequence[str],
     context_length: int,
     batch_size: int,
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each document's highest activation of each neuron, and the characters of the token where it occurs."""
-    peaks = np.full((len(texts), len(chosen)), -np.inf, np.float32)
-    places = np.zeros((len(texts), len(chosen), 2), np.int64)
+    peaks = np.full((len(texts), len(indices)), -np.inf, np.float32)
+    places = np.zeros((len(texts), len(indices), 2), np.int64)
     for row, (offsets, values) in enumerate(
-        token_values(model_view, site, chosen, texts, context_length, batch_size, progress)
+        token_values(model_view, site, indices, texts, context_length, batch_size, progress)
     ):
         if not len(values):
             continue
         best = values.argmax(0)
-        peaks[row] = values[best, np.arange(len(chosen))]
+        peaks[row] = values[best, np.arange(len(indices))]
         places[row] = np.array(offsets)[best]
     return peaks, places
 
@@ -178,7 +178,7 @@ def _peaks(
 def token_values(
     model_view: ModelView,
     site: str,
-    chosen: Int[Tensor, "n 2"],
+    indices: Int[Tensor, "n 2"],
     texts: Sequence[str],
     context_length: int,
     batch_size: int = 16,
@@ -189,27 +189,27 @@ def token_values(
     Args:
         model_view: The model.
         site: Site of the neurons.
-        chosen: Layer and index of each.
-        texts: What to read.
-        context_length: The most tokens of a text, special ones included.
-        batch_size: Texts a forward.
-        progress: Show a progress bar on standard error.
+        indices: Layer and index of each.
+        texts: Texts to read.
+        context_length: Tokens read per text, special ones included.
+        batch_size: Texts per forward pass.
+        progress: Whether to show a progress bar on standard error.
 
     Yields:
         For every text, where each of its tokens starts and ends, and its values; nothing for a text without tokens.
     """
     start = _start_tokens(model_view)
-    with _chosen_values(model_view, site, chosen) as read:
+    with _values_of(model_view, site, indices) as read:
         for first in tqdm(range(0, len(texts), batch_size), disable=not progress, unit="batch", leave=False):
             batch = list(texts[first : first + batch_size])
             encoded = model_view.tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            kept = [ids[: context_length - len(start)] for ids in encoded["input_ids"]]
-            length = -(-max(len(ids) + len(start) for ids in kept) // LENGTHS) * LENGTHS
+            token_ids = [ids[: context_length - len(start)] for ids in encoded["input_ids"]]
+            length = -(-max(len(ids) + len(start) for ids in token_ids) // LENGTHS) * LENGTHS
             rows = torch.full((len(batch), min(length, model_view.context_length)), _padding(model_view))
-            for row, ids in enumerate(kept):
+            for row, ids in enumerate(token_ids):
                 rows[row, : len(start) + len(ids)] = torch.tensor([*start, *ids])
             values = read(rows).cpu().numpy()
-            for row, ids in enumerate(kept):
+            for row, ids in enumerate(token_ids):
                 own = values[row, len(start) : len(start) + len(ids)]
                 yield encoded["offset_mapping"][row][: len(ids)], own
 
@@ -217,19 +217,19 @@ def token_values(
 def _kinds(peaks: np.ndarray, k: int, generator: np.random.Generator) -> Iterator[tuple[str, int, int]]:
     order = np.argsort(-peaks, kind="stable")
     middle = max(0, len(order) // 2 - k // 2)
-    drawn = generator.permutation(len(order))[:k]
-    for kind, rows in (("top", order[:k]), ("median", order[middle : middle + k]), ("random", drawn)):
+    random = generator.permutation(len(order))[:k]
+    for kind, rows in (("top", order[:k]), ("median", order[middle : middle + k]), ("random", random)):
         for rank, row in enumerate(rows):
             yield kind, rank, int(row)
 
 
 @contextmanager
-def _chosen_values(
-    model_view: ModelView, site: str, chosen: Int[Tensor, "n 2"]
+def _values_of(
+    model_view: ModelView, site: str, indices: Int[Tensor, "n 2"]
 ) -> Iterator[Callable[[Int[Tensor, "row position"]], Float[Tensor, "row position n"]]]:
     """Give a function from token rows to the chosen neurons' values (a head's value is its norm)."""
     held: dict[int, Tensor] = {}
-    wanted = {int(layer): chosen[chosen[:, 0] == layer, 1] for layer in chosen[:, 0].unique()}
+    wanted = {int(layer): indices[indices[:, 0] == layer, 1] for layer in indices[:, 0].unique()}
 
     def keep(layer: int, values: Tensor) -> None:
         if layer in wanted:
@@ -250,10 +250,10 @@ def checked_indices(neurons: Neurons) -> Int[Tensor, "n 2"]:
     Raises:
         NeuronSetError: If there is none.
     """
-    chosen = neurons.indices()
-    if not len(chosen):
+    indices = neurons.indices()
+    if not len(indices):
         raise NeuronSetError("The neuron set is empty: there is nothing to look at.")
-    return chosen
+    return indices
 
 
 def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:

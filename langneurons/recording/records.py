@@ -118,9 +118,9 @@ class RecordedModel:
     """What statistics must know of the model they came from.
 
     Attributes:
-        name: As it was loaded.
-        fingerprint: Of its weights.
-        dtype: It computed in.
+        name: Name under which it was loaded.
+        fingerprint: Fingerprint of its weights.
+        dtype: Type of numbers that it computed in.
         gated: Whether its MLP has a gate (then ``post`` is act x up).
         output_norm: Per site, the norm of each neuron's output weights.
         act_fn: Its activation function, tabulated; None for published counts.
@@ -236,10 +236,10 @@ def check_optional(also: Iterable[str]) -> tuple[str, ...]:
         >>> check_optional(["gradient", "sentence"])
         ('sentence', 'gradient')
     """
-    given = set(also)
-    for name in sorted(given - set(OPTIONAL)):
+    names = set(also)
+    for name in sorted(names - set(OPTIONAL)):
         raise StatisticsError(unknown("optional statistic", name, OPTIONAL))
-    return tuple(name for name in OPTIONAL if name in given)
+    return tuple(name for name in OPTIONAL if name in names)
 
 
 def held(tensors: Iterable[str]) -> tuple[str, ...]:
@@ -281,8 +281,8 @@ class Sentences:
             >>> Sentences.spread("0" * 32, 10, 3).ordinals.tolist()
             [0, 3, 6]
         """
-        kept = min(documents, at_most)
-        return cls(source, torch.arange(kept) * documents // max(kept, 1))
+        count = min(documents, at_most)
+        return cls(source, torch.arange(count) * documents // max(count, 1))
 
     def rows(self, document: Int[Tensor, "*token"]) -> Int[Tensor, "*token"]:
         """Which sentence each token is part of, given its document; -1 where that is none of these."""
@@ -336,8 +336,8 @@ def of_folds(tensors: Mapping, members: Sequence[int]) -> dict[str, Tensor]:
     part = {}
     if SENTENCE in held(tensors):
         fold = (tensors["sentence"] & (2**_ORDINAL_BITS - 1)) % FOLDS
-        chosen = torch.isin(fold, torch.tensor(members))
-        part |= {name: tensors[name][chosen] for name in ("sentence", "sentence_tokens", "sentence_sum")}
+        is_member = torch.isin(fold, torch.tensor(members))
+        part |= {name: tensors[name][is_member] for name in ("sentence", "sentence_tokens", "sentence_sum")}
     if GRADIENT in held(tensors):
         part |= {"relevance_sum": tensors["relevance_sum"][list(members)], "relevance_unit": tensors["relevance_unit"]}
     return part

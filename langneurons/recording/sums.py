@@ -106,7 +106,7 @@ class LanguageSums:
         Args:
             model_view: The model.
             folds: The fold of each token's document, -1 where a token is not counted.
-            sentences: The sentence of each token, -1 where it is in none that is kept; None keeps no sentences.
+            sentences: The sentence of each token, -1 where it is in none of those; None adds no sentences.
         """
 
         def add(site: str, layer: int, values: Tensor, z: Tensor) -> None:
@@ -139,8 +139,8 @@ class LanguageSums:
 
         Args:
             tokens: Counted tokens of each fold.
-            sources: Which blocks were added.
-            sentences: Which sentences were kept, and the tokens of each.
+            sources: The blocks that were added.
+            sentences: The sentences that are kept by themselves, and the tokens of each.
         """
         cpu = torch.device("cpu")
         return {
@@ -151,8 +151,8 @@ class LanguageSums:
     def _optional(self, site: str, sentences: tuple[Sentences, Tensor] | None) -> dict[str, Tensor]:
         tensors = {}
         if sentences is not None:
-            kept, tokens = sentences
-            tensors |= kept.tensors(tokens, self.grouped[SENTENCE, site].sum.cpu())
+            documents, tokens = sentences
+            tensors |= documents.tensors(tokens, self.grouped[SENTENCE, site].sum.cpu())
         if (sums := self.grouped.get((GRADIENT, site))) is not None:
             tensors |= {"relevance_sum": sums.sum.cpu(), "relevance_unit": sums.unit.cpu()}
         return tensors

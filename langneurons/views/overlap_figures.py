@@ -199,7 +199,7 @@ def methods(neurons: Mapping[str, NeuronSet]) -> go.Figure:
         "Do the methods choose the same neurons?",
         170 + 46 * len(names),
         f"mean over languages; {', '.join(f'{name} {len(neurons[name]):,}' for name in names)} neurons",
-        f"{JACCARD} Random choices as large would have {_from_to(chance[apart])}.",
+        f"{JACCARD} Random choices of the same sizes would have {_from_to(chance[apart])}.",
         "; ".join(dict.fromkeys(map(provenance_of_neurons, neurons.values()))),
         left=label_room(names),
     )
@@ -245,7 +245,7 @@ def _random_text(rows: NeuronSet, columns: NeuronSet) -> str:
         for mine in rows.members.values()
         for theirs in columns.members.values()
     ]
-    return f"Two random sets of these sizes would have {_from_to(pairs)}." if pairs else ""
+    return f"Two random sets of these sizes would have a Jaccard similarity of {_from_to(pairs)}." if pairs else ""
 
 
 def _from_to(values: Sequence[float] | Float[np.ndarray, " n"]) -> str:

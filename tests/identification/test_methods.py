@@ -178,6 +178,7 @@ def test_comparing_languages_needs_two(method):
         (ActivationProbability, {"threshold": float("nan")}),
         (ActivationProbability, {"threshold": 0.5, "magnitude_threshold": 0.5}),
         (EntropyLambda, {"penalty": -1.0}),
+        (MeanActivation, {"top": True}),
         *((make, {"top": 0.0}) for make in ALL),
     ],
 )

@@ -22,6 +22,7 @@ from langneurons.errors import (
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.settings import Controls
+from langneurons.storage.result import load
 from tests.planted_statistics import statistics_from
 
 SHAPE = (3, 8)
@@ -302,3 +303,36 @@ def test_controls_leave_out_what_is_excluded():
     others = NeuronSet.of({"en": [(0, 1), (0, 2)]}, (1, 4), "act")
     drawn = neurons.matched_control(Controls(match="layer"), exclude=others)
     assert drawn.indices().tolist() == [[0, 3]]
+
+
+def test_what_is_drawn_depends_on_seed_draw_and_label_alone():
+    neurons = NeuronSet.of({"hi": [(0, 0), (0, 7), (1, 3)], "ur": [(1, 4)]}, (2, 50), "act")
+    control = neurons.matched_control(Controls(seed=2), draw=1)
+    assert {label: flat.tolist() for label, flat in control.members.items()} == {"hi": [19, 38, 64], "ur": [55]}
+    singles = neurons.single_controls(Controls(draws=5, seed=3))
+    assert singles.members["hi"].tolist() == [14, 19, 20, 70, 94]
+    assert singles.members["ur"].tolist() == [57, 63, 68, 71, 85]
+    assert neurons.single_controls(Controls(draws=0)).members == {}
+
+
+def test_statistics_of_the_sets_site_are_taken_from_several():
+    random = torch.Generator().manual_seed(0)
+    at_act, at_pre = (statistics_from({"hi": torch.randn(60, 1, 40, generator=random)}, site=s) for s in ("act", "pre"))
+    neurons = NeuronSet.of({"hi": [(0, 3), (0, 9)]}, (1, 40), "pre")
+    both = neurons.matched_control(Controls(stats=[at_act, at_pre]))
+    assert both == neurons.matched_control(at_pre)
+    with pytest.raises(SiteMismatchError):
+        neurons.matched_control(Controls(stats=[at_act]))
+
+
+OF_VERSION_0_1_0 = """{"members": [["hi", [3, 10]], ["ur", [10]]], "method": "LAPE(top=0.01)", "model": "mmmmmmmm",
+"schema": "langneurons/neuron-set/1", "scores": [], "seal": "70965de24e3b2a98613a885946a610c9", "shape": [2, 8],
+"site": "act"}"""
+
+
+def test_a_set_of_version_0_1_0_is_loaded_and_prints_its_labels(tmp_path):
+    (tmp_path / "neurons.json").write_text(OF_VERSION_0_1_0)
+    neurons = load(tmp_path / "neurons.json")
+    assert neurons == NeuronSet.of({"hi": [(0, 3), (1, 2)], "ur": [(1, 2)]}, (2, 8), "act", "m" * 8)
+    assert neurons.method == "LAPE(top=0.01)"
+    assert neurons.table().frame.to_numpy().tolist() == [["hi", 2, 1, "0 to 1"], ["ur", 1, 0, "1 to 1"]]

@@ -260,3 +260,37 @@ def test_layers_may_be_given_as_a_generator_and_copied():
     neurons = ln.NeuronSet.of({"hi": [(0, 1), (1, 2)]}, (2, 8), "act")
     patch = ln.SetTo(neurons, 0.0, layers=(layer for layer in [1]))
     assert set(dataclasses.replace(patch).by_layer) == {1}
+
+
+def test_set_goes_on_working_and_keeps_its_fingerprint():
+    assert ln.patches.Set is ln.SetTo
+    neurons = ln.NeuronSet.of({"hi": [(0, 3), (1, 2)]}, (2, 8), "act")
+    patch = ln.patches.Set(neurons, 0.5)
+    assert repr(patch) == "SetTo(NeuronSet of 2 neurons at act (2 layers x 8): hi 2, value=0.5)"
+    # As version 0.1.0 named the conditions that it kept.
+    assert patch.fingerprint == "a4e0ad968b958ea9d024a4c7df5469ba"
+    assert ln.Add(neurons, 0.5).fingerprint == "0465d776a154f72d4d0410ef371259ec"
+
+
+def test_the_control_of_a_patch_reads_its_values_at_other_neurons():
+    values, neurons = values_at(), neurons_at()
+    control = ln.SetTo(neurons, values, layers=[2], positions="prompt").matched_control(ln.Controls(seed=1), draw=2)
+    assert control.neurons == neurons.matched_control(ln.Controls(seed=1), draw=2)
+    assert (control.layers, control.positions) == ((2,), "prompt")
+    assert control.by_layer.keys() == {2}
+    assert control.values_of(2)["value"].tolist() == values[2, control.by_layer[2]].tolist()
+
+
+def test_controls_of_patches_avoid_what_any_patch_at_their_site_writes():
+    patches = {
+        ("zero", "hi"): [ln.SetTo(neurons_at(), 0.0), ln.SetTo(neurons_at("pre", [(0, 0)]), 1.0)],
+        ("zero", "en"): [ln.SetTo(neurons_at(units=[(0, 4), (2, 5)]), 0.0)],
+    }
+    stats = [planted(("hi", "en"), site) for site in ("act", "pre")]
+    drawn = ln.patches.control_patches(patches, ln.Controls(draws=3, stats=stats, match="layer"))
+    assert list(drawn) == [(*name, draw) for draw in range(3) for name in patches]
+    written = {tuple(unit) for unit in [*UNITS, (0, 4), (2, 5)]}
+    for (_, language, _), control in drawn.items():
+        assert [patch.neurons.site for patch in control] == [patch.neurons.site for patch in patches["zero", language]]
+        assert not written & {tuple(unit) for unit in control[0].neurons.indices().tolist()}
+    assert ln.patches.control_patches(patches, ln.Controls(draws=0)) == {}

@@ -231,3 +231,9 @@ def test_permuting_neurons_permutes_every_answer(order):
     for question in ("probability", "mean", "std"):
         assert torch.equal(getattr(permuted, question)(), getattr(stats, question)()[..., order])
     assert torch.equal(permuted.quantile(0.3), stats.quantile(0.3)[..., order])
+
+
+def test_statistics_print_their_languages(stats):
+    rows = stats.table().frame
+    assert rows["language"].tolist() == list(stats.languages)
+    assert rows["counted tokens"].tolist() == stats.tokens.tolist()

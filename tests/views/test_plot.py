@@ -35,7 +35,7 @@ def polysemanticity():
     moments = Moments.of(np.random.default_rng(0).normal(size=(40, 24)), np.arange(40) % 4, 4)
     whole = Decomposition.of(moments, ("en", "hi"), ("no", "yes"), (2, 12), "act")
     columns = {"language": "hi", "verdict": list(VERDICTS), "task_bits": 0.1, "task_detectable": [0.1, 0.2, 0.3, 0.4]}
-    rows = whole.table().iloc[[0, 5, 13, 20]].assign(**columns, language_p_adjusted=0.5, task_p_adjusted=0.5)
+    rows = whole.rows.iloc[[0, 5, 13, 20]].assign(**columns, language_p_adjusted=0.5, task_p_adjusted=0.5)
     settings = {"items": 20, "site": "act", "task": "cues", "seed": 0}
     return Polysemanticity(rows, pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), whole, settings)
 

@@ -92,8 +92,8 @@ class LabelledTexts:
     def parallel(
         cls,
         texts: Mapping[str, Sequence[Text]],
-        labels: Sequence[Any],
-        clusters: Sequence[Any] | None = None,
+        labels: Sequence[Hashable],
+        clusters: Sequence[Hashable] | None = None,
         name: str = "texts",
     ) -> "LabelledTexts":
         """Label translations of the same texts.

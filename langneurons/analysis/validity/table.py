@@ -1,6 +1,6 @@
 """One table over methods: what each check says of each, and whether that passes a stated bar."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,13 @@ class ValidityTable(Result, kind="validity-table", file="validity", tables={"row
     def _printed(self, failing: str, said: str) -> Table:
         rows = self.rows.to_dict("records")
         checks = [check for check in self.checks if bool(self.rows[check.column].notna().to_numpy().any())]
-        columns = {check.title: [_cell(row, check, failing) for row in rows] for check in checks}
+        columns = {
+            check.title: [
+                _cell(check, failing, float(row[check.column]), float(row.get(f"{check.column}_chance", np.nan)))
+                for row in rows
+            ]
+            for check in checks
+        }
         frame = pd.DataFrame({"method": self.rows["method"].tolist(), **columns})
         return Table(frame, caption=f"{said} Bars: {'; '.join(map(str, checks))}.")
 
@@ -175,12 +181,10 @@ def validity_table(evidence: Sequence[Evidence], checks: Sequence[Check] = CHECK
     return ValidityTable(rows, tuple(checks))
 
 
-def _cell(row: Mapping[Hashable, Any], check: Check, failing: str) -> str | None:
-    value = row[check.column]
+def _cell(check: Check, failing: str, value: float, chance: float) -> str | None:
     if np.isnan(value):
         return None
     text = f"{value:.2f}" if check.passes(value) else failing.format(f"{value:.2f}")
-    chance = row.get(f"{check.column}_chance", np.nan)
     return text if np.isnan(chance) else f"{text} (chance {chance:.2f})"
 
 

@@ -235,16 +235,19 @@ def of_ablation(ablation: Ablation) -> str:
 
 def of_polysemanticity(polysemanticity: Polysemanticity) -> str:
     """Number of each language's neurons that carry a task, beside controls."""
-    settings, parts = polysemanticity.settings, []
-    for language, rows in polysemanticity.sets.groupby("language", sort=False):
-        task = rows.loc[rows["carries"] == "task"].iloc[0]
-        verdict = f", {task['verdict']} controls" if settings.get("controls") and "verdict" in rows.columns else ""
-        parts.append(f"{language}: {task['count']} of {task['neurons']}{verdict}")
+    task = polysemanticity.settings["task"]
+    sets = polysemanticity.sets.loc[polysemanticity.sets["carries"] == "task"]
+    counts = [f"{row['language']} {row['count']} of {row['neurons']}" for row in sets.to_dict("records")]
+    sentence = f"Neurons that carry {task} too: {', '.join(counts)}"
+    if polysemanticity.settings.get("controls") and "verdict" in sets.columns:
+        beside = {"above": "more than", "below": "fewer than", "inconclusive": "not shown to differ from"}
+        for verdict, than in beside.items():
+            if languages := sets.loc[sets["verdict"] == verdict, "language"].tolist():
+                sentence += f"; {than} matched controls in {', '.join(languages)}"
     least = float(np.nanmedian(polysemanticity.rows["task_detectable"].replace(np.inf, np.nan).to_numpy(float)))
-    sentence = f"Of each language's neurons, those that carry {settings['task']} too: {'; '.join(parts)}."
     if np.isnan(least):
-        return sentence
-    return f"{sentence} A label that explains less than {number(100 * least, 2)} % of the variance would be missed."
+        return f"{sentence}."
+    return f"{sentence}. A label that explains less than {number(100 * least, 2)} % of the variance would be missed."
 
 
 def of_validity(validity: Checked) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from langneurons.analysis.profiles import Profiles
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
-from langneurons.storage.presenting import Column, Table
+from langneurons.storage.presenting import MISSING, Column, Table
 from langneurons.views.neuron_numbers import numbers
 from langneurons.views.pages import ANCHOR
 
@@ -62,16 +62,24 @@ class PageTable:
 
 
 def table_of(table: Table, anchor: str, heading: str = "") -> PageTable:
-    """Show a table, at most 2,000 rows of it, under a heading or its own title."""
+    """Show a table, at most 2,000 rows of it and no empty columns, under a heading or its own title."""
     texts = replace(table, frame=table.frame.head(MOST_ROWS)).texts()
     bounds = {name for column in table.columns.values() for name in column.bounds or ()}
     names = [str(name) for name in table.frame.columns if name not in bounds]
-    numeric = [name in table.columns or pd.api.types.is_numeric_dtype(table.frame[name]) for name in names]
-    verdict = ["verdict" in name for name in names]
-    columns = [Cell(title, is_number) for title, is_number in zip(texts.columns, numeric, strict=True)]
-    rows = [Row([Cell(*cell) for cell in zip(row, numeric, verdict, strict=True)]) for row in texts.to_numpy().tolist()]
+    heads = [
+        Cell(title, name in table.columns or pd.api.types.is_numeric_dtype(table.frame[name]), "verdict" in name)
+        for title, name in zip(texts.columns, names, strict=True)
+    ]
+    filled = [place for place in range(len(heads)) if not texts.iloc[:, place].isin(["", MISSING]).all()]
+    columns = [heads[place] for place in filled]
+    rows = [
+        Row([replace(column, text=text) for column, text in zip(columns, row, strict=True)])
+        for row in texts.iloc[:, filled].to_numpy().tolist()
+    ]
+    title = f"{table.title}." if heading and table.title else ""
     cut = f"The first {MOST_ROWS:,} of {len(table):,} rows." if len(table) > MOST_ROWS else ""
-    return PageTable(anchor, heading or table.title, " ".join(filter(None, [table.caption, cut])), columns, rows)
+    caption = " ".join(filter(None, [title, table.caption, cut]))
+    return PageTable(anchor, heading or table.title, caption, columns, rows)
 
 
 def neuron_map(method: str, neurons: NeuronSet) -> dict[str, Any]:
@@ -112,7 +120,7 @@ def neuron_table(
     if len(ordered) > MOST_ROWS:
         caption += f" {MOST_ROWS:,} of {len(ordered):,} neurons: those with a page, then those of the largest scores."
     table = table_of(Table(members.loc[:, names], NEURON_COLUMNS, caption=caption), "neurons", "Neurons")
-    place, repeated = names.index("neuron"), members["key"].duplicated().tolist()
+    place, repeated = 3, members["key"].duplicated().tolist()  # of the neuron, after method, language and layer
     rows = []
     for row, key, again, page in zip(table.rows, members["key"], repeated, members["page"], strict=True):
         cells = [*row.cells]

@@ -153,6 +153,12 @@ class Section:
     pages: list[Markup] = field(default_factory=list)
     code: str = ""
 
+    def add(self, table: Table, anchor: str, heading: str = "") -> None:
+        """Add a table; a caption that stands under a figure already is not repeated."""
+        page_table = table_of(table, anchor, heading)
+        repeated = any(page_table.caption and page_table.caption in figure.caption for figure in self.figures)
+        self.tables.append(replace(page_table, caption="" if repeated else page_table.caption))
+
     def draw(self, figure: Callable[[], go.Figure]) -> None:
         """Add a figure; where it cannot be drawn, the sentence that says why."""
         try:
@@ -234,9 +240,9 @@ def _named(figure: go.Figure, method: str, methods: int) -> go.Figure:
 def _matrix(findings: Findings, matrix: EffectTable) -> Section:
     section = Section("patching", "Patching", "What patching each language's neurons does to the loss")
     section.draw(lambda: plot.perplexity_matrix(matrix))
-    section.tables.append(table_of(matrix.table(), "matrix", "Every effect"))
+    section.add(matrix.table(), "matrix", "Every effect")
     if matrix.selectivity is not None:
-        section.tables.append(table_of(matrix.selectivity_table(), "selectivity"))
+        section.add(matrix.selectivity_table(), "selectivity")
     return section
 
 
@@ -247,7 +253,7 @@ def _sweep(findings: Findings, sweep: EffectTable) -> Section:
     if stats is not None and neurons is not None:
         for language in sweep.rows["patched"].unique():
             section.draw(lambda language=language: plot.dose_response(sweep, stats, neurons, str(language)))
-    section.tables.append(table_of(sweep.table(), "sweep", "Every dose"))
+    section.add(sweep.table(), "sweep", "Every dose")
     return section
 
 
@@ -260,25 +266,25 @@ def _evaluation(findings: Findings, evaluation: Evaluation) -> Section:
         except EffectError:
             continue  # nothing was patched: there are scores only
         section.draw(lambda table=table: plot.effects(table))
-        section.tables.append(table_of(table.table(), f"effects-{number}", f"Effects on {task} ({protocol})"))
-    section.tables.append(table_of(evaluation.table(), "scores", "Scores"))
+        section.add(table.table(), f"effects-{number}", f"Effects on {task} ({protocol})")
+    section.add(evaluation.table(), "scores", "Scores")
     return section
 
 
 def _published(findings: Findings) -> Section:
     section = Section("published", "Published", "Published numbers beside measured ones", [*findings.published_about])
     for number, (heading, table) in enumerate(findings.published.items(), start=1):
-        section.tables.append(table_of(Table(table), f"published-{number}", heading))
+        section.add(Table(table), f"published-{number}", heading)
     return section
 
 
 def _factorial(findings: Findings, factorial: Factorial) -> Section:
     section = Section("factorial", "Factorial", "Which choices reverse the sign of an effect")
     section.paragraphs.append(factorial.conclusion)
-    section.tables.append(table_of(factorial.table(), "cells", "Each cell over its languages"))
+    section.add(factorial.table(), "cells", "Each cell over its languages")
     if len(factorial.opposites):
         opposites = Table(factorial.opposites, title="Cells with opposite significant signs")
-        section.tables.append(table_of(opposites, "opposites"))
+        section.add(opposites, "opposites")
     return section
 
 
@@ -289,30 +295,30 @@ def _transfer(findings: Findings, transfer: Transfer) -> Section:
         table = transfer.effects(transfer.reference)
         section.draw(lambda: plot.effects(table))
         against = f"Effects against {table.settings['against']}"
-        section.tables.append(table_of(table.table(), "transfer-effects", against))
-    section.tables.append(table_of(transfer.table(), "transfer-scores", "Scores"))
+        section.add(table.table(), "transfer-effects", against)
+    section.add(transfer.table(), "transfer-scores", "Scores")
     return section
 
 
 def _ablation(findings: Findings, ablation: Ablation) -> Section:
     section = Section("ablation", "Ablation", "What ablating a neuron changes")
     section.draw(lambda: plot.ablation(ablation))
-    section.tables.append(table_of(ablation.table(), "ablations", "Effects, the largest first"))
+    section.add(ablation.table(), "ablations", "Effects, the largest first")
     return section
 
 
 def _polysemanticity(findings: Findings, result: Polysemanticity) -> Section:
     section = Section("carried", "Carried", f"What else the neurons carry: {result.settings['task']}")
     section.draw(lambda: plot.selectivity(result))
-    section.tables.append(table_of(Table(result.sets), "sets", "Neurons of each set that carry it, beside controls"))
-    section.tables.append(table_of(result.table(), "carriers", "Neurons, those that carry most first"))
+    section.add(result.sets_table(), "sets", "Neurons of each set that carry it, beside controls")
+    section.add(result.table(top=None), "carriers", "Neurons, those that carry most first")
     return section
 
 
 def _validity(findings: Findings, validity: Checked) -> Section:
     section = Section("validity", "Validity", "Are the scores real?")
     section.draw(lambda: plot.validity(validity))
-    section.tables.append(table_of(validity.table(), "checks", "Every check"))
+    section.add(validity.table(), "checks", "Every check")
     return section
 
 

@@ -19,6 +19,7 @@ const number = (text) => {
   return match ? Number(match[1].replaceAll("−", "-").replaceAll(",", "").replace("∞", "Infinity")) : NaN;
 };
 const order = (a, b, sign) => { // missing values stay last in both directions
+  if ((a === "–") !== (b === "–")) return a === "–" ? 1 : -1;
   const [x, y] = [number(a), number(b)];
   if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;
   return sign * (Number.isNaN(x) ? a.localeCompare(b) : x < y ? -1 : Number(x > y));

@@ -140,6 +140,29 @@ def test_tables_show_missing_values_as_a_dash():
     assert [cell.verdict for cell in table.rows[0].cells] == [False, False, True]
 
 
+def test_numbers_are_printed_in_the_unit_of_the_text_and_what_is_missing_is_no_number(findings, tmp_path):
+    row = {"language": "all", "selectivity": 0.003051, "low": 0.0021, "high": 0.004, "control_mean": 0.0002}
+    selectivity = pd.DataFrame([row | {"control_low": float("nan"), "control_high": None, "control_p": float("nan")}])
+    matrix = replace(findings.matrix, selectivity=selectivity)
+    html = ln.write_report(tmp_path / "r.html", replace(findings, matrix=matrix)).read_text("utf-8")
+    table = re.search(r'<table class="data" id="selectivity">.*?</table>', html, re.S)[0]
+    assert "selectivity (points)" in table
+    assert [cell for cell in re.findall(r"<td[^>]*>([^<]*)", table)] == ["all", "+0.305 [+0.21, +0.4]", "+0.02"]
+    assert "changes more than the others': by +0.305 [+0.21, +0.4] points on average" in html.replace("&#39;", "'")
+    cells = re.findall(r"<td[^>]*>([^<]*)", html)
+    assert not [cell for cell in cells if re.search(r"\bnan\b|none", cell, re.I)]
+
+
+def test_a_caption_that_stands_under_the_figure_is_not_repeated(html):
+    shown = re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    assert shown.count("Family: made up: 9 effects (Holm).") == 1
+
+
+def test_empty_columns_are_left_out():
+    table = table_of(Table(pd.DataFrame({"condition": ["none"], "target": [""], "p": [None]})), "t", "T")
+    assert [column.text for column in table.columns] == ["condition"]
+
+
 def test_a_neuron_page_reads_alone_and_is_safe(findings, tmp_path):
     neuron = findings.profiles.neurons[0]
     page = neuron_page(findings.profiles, neuron, findings.stats, None, findings.ablation, findings.neurons)
