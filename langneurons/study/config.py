@@ -89,8 +89,10 @@ def parse_config(content: Mapping[str, Any], name: str = "The study") -> StudyCo
     try:
         config = _seeded(_Complete.model_validate(content))
     except ValidationError as error:
-        problems = "; ".join(dict.fromkeys(_problem(problem) for problem in error.errors()))
-        raise StudyError(f"{name} cannot be run: {problems}") from error
+        problems: dict[str, str] = {}
+        for problem in error.errors():
+            problems.setdefault(*_problem(problem))
+        raise StudyError(f"{name} cannot be run: {'; '.join(problems.values())}") from error
     for mistake in _mistakes(config):
         raise StudyError(f"{name} cannot be run: {mistake}")
     try:
@@ -197,23 +199,25 @@ def _part_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     return next(filter(None, parts), None), getattr(annotation, "__origin__", None) is dict
 
 
-def _problem(error: Any) -> str:
-    """One validation error in words, with the nearest key where a key is unknown."""
+def _problem(error: Any) -> tuple[str, str]:
+    """The place of a validation error, and the error in words, with the nearest key where a key is unknown."""
     places = [str(place) for place in error["loc"]]
+    where, table = ".".join(places), ".".join(places[:-1])
     part, group = _classes_at(places[:-1])
     if error["type"] == "extra_forbidden":
         own = [name for name in part.model_fields if name not in python_only(part)]
         inner = [name for field in part.model_fields.values() for name in _fields_of(field.annotation)]
         old = list(getattr(part, "moved", ()) or getattr(part, "old_names", ()))
         possible = own if part is _Complete else dict.fromkeys([*own, *inner, *old])
-        return unknown(f"key in {'.'.join(places[:-1]) or 'the study'}", places[-1], possible)
+        return where, unknown(f"key in {table or 'the study'}", places[-1], possible)
     if error["type"] == "missing":
-        return f"{'.'.join(places)} is missing."
+        return where, f"{where} is missing."
     if group is not None and places[group[0]] in group[1].model_fields:
         place, settings = group
-        return f"{'.'.join(places[:place])}: {sentence({**error, 'loc': error['loc'][place:]}, settings)}"
+        said = sentence({**error, "loc": error["loc"][place:]}, settings)
+        return ".".join(places[: place + 1]), f"{'.'.join(places[:place])}: {said}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(places)} = {error['input']!r}: {message[0].lower()}{message[1:]}."
+    return where, f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}."
 
 
 def _fields_of(annotation: Any) -> list[str]:

@@ -26,6 +26,7 @@ from langneurons.study.work import Work
 
 CONFIG = "study.toml"
 EFFICIENCY = 0.5  # of a large matrix product's speed that a model's forward reaches
+LEAST_DISK = 1e6  # bytes of any result
 HOURS = 180  # minutes from which on hours are printed
 Say = Callable[[str], Any]
 
@@ -200,12 +201,13 @@ class Study:
                 continue
             model, seconds = models.get(step.model), earlier.get(step.name)
             cost = step.stage.cost(step, self.config, model)
-            memory = max(model.memory_to_load.values()) / 1e9 if model and cost.tokens else 0.0
-            minutes = 2 * model.parameters * cost.tokens / reached / 60 if model else 0.0
+            memory = max(model.memory_to_load.values()) if model and cost.tokens else 0.0
+            spent = cost.at(reached / (2 * model.parameters)).seconds if model else 0.0
             if cost.tokens and model is None:
-                memory = minutes = math.nan
-            minutes = minutes if seconds is None else seconds / 60
-            rows.append((step.name, state, cost.tokens / 1e6, memory, cost.disk, minutes, seconds is not None))
+                memory = spent = math.nan
+            spent = spent if seconds is None else seconds
+            sizes = (cost.tokens * cost.passes / 1e6, memory / 1e9, max(cost.disk, LEAST_DISK) / 1e9, spent / 60)
+            rows.append((step.name, state, *sizes, seconds is not None))
         columns = ["step", "state", "million tokens", "GB memory", "GB disk", "minutes", "measured"]
         return pd.DataFrame(rows, columns=pd.Index(columns))
 

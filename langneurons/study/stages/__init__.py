@@ -12,6 +12,7 @@ from pydantic import BaseModel
 import langneurons as ln
 from langneurons import storage
 from langneurons.errors import unknown
+from langneurons.run import Cost
 from langneurons.study.tables import Grid, Part, PatchedGrid, PatchPart, StudyConfig, python_only
 
 if TYPE_CHECKING:
@@ -67,19 +68,6 @@ class Step:
     def reads(self, stage: str) -> bool:
         """Whether there is an input of a stage."""
         return any(step.stage.name == stage for step in self.inputs)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a step takes.
-
-    Attributes:
-        tokens: Tokens through the model; one that is also gone back through counts three times.
-        disk: GB on disk.
-    """
-
-    tokens: float | int = 0
-    disk: float = 0.001
 
 
 @dataclass
@@ -182,7 +170,7 @@ class Stage(Generic[PartType]):
 
     def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
         """What a step takes; the model is None where it is not on this machine."""
-        return Cost()
+        return Cost(step.name)
 
     def load(self, folder: Path) -> Any:
         """A step's result, for the report."""

@@ -63,4 +63,4 @@ class AblationStage(NeuronStage[AblationPart]):
         neurons = (model.layers * model.neurons["act"] if model else 0) * share
         draws = self.part_of(config, step).controls.draws
         tokens = (config.text.heldout_tokens or 0) * len(step.settings["languages"])
-        return Cost(tokens * (1 + neurons * (1 + draws) * SHARE_OF_LAYERS))
+        return Cost(step.name, tokens * (1 + neurons * (1 + draws) * SHARE_OF_LAYERS))

@@ -89,7 +89,9 @@ class FactorialStage(NeuronStage[FactorialPart]):
         part = self.part_of(config, step)
         conditions = 1 + len(part.operations) * len(step.settings["sites"]) * (1 + part.controls.draws)
         languages = among(part.languages, step.settings["languages"])
-        return Cost(sum(asked_tokens(task, languages) for task in _tasks(config, part).values()) * conditions)
+        return Cost(
+            step.name, sum(asked_tokens(task, languages) for task in _tasks(config, part).values()) * conditions
+        )
 
 
 def _tasks(config: StudyConfig, part: FactorialPart) -> dict[str, TaskPart]:

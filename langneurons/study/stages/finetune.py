@@ -67,7 +67,7 @@ class FinetuneStage(Stage[FinetuningPart]):
     def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
         """A forward and a backward of every example."""
         part = self.part_of(config, step)
-        return Cost(trained_tokens(part.kind, part.training, examples(part.kind, part.split, part.items)))
+        return Cost(step.name, trained_tokens(part.kind, part.training, examples(part.kind, part.split, part.items)))
 
 
 def trained_tokens(kind: str, training: Training, number: float | int) -> float | int:

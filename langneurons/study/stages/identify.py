@@ -36,9 +36,3 @@ class IdentifyStage(Stage[MethodPart]):
             stats = stats if part.site is None else stats.at(part.site)
             neurons = make_method(part.method, part.options).identify(stats.select(languages))
         neurons.save(work.result(step) / "neurons.json")
-
-    def load(self, folder):  # TEMPORARY until neuron sets are results
-        """The neuron set."""
-        import langneurons as ln
-
-        return ln.NeuronSet.load(folder / "neurons.json")

@@ -58,7 +58,7 @@ class MatrixStage(NeuronStage[MatrixPart]):
     def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
         """The held-out text unpatched, and with each language's neurons, their controls, and frequent neutral ones."""
         languages, draws = len(step.settings["languages"]), self.part_of(config, step).controls.draws
-        return Cost((config.text.heldout_tokens or 0) * languages * (1 + languages * (2 + draws)))
+        return Cost(step.name, (config.text.heldout_tokens or 0) * languages * (1 + languages * (2 + draws)))
 
 
 def heldout(config: StudyConfig) -> dict[str, int | None]:

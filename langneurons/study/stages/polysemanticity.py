@@ -63,4 +63,4 @@ class PolysemanticityStage(NeuronStage[PolysemanticityPart]):
         """Every text once."""
         part = self.part_of(config, step)
         each = item_tokens(config.tables("tasks")[part.task])
-        return Cost((part.probing.max_items or FEW) * each * len(step.settings["languages"]))
+        return Cost(step.name, (part.probing.max_items or FEW) * each * len(step.settings["languages"]))

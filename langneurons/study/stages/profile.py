@@ -59,4 +59,4 @@ class ProfileStage(Stage[ReportPart]):
         """The documents that are looked through."""
         profiling = self.part_of(config, step).profiling
         documents = profiling.documents or DOCUMENTS
-        return Cost(documents * profiling.context_length * len(step.settings["languages"]))
+        return Cost(step.name, documents * profiling.context_length * len(step.settings["languages"]))

@@ -94,4 +94,4 @@ class ProtocolsStage(NeuronStage[ProtocolsPart]):
         padded = PAIRS.get(task.kind, 0) * part.positions
         conditions = 1 + len(config.patches_of(part))
         items = task.items * len(among(task.languages, step.settings["languages"])) * conditions
-        return Cost(items * (item_tokens(task) + padded) + part.head_items * padded)
+        return Cost(step.name, items * (item_tokens(task) + padded) + part.head_items * padded)

@@ -47,7 +47,8 @@ class RecordStage(Stage[Recording]):
     def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
         """One forward of every language's tokens, and a backward where gradients are recorded."""
         tokens = (config.recording.tokens_per_language or 0) * len(step.settings["languages"])
-        return Cost(tokens * (1 + BACKWARD * ("gradient" in step.settings["also"])), disk(config, step, model))
+        passes = 1 + BACKWARD * ("gradient" in step.settings["also"])
+        return Cost(step.name, tokens, passes, disk=disk(config, step, model))
 
 
 class PublishedStatisticsPart(Part):
@@ -97,10 +98,8 @@ class PublishedStage(Stage[PublishedStatisticsPart]):
         """Two forwards of every language's tokens."""
         languages = len(step.settings["languages"])
         neurons = model.layers * model.neurons.get("pre", model.neurons["act"]) if model else 0
-        return Cost(
-            2 * (step.settings["tokens"] or 0) * languages,
-            languages * neurons * PUBLISHED_BYTES_PER_NEURON / 1e9 or 0.001,
-        )
+        tokens = (step.settings["tokens"] or 0) * languages
+        return Cost(step.name, tokens, 2, disk=languages * neurons * PUBLISHED_BYTES_PER_NEURON)
 
 
 def recording_for(config: StudyConfig, methods: Iterable[MethodPart]) -> Recording:
@@ -109,9 +108,9 @@ def recording_for(config: StudyConfig, methods: Iterable[MethodPart]) -> Recordi
     return config.recording.model_copy(update={"also": tuple(sorted({*config.recording.also, *needed}))})
 
 
-def disk(config: StudyConfig, step: Step, model: "ModelDescription | None", recordings: int = 1) -> float:
-    """GB of recordings on disk."""
+def disk(config: StudyConfig, step: Step, model: "ModelDescription | None", recordings: int = 1) -> int:
+    """Bytes of recordings on disk."""
     if model is None:
-        return 0.001
+        return 0
     neurons = sum(model.layers * model.neurons.get(site, 0) for site in config.recording.sites)
-    return recordings * neurons * BYTES_PER_NEURON * len(step.settings["languages"]) / 1e9
+    return recordings * neurons * BYTES_PER_NEURON * len(step.settings["languages"])

@@ -95,7 +95,7 @@ class TasksStage(NeuronStage[TaskPart]):
         """Every item unpatched, under every patch and its controls."""
         part = self.part_of(config, step)
         conditions = 1 + len(config.patches_of(part)) * (1 + part.controls.draws)
-        return Cost(asked_tokens(part, step.settings["languages"]) * conditions)
+        return Cost(step.name, asked_tokens(part, step.settings["languages"]) * conditions)
 
 
 def task_of(part: TaskPart, step: Step, work: "Work") -> "ln.tasks.Task":

@@ -88,7 +88,7 @@ class TransferStage(NeuronStage[TransferPart]):
         trained = trained_tokens(part.kind, part.training, examples(part.kind, part.train_split, part.train_items))
         tested = examples(part.kind, part.test_split, part.test_items) * pair_tokens(part.kind)
         tested *= 1 + len(targets) * (1 + len(config.patches_of(part)))
-        return Cost(seeds * len(experiment.conditions) * (trained + tested))
+        return Cost(step.name, seeds * len(experiment.conditions) * (trained + tested))
 
 
 def _targets(part: TransferPart, languages: Sequence[str]) -> list[str]:

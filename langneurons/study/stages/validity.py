@@ -75,7 +75,7 @@ class NullsStage(Stage[ValidityPart]):
         """One forward of the real text's and of every null's tokens."""
         recordings = 1 + len(step.settings["nulls"])
         tokens = (step.settings["tokens_per_language"] or 0) * len(step.settings["languages"])
-        return Cost(tokens * recordings, disk(config, step, model, 2 * recordings))
+        return Cost(step.name, tokens * recordings, disk=disk(config, step, model, 2 * recordings))
 
 
 class ValidityStage(Stage[ValidityPart]):
