@@ -16,7 +16,7 @@ from langneurons.models.sites import attached
 VALUE = 0.0
 HOLD = 1.05
 BASE = "unpatched forward"
-OURS = "intervene(Set)"
+OURS = "intervene(SetTo)"
 SHARES = {"1 %": 100, "10 %": 10}
 
 

@@ -157,8 +157,8 @@ def transfer(study: Study) -> ln.training.Transfer:
 def training(study: Study) -> ln.training.Finetuned:
     """One fine-tuning, its development score measured on the way."""
     task, dev = ln.XNLI.load("babel", ["en"], split="train"), ln.XNLI.load("babel", ["en"], split="test").take(40)
-    lora = ln.MaskedLoRA(study.own_neurons["en"], rank=8, alpha=16, attention=("q", "k", "v", "o"))
-    return ln.finetune(study.model, task, lora, dev=dev, evaluate_every=10, steps=50, **TRAINED)
+    update = ln.MaskedLoRA(study.own_neurons["en"], rank=8, alpha=16, attention=("q", "k", "v", "o"))
+    return ln.finetune(study.model, task, update, dev=dev, evaluate_every=10, steps=50, **TRAINED)
 
 
 def validity(study: Study) -> ValidityTable:

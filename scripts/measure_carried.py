@@ -28,7 +28,7 @@ def main() -> None:
     neurons = ln.LAPE(top=arguments.top).identify(stats)
     task = ln.XNLI.load("babel", split="test")
     for position in ("last", "mean"):
-        found = ln.polysemanticity(
+        polysemanticity = ln.polysemanticity(
             model,
             neurons,
             task,
@@ -40,8 +40,9 @@ def main() -> None:
             batch_size=32,
             out=arguments.out / position,
         )
-        found.save(arguments.out / f"carried-{position}")
-        print(f"\n## {position}", found, found.table(top=10), found.probes_table(), sep="\n", flush=True)
+        polysemanticity.save(arguments.out / f"carried-{position}")
+        tables = polysemanticity.table(top=10), polysemanticity.probes_table()
+        print(f"\n## {position}", polysemanticity, *tables, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Usage, from the root of the project:
     python scripts/measure_effects.py sweep texts/ runs/real --out runs/sweep --language hi
 
 ``texts`` holds <language>.heldout.txt; ``runs/real`` holds statistics of other text of the same languages. Every
-condition is kept in the output folder, and the same command goes on there.
+condition is kept in the output folder, and the same command resumes from there.
 """
 
 import argparse
@@ -45,15 +45,15 @@ def matrix(model, text: ln.HeldoutText, stats: ln.ActivationStats, arguments: ar
 
 def selectivity(model, text: ln.HeldoutText, stats: ln.ActivationStats, arguments: argparse.Namespace) -> None:
     """The selectivity index of every method of the validity table, without controls."""
-    found = {}
+    points = {}
     for name, method in METHODS.items():
         table = ln.perplexity_matrix(
             model, text, method.identify(stats), arguments.value, controls=0, resamples=1000, out=arguments.out
         )
         overall = table.selectivity.set_index("language").loc["all"]
-        found[name], low, high = (100 * float(overall[column]) for column in ("selectivity", "low", "high"))
-        print(f"{name}: {found[name]:.3f} points [{low:.3f}, {high:.3f}]", flush=True)
-    storage.write_text(arguments.out / "selectivity.json", json.dumps(found, indent=1))
+        points[name], low, high = (100 * float(overall[column]) for column in ("selectivity", "low", "high"))
+        print(f"{name}: {points[name]:.3f} points [{low:.3f}, {high:.3f}]", flush=True)
+    storage.write_text(arguments.out / "selectivity.json", json.dumps(points, indent=1))
 
 
 def sweep(model, text: ln.HeldoutText, stats: ln.ActivationStats, arguments: argparse.Namespace) -> None:

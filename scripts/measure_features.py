@@ -38,7 +38,7 @@ def main() -> None:
     trained = {int(folder.name[5:]): SparseDictionary.load(folder) for folder in arguments.dictionaries.glob("layer*")}
     trained = dict(sorted(trained.items()))
     add_dictionary(model, trained, name="features")
-    add_dictionary(model, {layer: random_like(one) for layer, one in trained.items()}, name="random")
+    add_dictionary(model, {layer: random_like(dictionary) for layer, dictionary in trained.items()}, name="random")
     task = ln.XNLI.load(arguments.task)
     corpus = ln.load_corpus(arguments.texts)
     sites = {"features": range(len(trained)), "random": range(len(trained)), "act": trained, "resid_post": trained}
@@ -66,15 +66,15 @@ def described(parts: Decomposition, stats: ln.ActivationStats, place: int) -> di
     """What the units of one layer carry."""
     variance = torch.from_numpy(parts.squares["total"])[place]
     changing = variance > 0
-    found: dict[str, float] = {"n": len(changing), "changing": int(changing.sum())}
+    numbers: dict[str, float] = {"n": len(changing), "changing": int(changing.sum())}
     for source, share in shares(parts, place):
-        found[source] = float(share[changing].mean())
-        found[f"{source}, by variance"] = float((share * variance).sum() / variance.sum())
+        numbers[source] = float(share[changing].mean())
+        numbers[f"{source}, by variance"] = float((share * variance).sum() / variance.sum())
     if stats.site not in ("resid_post", "head"):
         p = stats.probability()[:, place]
         firing = p.sum(0) > 0
-        found["firing in one language"] = float((p.amax(0) / p.sum(0))[firing].mean())
-    return found
+        numbers["firing in one language"] = float((p.amax(0) / p.sum(0))[firing].mean())
+    return numbers
 
 
 def shares(parts: Decomposition, place: int) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ Usage, from the root of the project::
 
 ``texts`` holds ``<language>.txt`` to find neurons on and ``<language>.heldout.txt`` to patch them on. Halves of the
 text and its shuffled null are recorded once for all methods; every condition is kept in the output folder, and the same
-command goes on there. Written: ``comparison/``, as ``ln.compare_methods`` gives it.
+command resumes from there. Written: ``comparison/``, as ``ln.compare_methods`` gives it.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the list of methods
 
 import langneurons as ln
-from langneurons.analysis.comparison import compare_methods
 from scripts.measure_validity import METHODS
 
 MORE = {
@@ -35,7 +34,7 @@ def main() -> None:
     corpus = ln.load_corpus(arguments.texts).shuffle(arguments.seed)
     heldout = ln.load_corpus(arguments.texts, corpus.languages, split="heldout").shuffle(arguments.seed)
     text = ln.HeldoutText.of(model, heldout, arguments.heldout, context_length=128)
-    found = compare_methods(
+    comparison = ln.compare_methods(
         METHODS | MORE,
         model,
         corpus,
@@ -47,8 +46,8 @@ def main() -> None:
         seed=arguments.seed,
         out=arguments.out,
     )
-    found.save(arguments.out / "comparison")
-    print(found, f"{time.monotonic() - started:.0f} s in this call", sep="\n\n")
+    comparison.save(arguments.out / "comparison")
+    print(comparison, f"{time.monotonic() - started:.0f} s in this call", sep="\n\n")
 
 
 def parsed() -> argparse.Namespace:

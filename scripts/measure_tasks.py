@@ -6,7 +6,7 @@ Usage, from the root of the project:
     python scripts/measure_tasks.py protocols DATA runs/real --out runs/protocols
 
 ``DATA`` holds ``text/<language>.heldout.txt``, ``xnli/{dev,test}-<language>.tsv`` and ``xquad/xquad.<language>.json``;
-the statistics are of other text. Every condition is kept in the output folder, and the same command goes on there.
+the statistics are of other text. Every condition is kept in the output folder, and the same command resumes from there.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import langneurons as ln
-from langneurons import storage
 from langneurons.replication.neurons import act_prob_90p_neurons, published_patch
 from langneurons.replication.protocols import compare_protocols
 from langneurons.replication.statistics import published_statistics
@@ -42,17 +41,17 @@ def tasks(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -> No
         "p90": lambda language: ln.SetTo(neurons[language], stats[language].quantile(0.9)),
     }
     xnli = ln.XNLI.load(arguments.data / "xnli", stats.languages)
-    asked = [
+    measured_tasks = [
         xnli.take(200).with_head(fitted_head(model, arguments, premises=830)),
         xquad(arguments.data, stats.languages).take(48),
         prompts(arguments.data, stats, 60, max_new_tokens=24, min_new_tokens=16),
         ln.XNLI.load(arguments.data / "xnli", ["en", "vi", "zh", "hi"]).take(30),  # likelihood takes its time
     ]
-    for task in asked:
-        found = ln.evaluate(
+    for task in measured_tasks:
+        evaluation = ln.evaluate(
             model, task, None, patches, controls=arguments.controls, stats=stats, out=arguments.out, batch_size=16
         )
-        report(found, arguments.out / f"{task.name}-{task.protocol}")
+        report(evaluation, arguments.out / f"{task.name}-{task.protocol}")
 
 
 def protocols(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -> None:
@@ -68,9 +67,9 @@ def protocols(model, stats: ln.ActivationStats, arguments: argparse.Namespace) -
     theirs = ln.tasks.ClassificationHead.fit(model, development.take(400), [SOURCE], 16, position="padding")
     compared = [xnli.with_head(fitted_head(model, arguments, 400)), xquad(arguments.data, stats.languages).take(96)]
     for task in compared:
-        found = compare_protocols(model, task, patches, languages, theirs, out=arguments.out, batch_size=16)
-        storage.write_table(arguments.out / f"{task.name}.parquet", found.table)
-        print(found, flush=True)
+        comparison = compare_protocols(model, task, patches, languages, theirs, out=arguments.out, batch_size=16)
+        comparison.save(arguments.out / task.name)
+        print(comparison, flush=True)
 
 
 def fitted_head(model, arguments: argparse.Namespace, premises: int) -> ln.tasks.ClassificationHead:
@@ -95,11 +94,11 @@ def prompts(data: Path, stats: ln.ActivationStats, documents: int = 100, **optio
     return ln.tasks.Generation.of(corpus, source=SOURCE, documents=documents, **options)
 
 
-def report(found: ln.evaluation.Evaluation, folder: Path) -> None:
+def report(evaluation: ln.evaluation.Evaluation, folder: Path) -> None:
     """Keep an evaluation and print it."""
-    found.save(folder)
-    print(found, flush=True)
-    print(found.effects().to_markdown(), flush=True)
+    evaluation.save(folder)
+    print(evaluation, flush=True)
+    print(evaluation.effects().to_markdown(), flush=True)
 
 
 def parsed() -> argparse.Namespace:

@@ -8,7 +8,7 @@ Usage, from the root of the project:
 ``runs/real`` holds statistics of the model that is trained. ``conditions`` trains attention and head alone, with the
 source's LAPE neurons, and with matched random ones. ``silenced`` trains attention and head while the source's neurons
 are zero, and while as many others are, and tests every model with and without that. Every training and everything
-measured is kept in the output folder, and the same command goes on there.
+measured is kept in the output folder, and the same command resumes from there.
 """
 
 import argparse
@@ -42,13 +42,13 @@ def conditions(model, stats: ln.ActivationStats, neurons: ln.NeuronSet, argument
 
 def silenced(model, stats: ln.ActivationStats, neurons: ln.NeuronSet, arguments: argparse.Namespace) -> None:
     """The source's neurons, or others like them, at zero while the model is trained, and while it is used."""
-    controls = neurons[SOURCE].matched_control(stats)
+    controls = neurons[SOURCE].matched_control(ln.Controls(stats=stats))
     for name, chosen in {"source": neurons[SOURCE], "control": controls}.items():
         zero = ln.SetTo(chosen, 0.0)
         options = {"training_patches": zero, "patches": {"silenced": zero}}
-        found = experiment(model, neurons, arguments, ["none"], out=arguments.out / name, **options)
+        transfer = experiment(model, neurons, arguments, ["none"], out=arguments.out / name, **options)
         print(f"\n## {name} silenced in training")
-        report(found, arguments.out / f"table-{name}")
+        report(transfer, arguments.out / f"table-{name}")
 
 
 def experiment(model, neurons: ln.NeuronSet, arguments: argparse.Namespace, conditions, out=None, **options):
@@ -73,15 +73,15 @@ def experiment(model, neurons: ln.NeuronSet, arguments: argparse.Namespace, cond
     )
 
 
-def report(found: ln.training.Transfer, path: Path) -> None:
+def report(transfer: ln.training.Transfer, path: Path) -> None:
     """Save and print scores, effects and verdict."""
-    found.save(path)
-    tables = [found.scores().to_string(index=False)]
-    if len(found.conditions) > 1:
-        tables += [found.effects(against=name).to_markdown() for name in ("none", "random")]
-        tables += [found.effects(on="source").to_markdown(), found.verdict()]
-    if found.settings["patches"]:
-        tables.append(found.patch_effects().to_markdown())
+    transfer.save(path)
+    tables = [transfer.scores().to_string(index=False)]
+    if len(transfer.conditions) > 1:
+        tables += [transfer.effects(against=name).to_markdown() for name in ("none", "random")]
+        tables += [transfer.effects(on="source").to_markdown(), transfer.verdict()]
+    if transfer.settings["patches"]:
+        tables.append(transfer.patch_effects().to_markdown())
     print(*tables, sep="\n\n", flush=True)
 
 

@@ -9,6 +9,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+from langneurons import settings
+
 ROOT = Path(__file__).parents[1]
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|source|video|audio|embed)\b[^>]*\bsrc=["']?(?:https?:)?//[^\s"'>]+"""
@@ -36,10 +38,22 @@ def on_post_build(*, config: MkDocsConfig) -> None:
         raise PluginError("The site would ask the network: " + "; ".join(found[:5]))
 
 
-class Examples(Extension):
-    """Read "Example:" in a docstring as griffe reads "Examples:", as code and what it prints."""
+def fields(kind: type) -> str:
+    """The section of a docstring that lists a settings object's fields; "" for other classes."""
+    if not issubclass(kind, settings.Settings) or not kind.model_fields:
+        return ""
+    lines = [
+        f"    {name}: {field.description} Default: `{field.default!r}`." for name, field in kind.model_fields.items()
+    ]
+    return "\n\nAttributes:\n" + "\n".join(lines)
+
+
+class Docstrings(Extension):
+    """Read "Example:" in a docstring as griffe reads "Examples:", and list the fields of settings objects."""
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        """Rename the section, if there is one."""
+        """Rename the section, if there is one, and add the fields, if it is a settings object."""
         if obj.docstring is not None:
+            if obj.parent is not None and obj.parent.path == settings.__name__ and obj.is_class:
+                obj.docstring.value += fields(getattr(settings, obj.name))
             obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)

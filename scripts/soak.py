@@ -31,7 +31,7 @@ def soak() -> bool:
     from tests.robustness.artefacts import DOCUMENTS, LANGUAGES, model
     from tests.training.small import pairs, questions
 
-    tiny, task, asked = model(), pairs(24), questions(8)
+    tiny, task, questions_task = model(), pairs(24), questions(8)
     corpus = ln.load_corpus(DOCUMENTS)
     stats = ln.record(tiny, corpus, context_length=16, progress=False)
     neurons = ln.LAPE(top=0.1, filter_quantile=0.5).identify(stats)
@@ -43,8 +43,8 @@ def soak() -> bool:
             tiny.generate(tiny.to_tokens("w3 w4 w5"), max_new_tokens=4, do_sample=False, verbose=False)
 
     def finetune(folder: Path) -> None:
-        lora = ln.MaskedLoRA(neurons["hi"], rank=2, targets=("gate",), attention=())
-        ln.finetune(tiny, task, update=lora, steps=4, batch_size=4, out=folder, **quiet).save(folder / "saved")
+        update = ln.MaskedLoRA(neurons["hi"], rank=2, targets=("gate",), attention=())
+        ln.finetune(tiny, task, update, steps=4, batch_size=4, out=folder, **quiet).save(folder / "saved")
         ln.training.Finetuned.load(folder / "saved")
 
     def report(folder: Path) -> None:
@@ -64,7 +64,7 @@ def soak() -> bool:
             **quiet,
         ).save(folder / "matrix"),
         "evaluate": lambda folder: ln.evaluate(
-            tiny, asked, LANGUAGES, patches={"zero": patch}, resamples=100, **quiet
+            tiny, questions_task, LANGUAGES, patches={"zero": patch}, resamples=100, **quiet
         ).save(folder),
         "ablate": lambda folder: ln.ablate(
             tiny, neurons["hi"], corpus, value=0.0, resamples=100, out=folder, **quiet
