@@ -79,8 +79,8 @@ def trained_tokens(kind: str, training: Training, number: float | int) -> float 
         number: Number of examples.
     """
     steps = training.steps
-    seen = training.epochs * number if steps is None else steps * training.batch_size
-    return seen * pair_tokens(kind) * BACKWARD
+    trained = training.epochs * number if steps is None else steps * training.batch_size
+    return trained * pair_tokens(kind) * BACKWARD
 
 
 def _finetuned(model: Any, job: "tuple[Any, ln.MaskedLoRA]", **options: Any) -> "Finetuned":
