@@ -1,5 +1,6 @@
 """Commands that patch, ablate, train and measure."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -30,6 +31,8 @@ Value = Annotated[str, typer.Option(help="What is written: a number, mean, a per
 
 class HeldoutOptions(TextOptions):
     """Which held-out text is read, and how it is cut."""
+
+    old_names: ClassVar[Mapping[str, str]] = {"tokens": "tokens_per_language"}
 
     split: str = Field("heldout", description="Part of the text: files with this word in their name.")
     tokens_per_language: Count | None = Field(

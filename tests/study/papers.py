@@ -24,5 +24,5 @@ def check_study(name: str, hub: Path, out: Path) -> None:
     states = study.run(progress=False)
     assert set(states["state"]) == {"done"}, states.query("state != 'done'")[["step", "why"]].to_string()
     text = re.sub(r"<[^>]+>", "", study.report().read_text("utf-8"))
-    for shown in ("Published against measured", *SHOWN[name]):
+    for shown in ("Published numbers beside measured ones", *SHOWN[name]):
         assert shown in text, shown
