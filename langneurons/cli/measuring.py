@@ -171,16 +171,16 @@ def perplexity_matrix(
     """Measure what patching each language's neurons does to every language."""
     texts = text.load(corpus)
     # What can be wrong with the small files is found before the model is loaded.
-    neurons, stats = files.load(text.languages)
+    neurons, stats = files.load()
     patch = patch_maker(value, stats)
     loaded = load_model(model, options)
     controls = controls.model_copy(update={"stats": stats})
     packed = text.pack(loaded, texts)
-    matrix = ln.perplexity_matrix(loaded, packed, neurons, controls=controls, patch=patch, testing=testing, run=run)
+    settings = {"controls": controls, "testing": testing, "run": run}
+    matrix = ln.perplexity_matrix(loaded, packed, neurons, languages=text.languages, patch=patch, **settings)
     print(matrix)
     if matrix.selectivity is not None and len(matrix.selectivity):
-        print("\nSelectivity: change of the patched language's loss minus the others' mean, beside matched controls")
-        print(matrix.selectivity.to_string(index=False))
+        print(f"\n{matrix.selectivity_table()}")
     if run.out is not None:
         print(f"Written to {matrix.save(run.out / 'matrix')}")
 

@@ -29,6 +29,7 @@ def perplexity_matrix(
     neurons: NeuronSet,
     value: Value = 0.0,
     *,
+    languages: Iterable[str] | None = None,
     controls: int | Controls = 20,
     patch: MakePatch | None = None,
     layers: Iterable[int] | None = None,
@@ -45,9 +46,9 @@ def perplexity_matrix(
         model: A model returned by ``load_model``.
         text: Text the model was not trained on, and the neurons were not found on; a corpus is packed by
             ``HeldoutText.of``.
-        neurons: Neurons whose labels are patched, one after the other; a label without neurons is left out. Take
-            ``neurons.select(["hi"])`` to patch fewer.
+        neurons: Neurons whose labels are patched, one after the other; a label without neurons is left out.
         value: A number or SiteValues to write for every label; see ``patch`` for one that depends on the label.
+        languages: Labels to patch; by default all. Controls are drawn outside the neurons of every label, patched or not.
         controls: Draws of matched controls per label: as many neurons per layer and, with ``stats``, per decile of mean
             magnitude x output norm. SiteValues are read at the control's own neurons. Statistics are also needed for
             frequent neutral neurons.
@@ -81,7 +82,7 @@ def perplexity_matrix(
     if patch is not None and (layers is not None or not isinstance(value, int | float) or value != 0):
         raise PatchError("Give either patch=, which says what is written where, or value= and layers=.")
     make = patch or (lambda neurons, language: SetTo(neurons, value, layers=layers))
-    patches = {name: make(members, name[1]) for name, members in _neurons_of_conditions(neurons, controls).items()}
+    patches = {name: make(members, name[1]) for name, members in _neurons_of_conditions(neurons, languages, controls).items()}
     text = HeldoutText.of(model, text)
     rows = measure(model, text, {UNPATCHED: []} | {name: [patch] for name, patch in patches.items()}, run)
     conditions = {name: split_by_language(rows_of_all) for name, rows_of_all in rows.items()}
@@ -105,15 +106,17 @@ def perplexity_matrix(
     )
 
 
-def _neurons_of_conditions(neurons: NeuronSet, controls: Controls) -> dict[tuple, NeuronSet]:
+def _neurons_of_conditions(
+    neurons: NeuronSet, languages: Iterable[str] | None, controls: Controls
+) -> dict[tuple, NeuronSet]:
     """The neurons of every condition: ("set", label), ("matched", label, draw) and ("neutral", label)."""
-    labels = [label for label in neurons.languages if len(neurons[label])]
+    labels = [label for label in languages or neurons.languages if len(neurons[label])]
     if not labels:
         raise EffectError(f"No label of {neurons!r} has a neuron: there is nothing to patch.")
-    neurons = replace(neurons, members={label: neurons.members[label] for label in labels}, scores={})
-    conditions: dict[tuple, NeuronSet] = {("set", label): neurons[label] for label in labels}
+    patched = neurons.select(labels)
+    conditions: dict[tuple, NeuronSet] = {("set", label): patched[label] for label in labels}
     for draw in range(controls.draws):
-        control = neurons.matched_control(controls, draw)
+        control = patched.matched_control(controls, draw, exclude=neurons)
         conditions |= {("matched", label, draw): control[label] for label in labels}
     stats = statistics_at(controls, neurons.site) if controls.draws else None
     if stats is not None:
