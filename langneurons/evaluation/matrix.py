@@ -82,7 +82,9 @@ def perplexity_matrix(
     if patch is not None and (layers is not None or not isinstance(value, int | float) or value != 0):
         raise PatchError("Give either patch=, which says what is written where, or value= and layers=.")
     make = patch or (lambda neurons, language: SetTo(neurons, value, layers=layers))
-    patches = {name: make(members, name[1]) for name, members in _neurons_of_conditions(neurons, languages, controls).items()}
+    patches = {
+        name: make(members, name[1]) for name, members in _neurons_of_conditions(neurons, languages, controls).items()
+    }
     text = HeldoutText.of(model, text)
     rows = measure(model, text, {UNPATCHED: []} | {name: [patch] for name, patch in patches.items()}, run)
     conditions = {name: split_by_language(rows_of_all) for name, rows_of_all in rows.items()}
