@@ -48,7 +48,7 @@ def perplexity_matrix(
             ``HeldoutText.of``.
         neurons: Neurons whose labels are patched, one after the other; a label without neurons is left out.
         value: A number or SiteValues to write for every label; see ``patch`` for one that depends on the label.
-        languages: Labels to patch; by default all. Controls are drawn outside the neurons of every label, patched or not.
+        languages: Labels to patch; by default all. Controls are drawn outside the neurons of every label.
         controls: Draws of matched controls per label: as many neurons per layer and, with ``stats``, per decile of mean
             magnitude x output norm. SiteValues are read at the control's own neurons. Statistics are also needed for
             frequent neutral neurons.
