@@ -242,7 +242,7 @@ def _classes_at(places: list[str]) -> tuple[type[BaseModel], tuple[int, type[Set
     return part, group
 
 
-def written(config: StudyConfig) -> str:
+def as_toml(config: StudyConfig) -> str:
     """The study as TOML, every default written out, what is not set as a comment, each key with what it means."""
     document = tomlkit.document()
     _write(document, config, config.seed)

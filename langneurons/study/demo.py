@@ -68,7 +68,7 @@ def run_demo(out: Path) -> str:
             "  langneurons record babel FOLDER --languages en,hi --out runs/mine",
             "  langneurons identify runs/mine",
             "and patch what was found, on files named <language>.heldout.txt in the same folder,",
-            "  langneurons perplexity babel FOLDER --neurons runs/mine/neurons.lape.json --statistics runs/mine",
+            "  langneurons perplexity-matrix babel FOLDER --neurons runs/mine/neurons.lape.json --statistics runs/mine",
             "or follow notebooks/01_find_language_neurons.ipynb and 02_patch_and_measure.ipynb.",
         ]
     )

@@ -17,7 +17,7 @@ from langneurons.models.description import ModelDescription
 from langneurons.replication.published import read_published
 from langneurons.run import chosen_executor
 from langneurons.settings import RunOptions, with_options
-from langneurons.study.config import STAGES, read_config, written
+from langneurons.study.config import STAGES, as_toml, read_config
 from langneurons.study.run_folder import BLOCKED, DONE, FAILED, RunFolder, Sources
 from langneurons.study.stages import Plan, Source, Step
 from langneurons.study.stages.report import REPORT
@@ -268,7 +268,7 @@ class Study:
 
     def show(self) -> str:
         """The study as TOML, every default written out."""
-        return written(self.config)
+        return as_toml(self.config)
 
     def _plan(self) -> dict[str, Step]:
         if not self._steps:

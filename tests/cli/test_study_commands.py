@@ -1,6 +1,6 @@
 import pytest
 
-from langneurons.study.config import written
+from langneurons.study.config import as_toml
 from tests.study.small import small
 from tests.test_cli import run
 
@@ -8,7 +8,7 @@ from tests.test_cli import run
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("study") / "small.toml"
-    path.write_text(written(small(matrix=None)), "utf-8")
+    path.write_text(as_toml(small(matrix=None)), "utf-8")
     return path
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import langneurons as ln
 from langneurons.errors import LangNeuronsWarning, StudyError
-from langneurons.study.config import parse_config, read_config, written
+from langneurons.study.config import as_toml, parse_config, read_config
 from tests.study.small import SMALL, small
 
 XNLI = {"kind": "xnli", "source": "babel"}
@@ -77,7 +77,7 @@ def test_what_is_wrong_with_a_study_is_said_before_anything_runs(changes, said):
 
 def test_published_numbers_are_sought_beside_the_study(tmp_path):
     (tmp_path / "numbers.toml").write_text("", "utf-8")
-    text = written(small(published="numbers.toml"))
+    text = as_toml(small(published="numbers.toml"))
     (tmp_path / "study.toml").write_text(text, "utf-8")
     assert read_config(tmp_path / "study.toml").published == str(tmp_path / "numbers.toml")
     (tmp_path / "study.toml").write_text(text.replace("numbers.toml", "tang-2024"), "utf-8")
@@ -110,7 +110,7 @@ def test_every_default_is_written_and_the_text_reads_back_as_the_same_study():
         run={"out": "runs/x"},
         seed=3,
     )
-    text = written(config)
+    text = as_toml(config)
     assert parse_config(tomlkit.parse(text).unwrap()) == config
     assert "batch_size = 8" in text
     assert config.matrix.controls == ln.Controls(draws=20, match="layer", seed=3)
@@ -170,7 +170,7 @@ def test_names_of_the_first_version_go_on_working_and_are_said_once():
 def test_what_an_option_turns_off_is_written_as_none():
     config = small(finetuning={"f": {"source": "babel", "training": {"clip": "none"}}})
     assert config.finetuning["f"].training.clip is None
-    assert 'clip = "none"' in written(config)
+    assert 'clip = "none"' in as_toml(config)
 
 
 def test_the_seed_of_a_study_is_that_of_its_settings_unless_they_have_their_own():

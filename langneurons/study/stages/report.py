@@ -83,7 +83,7 @@ def findings_of(report: Step, work: "Work", model: str) -> ln.Findings:
         work: Knows the study and the folder of its results.
         model: Name of the model in the study.
     """
-    from langneurons.study.config import written
+    from langneurons.study.config import as_toml
 
     config = work.config
     steps = [step for step in report.inputs if step.model == model]
@@ -108,7 +108,7 @@ def findings_of(report: Step, work: "Work", model: str) -> ln.Findings:
         published=against.tables(),
         published_about=against.about,
         provenance=[f"Study {config.name}; steps {', '.join(f'{step.name} {step.key[:12]}' for step in finished)}."],
-        config=written(config),
+        config=as_toml(config),
         **single,
         **sections,
     )
