@@ -212,7 +212,7 @@ def _problem(error: Any) -> tuple[str, str]:
         return where, unknown(f"key in {table or 'the study'}", places[-1], possible)
     if error["type"] == "missing":
         return where, f"{where} is missing."
-    if group is not None and places[group[0]] in group[1].model_fields:
+    if group is not None and set(places[group[0] : group[0] + 1]) & set(group[1].model_fields):
         place, settings = group
         said = sentence({**error, "loc": error["loc"][place:]}, settings)
         return ".".join(places[: place + 1]), f"{'.'.join(places[:place])}: {said}"

@@ -176,3 +176,12 @@ def test_what_an_option_turns_off_is_written_as_none():
 def test_the_seed_of_a_study_is_that_of_its_settings_unless_they_have_their_own():
     config = small(seed=7, testing={"seed": 2}, matrix={"controls": 4})
     assert (config.testing.seed, config.matrix.controls.seed, config.report.profiling.seed) == (2, 7, 7)
+
+
+@pytest.mark.parametrize("value", [None, "layer", [1], True, {"": 1}])
+def test_a_settings_object_that_is_no_table_is_a_sentence(value):
+    for place in ("testing", "run", "recording"):
+        with pytest.raises(StudyError, match=rf"{place}"):
+            parse_config(SMALL | {place: value})
+    with pytest.raises(StudyError, match=r"matrix\.controls"):
+        small(matrix={"controls": value if not isinstance(value, bool) else "all"})

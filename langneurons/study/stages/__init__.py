@@ -5,18 +5,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import BaseModel
 
 import langneurons as ln
 from langneurons import storage
 from langneurons.errors import unknown
+from langneurons.models.description import ModelDescription
 from langneurons.run import Cost
 from langneurons.study.tables import Grid, Part, PatchedGrid, PatchPart, StudyConfig, python_only
 
 if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
     from langneurons.study.work import Work
 
 Source = Callable[[str, str], str]
@@ -107,14 +107,14 @@ PartType = TypeVar("PartType", bound=BaseModel)
 
 
 class Stage(Generic[PartType]):
-    """One kind of work in a study.
+    """One kind of work in a study; a subclass says what it is in its class statement.
 
     Attributes:
         name: What its steps' names begin with.
         version: Raised when the same settings give other results, so that what an older langneurons computed runs
             again; 1 was that of 0.1.0.
         table: The table of the file that it reads, "" for those that every study has.
-        part: The class of that table.
+        part: The class of that table, between the brackets of the class statement.
         several: Whether there may be several such tables, by name.
         always: Whether the table is there with its defaults where the file has none.
         verb: The function of ``ln`` that computes it.
@@ -129,6 +129,15 @@ class Stage(Generic[PartType]):
     always: ClassVar[bool] = False
     verb: ClassVar[str] = ""
     section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **attributes: str | bool) -> None:
+        """Take the attributes that the class statement gives, and the class of its tables."""
+        super().__init_subclass__()
+        (part,) = get_args(vars(cls)["__orig_bases__"][0])
+        if isinstance(part, type):
+            cls.part = part
+        for name, value in attributes.items():
+            setattr(cls, name, value)
 
     def parts(self, config: StudyConfig) -> dict[str, PartType]:
         """Its tables in a study by name, a single one under ""."""
@@ -168,7 +177,7 @@ class Stage(Generic[PartType]):
         """
         raise NotImplementedError
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """What a step takes; the model is None where it is not on this machine."""
         return Cost(step.name)
 

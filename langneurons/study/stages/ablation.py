@@ -1,19 +1,17 @@
 """Ablation: every neuron of the sets ablated by itself."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed
 from langneurons.study.stages.matrix import heldout
 from langneurons.study.tables import Grid, Languages, StudyConfig
-
-if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 SHARE_OF_LAYERS = 0.5  # that lie above a neuron
 USUAL_SHARE = 0.01  # of all neurons, where a method does not say how many it takes
@@ -27,22 +25,17 @@ class AblationPart(Grid):
     controls: Controls = Controls(draws=0)
 
 
-class AblationStage(NeuronStage[AblationPart]):
+class AblationStage(
+    NeuronStage[AblationPart], name="ablate", table="ablation", verb="ablate", section="ablation", judged=True
+):
     """Effects of single neurons."""
-
-    name = "ablate"
-    table = "ablation"
-    part = AblationPart
-    verb = "ablate"
-    section = "ablation"
-    judged = True
 
     def work_on(self, plan: Plan, part: AblationPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
         """One for each neuron set."""
         settings = {"of": part.languages, "value": part.value, "controls": keyed(part.controls)}
         yield "", {**heldout(plan.config), **settings}, []
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Ablate every neuron."""
         neurons, stats = work.neurons(step)
         part = self.part_of(work.config, step)
@@ -57,7 +50,7 @@ class AblationStage(NeuronStage[AblationPart]):
             run=work.own(step, "ablation"),
         ).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """The held-out text through the layers above every neuron and its controls."""
         share = float(config.methods[step.method].options.get("top", USUAL_SHARE))
         neurons = (model.layers * model.neurons["act"] if model else 0) * share

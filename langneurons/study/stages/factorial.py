@@ -2,20 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.evaluation.evaluation import Factorial
+from langneurons.evaluation.factorial import OPERATIONS
+from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
 from langneurons.study.stages.tasks import TaskPart, asked_tokens, patchable, task_of, task_settings, tuned_inputs
 from langneurons.study.tables import Grid, Languages, Names, StudyConfig
-
-if TYPE_CHECKING:
-    from langneurons.evaluation.evaluation import Factorial
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 
 class FactorialPart(Grid):
@@ -28,15 +26,10 @@ class FactorialPart(Grid):
     controls: Controls = Controls(draws=0)
 
 
-class FactorialStage(NeuronStage[FactorialPart]):
+class FactorialStage(
+    NeuronStage[FactorialPart], name="factorial", table="factorial", verb="factorial", section="factorial", judged=True
+):
     """Factorial experiments."""
-
-    name = "factorial"
-    table = "factorial"
-    part = FactorialPart
-    verb = "factorial"
-    section = "factorial"
-    judged = True
 
     def work_on(self, plan: Plan, part: FactorialPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
         """One, if it is about languages of the set."""
@@ -53,13 +46,11 @@ class FactorialStage(NeuronStage[FactorialPart]):
 
     def mistakes_in(self, config: StudyConfig, where: str, part: FactorialPart) -> Iterator[str]:
         """Unknown tasks, operations and sites."""
-        from langneurons.evaluation.factorial import OPERATIONS
-
         yield from misnamed("task", where, part.tasks, config.tables("tasks"))
         yield from misnamed("operation", where, part.operations, OPERATIONS)
         yield from misnamed("site", where, part.sites, config.recording.sites)
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Patch each language's neurons in every way and place, and ask in every way."""
         neurons, stats = work.neurons(step)
         part = self.part_of(work.config, step)
@@ -78,13 +69,11 @@ class FactorialStage(NeuronStage[FactorialPart]):
             run=work.measuring,
         ).save(work.result(step))
 
-    def load(self, folder: Path) -> "Factorial":
+    def load(self, folder: Path) -> Factorial:
         """The factorial, not the evaluation that it is saved with."""
-        from langneurons.evaluation.evaluation import Factorial
-
         return Factorial.load(folder)
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """Every item of every task unpatched, and in every cell with its controls."""
         part = self.part_of(config, step)
         conditions = 1 + len(part.operations) * len(step.settings["sites"]) * (1 + part.controls.draws)

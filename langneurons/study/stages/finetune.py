@@ -2,21 +2,20 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.models.description import ModelDescription
+from langneurons.run import chosen_executor
 from langneurons.settings import Adapter, Count, Training
 from langneurons.study.stages import Cost, Plan, Stage, Step, keyed
 from langneurons.study.stages.record import BACKWARD
 from langneurons.study.stages.tasks import check_kind, examples, pair_tokens, trained_on
 from langneurons.study.tables import Part, Split, StudyConfig
-
-if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
-    from langneurons.training.finetuned import Finetuned
+from langneurons.study.work import Work
+from langneurons.training.finetuned import Finetuned
 
 
 class FinetuningPart(Part):
@@ -32,14 +31,8 @@ class FinetuningPart(Part):
     training: Training = Training()
 
 
-class FinetuneStage(Stage[FinetuningPart]):
+class FinetuneStage(Stage[FinetuningPart], name="finetune", table="finetuning", several=True, verb="finetune"):
     """Fine-tuned models."""
-
-    name = "finetune"
-    table = "finetuning"
-    part = FinetuningPart
-    several = True
-    verb = "finetune"
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each table."""
@@ -51,10 +44,8 @@ class FinetuneStage(Stage[FinetuningPart]):
         """A kind of task that does not exist, or cannot be trained on."""
         yield from check_kind(where, part.kind, trained=True)
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Train one model, as one piece of work."""
-        from langneurons.run import chosen_executor
-
         part, seed = self.part_of(work.config, step), work.config.seed
         items = trained_on(part, part.items, seed)
         adapter = part.adapter
@@ -64,7 +55,7 @@ class FinetuneStage(Stage[FinetuningPart]):
         (tuned,) = chosen_executor(run.executor).map(work.model(step), train, [(items, update)])
         tuned.save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """A forward and a backward of every example."""
         part = self.part_of(config, step)
         return Cost(step.name, trained_tokens(part.kind, part.training, examples(part.kind, part.split, part.items)))
@@ -83,5 +74,5 @@ def trained_tokens(kind: str, training: Training, number: float | int) -> float 
     return examples * pair_tokens(kind) * BACKWARD
 
 
-def _finetuned(model: Any, job: "tuple[Any, ln.MaskedLoRA]", **options: Any) -> "Finetuned":
+def _finetuned(model: Any, job: "tuple[Any, ln.MaskedLoRA]", **options: Any) -> Finetuned:
     return ln.finetune(model, *job, **options)

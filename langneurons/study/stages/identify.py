@@ -1,21 +1,15 @@
 """Identification: each language's neurons, by every method in every language set."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from langneurons.study.stages import Plan, Stage, Step
 from langneurons.study.tables import MethodPart
 from langneurons.study.wording import make_method, published_neurons
-
-if TYPE_CHECKING:
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 
-class IdentifyStage(Stage[MethodPart]):
+class IdentifyStage(Stage[MethodPart], name="identify", section="neurons"):
     """Neuron sets; their settings are the study's ``methods``."""
-
-    name = "identify"
-    section = "neurons"
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each method in each language set."""
@@ -25,7 +19,7 @@ class IdentifyStage(Stage[MethodPart]):
                 read = plan.of("published" if part.published else "record", model)
                 yield Step(self, settings, (read,), model, language_set, method)
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Identify neurons in recorded or published statistics."""
         part, languages = work.config.methods[step.method], step.settings["languages"]
         published = work.published(step)

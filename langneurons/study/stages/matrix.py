@@ -1,17 +1,14 @@
 """Perplexity matrices: one language's neurons patched, every language measured."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import langneurons as ln
+from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, keyed
 from langneurons.study.tables import PatchedGrid, StudyConfig
 from langneurons.study.wording import patch_maker
-
-if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 
 class MatrixPart(PatchedGrid):
@@ -20,15 +17,10 @@ class MatrixPart(PatchedGrid):
     controls: Controls = Controls()
 
 
-class MatrixStage(NeuronStage[MatrixPart]):
+class MatrixStage(
+    NeuronStage[MatrixPart], name="matrix", table="matrix", verb="perplexity_matrix", section="matrix", judged=True
+):
     """A perplexity matrix for each patch."""
-
-    name = "matrix"
-    table = "matrix"
-    part = MatrixPart
-    verb = "perplexity_matrix"
-    section = "matrix"
-    judged = True
 
     def work_on(self, plan: Plan, part: MatrixPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
         """One for each patch."""
@@ -42,7 +34,7 @@ class MatrixStage(NeuronStage[MatrixPart]):
             if patch.also:
                 yield f"matrix writes at one language's neurons, and patches.{name} at others' also: name its patches."
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Measure every language under the patch of each."""
         neurons, stats = work.neurons(step)
         ln.perplexity_matrix(
@@ -55,7 +47,7 @@ class MatrixStage(NeuronStage[MatrixPart]):
             run=work.measuring,
         ).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """The held-out text unpatched, and with each language's neurons, their controls, and frequent neutral ones."""
         languages, draws = len(step.settings["languages"]), self.part_of(config, step).controls.draws
         return Cost(step.name, (config.text.heldout_tokens or 0) * languages * (1 + languages * (2 + draws)))

@@ -1,19 +1,17 @@
 """Polysemanticity: what else the neurons carry, language against the labels of a task."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls, Probing
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, keyed, misnamed
 from langneurons.study.stages.tasks import FEW, item_tokens, task_of, task_settings
 from langneurons.study.tables import Grid, StudyConfig
-
-if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 
 class PolysemanticityPart(Grid):
@@ -26,14 +24,14 @@ class PolysemanticityPart(Grid):
     probing: Probing = Probing()
 
 
-class PolysemanticityStage(NeuronStage[PolysemanticityPart]):
+class PolysemanticityStage(
+    NeuronStage[PolysemanticityPart],
+    name="polysemanticity",
+    table="polysemanticity",
+    verb="polysemanticity",
+    section="polysemanticity",
+):
     """Shares of language and task in neurons."""
-
-    name = "polysemanticity"
-    table = "polysemanticity"
-    part = PolysemanticityPart
-    verb = "polysemanticity"
-    section = "polysemanticity"
 
     def work_on(self, plan: Plan, part: PolysemanticityPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
         """One for each neuron set."""
@@ -46,7 +44,7 @@ class PolysemanticityStage(NeuronStage[PolysemanticityPart]):
         if config.tables("tasks")[part.task].tuned is not None:
             yield f"polysemanticity looks at the model as it is, and tasks.{part.task} asks a tuned one."
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Read the neurons' values on the task's texts."""
         neurons, stats = work.neurons(step)
         part = self.part_of(work.config, step)
@@ -59,7 +57,7 @@ class PolysemanticityStage(NeuronStage[PolysemanticityPart]):
             run=work.own(step, "values"),
         ).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """Every text once."""
         part = self.part_of(config, step)
         each = item_tokens(config.tables("tasks")[part.task])

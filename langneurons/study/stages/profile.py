@@ -1,18 +1,16 @@
 """Profiles: the pages of the clearest neurons."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.analysis.profiles import clearest_neurons
+from langneurons.models.description import ModelDescription
 from langneurons.settings import Profiling
 from langneurons.study.stages import Cost, Plan, Stage, Step, keyed
 from langneurons.study.tables import Part, StudyConfig
-
-if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 DOCUMENTS = 2000  # that are looked through per language, where all are
 
@@ -24,15 +22,8 @@ class ReportPart(Part):
     profiling: Profiling = Profiling()
 
 
-class ProfileStage(Stage[ReportPart]):
+class ProfileStage(Stage[ReportPart], name="profile", table="report", always=True, verb="profile", section="profiles"):
     """Profiles of neurons; a report has room for those of the first method in the first language set."""
-
-    name = "profile"
-    table = "report"
-    part = ReportPart
-    always = True
-    verb = "profile"
-    section = "profiles"
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each model."""
@@ -44,10 +35,8 @@ class ProfileStage(Stage[ReportPart]):
             inputs = plan.of("identify", *place), plan.of("record", model)
             yield Step(self, settings | {"profiling": keyed(part.profiling)}, inputs, *place)
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Look at the clearest neurons."""
-        from langneurons.analysis.profiles import clearest_neurons
-
         neurons, stats = work.neurons(step)
         stats = stats.at(neurons.site)
         clearest = clearest_neurons(neurons, stats, min(step.settings["neurons"], len(neurons)))
@@ -55,7 +44,7 @@ class ProfileStage(Stage[ReportPart]):
         profiling = self.part_of(work.config, step).profiling
         ln.profile(work.model(step), clearest, text, stats, profiling=profiling, run=work.run()).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """The documents that are looked through."""
         profiling = self.part_of(config, step).profiling
         documents = profiling.documents or DOCUMENTS

@@ -1,11 +1,13 @@
 """Protocols: a task in the protocol of Mondal et al. 2025 and in the sound one, under the same patches."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.models.description import ModelDescription
+from langneurons.replication.protocols import compare_protocols
 from langneurons.replication.published import PUBLISHED_METRICS
 from langneurons.settings import Count
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
@@ -20,10 +22,7 @@ from langneurons.study.stages.tasks import (
     tuned_inputs,
 )
 from langneurons.study.tables import PatchedGrid, StudyConfig
-
-if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 
 class ProtocolsPart(PatchedGrid):
@@ -34,15 +33,10 @@ class ProtocolsPart(PatchedGrid):
     positions: Count = Field(256, description="xnli: the published head reads the last of as many, padded")
 
 
-class ProtocolsStage(NeuronStage[ProtocolsPart]):
+class ProtocolsStage(
+    NeuronStage[ProtocolsPart], name="protocols", table="protocols", several=True, section="answer", judged=True
+):
     """Comparisons of protocols."""
-
-    name = "protocols"
-    table = "protocols"
-    part = ProtocolsPart
-    several = True
-    section = "answer"
-    judged = True
 
     def work_on(self, plan: Plan, part: ProtocolsPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
         """One for each table whose task has languages of the set."""
@@ -64,10 +58,8 @@ class ProtocolsStage(NeuronStage[ProtocolsPart]):
         if not kind.generates and task.head is None and task.tuned is None:
             yield f"{where}: the published protocol answers by a head; give tasks.{part.task} head or tuned."
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Ask in both protocols."""
-        from langneurons.replication.protocols import compare_protocols
-
         neurons, _ = work.neurons(step)
         part = self.part_of(work.config, step)
         table = work.config.tables("tasks")[part.task]
@@ -87,7 +79,7 @@ class ProtocolsStage(NeuronStage[ProtocolsPart]):
             run=work.measuring,
         ).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """Every item in both protocols, unpatched and under every patch, and what the head is fitted on."""
         part = self.part_of(config, step)
         task = config.tables("tasks")[part.task]

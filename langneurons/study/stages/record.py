@@ -1,31 +1,25 @@
 """Recording: what every neuron does in every language, and the statistics as they were published."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.models.description import ModelDescription
+from langneurons.replication.statistics import published_statistics
 from langneurons.settings import Count, Recording
 from langneurons.study.stages import Cost, Plan, Stage, Step, keyed
 from langneurons.study.tables import MethodPart, Part, StudyConfig
 from langneurons.study.wording import make_method
-
-if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 BYTES_PER_NEURON = 800  # of one language's statistics at a site, at most
 PUBLISHED_BYTES_PER_NEURON = 44  # of the published statistics: eleven single-precision numbers
 BACKWARD = 3  # a token that is also gone back through, in forwards
 
 
-class RecordStage(Stage[Recording]):
+class RecordStage(Stage[Recording], name="record", verb="record", section="stats"):
     """Activation statistics of all languages; their settings are the study's ``recording``."""
-
-    name = "record"
-    verb = "record"
-    section = "stats"
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each model."""
@@ -38,13 +32,13 @@ class RecordStage(Stage[Recording]):
         }
         yield Step(self, settings, model=model)
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Record the text that is not held out."""
         recording = work.config.recording.model_copy(update={"also": tuple(step.settings["also"])})
         run = work.run(work.result(step))
         ln.record(work.model(step), work.text(heldout=False), recording=recording, run=run)
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """One forward of every language's tokens, and a backward where gradients are recorded."""
         tokens = (config.recording.tokens_per_language or 0) * len(step.settings["languages"])
         passes = 1 + BACKWARD * ("gradient" in step.settings["also"])
@@ -61,13 +55,8 @@ class PublishedStatisticsPart(Part):
     batch_size: Count = Field(4, description="chunks a batch, on which the percentiles depend")
 
 
-class PublishedStage(Stage[PublishedStatisticsPart]):
+class PublishedStage(Stage[PublishedStatisticsPart], name="published", table="published_statistics", always=True):
     """The published statistics, where a method or a patch reads them."""
-
-    name = "published"
-    table = "published_statistics"
-    part = PublishedStatisticsPart
-    always = True
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each model, if anything reads it."""
@@ -84,17 +73,15 @@ class PublishedStage(Stage[PublishedStatisticsPart]):
             }
             yield Step(self, settings, model=model)
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Compute them as the paper's code does."""
-        from langneurons.replication.statistics import published_statistics
-
         sizes = [step.settings[name] for name in ("tokens", "context_length", "batch_size")]
         run = work.run()
         options = {"seed": work.config.seed, "progress": bool(run.progress), "executor": run.executor}
         text = work.text(heldout=False)
         published_statistics(work.model(step), text, None, *sizes, **options).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """Two forwards of every language's tokens."""
         languages = len(step.settings["languages"])
         neurons = model.layers * model.neurons.get("pre", model.neurons["act"]) if model else 0
@@ -108,7 +95,7 @@ def recording_for(config: StudyConfig, methods: Iterable[MethodPart]) -> Recordi
     return config.recording.model_copy(update={"also": tuple(sorted({*config.recording.also, *needed}))})
 
 
-def disk(config: StudyConfig, step: Step, model: "ModelDescription | None", recordings: int = 1) -> int:
+def disk(config: StudyConfig, step: Step, model: ModelDescription | None, recordings: int = 1) -> int:
     """Bytes of recordings on disk."""
     if model is None:
         return 0

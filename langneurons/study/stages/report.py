@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -17,13 +17,11 @@ from langneurons.replication.published import Claim, Published, ScoreRow, Traini
 from langneurons.storage.result import Result
 from langneurons.study.stages import Plan, Stage, Step
 from langneurons.study.tables import Part, StudyConfig
+from langneurons.study.work import Work
 from langneurons.training.conditions import NONE
 from langneurons.training.transfer_table import Transfer
 from langneurons.views.report.findings import of_matrix
 from langneurons.views.style import interval, signed
-
-if TYPE_CHECKING:
-    from langneurons.study.work import Work
 
 PAGE = "report.html"
 SINGLE = ("stats", "validity", "profiles")  # sections that show one result
@@ -43,10 +41,8 @@ SECTIONS = {
 Cell = Mapping[str, str]
 
 
-class ReportStage(Stage[Part]):
+class ReportStage(Stage[Part], name="report"):
     """The pages that a study ends with: one for each model, with everything that was found in it."""
-
-    name = "report"
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One, that reads all other steps."""
@@ -61,7 +57,7 @@ class ReportStage(Stage[Part]):
             settings |= {"numbers": plan.source("numbers", config.published), "published_as": names}
         yield Step(self, settings, tuple(plan.steps.values()), model)
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Write the report of every model; that of the first is ``report.html``.
 
         Raises:
@@ -75,7 +71,7 @@ class ReportStage(Stage[Part]):
 REPORT = ReportStage()
 
 
-def findings_of(report: Step, work: "Work", model: str) -> ln.Findings:
+def findings_of(report: Step, work: Work, model: str) -> ln.Findings:
     """Read everything that was found in one model.
 
     Args:
@@ -121,7 +117,7 @@ def _together(tables: list[ValidityTable]) -> ValidityTable | None:
     return ValidityTable(pd.concat([table.rows for table in tables], ignore_index=True), tables[0].checks)
 
 
-def _why(work: "Work", step: Step) -> str:
+def _why(work: Work, step: Step) -> str:
     why = work.folder.failure(step)
     return f" ({why.rstrip('.')})" if why else ""
 

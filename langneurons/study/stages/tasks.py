@@ -1,18 +1,16 @@
 """Tasks: scored unpatched and under every patch; also what other stages ask of tasks."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls, Count
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
 from langneurons.study.tables import Languages, PatchedGrid, Split, StudyConfig
-
-if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 PAIR_TOKENS = {"xnli": 60, "xquad": 230}  # of a premise and a hypothesis, of a paragraph and a question
 PAIRS = {"xnli": 3}  # of an item
@@ -45,16 +43,16 @@ class TaskPart(PatchedGrid):
     controls: Controls = Controls(draws=0)
 
 
-class TasksStage(NeuronStage[TaskPart]):
+class TasksStage(
+    NeuronStage[TaskPart],
+    name="evaluate",
+    table="tasks",
+    several=True,
+    verb="evaluate",
+    section="evaluation",
+    judged=True,
+):
     """Scores of tasks."""
-
-    name = "evaluate"
-    table = "tasks"
-    part = TaskPart
-    several = True
-    verb = "evaluate"
-    section = "evaluation"
-    judged = True
 
     def work_on(self, plan: Plan, part: TaskPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
         """One for each task that has languages of the set."""
@@ -76,7 +74,7 @@ class TasksStage(NeuronStage[TaskPart]):
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Score the model as it is and under every patch."""
         neurons, stats = work.neurons(step)
         part = self.part_of(work.config, step)
@@ -91,14 +89,14 @@ class TasksStage(NeuronStage[TaskPart]):
             run=work.measuring,
         ).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """Every item unpatched, under every patch and its controls."""
         part = self.part_of(config, step)
         conditions = 1 + len(config.patches_of(part)) * (1 + part.controls.draws)
         return Cost(step.name, asked_tokens(part, step.settings["languages"]) * conditions)
 
 
-def task_of(part: TaskPart, step: Step, work: "Work") -> "ln.tasks.Task":
+def task_of(part: TaskPart, step: Step, work: Work) -> "ln.tasks.Task":
     """A task in the languages of a step's set, asked of the model as it is, or of a fine-tuned one.
 
     Args:
@@ -121,7 +119,7 @@ def task_of(part: TaskPart, step: Step, work: "Work") -> "ln.tasks.Task":
     return task.with_head(work.once(key, lambda: ln.tasks.ClassificationHead.fit(work.model(step), items)))
 
 
-def head_items(part: TaskPart, count: int, work: "Work") -> Any:
+def head_items(part: TaskPart, count: int, work: Work) -> Any:
     """The items that a head of a task is fitted on: those that it was tuned on, or those of ``head_split``."""
     seed = work.config.seed
     if part.tuned is not None:

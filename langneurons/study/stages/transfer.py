@@ -2,20 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls, Count, Experiment, Training
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
 from langneurons.study.stages.finetune import trained_tokens
 from langneurons.study.stages.tasks import check_kind, examples, pair_tokens, patch_inputs
 from langneurons.study.tables import Names, PatchedGrid, Split, StudyConfig
-
-if TYPE_CHECKING:
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 
 class TransferPart(PatchedGrid):
@@ -36,16 +34,16 @@ class TransferPart(PatchedGrid):
     controls: Controls = Controls(draws=1)
 
 
-class TransferStage(NeuronStage[TransferPart]):
+class TransferStage(
+    NeuronStage[TransferPart],
+    name="transfer",
+    table="transfer",
+    several=True,
+    verb="transfer_experiment",
+    section="transfer",
+    judged=True,
+):
     """Transfer experiments."""
-
-    name = "transfer"
-    table = "transfer"
-    part = TransferPart
-    several = True
-    verb = "transfer_experiment"
-    section = "transfer"
-    judged = True
 
     def work_on(self, plan: Plan, part: TransferPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
         """One for each table that has a target in the set."""
@@ -61,7 +59,7 @@ class TransferStage(NeuronStage[TransferPart]):
         languages = [code for name in part.sets or config.sets for code in config.sets[name]]
         yield from misnamed("language", f"{where}.targets", part.experiment.targets, languages)
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Train under every condition and seed, and evaluate."""
         neurons, stats = work.neurons(step)
         part = self.part_of(work.config, step)
@@ -80,7 +78,7 @@ class TransferStage(NeuronStage[TransferPart]):
             run=work.own(step, "training"),
         ).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """Every training, and the test of every trained model in every language and under every patch."""
         part = self.part_of(config, step)
         experiment, targets = part.experiment, _targets(part, step.settings["languages"])

@@ -2,22 +2,21 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.analysis.validity import NULLS, Evidence, nulls_of, record_nulls, split_half, validity_table
+from langneurons.analysis.validity.reliability import Halves, whole
 from langneurons.errors import StatisticsError
+from langneurons.models.description import ModelDescription
 from langneurons.settings import Count
 from langneurons.study.stages import Cost, Plan, Stage, Step, keyed, misnamed
 from langneurons.study.stages.record import disk, recording_for
 from langneurons.study.tables import Grid, StudyConfig
 from langneurons.study.wording import make_method
-
-if TYPE_CHECKING:
-    from langneurons.analysis.validity.reliability import Halves
-    from langneurons.models.description import ModelDescription
-    from langneurons.study.work import Work
+from langneurons.study.work import Work
 
 
 class ValidityPart(Grid):
@@ -28,12 +27,8 @@ class ValidityPart(Grid):
     tokens: Count | None = Field(None, description="of each label of a null; as many as the smallest has")
 
 
-class NullsStage(Stage[ValidityPart]):
+class NullsStage(Stage[ValidityPart], name="nulls", table="validity"):
     """Recordings of texts with labels that say nothing about language."""
-
-    name = "nulls"
-    table = "validity"
-    part = ValidityPart
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each language set of which methods are checked."""
@@ -55,10 +50,8 @@ class NullsStage(Stage[ValidityPart]):
         """None of its own: the table is that of ``validity``."""
         return iter(())
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Record every null in two halves."""
-        from langneurons.analysis.validity import record_nulls
-
         text = work.ordered_text(heldout=False).select(step.settings["languages"])
         about = {name: tuple(step.settings[name]) for name in ("sites", "also")}
         about |= {"tokens_per_language": step.settings["tokens_per_language"]}
@@ -71,20 +64,15 @@ class NullsStage(Stage[ValidityPart]):
             run=work.run(work.result(step)),
         )
 
-    def cost(self, step: Step, config: StudyConfig, model: "ModelDescription | None") -> Cost:
+    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
         """One forward of the real text's and of every null's tokens."""
         recordings = 1 + len(step.settings["nulls"])
         tokens = (step.settings["tokens_per_language"] or 0) * len(step.settings["languages"])
         return Cost(step.name, tokens * recordings, disk=disk(config, step, model, 2 * recordings))
 
 
-class ValidityStage(Stage[ValidityPart]):
+class ValidityStage(Stage[ValidityPart], name="validity", table="validity", section="validity"):
     """Split halves and nulls of each method, in one table."""
-
-    name = "validity"
-    table = "validity"
-    part = ValidityPart
-    section = "validity"
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each method in each language set."""
@@ -100,8 +88,6 @@ class ValidityStage(Stage[ValidityPart]):
 
     def mistakes_in(self, config: StudyConfig, where: str, part: ValidityPart) -> Iterator[str]:
         """Unknown nulls, and methods whose scores other recordings cannot give."""
-        from langneurons.analysis.validity import NULLS
-
         yield from misnamed("null", where, part.nulls, map(str, NULLS))
         for name in config.methods if part.methods is None else part.methods:
             if config.methods[name].published:
@@ -110,11 +96,8 @@ class ValidityStage(Stage[ValidityPart]):
                     "its methods (own-p90 is what published-act-prob-90p is but for its batches)."
                 )
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, work: Work) -> None:
         """Check one method."""
-        from langneurons.analysis.validity import Evidence, nulls_of, split_half, validity_table
-        from langneurons.analysis.validity.reliability import whole
-
         part = work.config.methods[step.method]
         method = make_method(part.method, part.options)
         halves = _halves(work.result(step.input("nulls")), part.site) if step.reads("nulls") else {}
@@ -132,7 +115,7 @@ class ValidityStage(Stage[ValidityPart]):
         validity_table([evidence]).save(work.result(step))
 
 
-def _halves(folder: Path, site: str | None) -> "dict[str, Halves]":
+def _halves(folder: Path, site: str | None) -> dict[str, Halves]:
     """The two recordings of each real or null corpus, by its name."""
     recordings: dict[str, Any] = {}
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
