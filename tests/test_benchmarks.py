@@ -29,10 +29,10 @@ HELD = {
     r"HookedTransformer forward, 1 x \d+ ": "<= 0.7 x",
     r"HookedTransformer forward, 2 x \d+ ": "<= 1 x",
     r"HookedTransformer forward, .* largest difference of a logit": "<= 0",
-    r"intervene\(Set\) on 1 % of neurons, 44M HookedTransformer, 1 x": "<= 1.05 x",
-    r"intervene\(Set\) on 1 % of neurons, 44M HookedTransformer, 2 x": "<= 1.05 x",
-    r"intervene\(Set\) on 1 % of neurons, 44M Bridge, 1 x": "<= 1.05 x",
-    r"intervene\(Set\) on 1 % of neurons, 44M Bridge, 2 x": "<= 1.05 x",
+    r"intervene\(SetTo\) on 1 % of neurons, 44M HookedTransformer, 1 x": "<= 1.05 x",
+    r"intervene\(SetTo\) on 1 % of neurons, 44M HookedTransformer, 2 x": "<= 1.05 x",
+    r"intervene\(SetTo\) on 1 % of neurons, 44M Bridge, 1 x": "<= 1.05 x",
+    r"intervene\(SetTo\) on 1 % of neurons, 44M Bridge, 2 x": "<= 1.05 x",
     r"ablate, a neuron, 44M HookedTransformer, layer 0": "<= 1.25 x",
     r"ablate, a neuron, 44M Bridge, layer 1": "<= 1.25 x",
     r"step of MaskedLoRA, Bridge with native attention, 1 % of neurons": "<= 1.1 x",
@@ -44,7 +44,7 @@ HELD = {
     r"its largest page of a neuron": "<= 10 KB",
     r"record\(\), all statistics, 8B-shape HookedTransformer": "<= 1.15 x",
     r"record\(\), all statistics, 8B-shape Bridge": "<= 1.05 x",
-    r"intervene\(Set\) on 1 % of neurons, 8B-shape Bridge": "<= 1.05 x",
+    r"intervene\(SetTo\) on 1 % of neurons, 8B-shape Bridge": "<= 1.05 x",
     r"the paper's way .*, 8B-shape HookedTransformer": ">= 10 x",
 }
 
