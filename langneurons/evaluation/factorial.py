@@ -17,7 +17,7 @@ from langneurons.evaluation.evaluation import AT, Factorial, design_of
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Add, DiffMean, Patch, Scale, SetTo
 from langneurons.recording.statistics import ActivationStats
-from langneurons.settings import Controls, Match, MeasuringOptions, Run, Testing
+from langneurons.settings import Controls, MatchingOptions, MeasuringOptions, Run, Testing
 from langneurons.tasks.heads import Head
 from langneurons.tasks.task import Task
 
@@ -31,12 +31,12 @@ OPERATIONS: dict[str, MakePatch] = {
 }
 
 
-class FactorialOptions(MeasuringOptions, total=False):
+class FactorialOptions(MeasuringOptions, MatchingOptions, total=False):
     """The options of ``evaluate`` but the statistics."""
 
     head: Head | None
     controls: int | Controls
-    match: Match | None
+
     testing: Testing
     run: Run
 

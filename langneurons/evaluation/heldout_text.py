@@ -175,9 +175,9 @@ class HeldoutText:
             progress: Whether to show a progress bar on standard error.
 
         Returns:
-            One row per stretch of a document: language; item, "block:document" in blocks and the document's ordinal
-            where documents are read alone; cluster, the document's ordinal; and nll (nats), tokens and bytes, summed
-            over the row's counted tokens.
+            One row per stretch of a text: language; item, "block:text" in blocks and the text's ordinal where texts are
+            read alone; cluster, the ordinal of the text's document; source, that of the document's source, where it is
+            known; and nll (nats), tokens and bytes, summed over the row's counted tokens.
 
         Raises:
             LanguageError: If the text has no such language.
@@ -204,7 +204,7 @@ class HeldoutText:
     def batches(self, language: str, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " block"], Blocks]]:
         """Read a language's blocks, or documents, a batch at a time, each with its ordinals."""
         packed = self.packed[language]
-        read = packed.blocks if self.each == "block" else packed.documents
+        read = packed.blocks if self.each == "block" else packed.texts
         for group in self._groups(language):
             for start in range(0, len(group), batch_size):
                 ordinals = group[start : start + batch_size]
@@ -214,13 +214,40 @@ class HeldoutText:
         bar.set_description(language)
         parts = []
         for ordinals, batch in self.batches(language, batch_size):
-            bytes_of = self._bytes(language, batch)
-            parts.append(_rows(ordinals, batch, bytes_of, losses(model_view, batch)))
+            stretches, counted = self.stretches(language, ordinals, batch), batch.counted.numpy()
+            sums = {
+                "nll": losses(model_view, batch).numpy(),
+                "tokens": np.ones(int(counted.sum()), np.int64),
+                "bytes": self._bytes(language, batch)[counted],
+            }
+            starts = stretches["start"].to_numpy()
+            parts.append(stretches.assign(**{name: np.add.reduceat(of, starts) for name, of in sums.items()}))
             bar.update(len(ordinals))
-        rows = pd.concat(parts, ignore_index=True).sort_values(["block", "cluster"], ignore_index=True)
-        alone = self.each == "document"
-        item = rows["cluster"] if alone else rows["block"].astype(str) + ":" + rows["cluster"].astype(str)
-        return rows.assign(language=language, item=item).reindex(columns=COLUMNS)
+        rows = pd.concat(parts, ignore_index=True).sort_values(["block", "text"], ignore_index=True)
+        source = ["source"] if "source" in rows.columns else []
+        return rows.assign(language=language).reindex(columns=[*COLUMNS[:3], *source, *COLUMNS[3:]])
+
+    def stretches(self, language: str, ordinals: Int[np.ndarray, " block"], batch: Blocks) -> pd.DataFrame:
+        """Divide the counted tokens of some blocks into stretches, each of one text in one block.
+
+        Args:
+            language: The language.
+            ordinals: Ordinals of the blocks, or of the texts that are read alone.
+            batch: The blocks.
+
+        Returns:
+            One row per stretch: start, the place of its first token among the counted ones; block, text, item, cluster
+            (the document), and source where it is known.
+        """
+        counted = batch.counted.numpy()
+        block, text = np.broadcast_to(ordinals[:, None], counted.shape)[counted], batch.text.numpy()[counted]
+        starts = np.flatnonzero(np.diff(block, prepend=-1) | np.diff(text, prepend=-1))
+        block, text, packed = block[starts], text[starts], self.packed[language]
+        in_blocks = [f"{b}:{t}" for b, t in zip(block, text, strict=True)]
+        rows = pd.DataFrame({"start": starts, "block": block, "text": text})
+        rows = rows.assign(item=text if self.each == "document" else in_blocks, cluster=packed.groups(language)[text])
+        sources = packed.about[language].levels
+        return rows.assign(source=packed.groups(language, "source")[text]) if "source" in sources else rows
 
     def _bytes(self, language: str, batch: Blocks) -> Int[np.ndarray, "block position"]:
         place = batch.place.numpy()
@@ -288,22 +315,6 @@ def losses(model_view: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
         predicted = scores[(places - 1).to(scores.device)].float()
         nll.append(torch.nn.functional.cross_entropy(predicted, tokens[places].to(scores.device), reduction="none"))
     return torch.cat(nll).cpu().double()
-
-
-def _rows(
-    blocks: Int[np.ndarray, " block"], batch: Blocks, bytes_of: np.ndarray, nll: Float[Tensor, " counted"]
-) -> pd.DataFrame:
-    """Sum over each document's counted tokens in each block."""
-    counted = batch.counted.numpy()
-    block, document = np.broadcast_to(blocks[:, None], counted.shape)[counted], batch.document.numpy()[counted]
-    starts = np.flatnonzero(np.diff(block, prepend=-1) | np.diff(document, prepend=-1))
-    sums = {
-        "nll": nll.numpy(),
-        "tokens": np.ones(len(block), np.int64),
-        "bytes": bytes_of[counted],
-    }
-    summed = {name: np.add.reduceat(values, starts) for name, values in sums.items()}
-    return pd.DataFrame({"block": block[starts], "cluster": document[starts], **summed})
 
 
 def _packed(

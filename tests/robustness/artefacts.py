@@ -159,7 +159,7 @@ def _make_packed(folder: Path) -> None:
 def _read_packed(folder: Path) -> Any:
     packed = PackedCorpus.open(folder)
     every = {name: packed.blocks(name, range(packed.n_blocks(name))) for name in packed.languages}
-    alone = {name: packed.documents(name, range(of.documents)) for name, of in packed.about.items()}
+    alone = {name: packed.texts(name, range(of.texts)) for name, of in packed.about.items()}
     return every, alone, packed.format, packed.about, packed.tokens, packed.made_from
 
 
