@@ -11,8 +11,8 @@ import torch
 from langneurons.corpora.loading import distinct
 from langneurons.effects.estimation import difference
 from langneurons.errors import LanguageError, PatchError, TaskError, unknown
-from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
 from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs
+from langneurons.evaluation.results import UNPATCHED, Evaluation
 from langneurons.models import view
 from langneurons.patches.patch import Patch, control_patches
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
@@ -79,7 +79,7 @@ def evaluate(
         for index, task in enumerate(tasks)
         for name, job in task_jobs(model, task, conditions, run.batch_size or BATCH_SIZE).items()
     }
-    references = _references(tasks, languages)
+    references = references_of(tasks, languages)
     rows: dict[tuple, pd.DataFrame] = {}
     changes: list[tuple] = []
 
@@ -95,14 +95,16 @@ def evaluate(
             changes.append((task.name, task.protocol, metric, patch, language, *draw, estimate))
 
     measure_jobs(model, jobs, run, keep)
-    model_view = view(model)
-    parts = [_rows(tasks[index], patch, language, of_job) for (index, patch, language), of_job in rows.items()]
+    parts = [
+        long_rows(tasks[index], of_job, patch=patch, language=language)
+        for (index, patch, language), of_job in rows.items()
+    ]
     return Evaluation(
-        rows=pd.concat(parts, ignore_index=True),
+        rows=pd.concat(parts, ignore_index=True).reindex(columns=ROWS),
         references=references,
         controls=pd.DataFrame(changes, columns=CHANGES) if controls.draws else None,
         settings={
-            "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
+            "model": view(model).described,
             "patches": {f"{name} {language}": list(map(repr, cell)) for (name, language), cell in by_cell.items()},
             "tasks": {f"{task.name} {task.protocol}": task.fingerprint for task in tasks},
             "control_draws": controls.draws,
@@ -209,15 +211,21 @@ def _measured_rows(task: Task, model: torch.nn.Module, language: str, batch_size
     return rows
 
 
-def _rows(task: Task, patch: str, language: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per item and metric."""
+def long_rows(task: Task, rows: pd.DataFrame, **about: str | int) -> pd.DataFrame:
+    """One row per item and metric of what a task measured.
+
+    Args:
+        task: The task.
+        rows: Its rows, one per item.
+        about: Further columns, each of one value.
+    """
     items = rows.loc[:, ["item", "cluster", "prediction", "gold"]].astype(str)  # ids of one task may be numbers
-    about = {"task": task.name, "protocol": task.protocol, "patch": patch, "language": language}
+    about = {"task": task.name, "protocol": task.protocol, **about}
     parts = [items.assign(**about, metric=metric, value=rows[metric].astype(float)) for metric in task.metrics]
-    return pd.concat(parts, ignore_index=True).reindex(columns=ROWS)
+    return pd.concat(parts, ignore_index=True)
 
 
-def _references(tasks: Sequence[Task], languages: Sequence[str]) -> pd.DataFrame:
+def references_of(tasks: Sequence[Task], languages: Sequence[str]) -> pd.DataFrame:
     """What each task's main metric is worth without the model: task, protocol, metric, language, reference, value."""
     rows = [
         (task.name, task.protocol, task.metrics[0], language, name, value)

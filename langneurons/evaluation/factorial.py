@@ -13,7 +13,7 @@ import torch
 
 from langneurons.errors import PatchError, unknown
 from langneurons.evaluation.evaluating import evaluate
-from langneurons.evaluation.evaluation import AT, Factorial, design_of
+from langneurons.evaluation.results import AT, Factorial, design_of
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Add, DiffMean, Patch, Scale, SetTo
 from langneurons.recording.statistics import ActivationStats

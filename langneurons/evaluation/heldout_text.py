@@ -297,11 +297,7 @@ def _rows(
     counted = batch.counted.numpy()
     block, document = np.broadcast_to(blocks[:, None], counted.shape)[counted], batch.document.numpy()[counted]
     starts = np.flatnonzero(np.diff(block, prepend=-1) | np.diff(document, prepend=-1))
-    sums = {
-        "nll": nll.numpy(),
-        "tokens": np.ones(len(block), np.int64),
-        "bytes": bytes_of[counted],
-    }
+    sums = {"nll": nll.numpy(), "tokens": np.ones(len(block), np.int64), "bytes": bytes_of[counted]}
     summed = {name: np.add.reduceat(values, starts) for name, values in sums.items()}
     return pd.DataFrame({"block": block[starts], "cluster": document[starts], **summed})
 

@@ -23,7 +23,7 @@ from langneurons.models.checkpoints import (
     load_weights,
     sliding_window_of,
 )
-from langneurons.models.view import ModelView
+from langneurons.models.model_view import ModelView
 from langneurons.models.weights import module_fingerprint
 
 Device = torch.device | str | None
@@ -78,8 +78,9 @@ def load_model(
     if hf_model is None:
         placement = {"device": None if device is None else str(device), "device_map": device_map, "revision": revision}
         loaded_as = {"name": _absolute(name), "tokenizer": tokenizer, "backend": backend, "dtype": dtype, **placement}
-    if tokenizer is None:
-        tokenizer = _own_tokenizer(name, hf_model, revision)
+    source = name if hf_model is None else hf_model.name_or_path
+    if tokenizer is None and source:
+        tokenizer = load_tokenizer(source, revision if hf_model is None else None)
     if tokenizer is not None:
         check_tokenizer(tokenizer, config, label)
     share = hf_model is None
@@ -171,14 +172,6 @@ def _absolute(name: str | Path) -> str:
     return str(folder.resolve()) if str(name) != "babel" and folder.is_dir() else str(name)
 
 
-def _own_tokenizer(
-    name: str | Path, hf_model: "transformers.PreTrainedModel | None", revision: str | None
-) -> PreTrainedTokenizerBase | None:
-    if hf_model is None:
-        return load_tokenizer(name, revision)
-    return load_tokenizer(hf_model.name_or_path) if hf_model.name_or_path else None
-
-
 def _check_in_memory(
     hf_model: "transformers.PreTrainedModel", dtype: torch.dtype | None, device: Device, device_map: DeviceMap
 ) -> None:
@@ -267,20 +260,6 @@ class Probe:
             )
 
 
-def probe_tokens(config: PretrainedConfig) -> Int[torch.Tensor, "1 position"]:
-    """Choose tokens to compare on: 64, or more than fit in a sliding window, from all over the vocabulary.
-
-    Args:
-        config: The model's configuration.
-
-    Returns:
-        Token ids, the same for the same configuration.
-    """
-    window = sliding_window_of(config)
-    length = min(context_length_of(config), 64 if window is None else window + 32)
-    return (torch.arange(length) * 7919 + 13)[None] % config.get_text_config().vocab_size
-
-
 @torch.no_grad()
 def probe_of(hf_model: "transformers.PreTrainedModel") -> Probe:
     """Run a Hugging Face model, before anything wraps it, as it is and with its embeddings one rounding step off.
@@ -294,7 +273,11 @@ def probe_of(hf_model: "transformers.PreTrainedModel") -> Probe:
     Raises:
         ModelError: If its logits are infinite or no numbers.
     """
-    tokens = probe_tokens(hf_model.config).to(hf_model.device)
+    config = hf_model.config
+    window = sliding_window_of(config)
+    # From all over the vocabulary, and more than fit in a sliding window.
+    length = min(context_length_of(config), 64 if window is None else window + 32)
+    tokens = (torch.arange(length, device=hf_model.device) * 7919 + 13)[None] % config.get_text_config().vocab_size
     logits = hf_model(tokens, use_cache=False).logits
     handle = hf_model.get_input_embeddings().register_forward_hook(_one_rounding_step_off)
     try:
@@ -310,15 +293,11 @@ def probe_of(hf_model: "transformers.PreTrainedModel") -> Probe:
     rounding = float((off.float() - logits.float()).abs().max())
     if getattr(hf_model, "is_quantized", False):
         # A quantised matrix product jumps where its input crosses an edge, so that rounding now and then shows large.
-        rounding = max(rounding, float((_eager_logits(hf_model, tokens).float() - logits.float()).abs().max()))
+        with internals.attention(hf_model, "eager"):  # step by step, as a bridge computes it
+            eager = hf_model(tokens, use_cache=False).logits
+        rounding = max(rounding, float((eager.float() - logits.float()).abs().max()))
     allowed = max(_DEVIATIONS * deviation, _ROUNDING_STEPS * rounding)
     return Probe(tokens, logits, min(allowed, _MOST_DEVIATIONS * deviation))
-
-
-def _eager_logits(hf_model: "transformers.PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
-    """The logits with attention computed step by step, as a bridge computes it."""
-    with internals.attention(hf_model, "eager"):
-        return hf_model(tokens, use_cache=False).logits
 
 
 def _one_rounding_step_off(module: object, inputs: object, embeddings: torch.Tensor) -> torch.Tensor:

@@ -151,11 +151,7 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
 
     @classmethod
     def of_features(
-        cls,
-        features: Float[Tensor, "item d_model"],
-        labels: Sequence[str],
-        model: str = "",
-        penalty: float = 10.0,
+        cls, features: Float[Tensor, "item d_model"], labels: Sequence[str], model: str = "", penalty: float = 10.0
     ) -> "ClassificationHead":
         """Fit a head on hidden states at hand.
 

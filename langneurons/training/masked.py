@@ -228,9 +228,9 @@ class MaskedUpdate:
         """
         if not self.pieces:
             raise TrainingError(f"{self!r} has no parameters yet: attach it to a model, or prepare(model), first.")
-        settings = {"neurons": self.neurons, "rank": self.rank, "alpha": self.alpha, "seed": self.seed}
-        settings |= {"targets": self.targets, "attention": self.attention}
-        peft_format.write_update(Path(folder), self.kind, settings, self._model, self.pieces)
+        names = ("rank", "alpha", "seed", "targets", "attention")
+        about = {"kind": self.kind, "settings": {name: getattr(self, name) for name in names}, "model": self._model}
+        peft_format.write_update(Path(folder), about, self.neurons, self.pieces)
         return Path(folder)
 
     @classmethod
@@ -246,13 +246,15 @@ class MaskedUpdate:
             CorruptArtefactError: If a file was changed since.
             TrainingError: If it is of another class, or of another model.
         """
-        saved = peft_format.read_update(Path(folder))
-        if saved.kind != cls.kind:
-            raise TrainingError(f"{folder} holds {saved.kind}, not {cls.kind}.")
+        content, neurons, tensors = peft_format.read_update(Path(folder))
         with understood(Path(folder) / peft_format.SIDECAR):
-            update = cls(**saved.settings)
-            update.pieces = saved.pieces(update.form)
-        update._model = saved.model
+            if content["kind"] != cls.kind:
+                raise TrainingError(f"{folder} holds {content['kind']}, not {cls.kind}.")
+            update = cls(neurons, **content["settings"])
+            update.pieces = [
+                peft_format.piece_of(described, neurons, tensors, update.form) for described in content["pieces"]
+            ]
+            update._model = content["model"]
         if model is not None:
             update.prepare(model)
         return update

@@ -13,7 +13,7 @@ from langneurons.effects.estimation import LEAST_SEEDS, Effect, difference, effe
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, unknown
-from langneurons.evaluation.evaluation import UNPATCHED
+from langneurons.evaluation.results import UNPATCHED
 from langneurons.settings import Testing
 from langneurons.storage import Column, JsonObject, Result, Table
 from langneurons.training.conditions import ALL, CONTROL_OF, NONE

@@ -193,7 +193,7 @@ class Bridge:
         module = HuggingFaceModule(path, size, ((0, size),), internals.is_conv1d(linear))
         if (fused := _fused(parent, target)) is not None:
             name, whole = fused
-            runs = _runs(_stored(whole), weights[0].read(), _sizes(parent, target), self.model.cfg.n_heads, target)
+            runs = _runs(_stored(whole).read(), parent, target, self.model.cfg.n_heads)
             rows = rows_of(runs)
             weights.append(_stored(whole, rows))
             biases += [Stored(whole.bias, rows=rows)] if whole.bias is not None else []
@@ -223,8 +223,9 @@ class _Allowing(LogitsProcessor):
         return self._rows.allowed(scores)
 
 
-def _stored(linear: Any, rows: torch.Tensor | None = None) -> Stored:
-    return Stored(linear.weight, "d_in d_out" if internals.is_conv1d(linear) else "d_out d_in", rows)
+def _stored(linear: nn.Module, rows: torch.Tensor | None = None) -> Stored:
+    layout = "d_in d_out" if internals.is_conv1d(linear) else "d_out d_in"
+    return Stored(linear.get_parameter("weight"), layout, rows)
 
 
 def _installed(linear: nn.Module, rows: torch.Tensor | None, change: Change) -> list[RemovableHandle]:
@@ -237,7 +238,7 @@ def _installed(linear: nn.Module, rows: torch.Tensor | None, change: Change) -> 
     return [linear.register_forward_hook(hook)]
 
 
-def _fused(parent: Any, target: str) -> tuple[str, Any] | None:
+def _fused(parent: nn.Module, target: str) -> tuple[str, Any] | None:
     """Find the module that the Hugging Face model has in place of this projection and others."""
     if target in ("q", "k", "v") and (whole := getattr(parent, "qkv", None)) is not None:
         return internals.path_of(whole), internals.wrapped_by(whole)
@@ -246,18 +247,16 @@ def _fused(parent: Any, target: str) -> tuple[str, Any] | None:
     return None
 
 
-def _sizes(parent: nn.Module, target: str) -> list[int]:
-    names = ("q", "k", "v") if target in ATTENTION_TARGETS else ("gate", "in")
-    return [len(_stored(internals.wrapped_by(getattr(parent, name))).read()) for name in names]
-
-
-def _runs(whole: Stored, own: torch.Tensor, sizes: list[int], n_heads: int, target: str) -> tuple[tuple[int, int], ...]:
+def _runs(whole: torch.Tensor, parent: nn.Module, target: str, n_heads: int) -> tuple[tuple[int, int], ...]:
     """Find the order of a fused matrix by looking for the projection's own weight in it."""
-    index = ATTENTION_TARGETS.index(target) if target in ATTENTION_TARGETS else MLP_TARGETS.index(target)
+    names = ["q", "k", "v"] if target in ATTENTION_TARGETS else ["gate", "in"]
+    index = names.index(_MLP_NAMES.get(target, target))
+    matrices = [_stored(internals.wrapped_by(getattr(parent, name))).read() for name in names]
+    sizes = [len(matrix) for matrix in matrices]
     candidates = [runs_in_turn(sizes, index)]
     if len(sizes) == 3 and len(set(sizes)) == 1:
         candidates.append(runs_by_head(n_heads, sizes[0], index))
     for runs in candidates:
-        if torch.equal(whole.read().index_select(0, rows_of(runs).to(own.device)), own):
+        if torch.equal(whole.index_select(0, rows_of(runs).to(whole.device)), matrices[index]):
             return runs
     raise TrainingError(f"{target!r} is fused with other projections in an order that is not known, so it stays fixed.")
