@@ -25,7 +25,7 @@ from langneurons.corpora.packing import stream_bytes
 from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
 from langneurons.models import ModelView, view
 from langneurons.run import Cost, timed
-from langneurons.tasks.batching import scoring
+from langneurons.tasks.batching import scoring, tokenizer_of
 
 EACH = ("block", "document")
 COLUMNS = ["language", "item", "cluster", "nll", "tokens", "bytes"]
@@ -128,10 +128,7 @@ class HeldoutText:
     @cached_property
     def positions(self) -> int:
         """Tokens that go through the model when all languages are scored, padding included."""
-        if self.each == "block":
-            return self.context_length * sum(packed.n_blocks(name) for name, packed in self.packed.items())
-        lengths = (packed.format.padded(packed.lengths(name)) for name, packed in self.packed.items())
-        return int(sum(of_language.sum() for of_language in lengths))
+        return int(sum(self._padded_lengths(language).sum() for language in self.languages))
 
     def cost(self, model: torch.nn.Module, batch_size: int = 8) -> Cost:
         """Estimate what scoring the text once will take, from one batch of it.
@@ -228,11 +225,14 @@ class HeldoutText:
 
     def _groups(self, language: str) -> list[Int[np.ndarray, " block"]]:
         """What may share a batch: only blocks of one padded length, so that no row depends on its neighbours."""
+        lengths = self._padded_lengths(language)
+        return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+    def _padded_lengths(self, language: str) -> Int[np.ndarray, " block"]:
         packed = self.packed[language]
         if self.each == "block":
-            return [np.arange(packed.n_blocks(language))]
-        lengths = packed.format.padded(packed.lengths(language))
-        return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+            return np.full(packed.n_blocks(language), self.context_length)
+        return packed.format.padded(packed.lengths(language))
 
     def _check_predictable(self) -> None:
         for language, tokens in self.tokens.items():
@@ -317,8 +317,7 @@ def _packed(
 
 
 def _context_length(model_view: ModelView, context_length: int | None) -> int:
-    if model_view.tokenizer is None:
-        raise ModelError(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+    tokenizer_of(model_view)  # says if there is none
     if context_length is None:
         return min(USUAL_CONTEXT_LENGTH, model_view.context_length // LENGTHS * LENGTHS)
     if context_length > model_view.context_length:

@@ -144,10 +144,6 @@ class ModelView:
         """Its name, the beginning of its fingerprint, and its backend, as results name it."""
         return f"{self.name} ({self.fingerprint[:8]}, {self.backend})"
 
-    def is_of(self, fingerprint: str) -> bool:
-        """Whether the weights have this fingerprint, or had it before updates were merged into them."""
-        return self.weights.is_of(fingerprint)
-
     def fingerprint_at(self, site: str) -> str:
         """Which weights, and at a site of features also which dictionaries, its values come from."""
         features = self._features(site)

@@ -274,7 +274,7 @@ class MaskedUpdate:
         return pieces
 
     def _check_model(self, model_view: ModelView) -> None:
-        if self._model is not None and not model_view.is_of(self._model):
+        if self._model is not None and not model_view.weights.is_of(self._model):
             raise TrainingError(
                 f"{self!r} was made for the weights {self._model[:8]}; {model_view.name!r} is "
                 f"{model_view.fingerprint[:8]}."
@@ -348,7 +348,7 @@ def _check_fits(neurons: NeuronSet, model_view: ModelView) -> None:
             f"The neurons are of a model of {neurons.shape[0]} layers x {neurons.shape[1]}; {model_view.name!r} has "
             f"{fits[0]} x {fits[1]}."
         )
-    if neurons.model and not model_view.is_of(neurons.model):
+    if neurons.model and not model_view.weights.is_of(neurons.model):
         raise SiteMismatchError(
             f"The neurons belong to model {neurons.model[:8]}, but {model_view.name!r} is "
             f"{model_view.fingerprint[:8]}: record and identify with this model."

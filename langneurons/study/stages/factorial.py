@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.evaluation.factorial import OPERATIONS
+from langneurons.evaluation.evaluating import OPERATIONS
 from langneurons.evaluation.results import Factorial
 from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls
