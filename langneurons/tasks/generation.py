@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ class Generation:
     protocol = "generation"
     metrics = ("in_language",)
     generates = True
-    reads_text = True
+    reads_text: ClassVar[bool] = True
     objective = Task.objective  # no continuation is the right one, so there is nothing to train on
 
     @classmethod

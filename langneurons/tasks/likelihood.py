@@ -1,12 +1,11 @@
 """Templates that ask for a label in words, and the likelihood of every label's word."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
 import numpy as np
 import torch
@@ -118,14 +117,13 @@ def order_of(seed: int, item: int) -> tuple[str, ...]:
     return ORDERS[int(storage.fingerprint(str(seed), str(item)), 16) % len(ORDERS)]
 
 
-def _templates(language: str, tables: Any, file: Path) -> list[Template]:
-    shaped = isinstance(tables, list) and all(isinstance(table, dict) for table in tables)
-    if not shaped or not all(isinstance(value, str) for table in tables for value in table.values()):
-        raise TaskError(f"{file} has no [[{language}]] tables of a text and a word for each label.")
-    for table in tables:
+def _templates(language: str, tables: object, file: Path) -> Iterator[Template]:
+    for table in tables if isinstance(tables, list) else [None]:
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            raise TaskError(f"{file} has no [[{language}]] tables of a text and a word for each label.")
         if "text" not in table:
             raise TaskError(f"A template of {language!r} in {file} lacks its text.")
-    return [Template(table["text"], {key: word for key, word in table.items() if key != "text"}) for table in tables]
+        yield Template(table["text"], {key: word for key, word in table.items() if key != "text"})
 
 
 def placeholders(text: str) -> list[str]:

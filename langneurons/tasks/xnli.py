@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from langneurons import storage
+from langneurons.babel.miniature import mini_xnli
 from langneurons.corpora.loading import distinct
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
@@ -24,7 +26,7 @@ from langneurons.settings import Training
 from langneurons.tasks.heads import Head, Pair, items_of, pairs_of
 from langneurons.tasks.likelihood import CALIBRATIONS, LABELS, Templates, label_scores, order_of, read_templates
 from langneurons.tasks.objectives import Classifying
-from langneurons.tasks.reading import BABEL, check_table, mini_xnli, part_of, read_items, sliced, table_of
+from langneurons.tasks.reading import BABEL, check_table, part_of, read_items, sliced, table_of
 
 COLUMNS = ("premise", "hypothesis", "label")
 SCORING = "xnli/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
@@ -61,7 +63,7 @@ class XNLI:
 
     metrics = ("accuracy",)
     generates = False
-    reads_text = False
+    reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.items:

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -94,7 +95,7 @@ class XQuAD:
     protocol = "generation"
     metrics = ("f1", "exact_match")
     generates = True
-    reads_text = False
+    reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_questions(self.items)
@@ -294,9 +295,7 @@ class XQuAD:
         Raises:
             TaskError: If the model has no tokenizer, or there is no room for the question.
         """
-        tokenizer = model_view.tokenizer
-        if tokenizer is None:
-            raise TaskError(f"{model_view.name!r} has no tokenizer, so it cannot be asked: load it with tokenizer=.")
+        tokenizer = tokenizer_of(model_view, TaskError)
 
         def prompt_with(letters: int) -> list[int]:
             return prompt_ids(tokenizer, self.prompts[language].format(context=context[:letters], question=question))
