@@ -15,6 +15,7 @@ from langneurons.babel import miniature
 from langneurons.babel.grammar import LANGUAGES, Clause, concepts, sentence
 from langneurons.errors import LanguageError, TaskError
 from langneurons.tasks.xnli import label_references
+from scripts import miniature_text
 
 SPLITS = ("train", "validation", "test")
 
@@ -63,7 +64,7 @@ def test_splits_share_no_pair_and_no_combination_of_content_words():
 
 
 def test_unlabelled_text_is_of_training_combinations_and_of_all_languages():
-    lines = list(islice(miniature.unlabelled(0), 4000))
+    lines = list(islice(miniature_text.unlabelled(0), 4000))
     assert {language for language, _, _ in lines} == set(LANGUAGES)
     said = [text for language, text, _ in lines if language == "en"]
     clauses = [
@@ -78,7 +79,7 @@ def test_unlabelled_text_is_of_training_combinations_and_of_all_languages():
 
 
 def test_only_english_claims_are_answered_and_about_as_often_in_each_way():
-    answered = [(language, answer) for language, _, answer in islice(miniature.unlabelled(0), 4000) if answer]
+    answered = [(language, answer) for language, _, answer in islice(miniature_text.unlabelled(0), 4000) if answer]
     assert {language for language, _ in answered} == {"en"}
     shares = pd.Series([answer for _, answer in answered]).value_counts(normalize=True)
     assert set(shares.index) == {" Yes.", " No.", " Perhaps."}
@@ -89,14 +90,14 @@ def test_answers_are_what_an_independent_reader_finds():
     draw = random.Random(0)
     said = {"Yes": "entailment", "No": "contradiction", "Perhaps": "neutral"}
     for answer in [*said] * 200:
-        about = miniature._draw_clause(draw, "train")
+        about = miniature_text.draw_clause(draw, "train")
         stranger = next(person for person in concepts("person") if person != about.person)
-        assert follows((about,), miniature._claim(draw, about, stranger, answer)) == said[answer]
+        assert follows((about,), miniature_text.claim_about(draw, about, stranger, answer)) == said[answer]
 
 
 def test_unlabelled_text_depends_on_its_seed_only():
-    assert list(islice(miniature.unlabelled(3), 50)) == list(islice(miniature.unlabelled(3), 50))
-    assert list(islice(miniature.unlabelled(3), 50)) != list(islice(miniature.unlabelled(4), 50))
+    assert list(islice(miniature_text.unlabelled(3), 50)) == list(islice(miniature_text.unlabelled(3), 50))
+    assert list(islice(miniature_text.unlabelled(3), 50)) != list(islice(miniature_text.unlabelled(4), 50))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
