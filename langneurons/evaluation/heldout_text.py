@@ -6,6 +6,7 @@ Whatever hooks are attached to the model count: inside ``ln.intervene`` it is th
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,19 +94,15 @@ class HeldoutText:
         model_view = view(model)
         context_length = _context_length(model_view, context_length)
         _check(corpus, each, tokens_per_language)
-        place = storage.make_temporary_folder() if folder is None else Path(folder)
-        try:
-            packed = _packed(corpus, model_view.tokenizer, context_length, place, tokens_per_language, each)
+        with ExitStack() as stack:
+            if folder is None:
+                folder = stack.enter_context(storage.temporary_folder())
+            packed = _packed(corpus, model_view.tokenizer, context_length, Path(folder), tokens_per_language, each)
             counts = {name: stream_bytes(packed[name], corpus, model_view.tokenizer, name) for name in packed}
             text = cls(each, context_length, model_view.tokenizer, packed, counts)
             text._check_predictable()
             text._check_whole()
-        except BaseException:
-            if folder is None:
-                storage.remove_folder(place)
-            raise
-        if folder is None:
-            weakref.finalize(text, storage.remove_folder, place)
+            weakref.finalize(text, stack.pop_all().close)
         return text
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from langneurons.effects.estimation import Effect, effect
-from langneurons.effects.placement import placement_columns
+from langneurons.effects.placement import LEVEL, placement_columns
 from langneurons.effects.table import EffectTable, with_current_names
 from langneurons.errors import CorruptArtefactError, EffectError, unknown
 from langneurons.settings import Testing
@@ -103,7 +103,10 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         family = f"{self.settings['model']}, {about}, against the unpatched model: {len(effects)} effects"
         settings = {**names, "measured": names["metric"]}
         table = EffectTable.of(effects, ("patch", "language"), family, settings)
-        return table if self.controls is None else self._beside_controls(table, names)
+        if self.controls is None:
+            return table
+        of_metric = (self.controls[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)
+        return beside_controls(table, self.controls.loc[of_metric].reset_index(drop=True), self._testing.level)
 
     def side_by_side(
         self, language: str, items: int = 5, task: str | None = None, protocol: str | None = None
@@ -177,14 +180,6 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
             **references,
         }
 
-    def _beside_controls(self, table: EffectTable, names: Mapping[str, str]) -> EffectTable:
-        assert self.controls is not None
-        draws = self.controls.loc[(self.controls[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)]
-        by_cell = {key: part["estimate"].tolist() for key, part in parts_of(draws, ["patch", "language"]).items()}
-        estimates = [by_cell[cell] for cell in zip(table.rows["patch"], table.rows["language"], strict=True)]
-        columns = placement_columns(table.rows["estimate"].tolist(), estimates, self._testing.level)
-        return replace(table, rows=table.rows.assign(**columns), controls=draws.reset_index(drop=True))
-
 
 def _against(chance: float | None, low: float | None, high: float | None, margin: float) -> str | None:
     if chance is None or low is None or high is None:
@@ -197,6 +192,20 @@ def _against(chance: float | None, low: float | None, high: float | None, margin
 def parts_of(rows: pd.DataFrame, keys: Sequence[str]) -> dict[tuple, pd.DataFrame]:
     """The rows of each combination of values in some columns, in the order in which they first stand there."""
     return {key: part for key, part in rows.groupby(list(keys), sort=False) if isinstance(key, tuple)}
+
+
+def beside_controls(table: EffectTable, controls: pd.DataFrame, level: float = LEVEL) -> EffectTable:
+    """Place every effect of a table among what its control draws changed.
+
+    Args:
+        table: Effects.
+        controls: The table's key columns and ``estimate``, one row per draw.
+        level: Confidence of the prediction intervals.
+    """
+    by_cell = {key: part["estimate"].tolist() for key, part in parts_of(controls, table.keys).items()}
+    cells = table.rows[table.keys].itertuples(index=False, name=None)
+    columns = placement_columns(table.rows["estimate"].tolist(), [by_cell.get(cell, []) for cell in cells], level)
+    return replace(table, rows=table.rows.assign(**columns), controls=controls)
 
 
 def score_from_zero(rows: pd.DataFrame, testing: Testing) -> Effect | None:

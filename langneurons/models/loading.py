@@ -11,18 +11,9 @@ from jaxtyping import Float, Int
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from langneurons.errors import LangNeuronsError, ModelError, in_short, unknown
-from langneurons.models import internals
+from langneurons.models import checkpoints, internals
 from langneurons.models.backends.bridge import transformer_bridge
 from langneurons.models.backends.conversion import hooked_transformer, reason_against_hooked
-from langneurons.models.checkpoints import (
-    check_supported,
-    check_tokenizer,
-    context_length_of,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    sliding_window_of,
-)
 from langneurons.models.model_view import ModelView
 from langneurons.models.weights import module_fingerprint
 
@@ -71,22 +62,26 @@ def load_model(
     """
     label = str(name) if hf_model is None or str(name) != "babel" else hf_model.name_or_path or "hf_model"
     wanted_dtype = parse_dtype(dtype)
-    config = load_config(name, revision) if hf_model is None else hf_model.config
-    check_supported(config, label)
+    config = checkpoints.load_config(name, revision) if hf_model is None else hf_model.config
+    checkpoints.check_supported(config, label)
     backend = choose_backend(config, label, backend, device_map)
     loaded_as = None
     if hf_model is None:
         placement = {"device": None if device is None else str(device), "device_map": device_map, "revision": revision}
-        loaded_as = {"name": _absolute(name), "tokenizer": tokenizer, "backend": backend, "dtype": dtype, **placement}
+        folder = Path(name).expanduser()
+        from_anywhere = str(folder.resolve()) if str(name) != "babel" and folder.is_dir() else str(name)
+        loaded_as = {"name": from_anywhere, "tokenizer": tokenizer, "backend": backend, "dtype": dtype, **placement}
     source = name if hf_model is None else hf_model.name_or_path
     if tokenizer is None and source:
-        tokenizer = load_tokenizer(source, revision if hf_model is None else None)
+        tokenizer = checkpoints.load_tokenizer(source, revision if hf_model is None else None)
     if tokenizer is not None:
-        check_tokenizer(tokenizer, config, label)
+        checkpoints.check_tokenizer(tokenizer, config, label)
     share = hf_model is None
     if hf_model is None:
         own_dtype = torch.float32 if str(name) == "babel" else "auto"
-        hf_model = load_weights(name, config, wanted_dtype or own_dtype, _device(device), device_map, revision)
+        hf_model = checkpoints.load_weights(
+            name, config, wanted_dtype or own_dtype, _device(device), device_map, revision
+        )
     else:
         _check_in_memory(hf_model, wanted_dtype, device, device_map)
     try:
@@ -164,12 +159,6 @@ def _try_native_attention(model_view: ModelView, implementation: str, probe: "Pr
             probe.check(model_view.check_sites(probe.tokens), model_view.name, model_view.backend)
     except LangNeuronsError:
         model_view.attention = None
-
-
-def _absolute(name: str | Path) -> str:
-    """A name that means the same from every folder."""
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if str(name) != "babel" and folder.is_dir() else str(name)
 
 
 def _check_in_memory(
@@ -274,9 +263,9 @@ def probe_of(hf_model: "transformers.PreTrainedModel") -> Probe:
         ModelError: If its logits are infinite or no numbers.
     """
     config = hf_model.config
-    window = sliding_window_of(config)
+    window = checkpoints.sliding_window_of(config)
     # From all over the vocabulary, and more than fit in a sliding window.
-    length = min(context_length_of(config), 64 if window is None else window + 32)
+    length = min(checkpoints.context_length_of(config), 64 if window is None else window + 32)
     tokens = (torch.arange(length, device=hf_model.device) * 7919 + 13)[None] % config.get_text_config().vocab_size
     logits = hf_model(tokens, use_cache=False).logits
     handle = hf_model.get_input_embeddings().register_forward_hook(_one_rounding_step_off)

@@ -17,22 +17,13 @@ from langneurons import storage
 from langneurons.errors import LanguageError, TaskError, TrainingError, unknown
 from langneurons.models import ModelView, view
 from langneurons.settings import Training
+from langneurons.tasks import reading
 from langneurons.tasks.answers import exact_match, f1
 from langneurons.tasks.batching import tokenizer_of
 from langneurons.tasks.completing import complete, continuation_ids, end_ids, prompt_ids
 from langneurons.tasks.heads import Head
 from langneurons.tasks.likelihood import placeholders
 from langneurons.tasks.objectives import Answering, Example
-from langneurons.tasks.reading import (
-    BABEL,
-    COLUMNS,
-    check_questions,
-    other_answers,
-    part_of,
-    read_questions,
-    sliced,
-    table_of,
-)
 
 SCORING = "xquad/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 PLACEHOLDERS = ("context", "question")
@@ -98,7 +89,7 @@ class XQuAD:
     reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_questions(self.items)
+        reading.check_questions(self.items)
         if self.max_new_tokens < 1:
             raise TaskError(f"max_new_tokens is at least 1, given {self.max_new_tokens}.")
         for language in self.items:
@@ -138,10 +129,10 @@ class XQuAD:
             CorpusError: If the hub cannot be read.
         """
         templates = prompts if isinstance(prompts, Mapping) else read_prompts(prompts)
-        split, part = sliced(split)
-        questions = read_questions(source, languages, split, revision)
-        items = {language: part_of(table, part) for language, table in questions.items()}
-        return cls(items, templates, max_new_tokens, "mini_xquad" if source == BABEL else "xquad")
+        split, part = reading.sliced(split)
+        questions = reading.read_questions(source, languages, split, revision)
+        items = {language: reading.part_of(table, part) for language, table in questions.items()}
+        return cls(items, templates, max_new_tokens, "mini_xquad" if source == reading.BABEL else "xquad")
 
     def __repr__(self) -> str:
         questions, clusters = len(self._first), self._first["cluster"].nunique()
@@ -202,7 +193,7 @@ class XQuAD:
         turn = self._first.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
         places = np.sort(order[np.argsort(turn, kind="stable")[:count]])
         items = {
-            language: table.assign(others=other_answers(table)).iloc[places].reset_index(drop=True)
+            language: table.assign(others=reading.other_answers(table)).iloc[places].reset_index(drop=True)
             for language, table in self.items.items()
         }
         return replace(self, items=items)
@@ -213,7 +204,7 @@ class XQuAD:
         Raises:
             LanguageError: If the task has no such language.
         """
-        return replace(self, items={language: table_of(self.items, language) for language in languages})
+        return replace(self, items={language: reading.table_of(self.items, language) for language in languages})
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Let a model answer the questions of one language, with whatever is attached to it at this moment.
@@ -235,7 +226,7 @@ class XQuAD:
             LanguageError: If the task has no such language.
             TaskError: If the model has no tokenizer, or its context no room for a question.
         """
-        table, model_view = table_of(self.items, language), view(model)
+        table, model_view = reading.table_of(self.items, language), view(model)
         questions = zip(table["item"], table["context"], table["question"], strict=True)
         prompts, cut = zip(*(self.prompt(model_view, language, *question) for question in questions), strict=True)
         completions = complete(model, prompts, self.max_new_tokens, batch_size=batch_size)
@@ -269,10 +260,10 @@ class XQuAD:
         Raises:
             LanguageError: If the task has no such language.
         """
-        table = table_of(self.items, language)
+        table = reading.table_of(self.items, language)
         scores = [
             float(np.mean([f1(other, golds, language) for other in others]))
-            for others, golds in zip(other_answers(table), table["answers"], strict=True)
+            for others, golds in zip(reading.other_answers(table), table["answers"], strict=True)
             if others
         ]
         return {"another answer": float(np.mean(scores))} if scores else {}
@@ -314,7 +305,7 @@ class XQuAD:
 
     def _examples(self, model_view: ModelView, language: str) -> Iterator[Example]:
         """Every question's prompt, as it is evaluated, and the tokens of its first right answer and its end."""
-        table, tail = table_of(self.items, language), self.prompts[language].rpartition("}")[2]
+        table, tail = reading.table_of(self.items, language), self.prompts[language].rpartition("}")[2]
         columns = (table[column] for column in ("item", "context", "question", "answers"))
         for item, context, question, answers in zip(*columns, strict=True):
             prompt, _ = self.prompt(model_view, language, item, context, question)
@@ -328,7 +319,7 @@ class XQuAD:
 
 
 def _as_text(table: pd.DataFrame) -> str:
-    return str(table[COLUMNS].to_json(orient="values", force_ascii=False))
+    return str(table[reading.COLUMNS].to_json(orient="values", force_ascii=False))
 
 
 def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:

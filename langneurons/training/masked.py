@@ -206,7 +206,13 @@ class MaskedUpdate:
             TrainingError: If names or shapes are not this update's.
         """
         own = self.named_parameters()
-        _check_keys(own, state)
+        differences = [
+            f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
+            for what, keys in (("missing:", sorted(own.keys() - state)), ("unknown:", sorted(state.keys() - own)))
+            if keys
+        ]
+        if differences:
+            raise TrainingError(f"The parameters do not fit this update; {'; '.join(differences)}.")
         for name, parameter in own.items():
             if parameter.shape != state[name].shape:
                 raise TrainingError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}.")
@@ -281,22 +287,6 @@ class MaskedUpdate:
             )
         for piece in self.pieces:
             piece.move(model_view.projection(piece.layer, piece.target).matrix().device)
-
-
-def _check_keys(own: Mapping[str, object], other: Mapping[str, object]) -> None:
-    """Refuse other keys than a mapping has, naming them.
-
-    Raises:
-        TrainingError: If keys are missing or unknown.
-    """
-    missing, surplus = sorted(own.keys() - other.keys()), sorted(other.keys() - own.keys())
-    if missing or surplus:
-        differences = [
-            f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
-            for what, keys in (("missing:", missing), ("unknown:", surplus))
-            if keys
-        ]
-        raise TrainingError(f"The parameters do not fit this update; {'; '.join(differences)}.")
 
 
 @contextmanager

@@ -37,7 +37,6 @@ from langneurons.training.finetuning import WITHOUT_EFFECT, check_task, finetune
 from langneurons.training.lora import MaskedLoRA, Update
 from langneurons.training.transfer_table import ROWS, TRAININGS, Transfer
 
-MakeUpdate = Callable[[NeuronSet | None, int], Update | None]
 TEXTS = ("premise", "hypothesis", "context", "question")
 
 
@@ -254,7 +253,14 @@ def _planned(
     neurons: NeuronSet, experiment: Experiment, targets: Sequence[str], controls: Controls
 ) -> list[PlannedTraining]:
     seeds = list(range(experiment.seeds)) if isinstance(experiment.seeds, int) else list(experiment.seeds)
-    make = _maker(experiment) if experiment.update is None else experiment.update
+
+    def masked_lora(neurons: NeuronSet | None, seed: int) -> Update | None:
+        if neurons is None and not experiment.attention:
+            return None
+        form = experiment.rank, experiment.alpha, experiment.projections, experiment.attention
+        return MaskedLoRA(neurons, *form, seed)
+
+    make = masked_lora if experiment.update is None else experiment.update
     selections = conditions(neurons, experiment.source, targets, experiment.conditions, seeds, controls)
     return [
         PlannedTraining(condition, seed, make(condition.neurons, seed))
@@ -305,13 +311,3 @@ def check_apart(task: Task, test: Task, source: str, name: str) -> None:
             f"{len(same)} of the test items in {source!r} are among the {name} items: take another split, or divide "
             "the items by cluster."
         )
-
-
-def _maker(experiment: Experiment) -> MakeUpdate:
-    def make(neurons: NeuronSet | None, seed: int) -> Update | None:
-        if neurons is None and not experiment.attention:
-            return None
-        form = experiment.rank, experiment.alpha, experiment.projections, experiment.attention
-        return MaskedLoRA(neurons, *form, seed)
-
-    return make

@@ -10,10 +10,9 @@ from typing import Any
 import pandas as pd
 
 from langneurons.effects.estimation import LEAST_SEEDS, Effect, difference, effect
-from langneurons.effects.placement import placement_columns
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, unknown
-from langneurons.evaluation.results import UNPATCHED, parts_of, score_from_zero
+from langneurons.evaluation.results import UNPATCHED, beside_controls, parts_of, score_from_zero
 from langneurons.settings import Testing
 from langneurons.storage import Column, JsonObject, Result, Table
 from langneurons.training.conditions import ALL, CONTROL_OF, NONE
@@ -294,11 +293,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
                 if tuple(cell) == like:
                     baseline = cells[theirs].query("seed == @seed")
                     controls.append((condition, name, seed, draw, difference(part, baseline, "value", "row")))
-        controls = pd.DataFrame(controls, columns=[*table.keys, "seed", "draw", "estimate"])
-        by_cell = {key: part["estimate"].tolist() for key, part in parts_of(controls, table.keys).items()}
-        keys = table.rows[table.keys].itertuples(index=False, name=None)
-        placed = placement_columns(table.rows["estimate"].tolist(), [by_cell.get(key, []) for key in keys])
-        return EffectTable(table.rows.assign(**placed), table.settings, controls)
+        return beside_controls(table, pd.DataFrame(controls, columns=[*table.keys, "seed", "draw", "estimate"]))
 
     def _unlearned(self) -> str:
         """A sentence where no model beats chance in the language it was trained on."""
