@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
+from langneurons.babel import LANGUAGES
 from langneurons.babel.grammar import (
-    LANGUAGES,
     Clause,
     code_switched,
     concepts,

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-LANGUAGES = ("en", "fr", "es", "vi", "zh", "hi", "ur")
 FULL_STOP = {"zh": "。", "hi": "।", "ur": "۔"}
 
 

@@ -10,8 +10,8 @@ from functools import cache
 from itertools import product
 from typing import Any
 
+from langneurons.babel import LANGUAGES
 from langneurons.babel.grammar import (
-    LANGUAGES,
     Clause,
     concepts,
     counted,

@@ -11,8 +11,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import langneurons as ln
-from langneurons.babel import miniature
-from langneurons.babel.grammar import LANGUAGES, Clause, concepts, sentence
+from langneurons.babel import LANGUAGES, miniature
+from langneurons.babel.grammar import Clause, concepts, sentence
 from langneurons.errors import LanguageError, TaskError
 from langneurons.tasks.xnli import label_references
 from scripts import miniature_text
