@@ -97,9 +97,15 @@ class HeldoutText:
         with ExitStack() as stack:
             if folder is None:
                 folder = stack.enter_context(storage.temporary_folder())
-            packed = _packed(corpus, model_view.tokenizer, context_length, Path(folder), tokens_per_language, each)
-            counts = {name: stream_bytes(packed[name], corpus, model_view.tokenizer, name) for name in packed}
-            text = cls(each, context_length, model_view.tokenizer, packed, counts)
+            tokenizer, folder = model_view.tokenizer, Path(folder)
+            if each == "block":
+                whole = pack(corpus, tokenizer, context_length, folder, tokens_per_language)
+                packed = dict.fromkeys(corpus.languages, whole)
+            else:  # each language by itself, so that none is cut to the size of the smallest
+                alone = {name: corpus.select([name]) for name in corpus.languages}
+                packed = {name: pack(part, tokenizer, context_length, folder / name) for name, part in alone.items()}
+            counts = {name: stream_bytes(packed[name], corpus, tokenizer, name) for name in packed}
+            text = cls(each, context_length, tokenizer, packed, counts)
             text._check_predictable()
             text._check_whole()
             weakref.finalize(text, stack.pop_all().close)
@@ -297,20 +303,6 @@ def _rows(
     sums = {"nll": nll.numpy(), "tokens": np.ones(len(block), np.int64), "bytes": bytes_of[counted]}
     summed = {name: np.add.reduceat(values, starts) for name, values in sums.items()}
     return pd.DataFrame({"block": block[starts], "cluster": document[starts], **summed})
-
-
-def _packed(
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    context_length: int,
-    folder: Path,
-    tokens_per_language: int | None,
-    each: str,
-) -> dict[str, PackedCorpus]:
-    if each == "block":
-        return dict.fromkeys(corpus.languages, pack(corpus, tokenizer, context_length, folder, tokens_per_language))
-    # Each language by itself, so that none is cut to the size of the smallest.
-    return {name: pack(corpus.select([name]), tokenizer, context_length, folder / name) for name in corpus.languages}
 
 
 def _context_length(model_view: ModelView, context_length: int | None) -> int:

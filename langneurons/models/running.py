@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from inspect import isgenerator
 from itertools import islice
 from typing import Any
@@ -220,12 +220,11 @@ class Checkpointing:
         def run(*inputs: object, **options: Any) -> object:
             if not torch.is_grad_enabled():
                 return forward(*inputs, **options)
-            return checkpoint(forward, *inputs, use_reentrant=False, context_fn=self._contexts, **options)
+            return checkpoint(
+                forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), self._again()), **options
+            )
 
         return run
-
-    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self._again()
 
     @contextmanager
     def _again(self) -> Iterator[None]:

@@ -183,9 +183,14 @@ def label_scores(
         >>> scores.shape, float(abs(np.exp(scores).sum() - 1)) < 1e-9, bool(cut[0])
         ((1, 3), True, False)
     """
+    model_view = view(model)
     scores, cuts = [], []
     for template in templates:
-        items, cut = _fitted(view(model), template, pairs, orders)
+        filled = [template.filled(*pair, order) for pair, order in zip(pairs, orders, strict=True)]
+        items = _tokens(model_view, filled)
+        cut = np.array([_positions(alternatives) > model_view.context_length for alternatives in items], bool)
+        for item in np.flatnonzero(cut).tolist():
+            items[item] = _cut(model_view, template, pairs[item], orders[item])
         scores.append(_calibrated(model, template, items, orders, calibration, batch_size))
         cuts.append(cut)
     return log_softmax(np.mean(scores, 0), axis=1), np.any(cuts, 0)
@@ -268,18 +273,8 @@ def _longest_extensions(sequences: Iterable[Tokens]) -> dict[Tokens, Tokens]:
     return extensions
 
 
-def _fitted(
-    model_view: ModelView, template: Template, pairs: Sequence[Pair], orders: Sequence[Order]
-) -> tuple[list[Alternatives], Bool[np.ndarray, " item"]]:
-    """Fill in and tokenise a template, with less of the premise where it exceeds the context."""
-    items = _tokens(model_view, [template.filled(*pair, order) for pair, order in zip(pairs, orders, strict=True)])
-    cut = np.array([_positions(alternatives) > model_view.context_length for alternatives in items], bool)
-    for item in np.flatnonzero(cut).tolist():
-        items[item] = _cut(model_view, template, pairs[item], orders[item])
-    return items, cut
-
-
 def _cut(model_view: ModelView, template: Template, pair: Pair, order: Order) -> Alternatives:
+    """Fill in and tokenise a template with as much of the premise as fits the model's context."""
     premise, hypothesis = pair
 
     def tokens(characters: int) -> Alternatives:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Features
 
 from langneurons.babel.miniature import mini_xquad
 from langneurons.corpora.loading import distinct, hub_tables, is_hub_id
@@ -97,7 +97,10 @@ def read_items(
             tables = {language: pd.DataFrame(rows) for language, rows in miniature(_split(split)).items()}
         else:
             data_sets = hub_tables(source, names, split, revision)
-            tables = {language: _from_dataset(data_set) for language, data_set in data_sets.items()}
+            tables = {
+                language: _named_labels(pd.DataFrame(data_set.with_format(None)[:]), data_set.features)
+                for language, data_set in data_sets.items()
+            }
         tables = _selected(tables, names or list(tables))
     else:
         readers = {".parquet": _parquet, **readers}
@@ -147,16 +150,13 @@ def _language_of(path: Path) -> str | None:
 
 
 def _of_split(paths: list[Path], folder: Path, split: str) -> list[Path]:
-    splits = {path: _splits_of(path.relative_to(folder)) for path in paths}
+    words = {path: re.split(r"[^a-z0-9]+", str(path.relative_to(folder)).lower()) for path in paths}
+    splits = {path: {SPLITS[word] for word in words[path] if word in SPLITS} for path in paths}
     of_split = [path for path in paths if not splits[path] or SPLITS[split] in splits[path]]
     if not of_split:
         others = ", ".join(str(path.relative_to(folder)) for path in paths[:5])
         raise TaskError(f"There is no file of the split {split!r} in {folder}, only {others}.")
     return of_split
-
-
-def _splits_of(path: Path) -> set[str]:
-    return {SPLITS[word] for word in re.split(r"[^a-z0-9]+", str(path).lower()) if word in SPLITS}
 
 
 def _parquet(path: Path) -> pd.DataFrame:
@@ -165,10 +165,6 @@ def _parquet(path: Path) -> pd.DataFrame:
         return _named_labels(table.to_pandas(), Features.from_arrow_schema(table.schema))
     except Exception as error:  # the reader of a damaged file has no one kind of error
         raise TaskError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
-
-
-def _from_dataset(table: Dataset) -> pd.DataFrame:
-    return _named_labels(pd.DataFrame(table.with_format(None)[:]), table.features)
 
 
 def _named_labels(table: pd.DataFrame, features: Features) -> pd.DataFrame:

@@ -149,7 +149,11 @@ class XQuAD:
         texts = [
             text
             for language, table in sorted(self.items.items())
-            for text in (language, self.prompts[language], _as_text(table))
+            for text in (
+                language,
+                self.prompts[language],
+                str(table[reading.COLUMNS].to_json(orient="values", force_ascii=False)),
+            )
         ]
         return storage.fingerprint(SCORING, str(self.max_new_tokens), *texts)
 
@@ -316,10 +320,6 @@ class XQuAD:
     @property
     def _first(self) -> pd.DataFrame:
         return self.items[self.languages[0]]
-
-
-def _as_text(table: pd.DataFrame) -> str:
-    return str(table[reading.COLUMNS].to_json(orient="values", force_ascii=False))
 
 
 def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:

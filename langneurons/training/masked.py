@@ -108,7 +108,8 @@ class MaskedUpdate:
         pieces = self._new_pieces(model_view)
         for piece in pieces:
             weight = model_view.projection(piece.layer, piece.target).matrix()
-            piece.begin(_generator(self.seed, piece.name), weight)
+            seed = int(fingerprint(str(self.seed), piece.name)[:12], 16)
+            piece.begin(torch.Generator().manual_seed(seed), weight)
         self.pieces, self._model = pieces, model_view.fingerprint
 
     def parameters(self) -> list[nn.Parameter]:
@@ -300,10 +301,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int(fingerprint(str(seed), name)[:12], 16))
 
 
 def _check_names(what: str, names: Sequence[str], possible: Sequence[str]) -> None:

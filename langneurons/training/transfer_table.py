@@ -224,8 +224,10 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         """Metric -> (condition, target, language, patch) -> rows; several draws of one seed are averaged."""
         cells: dict[str, dict[tuple, pd.DataFrame]] = {}
         for (metric, *cell), part in parts_of(self.rows, ["metric", *CELL]).items():
-            rows = part if len(set(part["draw"])) == 1 else _mean_over_draws(part)
-            cells.setdefault(metric, {})[tuple(cell)] = rows
+            if part["draw"].nunique() > 1:
+                keys = ["language", "seed", "item", "cluster"]
+                part = part.groupby(keys, sort=False, as_index=False).agg({"value": "mean"})
+            cells.setdefault(metric, {})[tuple(cell)] = part
         return cells
 
     def _compared(self, against: str, on: str) -> tuple[str, list[tuple[str, tuple, tuple]]]:
@@ -304,10 +306,6 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         if chance.empty or not lows or max(lows) > float(chance.to_numpy()[0]):
             return ""
         return f" No trained model beats chance in {source}, so there is nothing that could transfer."
-
-
-def _mean_over_draws(part: pd.DataFrame) -> pd.DataFrame:
-    return part.groupby(["language", "seed", "item", "cluster"], sort=False, as_index=False).agg({"value": "mean"})
 
 
 def _listed(rows: pd.DataFrame) -> str:
