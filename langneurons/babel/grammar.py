@@ -132,29 +132,29 @@ def counted(number: str, thing: str, language: str) -> str:
 
 def where(person: str, language: str) -> str:
     """Ask where a person is."""
-    return _asked("where", language, who=subject(person, language))
+    return _asked("where", language, _who(person, language))
 
 
 def who_is(name: str, language: str) -> str:
     """Ask who is at a place."""
-    return _asked("who is", language, at=place(name, language))
+    return _asked("who is", language, {"at": place(name, language)})
 
 
 def who_does(activity: str, language: str) -> str:
     """Ask who does something."""
-    return _asked("who does", language, **_deed(activity, language))
+    return _asked("who does", language, _deed(activity, language))
 
 
 def how_many(person: str, thing: str, language: str) -> str:
     """Ask how many of something a person has."""
     what = forms("thing", thing, language)
     things = {"thing": what[0], "noun": what[-1], "of_thing": _of(what[0])}
-    return _asked("how many", language, form="f" in what[1:], **_who(person, language), **things)
+    return _asked("how many", language, _who(person, language) | things, "f" in what[1:])
 
 
-def _asked(question: str, language: str, form: int = 0, **words: str) -> str:
+def _asked(question: str, language: str, words: dict[str, str], feminine: bool = False) -> str:
     texts = forms("question", question, language)
-    return capitalised(texts[form % len(texts)].format(**words))
+    return capitalised(texts[feminine % len(texts)].format(**words))
 
 
 def _said(meant: Clause, language: str, nouns: str) -> str:

@@ -217,7 +217,7 @@ def score_from_zero(rows: pd.DataFrame, testing: Testing) -> Effect | None:
         rows: Rows with a ``value`` each.
         testing: The interval's level and the resampling.
     """
-    if rows["cluster"].nunique() < 2:
+    if len(set(rows["cluster"])) < 2:
         return None
     size = effect(rows, rows.assign(value=0.0), "value", "row", lower_is_better=False, testing=testing)
     return replace(size, low=max(size.low, 0.0), high=min(size.high, 1.0))

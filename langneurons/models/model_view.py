@@ -9,12 +9,24 @@ from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import HookSiteError, unknown
-from langneurons.models import running, sites
+from langneurons.models import running
 from langneurons.models.backends import backend_of, layers_of
 from langneurons.models.backends.bridge import Bridge
 from langneurons.models.feature_sites import FeatureSite
 from langneurons.models.internals import count_hooks
 from langneurons.models.projections import Projection, check_target
+from langneurons.models.sites import (
+    SITES,
+    Change,
+    Layer,
+    Reader,
+    attached,
+    check_fires,
+    checked_units,
+    range_of,
+    reading_hooks,
+    writing_hooks,
+)
 from langneurons.models.weights import Weights
 from langneurons.storage import fingerprint
 
@@ -85,7 +97,7 @@ class ModelView:
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites it has."""
-        return (*sites.SITES, *self.feature_sites)
+        return (*SITES, *self.feature_sites)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +118,7 @@ class ModelView:
         """Count a layer's neurons at a site (its heads at ``head``), as read from the site's tensor."""
         return self.shape(site)[1]
 
-    def layer(self, index: int) -> sites.Layer:
+    def layer(self, index: int) -> Layer:
         """Find a layer and its hook points.
 
         Raises:
@@ -287,7 +299,7 @@ class ModelView:
             yield
 
     @contextmanager
-    def reading(self, readers: Mapping[str, sites.Reader]) -> Iterator[None]:
+    def reading(self, readers: Mapping[str, Reader]) -> Iterator[None]:
         """Hand each site's tensor to a function, once a layer, during every forward inside the block.
 
         ``head`` is "batch position head d_head", every other site "batch position neuron". Values that a ``writing``
@@ -305,13 +317,13 @@ class ModelView:
         once = {site: self._checkpointing.once(reader) for site, reader in readers.items()}
         own = {site: reader for site, reader in once.items() if site not in of_features}
         with ExitStack() as stack:
-            stack.enter_context(sites.attached(sites.reading_hooks(self._layers, own)))
+            stack.enter_context(attached(reading_hooks(self._layers, own)))
             for site in of_features:
                 stack.enter_context(self.feature_sites[site].reading(once[site]))
             yield
 
     def writing(
-        self, site: str, neurons: Mapping[int, Int[torch.Tensor, " unit"]], change: sites.Change, replaces: bool = False
+        self, site: str, neurons: Mapping[int, Int[torch.Tensor, " unit"]], change: Change, replaces: bool = False
     ) -> AbstractContextManager[None]:
         """Write new values at some neurons during every forward inside the block.
 
@@ -330,11 +342,11 @@ class ModelView:
             HookSiteError: If the site, a layer or an index does not exist.
         """
         features = self._features(site)
-        neurons = sites.checked_units(self.name, site, self.shape(site), neurons)
+        neurons = checked_units(self.name, site, self.shape(site), neurons)
         on_device = {layer: units.to(self.device, torch.int64) for layer, units in neurons.items()}
         if features is not None:
             return features.writing(on_device, change)
-        return sites.writing_hooks(self._layers, site, on_device, change, replaces)
+        return writing_hooks(self._layers, site, on_device, change, replaces)
 
     def cached(self, cache: Any, site: str, layer: int) -> torch.Tensor:
         """Find a site's tensor of one layer in a TransformerLens ActivationCache.
@@ -364,7 +376,7 @@ class ModelView:
         Raises:
             HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
         """
-        logits, self._widths = sites.check_fires(self.name, self._layers, lambda: self.forward(tokens))
+        logits, self._widths = check_fires(self.name, self._layers, lambda: self.forward(tokens))
         return logits
 
     @property
@@ -380,7 +392,7 @@ class ModelView:
     def act_range(self) -> tuple[float, float]:
         """Find the least and the largest value that the activation function can give; inf where it has no bound."""
         if self._act_range is None:
-            self._act_range = sites.range_of(self.act_fn(0), self.device)
+            self._act_range = range_of(self.act_fn(0), self.device)
         return self._act_range
 
     def post_of(self, layer: int, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:

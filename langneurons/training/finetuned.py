@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +189,30 @@ class TunedTask(Task):
     task: Task
     tuned: Finetuned
 
-    name = property(attrgetter("task.name"))
-    protocol = property(attrgetter("task.protocol"))
-    metrics = property(attrgetter("task.metrics"))
-    generates = property(attrgetter("task.generates"))
-    languages = property(attrgetter("task.languages"))
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return self.task.name
+
+    @property
+    def protocol(self) -> str:
+        """How the answer is read off the model."""
+        return self.task.protocol
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The scores of the task, the main one first."""
+        return self.task.metrics
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model generates."""
+        return self.task.generates
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages it has items in."""
+        return self.task.languages
 
     @property
     def items(self) -> Any:

@@ -224,7 +224,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         """Metric -> (condition, target, language, patch) -> rows; several draws of one seed are averaged."""
         cells: dict[str, dict[tuple, pd.DataFrame]] = {}
         for (metric, *cell), part in parts_of(self.rows, ["metric", *CELL]).items():
-            if part["draw"].nunique() > 1:
+            if len(set(part["draw"])) > 1:
                 keys = ["language", "seed", "item", "cluster"]
                 part = part.groupby(keys, sort=False, as_index=False).agg({"value": "mean"})
             cells.setdefault(metric, {})[tuple(cell)] = part

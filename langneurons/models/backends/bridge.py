@@ -160,7 +160,7 @@ class Bridge:
         parent = block.mlp if target in projections.MLP_TARGETS else block.attn
         name = "in" if target == "gate" and not gated else _MLP_NAMES.get(target, target)
         component = getattr(parent, name, None)
-        if (linear := internals.linear_in(component)) is None:
+        if component is None or (linear := internals.linear_in(component)) is None:
             raise TrainingError(f"Layer {layer} of this model computes no {target!r} in a linear module of its own.")
         if not linear.weight.is_floating_point():
             raise TrainingError(
