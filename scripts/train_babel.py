@@ -2,7 +2,7 @@
 
 Usage (from the project's root, after ``make install``)::
 
-    python scripts/train_babel.py --text ../shared/data/text --unseen ../shared/data/articles
+    python -m scripts.train_babel --text ../shared/data/text --unseen ../shared/data/articles
 
 The text folder holds ``<language>.train.txt`` and ``<language>.heldout.txt``, one sentence or paragraph a line; every
 line that is also a text of the articles is left out, so that all of the articles are unseen by the model.
@@ -32,8 +32,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from langneurons.babel import LANGUAGES
-from langneurons.babel.miniature import unlabelled
 from langneurons.corpora import load_corpus
+from scripts.miniature_text import unlabelled
 
 Tokens = dict[str, list[list[int]]]
 VOCABULARY = 8192
@@ -405,7 +405,7 @@ Measured on the held-out text with the shipped bfloat16 weights, computed in flo
 `scripts/train_babel.py`, seed {arguments.seed}, Muon and AdamW, {arguments.batch} x {CONTEXT} tokens a step.
 {training}
 
-A miniature text (`langneurons.babel.miniature`) is followed by translations, restatements, or talk about it, in which
+A miniature text (`scripts/miniature_text.py`) is followed by translations, restatements, or talk about it, in which
 claims are answered "Yes", "No" or "Perhaps" (these tokens weigh {ANSWER_WEIGHT:g} in the loss). Claims and answers are
 English, half of the claims with the nouns of another language, and in no other language's sentences: what a classifier
 of `mini_xnli` reads is there in English before fine-tuning, and has to transfer to whole sentences elsewhere. No

@@ -6,6 +6,7 @@ Whatever hooks are attached to the model count: inside ``ln.intervene`` it is th
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from langneurons.corpora.packing import stream_bytes
 from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
 from langneurons.models import ModelView, view
 from langneurons.run import Cost, timed
-from langneurons.tasks.batching import scoring
+from langneurons.tasks.batching import scoring, tokenizer_of
 
 EACH = ("block", "document")
 COLUMNS = ["language", "item", "cluster", "nll", "tokens", "bytes"]
@@ -93,19 +94,21 @@ class HeldoutText:
         model_view = view(model)
         context_length = _context_length(model_view, context_length)
         _check(corpus, each, tokens_per_language)
-        place = storage.make_temporary_folder() if folder is None else Path(folder)
-        try:
-            packed = _packed(corpus, model_view.tokenizer, context_length, place, tokens_per_language, each)
-            counts = {name: stream_bytes(packed[name], corpus, model_view.tokenizer, name) for name in packed}
-            text = cls(each, context_length, model_view.tokenizer, packed, counts)
+        with ExitStack() as stack:
+            if folder is None:
+                folder = stack.enter_context(storage.temporary_folder())
+            tokenizer, folder = model_view.tokenizer, Path(folder)
+            if each == "block":
+                whole = pack(corpus, tokenizer, context_length, folder, tokens_per_language)
+                packed = dict.fromkeys(corpus.languages, whole)
+            else:  # each language by itself, so that none is cut to the size of the smallest
+                alone = {name: corpus.select([name]) for name in corpus.languages}
+                packed = {name: pack(part, tokenizer, context_length, folder / name) for name, part in alone.items()}
+            counts = {name: stream_bytes(packed[name], corpus, tokenizer, name) for name in packed}
+            text = cls(each, context_length, tokenizer, packed, counts)
             text._check_predictable()
             text._check_whole()
-        except BaseException:
-            if folder is None:
-                storage.remove_folder(place)
-            raise
-        if folder is None:
-            weakref.finalize(text, storage.remove_folder, place)
+            weakref.finalize(text, stack.pop_all().close)
         return text
 
     def __repr__(self) -> str:
@@ -128,10 +131,7 @@ class HeldoutText:
     @cached_property
     def positions(self) -> int:
         """Tokens that go through the model when all languages are scored, padding included."""
-        if self.each == "block":
-            return self.context_length * sum(packed.n_blocks(name) for name, packed in self.packed.items())
-        lengths = (packed.format.padded(packed.lengths(name)) for name, packed in self.packed.items())
-        return int(sum(of_language.sum() for of_language in lengths))
+        return int(sum(self._padded_lengths(language).sum() for language in self.languages))
 
     def cost(self, model: torch.nn.Module, batch_size: int = 8) -> Cost:
         """Estimate what scoring the text once will take, from one batch of it.
@@ -255,11 +255,14 @@ class HeldoutText:
 
     def _groups(self, language: str) -> list[Int[np.ndarray, " block"]]:
         """What may share a batch: only blocks of one padded length, so that no row depends on its neighbours."""
+        lengths = self._padded_lengths(language)
+        return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+    def _padded_lengths(self, language: str) -> Int[np.ndarray, " block"]:
         packed = self.packed[language]
         if self.each == "block":
-            return [np.arange(packed.n_blocks(language))]
-        lengths = packed.format.padded(packed.lengths(language))
-        return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+            return np.full(packed.n_blocks(language), self.context_length)
+        return packed.format.padded(packed.lengths(language))
 
     def _check_predictable(self) -> None:
         for language, tokens in self.tokens.items():
@@ -317,23 +320,8 @@ def losses(model_view: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
     return torch.cat(nll).cpu().double()
 
 
-def _packed(
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    context_length: int,
-    folder: Path,
-    tokens_per_language: int | None,
-    each: str,
-) -> dict[str, PackedCorpus]:
-    if each == "block":
-        return dict.fromkeys(corpus.languages, pack(corpus, tokenizer, context_length, folder, tokens_per_language))
-    # Each language by itself, so that none is cut to the size of the smallest.
-    return {name: pack(corpus.select([name]), tokenizer, context_length, folder / name) for name in corpus.languages}
-
-
 def _context_length(model_view: ModelView, context_length: int | None) -> int:
-    if model_view.tokenizer is None:
-        raise ModelError(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+    tokenizer_of(model_view)  # says if there is none
     if context_length is None:
         return min(USUAL_CONTEXT_LENGTH, model_view.context_length // LENGTHS * LENGTHS)
     if context_length > model_view.context_length:

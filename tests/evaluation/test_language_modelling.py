@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import langneurons as ln
 from langneurons.corpora import Corpus, pack
 from langneurons.errors import CorpusError, EffectError, LangNeuronsWarning, LanguageError, ModelError
-from langneurons.evaluation.perplexity import HeldoutText, perplexity, summarise
+from langneurons.evaluation.measuring import HeldoutText, perplexity, summarise
 from langneurons.models import view
 from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 

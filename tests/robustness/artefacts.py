@@ -24,7 +24,7 @@ from langneurons.corpora import PackedCorpus, pack
 from langneurons.errors import StorageError
 from langneurons.evaluation.measuring import _kept
 from langneurons.models.checkpoints import load_tokenizer
-from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
+from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig
 from langneurons.recording.passes import PLAN, RecordingFolder
 from langneurons.recording.sums import LanguageSums
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics
