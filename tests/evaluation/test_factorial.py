@@ -8,7 +8,7 @@ from langneurons.errors import LanguageError, PatchError, SiteMismatchError
 from langneurons.evaluation.evaluation import Evaluation
 from langneurons.evaluation.factorial import Factorial
 from tests.evaluation.next_word import next_word
-from tests.evaluation.planted_patching import Amplify, setting
+from tests.planted.patching import Amplify, setting
 
 
 @pytest.fixture(scope="module")

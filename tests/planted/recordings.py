@@ -3,7 +3,7 @@
 import torch
 
 import langneurons as ln
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 LABELS = ("en", "hi", "ur", "zh")
 LAYERS, WIDTH = 2, 150

@@ -12,7 +12,7 @@ SOURCE, TARGETS = "en", ("hi", "zh")
 
 
 def simulated(
-    planted: Mapping[str, float],
+    shifts: Mapping[str, float],
     seed: int = 0,
     seeds: int = 6,
     clusters: int = 60,
@@ -25,7 +25,7 @@ def simulated(
     """Make a transfer experiment whose conditions shift the mean score of every item by what was planted.
 
     Args:
-        planted: Condition -> true change of the score, in every language.
+        shifts: Condition -> true change of the score, in every language.
         seed: Of the simulation.
         seeds: Training seeds.
         clusters: Clusters of three items.
@@ -41,7 +41,7 @@ def simulated(
     easy = {name: generator.normal(level, 0.15, len(item)) for name in (SOURCE, *TARGETS)}
     seed_sd, cluster_sd, row_sd = noise
     parts, trainings = [], []
-    for condition, shift in planted.items():
+    for condition, shift in shifts.items():
         for target in TARGETS if needs_target(condition) else [""]:
             liking = {name: generator.normal(0, cluster_sd, clusters)[item // 3] for name in easy}
             for number in range(seeds):
