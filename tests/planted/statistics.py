@@ -92,7 +92,7 @@ def louder_language_neurons(
 
     In its own language a language neuron writes between half of ``louder`` and ``louder`` times what the median neuron
     writes; so do other, loud neurons, in every language. It fires as often as any neuron does, and hardly elsewhere,
-    where it writes about what most do. A neuron's activations say nothing of the norm of its output weights.
+    where it writes about what most do. Neither activations nor output weights alone tell what is written.
 
     The null: to zero a neuron raises the loss by what it writes there x ``COST`` x a chance factor of its own, of which
     all neurons' are drawn alike. So a set is one more draw of neurons of its layers that write as much, and no draw of
@@ -108,8 +108,8 @@ def louder_language_neurons(
     """
     random = torch.Generator().manual_seed(seed)
     shape, others = (layers, width), round(loud * width)
-    order = torch.stack([torch.randperm(width, generator=random) for _ in range(layers)])
-    rank = order.argsort(1)  # the first are each language's neurons, then come the loud ones
+    # The first of every layer are each language's neurons, then come the loud ones.
+    rank = torch.stack([torch.randperm(width, generator=random) for _ in range(layers)])
     owner = torch.where(rank < each * len(LOUDER), rank // each, -1)
     strong = rank < each * len(LOUDER) + others
     share = 0.3 + 0.6 * torch.rand(shape, generator=random)

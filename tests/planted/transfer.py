@@ -25,16 +25,16 @@ def simulated(
     """Make a transfer experiment whose conditions shift the mean score of every item by what was planted.
 
     Args:
-        shifts: Condition -> true change of the score, in every language.
-        seed: Of the simulation.
+        shifts: Condition -> the true change of the score, in every language.
+        seed: Seed of the simulation.
         seeds: Training seeds.
         clusters: Clusters of three items.
-        draws: Random draws a seed.
-        patches: Patch -> true change of every trained model's score.
+        draws: Random draws per seed.
+        patches: Patch -> the true change of every trained model's score.
         level: The mean score without any change.
         noise: SD of what a training seed, a cluster (the same in every training of a condition) and a single item of a
             single training add.
-        resamples: Of the effects.
+        resamples: Resamples of each effect.
     """
     generator = np.random.default_rng(seed)
     item = np.arange(3 * clusters)

@@ -20,6 +20,7 @@ from langneurons.errors import (
     StorageError,
 )
 from langneurons.recording import passes, recorder
+from langneurons.recording.sums import LanguageSums
 from tests.recording.conftest import LANGUAGES, documents, record, same
 from tests.tiny_models import save_tiny, tiny_model
 
