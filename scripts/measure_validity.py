@@ -6,7 +6,7 @@ Every recording is made once, shared by all methods and kept in the output folde
 what is missing. On babel, 7 languages x 60,000 tokens, six recordings take about 20 minutes on two
 cores. Written: validity.md, validity.parquet, validity.json, and each check's details beside them.
 
-Recall and FDR on plants come from a tiny model with known neurons (tests/planted_model.py).
+Recall and FDR on plants come from a tiny model with known neurons (tests/planted/model.py).
 """
 
 import argparse
@@ -42,8 +42,8 @@ from langneurons.analysis.validity import (
 )
 from langneurons.analysis.validity.reliability import Halves, whole
 from langneurons.errors import LangNeuronsWarning, StatisticsError
-from tests.planted_model import LANGUAGES as PLANTED_LANGUAGES
-from tests.planted_model import Planted, planted
+from tests.planted.model import LANGUAGES as PLANTED_LANGUAGES
+from tests.planted.model import PlantedModel, planted_model
 
 METHODS = {
     "LAPE": ln.LAPE(),
@@ -172,9 +172,8 @@ def halved(method, real: Halves):
 
 def graded_plants(methods: dict) -> dict[str, dict[str, float]]:
     """Recall of the exclusive plants and FDR, averaged over languages, of methods asked for as many as were planted."""
-    truth = planted()
-    model = ln.load_model("planted", hf_model=truth.model, tokenizer=truth.tokenizer)
-    stats = ln.record(model, ln.load_corpus(truth.documents), context_length=128, progress=False)
+    truth = planted_model()
+    stats = ln.record(truth.model(), truth.corpus(), context_length=128, progress=False)
     return {name: grades(fitted(method).identify(stats), truth) for name, method in methods.items()}
 
 
@@ -185,15 +184,15 @@ def fitted(method):
     return replace(method, top=0.1 if isinstance(method, ln.identification.EntropyLambda) else PLANTED_TOP)
 
 
-def grades(neurons: ln.NeuronSet, truth: Planted) -> dict[str, float]:
+def grades(neurons: ln.NeuronSet, truth: PlantedModel) -> dict[str, float]:
     """Recall of the neurons that fire in one language only, and the share of named neurons that belong to none."""
     recall, wrong = [], []
     for language in PLANTED_LANGUAGES:
         named = {(layer, index) for layer, index in neurons[language].indices().tolist()}
-        exclusive = truth.truth(language, ("exclusive",))
+        exclusive = truth.of(language, ("exclusive",))
         recall.append(len(named & exclusive) / len(exclusive))
         if named:
-            wrong.append(1 - len(named & truth.truth(language)) / len(named))
+            wrong.append(1 - len(named & truth.of(language)) / len(named))
     return {"recall": float(np.mean(recall)), "fdr": float(np.mean(wrong)) if wrong else float("nan")}
 
 

@@ -1,4 +1,10 @@
-"""Tests of HookedTransformer, marked `hooked` or parametrised with "hooked", are skipped where there is none."""
+"""Tests of HookedTransformer, marked `hooked` or parametrised with "hooked", are skipped where there is none.
+
+So are tests of real data where these are not beside the checkout.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +21,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("hooked") or _asks_for_hooked(item):
             item.add_marker(pytest.mark.skip(reason="TransformerLens 4 has no HookedTransformer"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Gives the folder of some real data, or skips the test."""
+
+    def folder(name: str) -> Path:
+        path = Path(__file__).parents[2] / "shared" / "data" / name
+        if not path.is_dir():
+            pytest.skip(f"there are no real data at {path}")
+        return path
+
+    return folder
 
 
 def _asks_for_hooked(item: pytest.Item) -> bool:

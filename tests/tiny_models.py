@@ -1,5 +1,6 @@
 """Tiny random models of every architecture, with random norm weights and biases, and a word-level tokenizer."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,18 @@ def tiny_model(architecture: str, seed: int = 0, **overrides: Any) -> PreTrained
     return model
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer of whitespace-separated words w4 to w100, with <pad>, <s>, </s> and <unk>."""
-    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{index}" for index in range(4, VOCABULARY))]
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Build a tokenizer of whitespace-separated words, <pad>, <s>, </s> and <unk> among them."""
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a tokenizer of the words w4 to w100, with <pad>, <s>, </s> and <unk>."""
+    return word_tokenizer(["<pad>", "<s>", "</s>", "<unk>", *(f"w{index}" for index in range(4, VOCABULARY))])
 
 
 def save_tiny(folder: Path, architecture: str, seed: int = 0, tokenizer: bool = True, **overrides: Any) -> Path:

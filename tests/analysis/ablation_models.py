@@ -12,7 +12,6 @@ import langneurons as ln
 from langneurons.models import load_model, view
 from langneurons.tasks.batching import scoring
 from langneurons.tasks.task import Task
-from tests.planted_model import LAYERS, WIDTH, planted
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 PAIRS = [("llama", "hooked"), ("llama", "bridge"), ("gpt2", "hooked"), ("opt", "bridge"), ("gemma2", "bridge")]
@@ -73,26 +72,3 @@ class NextWord(Task):
 
     def references(self, language) -> dict[str, float]:
         return {"chance": 0.5}
-
-
-@functools.cache
-def needed() -> tuple[Any, ln.Corpus, ln.NeuronSet, tuple[int, int]]:
-    """A model whose Chinese hangs on one neuron: it fires on Chinese only, and writes what all Chinese words share.
-
-    Returns:
-        Model, text, each language's exclusive neurons, and the neuron.
-    """
-    truth = planted(documents=12)
-    exclusive = truth.neurons["exclusive"]
-    members = {language: [n for n, owner in exclusive.items() if owner == language] for language in truth.documents}
-    layer, unit = members["zh"][0]
-    with torch.no_grad():
-        head = truth.model.lm_head.weight
-        shared = head[-60:].mean(0) - head[4:-60].mean(0)
-        truth.model.model.layers[layer].mlp.down_proj.weight[:, unit] = 8 * shared / shared.norm()
-        truth.model.model.layers[layer].mlp.up_proj.weight[unit] = truth.model.model.layers[layer].mlp.gate_proj.weight[
-            unit
-        ]
-    model = load_model("needed", hf_model=truth.model, tokenizer=truth.tokenizer)
-    neurons = ln.NeuronSet.of(members, (LAYERS, WIDTH), "act", view(model).fingerprint)
-    return model, ln.load_corpus(truth.documents).select(["en", "zh"]), neurons, (layer, unit)

@@ -14,10 +14,10 @@ from langneurons.analysis.running import Remembered, writes_directly
 from langneurons.effects.estimation import effect
 from langneurons.errors import EffectError, ExecutorError, LanguageError, NeuronSetError, PatchError, StatisticsError
 from langneurons.models import add_dictionary, remove_dictionary, view
-from tests.analysis.ablation_models import PAIRS, QUICK, NextWord, needed, neurons_at, texts, tiny
+from tests.analysis.ablation_models import PAIRS, QUICK, NextWord, neurons_at, texts, tiny
 from tests.backends import loadable
-from tests.evaluation.planted_patching import setting
 from tests.models.dictionaries import RandomDictionary
+from tests.planted.patching import needed, setting
 
 TOKENS = torch.randint(4, 101, (3, 16), generator=torch.Generator().manual_seed(1))
 VALUE = 1.5

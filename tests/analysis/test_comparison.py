@@ -13,7 +13,7 @@ from langneurons.analysis.validity.reliability import Selection
 from langneurons.errors import LanguageError, StatisticsError, TaskError
 from langneurons.identification import Contrast, GradientRelevance, SentenceAP
 from langneurons.storage.presenting import Column
-from tests.planted_model import LANGUAGES, planted
+from tests.planted.model import LANGUAGES, planted_model
 
 METHODS = {
     "LAPE": ln.LAPE(top=0.1, filter_quantile=0.75),
@@ -26,17 +26,17 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def truth():
-    return planted(documents=40)
+    return planted_model(documents=40)
 
 
 @pytest.fixture(scope="module")
 def model(truth):
-    return ln.load_model("planted", hf_model=truth.model, tokenizer=truth.tokenizer)
+    return truth.model()
 
 
 @pytest.fixture(scope="module")
 def texts(truth):
-    return ln.load_corpus(truth.documents).split(0.25)
+    return truth.corpus().split(0.25)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def compared(model, texts, tmp_path_factory):
 
 def test_new_methods_find_planted_language_neurons(truth, model, texts):
     stats = ln.record(model, texts[0], context_length=64, progress=False, also=("sentence",))
-    exclusive = {neuron for neuron, owner in truth.neurons["exclusive"].items() if owner == "hi"}
+    exclusive = truth.of("hi", ("exclusive",))
     for method in (METHODS["contrast"], METHODS["sentences"]):
         found = {tuple(neuron) for neuron in method.identify(stats)["hi"].indices().tolist()}
         assert len(found & exclusive) >= 5
@@ -155,7 +155,7 @@ def test_agreement_is_one_for_scores_that_rank_neurons_as_their_effects_do():
 
 def head_that_reads(truth, language: str = "hi", layer: int = 1, head: int = 2) -> None:
     """Let one head write, strongly, what makes the language's tokens likely, on that language only."""
-    network = truth.model
+    network = truth.hf_model
     size = network.config.hidden_size // network.config.num_attention_heads
     rows = slice(head * size, (head + 1) * size)
     names = {name: index for name, index in truth.tokenizer.get_vocab().items() if name.startswith(language)}
@@ -176,10 +176,10 @@ def head_that_reads(truth, language: str = "hi", layer: int = 1, head: int = 2) 
 
 
 def test_a_planted_head_goes_from_recording_to_ablation():
-    truth = planted(documents=40)
+    truth = planted_model(documents=40)
     head_that_reads(truth)
-    model = ln.load_model("planted head", hf_model=truth.model, tokenizer=truth.tokenizer)
-    train, heldout = ln.load_corpus(truth.documents).split(0.3)
+    model = truth.model()
+    train, heldout = truth.corpus().split(0.3)
     stats = ln.record(model, train, context_length=64, sites=("head",), progress=False, also=("gradient",))
     by_entropy = ln.LAPE(top=0.125, filter_quantile=0.8, magnitude_threshold="pooled-p75").identify(stats)
     assert by_entropy["hi"].indices().tolist() == [[1, 2]]

@@ -4,7 +4,7 @@ import pytest
 import langneurons as ln
 from langneurons.analysis.validity import DocumentHeterogeneity, OwnQuantile, RedrawnRandom, nulls_of
 from langneurons.errors import StatisticsError
-from tests.analysis.made_up import LABELS, recording
+from tests.planted.recordings import LABELS, recording
 
 TOP = 0.04
 LAPE = ln.LAPE(top=0.16, filter_quantile=0.8)

@@ -12,7 +12,7 @@ from langneurons.analysis.selectivity.texts import LabelledTexts
 from langneurons.errors import PatchError, SiteMismatchError, StaleArtefactError, StatisticsError
 from langneurons.models import add_dictionary, remove_dictionary, view
 from tests.models.dictionaries import RandomDictionary
-from tests.planted_model import LANGUAGES, planted
+from tests.planted.model import LANGUAGES, planted_model
 from tests.recording.conftest import same
 
 BAR = 0.3  # of a language's own direction
@@ -45,13 +45,13 @@ class LanguageDictionary(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def world():
-    truth = planted(documents=40)
-    model = ln.load_model("planted", hf_model=truth.model, tokenizer=truth.tokenizer)
+    truth = planted_model(documents=40)
+    model = truth.model()
     vocabulary = truth.tokenizer.get_vocab()
     ids = {language: [vocabulary[f"{language}{word}"] for word in range(60)] for language in LANGUAGES}
-    dictionary = LanguageDictionary(truth.model.get_input_embeddings().weight.detach(), ids, vocabulary[RARE])
+    dictionary = LanguageDictionary(truth.hf_model.get_input_embeddings().weight.detach(), ids, vocabulary[RARE])
     add_dictionary(model, {0: dictionary}, at="resid_pre")
-    corpus = ln.load_corpus(truth.documents)
+    corpus = truth.corpus()
     return model, corpus, dictionary, record(model, corpus), vocabulary
 
 

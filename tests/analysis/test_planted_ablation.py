@@ -5,7 +5,7 @@ import torch
 
 import langneurons as ln
 from langneurons.analysis.ablating import ablate
-from tests.analysis.selectivity.planted_carriers import KINDS, LANGUAGES, LAYERS, NAME, WIDTH, planted_carriers
+from tests.planted.carriers import KINDS, LANGUAGES, LAYERS, NAME, WIDTH, planted_carriers
 
 EVERY = set(LANGUAGES)
 HINDI, YES = [f"hi{word}" for word in range(12)], [f"{language}-yes" for language in LANGUAGES]

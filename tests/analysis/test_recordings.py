@@ -15,7 +15,7 @@ from langneurons.analysis.validity import (
     split_half,
 )
 from langneurons.errors import CorpusError
-from tests.planted_model import planted
+from tests.planted.model import planted_model
 from tests.recording.conftest import same
 from tests.test_run import PiecesHere
 
@@ -25,9 +25,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def model_and_corpus():
-    truth = planted()
-    model = ln.load_model("planted", hf_model=truth.model, tokenizer=truth.tokenizer)
-    return model, ln.load_corpus(truth.documents)
+    truth = planted_model()
+    return truth.model(), truth.corpus()
 
 
 @pytest.fixture(scope="module")

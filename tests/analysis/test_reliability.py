@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 import langneurons as ln
 from langneurons.analysis.validity import RedrawnRandom, chance_jaccard, rerun, split_half
 from langneurons.errors import LanguageError, StatisticsError
-from tests.analysis.made_up import LABELS, recording
-from tests.planted_statistics import statistics_from
+from tests.planted.recordings import LABELS, recording
+from tests.planted.statistics import statistics_from
 
 LAPE = ln.LAPE(top=0.16, filter_quantile=0.8)
 

@@ -7,7 +7,8 @@ import pytest
 import langneurons as ln
 from langneurons.analysis.screening import _agreement, screen
 from langneurons.errors import EffectError, LanguageError, TaskError
-from tests.analysis.ablation_models import PAIRS, needed, neurons_at, texts, tiny
+from tests.analysis.ablation_models import PAIRS, neurons_at, texts, tiny
+from tests.planted.patching import needed
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)

@@ -6,7 +6,7 @@ import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.validity import CHECKS, Check, Evidence, ValidityTable, nulls_of, split_half, validity_table
 from langneurons.errors import StatisticsError
-from tests.analysis.made_up import recording
+from tests.planted.recordings import recording
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,18 @@
 """``langneurons compare-methods``, and ``record --also``, give what Python gives."""
 
-import sys
-
 import pytest
 
 import langneurons as ln
-from langneurons import cli
 from langneurons.analysis.comparison import Comparison
-from tests.planted_model import planted
-
-
-def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
-    """Run the command line in this process: exit status, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["langneurons", *arguments])
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as exit:
-        status = int(exit.code or 0)
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+from tests.planted.model import planted_model
+from tests.test_cli import run
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """A folder with the planted model and one with its texts."""
-    truth, folder = planted(documents=24), tmp_path_factory.mktemp("given")
-    truth.model.save_pretrained(folder / "model")
+    truth, folder = planted_model(documents=24), tmp_path_factory.mktemp("given")
+    truth.hf_model.save_pretrained(folder / "model")
     truth.tokenizer.save_pretrained(folder / "model")
     (folder / "texts").mkdir()
     for language in ("en", "hi"):

@@ -17,11 +17,8 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def text_folder() -> Path:
-    folder = Path(__file__).parents[3] / "shared" / "data" / "text"
-    if not folder.is_dir():
-        pytest.skip("the folder of real text is not beside this checkout")
-    return folder
+def text_folder(shared_data) -> Path:
+    return shared_data("text")
 
 
 def word_tokenizer(*special: str) -> PreTrainedTokenizerFast:

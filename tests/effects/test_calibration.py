@@ -4,7 +4,7 @@ from scipy import stats
 
 from langneurons.effects.calibration import Share, by_row, calibrate, null_comparisons
 from langneurons.errors import EffectError
-from tests.effects.simulated_rows import clustered_rows
+from tests.planted.rows import clustered_rows
 
 ROWS = clustered_rows(np.random.default_rng(0), 40)
 

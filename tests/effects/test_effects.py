@@ -8,7 +8,7 @@ from scipy import stats
 from langneurons.effects.calibration import by_row, calibrate
 from langneurons.effects.estimation import benjamini_hochberg, difference, effect, holm
 from langneurons.errors import EffectError
-from tests.effects.simulated_rows import clustered_rows, compared
+from tests.planted.rows import clustered_rows, compared
 
 
 def rows_of(values, cluster=None, **columns):

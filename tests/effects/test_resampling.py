@@ -30,12 +30,11 @@ def naive_studentized(sums, drawn_seeds, drawn_clusters):
 def test_studentized_resamples_equal_a_loop_over_drawn_clusters(seeds):
     sums = sums_of(np.random.default_rng(0), seeds)
     ((seed_weights, cluster_weights),) = resampling.weight_chunks(sums.shape, 50, 7)
-    moved, error = (part[:, 0] for part in resampling._studentized([sums], seed_weights, cluster_weights))
-    for index in range(50):
-        drawn = [
-            np.repeat(np.arange(len(one)), one.astype(int)) for one in (seed_weights[index], cluster_weights[index])
-        ]
-        assert (moved[index], error[index]) == pytest.approx(naive_studentized(sums, *drawn), rel=1e-9, abs=1e-12)
+    expected = []
+    for weights in zip(seed_weights, cluster_weights, strict=True):
+        moved, error = naive_studentized(sums, *(np.repeat(np.arange(len(own)), own.astype(int)) for own in weights))
+        expected.append(abs(moved) / error)
+    assert spread(sums, 50, 7).magnitudes == pytest.approx(np.sort(expected), rel=1e-9, abs=1e-12)
 
 
 def test_standard_error_is_the_jackknife_over_clusters():
@@ -178,7 +177,7 @@ def test_many_clusters_are_resampled_some_at_a_time(monkeypatch):
     sums = sums_of(np.random.default_rng(11), clusters=40)
     at_once = spread(sums, 4000, 0).interval(0.95)
     monkeypatch.setattr(resampling, "ENTRIES", 40 * 700)
-    assert len(resampling._chunked(4000, 40)) == 6
+    assert len(list(resampling.weight_chunks((1, 40), 4000, 0))) == 6
     assert spread(sums, 4000, 0).interval(0.95) == pytest.approx(at_once, abs=0.05)
 
 

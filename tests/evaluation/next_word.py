@@ -9,7 +9,7 @@ import torch
 
 from langneurons.models import view
 from langneurons.tasks.task import Task
-from tests.evaluation.planted_patching import setting
+from tests.planted.patching import setting
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 import langneurons as ln
 from langneurons.errors import EffectError, LanguageError, PatchError
 from langneurons.models import view
-from tests.evaluation.planted_patching import setting
+from tests.planted.patching import setting
 from tests.tiny_models import save_tiny
 
 

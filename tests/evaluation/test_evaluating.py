@@ -22,7 +22,7 @@ from langneurons.patches.patch import control_patches
 from langneurons.tasks.heads import ClassificationHead
 from langneurons.tasks.task import Task
 from tests.evaluation.next_word import next_word
-from tests.evaluation.planted_patching import Amplify, setting
+from tests.planted.patching import Amplify, setting
 
 HEAD = ClassificationHead(torch.eye(2), torch.zeros(2), ("a", "b"))
 

@@ -7,7 +7,7 @@ import langneurons as ln
 from langneurons.errors import LanguageError, PatchError, SiteMismatchError
 from langneurons.evaluation.results import Evaluation, Factorial
 from tests.evaluation.next_word import next_word
-from tests.evaluation.planted_patching import Amplify, setting
+from tests.planted.patching import Amplify, setting
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 import langneurons as ln
 from langneurons.effects.placement import selectivity
 from langneurons.errors import EffectError, NeuronSetError, PatchError, SiteMismatchError
-from tests.evaluation.planted_patching import Amplify, packed, setting
+from tests.planted.patching import Amplify, packed, setting
 
 QUICK = {"resamples": 1000, "progress": False}
 

@@ -3,7 +3,7 @@
 import pytest
 
 import langneurons as ln
-from tests.evaluation.planted_classifier import planted_classifier
+from tests.planted.classifier import planted_classifier
 
 LANGUAGES = ("en", "hi", "zh")
 

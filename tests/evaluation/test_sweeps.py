@@ -5,7 +5,7 @@ import torch
 import langneurons as ln
 from langneurons.errors import EffectError, PatchError, StatisticsError
 from langneurons.evaluation.sweeping import deactivation_doses
-from tests.evaluation.planted_patching import packed, setting
+from tests.planted.patching import packed, setting
 
 QUICK = {"resamples": 500, "progress": False}
 

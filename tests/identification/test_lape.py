@@ -12,7 +12,7 @@ from langneurons.corpora.languages import SET5, SET_XNLI
 from langneurons.errors import LangNeuronsWarning, StatisticsError
 from langneurons.identification.lape import LAPE, EntropyLambda, entropy
 from langneurons.recording.statistics import ActivationStats
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 
 def counts(seed, languages=3, layers=2, width=40, tokens=8):

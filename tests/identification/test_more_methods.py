@@ -10,7 +10,7 @@ from langneurons.errors import StatisticsError
 from langneurons.identification import LAPE, Contrast, GradientRelevance, Method, SentenceAP
 from langneurons.recording.accumulation import GroupedSums
 from langneurons.recording.records import Sentences
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 LANGUAGES = ("en", "hi", "zh")
 LAYERS, WIDTH, LENGTH = 2, 7, 8

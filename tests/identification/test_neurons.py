@@ -23,7 +23,7 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.settings import Controls
 from langneurons.storage.result import load
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 SHAPE = (3, 8)
 PAIRS = st.sets(st.tuples(st.integers(0, 2), st.integers(0, 7)))

@@ -5,7 +5,7 @@ import pytest
 
 import langneurons as ln
 from langneurons.identification import Contrast, GradientRelevance, SentenceAP
-from tests.planted_model import BARS, LANGUAGES, LAYERS, Planted, planted
+from tests.planted.model import BARS, LANGUAGES, LAYERS, PlantedModel, planted_model
 
 METHODS = {
     "LAPE": ln.LAPE(top=0.1, filter_quantile=0.75),
@@ -27,18 +27,17 @@ METHODS = {
 
 def table(seed: int = 0) -> pd.DataFrame:
     """Recall of each kind of plant and the share of wrong neurons among those named, averaged over languages."""
-    truth = planted(seed)
+    truth = planted_model(seed)
     stats = recorded(truth)
     return pd.DataFrame([{"method": name, **graded(method.identify(stats), truth)} for name, method in METHODS.items()])
 
 
-def recorded(truth: Planted) -> ln.ActivationStats:
-    model = ln.load_model("planted", hf_model=truth.model, tokenizer=truth.tokenizer)
-    corpus = ln.load_corpus(truth.documents)
-    return ln.record(model, corpus, context_length=128, progress=False, also=("sentence", "gradient"))
+def recorded(truth: PlantedModel) -> ln.ActivationStats:
+    options = {"context_length": 128, "progress": False, "also": ("sentence", "gradient")}
+    return ln.record(truth.model(), truth.corpus(), **options)
 
 
-def graded(neurons: ln.NeuronSet, truth: Planted) -> dict[str, float]:
+def graded(neurons: ln.NeuronSet, truth: PlantedModel) -> dict[str, float]:
     recall: dict[str, list[float]] = {kind: [] for kind in truth.neurons}
     wrong = []
     for language in LANGUAGES:
@@ -48,7 +47,7 @@ def graded(neurons: ln.NeuronSet, truth: Planted) -> dict[str, float]:
             if own:
                 recall[kind].append(len(named & own) / len(own))
         if named:
-            wrong.append(1 - len(named & truth.truth(language)) / len(named))
+            wrong.append(1 - len(named & truth.of(language)) / len(named))
     return {kind: sum(found) / len(found) for kind, found in recall.items()} | {"FDR": sum(wrong) / len(wrong)}
 
 

@@ -9,7 +9,7 @@ from langneurons.identification.detection import AUROC, TokenAP
 from langneurons.identification.lape import LAPE, EntropyLambda
 from langneurons.recording.accumulation import FOLDS
 from langneurons.recording.statistics import ActivationStats
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 LANGUAGES = ("en", "hi", "ur")
 

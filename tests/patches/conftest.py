@@ -52,3 +52,8 @@ def logits_of(model, text: torch.Tensor, *patches) -> torch.Tensor:
     """Logits while patches are in force."""
     with ln.intervene(model, *patches):
         return view(model).forward(text)
+
+
+def hooks_left(model: torch.nn.Module) -> int:
+    """Hooks that are still on a model."""
+    return sum(len(module._forward_hooks) for module in model.modules())

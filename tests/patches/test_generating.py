@@ -9,7 +9,7 @@ import torch
 import langneurons as ln
 from langneurons.errors import LangNeuronsWarning
 from langneurons.models import SITES
-from tests.patches.conftest import set_at
+from tests.patches.conftest import hooks_left, set_at
 from tests.patches.naive import naive_greedy, naively
 
 STEPS = 6
@@ -160,10 +160,6 @@ def test_greedy_generation_equals_transformers_with_torch_hooks(few):
             expected = hf_greedy(few.hf_model, PROMPT)
         with ln.intervene(model, *patches):
             assert torch.equal(greedy(model, PROMPT), expected)
-
-
-def hooks_left(model):
-    return sum(len(module._forward_hooks) for module in model.modules())
 
 
 def test_generate_is_the_classes_own_again_and_no_hook_remains_when_it_fails(few):

@@ -13,7 +13,7 @@ from langneurons.models import SITES, load_model, view
 from langneurons.recording.site_values import SiteValues
 from tests.backends import loadable
 from tests.models.hugging_face import hf_act_set
-from tests.patches.conftest import everything_at, logits_of, set_at
+from tests.patches.conftest import everything_at, hooks_left, logits_of, set_at
 from tests.patches.naive import naively
 
 MLP_SITES = ("pre", "act", "post")
@@ -260,13 +260,9 @@ def test_diffmean_everywhere_at_resid_post_adds_the_steering_vector(few, tokens)
     assert (expected - few.hf["logits"][0]).abs().max() > 1e-2
 
 
-def hooks_left(view_):
-    return sum(len(module._forward_hooks) for module in view_.model.modules())
-
-
 def test_nothing_remains_when_the_block_ends_also_by_an_exception(few, tokens):
     view_ = few.view
-    model, before = view_.model, hooks_left(view_)
+    model, before = view_.model, hooks_left(view_.model)
     with torch.no_grad():
         plain = view_.forward(tokens)
     patches = [
@@ -275,7 +271,7 @@ def test_nothing_remains_when_the_block_ends_also_by_an_exception(few, tokens):
         for positions in ("all", "prompt", "generated")
     ]
     assert not torch.equal(logits_of(model, tokens, *patches), plain)
-    assert hooks_left(view_) == before
+    assert hooks_left(model) == before
     with pytest.raises(RuntimeError, match="planted"), ln.intervene(model, *patches):
         raise RuntimeError("planted")
     with (
@@ -283,7 +279,7 @@ def test_nothing_remains_when_the_block_ends_also_by_an_exception(few, tokens):
         ln.intervene(model, patches[0], ln.Add(ln.NeuronSet.of({"hi": [(0, 0)]}, (9, 9), "act"), 1)),
     ):
         pass
-    assert hooks_left(view_) == before
+    assert hooks_left(model) == before
     assert "generate" not in vars(model)
     assert all(layer.pre is layer.up is layer.act is None and layer.act_writers == 0 for layer in view_._layers)
     with torch.no_grad():

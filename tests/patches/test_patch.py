@@ -11,7 +11,7 @@ import torch
 import langneurons as ln
 from langneurons.errors import LanguageError, NeuronSetError, PatchError, SiteMismatchError, StatisticsError
 from langneurons.recording.site_values import SiteValues
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 SHAPE = (3, 8)
 UNITS = [(0, 3), (2, 1), (2, 6)]

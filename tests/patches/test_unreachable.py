@@ -11,6 +11,7 @@ import langneurons as ln
 from langneurons.errors import LangNeuronsWarning
 from langneurons.models import load_model, view
 from tests.patches.conftest import logits_of, set_at
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize(("architecture", "least"), [("llama", -0.2785), ("gpt2", -0.1701), ("opt", 0.0)])
@@ -44,13 +45,15 @@ def test_unreachable_counts_the_values_the_activation_function_cannot_give(load,
     [
         (torch.nn.Identity(), (-float("inf"), float("inf"))),
         (torch.nn.LeakyReLU(), (-float("inf"), float("inf"))),
-        (torch.tanh, (-1.0, 1.0)),
-        (torch.sigmoid, (0.0, 1.0)),
+        (torch.nn.Tanh(), (-1.0, 1.0)),
+        (torch.nn.Sigmoid(), (0.0, 1.0)),
     ],
 )
-def test_the_bounds_are_those_of_the_function_the_mlp_calls(load, act_fn, bounds):
-    model = load_model(load("gpt2", "bridge").folder, backend="bridge")
-    view(model)._layers[0].act_fn = act_fn
+def test_the_bounds_are_those_of_the_function_the_mlp_calls(act_fn, bounds):
+    network = tiny_model("gpt2")
+    for block in network.transformer.h:
+        block.mlp.act = act_fn
+    model = load_model("gpt2", hf_model=network, tokenizer=tiny_tokenizer(), backend="bridge")
     assert view(model).act_range() == bounds
     bounded = float(bounds[1] == 1.0)
     assert ln.patches.unreachable(model, ln.SetTo(set_at(model, "act"), 1.1)) == bounded

@@ -1,7 +1,5 @@
 """On real text, where the folder of it is present."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,15 +7,12 @@ import langneurons as ln
 from langneurons.corpora import pack
 from langneurons.models import view
 
-TEXT = Path(__file__).parents[3] / "shared" / "data" / "text"
 TOKENS = 20_000
-
-pytestmark = pytest.mark.skipif(not TEXT.is_dir(), reason=f"there is no real text at {TEXT}")
 
 
 @pytest.fixture(scope="module")
-def hindi():
-    return ln.load_corpus(str(TEXT), ["hi"], split="heldout").shuffle(0)
+def hindi(shared_data):
+    return ln.load_corpus(shared_data("text"), ["hi"], split="heldout").shuffle(0)
 
 
 @pytest.fixture(scope="module")

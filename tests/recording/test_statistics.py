@@ -17,7 +17,7 @@ from langneurons.recording.accumulation import FOLDS, Accumulators, Grid
 from langneurons.recording.records import LanguageRecord
 from langneurons.recording.site_values import SiteValues
 from langneurons.recording.statistics import ActivationStats
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 LANGUAGES = ("en", "hi", "ur")
 

@@ -2,10 +2,9 @@ import copy
 
 import pytest
 
-import langneurons as ln
 from langneurons.replication.statistics import published_statistics
 from langneurons.run import ThisProcess
-from tests.planted_model import planted
+from tests.planted.model import planted_model
 
 CONTEXT_LENGTH, BATCH_SIZE = 64, 4
 
@@ -30,18 +29,17 @@ class Backwards(ThisProcess):
 
 @pytest.fixture(scope="package")
 def truth():
-    return planted()
+    return planted_model()
 
 
 @pytest.fixture(scope="package")
 def corpus(truth):
-    return ln.load_corpus(truth.documents)
+    return truth.corpus()
 
 
 @pytest.fixture(scope="package", params=["hooked", "bridge"])
 def model(request, truth):
-    own = copy.deepcopy(truth.model)
-    return ln.load_model("planted", hf_model=own, tokenizer=truth.tokenizer, backend=request.param)
+    return copy.deepcopy(truth).model(request.param)
 
 
 @pytest.fixture(scope="package")

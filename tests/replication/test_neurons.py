@@ -9,7 +9,7 @@ import langneurons as ln
 from langneurons.errors import LangNeuronsWarning, LanguageError, NeuronSetError, PatchError, StatisticsError
 from langneurons.replication.neurons import INTERVENE_BY, act_prob_90p_neurons, lape_neurons, published_patch
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics
-from tests.planted_model import LANGUAGES
+from tests.planted.model import LANGUAGES
 from tests.replication import naive
 
 
@@ -138,12 +138,12 @@ def test_the_patch_writes_what_the_published_hook_writes(model, truth, published
         values = published.values(intervene_by, "hi").values
     else:
         values = torch.full(published.shape, {"zero": 0.0, "neg10": -10.0}[intervene_by])
-    hf_model = copy.deepcopy(truth.model)
+    hf_model = copy.deepcopy(truth.hf_model)
     expected = by_hand(hf_model, tokens, places(neurons, "hi"), values)
     with torch.no_grad(), ln.intervene(model, published_patch(neurons, published, "hi", intervene_by)):
         found = model(tokens)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(expected, truth.model(tokens).logits, atol=1e-3)
+    assert not torch.allclose(expected, truth.hf_model(tokens).logits, atol=1e-3)
 
 
 def test_the_published_values_are_out_of_reach_of_the_activation_function(model, published):

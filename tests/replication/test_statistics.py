@@ -14,7 +14,7 @@ from langneurons.errors import (
 from langneurons.models import view
 from langneurons.replication import statistics
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics, published_statistics
-from tests.planted_model import LAYERS, WIDTH
+from tests.planted.model import LAYERS, WIDTH
 from tests.replication import naive
 from tests.replication.conftest import BATCH_SIZE, CONTEXT_LENGTH, Backwards
 
@@ -28,10 +28,10 @@ def ported(model, corpus, truth):
     def drawn(which):
         return list(statistics._random_batches(chunks, n_batches, BATCH_SIZE, 0, which, "hi"))
 
-    first = naive.act_stat(truth.model, drawn("first"))
+    first = naive.act_stat(truth.hf_model, drawn("first"))
     second = drawn("second")
-    scores = {"act_prob_90p": naive.act_prob(truth.model, second, first["mean_p90_act"])}
-    return first | scores | {"act_prob_zero": naive.act_prob(truth.model, second, 0.0)}
+    scores = {"act_prob_90p": naive.act_prob(truth.hf_model, second, first["mean_p90_act"])}
+    return first | scores | {"act_prob_zero": naive.act_prob(truth.hf_model, second, 0.0)}
 
 
 @pytest.mark.parametrize("name", [name for name in ARRAYS if name.startswith("mean_")])
@@ -63,7 +63,7 @@ def test_chunks_are_the_joined_articles_with_their_special_tokens_and_drop_the_r
 
 
 def test_the_score_is_about_a_tenth_for_every_neuron_whatever_it_responds_to(published, truth):
-    exclusive = {place for place, owner in truth.neurons["exclusive"].items() if owner == "hi"}
+    exclusive = truth.of("hi", ("exclusive",))
     scores = published.values("act_prob_90p", "hi")
     assert {round(float(scores[place]), 1) for place in exclusive} == {0.1}
     assert abs(float(scores.values.median()) - 0.1) < 0.01

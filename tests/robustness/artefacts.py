@@ -21,8 +21,6 @@ from langneurons.analysis.selectivity.decomposition import Decomposition
 from langneurons.analysis.validity.table import Evidence, ValidityTable, validity_table
 from langneurons.cli.measuring import labelled_texts
 from langneurons.corpora import PackedCorpus, pack
-from langneurons.errors import StorageError
-from langneurons.evaluation.measuring import _kept
 from langneurons.models.checkpoints import load_tokenizer
 from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig
 from langneurons.recording.passes import PLAN, RecordingFolder
@@ -32,8 +30,8 @@ from langneurons.study.config import read_config
 from langneurons.tasks.likelihood import read_templates
 from langneurons.tasks.xquad import read_prompts
 from langneurons.training.resuming import RunFolder
+from tests.planted.transfer import simulated
 from tests.tiny_models import tiny_config, tiny_model, tiny_tokenizer
-from tests.training.simulated_transfer import simulated
 from tests.training.small import pairs
 from tests.views.report import made_up
 
@@ -271,12 +269,6 @@ def _read_pth(folder: Path) -> Any:
     return ln.NeuronSet.from_rucaibox(folder / "mask.pth", ["en", "hi"], shape=(2, 48)).members
 
 
-def _read_rows(folder: Path) -> Any:
-    if (rows := _kept(folder / "r.parquet")) is None:
-        raise StorageError("The rows are not whole, and measured again.")
-    return rows
-
-
 def _make_neuron_table(folder: Path) -> None:
     storage.write_table(folder / "neurons.parquet", made_up.neuron_set().to_dataframe())
 
@@ -342,7 +334,10 @@ ARTEFACTS: dict[str, Artefact] = {
     "packed corpus": Artefact(_make_packed, _read_packed),
     "half a recording": Artefact(_make_recording, _read_recording),
     "half a fine-tuning": Artefact(_make_finetuning, _read_finetuning),
-    "kept rows": Artefact(lambda f: storage.write_table(f / "r.parquet", TABLE, sidecar=True), _read_rows),
+    "kept rows": Artefact(
+        lambda f: storage.write_table(f / "r.parquet", TABLE, sidecar=True),
+        lambda f: storage.read_table(f / "r.parquet"),
+    ),
     "texts, txt": Artefact(lambda f: _make_texts(f, "txt"), _read_texts, plain=True, share=0.5),
     "texts, jsonl": Artefact(lambda f: _make_texts(f, "jsonl"), _read_texts, plain=True, share=0.5),
     "texts, parquet": Artefact(lambda f: _make_texts(f, "parquet"), _read_texts, plain=True, share=0.5),

@@ -17,9 +17,8 @@ from langneurons.tasks.heads import ClassificationHead
 from langneurons.tasks.likelihood import LABELS, Template
 from langneurons.tasks.task import Task
 from langneurons.tasks.xnli import XNLI, cross_validated_accuracy, label_references
-from tests.evaluation.planted_classifier import DAMAGED, LANGUAGES, planted_classifier
+from tests.planted.classifier import DAMAGED, LANGUAGES, planted_classifier
 
-REAL = Path(__file__).parents[4] / "shared" / "data" / "xnli"
 SCORES = [f"score_{label}" for label in LABELS]
 
 
@@ -39,10 +38,8 @@ def task(request, planted) -> XNLI:
 
 
 @pytest.fixture
-def real() -> Path:
-    if not REAL.exists():
-        pytest.skip("the files of XNLI are not here")
-    return REAL
+def real(shared_data) -> Path:
+    return shared_data("xnli")
 
 
 def table(premises: int = 4, language: str = "en") -> pd.DataFrame:

@@ -17,7 +17,6 @@ from langneurons.tasks.task import Task
 from langneurons.tasks.xquad import XQuAD, read_prompts
 from tests.tiny_models import save_tiny
 
-REAL = Path(__file__).parents[4] / "shared" / "data" / "xquad"
 HUB = Features(
     {
         "id": Value("string"),
@@ -44,10 +43,8 @@ def tiny(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real():
-    if not REAL.is_dir():
-        pytest.skip("XQuAD is not beside this checkout")
-    return XQuAD.load(REAL)
+def real(shared_data):
+    return XQuAD.load(shared_data("xquad"))
 
 
 def words(language: str, *numbers: int, n: int = 12) -> str:
@@ -435,10 +432,11 @@ def test_the_reference_is_the_f1_of_the_other_answers_of_the_paragraph(tmp_path)
 # ---- real data ----
 
 
-def test_real_xquad_is_whole_and_its_articles_are_found_without_titles(real, tmp_path):
+def test_real_xquad_is_whole_and_its_articles_are_found_without_titles(real, shared_data, tmp_path):
     assert {len(table) for table in real.items.values()} == {1190}
     assert real.items["en"]["cluster"].nunique() == 48
-    content = {name: json.loads((REAL / f"xquad.{name}.json").read_text("utf-8")) for name in ("zh", "hi")}
+    folder = shared_data("xquad")
+    content = {name: json.loads((folder / f"xquad.{name}.json").read_text("utf-8")) for name in ("zh", "hi")}
     hub = XQuAD.load(write_hub(tmp_path, content))
     assert hub.items["zh"]["cluster"].nunique() == 48
     assert real.items["zh"]["cluster"].groupby(hub.items["zh"]["cluster"]).nunique().eq(1).all()

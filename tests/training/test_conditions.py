@@ -10,7 +10,7 @@ import langneurons as ln
 from langneurons.errors import LanguageError, NeuronSetError, TrainingError
 from langneurons.settings import CONDITIONS
 from langneurons.training.conditions import POSSIBLE, conditions
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 SHAPE = (3, 40)
 

@@ -10,7 +10,7 @@ import langneurons as ln
 from langneurons.effects.placement import placed
 from langneurons.errors import CorruptArtefactError, EffectError
 from langneurons.training.transfer_table import Transfer
-from tests.training.simulated_transfer import simulated
+from tests.planted.transfer import simulated
 
 PLANTED = {"none": 0.0, "source": 0.0, "target": 0.12, "source+target": -0.12, "random": 0.0, "all": 0.05}
 

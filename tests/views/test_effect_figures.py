@@ -9,7 +9,7 @@ import langneurons as ln
 from langneurons.errors import EffectError, LangNeuronsWarning
 from langneurons.storage.result import Result
 from langneurons.views.plot import FIGURES
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 
 def rows(change, seed=0):

@@ -6,7 +6,7 @@ import langneurons as ln
 from langneurons.errors import NeuronSetError, StatisticsError
 from langneurons.identification import NeuronSet
 from langneurons.views import plot
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from langneurons.analysis.selectivity.decomposition import Decomposition, Moment
 from langneurons.analysis.selectivity.result import VERDICTS, Polysemanticity
 from langneurons.analysis.validity import Evidence, validity_table
 from langneurons.views.plot import FIGURES
-from tests.training.simulated_transfer import simulated
+from tests.planted.transfer import simulated
 from tests.views.report import made_up
 
 

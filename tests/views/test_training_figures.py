@@ -5,7 +5,7 @@ import pytest
 import langneurons as ln
 from langneurons.errors import LangNeuronsWarning, TrainingError
 from langneurons.views.plot import FIGURES
-from tests.training.simulated_transfer import simulated
+from tests.planted.transfer import simulated
 
 
 def history(steps=40, every=10):

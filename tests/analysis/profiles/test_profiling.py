@@ -22,23 +22,23 @@ from langneurons.errors import (
 )
 from langneurons.models import view
 from tests.analysis.ablation_models import texts, tiny
-from tests.planted_model import planted
+from tests.planted.model import planted_model
 from tests.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
 def truth():
-    return planted(documents=40)
+    return planted_model(documents=40)
 
 
 @pytest.fixture(scope="module")
 def model(truth):
-    return ln.load_model("planted", hf_model=truth.model, tokenizer=truth.tokenizer)
+    return truth.model()
 
 
 @pytest.fixture(scope="module")
 def corpus(truth):
-    return ln.load_corpus(truth.documents)
+    return truth.corpus()
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,7 @@ def stats(model, corpus):
 
 @pytest.fixture(scope="module")
 def neurons(truth, model):
-    chosen = {language: sorted(truth.truth(language, ("exclusive",))) for language in ("en", "hi")}
-    return ln.NeuronSet.of(chosen, (2, 160), "act", view(model).fingerprint)
+    return truth.exclusive(model, ("en", "hi"))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from langneurons.errors import (
 )
 from langneurons.models import view
 from langneurons.settings import Run
-from tests.analysis.selectivity.planted_carriers import KINDS, LAYERS, WIDTH, planted_carriers
+from tests.planted.carriers import KINDS, LAYERS, WIDTH, planted_carriers
 from tests.training.lora_models import fresh
 
 QUIET = Run(progress=False)

@@ -5,7 +5,7 @@ import torch
 import langneurons as ln
 from langneurons.errors import LanguageError, NeuronSetError
 from langneurons.views.explorer.pages import ranked, response
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 LANGUAGES = ("en", "hi", "ur")
 SHARES = torch.tensor([[[0.1, 0.5, 0.2]], [[0.4, 0.6, 0.9]], [[0.2, 0.1, 0.3]]])

@@ -11,7 +11,7 @@ from langneurons.effects.table import EffectTable
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.report import Findings
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 HOSTILE = "<script>alert(1)</script>"
 PIECES = {

@@ -12,7 +12,7 @@ SOURCE, TARGETS = "en", ("hi", "zh")
 
 
 def simulated(
-    planted: Mapping[str, float],
+    shifts: Mapping[str, float],
     seed: int = 0,
     seeds: int = 6,
     clusters: int = 60,
@@ -25,23 +25,23 @@ def simulated(
     """Make a transfer experiment whose conditions shift the mean score of every item by what was planted.
 
     Args:
-        planted: Condition -> true change of the score, in every language.
-        seed: Of the simulation.
+        shifts: Condition -> the true change of the score, in every language.
+        seed: Seed of the simulation.
         seeds: Training seeds.
         clusters: Clusters of three items.
-        draws: Random draws a seed.
-        patches: Patch -> true change of every trained model's score.
+        draws: Random draws per seed.
+        patches: Patch -> the true change of every trained model's score.
         level: The mean score without any change.
         noise: SD of what a training seed, a cluster (the same in every training of a condition) and a single item of a
             single training add.
-        resamples: Of the effects.
+        resamples: Resamples of each effect.
     """
     generator = np.random.default_rng(seed)
     item = np.arange(3 * clusters)
     easy = {name: generator.normal(level, 0.15, len(item)) for name in (SOURCE, *TARGETS)}
     seed_sd, cluster_sd, row_sd = noise
     parts, trainings = [], []
-    for condition, shift in planted.items():
+    for condition, shift in shifts.items():
         for target in TARGETS if needs_target(condition) else [""]:
             liking = {name: generator.normal(0, cluster_sd, clusters)[item // 3] for name in easy}
             for number in range(seeds):

@@ -3,7 +3,7 @@
 import torch
 
 import langneurons as ln
-from tests.planted_statistics import statistics_from
+from tests.planted.statistics import statistics_from
 
 LABELS = ("en", "hi", "ur", "zh")
 LAYERS, WIDTH = 2, 150
@@ -19,7 +19,7 @@ def recording(kind: str, seed: int = 0) -> ln.ActivationStats:
     Args:
         kind: "real": a label is a language, topics are mixed; "shuffled": labels mean nothing; "source": all documents
             are in one language, topics are mixed; "topic": all are in one language, a label is a topic.
-        seed: Of documents and activations.
+        seed: Seed for documents and activations.
     """
     random = torch.Generator().manual_seed(seed)
     base = torch.rand(LAYERS, WIDTH, generator=torch.Generator().manual_seed(7)) * 0.5 + 0.1

@@ -1,0 +1,77 @@
+"""The truth of ``louder_language_neurons`` is as documented."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from langneurons.effects.estimation import effect
+from langneurons.effects.placement import placed
+from langneurons.identification.neurons import NeuronSet
+from tests.planted.statistics import COST, LOUDER, louder_language_neurons
+
+louder = functools.cache(louder_language_neurons)
+
+
+def test_language_neurons_fire_in_their_language_and_write_several_times_what_most_neurons_write():
+    truth = louder()
+    shares = truth.stats.probability()
+    for place, language in enumerate(LOUDER):
+        own = truth.neurons.mask(language)
+        assert own.sum(1).tolist() == [3] * 4
+        assert float(shares[place][own].min()) > 0.15
+        assert float(shares[torch.arange(3) != place][:, own].max()) < 0.15
+        writes = truth.writes(language)
+        assert 3.5 < float(writes[own].min() / writes.median()) < float(writes[own].max() / writes.median()) < 9
+        others = truth.neurons.mask() & ~own
+        assert float(writes[others].median() / writes.median()) < 2
+
+
+def test_there_are_as_many_loud_neurons_of_no_language_as_asked_for_and_some_write_as_much_as_any_language_neuron():
+    truth = louder()
+    loud = truth.loud.mask()
+    assert loud.sum(1).tolist() == [40] * 4
+    assert not bool((loud & truth.neurons.mask()).any())
+    for language in LOUDER:
+        writes = truth.writes(language)
+        for layer, neuron in truth.neurons[language].indices().tolist():
+            near = (writes[layer] / writes[layer, neuron]).log().abs() < 0.2
+            assert int((near & loud[layer]).sum()) >= 4
+
+
+def test_zeroing_costs_what_is_written_whoever_writes_it():
+    truth = louder()
+    for language in LOUDER:
+        writes, baseline = truth.writes(language), truth.losses(language)
+        for neurons in (truth.neurons[language], truth.loud):
+            cost = effect(truth.losses(language, neurons), baseline, resamples=200).estimate
+            assert cost / float(writes[neurons.mask()].sum()) == pytest.approx(COST, rel=0.2)
+
+
+def test_a_set_is_one_more_draw_of_neurons_that_write_as_much_and_none_of_its_magnitude_deciles():
+    rejected = {"alike": [], "decile": []}
+    for seed in range(12):
+        truth = louder(seed)
+        deciles = [truth.neurons.matched_control(truth.stats, draw, exclude=truth.neurons) for draw in range(19)]
+        random = np.random.default_rng(seed)
+        for language in LOUDER:
+            cost = truth.changes[language].mean(0)
+            value = float(cost[truth.neurons.mask(language)].sum())
+            alike = [as_loud(truth, language, random) for _ in range(19)]
+            for kind, draws in (("alike", alike), ("decile", [draw[language] for draw in deciles])):
+                placement = placed(value, [float(cost[neurons.mask()].sum()) for neurons in draws])
+                rejected[kind].append(placement.p <= 0.05)
+    assert np.mean(rejected["decile"]) > 0.5
+    assert np.mean(rejected["alike"]) < 0.15
+
+
+def as_loud(truth, language, random) -> NeuronSet:
+    """As many loud neurons as the language has in every layer."""
+    loud, counts = truth.loud.per_layer(), truth.neurons.counts().loc[language]
+    drawn = [
+        (layer, int(unit))
+        for layer, units in loud.items()
+        for unit in random.permutation(units.tolist())[: counts[layer]]
+    ]
+    return NeuronSet.of({language: drawn}, truth.stats.shape, "act")
