@@ -13,9 +13,8 @@ __version__ = "0.2.0"
 _public_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 # Rooms that can be reached, but are not among the names that are shown.
-_ROOMS = (
-    "analysis babel cli corpora errors evaluation models patches recording run storage study training views".split()
-)
+_ROOMS = {"analysis", "babel", "cli", "corpora", "errors", "evaluation", "models", "patches", "recording", "run"}
+_ROOMS |= {"storage", "study", "training", "views"}
 __all__[:] = [name for name in __all__ if name not in _ROOMS]
 
 # Names of version 0.1.0 that are reached through their rooms; they go on working until 1.0.

@@ -281,14 +281,13 @@ def _batch_statistics(z: Float[Tensor, "token neuron"]) -> Float[Tensor, "statis
 
 
 def _summed(
-    model_view: ModelView, batches: Iterable[Tensor], number: int, of_tokens: Callable[[int, Tensor], Tensor]
+    model_view: ModelView, batches: tqdm, number: int, of_tokens: Callable[[int, Tensor], Tensor]
 ) -> Float[Tensor, "statistic layer neuron"]:
     """Sum statistics of z, which a function computes of a layer and its tokens, over batches."""
     sums = torch.zeros(number, model_view.n_layers, model_view.width("pre"), dtype=torch.float64)
 
     def read(layer: int, z: Tensor) -> None:
-        tokens = rearrange(z, "row position neuron -> (row position) neuron").float()
-        sums[:, layer] += of_tokens(layer, tokens).cpu()
+        sums[:, layer] += of_tokens(layer, rearrange(z, "row position neuron -> (row position) neuron").float()).cpu()
 
     with model_view.reading({"pre": read}):
         for tokens in batches:

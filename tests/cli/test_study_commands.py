@@ -59,7 +59,10 @@ def test_what_is_wrong_is_said_in_a_line(file, tmp_path, monkeypatch, capsys):
             "A value is a number, mean, or a percentile from p0 to p100, not 'meen'.",
         ),
         (('source = "babel"', ""), "text.source is missing"),
-        (("[patches.zero]", "[patches.zero.also]\nfr = 0\n[patches.zero]"), "did you mean"),
+        (
+            ("[patches.zero]", "[patches.zero.also]\nfr = 0\n[patches.zero]"),
+            "Unknown language in patches.zero.also 'fr'",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_before_anything_heavy_is_imported(file, tmp_path, changes, sentence):
