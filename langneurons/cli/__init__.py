@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NoReturn, TextIO, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, cast, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -253,17 +253,12 @@ def main() -> None:
 
 
 def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    message: Warning | str, category: type, filename: str, lineno: int, file: object = None, line: object = None
 ) -> None:
     """Print our own warnings as a sentence, others as Python does."""
     ours = issubclass(category, LangNeuronsWarning)
-    text = f"langneurons: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
-    (file or sys.stderr).write(text)
+    said = f"langneurons: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno)
+    sys.stderr.write(said)
 
 
 def _say(message: str) -> None:

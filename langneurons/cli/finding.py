@@ -12,7 +12,7 @@ from langneurons.cli import command
 from langneurons.errors import LangNeuronsError, NeuronSetError, PatchError, StatisticsError, StudyError
 from langneurons.settings import Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
 from langneurons.study.tables import ModelOptions, PatchPart
-from langneurons.study.wording import METHODS, make_method, options_of, parsed
+from langneurons.study.wording import METHODS, PUBLISHED_METHODS, make_method, options_of, parsed
 
 if TYPE_CHECKING:
     import torch
@@ -157,8 +157,10 @@ def method_of(name: str, options: Sequence[str]) -> "ln.identification.Method":
         options: Texts such as ``"top=0.01"``.
 
     Raises:
-        StatisticsError: If an option is no ``field=value``, or the method does not take it.
+        StatisticsError: If an option is no ``field=value``, the method does not take it, or only a study can use it.
     """
+    if name in PUBLISHED_METHODS:
+        raise StatisticsError(f"{name} reads published statistics, which only a study computes.")
     values = {}
     for option in options:
         key, equals, text = option.partition("=")
@@ -205,14 +207,8 @@ def identify(
     neurons = method_of(method, option or []).identify(stats)
     path = neurons.save(out or statistics / f"neurons.{method}.json")
     layers = neurons.counts()
-    table = pd.DataFrame(
-        {
-            "language": neurons.languages,
-            "neurons": [len(neurons[language]) for language in neurons.languages],
-            "most in layer": [int(layers.loc[language].to_numpy().argmax()) for language in neurons.languages],
-        }
-    )
-    print(table.to_string(index=False))
+    table = pd.DataFrame({"language": layers.index, "neurons": layers.sum(axis=1).array})
+    print(table.assign(**{"most in layer": layers.to_numpy().argmax(axis=1)}).to_string(index=False))
     print(f"{len(neurons):,} neurons in all, written to {path}")
 
 

@@ -19,6 +19,7 @@ from langneurons.study.wording import language_patches, parsed, patch_maker
 if TYPE_CHECKING:
     from langneurons.analysis.selectivity.texts import LabelledTexts
 
+OLD_TASKS = {"--xnli": "--task xnli=", "--xquad": "--task xquad="}  # options of 0.1.0
 SCREENED = 200  # neurons that a screen is checked on
 
 TaskSource = Annotated[str, typer.Argument(help="A folder of the task's files, the hub's name, or babel.")]
@@ -144,14 +145,7 @@ def perplexity_matrix(
     keep(matrix, run, "matrix")
 
 
-@command(
-    old={
-        "--xnli": "--task xnli=",
-        "--xquad": "--task xquad=",
-        "--prompts": "--task generation=",
-        "--source": "--beginnings",
-    }
-)
+@command(old=OLD_TASKS | {"--prompts": "--task generation=", "--source": "--beginnings"})
 def evaluate(
     model: Model,
     task: Tasks = None,
@@ -234,7 +228,7 @@ def ablate(
     keep(ablation, run, "ablation")
 
 
-@command(old={"--xnli": "--task xnli=", "--xquad": "--task xquad=", "--items": "--max-items"}, required=("out",))
+@command(old=OLD_TASKS | {"--items": "--max-items"}, required=("out",))
 def polysemanticity(
     model: Model,
     neurons: Annotated[Path, typer.Argument(help="A file that identify wrote.")],

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack, cast
 
@@ -256,28 +257,16 @@ class PadPositionHead:
         return replace(linear, position="padding", positions=positions)
 
     @staticmethod
-    def fit(
-        model: torch.nn.Module,
-        task: LabelledPairs,
-        languages: Iterable[str] | None = None,
-        batch_size: int = 8,
-        penalty: float = 10.0,
-        positions: int = POSITIONS,
-    ) -> ClassificationHead:
+    def fit(*arguments: object, **options: object) -> ClassificationHead:
         """Fit a head that reads the padding, see ``ClassificationHead.fit``.
 
         Args:
-            model: A model returned by ``load_model``.
-            task: Labelled pairs of texts.
-            languages: Languages to fit on; by default all.
-            batch_size: Pairs per forward pass.
-            penalty: Strength of the L2 penalty.
-            positions: Tokens to which texts are padded, or cut.
+            arguments: Arguments of ``ClassificationHead.fit``.
+            options: Options of ``ClassificationHead.fit``.
         """
         _warn_renamed()
-        return ClassificationHead.fit(
-            model, task, languages, batch_size, penalty, position="padding", positions=positions
-        )
+        fit = partial(ClassificationHead.fit, position="padding")
+        return fit(*arguments, **options)  # pyright: ignore[reportArgumentType]
 
 
 def _warn_renamed() -> None:

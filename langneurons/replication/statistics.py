@@ -21,7 +21,7 @@ from langneurons.errors import CorpusError, LanguageError, StatisticsError, unkn
 from langneurons.models import ModelView, view
 from langneurons.recording.site_values import SiteValues
 from langneurons.run import chosen_executor
-from langneurons.settings import Recording, Run, RunOptions, with_options
+from langneurons.settings import Recording, RecordingOptions, Run, with_options
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.result import Result
 from langneurons.tasks.batching import scoring
@@ -114,13 +114,6 @@ class PublishedStatistics(Result, kind="published-statistics"):
 ARRAYS = tuple(field.name for field in fields(PublishedStatistics) if field.name.startswith(("mean_", "act_")))
 
 
-class PublishedOptions(RunOptions, total=False):
-    """Single options of ``Recording`` and ``Run`` that the published statistics read."""
-
-    tokens_per_language: int | None
-    context_length: int
-
-
 def published_statistics(
     model: torch.nn.Module,
     corpus: Corpus,
@@ -129,7 +122,7 @@ def published_statistics(
     seed: int = 0,
     recording: Recording = Recording(),
     run: Run = Run(),
-    **options: Unpack[PublishedOptions],
+    **options: Unpack[RecordingOptions],
 ) -> PublishedStatistics:
     """Compute the activation statistics of Mondal et al. 2025 as their code does.
 

@@ -30,7 +30,7 @@ from langneurons.study.stages.tasks import TasksStage
 from langneurons.study.stages.training import FinetuneStage, TransferStage
 from langneurons.study.stages.validity import NullsStage, ValidityStage
 from langneurons.study.tables import Name, Part, StudyConfig, python_only
-from langneurons.study.wording import check_method, patch_of
+from langneurons.study.wording import make_method, patch_of
 
 CONFIG = "study.toml"  # in the directory of a run
 
@@ -62,6 +62,8 @@ def _table_of(stage: Stage) -> tuple[object, object]:
 
 _TABLES: dict[str, Any] = {stage.table: _table_of(stage) for stage in STAGES if stage.table}
 _Complete = create_model("StudyConfig", __base__=StudyConfig, **_TABLES)
+# Tables that hold several tables by name.
+SEVERAL = {name for name, field in _Complete.model_fields.items() if get_origin(field.annotation) is dict}
 
 
 def read_config(path: str | Path) -> StudyConfig:
@@ -138,7 +140,7 @@ def _mistakes(config: StudyConfig) -> Iterator[str]:
         for value in patch.values:
             patch_of(value)
     for method in config.methods.values():
-        check_method(method.method, method.options)
+        make_method(method.method, method.options)
 
 
 def _seeded(value: object, seed: int, where: str = "") -> Any:
@@ -184,7 +186,7 @@ def _tables_in(content: Mapping[str, object]) -> Iterator[tuple[str, dict[str, A
     for name, part in _parts_in(_Complete).items():
         table = content.get(name)
         if isinstance(table, dict):
-            tables = {f"{name}.{key}": inner for key, inner in table.items()} if _several(name) else {name: table}
+            tables = {f"{name}.{key}": inner for key, inner in table.items()} if name in SEVERAL else {name: table}
             yield from ((where, inner, part) for where, inner in tables.items() if isinstance(inner, dict))
 
 
@@ -209,11 +211,6 @@ def _class_in(annotation: object) -> type[Part | Settings] | None:
     if isinstance(annotation, type) and issubclass(annotation, Part | Settings):
         return annotation
     return next(filter(None, map(_class_in, get_args(annotation))), None)
-
-
-def _several(name: str) -> bool:
-    """Whether a table of the file holds several tables by name."""
-    return get_origin(_Complete.model_fields[name].annotation) is dict
 
 
 def _problem(error: ErrorDetails) -> tuple[str, str]:
@@ -243,7 +240,7 @@ def _classes_at(places: list[str]) -> dict[int, type[Part | Settings]]:
     part, depth = _Complete, 0
     classes: dict[int, type[Part | Settings]] = {depth: part}
     while depth < len(places) and (inner := _parts_in(part).get(places[depth])) is not None:
-        depth += 2 if part is _Complete and _several(places[depth]) else 1
+        depth += 2 if part is _Complete and places[depth] in SEVERAL else 1
         classes[depth] = part = inner
     return classes
 

@@ -3,7 +3,7 @@
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -290,17 +290,9 @@ def _difference(mine: Step, here: RunFolder, theirs: Step, there: RunFolder) -> 
         if not (here.is_done(mine) and there.is_done(theirs)):
             return "not done"
         return "same" if here.files(mine) == there.files(theirs) else "other files"
-    own, other = _flat(mine.settings), _flat(theirs.settings)
+    own, other = (pd.json_normalize(dict(step.settings)).to_dict("records")[0] for step in (mine, theirs))
     names = [name for name in sorted({*own, *other}) if own.get(name) != other.get(name)]
     return "; ".join(f"{name}: {own.get(name)!r} and {other.get(name)!r}" for name in names) or "inputs"
-
-
-def _flat(settings: Mapping[str, object], place: str = "") -> dict[str, object]:
-    """Nested settings by their place, such as ``training.steps``."""
-    flat: dict[str, object] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {f"{place}{name}": value}
-    return flat
 
 
 def _operations_per_second() -> float:

@@ -1,8 +1,9 @@
 """What a user writes, in a study or at the command line, made into methods, patches and values."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args
 
@@ -126,47 +127,14 @@ def language_patches(
     return {name: of_language(patch) for name, patch in patches.items()}
 
 
-def make_method(name: str, options: Mapping[str, object]) -> "ln.identification.Method":
-    """Build a method from its name and options.
+def make_method(name: str, options: Mapping[str, object]) -> Any:
+    """Build a method from its name and options; a published one is a function of published statistics and languages.
 
     Raises:
         StatisticsError: If the method or an option is unknown, or a value is of the wrong kind.
     """
-    if name in PUBLISHED_METHODS:
-        raise StatisticsError(f"{name} reads published statistics, which only a study computes.")
-    return _method(name)(**_checked_options(name, options))
-
-
-def check_method(name: str, options: Mapping[str, object]) -> None:
-    """Check a method of a study, a published one too.
-
-    Raises:
-        StatisticsError: If the method or an option is unknown, or a value is of the wrong kind.
-    """
-    if name in PUBLISHED_METHODS:
-        _checked_options(name, options)
-    else:
-        make_method(name, options)
-
-
-def published_neurons(
-    name: str, options: Mapping[str, object], published: "PublishedStatistics", languages: Sequence[str]
-) -> "ln.NeuronSet":
-    """Find neurons by a published method.
-
-    Args:
-        name: One of ``PUBLISHED_METHODS``.
-        options: Options of the method.
-        published: The published statistics.
-        languages: The language set.
-
-    Raises:
-        StatisticsError: If the method or an option is unknown, or a value is of the wrong kind.
-        LanguageError: If the statistics lack a language.
-    """
-    find = _method(name)
-    competing = {"languages": languages} if "languages" in inspect.signature(find).parameters else {}
-    return find(published, **competing, **_checked_options(name, options)).select(languages)
+    checked = _checked_options(name, options)
+    return partial(_method(name), **checked) if name in PUBLISHED_METHODS else _method(name)(**checked)
 
 
 def options_of(name: str) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """What steps read and where they work: models, text, tasks, and the results of earlier steps; each is loaded once."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -119,10 +118,6 @@ class Work:
         """What was trained in the fine-tuning of a name."""
         trained = step.input("finetune", name)
         return self.once(("tuned", trained.key), lambda: cast("Finetuned", ln.load(self.result(trained))))
-
-    def attached(self, step: Step, name: str | None) -> AbstractContextManager[None]:
-        """The model with a fine-tuning attached inside a block; as it is, where there is none."""
-        return nullcontext() if name is None else self.tuned(step, name).attach(self.model(step))
 
     def once(self, key: tuple, make: Callable[[], Loaded]) -> Loaded:
         """Load something when it is first asked for.

@@ -1,6 +1,7 @@
 """Protocols: a task in the protocol of Mondal et al. 2025 and in the sound one, under the same patches."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 from pydantic import Field
 
@@ -59,7 +60,7 @@ class ProtocolsStage(
         table = work.config.tables("tasks")[part.task]
         task, model, head = task_of(table, step, work), work.model(step), None
         if not task.generates:
-            with work.attached(step, table.tuned):
+            with nullcontext() if table.tuned is None else work.tuned(step, table.tuned).attach(model):
                 head = ln.tasks.ClassificationHead.fit(
                     model,
                     head_items(table, part.head_items, work),

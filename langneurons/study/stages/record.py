@@ -8,7 +8,7 @@ import langneurons as ln
 from langneurons.settings import Count, Recording
 from langneurons.study.stages import Plan, Stage, Step, Units, keyed
 from langneurons.study.tables import MethodPart, Part, StudyConfig
-from langneurons.study.wording import make_method, published_neurons
+from langneurons.study.wording import make_method
 from langneurons.study.work import Work
 
 BYTES_PER_NEURON = 800  # of one language's statistics at a site, at most
@@ -112,13 +112,13 @@ class IdentifyStage(Stage[MethodPart], name="identify", section="neurons"):
 
     def run(self, step: Step, part: MethodPart, work: Work) -> None:
         """Identify neurons in recorded or published statistics."""
-        languages = step.settings["languages"]
+        languages, method = step.settings["languages"], make_method(part.method, part.options)
         if (published := work.published(step)) is not None:
-            neurons = published_neurons(part.method, part.options, published, languages)
+            neurons = method(published, languages=languages)
         else:
             stats = work.statistics(step.input("record"))
             stats = stats if part.site is None else stats.at(part.site)
-            neurons = make_method(part.method, part.options).identify(stats.select(languages))
+            neurons = method.identify(stats.select(languages))
         neurons.save(work.result(step) / "neurons.json")
 
 
