@@ -17,7 +17,7 @@ from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import language_patches, parsed, patch_maker
 
 if TYPE_CHECKING:
-    from langneurons.analysis.selectivity.texts import LabelledTexts
+    from langneurons.analysis.texts import LabelledTexts
 
 SCREENED = 200  # neurons that a screen is checked on
 
@@ -409,7 +409,7 @@ def labelled_texts(path: Path) -> "LabelledTexts":
     Raises:
         TaskError: If there is no such column.
     """
-    from langneurons.analysis.selectivity.texts import LabelledTexts
+    from langneurons.analysis.texts import LabelledTexts
 
     table = storage.read_table(path, foreign=True)
     if "language" not in table.columns:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import langneurons as ln
-from langneurons.analysis.selectivity.texts import LabelledTexts
+from langneurons.analysis.texts import LabelledTexts
 
 LANGUAGES, LABELS = ("en", "fr", "hi"), ("no", "yes")
 SPECIAL, NAME = ("<pad>", "<s>", "</s>", "<unk>"), "Ada"
