@@ -1,8 +1,7 @@
 """Running a model over labelled texts: moments of every neuron, and single texts' values of some neurons."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -171,15 +170,15 @@ def read(
         of_texts = (*texts.labels, repr(sequences), labels.tobytes(), neurons.tobytes())
         key = storage.fingerprint(READING, *of_site, *of_texts)
         paths[language] = None if run.out is None else run.out / "readings" / f"{key}.safetensors"
-        options = {"site": site, "position": position, "neurons": neurons, "batch_size": run.batch_size or BATCH_SIZE}
-        jobs[language] = partial(_run, sequences=sequences, labels=labels, label_count=len(texts.labels), **options)
-    kept = {language: _kept(path) for language, path in paths.items()}
-    to_do = [job for language, job in jobs.items() if kept[language] is None]
-    fresh = chosen_executor(run.executor).map(model, _called, to_do)
+        batch_size = run.batch_size or BATCH_SIZE
+        jobs[language] = _Job(sequences, labels, len(texts.labels), site, position, neurons, batch_size)
+    stored = {language: _kept(path) for language, path in paths.items()}
+    to_do = [job for language, job in jobs.items() if stored[language] is None]
+    fresh = chosen_executor(run.executor).map(model, _run, to_do)
     moments, values = {}, {}
     with tqdm(total=sum(map(len, texts.items.values())), unit="text", disable=not run.progress) as bar:
         for language, path in paths.items():
-            tensors = kept[language]
+            tensors = stored[language]
             if tensors is None:
                 tensors = next(fresh)
                 if path is not None:
@@ -201,22 +200,22 @@ def _kept(path: Path | None) -> dict[str, Tensor] | None:
         return None
 
 
-def _called(model: torch.nn.Module, job: Callable[[torch.nn.Module], dict[str, Tensor]]) -> dict[str, Tensor]:
-    return job(model)
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One language's texts, and how they are read."""
+
+    sequences: Sequence[Tokens]
+    labels: Int[np.ndarray, " text"]
+    label_count: int
+    site: str
+    position: str
+    neurons: Int[np.ndarray, " neuron"]
+    batch_size: int
 
 
-def _run(
-    model: torch.nn.Module,
-    sequences: Sequence[Tokens],
-    labels: Int[np.ndarray, " text"],
-    label_count: int,
-    site: str,
-    position: str,
-    neurons: Int[np.ndarray, " neuron"],
-    batch_size: int,
-) -> dict[str, Tensor]:
+def _run(model: torch.nn.Module, job: _Job) -> dict[str, Tensor]:
     """Read one language: moments of every neuron for each label, and the values of the chosen neurons."""
-    values = np.empty((len(labels), len(neurons)), np.float32)
+    values = np.empty((len(job.labels), len(job.neurons)), np.float32)
     held: dict[int, Tensor] = {}
 
     def keep(layer: int, activations: Tensor) -> None:
@@ -225,18 +224,18 @@ def _run(
             numbers = torch.linalg.vector_norm(numbers, dim=-1)
         held[layer] = torch.einsum("bp,bpn->bn", weights.to(numbers.device), numbers).cpu()
 
-    with scoring(model) as model_view, model_view.reading({site: keep}):
-        layers, width = model_view.shape(site)
-        empty = np.zeros((label_count, layers * width))
-        moments = Moments(np.zeros(label_count, np.int64), empty, empty)
+    with scoring(model) as model_view, model_view.reading({job.site: keep}):
+        layers, width = model_view.shape(job.site)
+        empty = np.zeros((job.label_count, layers * width))
+        moments = Moments(np.zeros(job.label_count, np.int64), empty, empty)
         special = torch.tensor(sorted(_special(model_view)), dtype=torch.int64)
-        for rows, tokens in batches(sequences, batch_size, model_view.context_length):
-            lengths, absent = torch.tensor([len(sequences[row]) for row in rows]), torch.zeros(len(tokens), width)
-            weights = _weights(tokens, lengths, special, position)
+        for rows, tokens in batches(job.sequences, job.batch_size, model_view.context_length):
+            lengths, absent = torch.tensor([len(job.sequences[row]) for row in rows]), torch.zeros(len(tokens), width)
+            weights = _weights(tokens, lengths, special, job.position)
             model_view.forward(tokens, logits=False)
             means = torch.cat([held.pop(layer, absent) for layer in range(layers)], dim=1).numpy()
-            moments = moments + Moments.of(means, labels[rows], label_count)
-            values[rows] = means[:, neurons]
+            moments = moments + Moments.of(means, job.labels[rows], job.label_count)
+            values[rows] = means[:, job.neurons]
     return {name: torch.from_numpy(array) for name, array in {**vars(moments), "values": values}.items()}
 
 
