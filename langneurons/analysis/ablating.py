@@ -32,7 +32,7 @@ EACH = {  # what is ablated -> the key columns of its effects, and what it is ca
 }
 Tables = Mapping[str, pd.DataFrame]  # language -> one row per item, one column per condition
 Conditions = dict[tuple, str]  # values of the key columns -> the condition's column
-Drawn = list[tuple[dict[str, Any], list]]  # key columns of some controls, and their columns
+ControlColumns = list[tuple[dict[str, Any], list]]  # key columns of some controls, and their columns
 EARLIER_OPTIONS = {  # options of version 0.1.0 -> what they are called
     "rows": "batch_size=",
     "order": "each=, which takes the tensor",
@@ -113,9 +113,9 @@ def ablate(
     metrics.check_clusters(measured_metric, model_view, languages)
     runner = Runner(model, measured_metric, ablation_value, languages, run)
     if each == "cumulative":
-        tables, conditions, drawn = _added(runner, neurons, order)
+        tables, conditions, control_columns = _added(runner, neurons, order)
     else:
-        tables, conditions, drawn = (_alone if each == "neuron" else _grouped)(runner, neurons, controls)
+        tables, conditions, control_columns = (_alone if each == "neuron" else _grouped)(runner, neurons, controls)
     effects = {}
     for language in languages:
         table = tables[language]
@@ -125,7 +125,7 @@ def ablate(
         effects |= {(*key, language): effect for key, effect in zip(conditions, judged, strict=True)}
     control_effects = [
         pd.DataFrame({**about, "language": language, "effect": _changes(runner, tables[language], columns)})
-        for about, columns in drawn
+        for about, columns in control_columns
         for language in languages
     ]
     keys, called = EACH[each]
@@ -171,36 +171,36 @@ def _check(neurons: NeuronSet, each: str, order: Tensor | None, controls: Contro
         )
 
 
-def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, Drawn]:
+def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, ControlColumns]:
     single_controls, width = neurons.single_controls(controls), neurons.shape[1]
     conditions: Conditions = {
         (label, layer, unit): str(layer * width + unit)
         for label in neurons.languages
         for layer, unit in neurons[label].indices().tolist()
     }
-    drawn: Drawn = [
+    control_columns: ControlColumns = [
         ({"label": label, "layer": flat // width, "neuron": flat % width}, flat.tolist())
         for label, flat in single_controls.members.items()
     ]
-    return runner.alone(united([neurons, single_controls])), conditions, drawn
+    return runner.alone(united([neurons, single_controls])), conditions, control_columns
 
 
-def _grouped(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, Drawn]:
+def _grouped(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, ControlColumns]:
     draws = [neurons.matched_control(controls, draw) for draw in range(controls.draws)]
     # The first word tells what a column is, whatever labels are called.
     sets = {f"set {label}": neurons[label] for label in neurons.languages}
     conditions: Conditions = {(label, len(neurons[label])): f"set {label}" for label in neurons.languages}
-    drawn: Drawn = []
+    control_columns: ControlColumns = []
     for label in neurons.languages if draws else ():
         columns = [f"control {draw} {label}" for draw in range(len(draws))]
         sets |= {column: draw[label] for column, draw in zip(columns, draws, strict=True)}
-        drawn.append(({"label": label, "draw": range(len(draws))}, columns))
-    return runner.together(sets), conditions, drawn
+        control_columns.append(({"label": label, "draw": range(len(draws))}, columns))
+    return runner.together(sets), conditions, control_columns
 
 
 def _added(
     runner: Runner, neurons: NeuronSet, order: Float[Tensor, "layer neuron"] | None
-) -> tuple[Tables, Conditions, Drawn]:
+) -> tuple[Tables, Conditions, ControlColumns]:
     """Add each label's neurons from the top of an order: the first 1, 2, 4, ... and all of them."""
     singles = runner.alone(united([neurons])) if order is None else {}
     sets, conditions = {}, {}

@@ -106,12 +106,10 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
     def _limits(self) -> str:
         """What could not have been found: too small an effect, or too few neurons for the number of exchanges."""
         share = float(np.median(self.rows["task_detectable"].to_numpy(float)))
-        limits = (
-            f"To be found with 80 % power, a label must explain {100 * share:.2g} % of what language leaves (median "
-            "neuron)."
-            if np.isfinite(share)
-            else "With so few clusters no effect of a label is found with 80 % power (median neuron)."
-        )
+        limits = "With so few clusters no effect of a label is found with 80 % power (median neuron)."
+        if np.isfinite(share):
+            explained = f"{100 * share:.2g} % of what language leaves"
+            limits = f"To be found with 80 % power, a label must explain {explained} (median neuron)."
         largest = max(map(len, self.rows.groupby("language").groups.values()))
         least = np.ceil(TESTS_A_TASK * largest / (SIGNIFICANCE * (1 + self.settings["finest"])))
         if least > 1:

@@ -301,9 +301,8 @@ class Probes:
             for size in fitting:
                 best = order[:size]
                 probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, tol=1e-3))
-                predicted[size][test] = probe.fit(prepared[train][:, best], classes[train]).predict(
-                    prepared[test][:, best]
-                )
+                probe.fit(prepared[train][:, best], classes[train])
+                predicted[size][test] = probe.predict(prepared[test][:, best])
         return {size: float(balanced_accuracy_score(classes, guesses)) for size, guesses in predicted.items()}
 
     def _prepared(

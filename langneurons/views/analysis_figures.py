@@ -68,7 +68,6 @@ def _lines(result: Ablation, rows: pd.DataFrame, languages: list[str], top: int)
     figure = go.Figure()
     for number, language in enumerate(languages):
         part, colour = rows.loc[rows["language"] == language], COLOURS[number % len(COLOURS)]
-        titles = part["name"] + f", measured in {language}<br>"
         figure.add_scatter(
             x=part["effect"],
             y=part["place"],
@@ -76,7 +75,7 @@ def _lines(result: Ablation, rows: pd.DataFrame, languages: list[str], top: int)
             mode="markers",
             name=language,
             marker={"color": colour, "size": 7, "symbol": [SYMBOLS[verdict] for verdict in part["verdict"]]},
-            customdata=titles + _hovers(part),
+            customdata=part["name"] + f", measured in {language}<br>" + _hovers(part),
             hovertemplate="%{customdata}<extra></extra>",
         )
     if result.controls is not None:

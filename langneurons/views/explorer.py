@@ -20,6 +20,7 @@ from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo
 from langneurons.recording.looking import activations
 from langneurons.recording.statistics import ActivationStats
+from langneurons.settings import Profiling
 from langneurons.views.neuron_figures import layer_heatmap
 from langneurons.views.pages import NeuronPage, Results, neuron_page, page_content, rendered
 from langneurons.views.style import FONT
@@ -83,7 +84,8 @@ def explore(
         raise NeuronSetError("The neuron set is empty: there is nothing to explore.")
     check_fits(SetTo(neurons, 0.0), view(model))
     fitting = fitting_statistics(stats, neurons.shape, neurons.site, view(model).fingerprint_at(neurons.site))
-    return Explorer(model, fitting, neurons, corpus, documents, (polysemanticity, ablation), text or "")
+    results = Results(fitting, polysemanticity, ablation, {"this set": neurons})
+    return Explorer(model, fitting, neurons, corpus, documents, results, text or "")
 
 
 class Explorer:
@@ -104,7 +106,7 @@ class Explorer:
         neurons: NeuronSet,
         corpus: Corpus | None,
         documents: int,
-        results: tuple[Polysemanticity | None, Ablation | None],
+        results: Results,
         text: str,
     ) -> None:
         self._model, self._stats, self._neurons, self._corpus = model, stats, neurons, corpus
@@ -229,13 +231,10 @@ class Explorer:
 
     def _page(self, neuron: Neuron) -> NeuronPage:
         model_view, alone = view(self._model), self._alone(neuron)
-        results = Results(self._stats, *self._results, {"this set": self._neurons})
         if self._corpus is not None:
-            documents = self._documents
-            profiles = profile(
-                self._model, alone, self._corpus, self._stats, k=EXAMPLES_SHOWN, documents=documents, progress=False
-            )
-            return neuron_page(profiles, neuron, *results)
+            options = Profiling(k=EXAMPLES_SHOWN, documents=self._documents)
+            profiles = profile(self._model, alone, self._corpus, self._stats, profiling=options, progress=False)
+            return neuron_page(profiles, neuron, *self._results)
         of_model = {"model": model_view.name, "fingerprint": self._stats.fingerprint}
         profiles = Profiles(
             pd.DataFrame(columns=TEXTS),
@@ -244,7 +243,7 @@ class Explorer:
             similar_neurons(model_view, alone, self._stats, SIMILAR),
             {**of_model, "site": alone.site, "gated": model_view.gated, "neurons": [neuron], "languages": []},
         )
-        content = page_content(profiles, neuron, results)
+        content = page_content(profiles, neuron, self._results)
         title = f"Layer {neuron[0]}, neuron {neuron[1]} of {model_view.name}"
         return NeuronPage(neuron, title, rendered(content, brief=True))
 

@@ -48,12 +48,10 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
     )
     figure.update_xaxes(title=names[1] or "language")
     figure.update_yaxes(title=names[0] or "language")
-    sizes = f"{len(neurons):,} neurons" if other is None else f"{len(neurons):,} and {len(columns):,} neurons"
-    title = (
-        "Overlap between the languages' neurons"
-        if other is None
-        else f"Overlap of {names[0] or 'one set'} and {names[1] or 'the other'}, language by language"
-    )
+    sizes, title = f"{len(neurons):,} neurons", "Overlap between the languages' neurons"
+    if other is not None:
+        sizes = f"{len(neurons):,} and {len(columns):,} neurons"
+        title = f"Overlap of {names[0] or 'one set'} and {names[1] or 'the other'}, language by language"
     chance = [_chance(len(mine), len(theirs), neurons.shape) for mine, theirs in pairs]
     random = f"Two random sets of these sizes would have a Jaccard similarity of {_from_to(chance)}." if chance else ""
     height = 140 + 46 * len(jaccard)

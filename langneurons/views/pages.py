@@ -384,7 +384,8 @@ def strips(stats: ActivationStats, neuron: tuple[int, int]) -> Strips | None:
     zero = STEP * BINS * (0 - low) / (high - low) if low <= 0 <= high else None
     paths, quantiles = {}, {}
     for language, (edges, share), height in zip(stats.languages, curves, heights, strict=True):
-        paths[language] = _outline(height / highest)
+        tops = [HEIGHT - round(float(share_of_highest) * (HEIGHT - 1)) for share_of_highest in height / highest]
+        paths[language] = f"M0 {HEIGHT}" + "".join(f"V{top}h{STEP}" for top in tops) + f"V{HEIGHT}z"
         quantiles[language] = np.interp(SHARES, share, edges).tolist()
     return Strips(low, high, zero, paths, quantiles)
 
@@ -395,8 +396,3 @@ def _cumulative(edges: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.n
     rising = np.flatnonzero(np.diff(share) > 0)
     places = [*rising, rising[-1] + 1] if len(rising) else [0, len(share) - 1]
     return edges[places], share[places]
-
-
-def _outline(heights: np.ndarray) -> str:
-    tops = [HEIGHT - round(float(height) * (HEIGHT - 1)) for height in heights]
-    return f"M0 {HEIGHT}" + "".join(f"V{top}h{STEP}" for top in tops) + f"V{HEIGHT}z"

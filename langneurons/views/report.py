@@ -161,15 +161,15 @@ class Section:
     def draw(self, figure: Callable[[], go.Figure], name: str = "") -> None:
         """Add a figure, with a name before its title; where it cannot be drawn, the sentence that says why."""
         try:
-            drawn = figure()
+            content = figure()
         except LangNeuronsError as error:
             self.paragraphs.append(f"No figure: {error}")
             return
-        layout, caption = layout_of(drawn), " ".join(texts_below(drawn))
+        layout, caption = layout_of(content), " ".join(texts_below(content))
         if name:
             layout.title.text = f"{name}: {layout.title.text}"
         title = (layout.title.text or self.title).replace("<br>", " ")
-        text = Markup(str(drawn.to_json()).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
+        text = Markup(str(content.to_json()).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
         anchor = f"figure-{self.anchor}-{len(self.figures) + 1}"
         self.figures.append(Figure(anchor, title, caption, int(layout.height or 400), text))
 
@@ -177,8 +177,8 @@ class Section:
 def sections(findings: Findings) -> Iterator[Section]:
     """Make a section of every kind of result, in the order of a study."""
     if findings.published:
-        about = [*findings.published_about]
-        section = Section("published", "Published", "Published numbers beside measured ones", about)
+        section = Section("published", "Published", "Published numbers beside measured ones")
+        section.paragraphs += findings.published_about
         for number, (heading, table) in enumerate(findings.published.items(), start=1):
             section.add(Table(table), f"published-{number}", heading)
         yield section

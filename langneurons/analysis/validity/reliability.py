@@ -336,5 +336,5 @@ def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
 
 def known_quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
     """Quantiles of what is a number; NaN where nothing is."""
-    known = values[~np.isnan(values)]
-    return np.quantile(known, shares).tolist() if len(known) else [np.nan] * len(shares)
+    numbers = values[~np.isnan(values)]
+    return np.quantile(numbers, shares).tolist() if len(numbers) else [np.nan] * len(shares)
