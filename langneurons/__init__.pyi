@@ -7,9 +7,9 @@ from . import settings as settings
 from . import tasks as tasks
 from .analysis.ablating import ablate as ablate
 from .analysis.comparison import compare_methods as compare_methods
+from .analysis.probing import polysemanticity as polysemanticity
 from .analysis.profiling import profile as profile
 from .analysis.screening import screen as screen
-from .analysis.selectivity.polysemanticity import polysemanticity as polysemanticity
 from .analysis.validity import nulls as nulls
 from .analysis.validity import split_half as split_half
 from .corpora import Corpus as Corpus

@@ -311,7 +311,7 @@ def report(
 ) -> None:
     """Write everything that a folder holds as one HTML file that opens anywhere."""
     from langneurons.study.stages.report import read_folder
-    from langneurons.views.report.findings import provenance
+    from langneurons.views.findings import provenance
 
     findings, left_out = read_folder(folder, question)
     path = ln.write_report(out or folder / "report.html", findings)

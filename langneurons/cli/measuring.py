@@ -17,7 +17,7 @@ from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import language_patches, parsed, patch_maker
 
 if TYPE_CHECKING:
-    from langneurons.analysis.selectivity.texts import LabelledTexts
+    from langneurons.analysis.texts import LabelledTexts
 
 OLD_TASKS = {"--xnli": "--task xnli=", "--xquad": "--task xquad="}  # options of 0.1.0
 SCREENED = 200  # neurons that a screen is checked on
@@ -335,7 +335,7 @@ def labelled_texts(path: Path) -> "LabelledTexts":
     Raises:
         TaskError: If there is no such column.
     """
-    from langneurons.analysis.selectivity.texts import LabelledTexts
+    from langneurons.analysis.texts import LabelledTexts
 
     table = storage.read_table(path, foreign=True)
     if "language" not in table.columns:

@@ -6,7 +6,7 @@ import pandas as pd
 
 import langneurons as ln
 from langneurons.analysis.profiles import clearest_neurons
-from langneurons.views.report.findings import of_matrix
+from langneurons.views.findings import of_matrix
 
 TOP = 0.01
 HELDOUT_TOKENS = 600

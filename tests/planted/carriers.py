@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import langneurons as ln
-from langneurons.analysis.selectivity.texts import LabelledTexts
+from langneurons.analysis.texts import LabelledTexts
 from tests.planted.network import HIDDEN, LAYERS, SPECIAL, PlantedNetwork, directions, embedding, random_llama, set_gate
 from tests.tiny_models import word_tokenizer
 

@@ -60,7 +60,7 @@ class FactorialStage(
 
     def load(self, folder: Path) -> Any:
         """The factorial, not the evaluation that it is saved with."""
-        from langneurons.evaluation.evaluation import Factorial
+        from langneurons.evaluation.results import Factorial
 
         return Factorial.load(folder)
 

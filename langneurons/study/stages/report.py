@@ -10,7 +10,7 @@ import pandas as pd
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.analysis.validity.table import ValidityTable
+from langneurons.analysis.validity.checks import ValidityTable
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, StorageError
 from langneurons.evaluation.results import AT, MEASURED, UNPATCHED, Evaluation, Factorial
@@ -20,7 +20,7 @@ from langneurons.study.tables import Part, StudyConfig
 from langneurons.study.work import Work
 from langneurons.training.conditions import NONE
 from langneurons.training.transfer_table import Transfer
-from langneurons.views.report.findings import of_matrix
+from langneurons.views.findings import of_matrix
 from langneurons.views.style import interval, signed
 
 PAGE = "report.html"
