@@ -11,7 +11,8 @@ import pandas as pd
 from langneurons.effects.estimation import Effect, benjamini_hochberg
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.placement import placement_columns
-from langneurons.effects.table import with_current_names
+from langneurons.effects.resampling import least_p
+from langneurons.effects.table import balance_sentence, with_current_names
 from langneurons.errors import EffectError
 from langneurons.storage import Column, JsonObject, Result, Table
 
@@ -63,8 +64,11 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         """
         values = list(effects.values())
         adjusted = benjamini_hochberg([effect.p for effect in values])
+        tests = max(1, sum(effect.p is not None for effect in values))
         verdict = [effect.judged(float(p)) for effect, p in zip(values, adjusted, strict=True)]
-        columns = pd.DataFrame(map(vars, values)).rename(columns=NAMES).assign(p_adjusted=adjusted, verdict=verdict)
+        columns = pd.DataFrame(map(vars, values)).assign(p_adjusted=adjusted, verdict=verdict)
+        columns["minimal_detectable"] = [effect.detectable_in(tests) for effect in values]
+        columns = columns.rename(columns=NAMES)
         keyed = pd.DataFrame(list(effects), columns=pd.Index(keys))
         rows = pd.concat([keyed, columns[COLUMNS].astype({"p": float})], axis=1)
         rows = rows if controls is None else _placed(rows, controls)
@@ -94,10 +98,12 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
             places = zip(rows["control_position"], rows["control_draws"], rows["control_pool"], strict=True)
             frame["among_controls"] = [_percentile(*place) for place in places]
         unit = "" if self.settings.get("own_unit") else "%" if self.settings["per"] == BASELINE else "points"
-        floor = 1 / (1 + self.settings["resamples"])
+        floor = least_p(self.settings["resamples"])
         columns = {
             "effect": Column(unit=unit, scale=self.scale, signed=True, bounds=("low", "high")),
-            "p_adjusted": Column("p (BH)", digits=2, floor=floor if floor <= self.rows["p"].min() else None),
+            "p_adjusted": Column(
+                "p (BH)", digits=2, floor=floor if floor <= float(np.nanmin(self.rows["p"].to_numpy(float))) else None
+            ),
             "detectable": Column(unit=unit, scale=self.scale, digits=2),
         }
         return Table(frame, columns, caption=self.caption, limit=SHOWN if show is None else max(show, 1))
@@ -123,8 +129,9 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         basis = " Units of resid_post are coordinates: basis-dependent." if settings["site"] == "resid_post" else ""
         return (
             f"{settings['model']}: {settings['metric']} in {self.unit}, {settings['patch']}; {len(self.rows)} effects, "
-            f"p adjusted over all of them; equivalent: within +-{self.scale * settings['margin']:g}; {sizes}; minimal "
-            f"detectable effect (one test) {least:.2g} to {most:.2g}.{basis}"
+            f'p adjusted over all of them; "no effect" and "slightly" mean: within the margin of '
+            f"{self.scale * settings['margin']:g}; {sizes}; minimal detectable effect (in this family) {least:.2g} to "
+            f"{most:.2g}.{basis}{balance_sentence(settings)}"
         )
 
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 import pyarrow.parquet
@@ -195,7 +196,7 @@ def _read(files: list[Path], text_column: str) -> Dataset:
 def _with_known_places(table: Dataset) -> Dataset:
     """Drop ids and sources that some texts lack; a text without document, where others have one, is its own."""
     absent = dict.fromkeys([name for name in PLACES if name in table.column_names], 0)
-    for batch in table.with_format("arrow").iter(10_000):
+    for batch in cast(Iterable[pyarrow.Table], table.with_format("arrow").iter(10_000)):
         absent = {name: count + batch[name].null_count for name, count in absent.items()}
     dropped = [name for name, count in absent.items() if count and (name != "document" or count == len(table))]
     table = table.remove_columns(dropped)

@@ -46,7 +46,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often simulated effects were significant, covered the truth, and were called equivalent.
+    """How often simulated effects were significant, covered the truth, and were shown to lie within the margin.
 
     Attributes:
         simulations: Number of simulated comparisons.
@@ -175,9 +175,11 @@ def observed_differences(rows_after: pd.DataFrame, rows_before: pd.DataFrame, va
         rows_before: Rows of the baseline.
         value: The column compared.
     """
-    sums = [rows.groupby("cluster")[value].sum() for rows in (rows_after, rows_before)]
-    relative = (sums[0] / sums[1] - sums[0].sum() / sums[1].sum()).to_numpy(float)
-    centred = relative - relative.mean()
+    after, before = (
+        np.bincount(pd.factorize(rows["cluster"], sort=True)[0], weights=rows[value].to_numpy(dtype=float))
+        for rows in (rows_after, rows_before)
+    )
+    centred = after / before - (after / before).mean()
     return lambda generator, shape: generator.choice(centred, size=shape)
 
 

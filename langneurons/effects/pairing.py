@@ -97,7 +97,7 @@ def pair(
 
 def _unit(before: pd.DataFrame, resampled: Resampled) -> str:
     """The column whose values are resampled."""
-    sources = before[SOURCE].nunique() if SOURCE in before.columns else 0
+    sources = len(set(before[SOURCE])) if SOURCE in before.columns else 0
     if resampled == "sources" and not sources:
         raise EffectError("Sources cannot be resampled: the rows have no column 'source'.")
     enough = sources >= LEAST_SOURCES and resampled == "auto"

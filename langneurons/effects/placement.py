@@ -166,16 +166,16 @@ def beyond_controls(
         raise EffectError(f"Effects beyond controls need at least two draws of them, given {len(controls)}.")
     changes = np.array([difference(draw, baseline, value, per) for draw in controls]) / write_ratio
     before = baseline.set_index("item")[value].to_numpy(float)
-    drawn = np.stack([draw.set_index("item")[value].reindex(baseline["item"]).to_numpy(float) for draw in controls])
-    as_controls = baseline.assign(**{value: before + (drawn.mean(0) - before) / write_ratio, UNPATCHED: before})
+    of_draws = np.stack([draw.set_index("item")[value].reindex(baseline["item"]).to_numpy(float) for draw in controls])
+    as_controls = baseline.assign(**{value: before + (of_draws.mean(0) - before) / write_ratio, UNPATCHED: before})
     change = effect(patched, as_controls, value, UNPATCHED if per == BASELINE else per, testing=testing)
-    of_draws = float(changes.var(ddof=1)) * (1 + 1 / len(changes))
+    draw_variance = float(changes.var(ddof=1)) * (1 + 1 / len(changes))
     of_documents = change.standard_error**2
-    error = float(np.sqrt(of_documents + of_draws))
+    error = float(np.sqrt(of_documents + draw_variance))
     if error == 0:
         same = change.estimate == 0
         return dict(zip(BEYOND, (change.estimate,) * 3 + (float(same), float(same)), strict=True))
-    degrees = error**4 / (of_documents**2 / change.degrees + of_draws**2 / (len(changes) - 1))
+    degrees = error**4 / (of_documents**2 / change.degrees + draw_variance**2 / (len(changes) - 1))
     reach, inner = (float(stats.t.ppf(share, degrees)) * error for share in ((1 + testing.level) / 2, 1 - SIGNIFICANCE))
     within = abs(change.estimate) + inner <= testing.margin
     p = float(2 * stats.t.sf(abs(change.estimate) / error, degrees))

@@ -211,7 +211,7 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
     @property
     def _unit(self) -> str:
         """What was resampled, in one word; version 0.1.0 knew clusters only."""
-        units = set(self.rows.get("unit", pd.Series(["cluster"])))
+        units = set(self.rows["unit"]) if "unit" in self.rows.columns else {"cluster"}
         return units.pop() if len(units) == 1 else "cluster"
 
     @property
@@ -259,9 +259,10 @@ def balance_sentence(settings: Mapping[str, Any]) -> str:
 
 def dominance(rows: pd.DataFrame) -> str:
     """A sentence where one cluster carries more than a quarter of an effect's weight; else nothing."""
-    if "largest_cluster" not in rows.columns or not (rows["largest_cluster"] > LARGE_SHARE).any():
+    shares = rows["largest_cluster"].to_numpy(float) if "largest_cluster" in rows.columns else np.zeros(1)
+    count, most = int((shares > LARGE_SHARE).sum()), float(shares.max())
+    if not count:
         return ""
-    count, most = int((rows["largest_cluster"] > LARGE_SHARE).sum()), float(rows["largest_cluster"].max())
     return (
         f" In {count} of {len(rows)} effects one cluster carries more than a quarter of the weight, up to {most:.0%}."
     )
@@ -269,9 +270,12 @@ def dominance(rows: pd.DataFrame) -> str:
 
 def draws_needed(rows: pd.DataFrame) -> str:
     """Say how many control draws a family of rank p-values needs, where it has fewer; else nothing."""
-    if not {"control_p", "control_draws"} <= set(rows.columns) or rows["control_draws"].isna().all():
+    if not {"control_p", "control_draws"} <= set(rows.columns):
         return ""
-    tests, draws = int(rows["control_p"].notna().sum()), int(rows["control_draws"].max())
+    draws_of, p = (rows[name].to_numpy(float) for name in ("control_draws", "control_p"))
+    if np.isnan(draws_of).all():
+        return ""
+    tests, draws = int(np.isfinite(p).sum()), int(np.nanmax(draws_of))
     needed = math.ceil(max(tests, 1) / SIGNIFICANCE) - 1
     if draws >= needed:
         return ""

@@ -326,7 +326,10 @@ def loss_effects(
         for condition, rows in conditions.items()
         for language in text.languages
     }
-    losses = {language: float(rows["nll"].sum() / rows["tokens"].sum()) for language, rows in baseline.items()}
+    losses = {
+        language: float(rows["nll"].to_numpy().sum() / rows["tokens"].to_numpy().sum())
+        for language, rows in baseline.items()
+    }
     model_view = view(model)
     family = f"model {model_view.name}, held-out text, nll relative to the unpatched model: {len(effects)} effects"
     about = {"tokens": text.tokens, "text": text.fingerprint, "model": model_view.fingerprint}

@@ -161,7 +161,7 @@ class Candidates:
         """
         assert self.write is not None
         write, free = np.log(self.write + SILENT), np.ones(len(pool), dtype=bool)
-        drawn, owed = [], 0.0
+        places, owed = [], 0.0
         for neuron in generator.permutation(members):
             target = write[neuron] + np.clip(
                 owed / max(self.write[neuron], SILENT), -controls.caliper, controls.caliper
@@ -176,9 +176,9 @@ class Candidates:
             inside = near[free[near] & ~outside[near]]
             place = int(generator.choice(inside)) if len(inside) else int(np.argmin(distance))
             free[place] = False
-            drawn.append(pool[place])
+            places.append(place)
             owed += self.write[neuron] - self.write[pool[place]]
-        return np.array(drawn, dtype=np.int64)
+        return pool[places]
 
     def _of_equal_dose(
         self, members: Int[np.ndarray, " n"], pool: Int[np.ndarray, " candidate"], generator: np.random.Generator
@@ -254,29 +254,28 @@ def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, obj
         ``rows``, the table, and ``sentence``, which says it in words for captions.
     """
     sentence = f"Controls: {controls.draws} draws, matched by {matched_by(controls)}"
-    known = balance.dropna(subset=["write_ratio"])
-    if not known.empty:
-        ratios, apart = known["write_ratio"], known["write_difference"].abs()
-        sentence += f"; they write {ratios.min():.2f} to {ratios.max():.2f} times what the sets write "
-        sentence += f"(log writes differ by up to {apart.max():.2f} SD"
-        active = known["active_difference"].abs().max()
+    rows = balance.dropna(subset=["write_ratio"]).to_dict("records")
+    if rows:
+        ratios, apart = [row["write_ratio"] for row in rows], max(abs(row["write_difference"]) for row in rows)
+        active = max(abs(row["active_difference"]) for row in rows)
+        sentence += f"; they write {min(ratios):.2f} to {max(ratios):.2f} times what the sets write "
+        sentence += f"(log writes differ by up to {apart:.2f} SD"
         sentence += ")" if np.isnan(active) else f", P(active) by up to {active:.2f} SD)"
-        lonely = known["without_candidate"].sum()
+        lonely, total = (sum(int(row[name]) for row in rows) for name in ("without_candidate", "neurons"))
         if lonely and matched_by(controls) == "write":
-            total = known["neurons"].sum()
-            sentence += (
-                f"; {lonely:.0f} of {total} neurons have no equal in their layer, so the nearest stands for them"
-            )
-        uneven = known[(ratios - 1).abs().gt(UNEVEN_RATIO) | apart.gt(UNEVEN)]
-        if not uneven.empty and matched_by(controls) != "layer":
-            warnings.warn(
-                f"Controls of {', '.join(uneven['language'])} do not write what the neurons write that they stand for: "
-                f"{uneven['write_ratio'].iloc[0]:.2f} times as much in {uneven['language'].iloc[0]}. "
-                "Possible: match='dose', or a smaller set.",
-                LangNeuronsWarning,
-                stacklevel=3,
-            )
-    return {"rows": json.loads(balance.to_json(orient="records")), "sentence": f"{sentence}."}
+            sentence += f"; {lonely} of {total} neurons have no equal in their layer, so the nearest stands for them"
+    uneven = [
+        row for row in rows if abs(row["write_ratio"] - 1) > UNEVEN_RATIO or abs(row["write_difference"]) > UNEVEN
+    ]
+    if uneven and matched_by(controls) in ("write", "dose"):
+        labels, ratio = ", ".join(str(row["language"]) for row in uneven), uneven[0]["write_ratio"]
+        warnings.warn(
+            f"Controls of {labels} do not write what the neurons write that they stand for: {ratio:.2f} times as much "
+            f"in {uneven[0]['language']}. Possible: match='dose', or a smaller set.",
+            LangNeuronsWarning,
+            stacklevel=3,
+        )
+    return {"rows": json.loads(str(balance.to_json(orient="records"))), "sentence": f"{sentence}."}
 
 
 def _standardised(of_set: Float[np.ndarray, " n"], of_controls: Float[np.ndarray, " drawn"]) -> float:

@@ -184,16 +184,16 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
             True
         """
         responses = self.select([language])._of(language)
-        written = responses.mean_written()
-        if written is None:
+        magnitude = responses.mean_written()
+        if magnitude is None:
             warnings.warn(
                 "These statistics were recorded by version 0.1.0, which left out what gated neurons multiply their "
                 "activation by (up): how much neurons write is read as |act| x norm. Record them again.",
                 LangNeuronsWarning,
                 stacklevel=2,
             )
-            written = responses.mean_magnitude()
-        return written * self.output_norm().double()
+            magnitude = responses.mean_magnitude()
+        return magnitude * self.output_norm().double()
 
     def std(self) -> Float[Tensor, "language layer neuron"]:
         """Standard deviation over counted tokens."""

@@ -28,7 +28,8 @@ from langneurons.tasks.heads import POSITIONS, ClassificationHead, Head, Labelle
 from langneurons.tasks.task import Task
 
 NO_DIFFERENCE = "no difference"
-AGREE = {"gain": "better", "loss": "worse", NO_DIFFERENCE: "equivalent"}
+WITHIN = {"no effect", "slightly better", "slightly worse"}
+AGREE = {"gain": {"better"}, "loss": {"worse"}, NO_DIFFERENCE: WITHIN}
 # Columns of an effect table, and what they are called beside the published protocol's.
 CALLED = {"baseline": "base", "condition": "patched", "estimate": "change", "minimal_detectable": "detectable"}
 SOUND = ["base", "patched", "change", "low", "high", "p_holm", "verdict", "detectable", "items"]
@@ -210,7 +211,9 @@ def compared(
             "published_items": [len(scores[cell]) for cell in effects],
             "published_conclusion": conclusions,
             **{name: sound[name] for name in SOUND},
-            "changes": [AGREE[said] != verdict for said, verdict in zip(conclusions, sound["verdict"], strict=True)],
+            "changes": [
+                verdict not in AGREE[said] for said, verdict in zip(conclusions, sound["verdict"], strict=True)
+            ],
         }
     )
 

@@ -16,7 +16,14 @@ from langneurons.storage import Column, Result
 from langneurons.views import style
 from langneurons.views.style import COLOURS, interval, signed, span, styled
 
-STARS = {"worse": "*", "better": "*", "equivalent": "", "inconclusive": "?"}
+STARS = {
+    "worse": "*",
+    "better": "*",
+    "slightly worse": "°",
+    "slightly better": "°",
+    "no effect": "",
+    "inconclusive": "?",
+}
 CELL = 94  # pixels across, for an interval of two decimals
 SCALED = ("estimate", "low", "high", "minimal_detectable", "control_low", "control_high")
 PLACES = ("measured", "language", "target")  # key columns that say where an effect was measured
@@ -42,9 +49,9 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
 
     Returns:
         A heatmap in per cent of the measured language's own loss, with the interval in every cell. A star marks a
-        change that is significant in its family (Holm) and not equivalent to none, a question mark an inconclusive one;
-        unmarked cells are equivalent to no change. Hovering shows the verdict, the minimal detectable effect and what
-        the controls did.
+        change that is significant in its family (Holm), a small circle one that is significant but within the margin, a
+        question mark an inconclusive one; unmarked cells have no effect: not significant, and within the margin.
+        Hovering shows the verdict, the minimal detectable effect and what the controls did.
 
     Raises:
         EffectError: If the table is no matrix of patched and measured languages.
@@ -84,7 +91,7 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
         "Change of each language's loss when each language's neurons are patched",
         150 + 46 * len(estimate),
         f"{patch}{table.unit} of the measured language's own loss, with {level:g} % intervals; * better or worse, "
-        f"? inconclusive, unmarked: equivalent to no change (±{margin:g} {table.unit}); {_sizes(table)}",
+        f"° slightly (within ±{margin:g} {table.unit}), ? inconclusive, unmarked: no effect; {_sizes(table)}",
         table.table().caption,
         provenance_of(table.settings),
         max(style.WIDTH, 190 + CELL * len(estimate.columns)),
@@ -208,8 +215,9 @@ def _sizes(table: EffectTable) -> str:
 
 
 # How sure, not which way: the side of zero shows that, and the verdict is written beside.
-SYMBOLS = {"better": "diamond", "worse": "diamond", "equivalent": "circle", "inconclusive": "circle-open"}
-MARKS = "◆\u00a0better or worse, ●\u00a0equivalent to no change, ○\u00a0inconclusive"
+SYMBOLS = {"better": "diamond", "worse": "diamond", "slightly better": "diamond-open", "slightly worse": "diamond-open"}
+SYMBOLS |= {"no effect": "circle", "inconclusive": "circle-open"}
+MARKS = "◆\u00a0better or worse, ◇\u00a0slightly, ●\u00a0no effect, ○\u00a0inconclusive"
 ROW, MARGINS = 26, 190  # pixels
 DRAWING_END, WORDS_START = 0.66, 0.68  # shares of the width
 

@@ -26,6 +26,8 @@ NAMED = 6  # effects named one by one
 POINTS = Column(scale=100, signed=True)
 TEXTS = ("question", "answer", "published_about", "provenance", "config")  # fields of a report that are no results
 
+WITHIN = ("no effect", "slightly better", "slightly worse")  # verdicts on effects within the margin
+
 
 @dataclass(frozen=True, eq=False)
 class Findings:
@@ -207,7 +209,7 @@ def of_ablation(ablation: Ablation) -> Iterator[str]:
     """Number of neurons that matter, and whether they matter more than others of their kind."""
     rows, settings, unit, scale = ablation.rows, ablation.settings, ablation.unit, ablation.scale
     different = sum(p < SIGNIFICANCE for p in rows["p_adjusted"])
-    small = sum(verdict == "equivalent" for verdict in rows["verdict"])
+    small = sum(verdict in WITHIN for verdict in rows["verdict"])
     inconclusive = rows.loc[rows["verdict"] == "inconclusive", "detectable"]
     sentences = (
         f"Ablation ({settings['patch']}; {settings['metric']}): {different:,} of {len(rows):,} effects differ from "
@@ -260,18 +262,19 @@ SENTENCES: Mapping[str, Callable[[Any], Iterator[str]]] = {
 def verdicts(rows: pd.DataFrame, table: EffectTable) -> str:
     """Verdicts of some rows of a table: what changed, what did not, and what could not be seen.
 
-    A result that is not significant is never called no effect: only equivalence is.
+    A result that is not significant is called no effect only where it is shown to lie within the margin.
     """
     unit, scale, clauses = table.unit, table.scale, []
-    for verdict in ("worse", "better"):
+    for verdict in ("worse", "better", "slightly worse", "slightly better"):
         part = rows.loc[rows["verdict"] == verdict]
         if len(part):
             clauses.append(f"{verdict} in {len(part)} of {len(rows)} ({_named(part, table)} {unit})")
     if not clauses:
-        clauses.append(f"no change was found in {len(rows)} effects")
-    equivalent = sum(rows["verdict"] == "equivalent")
-    if equivalent:
-        clauses.append(f"{equivalent} shown to be within ±{scale * table.settings['margin']:g} {unit} of no change")
+        clauses.append(f"no significant change in {len(rows)} effects")
+    without_effect = sum(rows["verdict"] == "no effect")
+    if without_effect:
+        margin = f"±{scale * table.settings['margin']:g} {unit}"
+        clauses.append(f"{without_effect} without effect (shown to be within {margin} of no change)")
     inconclusive = rows.loc[rows["verdict"] == "inconclusive", "minimal_detectable"]
     if len(inconclusive):
         clauses.append(f"{len(inconclusive)} inconclusive ({_missed(scale * inconclusive, unit)})")
