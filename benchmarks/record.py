@@ -31,7 +31,7 @@ PLAIN = "Hugging Face sdpa forward with logits"
 
 def phrasebook(folder: Path, seen: ModelView, tokens: int, context: int) -> PackedCorpus:
     """Pack repeated phrasebook text of one language into at least so many tokens."""
-    documents = list(ln.load_corpus("babel", ["en"]).documents("en"))
+    documents = list(ln.load_corpus("babel", ["en"]).texts("en"))
     return pack(ln.load_corpus({"en": documents * (1 + tokens // 4000)}), seen.tokenizer, context, folder)
 
 
@@ -142,7 +142,7 @@ def size_rows(settings: Settings) -> Iterator[Row]:
 def peak_while_recording(tokens: int, context: int) -> float:
     """Record so many tokens and give this process' peak memory meanwhile, in MB."""
     model, phrases = ln.load_model("babel", device="cpu"), ln.load_corpus("babel", ["en"])
-    documents = list(phrases.documents("en"))
+    documents = list(phrases.texts("en"))
     corpus = ln.load_corpus({"en": (text for _ in range(1 + tokens // 4000) for text in documents)})
     ln.record(model, phrases, tokens_per_language=100, context_length=context, progress=False)  # compiles
     return peak(lambda: ln.record(model, corpus, tokens_per_language=tokens, context_length=context, progress=False))

@@ -16,10 +16,10 @@ from .errors import LangNeuronsError as LangNeuronsError
 from .errors import LangNeuronsWarning as LangNeuronsWarning
 from .evaluation.dosing import equal_dose as equal_dose
 from .evaluation.evaluating import evaluate as evaluate
-from .evaluation.factorial import factorial as factorial
+from .evaluation.evaluating import factorial as factorial
 from .evaluation.heldout_text import HeldoutText as HeldoutText
 from .evaluation.matrix import perplexity_matrix as perplexity_matrix
-from .evaluation.perplexity import perplexity as perplexity
+from .evaluation.measuring import perplexity as perplexity
 from .evaluation.sweeping import sweep as sweep
 from .identification import AUROC as AUROC
 from .identification import LAPE as LAPE

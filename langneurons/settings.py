@@ -24,8 +24,10 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
-Match = Literal["layer", "layer+magnitude"]
+Match = Literal["write", "dose", "layer", "layer+magnitude"]
+Resampled = Literal["auto", "clusters", "sources"]
 RESAMPLES = 5000
+RESAMPLES_PER_TEST = 100
 CONDITIONS = ("none", "source", "target", "source+target", "random", "all")
 PYTHON_ONLY: dict[str, JsonValue] = {"python_only": True}  # fields that only a Python object can fill
 
@@ -106,7 +108,11 @@ class Training(Settings):
 
 
 class Controls(Settings):
-    """Control neurons: drawn at random, outside the sets that are judged, alike in layer and magnitude.
+    """Control neurons: drawn at random outside the sets that are judged, from the same layers, writing as much.
+
+    A neuron writes the vector that it adds to the residual stream; how much is the mean length of that vector in the
+    language of the set (``ActivationStats.write``). Whatever a set writes, its controls should write too, or an effect
+    of the amount passes for one of the language.
 
     Example:
         >>> ln.Controls(draws=20, match="layer").draws
@@ -118,8 +124,23 @@ class Controls(Settings):
     draws: int = Field(20, ge=0, description="Number of control draws; 0 draws none.")
     match: Match | None = Field(
         None,
-        description="Whether controls match the layer only, or the magnitude too; by default both where there are "
-        "statistics.",
+        description="What controls share with the neurons they stand for, beside the layer. write: each stands for one "
+        "neuron that writes about as much; dose: as many neurons as write the same in sum; layer: their number; "
+        "layer+magnitude: deciles of |act| x output norm, as version 0.1.0 had it. By default write where there are "
+        "statistics, else layer.",
+    )
+    caliper: Positive = Field(
+        0.1, description='Largest difference of log writes at which a neuron can stand for another (match="write").'
+    )
+    firing: bool = Field(
+        False, description='Whether neurons must also be active about as often, within 0.1 (match="write").'
+    )
+    spare: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="Share of the neurons most specific to the label's language, by P(active) there minus its mean "
+        "elsewhere, that cannot be controls; 0 excludes only neurons of the sets that are judged.",
     )
     stats: Any = Field(
         None,
@@ -145,15 +166,34 @@ class Testing(Settings):
         0.01, description="Largest difference of no interest; 0.01 is one point of a score, or 1 % of a loss."
     )
     resamples: int | None = Field(
-        None, ge=100, description="Bootstrap and sign-flip samples; by default 5000, more for large families of tests."
+        None,
+        ge=100,
+        description="Resamples of every effect; by default 5000, and 100 for each test of a larger family.",
     )
     level: float = Field(0.95, gt=0, lt=1, description="Confidence of intervals.")
+    resampled: Resampled = Field(
+        "auto",
+        description="What is resampled: clusters, such as documents or premises, or the sources that documents come "
+        "from; auto takes sources where at least 8 are known.",
+    )
     seed: Seed = Field(0, description="Seed for resampling.")
 
     @property
     def samples(self) -> int:
         """Bootstrap and sign-flip samples of one effect."""
         return self.resamples or RESAMPLES
+
+    def in_family(self, tests: int) -> "Testing":
+        """The same, with enough resamples for a family of tests, unless their number was chosen.
+
+        The smallest p-value that n resamples give is about 1 / n, and a family of m tests multiplies it by up to m.
+
+        Example:
+            >>> ln.Testing().in_family(256).samples, ln.Testing(resamples=1000).in_family(256).samples
+            (25600, 1000)
+        """
+        samples = self.resamples or max(RESAMPLES, RESAMPLES_PER_TEST * tests)
+        return self.model_copy(update={"resamples": samples})
 
 
 class Run(Settings):
@@ -339,6 +379,7 @@ class TestingOptions(TypedDict, total=False):
     margin: float
     resamples: int | None
     level: float
+    resampled: Resampled
     seed: int
 
 
@@ -355,10 +396,18 @@ class MeasuringOptions(TestingOptions, RunOptions, total=False):
     """Single options of ``Testing`` and ``Run``."""
 
 
-class ControlledOptions(MeasuringOptions, total=False):
-    """Single options of ``Controls``, ``Testing`` and ``Run``."""
+class MatchingOptions(TypedDict, total=False):
+    """The fields of ``Controls`` that say what is matched, for functions that take them one by one."""
 
     match: Match | None
+    caliper: float
+    firing: bool
+    spare: float
+
+
+class ControlledOptions(MeasuringOptions, MatchingOptions, total=False):
+    """Single options of ``Controls``, ``Testing`` and ``Run``."""
+
     stats: Any
 
 
@@ -380,7 +429,7 @@ class FinetuningOptions(TrainingOptions, total=False):
     progress: bool | Literal["notebook"]
 
 
-class ExperimentOptions(FinetuningOptions, total=False):
+class ExperimentOptions(FinetuningOptions, MatchingOptions, total=False):
     """Single options of ``Experiment``, ``Training``, ``Controls``, ``Testing`` and ``Run``."""
 
     source: str
@@ -395,11 +444,11 @@ class ExperimentOptions(FinetuningOptions, total=False):
     alpha: float
     projections: Sequence[str]
     attention: Sequence[str]
-    match: Match | None
     stats: Any
     margin: float
     resamples: int | None
     level: float
+    resampled: Resampled
 
 
 class ProfilingOptions(RunOptions, total=False):
@@ -413,7 +462,7 @@ class ProfilingOptions(RunOptions, total=False):
     seed: int
 
 
-class ProbingOptions(RunOptions, total=False):
+class ProbingOptions(RunOptions, MatchingOptions, total=False):
     """Single options of ``Probing``, ``Controls`` and ``Run``."""
 
     position: Literal["mean", "last"]
@@ -421,7 +470,6 @@ class ProbingOptions(RunOptions, total=False):
     max_items: int | None
     probe_sizes: Sequence[int]
     least_share: float
-    match: Match | None
     stats: Any
     seed: int
 

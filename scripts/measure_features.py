@@ -25,7 +25,7 @@ import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.selectivity.decomposition import Decomposition
 from langneurons.analysis.selectivity.reading import decompose
-from langneurons.models.features.dictionaries import SparseDictionary, add_dictionary, remove_dictionary
+from langneurons.models.dictionaries import SparseDictionary, add_dictionary, remove_dictionary
 
 SOURCES = ("language", "task", "interaction")
 

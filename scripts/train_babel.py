@@ -2,9 +2,10 @@
 
 Usage (from the project's root, after ``make install``)::
 
-    python scripts/train_babel.py --text ../shared/data/text
+    python -m scripts.train_babel --text ../shared/data/text --unseen ../shared/data/articles
 
-The text folder holds ``<language>.train.txt`` and ``<language>.heldout.txt``, one sentence or paragraph a line.
+The text folder holds ``<language>.train.txt`` and ``<language>.heldout.txt``, one sentence or paragraph a line; every
+line that is also a text of the articles is left out, so that all of the articles are unseen by the model.
 A checkpoint is written every few minutes; the same command continues from it and ends with the same weights
 (on one machine and thread count). A CPU is enough: autocast to bfloat16 is used where the processor has it.
 At the end the weights, tokenizer and model card are written to ``langneurons/babel``.
@@ -16,6 +17,7 @@ import math
 import os
 import random
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +32,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from langneurons.babel import LANGUAGES
-from langneurons.babel.miniature import unlabelled
+from langneurons.corpora import load_corpus
+from scripts.miniature_text import unlabelled
 
 Tokens = dict[str, list[list[int]]]
 VOCABULARY = 8192
@@ -62,14 +65,19 @@ LICENCES = """\
 | Common Voice sentences | CC0 |"""
 
 
-def read_lines(folder: Path, split: str) -> dict[str, list[str]]:
-    """Read the lines of one split, per language."""
+def read_lines(folder: Path, split: str, unseen: Path) -> dict[str, list[str]]:
+    """Read the lines of one split, per language, without those that must stay unseen."""
+    lines = {language: (folder / f"{language}.{split}.txt").read_text("utf-8").splitlines() for language in LANGUAGES}
+    hidden = {language: set(map(normal, load_corpus(unseen, [language]).texts(language))) for language in LANGUAGES}
     return {
-        language: [
-            line for line in (folder / f"{language}.{split}.txt").read_text("utf-8").splitlines() if line.strip()
-        ]
-        for language in LANGUAGES
+        language: [line for line in of_language if line.strip() and normal(line) not in hidden[language]]
+        for language, of_language in lines.items()
     }
+
+
+def normal(line: str) -> str:
+    """A line without what two copies of it may differ in: white space and the form of accents."""
+    return " ".join(unicodedata.normalize("NFC", line).split())
 
 
 def train_tokenizer(lines: dict[str, list[str]], seed: int) -> PreTrainedTokenizerFast:
@@ -258,7 +266,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Train from scratch or from the last checkpoint, then write the model."""
     torch.manual_seed(arguments.seed)
     arguments.run.mkdir(parents=True, exist_ok=True)
-    lines = read_lines(arguments.text, "train")
+    lines = read_lines(arguments.text, "train", arguments.unseen)
     if not (arguments.run / "tokenizer").exists():
         train_tokenizer(lines, arguments.seed).save_pretrained(arguments.run / "tokenizer")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.run / "tokenizer")
@@ -349,7 +357,7 @@ def write_model(
     tokenizer.save_pretrained(arguments.out)
     (arguments.out / "model.safetensors").chmod(0o644)
     model = model.float().eval()
-    heldout = read_lines(arguments.text, "heldout")
+    heldout = read_lines(arguments.text, "heldout", arguments.unseen)
     rows = {}
     for language in LANGUAGES:
         encoded = tokenize(tokenizer, heldout[language])
@@ -397,7 +405,7 @@ Measured on the held-out text with the shipped bfloat16 weights, computed in flo
 `scripts/train_babel.py`, seed {arguments.seed}, Muon and AdamW, {arguments.batch} x {CONTEXT} tokens a step.
 {training}
 
-A miniature text (`langneurons.babel.miniature`) is followed by translations, restatements, or talk about it, in which
+A miniature text (`scripts/miniature_text.py`) is followed by translations, restatements, or talk about it, in which
 claims are answered "Yes", "No" or "Perhaps" (these tokens weigh {ANSWER_WEIGHT:g} in the loss). Claims and answers are
 English, half of the claims with the nouns of another language, and in no other language's sentences: what a classifier
 of `mini_xnli` reads is there in English before fine-tuning, and has to transfer to whole sentences elsewhere. No
@@ -426,6 +434,7 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder of <language>.train.txt and .heldout.txt")
+    parser.add_argument("--unseen", type=Path, required=True, help="folder of articles that are not trained on")
     parser.add_argument("--run", type=Path, default=Path("runs/babel"), help="where checkpoints go")
     parser.add_argument("--out", type=Path, default=Path("langneurons/babel"), help="where the model goes")
     parser.add_argument("--start", type=Path, help="folder of a babel to go on from, perhaps with another tokenizer")

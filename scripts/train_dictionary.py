@@ -28,8 +28,8 @@ import langneurons as ln
 from langneurons import storage
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.models import ModelView, view
-from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
-from langneurons.models.features.sites import hook_point
+from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig
+from langneurons.models.feature_sites import hook_point
 from langneurons.models.sites import attached
 
 SCHEMA = "langneurons/dictionary-report/1"

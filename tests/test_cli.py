@@ -38,7 +38,7 @@ def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     corpus = ln.load_corpus("babel", ["en", "hi", "zh"])
     for language in corpus.languages:
-        (folder / f"{language}.txt").write_text("\n".join(corpus.documents(language)) + "\n", "utf-8")
+        (folder / f"{language}.txt").write_text("\n".join(corpus.texts(language)) + "\n", "utf-8")
     return folder
 
 

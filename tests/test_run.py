@@ -16,7 +16,7 @@ from pandas.testing import assert_frame_equal
 import langneurons as ln
 from langneurons.errors import ExecutorError, StaleArtefactError, StatisticsError
 from langneurons.models import view
-from langneurons.models.features.dictionaries import SparseDictionaryConfig
+from langneurons.models.dictionaries import SparseDictionaryConfig
 from langneurons.recording import passes
 from langneurons.run import Cost, ThisProcess, chosen_executor, timed
 from langneurons.study.study import Study

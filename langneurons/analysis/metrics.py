@@ -107,13 +107,9 @@ class TextLoss(TextMetric):
     def batches(self, model_view: ModelView, language: str, batch_size: int) -> Iterator[Batch]:
         """Blocks, or documents, with their losses."""
         for ordinals, blocks in self.text.batches(language, batch_size):
-            document = blocks.document[blocks.counted].numpy()
-            block = np.repeat(ordinals, blocks.counted.sum(1).numpy())
-            starts = np.flatnonzero(np.diff(block, prepend=-1) | np.diff(document, prepend=-1))
-            alone = self.text.each == "document"
-            items = [d if alone else f"{b}:{d}" for b, d in zip(block[starts], document[starts], strict=True)]
-            read = partial(_summed_losses, blocks, starts)
-            yield Batch(blocks.tokens, items, document[starts].tolist(), read)
+            stretches = self.text.stretches(language, ordinals, blocks)
+            read = partial(_summed_losses, blocks, stretches["start"].to_numpy())
+            yield Batch(blocks.tokens, stretches["item"].tolist(), stretches["cluster"].tolist(), read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +333,9 @@ class AblationValue:
 
 def _documents(corpus: Corpus, language: str) -> pd.DataFrame:
     texts = list(corpus[language])
-    return pd.DataFrame({"item": range(len(texts)), "cluster": range(len(texts)), "text": texts, "label": language})
+    return pd.DataFrame(
+        {"item": range(len(texts)), "cluster": corpus.groups(language), "text": texts, "label": language}
+    )
 
 
 def _tokenised(model_view: ModelView, table: pd.DataFrame) -> pd.DataFrame:
@@ -354,6 +352,6 @@ def _tokenised(model_view: ModelView, table: pd.DataFrame) -> pd.DataFrame:
 def _summed_losses(
     blocks: Blocks, starts: Int[np.ndarray, " item"], model_view: ModelView, copies: int
 ) -> Float[np.ndarray, "copy item"]:
-    parts = (blocks.tokens, blocks.counted, blocks.document, blocks.attention_mask, blocks.place)
+    parts = (blocks.tokens, blocks.counted, blocks.text, blocks.attention_mask, blocks.place)
     copied = Blocks(*(repeat(part, "block position -> (copy block) position", copy=copies) for part in parts))
     return np.add.reduceat(losses(model_view, copied).numpy().reshape(copies, -1), starts, axis=1)

@@ -4,5 +4,3 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LANGUAGES = ("en", "fr", "es", "vi", "zh", "hi", "ur")
-
-__all__ = ["FOLDER", "LANGUAGES"]

@@ -8,15 +8,15 @@ concept and language the forms that do not follow by rule, separated by ``|``:
 - place: with its preposition or postposition (Vietnamese without "ở");
 - activity: English and Spanish as a participle, French affirmed and denied, Hindi and Urdu as a stem, which is the last
   word;
-- thing: a plural; Spanish, Hindi and Urdu with gender, Vietnamese and Chinese behind their classifier.
+- thing: a plural; Spanish, Hindi and Urdu with gender, Vietnamese and Chinese behind their classifier;
+- clause: sentences to fill in, affirmed and denied; where the verb agrees, two more for a feminine subject;
+- question: questions to fill in; where they agree, one more for a feminine thing.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-LANGUAGES = ("en", "fr", "es", "vi", "zh", "hi", "ur")
 FULL_STOP = {"zh": "。", "hi": "।", "ur": "۔"}
 
 
@@ -85,7 +85,7 @@ def clause(meant: Clause, language: str) -> str:
         >>> clause(Clause("boy", thing="apple", number="three"), "hi")
         'लड़के के पास तीन सेब हैं'
     """
-    return _CLAUSES[language](meant)
+    return _said(meant, language, language)
 
 
 def sentence(parts: list[Clause], language: str, time: str | None = None) -> str:
@@ -111,7 +111,7 @@ def code_switched(meant: Clause, language: str) -> str:
         >>> code_switched(Clause("girl", thing="book", number="two"), "zh")
         '女孩 has 两本书。'
     """
-    return capitalised(_english(meant, language)) + FULL_STOP.get(language, ".")
+    return capitalised(_said(meant, "en", language)) + FULL_STOP.get(language, ".")
 
 
 def capitalised(text: str) -> str:
@@ -132,139 +132,62 @@ def counted(number: str, thing: str, language: str) -> str:
 
 def where(person: str, language: str) -> str:
     """Ask where a person is."""
-    who = subject(person, language)
-    questions = {
-        "en": f"Where is {who}?",
-        "fr": f"Où est {who} ?",
-        "es": f"¿Dónde está {who}?",
-        "vi": f"{who} đang ở đâu?",
-        "zh": f"{who}在哪里？",
-        "hi": f"{who} कहाँ है?",
-        "ur": f"{who} کہاں ہے؟",
-    }
-    return capitalised(questions[language])
+    return _asked("where", language, _who(person, language))
 
 
 def who_is(name: str, language: str) -> str:
     """Ask who is at a place."""
-    at = place(name, language)
-    return {
-        "en": f"Who is {at}?",
-        "fr": f"Qui est {at} ?",
-        "es": f"¿Quién está {at}?",
-        "vi": f"Ai đang {at}?",
-        "zh": f"谁在{at}？",
-        "hi": f"{at} कौन है?",
-        "ur": f"{at} کون ہے؟",
-    }[language]
+    return _asked("who is", language, {"at": place(name, language)})
 
 
 def who_does(activity: str, language: str) -> str:
     """Ask who does something."""
-    deed, *_ = forms("activity", activity, language)
-    return {
-        "en": f"Who is {deed}?",
-        "fr": f"Qui {deed} ?",
-        "es": f"¿Quién está {deed}?",
-        "vi": f"Ai đang {deed}?",
-        "zh": f"谁在{deed}？",
-        "hi": f"{_before_stem(deed, 'कौन')} रहा है?",
-        "ur": f"{_before_stem(deed, 'کون')} رہا ہے؟",
-    }[language]
+    return _asked("who does", language, _deed(activity, language))
 
 
 def how_many(person: str, thing: str, language: str) -> str:
     """Ask how many of something a person has."""
-    who, what = subject(person, language), forms("thing", thing, language)
-    questions = {
-        "en": lambda: f"How many {what[0]} does {who} have?",
-        "fr": lambda: f"Combien {_of(what[0])} a {who} ?",
-        "es": lambda: f"¿{'Cuántas' if what[1] == 'f' else 'Cuántos'} {what[0]} tiene {who}?",
-        "vi": lambda: f"{who} có bao nhiêu {what[0]} {what[1]}?",
-        "zh": lambda: f"{who}有几{what[0]}{what[1]}？",
-        "hi": lambda: f"{_oblique(person, language)} के पास {'कितनी' if what[1] == 'f' else 'कितने'} {what[0]} हैं?",
-        "ur": lambda: f"{_oblique(person, language)} کے پاس {'کتنی' if what[1] == 'f' else 'کتنے'} {what[0]} ہیں؟",
+    what = forms("thing", thing, language)
+    things = {"thing": what[0], "noun": what[-1], "of_thing": _of(what[0])}
+    return _asked("how many", language, _who(person, language) | things, "f" in what[1:])
+
+
+def _asked(question: str, language: str, words: dict[str, str], feminine: bool = False) -> str:
+    texts = forms("question", question, language)
+    return capitalised(texts[feminine % len(texts)].format(**words))
+
+
+def _said(meant: Clause, language: str, nouns: str) -> str:
+    """A clause in one language, its persons, places and things in the same or in another."""
+    words = _who(meant.person, nouns)
+    if meant.thing is not None:
+        kind, things = "has so many" if meant.number else "has", _things(meant, nouns)
+        words |= {"things": things, "of_things": _of(things)}
+    else:
+        kind = "is at" if meant.activity is None else "does" if meant.place is None else "does at"
+        words |= {} if meant.place is None else {"at": place(meant.place, nouns)}
+        words |= {} if meant.activity is None else _deed(meant.activity, language)
+    texts = forms("clause", kind, language)
+    form = 2 * ("f" in forms("person", meant.person, nouns)[1:]) + meant.denied
+    return texts[form % len(texts)].format(**words)
+
+
+def _who(person: str, language: str) -> dict[str, str]:
+    """A person as the subject, and in the oblique case."""
+    form, *gender_and_oblique = forms("person", person, language)
+    return {"who": subject(person, language), "oblique": (gender_and_oblique[1:] or [form])[0]}
+
+
+def _deed(activity: str, language: str) -> dict[str, str]:
+    """An activity as it is affirmed and denied; and its stem, apart from the objects in front."""
+    affirmed, *denied = forms("activity", activity, language)
+    *objects, stem = affirmed.split(" ")
+    return {
+        "deed": affirmed,
+        "denied": "".join(denied),
+        "objects": "".join(f"{word} " for word in objects),
+        "stem": stem,
     }
-    return capitalised(questions[language]())
-
-
-def _english(meant: Clause, nouns: str = "en") -> str:
-    who = subject(meant.person, nouns)
-    if meant.thing is not None:
-        return f"{who} has {'no ' if meant.denied else ''}{_things(meant, nouns)}"
-    deed = "" if meant.activity is None else f" {forms('activity', meant.activity, 'en')[0]}"
-    return f"{who} is{' not' if meant.denied else ''}{deed}{_at(meant, nouns)}"
-
-
-def _french(meant: Clause) -> str:
-    who = subject(meant.person, "fr")
-    if meant.thing is not None:
-        things = _things(meant, "fr")
-        return f"{who} n'a pas {_of(things)}" if meant.denied else f"{who} a {'' if meant.number else 'des '}{things}"
-    affirmed, denied = ("est", "n'est pas") if meant.activity is None else forms("activity", meant.activity, "fr")
-    return f"{who} {denied if meant.denied else affirmed}{_at(meant, 'fr')}"
-
-
-def _spanish(meant: Clause) -> str:
-    who = subject(meant.person, "es") + (" no" if meant.denied else "")
-    if meant.thing is not None:
-        return f"{who} tiene {_things(meant, 'es')}"
-    deed = "" if meant.activity is None else f" {forms('activity', meant.activity, 'es')[0]}"
-    return f"{who} está{deed}{_at(meant, 'es')}"
-
-
-def _vietnamese(meant: Clause) -> str:
-    who = subject(meant.person, "vi")
-    if meant.thing is not None:
-        return f"{who} {'không có' if meant.denied else 'có'} {_things(meant, 'vi')}"
-    deed = "" if meant.activity is None else f" {forms('activity', meant.activity, 'vi')[0]}"
-    return f"{who} {'không' if meant.denied else 'đang'}{deed}{_at(meant, 'vi')}"
-
-
-def _chinese(meant: Clause) -> str:
-    who = subject(meant.person, "zh")
-    if meant.thing is not None:
-        return f"{who}{'没有' if meant.denied else '有'}{_things(meant, 'zh')}"
-    at = "" if meant.place is None else place(meant.place, "zh")
-    if meant.activity is None:
-        return f"{who}{'不在' if meant.denied else '在'}{at}"
-    return f"{who}{'没在' if meant.denied else '在'}{at}{forms('activity', meant.activity, 'zh')[0]}"
-
-
-def _hindi(meant: Clause) -> str:
-    return _verb_last(meant, "hi", no="नहीं", having="के पास", singular="है", plural="हैं", he="रहा है", she="रही है")
-
-
-def _urdu(meant: Clause) -> str:
-    return _verb_last(meant, "ur", no="نہیں", having="کے پاس", singular="ہے", plural="ہیں", he="رہا ہے", she="رہی ہے")
-
-
-def _verb_last(
-    meant: Clause, language: str, *, no: str, having: str, singular: str, plural: str, he: str, she: str
-) -> str:
-    no = no if meant.denied else ""
-    if meant.thing is not None:
-        return _words(_oblique(meant.person, language), having, _things(meant, language), no, plural)
-    who = subject(meant.person, language)
-    at = "" if meant.place is None else place(meant.place, language)
-    if meant.activity is None:
-        return _words(who, at, no, singular)
-    deed = _before_stem(forms("activity", meant.activity, language)[0], no)
-    return _words(who, at, deed, she if forms("person", meant.person, language)[1] == "f" else he)
-
-
-def _before_stem(deed: str, word: str) -> str:
-    """An activity with a word right before its verb."""
-    *objects, stem = deed.split(" ")
-    return _words(*objects, word, stem)
-
-
-def _words(*words: str) -> str:
-    return " ".join(filter(None, words))
-
-
-def _at(meant: Clause, language: str) -> str:
-    return "" if meant.place is None else f" {place(meant.place, language)}"
 
 
 def _things(meant: Clause, language: str) -> str:
@@ -275,22 +198,8 @@ def _things(meant: Clause, language: str) -> str:
     return form[-1] if language in ("vi", "zh") else form[0]
 
 
-def _oblique(person: str, language: str) -> str:
-    form, _, *oblique = forms("person", person, language)
-    return oblique[0] if oblique else form
-
-
 def _of(what: str) -> str:
     return f"d'{what}" if what[0] in "aeiouéh" else f"de {what}"
 
 
 _JOINED = {"en": ", and ", "fr": ", et ", "es": ", y ", "vi": ", còn ", "zh": "，", "hi": ", और ", "ur": "، اور "}
-_CLAUSES: dict[str, Callable[[Clause], str]] = {
-    "en": _english,
-    "fr": _french,
-    "es": _spanish,
-    "vi": _vietnamese,
-    "zh": _chinese,
-    "hi": _hindi,
-    "ur": _urdu,
-}

@@ -1,8 +1,8 @@
-"""A packed corpus read back: blocks of token ids in which every counted token and its document is known.
+"""A packed corpus read back: blocks of token ids in which every counted token and its text is known.
 
-The tokens of a language's documents, each followed by a separator, are one stream; a block is a stretch of it, with the
+The tokens of a language's texts, each followed by a separator, are one stream; a block is a stretch of it, with the
 beginning-of-sequence token in front where the tokenizer has one. A counted token is never padding, a special token, a
-separator, or at position 0 of a block. A document can also be read alone, in a block of its own.
+separator, or at position 0 of a block. A text can also be read alone, in a block of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
+from langneurons.corpora.corpus import LEVELS
 from langneurons.errors import CorpusError, CorruptArtefactError, LanguageError, StorageError, unknown
 from langneurons.storage import read_json, understood, verify
 
-SCHEMA = "langneurons/packed-corpus/1"
+SCHEMA = "langneurons/packed-corpus/2"
 _LARGEST = 1 << 24  # of ids and positions, for which tables are made
-LENGTHS = 16  # the padded length of a document is a multiple of this
+LENGTHS = 16  # the padded length of a text alone is a multiple of this
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,16 @@ class Blocks:
     """Some blocks of one language, ready for a model.
 
     Args:
-        tokens: Token ids; the last block of a language, and documents read alone, are right-padded.
+        tokens: Token ids; the last block of a language, and texts read alone, are right-padded.
         counted: Which tokens enter statistics and losses.
-        document: The ordinal of the token's document within its language; -1 where the token is not counted.
+        text: The ordinal of the token's text within its language; -1 where the token is not counted.
         attention_mask: 1 for tokens, 0 for padding.
         place: Where in the language's stream the token lies; -1 for padding and for the token in front.
     """
 
     tokens: Int[torch.Tensor, "block position"]
     counted: Bool[torch.Tensor, "block position"]
-    document: Int[torch.Tensor, "block position"]
+    text: Int[torch.Tensor, "block position"]
     attention_mask: Int[torch.Tensor, "block position"]
     place: Int[torch.Tensor, "block position"]
 
@@ -48,7 +49,7 @@ class BlockFormat:
     Args:
         context_length: Positions per block.
         bos: The id in front of every block, if any.
-        separator: The id after every document, if any.
+        separator: The id after every text, if any.
         padding: The id that fills the last block.
         special: The ids that are never counted.
     """
@@ -65,7 +66,7 @@ class BlockFormat:
         return self.context_length - (self.bos is not None)
 
     def padded(self, tokens: np.ndarray) -> np.ndarray:
-        """Positions a document takes alone, given its tokens: a multiple of 16, at most the context length."""
+        """Positions a text takes alone, given its tokens: a multiple of 16, at most the context length."""
         fronted = np.maximum(tokens + (self.bos is not None), 1)
         return np.minimum(-(-fronted // LENGTHS) * LENGTHS, self.context_length)
 
@@ -87,22 +88,25 @@ class PackedLanguage:
     """What the manifest says of one language's files.
 
     Args:
-        in_corpus: Documents in the corpus.
-        documents: Documents in the files.
+        in_corpus: Texts in the corpus.
+        texts: Texts in the files.
         stream: Stream tokens in the files.
         stop: The place in the stream just after the last counted token.
-        source: A hash of the documents in the files.
-        fingerprint: A hash of the counted tokens, their documents and their places in the blocks.
-        checksums: The checksums of the file of tokens and of the file of documents' ends.
+        source: A hash of the texts in the files.
+        fingerprint: A hash of the counted tokens, their texts and documents, and their places in the blocks.
+        checksums: The checksums of the file of tokens, of the file of texts' ends, and of that of their documents and
+            sources, where these are known.
+        levels: What is known of where the texts stand: nothing, "document", or "document" and "source".
     """
 
     in_corpus: int
-    documents: int
+    texts: int
     stream: int
     stop: int
     source: str
     fingerprint: str
     checksums: Sequence[str]
+    levels: Sequence[str] = ()
 
 
 class PackedCorpus:
@@ -126,10 +130,16 @@ class PackedCorpus:
             self.made_from: dict[str, str | int | None] = manifest["made_from"]
             self._budget: int = manifest["counted"]
             _check_numbers(self._budget, self.format, self.about)
-            files = {name: (stream_file(folder, name), ends_file(folder, name)) for name in self.about}
-            self._streams = {name: _mapped(files[name][0], "<u4", of.stream) for name, of in self.about.items()}
-            self._ends = {name: _mapped(files[name][1], "<i8", of.documents) for name, of in self.about.items()}
-        self._unverified = files
+            self._streams = {
+                name: _mapped(stream_file(folder, name), "<u4", of.stream) for name, of in self.about.items()
+            }
+            self._ends = {name: _mapped(ends_file(folder, name), "<i8", of.texts) for name, of in self.about.items()}
+            self._levels = {
+                (name, level): _mapped(level_file(folder, name, level), "<i8", of.texts)
+                for name, of in self.about.items()
+                for level in of.levels
+            }
+        self._unverified = {name: files_of(folder, name, of.levels) for name, of in self.about.items()}
 
     @classmethod
     def open(cls, folder: str | Path) -> "PackedCorpus":
@@ -171,8 +181,8 @@ class PackedCorpus:
         """The number of blocks that a language fills, the short last one included."""
         return -(-self._of(language).stop // self.format.stride)
 
-    def document_count(self, language: str) -> int:
-        """The number of a language's documents, from its first, that the counted tokens reach into."""
+    def text_count(self, language: str) -> int:
+        """The number of a language's texts, from its first, that the counted tokens reach into."""
         last = self._verified(language).stop - 1
         return int(np.searchsorted(self._ends[language], last, side="right")) + 1
 
@@ -195,8 +205,21 @@ class PackedCorpus:
         places = indices[:, None] * self.format.stride + np.arange(self.format.stride)
         return self._read(language, places, places < about.stop)
 
-    def lengths(self, language: str) -> Int[np.ndarray, " document"]:
-        """Tokens of each document in the files, its separator not included.
+    def groups(self, language: str, level: str = "document") -> Int[np.ndarray, " text"]:
+        """The document, or source, that each text in the files stands in; one of its own where that is not known.
+
+        Args:
+            language: One of the languages.
+            level: "document" or "source".
+
+        Raises:
+            LanguageError: If the packed corpus has no such language.
+        """
+        about = self._verified(language)
+        return np.arange(about.texts) if level not in about.levels else self._levels[language, level]
+
+    def lengths(self, language: str) -> Int[np.ndarray, " text"]:
+        """Tokens of each text in the files, its separator not included.
 
         Raises:
             LanguageError: If the packed corpus has no such language.
@@ -204,22 +227,22 @@ class PackedCorpus:
         self._verified(language)
         return np.diff(self._ends[language], prepend=0) - (self.format.separator is not None)
 
-    def documents(self, language: str, ordinals: Sequence[int] | np.ndarray) -> Blocks:
-        """Read documents alone: each from its beginning in a block of its own, cut at the context length.
+    def texts(self, language: str, ordinals: Sequence[int] | np.ndarray) -> Blocks:
+        """Read texts alone: each from its beginning in a block of its own, cut at the context length.
 
         Args:
             language: One of the languages.
-            ordinals: Ordinals of the documents in the files, in any order.
+            ordinals: Ordinals of the texts in the files, in any order.
 
         Returns:
-            One block per document, in that order, right-padded to the longest of them.
+            One block per text, in that order, right-padded to the longest of them.
 
         Raises:
             LanguageError: If the packed corpus has no such language.
-            CorpusError: If its files have no such document.
+            CorpusError: If its files have no such text.
         """
         about, ordinals = self._verified(language), np.asarray(ordinals, np.int64)
-        _check_ordinals(language, "packed documents", ordinals, about.documents)
+        _check_ordinals(language, "packed texts", ordinals, about.texts)
         lengths = self.lengths(language)[ordinals]
         starts = np.concatenate([[0], self._ends[language]])[ordinals]
         within = np.arange(self.format.padded(lengths).max() - (self.format.bos is not None))
@@ -229,9 +252,9 @@ class PackedCorpus:
         within = np.where(inside, places, 0)
         tokens = self._streams[language][within].astype(np.int64)
         counted = self.format.counted(tokens, np.arange(places.shape[1])) & inside
-        document = np.where(counted, np.searchsorted(self._ends[language], within, side="right"), -1)
+        text = np.where(counted, np.searchsorted(self._ends[language], within, side="right"), -1)
         tokens[~inside] = self.format.padding
-        return self._fronted(tokens, counted, document, inside.astype(np.int64), np.where(inside, places, -1))
+        return self._fronted(tokens, counted, text, inside.astype(np.int64), np.where(inside, places, -1))
 
     def _fronted(self, *parts: np.ndarray) -> Blocks:
         tensors = [torch.from_numpy(part) for part in parts]
@@ -260,8 +283,22 @@ def stream_file(folder: Path, language: str) -> Path:
 
 
 def ends_file(folder: Path, language: str) -> Path:
-    """The file of the places in the stream just after each document and its separator: flat little-endian int64."""
+    """The file of the places in the stream just after each text and its separator: flat little-endian int64."""
     return folder / f"{language}.ends"
+
+
+def level_file(folder: Path, language: str, level: str) -> Path:
+    """The file of the ordinal of each text's document or source: flat little-endian int64."""
+    return folder / f"{language}.{level}s"
+
+
+def files_of(folder: Path, language: str, levels: Sequence[str]) -> list[Path]:
+    """All files of a language, in the order of their checksums."""
+    return [
+        stream_file(folder, language),
+        ends_file(folder, language),
+        *(level_file(folder, language, level) for level in levels),
+    ]
 
 
 def _check_ordinals(language: str, what: str, ordinals: np.ndarray, n: int) -> None:
@@ -271,11 +308,15 @@ def _check_ordinals(language: str, what: str, ordinals: np.ndarray, n: int) -> N
 
 def _check_numbers(budget: int, how: BlockFormat, about: Mapping[str, PackedLanguage]) -> None:
     ids = [index for index in (how.bos, how.separator, how.padding, *how.special) if index is not None]
-    sizes = [n for of in about.values() for n in (of.in_corpus, of.documents, of.stream, of.stop)]
+    sizes = [n for of in about.values() for n in (of.in_corpus, of.texts, of.stream, of.stop)]
     if not all(isinstance(n, int) and n >= 0 for n in (budget, how.context_length, *ids, *sizes)):
         raise ValueError("a number is negative or not whole")
-    if not all(len(of.checksums) == 2 and all(isinstance(text, str) for text in of.checksums) for of in about.values()):
-        raise ValueError("a checksum is missing, or not a text")
+    if any(not set(of.levels) <= set(LEVELS) for of in about.values()):
+        raise ValueError("a level is unknown")
+    if any(len(of.checksums) != 2 + len(of.levels) for of in about.values()):
+        raise ValueError("a checksum is missing")
+    if not all(isinstance(text, str) for of in about.values() for text in of.checksums):
+        raise ValueError("a checksum is not a text")
     if max(how.context_length, *ids) > _LARGEST or any(of.stop > of.stream for of in about.values()):
         raise ValueError("a number is too large")
 

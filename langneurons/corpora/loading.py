@@ -1,4 +1,4 @@
-"""Where documents come from: a dict, a folder, the embedded phrasebook, or a hub data set."""
+"""Where texts come from: a dict, a folder, the embedded phrasebook, or a hub data set."""
 
 import json
 import re
@@ -18,8 +18,11 @@ from langneurons import babel
 from langneurons.corpora.corpus import Corpus, batches
 from langneurons.errors import CorpusError, LanguageError, in_short, unknown
 
+Row = dict[str, str | None]
 KINDS = (".txt", ".jsonl", ".parquet")
-_TEXT = Features({"text": Value("string")})
+# What data call the columns that say where a text stands.
+PLACES = {"id": ("id",), "document": ("document", "article", "title"), "source": ("source",)}
+_FEATURES = Features({name: Value("string") for name in ("text", *PLACES)})
 _SPLITS = {"train", "heldout", "test", "dev", "valid", "validation"}
 _LANGUAGE = re.compile(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*")
 _FILE_OF_LANGUAGE = re.compile(r"([a-z]{2,3})(?![a-zA-Z])")
@@ -34,17 +37,21 @@ def load_corpus(
     split: str = "train",
     revision: str | None = None,
 ) -> Corpus:
-    """Load documents per language; blank ones are left out.
+    """Load texts per language; blank ones are left out.
+
+    Texts of one document resemble each other, so statistics take documents as units. The columns ``document`` (or
+    ``article``, or ``title``), ``source`` and ``id`` of jsonl, parquet and hub data say where a text stands; in a txt
+    file blank lines separate documents. Elsewhere every text is a document of its own, and the corpus says so.
 
     Args:
         source: One of
-            a dict, ``{"en": [document, ...]}``;
-            a folder with files ``<language>*.txt`` (a document per line), ``.jsonl`` or ``.parquet``, or with a folder
+            a dict, ``{"en": [text, ...]}``;
+            a folder with files ``<language>*.txt`` (a text per line), ``.jsonl`` or ``.parquet``, or with a folder
             ``<language>`` or ``<date>.<language>`` of such files for each language;
             ``"babel"``, the embedded phrasebook of parallel sentences;
             the id of a hub data set with a configuration per language, such as ``"wikimedia/wikipedia"``.
         languages: Languages to load, in this order; by default all, sorted by code. A hub data set needs them.
-        text_column: The column of jsonl, parquet and hub data that holds the documents.
+        text_column: The column of jsonl, parquet and hub data that holds the texts.
         split: The split to load. In a folder, ``"heldout"`` takes the files with that word in their name; ``"train"``
             takes those with ``train``, or, where there are none, those that name no split.
         revision: Branch, tag or commit of a hub data set.
@@ -58,7 +65,7 @@ def load_corpus(
 
     Example:
         >>> load_corpus({"hi": ["नमस्ते"], "en": ["Hello.", " "]})
-        Corpus(en: 1 document, hi: 1 document)
+        Corpus(en: 1 text, hi: 1 text; every text is a document of its own)
     """
     wanted = None if languages is None else distinct(languages)
     if isinstance(source, Mapping):
@@ -113,7 +120,8 @@ def _table_of(language: str, documents: Iterable[str]) -> Dataset:
         if not isinstance(text, str):
             raise CorpusError(f"Document {index} of {language!r} is of type {type(text).__name__}, not text.")
     try:
-        return Dataset.from_dict({"text": [text for text in texts if text.strip()]}, features=_TEXT)
+        table = Dataset.from_dict({"text": [text for text in texts if text.strip()]})
+        return table.cast_column("text", Value("string"))
     except UnicodeEncodeError as error:
         raise CorpusError(f"A document of {language!r} is not valid Unicode ({error.reason}).") from error
 
@@ -176,29 +184,59 @@ def _read(files: list[Path], text_column: str) -> Dataset:
     options = {"files": stamped, "text_column": text_column}
     try:
         with _quiet():
-            return Dataset.from_generator(_rows, features=_TEXT, gen_kwargs=options)
+            table = Dataset.from_generator(_rows, features=_FEATURES, gen_kwargs=options)
     except (DatasetGenerationError, OSError) as error:
         if isinstance(error.__cause__, CorpusError):
             raise error.__cause__ from None
         raise CorpusError(f"Cannot read {files[0]} into the cache of datasets: {error.__cause__ or error}.") from error
+    return _with_known_places(table)
 
 
-def _rows(files: list[tuple[str, int, int]], text_column: str) -> Iterator[dict[str, str]]:
-    readers = {".txt": _lines, ".jsonl": _objects, ".parquet": _cells}
+def _with_known_places(table: Dataset) -> Dataset:
+    """Drop ids and sources that some texts lack; a text without document, where others have one, is its own."""
+    absent = dict.fromkeys([name for name in PLACES if name in table.column_names], 0)
+    for batch in table.with_format("arrow").iter(10_000):
+        absent = {name: count + batch[name].null_count for name, count in absent.items()}
+    dropped = [name for name, count in absent.items() if count and (name != "document" or count == len(table))]
+    table = table.remove_columns(dropped)
+    if not absent.get("document") or "document" in dropped:
+        return table
+    with _quiet():
+        return table.map(_with_document, with_indices=True)
+
+
+def _with_document(row: Mapping[str, str | None], index: int) -> Row:
+    return {**row, "document": f"text {index}" if row["document"] is None else row["document"]}
+
+
+def _rows(files: list[tuple[str, int, int]], text_column: str) -> Iterator[Row]:
+    readers = {".txt": _paragraphs, ".jsonl": _objects, ".parquet": _cells}
     empty = True
     for name, size, _ in files:
         path = Path(name)
         if not size:
             raise CorpusError(f"{path} is empty.")
-        for text in readers[path.suffix](path, text_column):
-            if text.strip():
+        for row in readers[path.suffix](path, text_column):
+            if str(row["text"]).strip():
                 empty = False
-                yield {"text": text}
+                yield dict.fromkeys(_FEATURES) | row
     if empty:
         raise CorpusError(f"There is no document in {', '.join(name for name, *_ in files[:5])}: all is blank.")
 
 
-def _lines(path: Path, _text_column: str = "") -> Iterator[str]:
+def _paragraphs(path: Path, _text_column: str) -> Iterator[Row]:
+    """The lines of a file, with the number of their paragraph where blank lines stand between paragraphs."""
+    blank = [not line.strip() for line in _lines(path)]
+    while blank and blank[-1]:
+        blank.pop()
+    separated = any(blank[blank.index(False) :]) if False in blank else False
+    paragraph = 0
+    for line, is_blank in zip(_lines(path), blank, strict=False):
+        paragraph += is_blank
+        yield {"text": line, "document": f"{path.name}:{paragraph}"} if separated else {"text": line}
+
+
+def _lines(path: Path) -> Iterator[str]:
     start = 0
     with path.open("rb") as file:
         for line in file:
@@ -210,7 +248,7 @@ def _lines(path: Path, _text_column: str = "") -> Iterator[str]:
             start += len(line)
 
 
-def _objects(path: Path, text_column: str) -> Iterator[str]:
+def _objects(path: Path, text_column: str) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -225,16 +263,32 @@ def _objects(path: Path, text_column: str) -> Iterator[str]:
         text = _text(row[text_column], f"{text_column!r} in line {number} of {path}")
         if any("\ud800" <= letter <= "\udfff" for letter in set(text)):
             raise CorpusError(f"Line {number} of {path} holds half a surrogate pair, which is no character.")
-        yield text
+        yield {"text": text, **_places(row, text_column)}
 
 
-def _cells(path: Path, text_column: str) -> Iterator[str]:
+def _places(row: Mapping[str, object], text_column: str) -> Row:
+    """Where a text stands, as far as its row says: its id, document and source."""
+    columns = _place_columns(row, text_column)
+    return {name: None if row[column] is None else str(row[column]) for name, column in columns.items()}
+
+
+def _place_columns(columns: Iterable[str], text_column: str) -> dict[str, str]:
+    """What the data call the id, document and source of a text, those of them that they have."""
+    names = set(columns) - {text_column}
+    column_of = {name: next((alias for alias in aliases if alias in names), None) for name, aliases in PLACES.items()}
+    return {name: column for name, column in column_of.items() if column is not None}
+
+
+def _cells(path: Path, text_column: str) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             if text_column not in file.schema_arrow.names:
                 raise _missing_column(str(path), text_column, file.schema_arrow.names)
-            for batch in file.iter_batches(1000, columns=[text_column]):
-                yield from (_text(value, f"{text_column!r} in {path}") for value in batch.column(0).to_pylist())
+            columns = _place_columns(file.schema_arrow.names, text_column)
+            for batch in file.iter_batches(1000, columns=[text_column, *columns.values()]):
+                for row in batch.to_pylist():
+                    text = _text(row[text_column], f"{text_column!r} in {path}")
+                    yield {"text": text, **_places(row, text_column)}
     except CorpusError:
         raise
     except Exception as error:  # the reader of a damaged file has no one kind of error
@@ -316,14 +370,19 @@ def _configs_by_language(configs: Iterable[str]) -> dict[str, str]:
     return newest
 
 
-def _text_of(table: Dataset, name: str, text_column: str) -> Dataset:
+def _text_of(table: Dataset, name_of_set: str, text_column: str) -> Dataset:
     if text_column not in table.column_names:
-        raise _missing_column(name, text_column, table.column_names)
+        raise _missing_column(name_of_set, text_column, table.column_names)
     if table.features[text_column] not in (Value("string"), Value("large_string")):
-        raise CorpusError(f"The column {text_column!r} of {name} is not text; name another with text_column=.")
-    texts = table.select_columns(text_column)
-    if text_column != "text":
-        texts = texts.rename_column(text_column, "text")
+        raise CorpusError(f"The column {text_column!r} of {name_of_set} is not text; name another with text_column=.")
+    columns = {
+        text_column: "text",
+        **{column: name for name, column in _place_columns(table.column_names, text_column).items()},
+    }
+    texts = table.select_columns(list(columns)).rename_columns(columns)
+    for name in PLACES:
+        if name in texts.column_names:
+            texts = texts.cast_column(name, Value("string"))
     documents = chain.from_iterable(batches(texts))
     filled = [index for index, text in enumerate(documents) if text and text.strip()]
-    return texts if len(filled) == len(texts) else texts.select(filled)
+    return _with_known_places(texts if len(filled) == len(texts) else texts.select(filled))

@@ -13,8 +13,17 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from langneurons.corpora.blocks import SCHEMA, BlockFormat, PackedCorpus, PackedLanguage, ends_file, stream_file
-from langneurons.corpora.corpus import READ_AT_ONCE, Corpus, batches
+from langneurons.corpora.blocks import (
+    SCHEMA,
+    BlockFormat,
+    PackedCorpus,
+    PackedLanguage,
+    ends_file,
+    files_of,
+    level_file,
+    stream_file,
+)
+from langneurons.corpora.corpus import LEVELS, READ_AT_ONCE, Corpus, batches
 from langneurons.errors import CorpusError, StaleArtefactError, StorageError
 from langneurons.storage import checksum, fingerprint, replacing, write_json
 
@@ -30,11 +39,11 @@ def pack(
 ) -> PackedCorpus:
     """Tokenise a corpus into blocks with exactly the same number of counted tokens in every language.
 
-    What a language's blocks hold depends on its documents, the tokenizer and the budget, not on the other languages. If
-    the folder already holds the same documents so packed, it is opened as it is.
+    What a language's blocks hold depends on its texts, the tokenizer and the budget, not on the other languages. If the
+    folder already holds the same texts so packed, it is opened as it is.
 
     Args:
-        corpus: The documents, taken in their order; shuffle first for a fair share of each source.
+        corpus: The texts, taken in their order; shuffle first for a fair share of each source.
         tokenizer: A fast tokenizer.
         context_length: Positions per block, a multiple of 16.
         folder: The folder for the token ids, 4 bytes each.
@@ -100,13 +109,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def _holds(packed: PackedCorpus, corpus: Corpus) -> bool:
     return packed.languages == corpus.languages and all(
-        (about.in_corpus, about.source) == (len(corpus[language]), _source(corpus, language, about.documents))
+        (about.in_corpus, about.source) == (len(corpus[language]), _source(corpus, language, about.texts))
         for language, about in packed.about.items()
     )
 
 
-def _source(corpus: Corpus, language: str, documents: int) -> str:
-    return corpus.select([language]).take(documents).fingerprints[language]
+def _source(corpus: Corpus, language: str, texts: int) -> str:
+    return corpus.select([language]).first_texts(texts).fingerprints[language]
 
 
 class _Stream:
@@ -119,22 +128,22 @@ class _Stream:
             stack.enter_context(stack.enter_context(replacing(path)).open("wb"))
             for path in (stream_file(folder, language), ends_file(folder, language))
         )
-        self.documents, self.length, self.counted = 0, 0, 0
+        self.texts, self.length, self.counted = 0, 0, 0
 
     def extend(self, tokenizer: PreTrainedTokenizerFast) -> bool:
-        """Append some documents; False when there are no more."""
-        documents = next(self._batches, None)
-        if documents is None:
+        """Append some texts; False when there are no more."""
+        texts = next(self._batches, None)
+        if texts is None:
             return False
         separator = [] if self._how.separator is None else [self._how.separator]
-        encoded = tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         parts = [ids + separator for ids in encoded["input_ids"]]
         ends = self.length + np.cumsum([len(part) for part in parts])
         tokens = np.fromiter(chain.from_iterable(parts), "<u4")
         self.counted += int(self._how.counted(tokens, np.arange(self.length, self.length + len(tokens))).sum())
         self._tokens.write(tokens.tobytes())
         self._ends.write(ends.astype("<i8").tobytes())
-        self.documents, self.length = self.documents + len(parts), self.length + len(tokens)
+        self.texts, self.length = self.texts + len(parts), self.length + len(tokens)
         return True
 
 
@@ -146,7 +155,7 @@ def _write_streams(
         counted = _fill_all(streams, tokenizer) if budget is None else _fill(streams, tokenizer, budget)
         # The files are about to change: what the old manifest says of them no longer holds.
         _manifest(folder).unlink(missing_ok=True)
-    return counted, {language: (stream.documents, stream.length) for language, stream in streams.items()}
+    return counted, {language: (stream.texts, stream.length) for language, stream in streams.items()}
 
 
 def _fill(streams: dict[str, _Stream], tokenizer: PreTrainedTokenizerFast, budget: int) -> int:
@@ -165,25 +174,37 @@ def _fill_all(streams: dict[str, _Stream], tokenizer: PreTrainedTokenizerFast) -
         if not streams[language].extend(tokenizer):
             break
     if not streams[language].counted:
-        raise CorpusError(f"{language!r} has no counted token: its documents give only special tokens, or none.")
+        raise CorpusError(f"{language!r} has no counted token: its texts give only special tokens, or none.")
     return streams[language].counted
 
 
 def _about(
     corpus: Corpus, folder: Path, language: str, how: BlockFormat, counted: int, extent: tuple[int, int]
 ) -> PackedLanguage:
-    documents, length = extent
+    texts, length = extent
     stream = np.memmap(stream_file(folder, language), "<u4", mode="r", shape=(length,))
-    ends = np.memmap(ends_file(folder, language), "<i8", mode="r", shape=(documents,))
+    ends = np.memmap(ends_file(folder, language), "<i8", mode="r", shape=(texts,))
+    levels = {
+        level: corpus.groups(language, level)[:texts].astype("<i8")
+        for level in LEVELS
+        if corpus.grouped(language, level)
+    }
+    for level, groups in levels.items():
+        with replacing(level_file(folder, language, level)) as file:
+            file.write_bytes(groups.tobytes())
     stop = _stop(stream, how, counted)
+    reached = int(np.searchsorted(ends, stop))
     return PackedLanguage(
         in_corpus=len(corpus[language]),
-        documents=documents,
+        texts=texts,
         stream=length,
         stop=stop,
-        source=_source(corpus, language, documents),
-        fingerprint=_fingerprint(how, stream[:stop], ends[: np.searchsorted(ends, stop)]),
-        checksums=[checksum(stream_file(folder, language)), checksum(ends_file(folder, language))],
+        source=_source(corpus, language, texts),
+        fingerprint=_fingerprint(
+            how, stream[:stop], ends[:reached], *(groups[: reached + 1] for groups in levels.values())
+        ),
+        checksums=[checksum(file) for file in files_of(folder, language, list(levels))],
+        levels=list(levels),
     )
 
 
@@ -197,11 +218,11 @@ def _stop(stream: np.ndarray, how: BlockFormat, budget: int) -> int:
     raise CorpusError(f"The stream of tokens has {budget} counted tokens fewer than were written: pack it again.")
 
 
-def _fingerprint(how: BlockFormat, stream: np.ndarray, ends: np.ndarray) -> str:
+def _fingerprint(how: BlockFormat, stream: np.ndarray, *parts: np.ndarray) -> str:
     digest = blake2b(
         json.dumps([how.context_length, how.bos, how.separator, how.special, len(stream)]).encode(), digest_size=16
     )
-    for values in (stream, ends):
+    for values in (stream, *parts):
         for start in range(0, len(values), TOKENS_AT_ONCE):
             digest.update(values[start : start + TOKENS_AT_ONCE].tobytes())
     return digest.hexdigest()
@@ -253,7 +274,7 @@ def stream_bytes(
 
     Raises:
         LanguageError: If either has no such language.
-        StaleArtefactError: If the packed corpus was made from other documents or with another tokenizer.
+        StaleArtefactError: If the packed corpus was made from other texts or with another tokenizer.
     """
     lengths = packed.lengths(language)
     texts = corpus[language][: len(lengths)]

@@ -4,5 +4,5 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={"estimation": ["Effect", "effect"], "placement": ["calibrate"], "table": ["EffectTable"]},
+    submod_attrs={"estimation": ["Effect", "effect"], "calibration": ["calibrate"], "table": ["EffectTable"]},
 )

@@ -1,7 +1,8 @@
-"""Effects: a paired difference with its interval, its p-value, and a verdict that knows how to say "nothing there".
+"""Effects: a paired difference with its interval, its p-value, and a verdict.
 
-A difference that is not significant is no evidence of no difference. So each effect carries what it could have found
-(the minimal detectable effect) and is called equivalent only where its interval lies inside a stated margin.
+A verdict answers two questions: is there a difference (is the p-value below 0.05), and is it of any interest (or is it
+shown to lie within a stated margin). A difference that is not significant is no evidence of no difference, so each
+effect also carries what could have been detected.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ from jaxtyping import Float
 from scipy import stats
 
 from langneurons.effects.pairing import BASELINE, Paired, pair
-from langneurons.effects.resampling import SIGNIFICANCE, ClusterSums, Spread, sign_flip_p_values, spreads
+from langneurons.effects.resampling import SIGNIFICANCE, ClusterSums, Spread, detectable_multiplier, spreads
 from langneurons.errors import EffectError
 from langneurons.settings import Testing, TestingOptions, with_options
 
-Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
+Verdict = Literal["better", "worse", "slightly better", "slightly worse", "no effect", "inconclusive"]
 LOSSES = ("nll", "loss", "perplexity", "bits_per_byte")
-LEAST_SEEDS = 6
+LEAST_SEEDS = LEAST_CLUSTERS = 6
 TOGETHER = 64  # conditions whose resamples are held at once
 
 
@@ -32,15 +33,19 @@ class Effect:
         estimate: Sum of differences / sum of denominators; positive where the condition's values are larger.
         low: Lower end of the interval.
         high: Upper end.
-        p: Two-sided p-value; None with fewer than six training seeds, where no p-value below 0.05 is possible.
-        verdict: "equivalent", "better", "worse" or "inconclusive".
+        p: Two-sided p-value; None with fewer than six clusters, or training seeds where something was trained.
+        verdict: "better" or "worse"; "slightly better" or "slightly worse" where it is significant and within the
+            margin; "no effect" where it is not significant and within the margin; else "inconclusive".
         margin: Largest difference of no interest, in units of the estimate.
         level: Confidence of the interval.
-        minimal_detectable: The true effect that one two-sided 5 % test finds with 80 % power (no family counted), and
-            never less than half the 95 % interval; infinite where no outcome could be significant.
+        minimal_detectable: The true effect that one two-sided 5 % test finds with 80 % power; infinite where there is
+            no test. See ``detectable_in`` for a family.
         standard_error: Standard error of the estimate, from clusters (and seeds).
+        degrees: Degrees of freedom of the standard error.
+        largest_cluster: Share of the denominators that the largest cluster holds.
         items: Number of distinct items.
-        clusters: Number of clusters, which are what is resampled.
+        clusters: Number of clusters, or sources, which are what is resampled.
+        unit: What is resampled: "cluster" or "source".
         baseline: Level without the condition: sum of values / sum of denominators, or per row where ``per`` is
             "baseline".
         condition: Level with the condition.
@@ -49,7 +54,7 @@ class Effect:
         seed: Seed of the resampling.
         resamples: Bootstrap and sign-flip samples.
         lower_is_better: Whether a smaller value is better.
-        equivalent: Whether two one-sided 5 % tests place the effect within the margin.
+        within_margin: Whether two one-sided 5 % tests place the effect within the margin.
         seeds: Training seeds, None where nothing was trained.
         seed_sd: Standard deviation of the effect between training seeds.
     """
@@ -63,8 +68,11 @@ class Effect:
     level: float
     minimal_detectable: float
     standard_error: float
+    degrees: float
+    largest_cluster: float
     items: int
     clusters: int
+    unit: str
     baseline: float
     condition: float
     per: str
@@ -72,19 +80,32 @@ class Effect:
     seed: int
     resamples: int
     lower_is_better: bool
-    equivalent: bool
+    within_margin: bool
     seeds: int | None = None
     seed_sd: float | None = None
 
     def judged(self, p: float | None) -> Verdict:
-        """The verdict by a p-value, such as one adjusted for a family of tests.
+        """The verdict by a p-value, such as one adjusted for a family of tests."""
+        return verdict_of(self.estimate, p, self.within_margin, self.lower_is_better)
 
-        A difference within the margin is equivalent even where it is significant.
+    def detectable_in(self, family: int) -> float:
+        """The minimal detectable effect where it must be significant beside others.
+
+        Args:
+            family: Number of tests in the family; the strictest level that Holm, or Benjamini and Hochberg, ask of any
+                of them is 5 % divided by it.
+
+        Example:
+            >>> item = pd.DataFrame({"item": range(40), "cluster": range(40), "nll": 2.0})
+            >>> change = effect(item.assign(nll=[2.2 + 0.01 * (i % 7) for i in range(40)]), item)
+            >>> round(change.detectable_in(49) / change.minimal_detectable, 2)
+            1.54
         """
-        return verdict_of(self.estimate, p, self.equivalent, self.lower_is_better)
+        alone, in_family = (detectable_multiplier(self.degrees, tests) for tests in (1, family))
+        return self.minimal_detectable * in_family / alone
 
     def __str__(self) -> str:
-        sizes = f"{self.items:,} items in {self.clusters:,} clusters"
+        sizes = f"{self.items:,} items in {self.clusters:,} {self.unit}s"
         seeds = "" if self.seeds is None else f", {self.seeds} seeds (SD {self.seed_sd or 0:.3g})"
         tested = "no p-value" if self.p is None else f"p {self.p:.2g}"
         return (
@@ -105,16 +126,15 @@ def effect(
 ) -> Effect:
     """Compare two conditions measured on the same items.
 
-    The interval is a symmetric studentized bootstrap of clusters; the test flips the signs of clusters (exact McNemar
-    where every cluster is one row of 0 or 1). The interval is the more cautious of the two: with few clusters of very
-    unequal size it may hold 0 where the test rejects 0.
+    Interval and p-value are of one studentized bootstrap of clusters: the interval holds 0 exactly where the p-value is
+    at least 1 - level. Below six clusters there is no p-value.
 
-    Rows with a column ``seed`` come from trained models: seeds and clusters are both resampled, the p-value is the
-    bootstrap's, and below six seeds there is none. The interval of a single seed says nothing about other seeds.
+    Rows with a column ``seed`` come from trained models: seeds and clusters are both resampled, and below six seeds
+    there is no p-value. The interval of a single seed says nothing about other seeds.
 
     Args:
         condition: Rows with ``item``, ``cluster`` and the value, and ``seed`` where models were trained.
-        baseline: Rows of the same items in the same clusters.
+        baseline: Rows of the same items in the same clusters, with ``source`` where clusters come from some.
         value: The column to compare.
         per: What the summed differences are divided by: ``"baseline"`` (the baseline's own sum: relative change),
             ``"row"`` (their number) or a column of the baseline such as ``"tokens"``.
@@ -135,7 +155,8 @@ def effect(
         (0.114, 'worse', 20)
     """
     (testing,) = with_options(options, testing)
-    return _effects([pair(condition, baseline, value, per)], Comparison.of(value, per, lower_is_better, testing))[0]
+    rows = pair(condition, baseline, value, per, testing.resampled)
+    return _effects([rows], Comparison.of(value, per, lower_is_better, testing))[0]
 
 
 def many_effects(
@@ -169,11 +190,11 @@ def many_effects(
         >>> before = pd.DataFrame({"item": range(40), "cluster": [i // 2 for i in range(40)], "nll": 2.0})
         >>> worse, same = many_effects(np.stack([np.linspace(2.1, 2.3, 40), np.full(40, 2.0)]), before)
         >>> round(worse.estimate, 3), worse.verdict, same.verdict
-        (0.1, 'worse', 'equivalent')
+        (0.1, 'worse', 'no effect')
     """
     (testing,) = with_options(options, testing)
     comparison = Comparison.of(value, per, lower_is_better, testing)
-    unchanged = pair(baseline, baseline, value, per)
+    unchanged = pair(baseline, baseline, value, per, testing.resampled)
     if wrong := np.argwhere(~np.isfinite(conditions)).tolist():
         affected, (condition, row) = len({number for number, _ in wrong}), wrong[0]
         raise EffectError(
@@ -210,27 +231,30 @@ def _effects(paired: Sequence[Paired], comparison: Comparison) -> list[Effect]:
     """Estimate the effects of conditions that share one baseline; all are resampled alike."""
     sums = [sums_of(rows, comparison.per, comparison.value) for rows in paired]
     varied = spreads(sums, comparison.resamples, comparison.seed)
-    p_values = _p_values_of(paired, sums, varied, comparison)
-    return [_effect(*parts, comparison) for parts in zip(paired, sums, varied, p_values, strict=True)]
+    return [_effect(*parts, comparison) for parts in zip(paired, sums, varied, strict=True)]
 
 
-def _effect(rows: Paired, sums: ClusterSums, spread: Spread, p: float | None, comparison: Comparison) -> Effect:
+def _effect(rows: Paired, sums: ClusterSums, spread: Spread, comparison: Comparison) -> Effect:
     (low, high), inner = spread.interval(comparison.level), spread.interval(1 - 2 * SIGNIFICANCE)
-    one_seed = rows.trained and sums.shape[0] == 1
-    equivalent = -comparison.margin <= inner[0] and inner[1] <= comparison.margin and not one_seed
+    tested = _can_be_tested(rows, sums)
+    p = spread.p() if tested else None
+    within_margin = tested and -comparison.margin <= inner[0] and inner[1] <= comparison.margin
     return Effect(
         estimate=spread.estimate,
         low=low,
         high=high,
         p=p,
-        verdict=verdict_of(spread.estimate, p, equivalent, comparison.lower_is_better),
-        minimal_detectable=_detectable_size(spread) if _can_be_significant(rows, sums) else float("inf"),
+        verdict=verdict_of(spread.estimate, p, within_margin, comparison.lower_is_better),
+        minimal_detectable=spread.minimal_detectable() if tested else float("inf"),
         standard_error=spread.standard_error,
+        degrees=spread.degrees,
+        largest_cluster=sums.largest_share,
         items=rows.items,
         clusters=sums.shape[1],
+        unit=rows.unit,
         baseline=_level_of(rows.baseline, rows, comparison.per),
         condition=_level_of(rows.condition, rows, comparison.per),
-        equivalent=equivalent,
+        within_margin=within_margin,
         seeds=sums.shape[0] if rows.trained else None,
         seed_sd=_seed_sd(sums) if rows.trained else None,
         **asdict(comparison),
@@ -297,7 +321,7 @@ def sums_of(rows: Paired, per: str, value: str) -> ClusterSums:
     # give an interval of about +-3/n, the rule of three.
     scores = rows.binary or (rows.unchanged_shares and value not in LOSSES)
     least = 2 / (rows.denominators.sum() / rows.seed_count) ** 2 if scores and rows.denominators.sum() else 0.0
-    sums = ClusterSums.of(changes, rows.denominators, rows.clusters, rows.seeds, least)
+    sums = replace(ClusterSums.of(changes, rows.denominators, rows.clusters, rows.seeds, least), binary=rows.binary)
     for axis, unit in ((0, "cluster"), (1, "seed")):
         parts = sums.denominators.sum(axis)
         if (rows.denominators < 0).any() or (len(parts) > 1 and (parts.sum() - parts <= 0).any()) or parts.sum() <= 0:
@@ -309,48 +333,19 @@ def sums_of(rows: Paired, per: str, value: str) -> ClusterSums:
     return sums
 
 
-def _p_values_of(
-    paired: Sequence[Paired], sums: Sequence[ClusterSums], varied: Sequence[Spread], comparison: Comparison
-) -> list[float | None]:
-    """The test that fits the rows: over seeds, of single right or wrong answers, or by flipping clusters' signs."""
-    if paired[0].trained:
-        return [
-            spread.p() if parts.shape[0] >= LEAST_SEEDS else None for parts, spread in zip(sums, varied, strict=True)
-        ]
-    p: list[float | None] = [
-        _mcnemar(parts) if rows.binary and rows.single_rows else None for rows, parts in zip(paired, sums, strict=True)
-    ]
-    if flipped := [place for place, value in enumerate(p) if value is None]:
-        differences = np.stack([sums[place].differences[0] for place in flipped], axis=1)
-        values = sign_flip_p_values(differences, comparison.resamples, comparison.seed)
-        for place, value in zip(flipped, values.tolist(), strict=True):
-            p[place] = value
-    return p
+def _can_be_tested(rows: Paired, sums: ClusterSums) -> bool:
+    """Whether there is enough to resample: of n signs, all equal has probability 2 / 2**n, below 0.05 from six on."""
+    seeds, clusters = sums.shape
+    return seeds >= LEAST_SEEDS if rows.trained else clusters >= LEAST_CLUSTERS
 
 
-def _mcnemar(sums: ClusterSums) -> float:
-    gained, lost = int((sums.differences > 0).sum()), int((sums.differences < 0).sum())
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-
-
-def _detectable_size(spread: Spread) -> float:
-    """At least half the interval: where only few rows change, the standard error alone would promise too much."""
-    low, high = spread.interval(1 - SIGNIFICANCE)
-    return max(spread.minimal_detectable(), (high - low) / 2)
-
-
-def _can_be_significant(rows: Paired, sums: ClusterSums) -> bool:
-    """Whether the test has any outcome below 0.05: of n signs, all equal has probability 2 / 2**n."""
-    return sums.shape[0] >= LEAST_SEEDS if rows.trained else 2.0 ** (1 - sums.shape[1]) < SIGNIFICANCE
-
-
-def verdict_of(estimate: float, p: float | None, equivalent: bool, lower_is_better: bool) -> Verdict:
-    """Better, worse, equivalent or inconclusive."""
-    if equivalent:
-        return "equivalent"
+def verdict_of(estimate: float, p: float | None, within_margin: bool, lower_is_better: bool) -> Verdict:
+    """The verdict on an effect: whether it is significant, and whether it is shown to lie within the margin."""
     if p is None or np.isnan(p) or p >= SIGNIFICANCE:
-        return "inconclusive"
-    return "better" if (estimate < 0) == lower_is_better else "worse"
+        return "no effect" if within_margin else "inconclusive"
+    if (estimate < 0) == lower_is_better:
+        return "slightly better" if within_margin else "better"
+    return "slightly worse" if within_margin else "worse"
 
 
 def _level_of(values: Float[np.ndarray, " row"], rows: Paired, per: str) -> float:

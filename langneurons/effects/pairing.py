@@ -8,8 +8,11 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from langneurons.errors import EffectError, unknown
+from langneurons.settings import Resampled
 
 ROW, BASELINE = "row", "baseline"
+CLUSTER, SOURCE = "cluster", "source"
+LEAST_SOURCES = 8  # fewer are too few to resample
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,7 @@ class Paired:
         seeds: Training seed of each row, numbered from 0.
         items: Number of distinct items.
         trained: Whether rows carry a seed at all.
+        unit: The column whose values are resampled: "cluster" or "source".
     """
 
     condition: Float[np.ndarray, " row"]
@@ -33,6 +37,7 @@ class Paired:
     seeds: Int[np.ndarray, " row"]
     items: int
     trained: bool
+    unit: str = CLUSTER
 
     @property
     def seed_count(self) -> int:
@@ -56,7 +61,9 @@ class Paired:
         return int(self.clusters.max()) + 1 == len(self.clusters)
 
 
-def pair(condition: pd.DataFrame, baseline: pd.DataFrame, value: str, per: str) -> Paired:
+def pair(
+    condition: pd.DataFrame, baseline: pd.DataFrame, value: str, per: str, resampled: Resampled = "auto"
+) -> Paired:
     """Put the rows of two conditions side by side.
 
     Args:
@@ -64,6 +71,7 @@ def pair(condition: pd.DataFrame, baseline: pd.DataFrame, value: str, per: str) 
         baseline: Rows of the same items; without ``seed`` it stands beside every seed of the condition.
         value: The column measured.
         per: ``"baseline"``, ``"row"``, or a column of the baseline.
+        resampled: What is resampled, see ``Testing``.
 
     Raises:
         EffectError: If a column is missing or not a number everywhere, an item occurs twice, the two conditions hold
@@ -73,17 +81,27 @@ def pair(condition: pd.DataFrame, baseline: pd.DataFrame, value: str, per: str) 
     columns = [value] if per in (ROW, BASELINE) else [value, per]
     trained = "seed" in condition.columns or "seed" in baseline.columns
     after, before = _aligned(condition, baseline, ["item", "seed"] if trained else ["item"], columns)
-    clusters, names = pd.factorize(before["cluster"])
+    unit = _unit(before, resampled)
+    clusters, names = pd.factorize(before[unit])
     if len(names) < 2:
         raise EffectError(
-            f"All {len(before)} rows belong to one cluster ({_shown(names[0])}): an effect needs at least two, "
-            "because clusters are what is resampled."
+            f"All {len(before)} rows belong to one {unit} ({_shown(names[0])}): an effect needs at least two, "
+            f"because {unit}s are what is resampled."
         )
     values = before[value].to_numpy(float)
     denominators = values if per == BASELINE else np.ones(len(before)) if per == ROW else before[per].to_numpy(float)
     item = before.index.get_level_values("item")
     seeds = pd.factorize(before.index.get_level_values("seed"))[0] if trained else np.zeros(len(before), np.int64)
-    return Paired(after[value].to_numpy(float), values, denominators, clusters, seeds, item.nunique(), trained)
+    return Paired(after[value].to_numpy(float), values, denominators, clusters, seeds, item.nunique(), trained, unit)
+
+
+def _unit(before: pd.DataFrame, resampled: Resampled) -> str:
+    """The column whose values are resampled."""
+    sources = before[SOURCE].nunique() if SOURCE in before.columns else 0
+    if resampled == "sources" and not sources:
+        raise EffectError("Sources cannot be resampled: the rows have no column 'source'.")
+    enough = sources >= LEAST_SOURCES and resampled == "auto"
+    return SOURCE if enough or resampled == "sources" else CLUSTER
 
 
 def _aligned(
@@ -92,7 +110,8 @@ def _aligned(
     """Both conditions in the baseline's order, after checking that all but the values agrees."""
     value, *others = columns
     shared = [name for name in others if name in condition.columns]
-    before = _indexed(_for_every_seed(baseline, condition), "baseline", key, columns)
+    sources = [SOURCE] if SOURCE in baseline.columns else []
+    before = _indexed(_for_every_seed(baseline, condition), "baseline", key, columns, sources)
     after = _indexed(_for_every_seed(condition, baseline), "condition", key, [value, *shared])
     _check_items(after.index, before.index)
     after = after.reindex(before.index)
@@ -101,7 +120,9 @@ def _aligned(
     return after, before
 
 
-def _indexed(rows: pd.DataFrame, name: str, key: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def _indexed(
+    rows: pd.DataFrame, name: str, key: Sequence[str], columns: Sequence[str], labels: Sequence[str] = ()
+) -> pd.DataFrame:
     for column in dict.fromkeys((*key, "cluster", *columns)):
         if column not in rows.columns:
             raise EffectError(unknown(f"column of the {name}", column, rows.columns))
@@ -112,7 +133,7 @@ def _indexed(rows: pd.DataFrame, name: str, key: Sequence[str], columns: Sequenc
             raise EffectError(f"The {name} has {absent} rows without {column}.")
     for column in columns:
         _check_numbers(rows, name, column)
-    indexed = rows.loc[:, list(dict.fromkeys((*key, "cluster", *columns)))].set_index(list(key))
+    indexed = rows.loc[:, list(dict.fromkeys((*key, "cluster", *columns, *labels)))].set_index(list(key))
     if not indexed.index.is_unique:
         twice = indexed.index[indexed.index.duplicated()]
         raise EffectError(

@@ -1,4 +1,4 @@
-"""What effects are believed by: where they lie among matched controls, and A/A tests that show what they promise."""
+"""Where effects lie among those of matched controls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from langneurons.effects.estimation import difference, effect
-from langneurons.effects.pairing import BASELINE
+from langneurons.effects.estimation import difference, holm
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.errors import EffectError
 from langneurons.settings import Testing, TestingOptions, with_options
@@ -90,7 +89,10 @@ def placed(value: float, controls: Sequence[float] | Float[np.ndarray, " draw"],
 
 
 def placement_columns(
-    estimates: Sequence[float], controls: Sequence[Sequence[float]], level: float = LEVEL
+    estimates: Sequence[float],
+    controls: Sequence[Sequence[float]],
+    level: float = LEVEL,
+    adjust: Callable[[np.ndarray], np.ndarray] = holm,
 ) -> dict[str, Float[np.ndarray, " row"]]:
     """Say in columns of a table where each of its estimates lies among its controls; NaN where it has none.
 
@@ -98,19 +100,22 @@ def placement_columns(
         estimates: The estimate of each row.
         controls: The estimates of each row's control draws.
         level: Confidence of the prediction intervals.
+        adjust: Adjusts the rank p-values for their number: ``holm`` or ``benjamini_hochberg``.
 
     Returns:
-        control_mean, control_sd, control_low, control_high, control_position, control_p, control_draws.
+        control_mean, control_sd, control_low, control_high, control_position, control_p, control_draws, and
+        control_p_adjusted, the rank p-values adjusted over the rows as one family.
     """
     places = [
         placed(value, draws, level) if len(draws) else None for value, draws in zip(estimates, controls, strict=True)
     ]
-    return {
+    columns = {
         f"control_{name}": np.array(
             [np.nan if place is None else getattr(place, name) for place in places], dtype=float
         )
         for name in MEASURES
     }
+    return columns | {"control_p_adjusted": adjust(columns["control_p"])}
 
 
 def _rank_p(value: float, draws: Float[np.ndarray, " draw"]) -> float:
@@ -204,130 +209,3 @@ def _resampled(
 def _by_cluster(rows: pd.DataFrame) -> np.ndarray:
     """Sum the loss of each cluster, in the order of the clusters' names."""
     return np.bincount(np.unique(rows["cluster"], return_inverse=True)[1], weights=rows["nll"].to_numpy())
-
-
-Simulation = Callable[[np.random.Generator], tuple[pd.DataFrame, pd.DataFrame, float]]
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of simulations with its exact binomial 95 % interval (Clopper and Pearson 1934).
-
-    Attributes:
-        share: The share.
-        low: Lower end of the interval.
-        high: Upper end.
-    """
-
-    share: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, count: int, total: int) -> "Share":
-        """The share of a count in a total."""
-        interval = stats.binomtest(count, total).proportion_ci(0.95, method="exact")
-        return cls(count / total, float(interval.low), float(interval.high))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How often simulated effects were significant, covered the truth, and were called equivalent.
-
-    Attributes:
-        simulations: Number of simulated comparisons.
-        rejected: Share with p < 0.05: the false alarms where the truth is 0, the power where it is not.
-        covered: Share whose interval holds the truth.
-        equivalent: Share called equivalent.
-    """
-
-    simulations: int
-    rejected: Share
-    covered: Share
-    equivalent: Share
-
-
-def calibrate(
-    simulate: Simulation,
-    simulations: int = 200,
-    value: str = "nll",
-    per: str = BASELINE,
-    *,
-    testing: Testing = Testing(),
-    **options: Unpack[TestingOptions],
-) -> Calibration:
-    """Estimate effects on simulated comparisons and count how often they are right.
-
-    Args:
-        simulate: Makes one comparison with a generator: condition rows, baseline rows, and the true effect.
-        simulations: Number of comparisons to simulate.
-        value: The column to compare.
-        per: What summed differences are divided by, see ``effect``.
-        testing: The margin, the interval's level and the resampling; its seed is also that of the simulations.
-        options: Single fields of ``Testing``, such as ``margin=0.02``.
-
-    Raises:
-        EffectError: If a comparison cannot be estimated.
-
-    Example:
-        >>> item = np.arange(60)
-        >>> rows = pd.DataFrame({"item": item, "cluster": item // 3, "nll": 2.0 + item % 5})
-        >>> checked = calibrate(null_comparisons(rows, cluster_sd=0.05), simulations=50, resamples=400)
-        >>> checked.rejected.low <= 0.05 <= checked.rejected.high
-        True
-    """
-    if simulations < 1:
-        raise EffectError(f"A calibration needs at least one simulation, given {simulations}.")
-    (testing,) = with_options(options, testing)
-    rejected = covered = equivalent = 0
-    for number in range(simulations):
-        condition, baseline, truth = simulate(np.random.default_rng([testing.seed, number]))
-        change = effect(condition, baseline, value, per, testing=testing)
-        rejected += change.p is not None and change.p < SIGNIFICANCE
-        covered += change.low <= truth <= change.high
-        equivalent += change.equivalent
-    counts = (Share.of(int(count), simulations) for count in (rejected, covered, equivalent))
-    return Calibration(simulations, *counts)
-
-
-def null_comparisons(
-    rows: pd.DataFrame, value: str = "nll", cluster_sd: float = 0.05, row_sd: float = 0.05
-) -> Simulation:
-    """Comparisons without an effect, made of real rows.
-
-    Each simulation draws the rows' clusters with replacement, so that they vary as another sample of documents would,
-    and multiplies the values by 1 + noise that rows of one cluster share, + noise of each row's own.
-
-    Args:
-        rows: Baseline rows with ``item``, ``cluster`` and the value.
-        value: The column to disturb.
-        cluster_sd: Standard deviation of each cluster's noise, as a share of the value.
-        row_sd: Standard deviation of each row's noise, as a share of the value.
-
-    Returns:
-        A simulation for ``calibrate``, whose truth is 0.
-    """
-    members = [part for _, part in rows.groupby("cluster", sort=False)]
-
-    def simulate(generator: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, float]:
-        clusters = [
-            members[index].assign(cluster=place)
-            for place, index in enumerate(generator.integers(len(members), size=len(members)))
-        ]
-        baseline = pd.concat(clusters, ignore_index=True)
-        baseline["item"] = np.arange(len(baseline))
-        shared = generator.normal(0, cluster_sd, len(members))[baseline["cluster"]]
-        noise = 1 + shared + generator.normal(0, row_sd, len(baseline))
-        return baseline.assign(**{value: baseline[value] * noise}), baseline, 0.0
-
-    return simulate
-
-
-def by_row(simulate: Simulation) -> Simulation:
-    """The same comparisons as if every row were a cluster of its own: what goes wrong when clusters are ignored."""
-
-    def ungrouped(generator: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, float]:
-        condition, baseline, truth = simulate(generator)
-        return condition.assign(cluster=condition["item"]), baseline.assign(cluster=baseline["item"]), truth
-
-    return ungrouped

@@ -1,6 +1,7 @@
 """EffectTable: one printed table of effects, which is one family of tests, with what is needed to believe it."""
 
 import json
+import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,9 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from langneurons.effects.estimation import LOSSES, Effect, holm
+from langneurons.effects.estimation import LOSSES, Effect, holm, verdict_of
 from langneurons.effects.pairing import BASELINE
-from langneurons.effects.resampling import SIGNIFICANCE
+from langneurons.effects.resampling import SIGNIFICANCE, least_p
 from langneurons.errors import EffectError, LangNeuronsWarning, unknown
 from langneurons.settings import Testing
 from langneurons.storage.objects import JsonObject
@@ -20,6 +21,7 @@ from langneurons.storage.presenting import P_VALUE, Column, Table
 from langneurons.storage.result import Result
 
 Key = TypeVar("Key", bound=Hashable)
+LARGE_SHARE = 0.25  # of an effect's weight in one cluster, above which a table says so
 COMMON = ("value", "per", "margin", "level", "resamples", "seed", "lower_is_better")
 COLUMNS = (
     "estimate",
@@ -30,8 +32,10 @@ COLUMNS = (
     "verdict",
     "minimal_detectable",
     "standard_error",
+    "largest_cluster",
     "items",
     "clusters",
+    "unit",
     "baseline",
     "condition",
 )
@@ -43,8 +47,9 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
 
     Attributes:
         rows: One effect per row: the key columns, estimate, low, high, p, p_holm, verdict, minimal_detectable,
-            standard_error, items, clusters, baseline, condition; seeds and seed_sd where something was trained;
-            where controls were drawn, their placement (control_mean, control_low, control_high, ...).
+            standard_error, largest_cluster, items, clusters, baseline, condition; seeds and seed_sd where something was
+            trained; where controls were drawn, their placement (control_mean, control_low, control_high, ...). The
+            minimal detectable effect is that of a test in this family.
         settings: How it was measured, with ``keys`` (the key columns) and ``family`` (what was adjusted over).
         controls: Effect of each control draw: key columns, ``control`` (its kind), ``draw``, ``estimate``.
         selectivity: Diagonal against off-diagonal, where the table is a matrix of languages.
@@ -56,7 +61,7 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         >>> effects = {("hi", "hi"): effect(after, before), ("hi", "en"): effect(before, before)}
         >>> table = EffectTable.of(effects, ("patched", "measured"), "an example: 2 effects")
         >>> table.matrix("verdict").loc["hi"].tolist()
-        ['worse', 'equivalent']
+        ['worse', 'no effect']
     """
 
     rows: pd.DataFrame
@@ -141,7 +146,7 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
             percent: Whether to print effects in per cent or points, not as shares.
         """
         names = ("estimate", "low", "high", "p_holm", "verdict", "minimal_detectable")
-        names += ("control_mean", "control_low", "control_high", "items", "clusters", "seeds")
+        names += ("control_mean", "control_low", "control_high", "control_p_adjusted", "items", "clusters", "seeds")
         frame = self.rows.loc[:, [*self.keys, *(name for name in names if name in self.rows.columns)]]
         unit, scale = (self.unit, self.scale) if percent else ("", 1)
         columns = {
@@ -149,6 +154,7 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
             "p_holm": Column("p (Holm)", digits=P_VALUE.digits, floor=self._least_p()),
             "minimal_detectable": Column("detectable", unit, scale),
             "control_mean": Column("controls", unit, scale, signed=True, bounds=("control_low", "control_high")),
+            "control_p_adjusted": Column("p among controls (Holm)", digits=P_VALUE.digits),
             "seeds": Column(index=True),
         }
         return Table(frame, columns, caption=self._caption(unit, scale))
@@ -159,13 +165,14 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         columns = {
             "selectivity": Column(**points, bounds=("low", "high")),
             "control_mean": Column("controls", **points, bounds=("control_low", "control_high")),
-            "control_p": Column("p among controls", digits=P_VALUE.digits),
+            "control_p_adjusted": Column("p among controls (Holm)", digits=P_VALUE.digits),
         }
         frame = pd.DataFrame() if self.selectivity is None else self.selectivity
-        frame = frame.drop(columns=["control_sd", "control_position", "control_draws"], errors="ignore")
+        caption_of_ranks = draws_needed(frame)
+        frame = frame.drop(columns=["control_sd", "control_position", "control_p", "control_draws"], errors="ignore")
         caption = (
             f"Change of a language's own loss minus the mean change of the others' [{self._level} interval]; controls: "
-            "the same with matched neurons."
+            f"the same with matched neurons.{caption_of_ranks}"
         )
         return Table(frame, columns, title="Selectivity", caption=caption)
 
@@ -193,7 +200,14 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
     @classmethod
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
         fields = super()._read(folder, content)
-        return fields | {"settings": with_current_names(fields["settings"])}
+        rows = fields["rows"].assign(verdict=current_verdicts(fields["rows"], fields["settings"]["lower_is_better"]))
+        return fields | {"rows": rows, "settings": with_current_names(fields["settings"])}
+
+    @property
+    def _unit(self) -> str:
+        """What was resampled, in one word; version 0.1.0 knew clusters only."""
+        units = set(self.rows.get("unit", pd.Series(["cluster"])))
+        return units.pop() if len(units) == 1 else "cluster"
 
     @property
     def _level(self) -> str:
@@ -202,7 +216,7 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
     def _least_p(self) -> float | None:
         """The smallest adjusted p-value, where no number of resamples as large as this one gives a smaller one."""
         p, adjusted = (self.rows[name].to_numpy(float) for name in ("p", "p_holm"))
-        at_floor = np.isclose(p, 1 / (self.settings["resamples"] + 1), rtol=1e-9)
+        at_floor = np.isclose(p, least_p(self.settings["resamples"]), rtol=1e-9)
         return float(adjusted[at_floor].min()) if at_floor.any() and np.nanmin(p) == p[at_floor].min() else None
 
     def _wide(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -214,13 +228,45 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         size, column = Column(scale=scale), f" {unit}" if unit else ""
         bounds = dict.fromkeys(size.text(bound) for bound in self.rows["minimal_detectable"].agg(["min", "max"]))
         metric = self.settings.get("measured", self.settings["value"])
+        clusters = f"{_span(self.rows['clusters'].tolist())} {self._unit}s"
         return (
             f"Family: {self.family} (Holm). Change of {metric}{f' in {unit}' if unit else ''} "
-            f"[{self._level} interval]; equivalent: within "
-            f"+-{size.text(self.settings['margin'])}{column}. {_span(self.rows['items'].tolist())} items in "
-            f"{_span(self.rows['clusters'].tolist())} clusters per effect; minimal detectable effect (one test) "
-            f"{' to '.join(f'{bound}{column}' for bound in bounds)}."
+            f"[{self._level} interval]. {self._margin(size, column)} {_span(self.rows['items'].tolist())} items in "
+            f"{clusters} per effect; minimal detectable effect (in this family) "
+            f"{' to '.join(f'{bound}{column}' for bound in bounds)}.{dominance(self.rows)}{draws_needed(self.rows)}"
         )
+
+    def _margin(self, size: Column, unit: str) -> str:
+        """The margin, in the unit of the table and in nats per token where that is known."""
+        margin, losses = self.settings["margin"], self.settings.get("nats_per_token", {})
+        nats = [Column(digits=2).text(margin * loss) for loss in sorted(losses.values())]
+        in_nats = f" ({' to '.join(dict.fromkeys((nats[0], nats[-1])))} nats per token)" if nats else ""
+        default = ", the default" if margin == Testing().margin else ""
+        return f'"No effect" and "slightly" mean: within the margin of {size.text(margin)}{unit}{in_nats}{default}.'
+
+
+def dominance(rows: pd.DataFrame) -> str:
+    """A sentence where one cluster carries more than a quarter of an effect's weight; else nothing."""
+    if "largest_cluster" not in rows.columns or not (rows["largest_cluster"] > LARGE_SHARE).any():
+        return ""
+    count, most = int((rows["largest_cluster"] > LARGE_SHARE).sum()), float(rows["largest_cluster"].max())
+    return (
+        f" In {count} of {len(rows)} effects one cluster carries more than a quarter of the weight, up to {most:.0%}."
+    )
+
+
+def draws_needed(rows: pd.DataFrame) -> str:
+    """Say how many control draws a family of rank p-values needs, where it has fewer; else nothing."""
+    if not {"control_p", "control_draws"} <= set(rows.columns) or rows["control_draws"].isna().all():
+        return ""
+    tests, draws = int(rows["control_p"].notna().sum()), int(rows["control_draws"].max())
+    needed = math.ceil(max(tests, 1) / SIGNIFICANCE) - 1
+    if draws >= needed:
+        return ""
+    family = f"{tests} rank tests can be significant after Holm" if tests else "a rank test can be significant"
+    return (
+        f" With {draws} control draws a rank p-value is at least {1 / (draws + 1):.2g}; {family} from {needed:,} draws."
+    )
 
 
 def with_current_names(settings: Mapping[str, object]) -> dict[str, Any]:
@@ -231,6 +277,23 @@ def with_current_names(settings: Mapping[str, object]) -> dict[str, Any]:
         {'margin': 0.01, 'seed': 0}
     """
     return {Testing.old_names.get(name, name): value for name, value in settings.items()}
+
+
+def current_verdicts(
+    rows: pd.DataFrame, lower_is_better: bool, effect: str = "estimate", p: str = "p_holm"
+) -> list[str]:
+    """The verdicts of a stored table, in which version 0.1.0 called everything within the margin equivalent.
+
+    Args:
+        rows: The table's rows.
+        lower_is_better: Whether a smaller value is better.
+        effect: The column of the effects.
+        p: The column of the adjusted p-values.
+    """
+    return [
+        verdict_of(row[effect], row[p], True, lower_is_better) if row["verdict"] == "equivalent" else row["verdict"]
+        for row in rows.to_dict("records")
+    ]
 
 
 def _common(effects: Sequence[Effect]) -> dict[str, Any]:
@@ -249,17 +312,22 @@ def _judged(effects: Sequence[Effect]) -> pd.DataFrame:
     adjusted = holm([change.p for change in effects])
     _check_resamples(effects)
     trained = ["seeds", "seed_sd"] if any(change.seeds is not None for change in effects) else []
-    rows = pd.DataFrame([asdict(change) for change in effects]).assign(p_holm=adjusted)
+    tests = max(1, sum(change.p is not None for change in effects))
+    rows = pd.DataFrame([asdict(change) for change in effects]).assign(
+        p_holm=adjusted, minimal_detectable=[change.detectable_in(tests) for change in effects]
+    )
+    if sentence := dominance(rows):
+        warnings.warn(sentence.strip(), LangNeuronsWarning, stacklevel=4)
     rows["verdict"] = [change.judged(float(p)) for change, p in zip(effects, adjusted, strict=True)]
     return rows.loc[:, [*COLUMNS, *trained]].astype({"p": "float64", **dict.fromkeys(trained, "float64")})
 
 
 def _check_resamples(effects: Sequence[Effect]) -> None:
     tests, resamples = sum(change.p is not None for change in effects), effects[0].resamples
-    if tests > SIGNIFICANCE * (resamples + 1):
+    if tests * least_p(resamples) > SIGNIFICANCE:
         warnings.warn(
-            f"{resamples} resamples give no p-value below {1 / (resamples + 1):.1g}, so that none of {tests} effects "
-            f"can be significant after Holm: take at least {round(tests / SIGNIFICANCE):,} resamples.",
+            f"{resamples} resamples give no p-value below {least_p(resamples):.1g}, so that none of {tests} effects "
+            f"can be significant after Holm: take at least {round(2 * tests / SIGNIFICANCE):,} resamples.",
             LangNeuronsWarning,
             stacklevel=4,
         )

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import scipy.optimize
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -183,7 +184,8 @@ def _writes(
 
     def after_head(layer: int, outputs: Tensor) -> None:
         if "head" in neurons.get(layer, {}):
-            change = (outputs - before.pop(("head", layer))).flatten(2).float()
+            change = (outputs - before.pop(("head", layer))).float()
+            change = rearrange(change, "block position head d_head -> block position (head d_head)")
             add(layer, change @ model_view.output_weights(layer, "head").float())
 
     def after_residual(layer: int, residual: Tensor) -> None:

@@ -1,6 +1,7 @@
-"""evaluate(): tasks in several languages, unpatched, patched, and with the same patch on control neurons."""
+"""Tasks in several languages: unpatched, patched, with the same patch on control neurons, and every way crossed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Unpack
@@ -11,17 +12,37 @@ import torch
 from langneurons.corpora.loading import distinct
 from langneurons.effects.estimation import difference
 from langneurons.errors import LanguageError, PatchError, TaskError, unknown
-from langneurons.evaluation.evaluation import UNPATCHED, Evaluation
 from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs
+from langneurons.evaluation.results import AT, UNPATCHED, Evaluation, Factorial, design_of
+from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
-from langneurons.patches.patch import Patch, control_patches
-from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
+from langneurons.patches.patch import Add, DiffMean, Patch, Scale, SetTo, control_patches
+from langneurons.recording.statistics import ActivationStats
+from langneurons.settings import (
+    ControlledOptions,
+    Controls,
+    MatchingOptions,
+    MeasuringOptions,
+    Run,
+    Testing,
+    controls_of,
+    with_options,
+)
 from langneurons.tasks.heads import Head
 from langneurons.tasks.task import Task
 
 Patches = Mapping[str, Patch | Sequence[Patch] | Callable[[str], Patch | Sequence[Patch]]]
 CHANGES = ["task", "protocol", "metric", "patch", "language", "draw", "estimate"]
 ROWS = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
+
+MakePatch = Callable[[NeuronSet, ActivationStats, str], Patch]
+# Each turns a language up in its own way, with values of that language.
+OPERATIONS: dict[str, MakePatch] = {
+    "set": lambda neurons, stats, language: SetTo(neurons, stats[language].mean()),
+    "add": lambda neurons, stats, language: Add(neurons, stats[language].mean()),
+    "scale": lambda neurons, stats, language: Scale(neurons, 2.0),
+    "diffmean": lambda neurons, stats, language: DiffMean(neurons, stats, language),
+}
 
 
 def evaluate(
@@ -79,7 +100,7 @@ def evaluate(
         for index, task in enumerate(tasks)
         for name, job in task_jobs(model, task, conditions, run.batch_size or BATCH_SIZE).items()
     }
-    references = _references(tasks, languages)
+    references = references_of(tasks, languages)
     rows: dict[tuple, pd.DataFrame] = {}
     changes: list[tuple] = []
 
@@ -95,20 +116,102 @@ def evaluate(
             changes.append((task.name, task.protocol, metric, patch, language, *draw, estimate))
 
     measure_jobs(model, jobs, run, keep)
-    model_view = view(model)
-    parts = [_rows(tasks[index], patch, language, of_job) for (index, patch, language), of_job in rows.items()]
+    parts = [
+        long_rows(tasks[index], of_job, patch=patch, language=language)
+        for (index, patch, language), of_job in rows.items()
+    ]
     return Evaluation(
-        rows=pd.concat(parts, ignore_index=True),
+        rows=pd.concat(parts, ignore_index=True).reindex(columns=ROWS),
         references=references,
         controls=pd.DataFrame(changes, columns=CHANGES) if controls.draws else None,
         settings={
-            "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
+            "model": view(model).described,
             "patches": {f"{name} {language}": list(map(repr, cell)) for (name, language), cell in by_cell.items()},
             "tasks": {f"{task.name} {task.protocol}": task.fingerprint for task in tasks},
             "control_draws": controls.draws,
             "options": {**testing.model_dump(), "resamples": testing.samples},
         },
     )
+
+
+class FactorialOptions(MeasuringOptions, MatchingOptions, total=False):
+    """The options of ``evaluate`` but the statistics."""
+
+    head: Head | None
+    controls: int | Controls
+    testing: Testing
+    run: Run
+
+
+def factorial(
+    model: torch.nn.Module,
+    neurons: NeuronSet,
+    stats: ActivationStats,
+    tasks: Task | Sequence[Task],
+    languages: Iterable[str] | None = None,
+    operations: Iterable[str] | Mapping[str, MakePatch] = tuple(OPERATIONS),
+    sites: Iterable[str] = ("act", "post"),
+    **options: Unpack[FactorialOptions],
+) -> Factorial:
+    """Cross operation x site x protocol: patch each language's neurons in every way and place, and ask in every way.
+
+    Two papers on the same models report opposite signs: Mondal et al. 2025 replace activations and ask by a head and by
+    generation, Gurgurov et al. 2025 (arXiv 2507.22608) add to them and generate. They differ in several choices at
+    once; crossed, each can be seen alone.
+
+    Args:
+        model: A model returned by ``load_model``.
+        neurons: Neurons with a label for every evaluated language; the same units are written at every site.
+        stats: Statistics of the same model that recorded every site.
+        tasks: One task per protocol: ``XNLI`` with and without a head, ``XQuAD``, ``Generation``.
+        languages: Languages to evaluate; by default those that neurons, statistics and tasks have.
+        operations: Names out of "set", "add" (the language's mean), "scale" (twice) and "diffmean"; or name ->
+            function of (neurons, statistics at the site, language) that makes a patch.
+        sites: Sites to write at.
+        options: Options of ``evaluate`` but ``stats``, such as ``controls=20``, ``head=head`` or ``out="runs/x"``.
+
+    Returns:
+        Effects of every cell, their summary, and the pairs of cells with opposite signs.
+
+    Raises:
+        PatchError: If an operation is unknown, or no operation or site is given.
+        SiteMismatchError: If a site was not recorded.
+        LanguageError: If neurons or statistics lack a language.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> prompts = ln.tasks.Generation.of(ln.load_corpus("babel", ["en", "hi"]), documents=4, max_new_tokens=4)
+        >>> ways = {"operations": ["set", "scale"], "sites": ["act"]}
+        >>> crossed = ln.factorial(model, neurons, stats, prompts, **ways, resamples=200, progress=False)
+        >>> crossed.summary[["operation", "site", "protocol"]].to_numpy().tolist()
+        [['set', 'act', 'generation'], ['scale', 'act', 'generation']]
+    """
+    if not isinstance(operations, Mapping):
+        names = list(operations)
+        for name in names:
+            if name not in OPERATIONS:
+                raise PatchError(unknown("operation", name, OPERATIONS))
+        operations = {name: OPERATIONS[name] for name in names}
+    at_site = {site: (replace(neurons, site=site, scores={}), stats.at(site)) for site in dict.fromkeys(sites)}
+    if not operations or not at_site:
+        raise PatchError("A factorial needs at least one operation and one site.")
+    patches = {
+        f"{name}{AT}{site}": _patch(make, *where)
+        for name, make in operations.items()
+        for site, where in at_site.items()
+    }
+    if languages is None:
+        several = tasks if isinstance(tasks, Sequence) else [tasks]
+        others = [stats.languages, *(task.languages for task in several)]
+        labels = [label for label in neurons.languages if len(neurons[label])]
+        languages = [label for label in labels if all(label in names for names in others)]
+    recorded = [stats_at_site for _, stats_at_site in at_site.values()]
+    evaluation = evaluate(model, tasks, languages, patches, stats=recorded, **options)
+    return Factorial(evaluation, design_of((name, site) for name in operations for site in at_site))
+
+
+def _patch(make: MakePatch, neurons: NeuronSet, stats: ActivationStats) -> Callable[[str], Patch]:
+    return lambda language: make(neurons[language], stats, language)
 
 
 def _tasks(tasks: object, head: Head | None) -> list[Task]:
@@ -209,15 +312,21 @@ def _measured_rows(task: Task, model: torch.nn.Module, language: str, batch_size
     return rows
 
 
-def _rows(task: Task, patch: str, language: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per item and metric."""
+def long_rows(task: Task, rows: pd.DataFrame, **about: str | int) -> pd.DataFrame:
+    """One row per item and metric of what a task measured.
+
+    Args:
+        task: The task.
+        rows: Its rows, one per item.
+        about: Further columns, each of one value.
+    """
     items = rows.loc[:, ["item", "cluster", "prediction", "gold"]].astype(str)  # ids of one task may be numbers
-    about = {"task": task.name, "protocol": task.protocol, "patch": patch, "language": language}
+    about = {"task": task.name, "protocol": task.protocol, **about}
     parts = [items.assign(**about, metric=metric, value=rows[metric].astype(float)) for metric in task.metrics]
-    return pd.concat(parts, ignore_index=True).reindex(columns=ROWS)
+    return pd.concat(parts, ignore_index=True)
 
 
-def _references(tasks: Sequence[Task], languages: Sequence[str]) -> pd.DataFrame:
+def references_of(tasks: Sequence[Task], languages: Sequence[str]) -> pd.DataFrame:
     """What each task's main metric is worth without the model: task, protocol, metric, language, reference, value."""
     rows = [
         (task.name, task.protocol, task.metrics[0], language, name, value)

@@ -6,6 +6,7 @@ Whatever hooks are attached to the model count: inside ``ln.intervene`` it is th
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from langneurons.corpora.packing import stream_bytes
 from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
 from langneurons.models import ModelView, view
 from langneurons.run import Cost, timed
-from langneurons.tasks.batching import scoring
+from langneurons.tasks.batching import scoring, tokenizer_of
 
 EACH = ("block", "document")
 COLUMNS = ["language", "item", "cluster", "nll", "tokens", "bytes"]
@@ -93,19 +94,21 @@ class HeldoutText:
         model_view = view(model)
         context_length = _context_length(model_view, context_length)
         _check(corpus, each, tokens_per_language)
-        place = storage.make_temporary_folder() if folder is None else Path(folder)
-        try:
-            packed = _packed(corpus, model_view.tokenizer, context_length, place, tokens_per_language, each)
-            counts = {name: stream_bytes(packed[name], corpus, model_view.tokenizer, name) for name in packed}
-            text = cls(each, context_length, model_view.tokenizer, packed, counts)
+        with ExitStack() as stack:
+            if folder is None:
+                folder = stack.enter_context(storage.temporary_folder())
+            tokenizer, folder = model_view.tokenizer, Path(folder)
+            if each == "block":
+                whole = pack(corpus, tokenizer, context_length, folder, tokens_per_language)
+                packed = dict.fromkeys(corpus.languages, whole)
+            else:  # each language by itself, so that none is cut to the size of the smallest
+                alone = {name: corpus.select([name]) for name in corpus.languages}
+                packed = {name: pack(part, tokenizer, context_length, folder / name) for name, part in alone.items()}
+            counts = {name: stream_bytes(packed[name], corpus, tokenizer, name) for name in packed}
+            text = cls(each, context_length, tokenizer, packed, counts)
             text._check_predictable()
             text._check_whole()
-        except BaseException:
-            if folder is None:
-                storage.remove_folder(place)
-            raise
-        if folder is None:
-            weakref.finalize(text, storage.remove_folder, place)
+            weakref.finalize(text, stack.pop_all().close)
         return text
 
     def __repr__(self) -> str:
@@ -128,10 +131,7 @@ class HeldoutText:
     @cached_property
     def positions(self) -> int:
         """Tokens that go through the model when all languages are scored, padding included."""
-        if self.each == "block":
-            return self.context_length * sum(packed.n_blocks(name) for name, packed in self.packed.items())
-        lengths = (packed.format.padded(packed.lengths(name)) for name, packed in self.packed.items())
-        return int(sum(of_language.sum() for of_language in lengths))
+        return int(sum(self._padded_lengths(language).sum() for language in self.languages))
 
     def cost(self, model: torch.nn.Module, batch_size: int = 8) -> Cost:
         """Estimate what scoring the text once will take, from one batch of it.
@@ -175,9 +175,9 @@ class HeldoutText:
             progress: Whether to show a progress bar on standard error.
 
         Returns:
-            One row per stretch of a document: language; item, "block:document" in blocks and the document's ordinal
-            where documents are read alone; cluster, the document's ordinal; and nll (nats), tokens and bytes, summed
-            over the row's counted tokens.
+            One row per stretch of a text: language; item, "block:text" in blocks and the text's ordinal where texts are
+            read alone; cluster, the ordinal of the text's document; source, that of the document's source, where it is
+            known; and nll (nats), tokens and bytes, summed over the row's counted tokens.
 
         Raises:
             LanguageError: If the text has no such language.
@@ -204,7 +204,7 @@ class HeldoutText:
     def batches(self, language: str, batch_size: int) -> Iterator[tuple[Int[np.ndarray, " block"], Blocks]]:
         """Read a language's blocks, or documents, a batch at a time, each with its ordinals."""
         packed = self.packed[language]
-        read = packed.blocks if self.each == "block" else packed.documents
+        read = packed.blocks if self.each == "block" else packed.texts
         for group in self._groups(language):
             for start in range(0, len(group), batch_size):
                 ordinals = group[start : start + batch_size]
@@ -214,13 +214,40 @@ class HeldoutText:
         bar.set_description(language)
         parts = []
         for ordinals, batch in self.batches(language, batch_size):
-            bytes_of = self._bytes(language, batch)
-            parts.append(_rows(ordinals, batch, bytes_of, losses(model_view, batch)))
+            stretches, counted = self.stretches(language, ordinals, batch), batch.counted.numpy()
+            sums = {
+                "nll": losses(model_view, batch).numpy(),
+                "tokens": np.ones(int(counted.sum()), np.int64),
+                "bytes": self._bytes(language, batch)[counted],
+            }
+            starts = stretches["start"].to_numpy()
+            parts.append(stretches.assign(**{name: np.add.reduceat(of, starts) for name, of in sums.items()}))
             bar.update(len(ordinals))
-        rows = pd.concat(parts, ignore_index=True).sort_values(["block", "cluster"], ignore_index=True)
-        alone = self.each == "document"
-        item = rows["cluster"] if alone else rows["block"].astype(str) + ":" + rows["cluster"].astype(str)
-        return rows.assign(language=language, item=item).reindex(columns=COLUMNS)
+        rows = pd.concat(parts, ignore_index=True).sort_values(["block", "text"], ignore_index=True)
+        source = ["source"] if "source" in rows.columns else []
+        return rows.assign(language=language).reindex(columns=[*COLUMNS[:3], *source, *COLUMNS[3:]])
+
+    def stretches(self, language: str, ordinals: Int[np.ndarray, " block"], batch: Blocks) -> pd.DataFrame:
+        """Divide the counted tokens of some blocks into stretches, each of one text in one block.
+
+        Args:
+            language: The language.
+            ordinals: Ordinals of the blocks, or of the texts that are read alone.
+            batch: The blocks.
+
+        Returns:
+            One row per stretch: start, the place of its first token among the counted ones; block, text, item, cluster
+            (the document), and source where it is known.
+        """
+        counted = batch.counted.numpy()
+        block, text = np.broadcast_to(ordinals[:, None], counted.shape)[counted], batch.text.numpy()[counted]
+        starts = np.flatnonzero(np.diff(block, prepend=-1) | np.diff(text, prepend=-1))
+        block, text, packed = block[starts], text[starts], self.packed[language]
+        in_blocks = [f"{b}:{t}" for b, t in zip(block, text, strict=True)]
+        rows = pd.DataFrame({"start": starts, "block": block, "text": text})
+        rows = rows.assign(item=text if self.each == "document" else in_blocks, cluster=packed.groups(language)[text])
+        sources = packed.about[language].levels
+        return rows.assign(source=packed.groups(language, "source")[text]) if "source" in sources else rows
 
     def _bytes(self, language: str, batch: Blocks) -> Int[np.ndarray, "block position"]:
         place = batch.place.numpy()
@@ -228,11 +255,14 @@ class HeldoutText:
 
     def _groups(self, language: str) -> list[Int[np.ndarray, " block"]]:
         """What may share a batch: only blocks of one padded length, so that no row depends on its neighbours."""
+        lengths = self._padded_lengths(language)
+        return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+    def _padded_lengths(self, language: str) -> Int[np.ndarray, " block"]:
         packed = self.packed[language]
         if self.each == "block":
-            return [np.arange(packed.n_blocks(language))]
-        lengths = packed.format.padded(packed.lengths(language))
-        return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+            return np.full(packed.n_blocks(language), self.context_length)
+        return packed.format.padded(packed.lengths(language))
 
     def _check_predictable(self) -> None:
         for language, tokens in self.tokens.items():
@@ -290,39 +320,8 @@ def losses(model_view: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
     return torch.cat(nll).cpu().double()
 
 
-def _rows(
-    blocks: Int[np.ndarray, " block"], batch: Blocks, bytes_of: np.ndarray, nll: Float[Tensor, " counted"]
-) -> pd.DataFrame:
-    """Sum over each document's counted tokens in each block."""
-    counted = batch.counted.numpy()
-    block, document = np.broadcast_to(blocks[:, None], counted.shape)[counted], batch.document.numpy()[counted]
-    starts = np.flatnonzero(np.diff(block, prepend=-1) | np.diff(document, prepend=-1))
-    sums = {
-        "nll": nll.numpy(),
-        "tokens": np.ones(len(block), np.int64),
-        "bytes": bytes_of[counted],
-    }
-    summed = {name: np.add.reduceat(values, starts) for name, values in sums.items()}
-    return pd.DataFrame({"block": block[starts], "cluster": document[starts], **summed})
-
-
-def _packed(
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    context_length: int,
-    folder: Path,
-    tokens_per_language: int | None,
-    each: str,
-) -> dict[str, PackedCorpus]:
-    if each == "block":
-        return dict.fromkeys(corpus.languages, pack(corpus, tokenizer, context_length, folder, tokens_per_language))
-    # Each language by itself, so that none is cut to the size of the smallest.
-    return {name: pack(corpus.select([name]), tokenizer, context_length, folder / name) for name in corpus.languages}
-
-
 def _context_length(model_view: ModelView, context_length: int | None) -> int:
-    if model_view.tokenizer is None:
-        raise ModelError(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+    tokenizer_of(model_view)  # says if there is none
     if context_length is None:
         return min(USUAL_CONTEXT_LENGTH, model_view.context_length // LENGTHS * LENGTHS)
     if context_length > model_view.context_length:

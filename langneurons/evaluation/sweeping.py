@@ -91,15 +91,11 @@ def deactivation_doses() -> tuple[Dose, ...]:
         >>> sorted({dose.kind for dose in deactivation_doses()})
         ['cumulative', 'quantile', 'scale', 'set']
     """
-    constants = (-10, -5, -2, -1, -0.5, -0.278, 0, 0.5, 1, 2, 5, 10)
-    quantiles = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-    factors = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3)
-    shares = (0.125, 0.25, 0.5, 0.75, 1)
     by_kind: dict[str, Sequence[float]] = {
-        "set": constants,
-        "quantile": quantiles,
-        "scale": factors,
-        "cumulative": shares,
+        "set": (-10, -5, -2, -1, -0.5, -0.278, 0, 0.5, 1, 2, 5, 10),
+        "quantile": (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99),
+        "scale": (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3),
+        "cumulative": (0.125, 0.25, 0.5, 0.75, 1),
     }
     return tuple(Dose(kind, amount) for kind, amounts in by_kind.items() for amount in amounts)
 

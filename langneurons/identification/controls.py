@@ -1,17 +1,21 @@
-"""Drawing control neurons: outside a neuron set, but in the same layers and of the same magnitude.
+"""Drawing control neurons: outside a neuron set, but in the same layers and alike in what they write.
 
 ``NeuronSet.matched_control`` and ``Patch.matched_control`` are the ways in; what is drawn depends on the controls'
 seed, the number of the draw and the label alone.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
+import pandas as pd
 import torch
 from einops import reduce
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from langneurons import storage
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
-from langneurons.identification.firing import check_sign_means_something
+from langneurons.identification.firing import check_sign_means_something, sign_means_something
 from langneurons.identification.indices import shape_text
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.settings import Controls, Match
@@ -19,6 +23,9 @@ from langneurons.settings import Controls, Match
 DECILES = 10
 FREQUENT = 0.75  # quantile of a layer's activation probabilities above which a neuron is called frequent
 SEEDS_APART = 10_007  # so that the draws of different seeds are different
+NEAREST = 10  # candidates among which one is drawn at random
+FIRING = 0.1  # largest difference of P(active) where firing must match
+SILENT = 1e-12
 
 
 def draw_seed(controls: Controls, draw: int) -> int:
@@ -27,8 +34,8 @@ def draw_seed(controls: Controls, draw: int) -> int:
 
 
 def matched_by(controls: Controls) -> Match:
-    """What controls share with the neurons they stand for: the layer, and the magnitude where there are statistics."""
-    return controls.match or ("layer+magnitude" if statistics_of(controls) else "layer")
+    """What controls share with the neurons they stand for: what they write where there are statistics, or the layer."""
+    return controls.match or ("write" if statistics_of(controls) else "layer")
 
 
 def statistics_of(controls: Controls) -> list[ActivationStats]:
@@ -42,40 +49,218 @@ def statistics_at(controls: Controls, site: str) -> ActivationStats | None:
     return next((stats for stats in statistics if site in stats.records), next(iter(statistics), None))
 
 
-def draw_matched(
-    label: str,
-    flat: Int[np.ndarray, " n"],
-    taken: Int[np.ndarray, " taken"],
-    strata: Int[np.ndarray, " neuron"],
-    seed: int,
-    match: Match,
-) -> Int[np.ndarray, " n"]:
-    """Draw as many neurons as a label has in every stratum, none of them taken.
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What controls of one label are drawn from.
+
+    Attributes:
+        label: The label.
+        shape: Layers and neurons per layer.
+        eligible: Neurons that can be drawn, flat.
+        stratum: Number of the group of each neuron in which controls are drawn, flat: its layer, or a decile of it.
+        write: How much every neuron writes in the label's language, flat; None without statistics.
+        active: How often every neuron is active there, flat; None where the sign of the site means nothing.
+    """
+
+    label: str
+    shape: tuple[int, int]
+    eligible: Bool[np.ndarray, " neuron"]
+    stratum: Int[np.ndarray, " neuron"]
+    write: Float[np.ndarray, " neuron"] | None = None
+    active: Float[np.ndarray, " neuron"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        shape: tuple[int, int],
+        taken: Int[np.ndarray, " taken"],
+        stats: ActivationStats | None,
+        controls: Controls,
+    ) -> "Candidates":
+        """The candidates for a label.
+
+        Args:
+            label: The label.
+            shape: Layers and neurons per layer.
+            taken: Flat indices that cannot be drawn.
+            stats: Statistics of the model at the site, if there are any.
+            controls: What must match, and which neurons are eligible.
+
+        Raises:
+            NeuronSetError: If there are no statistics to match by.
+            LanguageError: If the label was not recorded.
+            StatisticsError: If firing must match, or specific neurons are spared, where the sign means nothing.
+        """
+        layers, width = shape
+        eligible, stratum = np.ones(layers * width, dtype=bool), np.repeat(np.arange(layers), width)
+        eligible[taken] = False
+        layer_is_enough = matched_by(controls) == "layer" and not controls.spare and not controls.firing
+        if stats is None or label not in stats.languages:
+            if layer_is_enough:
+                return cls(label, shape, eligible, stratum)
+            if stats is None:
+                raise NeuronSetError("Matching what neurons write needs statistics: give stats=, or match='layer'.")
+            raise LanguageError(
+                unknown("language", label, stats.languages)
+                + " A label that was not recorded can be matched by 'layer' only."
+            )
+        if matched_by(controls) == "layer+magnitude":
+            magnitude = stats[label].mean_magnitude().values.double() * stats.output_norm().double()
+            rank = magnitude.numpy().argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+            stratum = stratum * DECILES + (rank * DECILES // width).ravel()
+        if controls.spare or controls.firing:
+            check_sign_means_something(stats)
+        active = stats[label].probability().values.double().numpy().ravel() if sign_means_something(stats) else None
+        if controls.spare:
+            eligible &= ~_most_specific(stats, label, controls.spare)
+        return cls(label, shape, eligible, stratum, stats.write(label).numpy().ravel(), active)
+
+    def draw(self, flat: Int[np.ndarray, " n"], controls: Controls, seed: int) -> Int[np.ndarray, " drawn"]:
+        """Draw neurons that stand for a label's neurons.
+
+        Args:
+            flat: Flat indices of the label's neurons.
+            controls: What must match.
+            seed: Seed of the draw.
+
+        Returns:
+            Flat indices, sorted; as many as the label has, unless the dose must match.
+
+        Raises:
+            NeuronSetError: If a layer has too few eligible neurons: nothing is padded.
+        """
+        generator, match = random_stream(seed, "control", self.label), matched_by(controls)
+        draws = [np.empty(0, np.int64)]
+        for stratum, wanted in zip(*np.unique(self.stratum[flat], return_counts=True), strict=True):
+            pool = np.flatnonzero((self.stratum == stratum) & self.eligible)
+            members = flat[self.stratum[flat] == stratum]
+            if len(pool) < wanted and match != "dose":
+                raise NeuronSetError(_too_few(self.label, int(stratum), int(wanted) - len(pool), match))
+            if match == "write":
+                draws.append(self._of_equal_write(members, pool, controls, generator))
+            elif match == "dose":
+                draws.append(self._of_equal_dose(members, pool, generator))
+            else:
+                draws.append(generator.choice(pool, int(wanted), replace=False))
+        return np.sort(np.concatenate(draws))
+
+    def _of_equal_write(
+        self,
+        members: Int[np.ndarray, " n"],
+        pool: Int[np.ndarray, " candidate"],
+        controls: Controls,
+        generator: np.random.Generator,
+    ) -> Int[np.ndarray, " n"]:
+        """One neuron for each, drawn among the nearest that are left, so that the sums of writes stay together.
+
+        Where the layer has none within the caliper the nearest is taken, and ``balance_of`` counts it.
+        """
+        assert self.write is not None
+        write, free = np.log(self.write + SILENT), np.ones(len(pool), dtype=bool)
+        drawn, owed = [], 0.0
+        for neuron in generator.permutation(members):
+            target = write[neuron] + np.clip(
+                owed / max(self.write[neuron], SILENT), -controls.caliper, controls.caliper
+            )
+            distance = np.abs(write[pool] - target) / controls.caliper
+            outside = np.abs(write[pool] - write[neuron]) > controls.caliper
+            if controls.firing and self.active is not None:
+                apart = np.abs(self.active[pool] - self.active[neuron]) / FIRING
+                distance, outside = np.hypot(distance, apart), outside | (apart > 1)
+            distance = np.where(free, distance, np.inf)
+            near = np.argpartition(distance, min(NEAREST, len(pool) - 1))[:NEAREST]
+            inside = near[free[near] & ~outside[near]]
+            place = int(generator.choice(inside)) if len(inside) else int(np.argmin(distance))
+            free[place] = False
+            drawn.append(pool[place])
+            owed += self.write[neuron] - self.write[pool[place]]
+        return np.array(drawn, dtype=np.int64)
+
+    def _of_equal_dose(
+        self, members: Int[np.ndarray, " n"], pool: Int[np.ndarray, " candidate"], generator: np.random.Generator
+    ) -> Int[np.ndarray, " drawn"]:
+        """Neurons in random order until they write as much as the label's do in this layer; all, where that is less."""
+        assert self.write is not None
+        order = generator.permutation(pool)
+        sums, wanted = np.cumsum(self.write[order]), self.write[members].sum()
+        return order[: 1 + int(np.argmin(np.abs(sums - wanted)))] if len(order) else order
+
+
+def _most_specific(stats: ActivationStats, label: str, share: float) -> Bool[np.ndarray, " neuron"]:
+    """The neurons whose P(active) exceeds its mean in other languages by most."""
+    p, own = stats.probability(), stats.languages.index(label)
+    others = [index for index in range(len(stats.languages)) if index != own]
+    specific = (p[own] - p[others].mean(0) if others else p[own]).ravel().numpy()
+    return specific > np.quantile(specific, 1 - share)
+
+
+def balance_of(
+    neurons: Mapping[str, Int[np.ndarray, " n"]],
+    draws: Sequence[Mapping[str, Int[np.ndarray, " drawn"]]],
+    candidates: Mapping[str, Candidates],
+    caliper: float,
+) -> pd.DataFrame:
+    """Compare what sets write, and how often they are active, with what their controls do.
 
     Args:
-        label: The label that they stand for.
-        flat: Flat indices of the label's neurons.
-        taken: Flat indices that cannot be drawn.
-        strata: Stratum of every neuron.
-        seed: Seed for the draw.
-        match: Whether a stratum is a layer, or a decile of magnitude inside a layer.
+        neurons: Label -> flat indices of its neurons.
+        draws: For each draw, label -> flat indices of the controls.
+        candidates: Label -> what the controls were drawn from.
+        caliper: Difference of log writes beyond which a neuron counts as without candidate.
 
     Returns:
-        Flat indices, sorted.
+        One row per label: neurons; eligible, the neurons that could be drawn in its layers; write_ratio, what the
+        controls write in sum over what the set writes; write_difference and active_difference, the difference of mean
+        log writes and of mean P(active), set minus controls, over the standard deviation within both;
+        without_candidate, the set's neurons that no eligible neuron of the layer is like within the caliper. NaN
+        without statistics.
 
-    Raises:
-        NeuronSetError: If a stratum has too few neurons left.
+    Source:
+        Standardised differences as in Austin 2009 (doi 10.1002/sim.3697): above 0.1 a covariate is out of balance.
     """
-    free = np.ones(strata.size, dtype=bool)
-    free[taken] = False
-    random = random_stream(seed, "control", label)
-    draws = [np.empty(0, np.int64)]
-    for stratum, wanted in zip(*np.unique(strata[flat], return_counts=True), strict=True):
-        candidates = np.flatnonzero((strata == stratum) & free)
-        if len(candidates) < wanted:
-            raise NeuronSetError(_too_few(label, int(stratum), int(wanted) - len(candidates), match))
-        draws.append(random.choice(candidates, int(wanted), replace=False))
-    return np.sort(np.concatenate(draws))
+    rows = []
+    for label, flat in neurons.items():
+        of_label, controls = (
+            candidates[label],
+            np.concatenate([np.empty(0, np.int64), *(draw[label] for draw in draws)]),
+        )
+        layers = np.unique(flat // of_label.shape[1])
+        in_layers = of_label.eligible.reshape(of_label.shape)[layers]
+        row: dict[str, object] = {"language": label, "neurons": len(flat), "eligible": int(in_layers.sum())}
+        if of_label.write is not None and len(controls):
+            write, log_write = of_label.write, np.log(of_label.write + SILENT)
+            row["write_ratio"] = float(write[controls].sum() / len(draws) / write[flat].sum())
+            row["write_difference"] = _standardised(log_write[flat], log_write[controls])
+            if of_label.active is not None:
+                row["active_difference"] = _standardised(of_label.active[flat], of_label.active[controls])
+            row["without_candidate"] = _without_candidate(flat, of_label, caliper)
+        rows.append(row)
+    columns = ["language", "neurons", "eligible", "write_ratio", "write_difference", "active_difference"]
+    return pd.DataFrame(rows, columns=pd.Index([*columns, "without_candidate"]))
+
+
+def _standardised(of_set: Float[np.ndarray, " n"], of_controls: Float[np.ndarray, " drawn"]) -> float:
+    spread = np.sqrt((of_set.var() + of_controls.var()) / 2)
+    difference = float(of_set.mean() - of_controls.mean())
+    return difference / spread if spread > 0 else float("nan") if difference else 0.0
+
+
+def _without_candidate(flat: Int[np.ndarray, " n"], candidates: Candidates, caliper: float) -> int:
+    """Number of neurons that no eligible neuron of their layer writes about as much as."""
+    assert candidates.write is not None
+    log_write, width, lonely = np.log(candidates.write + SILENT), candidates.shape[1], 0
+    for layer in np.unique(flat // width):
+        eligible = candidates.eligible[layer * width : (layer + 1) * width]
+        pool = np.sort(log_write[layer * width : (layer + 1) * width][eligible])
+        own = log_write[flat[flat // width == layer]]
+        if not len(pool):
+            lonely += len(own)
+            continue
+        place = np.searchsorted(pool, own).clip(1, len(pool) - 1) if len(pool) > 1 else np.zeros(len(own), np.int64)
+        nearest = np.minimum(np.abs(pool[place] - own), np.abs(pool[np.maximum(place - 1, 0)] - own))
+        lonely += int((nearest > caliper).sum())
+    return lonely
 
 
 def fitting_statistics(stats: ActivationStats, shape: tuple[int, int], site: str, model: str | None) -> ActivationStats:
@@ -142,34 +327,9 @@ def choose_neutral(
     return np.sort(np.concatenate(members))
 
 
-def strata(
-    label: str, shape: tuple[int, int], stats: ActivationStats | None, match: Match
-) -> Int[np.ndarray, " neuron"]:
-    """Give each neuron its stratum, flat: the layer, or layer x 10 + decile of magnitude in the label's language.
-
-    Raises:
-        NeuronSetError: If the magnitude must match without statistics.
-        LanguageError: If the label was not recorded and the magnitude must match.
-    """
-    layers, width = shape
-    layer = np.repeat(np.arange(layers), width)
-    if match == "layer":
-        return layer
-    if stats is None:
-        raise NeuronSetError("Matching by magnitude needs statistics: give stats=, or match='layer'.")
-    if label not in stats.languages:
-        raise LanguageError(
-            unknown("language", label, stats.languages)
-            + " A label that was not recorded can be matched by 'layer' only."
-        )
-    magnitude = (stats[label].mean_magnitude().values.double() * stats.output_norm().double()).numpy()
-    rank = magnitude.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-    return layer * DECILES + (rank * DECILES // width).ravel()
-
-
 def _too_few(label: str, stratum: int, missing: int, match: Match) -> str:
-    if match == "layer":
-        where, instead = f"Layer {stratum}", "a smaller set"
+    if match in ("layer", "write"):
+        where, instead = f"Layer {stratum}", "a smaller set" + (", or match='dose'" if match == "write" else "")
     else:
         layer, decile = divmod(stratum, DECILES)
         where, instead = f"Layer {layer} (magnitude decile {decile + 1})", "a smaller set, or match='layer'"

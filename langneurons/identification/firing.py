@@ -24,12 +24,18 @@ def check_sign_means_something(stats: ActivationStats) -> None:
         StatisticsError: At ``post`` of a gated MLP (the sign is that of act x up), ``head``, ``resid_post``, and where
             features of a dictionary can be negative.
     """
-    signless = stats.site in ("head", "resid_post") or (stats.site == "post" and stats.model.gated)
-    if signless or (stats.site in stats.of_features and bool((stats.pooled().minimum().values < 0).any())):
+    if not sign_means_something(stats):
         raise StatisticsError(
             f"At site {stats.site!r} the sign does not say whether a neuron is active: use statistics of 'act' or "
             "'pre', or give magnitude_threshold= to count |activation| > threshold."
         )
+
+
+def sign_means_something(stats: ActivationStats) -> bool:
+    """Whether x > 0 means, at the site, that a unit is active."""
+    signless = stats.site in ("head", "resid_post") or (stats.site == "post" and stats.model.gated)
+    signed_features = stats.site in stats.of_features and bool((stats.pooled().minimum().values < 0).any())
+    return not signless and not signed_features
 
 
 def pooled_share(threshold: str) -> float | None:

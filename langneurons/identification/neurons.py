@@ -11,14 +11,14 @@ from jaxtyping import Int
 
 from langneurons.errors import NeuronSetError
 from langneurons.identification.controls import (
+    Candidates,
+    balance_of,
     choose_neutral,
-    draw_matched,
     draw_seed,
     fitting_statistics,
     matched_by,
     random_stream,
     statistics_at,
-    strata,
 )
 from langneurons.identification.indices import LabelledNeurons, Shape, checked_shape, flat_indices, shape_text
 from langneurons.identification.published import read_rucaibox
@@ -196,9 +196,9 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
     ) -> "NeuronSet":
         """Draw neurons that belong to no label but are otherwise like each label's neurons.
 
-        As many per label and layer as the label has and, with statistics, per decile (within the layer) of mean
-        |activation| x norm of the output weights, read in the label's own language. Labels are drawn independently,
-        so controls of two labels may share neurons, and a label's draw does not depend on the other labels' names.
+        As many per label and layer as the label has; with statistics each writes about as much, in the label's own
+        language, as the neuron that it stands for (see ``Controls.match``). Labels are drawn independently, so controls
+        of two labels may share neurons, and a label's draw does not depend on the other labels' names.
 
         Args:
             controls: Statistics to match by, match and seed of the draws. Statistics alone stand for
@@ -208,7 +208,7 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
 
         Raises:
             NeuronSetError: If a layer (or a decile of it) has too few neurons left: nothing is padded.
-            LanguageError: If a label was not recorded and the magnitude must match.
+            LanguageError: If a label was not recorded and what neurons write must match.
             SiteMismatchError: If the statistics hold another site or model.
 
         Example:
@@ -219,17 +219,40 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
         """
         if not isinstance(controls, Controls):
             controls = Controls(stats=controls)
-        stats, match, seed = statistics_at(controls, self.site), matched_by(controls), draw_seed(controls, draw)
+        seed, candidates = draw_seed(controls, draw), self._candidates(controls, exclude)
+        members = {label: candidates[label].draw(flat, controls, seed) for label, flat in self.members.items()}
+        method = f"control matched by {matched_by(controls)}, seed {seed}: {self.method}"
+        return replace(self, members=members, scores={}, method=method)
+
+    def balance(
+        self, draws: "Sequence[NeuronSet]", controls: Controls, exclude: "NeuronSet | None" = None
+    ) -> pd.DataFrame:
+        """Compare what each label's neurons write, and how often they are active, with what control draws do.
+
+        Args:
+            draws: Controls that ``matched_control`` drew.
+            controls: How they were drawn.
+            exclude: Neurons that could not be drawn either.
+
+        Returns:
+            One row per label: neurons, eligible, write_ratio, write_difference, active_difference, without_candidate;
+            see ``langneurons.identification.controls.balance_of``.
+
+        Example:
+            >>> neurons, controls = ln.LAPE(top=0.01).identify(stats), ln.Controls(stats=stats)
+            >>> balance = neurons.balance([neurons.matched_control(controls, draw) for draw in range(5)], controls)
+            >>> bool(balance["write_ratio"].between(0.5, 1.5).all())
+            True
+        """
+        candidates = self._candidates(controls, exclude)
+        return balance_of(self.members, [draw.members for draw in draws], candidates, controls.caliper)
+
+    def _candidates(self, controls: Controls, exclude: "NeuronSet | None") -> dict[str, Candidates]:
+        stats = statistics_at(controls, self.site)
         if stats is not None:
             stats = fitting_statistics(stats, self.shape, self.site, self.model)
-        taken = self if exclude is None else united([self, exclude])
-        members = {
-            label: draw_matched(label, flat, taken.union(), strata(label, self.shape, stats, match), seed, match)
-            for label, flat in self.members.items()
-        }
-        return replace(
-            self, members=members, scores={}, method=f"control matched by {match}, seed {seed}: {self.method}"
-        )
+        taken = (self if exclude is None else united([self, exclude])).union()
+        return {label: Candidates.of(label, self.shape, taken, stats, controls) for label in self.members}
 
     def single_controls(self, controls: Controls) -> "NeuronSet":
         """Draw ``controls.draws`` single neurons for each label, from as many whole controls as that takes.

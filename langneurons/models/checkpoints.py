@@ -1,6 +1,6 @@
 """Checkpoints on disk or on the hub: configuration, weights and tokenizer; broken ones are refused in plain words."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -8,27 +8,14 @@ from typing import Any, cast
 import torch
 import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from langneurons import babel
 from langneurons.errors import ModelError, in_short
 from langneurons.models import internals
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tekken.json",
-)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
 
@@ -165,22 +152,17 @@ def load_weights(
             ignore_mismatched_sizes=True,
         )
         model, report = loaded
-    _refuse_incomplete(report, str(name))
+    missing, mismatched = internals.incomplete_weights(report)
+    for weights, problem in [(missing, "lacks weights that"), (mismatched, "has weights of another shape than")]:
+        if weights:  # they were left at their random initial values
+            first = ", ".join(sorted(weights)[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
+            raise ModelError(
+                f"The checkpoint of {str(name)!r} {problem} its config.json asks for: {first}. "
+                "It is incomplete, or belongs to another model."
+            )
     if device_map is None and device is not None and not getattr(model, "is_quantized", False):
         model.to(device)  # a quantised model lies where it was read to, and refuses to be moved
     return model.eval()
-
-
-def _refuse_incomplete(report: Mapping[str, Iterable[str | tuple]], name: str) -> None:
-    """Refuse a checkpoint that left weights at their random initial values."""
-    missing, mismatched = internals.incomplete_weights(report)
-    for weights, problem in [(missing, "lacks weights that"), (mismatched, "has weights of another shape than")]:
-        if weights:
-            first = ", ".join(sorted(weights)[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
-            raise ModelError(
-                f"The checkpoint of {name!r} {problem} its config.json asks for: {first}. "
-                "It is incomplete, or belongs to another model."
-            )
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -74,12 +74,18 @@ def describe(name: str | Path, hf_config: PretrainedConfig | None = None) -> Mod
     if reason_against_hooked(config) is None:
         # HookedTransformer has its own unembedding where the checkpoint ties it to the embedding.
         memory["hooked"] = (parameters + untied) * dtype.itemsize
+    width = text.hidden_size
+    neurons = next((size for field in _INTERMEDIATE if (size := getattr(text, field, None))), 4 * width)
     return ModelDescription(
         name=str(name),
         architecture=architecture_of(config),
         parameters=parameters,
         layers=text.num_hidden_layers,
-        neurons=_neurons(text),
+        neurons={
+            **dict.fromkeys(("pre", "act", "post"), neurons),
+            "head": text.num_attention_heads,
+            "resid_post": width,
+        },
         context_length=context_length_of(config),
         dtype=dtype,
         memory_to_load=memory,
@@ -96,12 +102,3 @@ def _parameters(config: PretrainedConfig, name: str) -> tuple[int, int]:
         raise ModelError(f"Cannot describe {name!r}: {error}") from error
     tied = model.get_input_embeddings().weight.numel() if config.get_text_config().tie_word_embeddings else 0
     return sum(weight.numel() for weight in model.parameters()), tied
-
-
-def _neurons(text: PretrainedConfig) -> dict[str, int]:
-    stored = next((size for field in _INTERMEDIATE if (size := getattr(text, field, None))), 4 * text.hidden_size)
-    return {
-        **dict.fromkeys(("pre", "act", "post"), stored),
-        "head": text.num_attention_heads,
-        "resid_post": text.hidden_size,
-    }

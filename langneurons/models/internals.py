@@ -247,15 +247,13 @@ def attention_input(attention: nn.Module, target: str) -> str:
 @private("transformer-lens", "TransformerBridge.original_model")
 def hugging_face_of(bridge: nn.Module) -> Any:
     """The Hugging Face model that a bridge wraps."""
-    root: Any = bridge
-    return root.original_model
+    return bridge.original_model
 
 
 @private("transformer-lens", "original_component of a bridge's components")
 def wrapped_by(component: nn.Module) -> Any:
     """The Hugging Face module that a component of a bridge wraps."""
-    bridged: Any = component
-    return bridged.original_component
+    return component.original_component
 
 
 def linear_in(component: object) -> Any:
@@ -265,9 +263,9 @@ def linear_in(component: object) -> Any:
 
 
 @private("transformer-lens", "name of a bridge's components")
-def path_of(*components: Any) -> str:
+def path_of(*components: nn.Module) -> str:
     """Where in the Hugging Face model a component lies, given it and those around it from the outside."""
-    return ".".join(component.name for component in components if component.name)
+    return ".".join(str(component.name) for component in components if component.name)
 
 
 @private("transformer-lens", "the place where a bridge's layer keeps its attention")

@@ -11,19 +11,10 @@ from jaxtyping import Float, Int
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from langneurons.errors import LangNeuronsError, ModelError, in_short, unknown
-from langneurons.models import internals
+from langneurons.models import checkpoints, internals
 from langneurons.models.backends.bridge import transformer_bridge
 from langneurons.models.backends.conversion import hooked_transformer, reason_against_hooked
-from langneurons.models.checkpoints import (
-    check_supported,
-    check_tokenizer,
-    context_length_of,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    sliding_window_of,
-)
-from langneurons.models.view import ModelView
+from langneurons.models.model_view import ModelView
 from langneurons.models.weights import module_fingerprint
 
 Device = torch.device | str | None
@@ -71,21 +62,26 @@ def load_model(
     """
     label = str(name) if hf_model is None or str(name) != "babel" else hf_model.name_or_path or "hf_model"
     wanted_dtype = parse_dtype(dtype)
-    config = load_config(name, revision) if hf_model is None else hf_model.config
-    check_supported(config, label)
+    config = checkpoints.load_config(name, revision) if hf_model is None else hf_model.config
+    checkpoints.check_supported(config, label)
     backend = choose_backend(config, label, backend, device_map)
     loaded_as = None
     if hf_model is None:
         placement = {"device": None if device is None else str(device), "device_map": device_map, "revision": revision}
-        loaded_as = {"name": _absolute(name), "tokenizer": tokenizer, "backend": backend, "dtype": dtype, **placement}
-    if tokenizer is None:
-        tokenizer = _own_tokenizer(name, hf_model, revision)
+        folder = Path(name).expanduser()
+        from_anywhere = str(folder.resolve()) if str(name) != "babel" and folder.is_dir() else str(name)
+        loaded_as = {"name": from_anywhere, "tokenizer": tokenizer, "backend": backend, "dtype": dtype, **placement}
+    source = name if hf_model is None else hf_model.name_or_path
+    if tokenizer is None and source:
+        tokenizer = checkpoints.load_tokenizer(source, revision if hf_model is None else None)
     if tokenizer is not None:
-        check_tokenizer(tokenizer, config, label)
+        checkpoints.check_tokenizer(tokenizer, config, label)
     share = hf_model is None
     if hf_model is None:
         own_dtype = torch.float32 if str(name) == "babel" else "auto"
-        hf_model = load_weights(name, config, wanted_dtype or own_dtype, _device(device), device_map, revision)
+        hf_model = checkpoints.load_weights(
+            name, config, wanted_dtype or own_dtype, _device(device), device_map, revision
+        )
     else:
         _check_in_memory(hf_model, wanted_dtype, device, device_map)
     try:
@@ -163,20 +159,6 @@ def _try_native_attention(model_view: ModelView, implementation: str, probe: "Pr
             probe.check(model_view.check_sites(probe.tokens), model_view.name, model_view.backend)
     except LangNeuronsError:
         model_view.attention = None
-
-
-def _absolute(name: str | Path) -> str:
-    """A name that means the same from every folder."""
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if str(name) != "babel" and folder.is_dir() else str(name)
-
-
-def _own_tokenizer(
-    name: str | Path, hf_model: "transformers.PreTrainedModel | None", revision: str | None
-) -> PreTrainedTokenizerBase | None:
-    if hf_model is None:
-        return load_tokenizer(name, revision)
-    return load_tokenizer(hf_model.name_or_path) if hf_model.name_or_path else None
 
 
 def _check_in_memory(
@@ -267,20 +249,6 @@ class Probe:
             )
 
 
-def probe_tokens(config: PretrainedConfig) -> Int[torch.Tensor, "1 position"]:
-    """Choose tokens to compare on: 64, or more than fit in a sliding window, from all over the vocabulary.
-
-    Args:
-        config: The model's configuration.
-
-    Returns:
-        Token ids, the same for the same configuration.
-    """
-    window = sliding_window_of(config)
-    length = min(context_length_of(config), 64 if window is None else window + 32)
-    return (torch.arange(length) * 7919 + 13)[None] % config.get_text_config().vocab_size
-
-
 @torch.no_grad()
 def probe_of(hf_model: "transformers.PreTrainedModel") -> Probe:
     """Run a Hugging Face model, before anything wraps it, as it is and with its embeddings one rounding step off.
@@ -294,7 +262,11 @@ def probe_of(hf_model: "transformers.PreTrainedModel") -> Probe:
     Raises:
         ModelError: If its logits are infinite or no numbers.
     """
-    tokens = probe_tokens(hf_model.config).to(hf_model.device)
+    config = hf_model.config
+    window = checkpoints.sliding_window_of(config)
+    # From all over the vocabulary, and more than fit in a sliding window.
+    length = min(checkpoints.context_length_of(config), 64 if window is None else window + 32)
+    tokens = (torch.arange(length, device=hf_model.device) * 7919 + 13)[None] % config.get_text_config().vocab_size
     logits = hf_model(tokens, use_cache=False).logits
     handle = hf_model.get_input_embeddings().register_forward_hook(_one_rounding_step_off)
     try:
@@ -310,15 +282,11 @@ def probe_of(hf_model: "transformers.PreTrainedModel") -> Probe:
     rounding = float((off.float() - logits.float()).abs().max())
     if getattr(hf_model, "is_quantized", False):
         # A quantised matrix product jumps where its input crosses an edge, so that rounding now and then shows large.
-        rounding = max(rounding, float((_eager_logits(hf_model, tokens).float() - logits.float()).abs().max()))
+        with internals.attention(hf_model, "eager"):  # step by step, as a bridge computes it
+            eager = hf_model(tokens, use_cache=False).logits
+        rounding = max(rounding, float((eager.float() - logits.float()).abs().max()))
     allowed = max(_DEVIATIONS * deviation, _ROUNDING_STEPS * rounding)
     return Probe(tokens, logits, min(allowed, _MOST_DEVIATIONS * deviation))
-
-
-def _eager_logits(hf_model: "transformers.PreTrainedModel", tokens: torch.Tensor) -> torch.Tensor:
-    """The logits with attention computed step by step, as a bridge computes it."""
-    with internals.attention(hf_model, "eager"):
-        return hf_model(tokens, use_cache=False).logits
 
 
 def _one_rounding_step_off(module: object, inputs: object, embeddings: torch.Tensor) -> torch.Tensor:

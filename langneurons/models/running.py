@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from inspect import isgenerator
 from itertools import islice
 from typing import Any
@@ -35,12 +35,7 @@ class GeneratedRows:
     """
 
     def __init__(
-        self,
-        count: int,
-        max_new_tokens: int,
-        stop: Stop | None = None,
-        eos: int | None = None,
-        min_new_tokens: int = 0,
+        self, count: int, max_new_tokens: int, stop: Stop | None = None, eos: int | None = None, min_new_tokens: int = 0
     ) -> None:
         self.ids: list[list[int]] = [[] for _ in range(count)]
         self.ended = [False] * count
@@ -64,13 +59,11 @@ class GeneratedRows:
         self.steps += 1
         for row, token in enumerate(tokens.tolist()):
             if not self.ended[row]:
-                self.ids[row].append(token)
-                self.ended[row] = self._ends(self.ids[row])
-
-    def _ends(self, ids: list[int]) -> bool:
-        if len(ids) >= self.max_new_tokens or ids[-1] == self._eos:
-            return True
-        return self._stop is not None and self._stop(ids)
+                ids = self.ids[row]
+                ids.append(token)
+                self.ended[row] = (
+                    len(ids) >= self.max_new_tokens or token == self._eos or bool(self._stop and self._stop(ids))
+                )
 
 
 class Following:
@@ -227,12 +220,11 @@ class Checkpointing:
         def run(*inputs: object, **options: Any) -> object:
             if not torch.is_grad_enabled():
                 return forward(*inputs, **options)
-            return checkpoint(forward, *inputs, use_reentrant=False, context_fn=self._contexts, **options)
+            return checkpoint(
+                forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), self._again()), **options
+            )
 
         return run
-
-    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self._again()
 
     @contextmanager
     def _again(self) -> Iterator[None]:

@@ -234,7 +234,11 @@ def _gated_act_hooks(layer: Layer, units: torch.Tensor, change: Change, replaces
         assert layer.up is not None
         shaped, index = layer.shaped("act", values), units.to(values.device)
         up = layer.up.index_select(_UNIT_AXIS, index)
-        act = _current_act(layer, wanted=not replaces or order < layer.act_writers)
+        wanted = not replaces or order < layer.act_writers
+        act = layer.act if wanted else None
+        if wanted and act is None and layer.pre is not None:
+            # act_fn of the whole tensor, then the columns: of gathered columns its last bits may differ.
+            act = layer.act_fn(layer.pre)
         new = change(layer.index, up if act is None else act.index_select(_UNIT_AXIS, index)).to(up.dtype)
         product = new * up
         if layer.adds_bias:
@@ -248,14 +252,6 @@ def _gated_act_hooks(layer: Layer, units: torch.Tensor, change: Change, replaces
 
     saving = [] if replaces else [(layer.mlp.hook_pre, save_pre)]
     return [*saving, (layer.mlp.hook_pre_linear, save_up), (layer.mlp.hook_post, write)]
-
-
-def _current_act(layer: Layer, wanted: bool) -> torch.Tensor | None:
-    """The activation as written so far; None where it is not wanted, or what it is computed from was not kept."""
-    if not wanted or layer.act is not None or layer.pre is None:
-        return layer.act if wanted else None
-    # act_fn of the whole tensor, then the columns: of gathered columns its last bits may differ.
-    return layer.act_fn(layer.pre)
 
 
 def written(values: torch.Tensor, index: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

@@ -37,12 +37,7 @@ def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
 
 def module_fingerprint(module: nn.Module) -> str:
     """Hash a module's parameters; buffers that are not weights (masks, rotary tables) do not count."""
-    return weights_fingerprint(module_weights(module))
-
-
-def module_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Collect a module's parameters by name, tied ones under each of their names."""
-    return {name: weight.detach() for name, weight in module.named_parameters(remove_duplicate=False)}
+    return weights_fingerprint(dict(module.named_parameters(remove_duplicate=False)))
 
 
 def _tensor_parts(name: str, weight: torch.Tensor) -> tuple[str, bytes, bytes]:

@@ -83,20 +83,26 @@ class Grid:
 
 @dataclass(frozen=True)
 class Accumulators:
-    """The running sums of one language at one site."""
+    """The running sums of one language at one site.
+
+    ``written`` sums what the neurons hand to their output weights; empty where those are the values at the site.
+    """
 
     histogram: Int[Tensor, "layer neuron bin"]
     active: Int[Tensor, "fold layer neuron"]
     sum: Int[Tensor, "fold layer neuron"]
     absolute: Int[Tensor, "layer neuron"]
     squares: Int[Tensor, "layer neuron"]
+    written: Int[Tensor, "written neuron"]
     minimum: Float[Tensor, "layer neuron"]
     maximum: Float[Tensor, "layer neuron"]
     coordinate_minimum: Float[Tensor, "layer neuron"]
     coordinate_maximum: Float[Tensor, "layer neuron"]
 
     @classmethod
-    def zeros(cls, layers: int, neurons: int, tokens: int, device: torch.device) -> "Accumulators":
+    def zeros(
+        cls, layers: int, neurons: int, tokens: int, device: torch.device, written: bool = False
+    ) -> "Accumulators":
         """Empty sums; counts are 32 bits wide where ``tokens`` fit."""
         count = count_dtype(tokens)
         shape = (layers, neurons)
@@ -113,6 +119,7 @@ class Accumulators:
             sum=integers(FOLDS, *shape),
             absolute=integers(*shape),
             squares=integers(*shape),
+            written=integers(layers if written else 0, neurons),
             minimum=extremes(math.inf),
             maximum=extremes(-math.inf),
             coordinate_minimum=extremes(math.inf),
@@ -141,6 +148,32 @@ class Accumulators:
         """
         add = _add_fused if values.device.type == "cpu" else _add_with_torch
         if not add(self, layer, coordinate, values, folds, grid):
+            raise _not_finite(layer)
+
+    def add_written(
+        self, layer: int, values: Float[Tensor, "token neuron"], folds: Int[Tensor, " token"], grid: Grid
+    ) -> None:
+        """Add the magnitudes of what a layer's neurons hand to their output weights, act x up on gated MLPs.
+
+        Args:
+            layer: The layer.
+            values: Values at ``post``.
+            folds: The fold of each token's document, -1 where the token is not counted.
+            grid: The bins at ``act``, whose units the sums are counted in.
+
+        Raises:
+            StatisticsError: If a value is not finite, or a sum leaves the integers.
+        """
+        scale, total = 2.0**SUM_UNITS / grid.units[layer], self.written[layer]
+        if values.device.type == "cpu":
+            _share_threads(torch.get_num_threads())
+            arrays = (values.float().contiguous(), folds, scale, total)
+            fits = bool(_fused_magnitudes(*(array.numpy() for array in arrays)))
+        else:
+            rounded = torch.round(values[folds >= 0].double().abs() * scale)
+            fits = bool((rounded.sum(0) < EXACT).all())
+            total += rounded.long().sum(0) if fits else 0
+        if not fits or not bool((total >= 0).all()):
             raise _not_finite(layer)
 
 
@@ -292,8 +325,34 @@ def _loop(coordinate, values, folds, grid, counts, totals, extremes, coordinate_
     return fine.all()
 
 
+def _sum_magnitudes(values, folds, scale, totals):
+    """Add |value| of the counted tokens, rounded to multiples of 1 / scale; False where a sum is no exact integer."""
+    tokens, neurons = values.shape
+    tiles = (neurons + TILE - 1) // TILE
+    fine = np.ones(tiles, np.bool_)
+    for tile in numba.prange(tiles):
+        start = tile * TILE
+        count = min(TILE, neurons - start)
+        per_unit = scale[start : start + count]
+        total = np.zeros(TILE)
+        for token in range(tokens):
+            if folds[token] >= 0:
+                row = values[token, start : start + count]
+                for j in range(count):
+                    total[j] += np.rint(abs(np.float64(row[j])) * per_unit[j])
+        for j in range(count):
+            if total[j] < EXACT:
+                totals[start + j] += np.int64(total[j])
+            else:
+                fine[tile] = False
+    return fine.all()
+
+
 # Unwrapped: where tests check shapes at run time every function is wrapped, and a wrapper cannot be compiled.
-_fused = numba.njit(parallel=True, cache=True, error_model="numpy")(inspect.unwrap(_loop))
+_fused, _fused_magnitudes = (
+    numba.njit(parallel=True, cache=True, error_model="numpy")(inspect.unwrap(loop))
+    for loop in (_loop, _sum_magnitudes)
+)
 
 
 def _add_with_torch(

@@ -122,7 +122,7 @@ def examples(
         looked_at = (
             np.arange(n) if documents is None or n <= documents else np.sort(generator.choice(n, documents, False))
         )
-        texts = [corpus.document(language, int(index)) for index in looked_at]
+        texts = [corpus.text(language, int(index)) for index in looked_at]
         peaks, places = _peaks(
             model_view,
             neurons.site,

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, purity_warnings
+from langneurons.corpora.corpus import UNGROUPED
 from langneurons.errors import StaleArtefactError, StorageError
 from langneurons.models import ModelView
 from langneurons.recording.accumulation import FOLDS, Grid, GroupedSums
@@ -82,6 +83,8 @@ class RecordingFolder:
     def check_corpus(self, corpus: Corpus, say: Callable[[str], None]) -> None:
         """Say what looks wrong with the corpus, and store the purity report where the recording is kept."""
         table = corpus.purity(sample=PURITY_SAMPLE)
+        if not any(map(corpus.grouped, corpus.languages)):
+            say(f"In this corpus {UNGROUPED}: name the documents where texts of one article stand apart (load_corpus).")
         if self.resumable:
             storage.write_table(self.path / "purity.parquet", table, sidecar=True)
         for sentence in purity_warnings(table):
@@ -204,11 +207,11 @@ class Pass:
                 if interrupted():
                     break
         sources = {self.packed.fingerprints[language]: ((blocks.start, blocks.stop),)} if blocks else {}
-        tokens = self._counts(language, blocks, FOLDS, _folds)
+        tokens = self._counts(language, blocks, FOLDS, lambda batch: self._folds(language, batch))
         if SENTENCE not in self.recording.also:
             return state.records(tokens, sources)
         sentences = self._sentences(language)
-        counts = self._counts(language, blocks, len(sentences.ordinals), lambda batch: sentences.rows(batch.document))
+        counts = self._counts(language, blocks, len(sentences.ordinals), lambda batch: sentences.rows(batch.text))
         return state.records(tokens, sources, (sentences, counts))
 
     def _start(self, language: str, blocks: range) -> LanguageSums:
@@ -239,8 +242,13 @@ class Pass:
         return relevance_units(self.model_view, self._sample(language), self.sites)
 
     def _sentences(self, language: str) -> Sentences:
-        documents = self.packed.document_count(language)
-        return Sentences.spread(self.packed.fingerprints[language], documents, self.recording.sentences)
+        texts = self.packed.text_count(language)
+        return Sentences.spread(self.packed.fingerprints[language], texts, self.recording.sentences)
+
+    def _folds(self, language: str, batch: Blocks) -> Int[Tensor, "block position"]:
+        """The fold of each token's document, -1 where the token is not counted."""
+        documents = torch.from_numpy(self.packed.groups(language)[batch.text.numpy()])
+        return torch.where(batch.counted, documents % FOLDS, -1)
 
     def _here(self, values: Tensor) -> Tensor:
         return values.to(self.model_view.device)
@@ -259,9 +267,9 @@ class Pass:
 
     def _add(self, state: LanguageSums, language: str, blocks: range) -> None:
         batch = self.packed.blocks(language, blocks)
-        folds, sentences = self._here(_folds(batch)), None
+        folds, sentences = self._here(self._folds(language, batch)), None
         if SENTENCE in self.recording.also:
-            sentences = self._here(self._sentences(language).rows(batch.document).flatten())
+            sentences = self._here(self._sentences(language).rows(batch.text).flatten())
         with torch.no_grad(), state.adding(self.model_view, folds.flatten(), sentences):
             self._forward(batch)
         if GRADIENT in self.recording.also:
@@ -289,10 +297,6 @@ def _within(ranges: Mapping[str, range], start: int, stop: int) -> Iterator[tupl
         if inside:
             yield language, inside
         before += len(blocks)
-
-
-def _folds(batch: Blocks) -> Int[Tensor, "block position"]:
-    return torch.where(batch.counted, batch.document % FOLDS, -1)
 
 
 @contextmanager

@@ -206,7 +206,9 @@ def _record_caches(
         observing_caches(model_view, caches, sites, calibration.see)
         grids = calibration.grids()
     sums = LanguageSums.empty(model_view, grids, len(counted))
-    observing_caches(model_view, caches, sites, partial(sums.add, folds=folds.to(model_view.device)))
+    folds_here = folds.to(model_view.device)
+    add, add_written = (partial(function, folds=folds_here) for function in (sums.add, sums.add_written))
+    observing_caches(model_view, caches, sites, add, add_written)
     return sums.records(torch.bincount(folds[counted], minlength=FOLDS), {})
 
 

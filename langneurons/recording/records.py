@@ -18,6 +18,7 @@ from langneurons.recording.distributions import ActivationFunction
 
 COUNTS = ("histogram", "active")
 SUMS = ("sum", "absolute", "squares")
+WRITTEN = "written"  # not in what version 0.1.0 recorded
 LOWS, HIGHS = ("minimum", "coordinate_minimum"), ("maximum", "coordinate_maximum")
 GRID = ("width", "first", "scale")
 ACT_FN = ("act_fn.inputs", "act_fn.outputs")
@@ -48,6 +49,8 @@ class LanguageRecord:
     ) -> "LanguageRecord":
         """Make a record of finished sums, and of optional tensors; what can be derived from the rest is dropped."""
         tensors = {name: getattr(sums, name).cpu() for name in (*COUNTS, *SUMS, *LOWS, *HIGHS)}
+        if len(sums.written):
+            tensors[WRITTEN] = sums.written.cpu()
         tensors |= {name: value for name in GRID if (value := getattr(grid, name)) is not None}
         return cls(tokens, {**tensors, **(also or {})}, sources)
 
@@ -66,6 +69,8 @@ class LanguageRecord:
         merged |= {name: _added(self.tensors[name], other.tensors[name]) for name in SUMS if name in self.tensors}
         merged |= {n: torch.minimum(self.tensors[n], other.tensors[n]) for n in LOWS if n in self.tensors}
         merged |= {n: torch.maximum(self.tensors[n], other.tensors[n]) for n in HIGHS if n in self.tensors}
+        if WRITTEN in self.tensors and WRITTEN in other.tensors:
+            merged[WRITTEN] = _added(self.tensors[WRITTEN], other.tensors[WRITTEN])
         merged |= added(self.tensors, other.tensors)
         return LanguageRecord(tokens, merged, _merged_sources(self.sources, other.sources))
 

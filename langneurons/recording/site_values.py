@@ -11,7 +11,7 @@ from torch import Tensor
 from langneurons.errors import SiteMismatchError, StatisticsError
 from langneurons.recording.accumulation import SQUARE_UNITS, SUM_UNITS
 from langneurons.recording.distributions import Histogram, ValueCdf, quantile, rank_error_bound
-from langneurons.recording.records import TENSORS, LanguageRecord, RecordedModel, check_held
+from langneurons.recording.records import TENSORS, WRITTEN, LanguageRecord, RecordedModel, check_held
 
 # Rotating the residual stream, and all weights with it, gives the same model with other coordinates. Neurons behind an
 # activation function have no such freedom; a head's norm is the same however the head's own coordinates are turned.
@@ -151,6 +151,17 @@ class RecordedResponses:
     def mean_magnitude(self) -> Float[Tensor, "layer neuron"]:
         """Mean of the activation's absolute value."""
         return self.tensor("absolute").double() * (self.units() * 2.0**-SUM_UNITS) / self.record.tokens.sum()
+
+    def mean_written(self) -> Float[Tensor, "layer neuron"] | None:
+        """Mean magnitude of what neurons hand to their output weights; None where only their activation is known.
+
+        That is act x up at ``act`` of gated MLPs, which version 0.1.0 did not record.
+        """
+        if self.site != "act" or not self.model.gated:
+            return self.mean_magnitude()
+        if WRITTEN not in self.record.tensors:
+            return None
+        return self.tensor(WRITTEN).double() * (self.units() * 2.0**-SUM_UNITS) / self.record.tokens.sum()
 
     def mean_square(self) -> Float[Tensor, "layer neuron"]:
         """Mean of the activation's square."""

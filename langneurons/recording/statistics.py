@@ -3,6 +3,7 @@
 Pure: it needs the recorded files and nothing of the model, so a study can be reread on a laptop.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons import storage
-from langneurons.errors import LanguageError, SiteMismatchError, StaleArtefactError, StatisticsError, unknown
+from langneurons.errors import (
+    LangNeuronsWarning,
+    LanguageError,
+    SiteMismatchError,
+    StaleArtefactError,
+    StatisticsError,
+    unknown,
+)
 from langneurons.recording.accumulation import SUM_UNITS
 from langneurons.recording.distributions import Histogram, ValueCdf
 from langneurons.recording.records import (
@@ -157,6 +165,35 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
     def mean_magnitude(self) -> Float[Tensor, "language layer neuron"]:
         """Mean absolute activation over counted tokens."""
         return torch.stack([self._of(language).mean_magnitude() for language in self.languages])
+
+    def write(self, language: str) -> Float[Tensor, "layer neuron"]:
+        """How much each neuron writes into the residual stream: the mean length of the vector that it adds.
+
+        That is mean |act x up| x norm of the output weights at ``act`` of a gated MLP, and mean |value| x norm at other
+        sites. Statistics of version 0.1.0 do not know ``up``: then |act| stands for |act x up|, with a warning.
+
+        Args:
+            language: A recorded language.
+
+        Raises:
+            LanguageError: If it was not recorded.
+            StatisticsError: For published counts, which do not tell.
+
+        Example:
+            >>> bool((stats.write("hi") > 0).all())
+            True
+        """
+        responses = self.select([language])._of(language)
+        written = responses.mean_written()
+        if written is None:
+            warnings.warn(
+                "These statistics were recorded by version 0.1.0, which left out what gated neurons multiply their "
+                "activation by (up): how much neurons write is read as |act| x norm. Record them again.",
+                LangNeuronsWarning,
+                stacklevel=2,
+            )
+            written = responses.mean_magnitude()
+        return written * self.output_norm().double()
 
     def std(self) -> Float[Tensor, "language layer neuron"]:
         """Standard deviation over counted tokens."""

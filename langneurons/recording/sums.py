@@ -33,14 +33,18 @@ SPARSE_LINEAR_PART = 1e-3  # of its peak
 LEAST_PEAK = 0.1  # of the layer's: a sparse unit may fire later as strongly as others do now
 
 Observe = Callable[[str, int, Tensor, Tensor], None]
+ObserveWritten = Callable[[int, Tensor], None]
 
 
 @contextmanager
-def observing(model_view: ModelView, sites: Sequence[str], observe: Observe) -> Iterator[None]:
+def observing(
+    model_view: ModelView, sites: Sequence[str], observe: Observe, observe_written: ObserveWritten | None = None
+) -> Iterator[None]:
     """Call ``observe(site, layer, values, z)`` with every site's values of each forward inside.
 
     Values have shape "token unit": batch and position are joined, a head's output is reduced to its norm. ``z`` is the
-    pre-activation at ``pre`` and ``act``, and the values themselves elsewhere.
+    pre-activation at ``pre`` and ``act``, and the values themselves elsewhere. ``observe_written(layer, values)`` is
+    called with the values at ``post`` where ``act`` is observed in a gated MLP.
     """
     pre: dict[int, Tensor] = {}
 
@@ -60,14 +64,33 @@ def observing(model_view: ModelView, sites: Sequence[str], observe: Observe) -> 
         norms = torch.linalg.vector_norm(outputs.float(), dim=-1).flatten(0, 1)
         observe("head", layer, norms, norms)
 
+    def on_post(layer: int, values: Tensor) -> None:
+        if observe_written is not None:
+            observe_written(layer, values.flatten(0, 1))
+        if "post" in sites:
+            on_values("post", layer, values)
+
     functions = {"pre": on_pre, "act": on_act, "head": on_head}
     wanted = ("pre", *sites) if "act" in sites else sites
+    if observe_written is not None and writes_otherwise(model_view, sites):
+        wanted, functions = (*wanted, "post"), {**functions, "post": on_post}
     with model_view.reading({site: functions.get(site, partial(on_values, site)) for site in wanted}):
         yield
 
 
-def observing_caches(model_view: ModelView, caches: Sequence[Any], sites: Sequence[str], observe: Observe) -> None:
-    """Call ``observe`` as one forward would, with what TransformerLens caches hold, one after the other."""
+def writes_otherwise(model_view: ModelView, sites: Sequence[str]) -> bool:
+    """Whether neurons are observed at ``act`` that hand something else, act x up, to their output weights."""
+    return "act" in sites and model_view.gated
+
+
+def observing_caches(
+    model_view: ModelView,
+    caches: Sequence[Any],
+    sites: Sequence[str],
+    observe: Observe,
+    observe_written: ObserveWritten | None = None,
+) -> None:
+    """Call the functions as one forward would, with what TransformerLens caches hold, one after the other."""
 
     def joined(site: str, layer: int) -> Tensor:
         return torch.cat([model_view.cached(cache, site, layer).flatten(0, 1) for cache in caches])
@@ -78,6 +101,8 @@ def observing_caches(model_view: ModelView, caches: Sequence[Any], sites: Sequen
             if site == "head":
                 values = torch.linalg.vector_norm(values.float(), dim=-1)
             observe(site, layer, values, joined("pre", layer) if site == "act" else values)
+            if observe_written is not None and site == "act" and model_view.gated:
+                observe_written(layer, joined("post", layer))
 
 
 @dataclass
@@ -94,8 +119,12 @@ class LanguageSums:
         cls, model_view: ModelView, grids: Mapping[str, Grid], tokens: int, next_block: int = 0
     ) -> "LanguageSums":
         """Sums of nothing, on the model's device, wide enough for ``tokens`` tokens; nothing optional."""
-        accumulators = {site: Accumulators.zeros(*model_view.shape(site), tokens, model_view.device) for site in grids}
-        return cls(accumulators, {site: grid.to(model_view.device) for site, grid in grids.items()}, next_block)
+        device = model_view.device
+        accumulators = {
+            site: Accumulators.zeros(*model_view.shape(site), tokens, device, writes_otherwise(model_view, [site]))
+            for site in grids
+        }
+        return cls(accumulators, {site: grid.to(device) for site, grid in grids.items()}, next_block)
 
     @contextmanager
     def adding(
@@ -114,7 +143,7 @@ class LanguageSums:
             if sentences is not None:
                 self.grouped[SENTENCE, site].add(layer, values.float(), sentences)
 
-        with observing(model_view, tuple(self.accumulators), add):
+        with observing(model_view, tuple(self.accumulators), add, partial(self.add_written, folds=folds)):
             yield
 
     def add(self, site: str, layer: int, values: Tensor, z: Tensor, folds: Int[Tensor, " token"]) -> None:
@@ -123,6 +152,10 @@ class LanguageSums:
         values = values.float()
         coordinate = z.float() if grid.scale is None else grid.coordinate(layer, values)
         self.accumulators[site].add(layer, coordinate, values, folds, grid)
+
+    def add_written(self, layer: int, values: Tensor, folds: Int[Tensor, " token"]) -> None:
+        """Add the magnitudes of what one layer's neurons hand to their output weights."""
+        self.accumulators["act"].add_written(layer, values, folds, self.grids["act"])
 
     def add_relevance(self, model_view: ModelView, batch: Blocks, folds: Int[Tensor, "block position"]) -> None:
         """Run a batch forward and backward, and add the relevance of every neuron."""

@@ -13,8 +13,8 @@ from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable, with_current_names
 from langneurons.errors import EffectError, LangNeuronsWarning, TaskError
 from langneurons.evaluation.evaluating import Patches, chosen_languages, task_jobs, written_patches
-from langneurons.evaluation.evaluation import UNPATCHED
 from langneurons.evaluation.measuring import BATCH_SIZE, measure_jobs
+from langneurons.evaluation.results import UNPATCHED
 from langneurons.models import view
 from langneurons.replication import answers
 from langneurons.replication.published import PUBLISHED_METRICS

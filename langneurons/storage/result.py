@@ -22,7 +22,7 @@ MODULES = {
     "comparison": "analysis.comparison",
     "decomposition": "analysis.selectivity.decomposition",
     "effect-table": "effects.table",
-    "evaluation": "evaluation.evaluation",
+    "evaluation": "evaluation.results",
     "finetuned": "training.finetuned",
     "neuron-set": "identification.neurons",
     "nulls": "analysis.validity.recordings",

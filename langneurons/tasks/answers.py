@@ -32,11 +32,7 @@ _ARTICLES = {
 }
 _ARTICLES_OF = {language: frozenset(words.split()) for language, words in _ARTICLES.items()}
 # Articles written as one with the next word. MLQA takes ال out of the middle of words too, which is a slip.
-_PREFIXES = {
-    "ar": re.compile(r"\bال(?=\w\w)"),
-    "fr": re.compile(r"\bl['’]"),
-    "it": re.compile(r"\b(?:l|un|gl)['’]"),
-}
+_PREFIXES = {"ar": re.compile(r"\bال(?=\w\w)"), "fr": re.compile(r"\bl['’]"), "it": re.compile(r"\b(?:l|un|gl)['’]")}
 _UNSPACED = {"ja", "km", "lo", "my", "th", "zh"}  # written without spaces between words
 _UNSPACED_LETTERS = (
     "\u0e00-\u0eff"  # Thai, Lao

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.corpora.blocks import LENGTHS
-from langneurons.errors import ModelError, TaskError
+from langneurons.errors import LangNeuronsError, ModelError, TaskError
 from langneurons.models import ModelView, view
 
 Tokens = tuple[int, ...]
@@ -41,10 +41,8 @@ def batches(
 
 def right_padded(sequences: Sequence[Tokens], length: int | None = None) -> Int[Tensor, "row position"]:
     """Pad token sequences on the right, by default to the longest; causal models need no mask for that."""
-    tokens = torch.zeros(len(sequences), length or max(map(len, sequences)), dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = torch.tensor(sequence)
-    return tokens
+    length = length or max(map(len, sequences))
+    return torch.tensor([[*sequence, *[0] * (length - len(sequence))] for sequence in sequences])
 
 
 def groups(
@@ -70,14 +68,18 @@ def groups(
             yield length, group[start : start + batch_size]
 
 
-def tokenizer_of(model_view: ModelView) -> PreTrainedTokenizerBase:
+def tokenizer_of(model_view: ModelView, error: type[LangNeuronsError] = ModelError) -> PreTrainedTokenizerBase:
     """A model's tokenizer.
+
+    Args:
+        model_view: View of the model.
+        error: Class of the error that says that it has none.
 
     Raises:
         ModelError: If it has none.
     """
     if model_view.tokenizer is None:
-        raise ModelError(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
+        raise error(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
     return model_view.tokenizer
 
 

@@ -13,7 +13,7 @@ from langneurons.errors import TaskError
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
-from langneurons.tasks.batching import groups, scoring
+from langneurons.tasks.batching import groups, scoring, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def completions(
         conditions[name] = [patch] if isinstance(patch, Patch) else patch
     for patch in (patch for condition in conditions.values() for patch in condition):
         check_fits(patch, model_view)
-    tokenizer = _tokenizer_of(model_view)
+    tokenizer = tokenizer_of(model_view, TaskError)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     table: dict[str, list[str]] = {"prompt": list(prompts)}
     for name, condition in conditions.items():
@@ -164,13 +164,11 @@ def _completed(
     stop: Sequence[str],
     min_new_tokens: int,
 ) -> Iterator[Completion]:
-    tokenizer = _tokenizer_of(model_view)
+    tokenizer = tokenizer_of(model_view)
     eos = cast(int | None, tokenizer.eos_token_id)
-    tokens = torch.full((len(prompts), length), eos or 0)
-    mask = torch.zeros_like(tokens)
-    for row, prompt in enumerate(prompts):
-        tokens[row, length - len(prompt) :] = torch.tensor(prompt)
-        mask[row, length - len(prompt) :] = 1
+    padding = [length - len(prompt) for prompt in prompts]
+    tokens = torch.tensor([[eos or 0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
+    mask = (torch.arange(length) >= torch.tensor(padding)[:, None]).long()
 
     def ends(ids: Sequence[int]) -> bool:
         return _cut(_text(tokenizer, ids), stop)[1]
@@ -196,7 +194,7 @@ def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
 def _check(
     model_view: ModelView, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str], batch_size: int
 ) -> None:
-    _tokenizer_of(model_view)
+    tokenizer_of(model_view, TaskError)  # says if there is none
     if max_new_tokens < 1 or batch_size < 1:
         raise TaskError(
             f"max_new_tokens and batch_size are at least 1, given {max_new_tokens} and {batch_size} (in this order)."
@@ -211,9 +209,3 @@ def _check(
                 f"Prompt {index} has {len(prompt)} tokens, and with {max_new_tokens} new ones it exceeds the context "
                 f"of {model_view.name!r}, {model_view.context_length}: shorten it, or generate fewer."
             )
-
-
-def _tokenizer_of(model_view: ModelView) -> PreTrainedTokenizerBase:
-    if model_view.tokenizer is None:
-        raise TaskError(f"{model_view.name!r} has no tokenizer, so nothing it writes can be read: load it with one.")
-    return model_view.tokenizer

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ class Generation:
     protocol = "generation"
     metrics = ("in_language",)
     generates = True
-    reads_text = True
+    reads_text: ClassVar[bool] = True
     objective = Task.objective  # no continuation is the right one, so there is nothing to train on
 
     @classmethod
@@ -238,8 +239,10 @@ class Generation:
         return {name: self._share(code, language) for name, code in {"own text": language, **others}.items()}
 
     def _share(self, written: str, language: str) -> float:
-        texts = self.documents[written]["text"]
-        rest = [_continuation(text, self.prompt_tokens, self.max_new_tokens) for text in texts]
+        rest = []
+        for data in (text.encode() for text in self.documents[written]["text"]):
+            start = min(self.prompt_tokens * BYTES_PER_TOKEN, len(data) // 2)
+            rest.append(data[start : start + self.max_new_tokens * BYTES_PER_TOKEN].decode(errors="ignore"))
         return float(np.mean([code == language for code in identify(rest, self.languages)]))
 
 
@@ -267,9 +270,3 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt_tokens: i
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-
-def _continuation(text: str, prompt_tokens: int, max_new_tokens: int) -> str:
-    data = text.encode()
-    start = min(prompt_tokens * BYTES_PER_TOKEN, len(data) // 2)
-    return data[start : start + max_new_tokens * BYTES_PER_TOKEN].decode(errors="ignore")

@@ -151,11 +151,7 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
 
     @classmethod
     def of_features(
-        cls,
-        features: Float[Tensor, "item d_model"],
-        labels: Sequence[str],
-        model: str = "",
-        penalty: float = 10.0,
+        cls, features: Float[Tensor, "item d_model"], labels: Sequence[str], model: str = "", penalty: float = 10.0
     ) -> "ClassificationHead":
         """Fit a head on hidden states at hand.
 
@@ -255,7 +251,7 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
         """
         if (d_model := model_view.model.cfg.d_model) != self.weight.shape[1]:
             raise TaskError(f"The head reads {self.weight.shape[1]} dimensions; {model_view.name!r} has {d_model}.")
-        if self.model and not model_view.is_of(self.model):
+        if self.model and not model_view.weights.is_of(self.model):
             raise TaskError(
                 f"The head was fitted on model {self.model[:8]}, but {model_view.name!r} is "
                 f"{model_view.fingerprint[:8]}: fit one on this model."

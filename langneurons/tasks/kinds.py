@@ -14,7 +14,8 @@ from langneurons.tasks.task import Task
 from langneurons.tasks.xnli import XNLI
 from langneurons.tasks.xquad import XQuAD
 
-KINDS: dict[str, Any] = {"xnli": XNLI, "xquad": XQuAD, "generation": Generation}
+_TASKS: dict[str, type[Task]] = {"xnli": XNLI, "xquad": XQuAD, "generation": Generation}
+KINDS: dict[str, Any] = {**_TASKS}  # each has ``load`` as well
 
 
 def load_task(
@@ -25,7 +26,7 @@ def load_task(
     *,
     items: int | None = None,
     seed: int = 0,
-    **options: Any,
+    **options: object,
 ) -> Task:
     """Load a task of any kind.
 

@@ -1,12 +1,11 @@
 """Templates that ask for a label in words, and the likelihood of every label's word."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
 import numpy as np
 import torch
@@ -118,14 +117,13 @@ def order_of(seed: int, item: int) -> tuple[str, ...]:
     return ORDERS[int(storage.fingerprint(str(seed), str(item)), 16) % len(ORDERS)]
 
 
-def _templates(language: str, tables: Any, file: Path) -> list[Template]:
-    shaped = isinstance(tables, list) and all(isinstance(table, dict) for table in tables)
-    if not shaped or not all(isinstance(value, str) for table in tables for value in table.values()):
-        raise TaskError(f"{file} has no [[{language}]] tables of a text and a word for each label.")
-    for table in tables:
+def _templates(language: str, tables: object, file: Path) -> Iterator[Template]:
+    for table in tables if isinstance(tables, list) else [None]:
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            raise TaskError(f"{file} has no [[{language}]] tables of a text and a word for each label.")
         if "text" not in table:
             raise TaskError(f"A template of {language!r} in {file} lacks its text.")
-    return [Template(table["text"], {key: word for key, word in table.items() if key != "text"}) for table in tables]
+        yield Template(table["text"], {key: word for key, word in table.items() if key != "text"})
 
 
 def placeholders(text: str) -> list[str]:
@@ -185,9 +183,14 @@ def label_scores(
         >>> scores.shape, float(abs(np.exp(scores).sum() - 1)) < 1e-9, bool(cut[0])
         ((1, 3), True, False)
     """
+    model_view = view(model)
     scores, cuts = [], []
     for template in templates:
-        items, cut = _fitted(view(model), template, pairs, orders)
+        filled = [template.filled(*pair, order) for pair, order in zip(pairs, orders, strict=True)]
+        items = _tokens(model_view, filled)
+        cut = np.array([_positions(alternatives) > model_view.context_length for alternatives in items], bool)
+        for item in np.flatnonzero(cut).tolist():
+            items[item] = _cut(model_view, template, pairs[item], orders[item])
         scores.append(_calibrated(model, template, items, orders, calibration, batch_size))
         cuts.append(cut)
     return log_softmax(np.mean(scores, 0), axis=1), np.any(cuts, 0)
@@ -270,18 +273,8 @@ def _longest_extensions(sequences: Iterable[Tokens]) -> dict[Tokens, Tokens]:
     return extensions
 
 
-def _fitted(
-    model_view: ModelView, template: Template, pairs: Sequence[Pair], orders: Sequence[Order]
-) -> tuple[list[Alternatives], Bool[np.ndarray, " item"]]:
-    """Fill in and tokenise a template, with less of the premise where it exceeds the context."""
-    items = _tokens(model_view, [template.filled(*pair, order) for pair, order in zip(pairs, orders, strict=True)])
-    cut = np.array([_positions(alternatives) > model_view.context_length for alternatives in items], bool)
-    for item in np.flatnonzero(cut).tolist():
-        items[item] = _cut(model_view, template, pairs[item], orders[item])
-    return items, cut
-
-
 def _cut(model_view: ModelView, template: Template, pair: Pair, order: Order) -> Alternatives:
+    """Fill in and tokenise a template with as much of the premise as fits the model's context."""
     premise, hypothesis = pair
 
     def tokens(characters: int) -> Alternatives:

@@ -6,6 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -140,8 +141,9 @@ class Answering:
         start = int(self._firsts[rows].min()) - 1
         # Logits of the positions before answers only: those of all would fill the memory for a large vocabulary.
         logits = model_view.logits_at(tokens, range(start, tokens.shape[1] - 1))
-        flat = targets[:, start:].flatten().to(logits.device)
-        return functional.cross_entropy(logits.flatten(0, 1).float(), flat, ignore_index=_IGNORED, reduction="sum")
+        flat = rearrange(targets[:, start:], "row position -> (row position)").to(logits.device)
+        scores = rearrange(logits, "row position token -> (row position) token").float()
+        return functional.cross_entropy(scores, flat, ignore_index=_IGNORED, reduction="sum")
 
     def head(self) -> None:
         """None."""

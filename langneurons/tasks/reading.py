@@ -8,17 +8,16 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Features
 
-from langneurons.babel import miniature as rows_of_babel
+from langneurons.babel.miniature import mini_xquad
 from langneurons.corpora.loading import distinct, hub_tables, is_hub_id
 from langneurons.corpora.purity import identifier
 from langneurons.errors import LanguageError, TaskError, in_short, unknown
-from langneurons.tasks.likelihood import LABELS
 
 Source = TypeVar("Source")
 Read = Callable[[Path], pd.DataFrame]
-Miniature = Callable[[str], Mapping[str, Dataset]]
+Miniature = Callable[[str], Mapping[str, list[dict]]]
 BABEL = "babel"
 SPLITS = {
     "train": "train",
@@ -31,48 +30,7 @@ SPLITS = {
 _PART = re.compile(r"([^\[]+)\[(?:(\d{1,2})%)?:(?:(\d{1,2})%)?\]")
 _LANGUAGE_IN_NAME = re.compile(r"(?:^|[./_-])([a-z]{2,3})(?=[./_-])")
 _NO_LANGUAGE = {*SPLITS, "of"}  # "00000-of-00001"
-
-
-XNLI_FEATURES = Features(
-    {"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(names=list(LABELS))}
-)
-XQUAD_FEATURES = Features(
-    {
-        "id": Value("string"),
-        "context": Value("string"),
-        "question": Value("string"),
-        "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
-    }
-)
-
-
-def mini_xnli(split: str) -> dict[str, Dataset]:
-    """The miniature inference task that comes with langneurons, as facebook/xnli is laid out.
-
-    Args:
-        split: "train", "validation" or "test"; combinations of content words in one are in no other.
-
-    Returns:
-        Language -> data set.
-
-    Raises:
-        TaskError: If there is no such split.
-
-    Example:
-        >>> from langneurons.tasks.reading import mini_xnli
-        >>> mini_xnli("test")["fr"].features["label"]
-        ClassLabel(names=['entailment', 'neutral', 'contradiction'])
-    """
-    return {
-        language: Dataset.from_list([{**row, "label": LABELS.index(row["label"])} for row in rows], XNLI_FEATURES)
-        for language, rows in rows_of_babel.mini_xnli(_split(split)).items()
-    }
-
-
-def mini_xquad(split: str) -> dict[str, Dataset]:
-    """The miniature questions that come with langneurons, as google/xquad is laid out; see ``mini_xnli``."""
-    by_language = rows_of_babel.mini_xquad(_split(split))
-    return {language: Dataset.from_list(rows, XQUAD_FEATURES) for language, rows in by_language.items()}
+_HUB_COLUMNS = ["id", "context", "question", "answers"]
 
 
 def sliced(split: str) -> tuple[str, tuple[int, int]]:
@@ -122,7 +80,7 @@ def read_items(
         split: ``"train"``, ``"validation"`` (also called dev or valid) or ``"test"``.
         readers: Suffix -> function that reads such a file; ``.parquet`` has one.
         columns: Columns that every table must have.
-        miniature: Function from a split to the data sets that ``"babel"`` stands for.
+        miniature: Function from a split to the rows of every language that ``"babel"`` stands for.
         revision: Branch, tag or commit of a hub data set.
 
     Returns:
@@ -135,9 +93,15 @@ def read_items(
     """
     names = None if languages is None else distinct(languages)
     if isinstance(source, str) and (source == BABEL or is_hub_id(source)):
-        data_sets = hub_tables(source, names, split, revision) if source != BABEL else miniature(split)
-        data_sets = _selected(data_sets, names or list(data_sets))
-        tables = {language: _from_dataset(data_set) for language, data_set in data_sets.items()}
+        if source == BABEL:
+            tables = {language: pd.DataFrame(rows) for language, rows in miniature(_split(split)).items()}
+        else:
+            data_sets = hub_tables(source, names, split, revision)
+            tables = {
+                language: _named_labels(pd.DataFrame(data_set.with_format(None)[:]), data_set.features)
+                for language, data_set in data_sets.items()
+            }
+        tables = _selected(tables, names or list(tables))
     else:
         readers = {".parquet": _parquet, **readers}
         files = _files(Path(source).expanduser(), names, split, readers)
@@ -186,16 +150,13 @@ def _language_of(path: Path) -> str | None:
 
 
 def _of_split(paths: list[Path], folder: Path, split: str) -> list[Path]:
-    splits = {path: _splits_of(path.relative_to(folder)) for path in paths}
+    words = {path: re.split(r"[^a-z0-9]+", str(path.relative_to(folder)).lower()) for path in paths}
+    splits = {path: {SPLITS[word] for word in words[path] if word in SPLITS} for path in paths}
     of_split = [path for path in paths if not splits[path] or SPLITS[split] in splits[path]]
     if not of_split:
         others = ", ".join(str(path.relative_to(folder)) for path in paths[:5])
         raise TaskError(f"There is no file of the split {split!r} in {folder}, only {others}.")
     return of_split
-
-
-def _splits_of(path: Path) -> set[str]:
-    return {SPLITS[word] for word in re.split(r"[^a-z0-9]+", str(path).lower()) if word in SPLITS}
 
 
 def _parquet(path: Path) -> pd.DataFrame:
@@ -204,10 +165,6 @@ def _parquet(path: Path) -> pd.DataFrame:
         return _named_labels(table.to_pandas(), Features.from_arrow_schema(table.schema))
     except Exception as error:  # the reader of a damaged file has no one kind of error
         raise TaskError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
-
-
-def _from_dataset(table: Dataset) -> pd.DataFrame:
-    return _named_labels(pd.DataFrame(table.with_format(None)[:]), table.features)
 
 
 def _named_labels(table: pd.DataFrame, features: Features) -> pd.DataFrame:
@@ -257,7 +214,7 @@ def read_questions(
         LanguageError: If a language is not there.
         CorpusError: If a hub data set cannot be read.
     """
-    tables = read_items(source, languages, split, {".json": _squad}, list(XQUAD_FEATURES), mini_xquad, revision)
+    tables = read_items(source, languages, split, {".json": _squad}, _HUB_COLUMNS, mini_xquad, revision)
     tables = {language: _with_answers(language, table) for language, table in tables.items()}
     first = next(iter(tables.values()))
     order = {item: place for place, item in enumerate(first["item"])}
@@ -316,7 +273,7 @@ def _squad(path: Path) -> pd.DataFrame:
         raise TaskError(
             f"{path} is not laid out as SQuAD 1.1, data > paragraphs > context and qas: {type(error).__name__} {error}."
         ) from error
-    return pd.DataFrame(rows, columns=None if rows else list(XQUAD_FEATURES))
+    return pd.DataFrame(rows, columns=None if rows else _HUB_COLUMNS)
 
 
 def _with_answers(language: str, table: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,14 +18,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from langneurons import storage
+from langneurons.babel.miniature import mini_xnli
 from langneurons.corpora.loading import distinct
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
 from langneurons.settings import Training
-from langneurons.tasks.heads import Head, Pair, items_of, pairs_of
+from langneurons.tasks.heads import Head, items_of, pairs_of
 from langneurons.tasks.likelihood import CALIBRATIONS, LABELS, Templates, label_scores, order_of, read_templates
 from langneurons.tasks.objectives import Classifying
-from langneurons.tasks.reading import BABEL, check_table, mini_xnli, part_of, read_items, sliced, table_of
+from langneurons.tasks.reading import BABEL, check_table, part_of, read_items, sliced, table_of
 
 COLUMNS = ("premise", "hypothesis", "label")
 SCORING = "xnli/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
@@ -61,7 +63,7 @@ class XNLI:
 
     metrics = ("accuracy",)
     generates = False
-    reads_text = False
+    reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -237,8 +239,15 @@ class XNLI:
             TaskError: If an item does not fit the model even without its premise, or the head does not fit.
         """
         table = table_of(self.items, language)
-        answer = self._by_likelihood if self.head is None else self._by_head
-        scores, cut = answer(model, language, pairs_of(table), batch_size)
+        pairs = pairs_of(table)
+        if self.head is None:
+            orders = [order_of(self.seed, item) for item in table["item"]]
+            templates = self.templates[language]
+            scores, cut = label_scores(model, pairs, orders, templates, self.calibration, batch_size)
+        else:
+            logits = self.head.logits(model, pairs, batch_size).double().cpu().numpy()
+            columns = [self.head.labels.index(label) for label in LABELS]
+            scores, cut = log_softmax(logits[:, columns], axis=1), self.head.cut(model, pairs)
         prediction = np.array(LABELS)[scores.argmax(1)]
         return pd.DataFrame(
             {
@@ -259,20 +268,6 @@ class XNLI:
             LanguageError: If it has no items in the language.
         """
         return label_references(table_of(self.items, language), LABELS)
-
-    def _by_likelihood(
-        self, model: torch.nn.Module, language: str, pairs: list[Pair], batch_size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        orders = [order_of(self.seed, item) for item in self.items[language]["item"]]
-        return label_scores(model, pairs, orders, self.templates[language], self.calibration, batch_size)
-
-    def _by_head(
-        self, model: torch.nn.Module, language: str, pairs: list[Pair], batch_size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        assert self.head is not None
-        logits = self.head.logits(model, pairs, batch_size).double().cpu().numpy()
-        columns = [self.head.labels.index(label) for label in LABELS]
-        return log_softmax(logits[:, columns], axis=1), self.head.cut(model, pairs)
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:

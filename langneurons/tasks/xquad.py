@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,22 +17,13 @@ from langneurons import storage
 from langneurons.errors import LanguageError, TaskError, TrainingError, unknown
 from langneurons.models import ModelView, view
 from langneurons.settings import Training
+from langneurons.tasks import reading
 from langneurons.tasks.answers import exact_match, f1
 from langneurons.tasks.batching import tokenizer_of
 from langneurons.tasks.completing import complete, continuation_ids, end_ids, prompt_ids
 from langneurons.tasks.heads import Head
 from langneurons.tasks.likelihood import placeholders
 from langneurons.tasks.objectives import Answering, Example
-from langneurons.tasks.reading import (
-    BABEL,
-    COLUMNS,
-    check_questions,
-    other_answers,
-    part_of,
-    read_questions,
-    sliced,
-    table_of,
-)
 
 SCORING = "xquad/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 PLACEHOLDERS = ("context", "question")
@@ -94,10 +86,10 @@ class XQuAD:
     protocol = "generation"
     metrics = ("f1", "exact_match")
     generates = True
-    reads_text = False
+    reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_questions(self.items)
+        reading.check_questions(self.items)
         if self.max_new_tokens < 1:
             raise TaskError(f"max_new_tokens is at least 1, given {self.max_new_tokens}.")
         for language in self.items:
@@ -137,10 +129,10 @@ class XQuAD:
             CorpusError: If the hub cannot be read.
         """
         templates = prompts if isinstance(prompts, Mapping) else read_prompts(prompts)
-        split, part = sliced(split)
-        questions = read_questions(source, languages, split, revision)
-        items = {language: part_of(table, part) for language, table in questions.items()}
-        return cls(items, templates, max_new_tokens, "mini_xquad" if source == BABEL else "xquad")
+        split, part = reading.sliced(split)
+        questions = reading.read_questions(source, languages, split, revision)
+        items = {language: reading.part_of(table, part) for language, table in questions.items()}
+        return cls(items, templates, max_new_tokens, "mini_xquad" if source == reading.BABEL else "xquad")
 
     def __repr__(self) -> str:
         questions, clusters = len(self._first), self._first["cluster"].nunique()
@@ -157,7 +149,11 @@ class XQuAD:
         texts = [
             text
             for language, table in sorted(self.items.items())
-            for text in (language, self.prompts[language], _as_text(table))
+            for text in (
+                language,
+                self.prompts[language],
+                str(table[reading.COLUMNS].to_json(orient="values", force_ascii=False)),
+            )
         ]
         return storage.fingerprint(SCORING, str(self.max_new_tokens), *texts)
 
@@ -201,7 +197,7 @@ class XQuAD:
         turn = self._first.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
         places = np.sort(order[np.argsort(turn, kind="stable")[:count]])
         items = {
-            language: table.assign(others=other_answers(table)).iloc[places].reset_index(drop=True)
+            language: table.assign(others=reading.other_answers(table)).iloc[places].reset_index(drop=True)
             for language, table in self.items.items()
         }
         return replace(self, items=items)
@@ -212,7 +208,7 @@ class XQuAD:
         Raises:
             LanguageError: If the task has no such language.
         """
-        return replace(self, items={language: table_of(self.items, language) for language in languages})
+        return replace(self, items={language: reading.table_of(self.items, language) for language in languages})
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Let a model answer the questions of one language, with whatever is attached to it at this moment.
@@ -234,7 +230,7 @@ class XQuAD:
             LanguageError: If the task has no such language.
             TaskError: If the model has no tokenizer, or its context no room for a question.
         """
-        table, model_view = table_of(self.items, language), view(model)
+        table, model_view = reading.table_of(self.items, language), view(model)
         questions = zip(table["item"], table["context"], table["question"], strict=True)
         prompts, cut = zip(*(self.prompt(model_view, language, *question) for question in questions), strict=True)
         completions = complete(model, prompts, self.max_new_tokens, batch_size=batch_size)
@@ -268,10 +264,10 @@ class XQuAD:
         Raises:
             LanguageError: If the task has no such language.
         """
-        table = table_of(self.items, language)
+        table = reading.table_of(self.items, language)
         scores = [
             float(np.mean([f1(other, golds, language) for other in others]))
-            for others, golds in zip(other_answers(table), table["answers"], strict=True)
+            for others, golds in zip(reading.other_answers(table), table["answers"], strict=True)
             if others
         ]
         return {"another answer": float(np.mean(scores))} if scores else {}
@@ -294,9 +290,7 @@ class XQuAD:
         Raises:
             TaskError: If the model has no tokenizer, or there is no room for the question.
         """
-        tokenizer = model_view.tokenizer
-        if tokenizer is None:
-            raise TaskError(f"{model_view.name!r} has no tokenizer, so it cannot be asked: load it with tokenizer=.")
+        tokenizer = tokenizer_of(model_view, TaskError)
 
         def prompt_with(letters: int) -> list[int]:
             return prompt_ids(tokenizer, self.prompts[language].format(context=context[:letters], question=question))
@@ -315,7 +309,7 @@ class XQuAD:
 
     def _examples(self, model_view: ModelView, language: str) -> Iterator[Example]:
         """Every question's prompt, as it is evaluated, and the tokens of its first right answer and its end."""
-        table, tail = table_of(self.items, language), self.prompts[language].rpartition("}")[2]
+        table, tail = reading.table_of(self.items, language), self.prompts[language].rpartition("}")[2]
         columns = (table[column] for column in ("item", "context", "question", "answers"))
         for item, context, question, answers in zip(*columns, strict=True):
             prompt, _ = self.prompt(model_view, language, item, context, question)
@@ -326,10 +320,6 @@ class XQuAD:
     @property
     def _first(self) -> pd.DataFrame:
         return self.items[self.languages[0]]
-
-
-def _as_text(table: pd.DataFrame) -> str:
-    return str(table[COLUMNS].to_json(orient="values", force_ascii=False))
 
 
 def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:

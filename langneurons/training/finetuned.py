@@ -15,7 +15,7 @@ import torch
 from langneurons import storage
 from langneurons.errors import LangNeuronsWarning, TrainingError, unknown
 from langneurons.evaluation.evaluating import evaluate
-from langneurons.evaluation.evaluation import Evaluation
+from langneurons.evaluation.results import Evaluation
 from langneurons.storage import JsonObject, Result, Table
 from langneurons.tasks.heads import ClassificationHead, Head
 from langneurons.tasks.task import Task
@@ -45,7 +45,8 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
     @property
     def lora(self) -> Update | tuple[Update, ...] | None:
         """The name of ``update`` in version 0.1.0."""
-        warnings.warn("Finetuned.lora is called Finetuned.update.", LangNeuronsWarning, stacklevel=2)
+        message = "Finetuned.lora is called Finetuned.update; the old name goes with 1.0."
+        warnings.warn(message, LangNeuronsWarning, stacklevel=2)
         return self.update
 
     @property
@@ -120,7 +121,7 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
             >>> tuned.ask(task).measure(model, "en")["accuracy"].tolist()
             [1.0, 1.0]
         """
-        return TunedTask(task if self.head is None else task.with_head(self.head), self, self.fingerprint)
+        return TunedTask(task if self.head is None else task.with_head(self.head), self)
 
     def evaluate(self, model: torch.nn.Module, task: Task, *arguments: Any, **options: Any) -> Evaluation:
         """Evaluate a model with every update attached, and the head where there is one.
@@ -183,12 +184,10 @@ class TunedTask(Task):
     Args:
         task: The task, answered by the trained head where there is one.
         tuned: The trained update and head.
-        trained: A hash of what was trained.
     """
 
     task: Task
     tuned: Finetuned
-    trained: str
 
     @property
     def name(self) -> str:
@@ -223,7 +222,7 @@ class TunedTask(Task):
     @property
     def fingerprint(self) -> str:
         """A hash of the task and of what was trained."""
-        return storage.fingerprint(self.task.fingerprint, self.trained)
+        return storage.fingerprint(self.task.fingerprint, self.tuned.fingerprint)
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Score the fine-tuned model on the items of one language.

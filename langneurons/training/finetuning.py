@@ -83,7 +83,8 @@ def finetune(
     """
     fields: dict[str, Any] = {**options}
     if "lora" in fields:
-        warnings.warn("The argument lora is called update.", LangNeuronsWarning, stacklevel=2)
+        message = "The argument lora is called update; the old name goes with 1.0."
+        warnings.warn(message, LangNeuronsWarning, stacklevel=2)
         update = fields.pop("lora")
     training, run = with_options(fields, training, run)
     check_task(task)
@@ -92,19 +93,23 @@ def finetune(
     if run.executor is not None:
         out = None if run.out is None else run.out.expanduser().resolve()  # workers are in other folders
         there = run.model_copy(update={"executor": None, "out": out})
-        arguments = {"languages": languages, "dev": dev, "head": head, "patches": patches}
-        work = partial(_finetuned, task=task, training=training, run=there, **arguments)
-        (tuned,) = chosen_executor(run.executor).map(model, work, [update])
+        arguments: dict[str, Any] = {"languages": languages, "dev": dev, "head": head, "patches": patches}
+        work = partial(finetune, update=update, training=training, run=there, **arguments)
+        (tuned,) = chosen_executor(run.executor).map(model, work, [task])
         return tuned
     model_view = view(model)
     for patch in patches:
         check_fits(patch, model_view)
     if training.bfloat16 is None:
-        training = training.model_copy(update={"bfloat16": _can_autocast(model_view)})
+        can_autocast = model_view.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        training = training.model_copy(update={"bfloat16": can_autocast and model_view.dtype == torch.float32})
     objective = task.objective(model_view, languages, training, head)
     if update is None and not objective.parameters():
         raise TrainingError(f"{task.name!r} trains no head, so there is nothing to train without update=.")
-    updates = _prepared(update, model)
+    parts = [] if update is None else [update] if isinstance(update, Update) else update
+    updates = [deepcopy(part) for part in parts]
+    for part in updates:
+        part.prepare(model)
     dev_languages = _dev_languages(dev, languages if languages is not None else list(task.languages), training)
     evaluate = None
     if dev is not None:
@@ -147,23 +152,6 @@ def check_task(task: object) -> None:
     """
     if not isinstance(task, Task):
         raise TrainingError(f"A task is an XNLI, an XQuAD or another Task, not {type(task).__name__}.")
-
-
-def _finetuned(model: torch.nn.Module, update: Update | Sequence[Update] | None, **arguments: Any) -> Finetuned:
-    return finetune(model, update=update, **arguments)
-
-
-def _can_autocast(model_view: ModelView) -> bool:
-    on_gpu = model_view.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return on_gpu and model_view.dtype == torch.float32
-
-
-def _prepared(update: Update | Sequence[Update] | None, model: torch.nn.Module) -> list[Update]:
-    updates = [] if update is None else [update] if isinstance(update, Update) else list(update)
-    copies = [deepcopy(part) for part in updates]
-    for copy in copies:
-        copy.prepare(model)
-    return copies
 
 
 def _dev_languages(dev: Task | None, languages: list[str], training: Training) -> list[str]:

@@ -1,4 +1,4 @@
-"""The loop of a fine-tuning: steps, evaluations, the best parameters, checkpoints and stopping."""
+"""The loop of a fine-tuning: steps in their order, evaluations, the best parameters, checkpoints and stopping."""
 
 import math
 import sys
@@ -9,7 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -22,10 +24,10 @@ from langneurons.tasks.task import Objective
 from langneurons.training.lora import Update
 from langneurons.training.masked import frozen
 from langneurons.training.resuming import History, RunFolder
-from langneurons.training.schedule import Order, rate
 
 Watch = Callable[[Mapping[str, float]], object]
 _REDRAWN = 100  # largest number of times that a curve is redrawn during a run
+_POOL = 8  # batches whose examples are sorted by length together: more would waste less padding, and mix less
 
 
 @contextmanager
@@ -43,17 +45,17 @@ def watching(steps: int, first: int, progress: bool | str, events: Path | None) 
     """
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=steps, initial=first, unit="step", disable=not progress))
-        shown: list[Watch] = [lambda row: _advance(bar, row)]
+
+        def advance(row: Mapping[str, float]) -> None:
+            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            bar.update()
+
+        shown: list[Watch] = [advance]
         if progress == "notebook" and _in_notebook():
             shown.append(_curve(steps))
         if events is not None:
             shown.append(stack.enter_context(_tensorboard(events)))
         yield lambda row: [show(row) for show in shown]
-
-
-def _advance(bar: Any, row: Mapping[str, float]) -> None:
-    bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-    bar.update()
 
 
 def _in_notebook() -> bool:
@@ -104,6 +106,61 @@ def _writer_class() -> Any:
         return import_module("torch.utils.tensorboard").SummaryWriter
     except ImportError as error:
         raise TrainingError("tensorboard=True needs TensorBoard: pip install tensorboard, or leave it away.") from error
+
+
+def rate(training: Training, step: int, steps: int) -> float:
+    """Find the learning rate of a step.
+
+    Args:
+        training: Settings of the training.
+        step: Index of the step, from 0.
+        steps: Number of steps.
+
+    Returns:
+        It rises in equal parts during the warm-up, then stays or falls to nearly 0; it is never 0.
+    """
+    warm = round(training.warmup * steps)
+    if step < warm:
+        share = (step + 1) / (warm + 1)
+    else:
+        share = 1.0 if training.schedule == "constant" else (steps - step) / (steps - warm)
+    return float(training.learning_rate * share)
+
+
+class Order:
+    """The examples of each step: every example once per epoch, in an order that seed and epoch alone decide.
+
+    Examples of similar length share a batch, so that little padding is computed; which do changes with every epoch.
+
+    Args:
+        lengths: Number of tokens of each example.
+        batch_size: Examples per forward pass.
+        accumulate: Forward passes per step.
+        seed: Seed for the order.
+    """
+
+    def __init__(self, lengths: Int[np.ndarray, " example"], batch_size: int, accumulate: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._accumulate, self._seed = lengths, batch_size, accumulate, seed
+        self._epoch: tuple[int, list[np.ndarray]] | None = None
+        batches = -(-len(lengths) // batch_size)
+        self.steps_per_epoch = -(-batches // accumulate)
+
+    def batches(self, step: int) -> list[Int[np.ndarray, " row"]]:
+        """The batches of a step, from 0: the indices of their examples."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._shuffled(epoch))
+        return self._epoch[1][place * self._accumulate : (place + 1) * self._accumulate]
+
+    def _shuffled(self, epoch: int) -> list[np.ndarray]:
+        random = np.random.default_rng([self._seed, epoch])
+        rows, pool = random.permutation(len(self._lengths)), _POOL * self._batch_size
+        batches = []
+        for start in range(0, len(rows), pool):
+            near = rows[start : start + pool]
+            near = near[np.argsort(self._lengths[near], kind="stable")]
+            batches += [near[first : first + self._batch_size] for first in range(0, len(near), self._batch_size)]
+        return [batches[index] for index in random.permutation(len(batches))]
 
 
 class Loop:
@@ -240,16 +297,11 @@ class Loop:
         counted = sum(int(self._objective.weights[rows].sum()) for rows in batches)
         total = torch.zeros((), dtype=torch.float64)
         for rows in batches:
-            with self._precision():
+            with torch.autocast(self._view.device.type, torch.bfloat16, enabled=bool(self._training.bfloat16)):
                 loss = self._objective.loss(self._view, rows) / counted
             loss.backward()
             total = total.to(loss.device) + loss.detach()
         return float(total)
-
-    def _precision(self) -> Any:
-        if not self._training.bfloat16:
-            return nullcontext()
-        return torch.autocast(self._view.device.type, torch.bfloat16)
 
     def _end_stretch(self) -> None:
         if self._evaluate is not None:

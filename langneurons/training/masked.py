@@ -108,7 +108,8 @@ class MaskedUpdate:
         pieces = self._new_pieces(model_view)
         for piece in pieces:
             weight = model_view.projection(piece.layer, piece.target).matrix()
-            piece.begin(_generator(self.seed, piece.name), weight)
+            seed = int(fingerprint(str(self.seed), piece.name)[:12], 16)
+            piece.begin(torch.Generator().manual_seed(seed), weight)
         self.pieces, self._model = pieces, model_view.fingerprint
 
     def parameters(self) -> list[nn.Parameter]:
@@ -206,7 +207,13 @@ class MaskedUpdate:
             TrainingError: If names or shapes are not this update's.
         """
         own = self.named_parameters()
-        _check_keys(own, state)
+        differences = [
+            f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
+            for what, keys in (("missing:", sorted(own.keys() - state)), ("unknown:", sorted(state.keys() - own)))
+            if keys
+        ]
+        if differences:
+            raise TrainingError(f"The parameters do not fit this update; {'; '.join(differences)}.")
         for name, parameter in own.items():
             if parameter.shape != state[name].shape:
                 raise TrainingError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}.")
@@ -228,9 +235,9 @@ class MaskedUpdate:
         """
         if not self.pieces:
             raise TrainingError(f"{self!r} has no parameters yet: attach it to a model, or prepare(model), first.")
-        settings = {"neurons": self.neurons, "rank": self.rank, "alpha": self.alpha, "seed": self.seed}
-        settings |= {"targets": self.targets, "attention": self.attention}
-        peft_format.write_update(Path(folder), self.kind, settings, self._model, self.pieces)
+        names = ("rank", "alpha", "seed", "targets", "attention")
+        about = {"kind": self.kind, "settings": {name: getattr(self, name) for name in names}, "model": self._model}
+        peft_format.write_update(Path(folder), about, self.neurons, self.pieces)
         return Path(folder)
 
     @classmethod
@@ -246,13 +253,15 @@ class MaskedUpdate:
             CorruptArtefactError: If a file was changed since.
             TrainingError: If it is of another class, or of another model.
         """
-        saved = peft_format.read_update(Path(folder))
-        if saved.kind != cls.kind:
-            raise TrainingError(f"{folder} holds {saved.kind}, not {cls.kind}.")
+        content, neurons, tensors = peft_format.read_update(Path(folder))
         with understood(Path(folder) / peft_format.SIDECAR):
-            update = cls(**saved.settings)
-            update.pieces = saved.pieces(update.form)
-        update._model = saved.model
+            if content["kind"] != cls.kind:
+                raise TrainingError(f"{folder} holds {content['kind']}, not {cls.kind}.")
+            update = cls(neurons, **content["settings"])
+            update.pieces = [
+                peft_format.piece_of(described, neurons, tensors, update.form) for described in content["pieces"]
+            ]
+            update._model = content["model"]
         if model is not None:
             update.prepare(model)
         return update
@@ -272,29 +281,13 @@ class MaskedUpdate:
         return pieces
 
     def _check_model(self, model_view: ModelView) -> None:
-        if self._model is not None and not model_view.is_of(self._model):
+        if self._model is not None and not model_view.weights.is_of(self._model):
             raise TrainingError(
                 f"{self!r} was made for the weights {self._model[:8]}; {model_view.name!r} is "
                 f"{model_view.fingerprint[:8]}."
             )
         for piece in self.pieces:
             piece.move(model_view.projection(piece.layer, piece.target).matrix().device)
-
-
-def _check_keys(own: Mapping[str, object], other: Mapping[str, object]) -> None:
-    """Refuse other keys than a mapping has, naming them.
-
-    Raises:
-        TrainingError: If keys are missing or unknown.
-    """
-    missing, surplus = sorted(own.keys() - other.keys()), sorted(other.keys() - own.keys())
-    if missing or surplus:
-        differences = [
-            f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
-            for what, keys in (("missing:", missing), ("unknown:", surplus))
-            if keys
-        ]
-        raise TrainingError(f"The parameters do not fit this update; {'; '.join(differences)}.")
 
 
 @contextmanager
@@ -308,10 +301,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int(fingerprint(str(seed), name)[:12], 16))
 
 
 def _check_names(what: str, names: Sequence[str], possible: Sequence[str]) -> None:
@@ -346,7 +335,7 @@ def _check_fits(neurons: NeuronSet, model_view: ModelView) -> None:
             f"The neurons are of a model of {neurons.shape[0]} layers x {neurons.shape[1]}; {model_view.name!r} has "
             f"{fits[0]} x {fits[1]}."
         )
-    if neurons.model and not model_view.is_of(neurons.model):
+    if neurons.model and not model_view.weights.is_of(neurons.model):
         raise SiteMismatchError(
             f"The neurons belong to model {neurons.model[:8]}, but {model_view.name!r} is "
             f"{model_view.fingerprint[:8]}: record and identify with this model."

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,16 +80,15 @@ def write(folder: Path, pieces: Sequence[Piece]) -> dict[str, str]:
 
 
 def _full_size(pieces: Sequence[Piece]) -> FullSize:
-    rank, alpha = 0, 0
+    alpha = 0
     A, columns = [], []
     for piece in pieces:
-        form = piece.form
-        assert isinstance(form, LowRank)
+        assert isinstance(piece.form, LowRank)
         piece_A, piece_B = _unmasked(piece)
-        column = torch.zeros(piece.module.size, form.rank, dtype=piece_B.dtype)
+        column = torch.zeros(piece.module.size, piece.form.rank, dtype=piece_B.dtype)
         columns.append(column.index_copy(0, rows_of(piece.module.runs), piece_B))
         A.append(piece_A)
-        rank, alpha = rank + form.rank, alpha + form.alpha
+        alpha += piece.form.alpha
     return FullSize(torch.cat(A), torch.cat(columns, dim=1), alpha)
 
 
@@ -105,17 +103,15 @@ def _unmasked(piece: Piece) -> tuple[Tensor, Tensor]:
     return torch.zeros(A.shape[0], inputs, dtype=A.dtype).index_copy(1, units, A), B
 
 
-def _config(full: Mapping[str, FullSize], transposed: bool) -> dict[str, Any]:
+def _config(full: Mapping[str, FullSize], transposed: bool) -> storage.JsonObject:
     smallest = min(full.values(), key=lambda module: module.rank)
-    others = {name: module for name, module in full.items() if module.rank != smallest.rank}
-    scaled = {name: module for name, module in full.items() if module.alpha != smallest.alpha}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": smallest.rank,
         "lora_alpha": smallest.alpha,
-        "rank_pattern": {name: module.rank for name, module in others.items()},
-        "alpha_pattern": {name: module.alpha for name, module in scaled.items()},
+        "rank_pattern": {name: module.rank for name, module in full.items() if module.rank != smallest.rank},
+        "alpha_pattern": {name: module.alpha for name, module in full.items() if module.alpha != smallest.alpha},
         "target_modules": sorted(full),
         "fan_in_fan_out": transposed,
         "lora_dropout": 0.0,
@@ -167,7 +163,7 @@ def _read_modules(folder: Path) -> dict[str, FullSize]:
     return modules
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> storage.JsonObject:
     config = storage.read_object(folder / CONFIG)
     if not {"peft_type", "lora_alpha"} <= set(config):
         raise CorruptArtefactError(f"{folder / CONFIG} is not the configuration of a LoRA adapter.")
@@ -181,7 +177,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _alpha(config: Mapping[str, Any], name: str, path: Path) -> float:
+def _alpha(config: storage.JsonObject, name: str, path: Path) -> float:
     """Scale of a module's product; in peft a pattern may be the end of the module's name."""
     with storage.understood(path):
         pattern = (config.get("alpha_pattern") or {}).items()
@@ -247,83 +243,37 @@ SCHEMA = "langneurons/update/1"
 SIDECAR, NEURONS, PARAMETERS = "langneurons.json", "neurons.json", "parameters.safetensors"
 
 
-@dataclass(frozen=True)
-class SavedUpdate:
-    """What a folder says of an update.
-
-    Attributes:
-        kind: The kind of the class that wrote it.
-        settings: The arguments of that class.
-        model: Fingerprint of the weights it was made for, None where unknown.
-        described: A description of each of its trained parts.
-        tensors: Parameters of those parts, by name.
-    """
-
-    kind: str
-    settings: dict[str, Any]
-    model: str | None
-    described: list[dict[str, Any]]
-    tensors: dict[str, Tensor]
-
-    def pieces(self, form: Callable[[str], Form]) -> list[Piece]:
-        """The trained parts.
-
-        Args:
-            form: Projection -> the form of the change where that is not LoRA.
-        """
-        return [self._piece(described, form) for described in self.described]
-
-    def _piece(self, described: dict[str, Any], form: Callable[[str], Form]) -> Piece:
-        layer, target, (outputs, inputs) = described["layer"], described["target"], described["shape"]
-        module, neurons = described["module"], self.settings["neurons"]
-        runs = tuple((start, stop) for start, stop in module["runs"])
-        return Piece(
-            layer,
-            target,
-            (outputs, inputs),
-            None if target in ATTENTION_TARGETS or neurons is None else neurons.per_layer()[layer],
-            LowRank(**described["low_rank"]) if described["low_rank"] else form(target),
-            HuggingFaceModule(module["name"], module["size"], runs, module["transposed"]),
-            {name: nn.Parameter(self.tensors[f"{layer}.{target}.{name}"]) for name in described["parameters"]},
-        )
-
-
-def write_update(folder: Path, kind: str, settings: dict[str, Any], model: str | None, pieces: Sequence[Piece]) -> None:
+def write_update(folder: Path, about: storage.JsonObject, neurons: NeuronSet | None, pieces: Sequence[Piece]) -> None:
     """Write an update; the sidecar comes last, so a folder with one is whole.
 
     Args:
         folder: The folder.
-        kind: The kind of the class that writes it.
-        settings: The arguments of that class, the neurons among them.
-        model: Fingerprint of the weights it was made for.
+        about: The kind of the class that writes it, the other arguments of that class as settings, and the fingerprint
+            of the model it was made for.
+        neurons: The neurons whose weights are trained.
         pieces: Its parameters.
     """
     (folder / SIDECAR).unlink(missing_ok=True)
-    neurons = settings["neurons"]
-    checksums = {}
-    if neurons is not None:
-        checksums[NEURONS] = storage.checksum(neurons.save(folder / NEURONS))
+    checksums = {} if neurons is None else {NEURONS: storage.checksum(neurons.save(folder / NEURONS))}
     tensors = {
         f"{piece.name}.{name}": value.detach().cpu() for piece in pieces for name, value in piece.parameters.items()
     }
     checksums[PARAMETERS] = storage.write_tensors(folder / PARAMETERS, tensors)
     if all(isinstance(piece.form, LowRank) for piece in pieces):
         checksums |= write(folder, pieces)
-    content = {
-        "kind": kind,
-        "settings": {name: value for name, value in settings.items() if name != "neurons"},
-        "model": model,
-        "pieces": [_described(piece) for piece in pieces],
-        "checksums": checksums,
-    }
+    content = {**about, "pieces": [_described(piece) for piece in pieces], "checksums": checksums}
     storage.write_json(folder / SIDECAR, SCHEMA, content)
 
 
-def read_update(folder: Path) -> SavedUpdate:
+def read_update(folder: Path) -> tuple[storage.JsonObject, NeuronSet | None, dict[str, Tensor]]:
     """Read an update, and check every byte of it.
 
     Args:
         folder: Folder that it was saved to.
+
+    Returns:
+        What the sidecar says (kind, settings, model, a description of each piece), the neurons, and the parameters of
+        the pieces, by name.
 
     Raises:
         StorageError: If there is none.
@@ -335,8 +285,34 @@ def read_update(folder: Path) -> SavedUpdate:
             storage.verify(folder / name, checksum)
         tensors = storage.read_tensors(folder / PARAMETERS, content["checksums"][PARAMETERS])
         neurons = NeuronSet.load(folder / NEURONS) if NEURONS in content["checksums"] else None
-        settings = {"neurons": neurons, **content["settings"]}
-        return SavedUpdate(content["kind"], settings, content["model"], content["pieces"], tensors)
+        return content, neurons, tensors
+
+
+def piece_of(
+    described: storage.JsonObject,
+    neurons: NeuronSet | None,
+    tensors: Mapping[str, Tensor],
+    form: Callable[[str], Form],
+) -> Piece:
+    """Make a trained part of an update from what was read of it.
+
+    Args:
+        described: Its description in the sidecar.
+        neurons: The neurons of the update.
+        tensors: The parameters of all parts, by name.
+        form: From a projection's name to the form of its change where that is not LoRA.
+    """
+    layer, target, (outputs, inputs) = described["layer"], described["target"], described["shape"]
+    module = {**described["module"], "runs": tuple(map(tuple, described["module"]["runs"]))}
+    return Piece(
+        layer,
+        target,
+        (outputs, inputs),
+        None if target in ATTENTION_TARGETS or neurons is None else neurons.per_layer()[layer],
+        LowRank(**described["low_rank"]) if described["low_rank"] else form(target),
+        HuggingFaceModule(**module),
+        {name: nn.Parameter(tensors[f"{layer}.{target}.{name}"]) for name in described["parameters"]},
+    )
 
 
 def is_ours(folder: Path) -> bool:
@@ -352,13 +328,12 @@ def is_ours(folder: Path) -> bool:
     return False
 
 
-def _described(piece: Piece) -> dict[str, Any]:
-    low_rank = asdict(piece.form) if isinstance(piece.form, LowRank) else None
+def _described(piece: Piece) -> storage.JsonObject:
     return {
         "layer": piece.layer,
         "target": piece.target,
         "shape": list(piece.shape),
         "module": asdict(piece.module),
-        "low_rank": low_rank,
+        "low_rank": asdict(piece.form) if isinstance(piece.form, LowRank) else None,
         "parameters": sorted(piece.parameters),
     }

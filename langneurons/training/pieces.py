@@ -14,6 +14,7 @@ from langneurons.models import Projection
 from langneurons.models.projections import Change, HuggingFaceModule
 
 Parameters = Mapping[str, Tensor]
+Lazy = Callable[[], Tensor]  # computes a tensor where it is needed
 
 
 @runtime_checkable
@@ -24,9 +25,7 @@ class Form(Protocol):
         """Draw the first parameters for a matrix of some outputs and inputs."""
         ...
 
-    def added(
-        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
-    ) -> Tensor:
+    def added(self, parameters: Parameters, read: Tensor, output: Lazy, weight: Lazy) -> Tensor:
         """Compute what is added to what the matrix gives.
 
         Args:
@@ -55,9 +54,7 @@ class LowRank:
         uniform = torch.rand(self.rank, inputs, generator=generator, dtype=torch.float64)
         return {"lora_A": (2 * uniform - 1) / math.sqrt(inputs), "lora_B": torch.zeros(outputs, self.rank)}
 
-    def added(
-        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
-    ) -> Tensor:
+    def added(self, parameters: Parameters, read: Tensor, output: Lazy, weight: Lazy) -> Tensor:
         """Compute alpha / rank x B A x."""
         reduced = functional.linear(read.to(parameters["lora_A"].dtype), parameters["lora_A"])
         return functional.linear(self.alpha / self.rank * reduced, parameters["lora_B"])
@@ -75,9 +72,7 @@ class Direct:
         """Start at D = 0."""
         return {"delta": torch.zeros(shape)}
 
-    def added(
-        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
-    ) -> Tensor:
+    def added(self, parameters: Parameters, read: Tensor, output: Lazy, weight: Lazy) -> Tensor:
         """Compute D x."""
         return functional.linear(read.to(parameters["delta"].dtype), parameters["delta"])
 
@@ -94,9 +89,7 @@ class ScaledOutputs:
         """Start at d = 0."""
         return {"delta": torch.zeros(shape[0])}
 
-    def added(
-        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
-    ) -> Tensor:
+    def added(self, parameters: Parameters, read: Tensor, output: Lazy, weight: Lazy) -> Tensor:
         """Compute d x (W x + b)."""
         return output() * parameters["delta"]
 
@@ -114,9 +107,7 @@ class ScaledInputs:
         """Start at d = 0."""
         return {"delta": torch.zeros(shape[1])}
 
-    def added(
-        self, parameters: Parameters, read: Tensor, output: Callable[[], Tensor], weight: Callable[[], Tensor]
-    ) -> Tensor:
+    def added(self, parameters: Parameters, read: Tensor, output: Lazy, weight: Lazy) -> Tensor:
         """Compute W (d x)."""
         scaled = read * parameters["delta"]
         return functional.linear(scaled, weight().to(scaled.dtype))
@@ -124,9 +115,6 @@ class ScaledInputs:
     def merged(self, parameters: Parameters, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Scale the columns."""
         return weight * (1 + parameters["delta"]), bias
-
-
-_AXES = {"gate": 0, "up": 0, "down": 1}
 
 
 @dataclass(eq=False)
@@ -159,7 +147,7 @@ class Piece:
     @property
     def axis(self) -> int:
         """The axis of the matrix "out in" along which the neurons lie."""
-        return _AXES.get(self.target, 0)
+        return 1 if self.target == "down" else 0
 
     @property
     def selected(self) -> Tensor | None:

@@ -1,9 +1,9 @@
 """The transfer experiment: train chosen neurons on one language, and measure what that is worth in others."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Unpack
+from typing import Unpack
 
 import pandas as pd
 import torch
@@ -12,9 +12,9 @@ from tqdm import tqdm
 from langneurons import storage
 from langneurons.corpora.loading import distinct
 from langneurons.errors import LanguageError, TrainingError, unknown
-from langneurons.evaluation.evaluating import Patches, chosen_languages, written_patches
-from langneurons.evaluation.evaluation import UNPATCHED
+from langneurons.evaluation.evaluating import Patches, chosen_languages, long_rows, references_of, written_patches
 from langneurons.evaluation.measuring import Job, check_reads_text, measure_jobs
+from langneurons.evaluation.results import UNPATCHED
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
@@ -37,7 +37,6 @@ from langneurons.training.finetuning import WITHOUT_EFFECT, check_task, finetune
 from langneurons.training.lora import MaskedLoRA, Update
 from langneurons.training.transfer_table import ROWS, TRAININGS, Transfer
 
-MakeUpdate = Callable[[NeuronSet | None, int], Update | None]
 TEXTS = ("premise", "hypothesis", "context", "question")
 
 
@@ -120,17 +119,18 @@ def transfer_experiment(
     answered_test = task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
     trainings = _planned(neurons, experiment, languages[1:], controls)
     own_patches = written_patches(patches or {}, languages[1:])
+    for patch in (patch for parts in own_patches.values() for patch in parts):
+        check_fits(patch, view(model))
+        if not test.generates:
+            check_reads_text(patch)
+    held = experiment.training_patches
+    held = [held] if isinstance(held, Patch) else list(held)
+    train = partial(
+        finetune, task=task, languages=[experiment.source], dev=experiment.dev, head=experiment.head, patches=held
+    )
     out = None if run.out is None else run.out.expanduser().resolve()  # workers are in other folders
     quiet = Run(out=out, batch_size=run.batch_size or training.batch_size, progress=False)
-    measuring = Measuring(model, test, own_patches, languages, quiet)
-    held = experiment.training_patches
-    arguments = {
-        "languages": [experiment.source],
-        "dev": experiment.dev,
-        "head": experiment.head,
-        "patches": [held] if isinstance(held, Patch) else list(held),
-    }
-    work = partial(train_and_measure, task=task, arguments=arguments, training=training, measuring=measuring)
+    work = TrainingWork(train, training, test, own_patches, languages, quiet)
     results = chosen_executor(run.executor).map(model, work, trainings)
     bar = tqdm(results, total=len(trainings), unit="training", disable=not run.progress)
     costs, rows = zip(*bar, strict=True)
@@ -138,9 +138,11 @@ def transfer_experiment(
     return Transfer(
         rows=pd.concat(rows, ignore_index=True),
         trainings=pd.DataFrame(list(costs), columns=TRAININGS),
-        references=_references(test, languages),
+        references=references_of([test], languages).reindex(columns=["language", "reference", "value"]),
         settings={
-            **_described(model, answered_test),
+            "model": view(model).described,
+            "task": answered_test.name,
+            "protocol": answered_test.protocol,
             "items": test.fingerprint,
             "source": experiment.source,
             "targets": languages[1:],
@@ -148,7 +150,7 @@ def transfer_experiment(
             "update": repr(updates[0]) if updates else "the head only",
             "training": training.model_dump(mode="json", exclude={*WITHOUT_EFFECT, "seed"}),
             "dev": None if experiment.dev is None else experiment.dev.fingerprint,
-            "training_patches": [repr(patch) for patch in arguments["patches"]],
+            "training_patches": [repr(patch) for patch in held],
             "patches": {" ".join(name): [repr(patch) for patch in parts] for name, parts in own_patches.items()},
             "options": {**dict(testing), "resamples": testing.samples},
         },
@@ -188,52 +190,58 @@ class PlannedTraining:
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """Evaluates trained models.
+class TrainingWork:
+    """Fine-tunes once and scores the result in every language, without and with patches, wherever that runs.
 
     Attributes:
-        model: The model that is trained.
-        test: The task it is evaluated on.
+        train: ``finetune`` with all arguments but the model, the update, the training's settings and the run.
+        training: Settings of the training; the seed is that of what is planned.
+        test: The task that trained models are scored on.
         patches: (name, language) -> patches written together, in the trained model.
         languages: The source, then the targets.
-        run: Keeps what was measured; texts per forward pass.
-
-    Raises:
-        PatchError: If a patch does not fit.
-        SiteMismatchError: If neurons or values belong to another model.
+        run: Keeps what is trained and measured; texts per forward pass.
     """
 
-    model: torch.nn.Module
+    train: Callable[..., Finetuned]
+    training: Training
     test: Task
     patches: Mapping[tuple[str, str], Sequence[Patch]]
     languages: Sequence[str]
     run: Run
 
-    def __post_init__(self) -> None:
-        for patch in (patch for parts in self.patches.values() for patch in parts):
-            check_fits(patch, view(self.model))
-            if not self.test.generates:
-                check_reads_text(patch)
+    def __call__(self, model: torch.nn.Module, planned: PlannedTraining) -> tuple[tuple, pd.DataFrame]:
+        """Give a row of ``Transfer.trainings``, and rows of ``Transfer.rows``."""
+        out = None if self.run.out is None else self.run.out / "trainings" / planned.name
+        training = self.training.model_copy(update={"seed": planned.seed})
+        run = self.run.model_copy(update={"out": out})
+        tuned = self.train(model, update=planned.update, training=training, run=run)
+        losses = tuned.history["loss"].to_numpy()
+        loss = float(losses[-max(1, len(losses) // 10) :].mean())  # of the last tenth of the steps
+        cost = (*planned.about, len(planned.condition.neurons or ()), sum(tuned.trainable.values()), loss)
+        return cost, self._rows(model, planned, tuned)
 
-    def rows(self, planned: PlannedTraining, tuned: Finetuned) -> pd.DataFrame:
-        """Score a trained model in every language, without and with patches: rows of a ``Transfer``."""
+    def _rows(self, model: torch.nn.Module, planned: PlannedTraining, tuned: Finetuned) -> pd.DataFrame:
         task = self.test if tuned.head is None else self.test.with_head(tuned.head)
         patches = {(UNPATCHED, language): [] for language in self.languages} | dict(self.patches)
         jobs = {
-            (name, language): self._job(task, tuned, language, parts)
+            (name, language): self._job(model, task, tuned, language, parts)
             for (name, language), parts in patches.items()
             if language in planned.languages(self.languages)
         }
-        tables = measure_jobs(self.model, jobs, self.run)
-        rows = [_long(task, table).assign(patch=key[0], language=key[1]) for key, table in tables.items()]
         about = dict(zip(ROWS[:4], planned.about, strict=True))
-        return pd.concat(rows, ignore_index=True).assign(**about).reindex(columns=ROWS)
+        rows = [
+            long_rows(task, table, patch=patch, language=language, **about)
+            for (patch, language), table in measure_jobs(model, jobs, self.run).items()
+        ]
+        return pd.concat(rows, ignore_index=True).reindex(columns=ROWS)
 
-    def _job(self, task: Task, tuned: Finetuned, language: str, patches: Sequence[Patch]) -> Job:
+    def _job(
+        self, model: torch.nn.Module, task: Task, tuned: Finetuned, language: str, patches: Sequence[Patch]
+    ) -> Job:
         def score() -> pd.DataFrame:
             # The update first: a patch written at its neurons then replaces what was trained, not the reverse.
-            with tuned.attach(self.model), patching(view(self.model), patches):
-                return task.measure(self.model, language, self.run.batch_size or 8)
+            with tuned.attach(model), patching(view(model), patches):
+                return task.measure(model, language, self.run.batch_size or 8)
 
         about = storage.fingerprint(
             task.fingerprint, language, tuned.fingerprint, *(patch.fingerprint for patch in patches)
@@ -241,42 +249,18 @@ class Measuring:
         return Job((), about, score, task.generates)
 
 
-def train_and_measure(
-    model: torch.nn.Module,
-    planned: PlannedTraining,
-    task: Task,
-    arguments: Mapping[str, Any],
-    training: Training,
-    measuring: Measuring,
-) -> tuple[tuple, pd.DataFrame]:
-    """Fine-tune once and score the result, wherever that runs.
-
-    Args:
-        model: A model returned by ``load_model``.
-        planned: What is trained.
-        task: The task it is trained on.
-        arguments: Further arguments of ``finetune``.
-        training: Settings of the training; the seed is that of ``planned``.
-        measuring: Evaluates the trained model.
-
-    Returns:
-        A row of ``Transfer.trainings``, and rows of ``Transfer.rows``.
-    """
-    out = measuring.run.out
-    run = measuring.run.model_copy(update={"out": None if out is None else out / "trainings" / planned.name})
-    training = training.model_copy(update={"seed": planned.seed})
-    tuned = finetune(model, task, planned.update, training=training, run=run, **arguments)
-    losses = tuned.history["loss"].to_numpy()
-    loss = float(losses[-max(1, len(losses) // 10) :].mean())  # of the last tenth of the steps
-    cost = (*planned.about, len(planned.condition.neurons or ()), sum(tuned.trainable.values()), loss)
-    return cost, measuring.rows(planned, tuned)
-
-
 def _planned(
     neurons: NeuronSet, experiment: Experiment, targets: Sequence[str], controls: Controls
 ) -> list[PlannedTraining]:
     seeds = list(range(experiment.seeds)) if isinstance(experiment.seeds, int) else list(experiment.seeds)
-    make = _maker(experiment) if experiment.update is None else experiment.update
+
+    def masked_lora(neurons: NeuronSet | None, seed: int) -> Update | None:
+        if neurons is None and not experiment.attention:
+            return None
+        form = experiment.rank, experiment.alpha, experiment.projections, experiment.attention
+        return MaskedLoRA(neurons, *form, seed)
+
+    make = masked_lora if experiment.update is None else experiment.update
     selections = conditions(neurons, experiment.source, targets, experiment.conditions, seeds, controls)
     return [
         PlannedTraining(condition, seed, make(condition.neurons, seed))
@@ -327,34 +311,3 @@ def check_apart(task: Task, test: Task, source: str, name: str) -> None:
             f"{len(same)} of the test items in {source!r} are among the {name} items: take another split, or divide "
             "the items by cluster."
         )
-
-
-def _maker(experiment: Experiment) -> MakeUpdate:
-    def make(neurons: NeuronSet | None, seed: int) -> Update | None:
-        if neurons is None and not experiment.attention:
-            return None
-        form = experiment.rank, experiment.alpha, experiment.projections, experiment.attention
-        return MaskedLoRA(neurons, *form, seed)
-
-    return make
-
-
-def _long(task: Task, table: pd.DataFrame) -> pd.DataFrame:
-    """One row per item and metric."""
-    texts = table.loc[:, ["item", "cluster", "prediction", "gold"]].astype(str)  # ids of one task may be numbers
-    parts = [texts.assign(metric=metric, value=table[metric].astype(float)) for metric in task.metrics]
-    return pd.concat(parts, ignore_index=True)
-
-
-def _references(test: Task, languages: Iterable[str]) -> pd.DataFrame:
-    rows = [(language, name, value) for language in languages for name, value in test.references(language).items()]
-    return pd.DataFrame(rows, columns=["language", "reference", "value"])
-
-
-def _described(model: torch.nn.Module, test: Task) -> dict[str, str]:
-    model_view = view(model)
-    return {
-        "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
-        "task": test.name,
-        "protocol": test.protocol,
-    }

@@ -1,7 +1,7 @@
 """Transfer: what models trained under several conditions scored in other languages, and what can be said of it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +10,9 @@ from typing import Any
 import pandas as pd
 
 from langneurons.effects.estimation import LEAST_SEEDS, Effect, difference, effect
-from langneurons.effects.placement import placement_columns
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, unknown
-from langneurons.evaluation.evaluation import UNPATCHED
+from langneurons.evaluation.results import UNPATCHED, beside_controls, parts_of, score_from_zero
 from langneurons.settings import Testing
 from langneurons.storage import Column, JsonObject, Result, Table
 from langneurons.training.conditions import ALL, CONTROL_OF, NONE
@@ -201,7 +200,11 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         return {**fields, "settings": {**fields["settings"], "options": options}}
 
     def _effect(self, condition: pd.DataFrame, baseline: pd.DataFrame) -> Effect:
-        return effect(condition, baseline, "value", "row", False, testing=Testing(**self.settings["options"]))
+        return effect(condition, baseline, "value", "row", False, testing=self._testing)
+
+    @property
+    def _testing(self) -> Testing:
+        return Testing(**self.settings["options"])
 
     def _about(self, metric: str) -> str:
         named = self._named()
@@ -220,9 +223,11 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
     def _by_metric(self) -> dict[str, dict[tuple, pd.DataFrame]]:
         """Metric -> (condition, target, language, patch) -> rows; several draws of one seed are averaged."""
         cells: dict[str, dict[tuple, pd.DataFrame]] = {}
-        for (metric, *cell), part in _grouped(self.rows, ["metric", *CELL]):
-            rows = part if len(set(part["draw"])) == 1 else _mean_over_draws(part)
-            cells.setdefault(metric, {})[tuple(cell)] = rows
+        for (metric, *cell), part in parts_of(self.rows, ["metric", *CELL]).items():
+            if len(set(part["draw"])) > 1:
+                keys = ["language", "seed", "item", "cluster"]
+                part = part.groupby(keys, sort=False, as_index=False).agg({"value": "mean"})
+            cells.setdefault(metric, {})[tuple(cell)] = part
         return cells
 
     def _compared(self, against: str, on: str) -> tuple[str, list[tuple[str, tuple, tuple]]]:
@@ -260,20 +265,15 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
     def _score(self, metric: str, key: tuple, part: pd.DataFrame) -> dict[str, Any]:
         about = dict(zip(CELL, key, strict=True))
         trained = self.trainings.loc[(self.trainings[["condition", "target"]] == list(key[:2])).all(axis=1)]
-        low = high = seed_sd = math.nan
-        if len(set(part["cluster"])) > 1:
-            # From zero: of answers right or wrong, an all-right score is then not taken for a certain one.
-            from_zero = self._effect(part, part.assign(value=0.0))
-            low, high = max(from_zero.low, 0.0), min(from_zero.high, 1.0)
-            seed_sd = math.nan if from_zero.seed_sd is None else from_zero.seed_sd
+        size = score_from_zero(part, self._testing)
         references = self.references.loc[self.references["language"] == about["language"]]
         references = references if metric == self._metric(None) else references[:0]
         return {
             **about,
             "score": float(part["value"].to_numpy().mean()),
-            "low": low,
-            "high": high,
-            "seed_sd": seed_sd,
+            "low": math.nan if size is None else size.low,
+            "high": math.nan if size is None else size.high,
+            "seed_sd": math.nan if size is None or size.seed_sd is None else size.seed_sd,
             "seeds": trained["seed"].nunique(),
             "draws": trained["draw"].nunique(),
             "items": part["item"].nunique(),
@@ -287,7 +287,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         """The table with every set of neurons placed among single trainings of its random ones."""
         if not set(CONTROL_OF.values()) & set(self.conditions):
             return table
-        single = dict(_grouped(self.rows.loc[self.rows["metric"] == metric], [*CELL, "seed", "draw"]))
+        single = parts_of(self.rows.loc[self.rows["metric"] == metric], [*CELL, "seed", "draw"])
         cells, controls = self._by_metric[metric], []
         for name, (condition, target, *where), theirs in pairs:
             like = (CONTROL_OF.get(condition), target, *where)
@@ -295,11 +295,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
                 if tuple(cell) == like:
                     baseline = cells[theirs].query("seed == @seed")
                     controls.append((condition, name, seed, draw, difference(part, baseline, "value", "row")))
-        controls = pd.DataFrame(controls, columns=[*table.keys, "seed", "draw", "estimate"])
-        by_cell = {key: part["estimate"].tolist() for key, part in _grouped(controls, table.keys)}
-        keys = table.rows[table.keys].itertuples(index=False, name=None)
-        placed = placement_columns(table.rows["estimate"].tolist(), [by_cell.get(key, []) for key in keys])
-        return EffectTable(table.rows.assign(**placed), table.settings, controls)
+        return beside_controls(table, pd.DataFrame(controls, columns=[*table.keys, "seed", "draw", "estimate"]))
 
     def _unlearned(self) -> str:
         """A sentence where no model beats chance in the language it was trained on."""
@@ -310,15 +306,6 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         if chance.empty or not lows or max(lows) > float(chance.to_numpy()[0]):
             return ""
         return f" No trained model beats chance in {source}, so there is nothing that could transfer."
-
-
-def _grouped(rows: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
-    for key, part in rows.groupby(keys, sort=False):
-        yield (key if isinstance(key, tuple) else (key,)), part
-
-
-def _mean_over_draws(part: pd.DataFrame) -> pd.DataFrame:
-    return part.groupby(["language", "seed", "item", "cluster"], sort=False, as_index=False).agg({"value": "mean"})
 
 
 def _listed(rows: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 
 from langneurons.effects.table import EffectTable
-from langneurons.evaluation.evaluation import Evaluation
+from langneurons.evaluation.results import Evaluation
 from langneurons.views.analysis_figures import ablation, selectivity, validity
 from langneurons.views.effect_figures import effects, perplexity_matrix
 from langneurons.views.neuron_figures import dose_response, histogram, layer_heatmap, layer_profile

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from langneurons.effects.table import EffectTable
 from langneurons.errors import LangNeuronsWarning, TrainingError
-from langneurons.evaluation.evaluation import UNPATCHED
+from langneurons.evaluation.results import UNPATCHED
 from langneurons.storage.presenting import Column
 from langneurons.training.transfer_table import NAMES, Transfer
 from langneurons.views.effect_figures import MARGINS, ROW, effects, forest, places, provenance_of

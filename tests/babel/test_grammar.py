@@ -5,8 +5,8 @@ from itertools import product
 
 import pytest
 
+from langneurons.babel import LANGUAGES
 from langneurons.babel.grammar import (
-    LANGUAGES,
     Clause,
     clause,
     concepts,

@@ -50,14 +50,14 @@ def test_a_corpus_reads_as_a_mapping():
     assert len(corpus) == 2
     assert len(corpus["en"]) == 2500
     assert corpus["en"][1:3] == ["document 1", "document 2"]
-    assert list(corpus.documents("en")) == list(corpus["en"]) == [f"document {i}" for i in range(2500)]
-    assert corpus.document("en", 2499) == "document 2499"
+    assert list(corpus.texts("en")) == list(corpus["en"]) == [f"document {i}" for i in range(2500)]
+    assert corpus.text("en", 2499) == "document 2499"
     assert "hi" in corpus
     assert "ur" not in corpus
     for index in (-1, 2500):
-        with pytest.raises(CorpusError, match=f"no document {index}: it has 0 to 2499"):
-            corpus.document("en", index)
-    for read in (corpus.__getitem__, corpus.documents, lambda name: corpus.select([name])):
+        with pytest.raises(CorpusError, match=f"no text {index}: it has 0 to 2499"):
+            corpus.text("en", index)
+    for read in (corpus.__getitem__, corpus.texts, lambda name: corpus.select([name])):
         with pytest.raises(LanguageError, match="Unknown language 'hin': did you mean 'hi'"):
             read("hin")
 
@@ -74,7 +74,7 @@ def test_select_take_and_shuffle():
     assert list(shuffled["en"]) != list(corpus.shuffle(seed=2)["en"])
     pairs = zip(shuffled["en"], shuffled["fr"], strict=True)
     assert all(english[1:] == french[1:] for english, french in pairs), "parallel documents came apart"
-    assert list(shuffled.take(2).shuffle(seed=1).documents("en")) in (
+    assert list(shuffled.take(2).shuffle(seed=1).texts("en")) in (
         list(shuffled["en"])[:2],
         list(shuffled["en"])[1::-1],
     )
@@ -85,7 +85,8 @@ def test_select_take_and_shuffle():
 def test_sizes_count_documents_characters_and_bytes():
     table = load_corpus({"en": ["abc", "é"], "hi": ["हि"]}).sizes()
     assert table.to_dict("list") == {
-        "language": ["en", "hi"], "documents": [2, 1], "characters": [4, 2], "bytes": [5, 6],
+        "language": ["en", "hi"], "texts": [2, 1], "documents": [2, 1], "sources": [0, 0],
+        "characters": [4, 2], "bytes": [5, 6],
     }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def test_a_folder_of_every_kind_of_file(tmp_path):
     (tmp_path / "notes.txt").write_text("no language")
     corpus = load_corpus(tmp_path)
     assert contents(corpus) == {"en": ["One.", "Two.\u2028Still two."], "hi": ["एक", "दो\nपंक्ति", "तीन"]}
-    assert repr(corpus) == "Corpus(en: 2 documents, hi: 3 documents)"
+    assert repr(corpus) == "Corpus(en: 2 documents of 2 texts, hi: 3 documents of 3 texts)"
     assert contents(load_corpus(str(tmp_path), ["hi", "en"])) == contents(corpus)
     assert load_corpus(tmp_path, ["hi", "en", "hi"]).languages == ("hi", "en")
 
@@ -231,5 +231,5 @@ def test_real_text(text_folder: Path):
     assert train.languages == heldout.languages == ("en", "es", "fr", "hi", "ur", "vi", "zh")
     for language in train.languages:
         lines = (text_folder / f"{language}.train.txt").read_text("utf-8").split("\n")
-        assert list(train.documents(language)) == [line for line in lines if line.strip()]
+        assert list(train.texts(language)) == [line for line in lines if line.strip()]
         assert 0.05 < len(heldout[language]) / len(train[language]) < 0.15

@@ -51,7 +51,7 @@ def naive_blocks(texts, tokenizer, context_length, budget):
 
 
 def as_lists(blocks: Blocks):
-    parts = (blocks.tokens, blocks.counted, blocks.document, blocks.attention_mask)
+    parts = (blocks.tokens, blocks.counted, blocks.text, blocks.attention_mask)
     return [list(zip(*rows, strict=True)) for rows in zip(*(part.tolist() for part in parts), strict=True)]
 
 
@@ -75,7 +75,7 @@ def test_blocks_equal_a_naive_packing_and_hold_the_smallest_language_whole(first
             expected, _ = naive_blocks(texts, tokenizer, context_length, min(sizes))
             blocks = all_blocks(packed, language)
             assert as_lists(blocks) == expected
-            assert packed.document_count(language) == int(blocks.document.max()) + 1
+            assert packed.text_count(language) == int(blocks.text.max()) + 1
 
 
 @settings(deadline=None, max_examples=30)
@@ -97,7 +97,7 @@ def test_counted_tokens_are_the_first_of_the_stream_each_once_and_in_order(texts
         ids = [(t, i) for i, text in enumerate(texts) for t in tokenizer(text, add_special_tokens=False)["input_ids"]]
         expected = [(token, index) for token, index in ids if token not in special][:budget]
         assert (
-            list(zip(blocks.tokens[blocks.counted].tolist(), blocks.document[blocks.counted].tolist(), strict=True))
+            list(zip(blocks.tokens[blocks.counted].tolist(), blocks.text[blocks.counted].tolist(), strict=True))
             == expected
         )
 
@@ -130,8 +130,8 @@ def test_only_as_much_is_tokenised_as_the_smallest_language_needs(tmp_path, monk
     monkeypatch.setattr("langneurons.corpora.corpus.READ_AT_ONCE", 10)
     corpus = load_corpus({"en": sentences(1, 2000), "hi": sentences(0, 50)})
     packed = pack(corpus, TOKENIZERS["bos and eos"], 32, tmp_path)
-    assert packed.about["en"].documents < 100
-    assert packed.about["hi"].documents == 50
+    assert packed.about["en"].texts < 100
+    assert packed.about["hi"].texts == 50
 
 
 def test_a_second_pack_opens_the_first(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_blocks_come_in_the_order_asked_and_a_pickled_corpus_gives_the_same(tmp_
     packed = pack(load_corpus({"hi": sentences(0, 30)}), TOKENIZERS["bos and eos"], 32, tmp_path)
     everything = all_blocks(packed, "hi")
     some = pickle.loads(pickle.dumps(packed)).blocks("hi", np.array([3, 0, 3]))
-    for name in ("tokens", "counted", "document", "attention_mask"):
+    for name in ("tokens", "counted", "text", "attention_mask"):
         assert torch.equal(getattr(some, name), getattr(everything, name)[[3, 0, 3]])
     assert some.tokens.dtype == torch.int64
     assert some.counted.dtype == torch.bool

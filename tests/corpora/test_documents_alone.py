@@ -40,9 +40,9 @@ def test_documents_read_alone_equal_a_naive_reading(texts, kind, context_length)
         except CorpusError:
             return  # nothing but special tokens
         ordinals = np.arange(len(texts))[::-1]
-        blocks = packed.documents("xx", ordinals)
+        blocks = packed.texts("xx", ordinals)
         padded = blocks.tokens.shape[1]
-        parts = (blocks.tokens, blocks.counted, blocks.document, blocks.attention_mask)
+        parts = (blocks.tokens, blocks.counted, blocks.text, blocks.attention_mask)
         found = [list(zip(*rows, strict=True)) for rows in zip(*(part.tolist() for part in parts), strict=True)]
         expected = [naive_document(texts[ordinal], int(ordinal), tokenizer, context_length) for ordinal in ordinals]
         padding = (packed.format.padding, False, -1, 0)
@@ -56,7 +56,7 @@ def test_places_lead_back_to_the_stream_from_blocks_and_from_documents(tmp_path,
     texts = [" ".join(LETTERS), "a b c", " ".join(LETTERS[:10])]
     packed = pack(load_corpus({"xx": texts}), TOKENIZERS[kind], 16, tmp_path)
     stream = np.fromfile(tmp_path / "xx.tokens", "<u4")
-    for blocks in (packed.blocks("xx", range(packed.n_blocks("xx"))), packed.documents("xx", [2, 0, 1])):
+    for blocks in (packed.blocks("xx", range(packed.n_blocks("xx"))), packed.texts("xx", [2, 0, 1])):
         inside = blocks.place >= 0
         assert (blocks.tokens[inside].numpy() == stream[blocks.place[inside].numpy()]).all()
         front = blocks.place[:, :1] * 0 if packed.format.bos is not None else blocks.place[:, :0]
@@ -67,9 +67,9 @@ def test_places_lead_back_to_the_stream_from_blocks_and_from_documents(tmp_path,
 def test_documents_that_do_not_exist_are_refused(tmp_path):
     packed = pack(load_corpus({"xx": ["a b", "c d"]}), TOKENIZERS["eos"], 16, tmp_path)
     for wrong in ([2], [-1], []):
-        with pytest.raises(CorpusError, match="packed documents 0 to 1"):
-            packed.documents("xx", wrong)
+        with pytest.raises(CorpusError, match="packed texts 0 to 1"):
+            packed.texts("xx", wrong)
     with pytest.raises(LanguageError, match="Possible: xx"):
-        packed.documents("yy", [0])
+        packed.texts("yy", [0])
     with pytest.raises(LanguageError, match="Possible: xx"):
         packed.lengths("yy")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from langneurons.effects.placement import Share, by_row, calibrate, null_comparisons
+from langneurons.effects.calibration import Share, by_row, calibrate, null_comparisons
 from langneurons.errors import EffectError
 from tests.planted.rows import clustered_rows
 

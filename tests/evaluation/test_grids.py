@@ -160,7 +160,7 @@ def test_bad_input_is_one_sentence(change, error, sentence):
         every = [(layer, unit) for layer in range(layers) for unit in range(width)]
         change = {"neurons": ln.NeuronSet.of({"hi": every}, neurons.shape, "act")}
     if "heldout" in change:
-        document = ln.load_corpus({"hi": [heldout.document("hi", 0)]})
+        document = ln.load_corpus({"hi": [heldout.text("hi", 0)]})
         change = {"text": ln.HeldoutText.of(model, document, context_length=64), "controls": 0}
     given = {"text": packed(), "neurons": neurons, "controls": 1, "stats": stats, **QUICK, **change}
     with pytest.raises(error, match=sentence) as caught:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import langneurons as ln
 from langneurons.corpora import Corpus, pack
 from langneurons.errors import CorpusError, EffectError, LangNeuronsWarning, LanguageError, ModelError
-from langneurons.evaluation.perplexity import HeldoutText, perplexity, summarise
+from langneurons.evaluation.measuring import HeldoutText, perplexity, summarise
 from langneurons.models import view
 from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 
@@ -77,7 +77,7 @@ def test_losses_of_documents_alone_equal_those_of_the_unpadded_documents(pair, p
     tokenizer = tiny_tokenizer()
     assert rows["item"].tolist() == [*range(12)] * 2
     for row in rows.itertuples():
-        tokens = torch.tensor([[1, *tokenizer(parallel.document(row.language, row.item))["input_ids"]]])
+        tokens = torch.tensor([[1, *tokenizer(parallel.text(row.language, row.item))["input_ids"]]])
         wanted = torch.arange(tokens.shape[1])[None] > 0
         assert row.tokens == tokens.shape[1] - 1
         assert row.nll == pytest.approx(hugging_face_loss(hf_model, tokens, wanted), rel=1e-5)

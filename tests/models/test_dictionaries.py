@@ -5,8 +5,8 @@ import torch
 
 from langneurons.errors import HookSiteError
 from langneurons.models import SITES, Dictionary, add_dictionary, remove_dictionary, view
-from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
-from langneurons.models.features.sites import hook_point
+from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig
+from langneurons.models.feature_sites import hook_point
 from langneurons.models.sites import attached
 from tests.models.dictionaries import HeadsApart, NormalisingDictionary, RandomDictionary, placed
 from tests.training.lora_models import fresh

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from langneurons.models import load_model, loading, view
+from langneurons.models import checkpoints, load_model, view
 from langneurons.models.backends.conversion import hooked_config
 from tests.backends import HookedTransformer
 from tests.tiny_models import HOOKED, tiny_model
@@ -75,14 +75,14 @@ def test_tied_embeddings_become_independent_parameters(folders):
 
 def test_nothing_of_the_hugging_face_model_stays_alive(folders, monkeypatch):
     kept = []
-    load = loading.load_weights
+    load = checkpoints.load_weights
 
     def remember(*given):
         hf_model = load(*given)
         kept.append(weakref.ref(hf_model))
         return hf_model
 
-    monkeypatch.setattr(loading, "load_weights", remember)
+    monkeypatch.setattr(checkpoints, "load_weights", remember)
     model = load_model(folders["llama"])
     gc.collect()
     assert kept[0]() is None

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from langneurons.errors import CorruptArtefactError, ModelError, StorageError
-from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
+from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig
 
 X = torch.randn(2, 7, 8, generator=torch.Generator().manual_seed(0))
 

@@ -78,7 +78,7 @@ def test_a_character_split_over_tokens_is_shown_once(babel):
 def test_examples_find_the_texts_that_a_naive_search_finds(tiny, corpus, some_neurons):
     rows = ln.examples(tiny, corpus.select(["hi"]), some_neurons, k=3, context_length=64, progress=False)
     peaks = []
-    for text in corpus.documents("hi"):
+    for text in corpus.texts("hi"):
         peaks.append(ln.activations(tiny, text, some_neurons)[0, 3].max())
     top = rows[(rows.layer == 0) & (rows.neuron == 3) & (rows.kind == "top")].sort_values("rank")
     assert top.document.tolist() == np.argsort(-np.array(peaks), kind="stable")[:3].tolist()

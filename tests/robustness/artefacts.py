@@ -22,7 +22,7 @@ from langneurons.analysis.validity.table import Evidence, ValidityTable, validit
 from langneurons.cli.measuring import labelled_texts
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.models.checkpoints import load_tokenizer
-from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
+from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig
 from langneurons.recording.passes import PLAN, RecordingFolder
 from langneurons.recording.sums import LanguageSums
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics
@@ -157,7 +157,7 @@ def _make_packed(folder: Path) -> None:
 def _read_packed(folder: Path) -> Any:
     packed = PackedCorpus.open(folder)
     every = {name: packed.blocks(name, range(packed.n_blocks(name))) for name in packed.languages}
-    alone = {name: packed.documents(name, range(of.documents)) for name, of in packed.about.items()}
+    alone = {name: packed.texts(name, range(of.texts)) for name, of in packed.about.items()}
     return every, alone, packed.format, packed.about, packed.tokens, packed.made_from
 
 

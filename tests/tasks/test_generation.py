@@ -49,8 +49,8 @@ def test_without_one_each_language_goes_on_from_its_own_documents(babel, corpus)
     for language in ("hi", "zh"):
         rows = own.measure(babel, language)
         for item, prompt in zip(rows["item"], rows["prompt"], strict=True):
-            assert corpus.document(language, item).startswith(prompt)
-            assert 0 < len(prompt) < len(corpus.document(language, item))
+            assert corpus.text(language, item).startswith(prompt)
+            assert 0 < len(prompt) < len(corpus.text(language, item))
         assert set(rows["identified"]) <= {language, "unknown"}
 
 

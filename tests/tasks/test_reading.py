@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 import langneurons as ln
+from langneurons.babel.miniature import mini_xnli
 from langneurons.errors import LanguageError, TaskError
-from langneurons.tasks.reading import mini_xnli, read_items
+from langneurons.tasks.reading import read_items
 
 LINE = "It rains.\tIt is wet.\tentailment"
 HEADER = "premise\thypothesis\tlabel"

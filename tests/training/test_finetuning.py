@@ -22,8 +22,8 @@ from langneurons.tasks.heads import ClassificationHead, last_hidden, pair_tokens
 from langneurons.tasks.task import Task
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.finetuning import finetune
+from langneurons.training.loop import Order
 from langneurons.training.lora import MaskedLoRA, MaskedRows
-from langneurons.training.schedule import Order
 from tests.training.small import pairs, questions, shift, tiny
 
 QUIET = {"progress": False, "learning_rate": 0.05}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from langneurons.settings import Training
 from langneurons.training import loop as watching_module
+from langneurons.training.loop import Order, rate
 from langneurons.training.resuming import History
-from langneurons.training.schedule import Order, rate
 
 LINEAR = Training(learning_rate=2.0, warmup=0.1)
 

@@ -10,36 +10,17 @@ import transformers  # PreTrainedModel is named in quotes, because its module ta
 from jaxtyping import Int
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 
 from langneurons.errors import HookSiteError, ModelError, TrainingError
-from langneurons.models import internals
+from langneurons.models import internals, projections
 from langneurons.models.checkpoints import activation_of, architecture_of
-from langneurons.models.projections import (
-    ATTENTION_TARGETS,
-    MLP_TARGETS,
-    Change,
-    HuggingFaceModule,
-    Projection,
-    Stored,
-    rows_of,
-    runs_by_head,
-    runs_in_turn,
-)
 from langneurons.models.running import GeneratedRows
 
 _MLP_NAMES = {"up": "in", "down": "out"}
 
 
 def transformer_bridge(
-    hf_model: "transformers.PreTrainedModel", tokenizer: PreTrainedTokenizerBase | None, name: str
+    hf_model: "transformers.PreTrainedModel", tokenizer: transformers.PreTrainedTokenizerBase | None, name: str
 ) -> nn.Module:
     """Wrap a Hugging Face model in a TransformerBridge; both share the weights.
 
@@ -136,15 +117,14 @@ class Bridge:
 
     def generate(self, tokens: torch.Tensor, mask: torch.Tensor, rows: GeneratedRows) -> None:
         """Generate from left-padded prompts until every row has ended, with transformers' own generate."""
-        settings = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=rows.max_new_tokens)
-        stopping, processors = StoppingCriteriaList([_Ending(rows)]), LogitsProcessorList([_Allowing(rows)])
+        settings = transformers.GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=rows.max_new_tokens)
         with internals.plain_generation(self._hugging_face):
             self._hugging_face.generate(
                 tokens,
                 attention_mask=mask,
                 generation_config=settings,
-                stopping_criteria=stopping,
-                logits_processor=processors,
+                stopping_criteria=transformers.StoppingCriteriaList([_Ending(rows)]),
+                logits_processor=transformers.LogitsProcessorList([_Allowing(rows)]),
             )
 
     @contextmanager
@@ -165,7 +145,7 @@ class Bridge:
             for block in self.model.blocks:
                 internals.install_attention(block, native=False)
 
-    def projection(self, gated: bool, layer: int, target: str) -> Projection:
+    def projection(self, gated: bool, layer: int, target: str) -> projections.Projection:
         """Find a projection that the model has.
 
         Args:
@@ -177,10 +157,10 @@ class Bridge:
             TrainingError: If it is fused with others in an unknown order, or is no linear module.
         """
         block = self.model.blocks[layer]
-        parent = block.mlp if target in MLP_TARGETS else block.attn
+        parent = block.mlp if target in projections.MLP_TARGETS else block.attn
         name = "in" if target == "gate" and not gated else _MLP_NAMES.get(target, target)
         component = getattr(parent, name, None)
-        if (linear := internals.linear_in(component)) is None:
+        if component is None or (linear := internals.linear_in(component)) is None:
             raise TrainingError(f"Layer {layer} of this model computes no {target!r} in a linear module of its own.")
         if not linear.weight.is_floating_point():
             raise TrainingError(
@@ -188,25 +168,25 @@ class Bridge:
                 "into them: train the checkpoint that is not quantised, in bfloat16."
             )
         weights, points = [_stored(linear)], [partial(_installed, linear, None)]
-        biases = [Stored(linear.bias)] if linear.bias is not None else []
+        biases = [projections.Stored(linear.bias)] if linear.bias is not None else []
         path, size = internals.path_of(block, parent, component), len(weights[0].read())
-        module = HuggingFaceModule(path, size, ((0, size),), internals.is_conv1d(linear))
+        module = projections.HuggingFaceModule(path, size, ((0, size),), internals.is_conv1d(linear))
         if (fused := _fused(parent, target)) is not None:
             name, whole = fused
-            runs = _runs(_stored(whole), weights[0].read(), _sizes(parent, target), self.model.cfg.n_heads, target)
-            rows = rows_of(runs)
+            runs = _runs(_stored(whole).read(), parent, target, self.model.cfg.n_heads)
+            rows = projections.rows_of(runs)
             weights.append(_stored(whole, rows))
-            biases += [Stored(whole.bias, rows=rows)] if whole.bias is not None else []
+            biases += [projections.Stored(whole.bias, rows=rows)] if whole.bias is not None else []
             points.append(partial(_installed, whole, rows))
             path = f"{internals.path_of(block, parent)}.{name}"
-            module = HuggingFaceModule(path, len(_stored(whole).read()), runs, internals.is_conv1d(whole))
-        return Projection(layer, target, weights, biases, points, module)
+            module = projections.HuggingFaceModule(path, len(_stored(whole).read()), runs, internals.is_conv1d(whole))
+        return projections.Projection(layer, target, weights, biases, points, module)
 
     def _accepts(self, option: str) -> bool:
         return internals.accepts(self._hugging_face, option)
 
 
-class _Ending(StoppingCriteria):
+class _Ending(transformers.StoppingCriteria):
     def __init__(self, rows: GeneratedRows) -> None:
         self._rows = rows
 
@@ -215,7 +195,7 @@ class _Ending(StoppingCriteria):
         return torch.tensor(self._rows.ended, device=input_ids.device)
 
 
-class _Allowing(LogitsProcessor):
+class _Allowing(transformers.LogitsProcessor):
     def __init__(self, rows: GeneratedRows) -> None:
         self._rows = rows
 
@@ -223,11 +203,12 @@ class _Allowing(LogitsProcessor):
         return self._rows.allowed(scores)
 
 
-def _stored(linear: Any, rows: torch.Tensor | None = None) -> Stored:
-    return Stored(linear.weight, "d_in d_out" if internals.is_conv1d(linear) else "d_out d_in", rows)
+def _stored(linear: nn.Module, rows: torch.Tensor | None = None) -> projections.Stored:
+    layout = "d_in d_out" if internals.is_conv1d(linear) else "d_out d_in"
+    return projections.Stored(linear.get_parameter("weight"), layout, rows)
 
 
-def _installed(linear: nn.Module, rows: torch.Tensor | None, change: Change) -> list[RemovableHandle]:
+def _installed(linear: nn.Module, rows: torch.Tensor | None, change: projections.Change) -> list[RemovableHandle]:
     def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
         if rows is None:
             return change(inputs[0], outputs)
@@ -237,7 +218,7 @@ def _installed(linear: nn.Module, rows: torch.Tensor | None, change: Change) -> 
     return [linear.register_forward_hook(hook)]
 
 
-def _fused(parent: Any, target: str) -> tuple[str, Any] | None:
+def _fused(parent: nn.Module, target: str) -> tuple[str, Any] | None:
     """Find the module that the Hugging Face model has in place of this projection and others."""
     if target in ("q", "k", "v") and (whole := getattr(parent, "qkv", None)) is not None:
         return internals.path_of(whole), internals.wrapped_by(whole)
@@ -246,18 +227,16 @@ def _fused(parent: Any, target: str) -> tuple[str, Any] | None:
     return None
 
 
-def _sizes(parent: nn.Module, target: str) -> list[int]:
-    names = ("q", "k", "v") if target in ATTENTION_TARGETS else ("gate", "in")
-    return [len(_stored(internals.wrapped_by(getattr(parent, name))).read()) for name in names]
-
-
-def _runs(whole: Stored, own: torch.Tensor, sizes: list[int], n_heads: int, target: str) -> tuple[tuple[int, int], ...]:
+def _runs(whole: torch.Tensor, parent: nn.Module, target: str, n_heads: int) -> tuple[tuple[int, int], ...]:
     """Find the order of a fused matrix by looking for the projection's own weight in it."""
-    index = ATTENTION_TARGETS.index(target) if target in ATTENTION_TARGETS else MLP_TARGETS.index(target)
-    candidates = [runs_in_turn(sizes, index)]
+    names = ["q", "k", "v"] if target in projections.ATTENTION_TARGETS else ["gate", "in"]
+    index = names.index(_MLP_NAMES.get(target, target))
+    matrices = [_stored(internals.wrapped_by(getattr(parent, name))).read() for name in names]
+    sizes = [len(matrix) for matrix in matrices]
+    candidates = [projections.runs_in_turn(sizes, index)]
     if len(sizes) == 3 and len(set(sizes)) == 1:
-        candidates.append(runs_by_head(n_heads, sizes[0], index))
+        candidates.append(projections.runs_by_head(n_heads, sizes[0], index))
     for runs in candidates:
-        if torch.equal(whole.read().index_select(0, rows_of(runs).to(own.device)), own):
+        if torch.equal(whole.index_select(0, projections.rows_of(runs).to(whole.device)), matrices[index]):
             return runs
     raise TrainingError(f"{target!r} is fused with other projections in an order that is not known, so it stays fixed.")

@@ -204,24 +204,19 @@ def hooked_transformer(
         model: Any = constructor(hooked_config(config, dtype, name), move_to_device=False)
     if tokenizer is not None:
         model.set_tokenizer(tokenizer)
-    _load(model, _converted(hf_model, model.cfg), share_weights)
+    model.cfg.device = str(device)  # where weights are converted
+    with torch.no_grad():
+        converted = internals.weight_converter(CONVERTERS[architecture_of(config)])(hf_model, model.cfg)
+    if model.cfg.positional_embedding_type == "alibi":
+        converted["pos_embed.W_pos"] = torch.zeros_like(model.pos_embed.W_pos)
+    _load(model, internals.complete(model, converted), share_weights)
     model.to(device, print_details=False)
     return model.eval()
 
 
-def _converted(hf_model: "transformers.PreTrainedModel", config: Any) -> dict[str, torch.Tensor]:
-    """Convert in ``config.dtype``, on the model's own device."""
-    convert = internals.weight_converter(CONVERTERS[architecture_of(hf_model.config)])
-    config.device = str(hf_model.device)
-    with torch.no_grad():
-        return {name: weight.detach() for name, weight in convert(hf_model, config).items()}
-
-
-def _load(model: Any, state: dict[str, torch.Tensor], share_weights: bool) -> None:
+def _load(model: nn.Module, weights: dict[str, torch.Tensor], share_weights: bool) -> None:
     own = dict(model.named_parameters())
-    if model.cfg.positional_embedding_type == "alibi":
-        state["pos_embed.W_pos"] = torch.zeros_like(own["pos_embed.W_pos"])
-    state = {name: weight for name, weight in internals.complete(model, state).items() if name in own}
+    state = {name: weight.detach() for name, weight in weights.items() if name in own}
     tied = state["embed.W_E"].untyped_storage().data_ptr() == state["unembed.W_U"].untyped_storage().data_ptr()
     for name, weight in state.items():
         shared = share_weights and not (tied and name == "unembed.W_U")

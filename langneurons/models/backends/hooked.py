@@ -181,14 +181,14 @@ def _changed_before(parent: nn.Module, point: nn.Module, argument: str | None, c
     """Read the parent's input, and change what the product gave before any other hook at the hook point runs."""
     if argument:
         _check_whole_inputs(parent)
-    inputs_read: list[torch.Tensor] = []
+    inputs_read: list[Any] = []
 
     def write(_: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
         return change(inputs_read.pop(), outputs.flatten(2)).reshape(outputs.shape)
 
     writing = point.register_forward_hook(write)
 
-    def begin(_: nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, Any]) -> None:
+    def begin(_: nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, object]) -> None:
         inputs_read[:] = [named[argument] if argument else inputs[0]]
         internals.run_at(point, writing, last=False)
 
@@ -214,7 +214,7 @@ def _changed_after(parent: nn.Module, point: nn.Module, change: Change) -> list[
     return [reading, parent.register_forward_pre_hook(begin), parent.register_forward_hook(write)]
 
 
-def _check_whole_inputs(attention: Any) -> None:
+def _check_whole_inputs(attention: nn.Module) -> None:
     split = ("use_split_qkv_input", "use_attn_in", "ungroup_grouped_query_attention")
     if on := [name for name in split if getattr(attention.cfg, name, False)]:
         raise TrainingError(f"Attention cannot be trained while the model's {on[0]} is on: set it to False.")

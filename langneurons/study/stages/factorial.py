@@ -6,8 +6,8 @@ from pathlib import Path
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.evaluation.evaluation import Factorial
-from langneurons.evaluation.factorial import OPERATIONS
+from langneurons.evaluation.evaluating import OPERATIONS
+from langneurons.evaluation.results import Factorial
 from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls
 from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed

@@ -12,7 +12,7 @@ from langneurons import storage
 from langneurons.analysis.validity.table import ValidityTable
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, StorageError
-from langneurons.evaluation.evaluation import AT, UNPATCHED, Evaluation, Factorial
+from langneurons.evaluation.results import AT, UNPATCHED, Evaluation, Factorial
 from langneurons.replication.published import Claim, Published, ScoreRow, TrainingRow, listed, read_published
 from langneurons.storage.result import Result
 from langneurons.study.stages import Plan, Stage, Step

@@ -247,7 +247,7 @@ class Explorer:
         """Offer a text in the language, unless the user has written one."""
         if self._corpus is None or self.text != self._sample or language not in self._corpus:
             return
-        self.text = self._sample = self._corpus.document(language, 0)[:SAMPLE_LETTERS]
+        self.text = self._sample = self._corpus.text(language, 0)[:SAMPLE_LETTERS]
         if self.panel is not None:
             self.panel.show_text(self.text)
 

@@ -14,7 +14,7 @@ from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, StaleArtefactError, StatisticsError
-from langneurons.evaluation.evaluation import UNPATCHED, Evaluation, Factorial
+from langneurons.evaluation.results import UNPATCHED, Evaluation, Factorial
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.storage.presenting import Column, number

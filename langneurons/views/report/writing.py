@@ -21,7 +21,7 @@ from langneurons.analysis.profiles import Profiles
 from langneurons.analysis.selectivity.result import Polysemanticity
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, LangNeuronsError
-from langneurons.evaluation.evaluation import Evaluation, Factorial
+from langneurons.evaluation.results import Evaluation, Factorial
 from langneurons.storage.presenting import Column, Table
 from langneurons.training.transfer_table import Transfer
 from langneurons.views import plot

@@ -167,7 +167,7 @@ def test_with_a_corpus_a_page_shows_its_texts_and_a_sample_of_the_language_is_of
     explorer = ln.explore(babel, babel_stats, neurons, corpus, documents=5)
     layer = cell_of(neurons, "hi")
     table = explorer.click("hi", layer)
-    assert explorer.panel.text.value == corpus.document("hi", 0)[:200]
+    assert explorer.panel.text.value == corpus.text("hi", 0)[:200]
     explorer.show((layer, int(table.loc[0, "neuron"])))
     assert "Texts in hi" in explorer.panel.page.value
     received(explorer.panel.text, value="my own")

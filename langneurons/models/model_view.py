@@ -12,7 +12,7 @@ from langneurons.errors import HookSiteError, unknown
 from langneurons.models import running
 from langneurons.models.backends import backend_of, layers_of
 from langneurons.models.backends.bridge import Bridge
-from langneurons.models.features.sites import FeatureSite
+from langneurons.models.feature_sites import FeatureSite
 from langneurons.models.internals import count_hooks
 from langneurons.models.projections import Projection, check_target
 from langneurons.models.sites import (
@@ -139,9 +139,10 @@ class ModelView:
         """Which weights it has; equal for both backends loaded through load_model from the same weights and dtype."""
         return self.weights.fingerprint
 
-    def is_of(self, fingerprint: str) -> bool:
-        """Whether the weights have this fingerprint, or had it before updates were merged into them."""
-        return self.weights.is_of(fingerprint)
+    @property
+    def described(self) -> str:
+        """Its name, the beginning of its fingerprint, and its backend, as results name it."""
+        return f"{self.name} ({self.fingerprint[:8]}, {self.backend})"
 
     def fingerprint_at(self, site: str) -> str:
         """Which weights, and at a site of features also which dictionaries, its values come from."""

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,15 +15,15 @@ from torch import nn
 
 from langneurons import storage
 from langneurons.errors import HookSiteError, ModelError, StorageError, unknown
-from langneurons.models.features.sites import MLP_INPUT, Dictionary, FeatureSite, PlacedDictionary, hook_point
-from langneurons.models.view import view
+from langneurons.models.feature_sites import MLP_INPUT, Dictionary, FeatureSite, PlacedDictionary, hook_point
+from langneurons.models.model_view import view
 
 _HOOK = re.compile(r"blocks\.(\d+)\.")
 
 
 def add_dictionary(
     model: torch.nn.Module,
-    dictionaries: Any,
+    dictionaries: object,
     name: str = "features",
     at: str | None = None,
     reads: str | None = None,
@@ -65,8 +64,7 @@ def add_dictionary(
     model_view = view(model)
     if name in (*model_view.sites, "up"):
         raise HookSiteError(f"{model_view.name!r} has a site {name!r} already: give another name=, or remove it.")
-    by_layer = dictionaries if isinstance(dictionaries, Mapping) else _layer_it_names(dictionaries)
-    _check_dictionaries(by_layer)
+    by_layer = _by_layer(dictionaries)
     if at is None:
         own_reads, at = _place_they_name(by_layer)
         reads = reads or own_reads
@@ -74,7 +72,7 @@ def add_dictionary(
     if at == MLP_INPUT or (at == "resid_mid" and model_view.backend == "bridge"):
         raise HookSiteError(f"What stands at {at!r} can only be read here: give a place that the layer writes as at=.")
     placed = []
-    for index, dictionary in sorted(by_layer.items()):
+    for index, dictionary in by_layer.items():
         layer, block = model_view.layer(index), model_view.model.blocks[index]
         writes = hook_point(block, at)
         placed.append(PlacedDictionary(dictionary, layer, writes if reads == at else hook_point(block, reads), writes))
@@ -83,16 +81,6 @@ def add_dictionary(
         site.check(lambda: model_view.forward(tokens, logits=False))
     model_view.feature_sites[name] = site
     return site
-
-
-def _check_dictionaries(by_layer: Mapping[object, object]) -> None:
-    if not by_layer:
-        raise HookSiteError("No dictionary was given: give {layer: dictionary}.")
-    for layer, dictionary in by_layer.items():
-        if not isinstance(layer, int):
-            raise HookSiteError(f"Dictionaries are given by the number of their layer, not by {layer!r}.")
-        if not isinstance(dictionary, Dictionary):
-            raise HookSiteError(f"A dictionary has encode and decode; a {type(dictionary).__name__} does not.")
 
 
 def remove_dictionary(model: torch.nn.Module, name: str = "features") -> None:
@@ -111,7 +99,7 @@ def remove_dictionary(model: torch.nn.Module, name: str = "features") -> None:
     del sites[name]
 
 
-def _hook_names(dictionary: Dictionary) -> tuple[str | None, str | None]:
+def _hook_names(dictionary: object) -> tuple[str | None, str | None]:
     """The hook points that SAELens' objects say they were trained on: where they read, and where they write."""
     cfg = getattr(dictionary, "cfg", None)
     about = getattr(cfg, "metadata", None) or cfg  # SAELens 6, and before
@@ -119,21 +107,30 @@ def _hook_names(dictionary: Dictionary) -> tuple[str | None, str | None]:
     return reads, getattr(about, "hook_name_out", None) or reads
 
 
-def _layer_it_names(dictionary: Dictionary) -> dict[int, Dictionary]:
-    hook = _HOOK.match(_hook_names(dictionary)[1] or "")
-    if hook is None:
-        raise HookSiteError(
-            f"This {type(dictionary).__name__} does not say at which layer it belongs (in cfg.metadata.hook_name): "
-            "give {layer: dictionary} and at=."
-        )
-    return {int(hook[1]): dictionary}
+def _by_layer(dictionaries: object) -> dict[int, Dictionary]:
+    """The dictionaries by layer, in order; one that is given alone names its layer itself."""
+    if not isinstance(dictionaries, Mapping):
+        if (hook := _HOOK.match(_hook_names(dictionaries)[1] or "")) is None:
+            raise HookSiteError(
+                f"This {type(dictionaries).__name__} does not say at which layer it belongs (in "
+                "cfg.metadata.hook_name): give {layer: dictionary} and at=."
+            )
+        dictionaries = {int(hook[1]): dictionaries}
+    if not dictionaries:
+        raise HookSiteError("No dictionary was given: give {layer: dictionary}.")
+    for layer, dictionary in dictionaries.items():
+        if not isinstance(layer, int):
+            raise HookSiteError(f"Dictionaries are given by the number of their layer, not by {layer!r}.")
+        if not isinstance(dictionary, Dictionary):
+            raise HookSiteError(f"A dictionary has encode and decode; a {type(dictionary).__name__} does not.")
+    return dict(sorted(dictionaries.items()))
 
 
 def _place_they_name(by_layer: Mapping[int, Dictionary]) -> tuple[str, str]:
     """Where dictionaries read and write, which must be the same place at every layer."""
-    named = {layer: _hook_names(dictionary) for layer, dictionary in by_layer.items()}
     places = set()
-    for layer, (reads, at) in named.items():
+    for layer, dictionary in by_layer.items():
+        reads, at = _hook_names(dictionary)
         if reads is None or at is None:
             raise HookSiteError(f"The dictionary of layer {layer} does not say where it belongs: give at=.")
         if (hook := _HOOK.match(at)) is not None and int(hook[1]) != layer:
@@ -184,7 +181,7 @@ class SparseDictionary(nn.Module):
         cfg: Its settings.
 
     Example:
-        >>> from langneurons.models.features.dictionaries import SparseDictionary, SparseDictionaryConfig
+        >>> from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig
         >>> cfg = SparseDictionaryConfig(d_in=8, d_sae=32, architecture="topk", k=4)
         >>> features = SparseDictionary(cfg).encode(torch.randn(2, 5, 8))
         >>> features.shape, int((features > 0).sum(-1).max()) <= 4
@@ -274,7 +271,7 @@ class SparseDictionary(nn.Module):
         return dictionary.requires_grad_(False)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> storage.JsonObject:
     about = storage.read_object(path)
     if missing := {"d_in", "d_sae", "architecture"} - set(about):
         raise StorageError(f"{path} does not describe a dictionary: it lacks {', '.join(sorted(missing))}.")

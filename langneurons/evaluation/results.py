@@ -1,6 +1,6 @@
 """Evaluation: what tasks gave, item by item, and what can be said of it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from langneurons.effects.estimation import effect
-from langneurons.effects.placement import placement_columns
+from langneurons.effects.estimation import Effect, effect
+from langneurons.effects.placement import LEVEL, placement_columns
 from langneurons.effects.table import EffectTable, with_current_names
 from langneurons.errors import CorruptArtefactError, EffectError, unknown
 from langneurons.settings import Testing
@@ -56,8 +56,8 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
             power; then one column per reference.
         """
         keys = [*MEASURED, "patch", "language"]
-        cells = [(dict(zip(keys, key, strict=True)), rows) for key, rows in _parts(self.rows, keys)]
-        return pd.DataFrame([self._score(about, rows) for about, rows in cells])
+        cells = parts_of(self.rows, keys).items()
+        return pd.DataFrame([self._score(dict(zip(keys, key, strict=True)), rows) for key, rows in cells])
 
     def effects(self, task: str | None = None, protocol: str | None = None, metric: str | None = None) -> EffectTable:
         """What each patch changed in each language, on the same items, as one family of tests.
@@ -89,7 +89,7 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         return Testing(**self.settings["options"])
 
     def _effects(self, rows: pd.DataFrame, names: dict[str, str]) -> EffectTable:
-        by_cell = dict(_parts(rows, ["patch", "language"]))
+        by_cell = parts_of(rows, ["patch", "language"])
         effects = {
             (patch, language): effect(
                 part, by_cell[UNPATCHED, language], "value", "row", lower_is_better=False, testing=self._testing
@@ -103,7 +103,10 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         family = f"{self.settings['model']}, {about}, against the unpatched model: {len(effects)} effects"
         settings = {**names, "measured": names["metric"]}
         table = EffectTable.of(effects, ("patch", "language"), family, settings)
-        return table if self.controls is None else self._beside_controls(table, names)
+        if self.controls is None:
+            return table
+        of_metric = (self.controls[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)
+        return beside_controls(table, self.controls.loc[of_metric].reset_index(drop=True), self._testing.level)
 
     def side_by_side(
         self, language: str, items: int = 5, task: str | None = None, protocol: str | None = None
@@ -163,26 +166,19 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         keys = ("task", "protocol", "metric", "language")
         same = self.references.loc[(self.references[list(keys)] == [about[key] for key in keys]).all(axis=1)]
         references = {str(row["reference"]): float(row["value"]) for row in same.to_dict("records")}
-        clusters = len(rows["cluster"].unique())
-        score = {"score": float(rows["value"].to_numpy().mean()), "low": None, "high": None}
-        detectable = None
-        if clusters > 1:
-            # From zero: of answers right or wrong, an all-right score is then not taken for a certain one.
-            zero = rows.assign(value=0.0)
-            size = effect(rows, zero, "value", "row", lower_is_better=False, testing=self._testing)
-            score |= {"low": max(size.low, 0.0), "high": min(size.high, 1.0)}
-            detectable = size.minimal_detectable
-        against = _against(references.get("chance"), score["low"], score["high"], self._testing.margin)
-        sizes = {"items": len(rows), "clusters": clusters}
-        return {**about, **score, **sizes, "against_chance": against, "detectable": detectable, **references}
-
-    def _beside_controls(self, table: EffectTable, names: Mapping[str, str]) -> EffectTable:
-        assert self.controls is not None
-        draws = self.controls.loc[(self.controls[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)]
-        by_cell = {key: part["estimate"].tolist() for key, part in _parts(draws, ["patch", "language"])}
-        estimates = [by_cell[cell] for cell in zip(table.rows["patch"], table.rows["language"], strict=True)]
-        columns = placement_columns(table.rows["estimate"].tolist(), estimates, self._testing.level)
-        return replace(table, rows=table.rows.assign(**columns), controls=draws.reset_index(drop=True))
+        size = score_from_zero(rows, self._testing)
+        low, high = (None, None) if size is None else (size.low, size.high)
+        return {
+            **about,
+            "score": float(rows["value"].to_numpy().mean()),
+            "low": low,
+            "high": high,
+            "items": len(rows),
+            "clusters": rows["cluster"].nunique(),
+            "against_chance": _against(references.get("chance"), low, high, self._testing.margin),
+            "detectable": None if size is None else size.minimal_detectable,
+            **references,
+        }
 
 
 def _against(chance: float | None, low: float | None, high: float | None, margin: float) -> str | None:
@@ -193,8 +189,38 @@ def _against(chance: float | None, low: float | None, high: float | None, margin
     return "better" if low > chance else "worse" if high < chance else "inconclusive"
 
 
-def _parts(rows: pd.DataFrame, keys: list[str]) -> list[tuple[tuple, pd.DataFrame]]:
-    return [(key, part) for key, part in rows.groupby(keys, sort=False) if isinstance(key, tuple)]
+def parts_of(rows: pd.DataFrame, keys: Sequence[str]) -> dict[tuple, pd.DataFrame]:
+    """The rows of each combination of values in some columns, in the order in which they first stand there."""
+    return {key: part for key, part in rows.groupby(list(keys), sort=False) if isinstance(key, tuple)}
+
+
+def beside_controls(table: EffectTable, controls: pd.DataFrame, level: float = LEVEL) -> EffectTable:
+    """Place every effect of a table among what its control draws changed.
+
+    Args:
+        table: Effects.
+        controls: The table's key columns and ``estimate``, one row per draw.
+        level: Confidence of the prediction intervals.
+    """
+    by_cell = {key: part["estimate"].tolist() for key, part in parts_of(controls, table.keys).items()}
+    cells = table.rows[table.keys].itertuples(index=False, name=None)
+    columns = placement_columns(table.rows["estimate"].tolist(), [by_cell.get(cell, []) for cell in cells], level)
+    return replace(table, rows=table.rows.assign(**columns), controls=controls)
+
+
+def score_from_zero(rows: pd.DataFrame, testing: Testing) -> Effect | None:
+    """A score with its interval, within 0 and 1; None where there is only one cluster.
+
+    As an effect from zero: of answers right or wrong, an all-right score is then not taken for a certain one.
+
+    Args:
+        rows: Rows with a ``value`` each.
+        testing: The interval's level and the resampling.
+    """
+    if len(set(rows["cluster"])) < 2:
+        return None
+    size = effect(rows, rows.assign(value=0.0), "value", "row", lower_is_better=False, testing=testing)
+    return replace(size, low=max(size.low, 0.0), high=min(size.high, 1.0))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

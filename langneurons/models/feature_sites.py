@@ -30,11 +30,11 @@ _ROWS = 1024  # features decoded at once where their output weights must be foun
 class Dictionary(Protocol):
     """Anything with ``encode`` and ``decode``, such as SAELens' SAE and Transcoder."""
 
-    def encode(self, x: Any) -> Any:
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
         """From "batch position d_in" to features, "batch position feature"."""
         ...
 
-    def decode(self, feature_acts: Any) -> Any:
+    def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
         """From features, "... feature", to what they stand for, "... d_out"."""
         ...
 

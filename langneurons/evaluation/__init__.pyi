@@ -1,0 +1,6 @@
+from .dosing import dose as dose
+from .dosing import equal_dose as equal_dose
+from .results import Evaluation as Evaluation
+from .results import Factorial as Factorial
+from .sweeping import Dose as Dose
+from .sweeping import deactivation_doses as deactivation_doses

@@ -1,0 +1,17 @@
+from .description import ModelDescription as ModelDescription
+from .description import describe as describe
+from .dictionaries import SparseDictionary as SparseDictionary
+from .dictionaries import add_dictionary as add_dictionary
+from .dictionaries import remove_dictionary as remove_dictionary
+from .feature_sites import Dictionary as Dictionary
+from .feature_sites import FeatureSite as FeatureSite
+from .loading import load_model as load_model
+from .model_view import ModelView as ModelView
+from .model_view import view as view
+from .projections import ATTENTION_TARGETS as ATTENTION_TARGETS
+from .projections import MLP_TARGETS as MLP_TARGETS
+from .projections import HuggingFaceModule as HuggingFaceModule
+from .projections import Projection as Projection
+from .projections import rows_of as rows_of
+from .running import Following as Following
+from .sites import SITES as SITES

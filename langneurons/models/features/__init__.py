@@ -1,1 +1,0 @@
-"""The features of dictionaries as sites."""
