@@ -10,61 +10,37 @@ from langneurons.errors import LangNeuronsWarning
 
 __version__ = "0.2.0"
 
-_public_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-_ROOMS = ("analysis", "corpora", "evaluation", "models", "patches", "recording", "run", "training", "views")
+# Rooms that can be reached, but are not among the names that are shown.
+_ROOMS = {"analysis", "babel", "cli", "corpora", "errors", "evaluation", "models", "patches", "recording", "run"}
+_ROOMS |= {"storage", "study", "training", "views"}
+__all__[:] = [name for name in __all__ if name not in _ROOMS]
 
-# Names of version 0.1.0 that are reached through their rooms, or are called differently; they go on working until 1.0.
-_OLD_NAMES = {
-    "Set": "SetTo",
-    "RayExecutor": "run.RayExecutor",
-    "Dose": "evaluation.Dose",
-    "SiteValues": "recording.SiteValues",
-    "SparseDictionary": "models.SparseDictionary",
-    "add_dictionary": "models.add_dictionary",
-    "remove_dictionary": "models.remove_dictionary",
-    "decompose": "analysis.decompose",
-    "dose": "evaluation.dose",
-    "neuron_page": "views.neuron_page",
-    "rerun": "analysis.rerun",
-    "unreachable": "patches.unreachable",
-    "effect": "effects.effect",
-    "EffectTable": "effects.EffectTable",
-    "Patch": "patches.Patch",
-    "Scores": "identification.Scores",
-    **{f"SET{number}": f"corpora.SET{number}" for number in range(1, 7)},
-    "SET_XNLI": "corpora.SET_XNLI",
-    **{
-        name: f"identification.{name}"
-        for name in (
-            "Contrast",
-            "EntropyLambda",
-            "GradientRelevance",
-            "MeanActivation",
-            "SentenceAP",
-            "TokenAP",
-        )
-    },
-    "completions": "tasks.completions",
-    "Generation": "tasks.Generation",
-    "ClassificationHead": "tasks.ClassificationHead",
-    "Ablation": "analysis.Ablation",
-    "Comparison": "analysis.Comparison",
-    "Evaluation": "evaluation.Evaluation",
-    "Factorial": "evaluation.Factorial",
-    "Finetuned": "training.Finetuned",
-    "LabelledTexts": "analysis.LabelledTexts",
-    "Polysemanticity": "analysis.Polysemanticity",
-    "Profiles": "analysis.Profiles",
-    "Screen": "analysis.Screen",
-    "Transfer": "training.Transfer",
+# Names of version 0.1.0 that are reached through their rooms; they go on working until 1.0.
+_MOVED = {
+    "analysis": "Ablation Comparison LabelledTexts Polysemanticity Profiles Screen decompose rerun",
+    "corpora": "SET1 SET2 SET3 SET4 SET5 SET6 SET_XNLI",
+    "effects": "EffectTable effect",
+    "evaluation": "Dose Evaluation Factorial dose",
+    "identification": "Contrast EntropyLambda GradientRelevance MeanActivation Scores SentenceAP TokenAP",
+    "models": "SparseDictionary add_dictionary remove_dictionary",
+    "patches": "Patch unreachable",
+    "recording": "SiteValues",
+    "run": "RayExecutor",
+    "tasks": "ClassificationHead Generation completions",
+    "training": "Finetuned Transfer",
+    "views": "neuron_page",
 }
+_OLD_NAMES = {"Set": "SetTo", **{name: f"{room}.{name}" for room, names in _MOVED.items() for name in names.split()}}
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its room, or a room, when it is first used."""
-    if name in _ROOMS:
-        return import_module(f"{__name__}.{name}")
     if name not in _OLD_NAMES:
         return _public_name(name)
     place = _OLD_NAMES[name]

@@ -1,3 +1,5 @@
+import typing
+
 from . import effects as effects
 from . import identification as identification
 from . import replication as replication
@@ -5,9 +7,9 @@ from . import settings as settings
 from . import tasks as tasks
 from .analysis.ablating import ablate as ablate
 from .analysis.comparison import compare_methods as compare_methods
+from .analysis.probing import polysemanticity as polysemanticity
 from .analysis.profiling import profile as profile
 from .analysis.screening import screen as screen
-from .analysis.selectivity.polysemanticity import polysemanticity as polysemanticity
 from .analysis.validity import nulls as nulls
 from .analysis.validity import split_half as split_half
 from .corpora import Corpus as Corpus
@@ -58,5 +60,21 @@ from .views import plot as plot
 from .views.explorer import explore as explore
 from .views.report import Findings as Findings
 from .views.report import write_report as write_report
+
+if typing.TYPE_CHECKING:  # rooms that can be reached, but are not among the names that are shown
+    from . import analysis as analysis
+    from . import babel as babel
+    from . import cli as cli
+    from . import corpora as corpora
+    from . import errors as errors
+    from . import evaluation as evaluation
+    from . import models as models
+    from . import patches as patches
+    from . import recording as recording
+    from . import run as run
+    from . import storage as storage
+    from . import study as study
+    from . import training as training
+    from . import views as views
 
 __version__: str

@@ -17,7 +17,7 @@ from plotly.graph_objects import Figure
 
 import langneurons as ln
 from langneurons.analysis.validity import Evidence, RedrawnRandom, nulls_of, record_nulls, split_half, validity_table
-from langneurons.analysis.validity.table import ValidityTable
+from langneurons.analysis.validity.checks import ValidityTable
 from langneurons.study.demo import clearest
 
 HELDOUT_TOKENS = 600

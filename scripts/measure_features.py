@@ -23,8 +23,8 @@ from torch import Tensor
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.analysis.selectivity.decomposition import Decomposition
-from langneurons.analysis.selectivity.reading import decompose
+from langneurons.analysis.decomposition import Decomposition
+from langneurons.analysis.reading import decompose
 from langneurons.models.dictionaries import SparseDictionary, add_dictionary, remove_dictionary
 
 SOURCES = ("language", "task", "interaction")

@@ -30,6 +30,16 @@ def test_the_package_shows_at_most_60_names_and_type_checkers_see_the_same():
     assert len(ln.__all__) <= 60
 
 
+def test_every_room_can_be_reached_and_is_known_to_type_checkers():
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module is None]
+    declared = {alias.asname for node in nodes for alias in node.names}
+    assert declared == {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("_")}
+    code = f"import langneurons as ln; print(*(getattr(ln, room).__name__ for room in {sorted(declared)}))"
+    reached = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert reached == [f"langneurons.{room}" for room in sorted(declared)]
+
+
 def test_a_public_name_that_equals_a_room_is_the_room():
     rooms = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("_")}
     assert all(getattr(ln, name).__name__ == f"langneurons.{name}" for name in rooms & set(ln.__all__))

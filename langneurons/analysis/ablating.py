@@ -11,43 +11,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from langneurons.analysis import metrics
 from langneurons.analysis.ablation import Ablation
-from langneurons.analysis.metrics import (
-    AblationValue,
-    FunctionMetric,
-    MetricFunction,
-    check_clusters,
-    measured_languages,
-    metric_of,
-)
+from langneurons.analysis.metrics import AblationValue, MetricFunction
 from langneurons.analysis.running import UNPATCHED, Runner
 from langneurons.effects.estimation import many_effects
 from langneurons.effects.pairing import BASELINE
 from langneurons.errors import EffectError, LangNeuronsWarning, NeuronSetError, unknown
+from langneurons.identification import NeuronSet
 from langneurons.identification.controls import matched_by, statistics_at
-from langneurons.identification.neurons import NeuronSet, united
+from langneurons.identification.neurons import united
 from langneurons.models import view
 from langneurons.patches.patch import Value
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
 
-KEYS = {
-    "neuron": ("label", "layer", "neuron"),
-    "group": ("label", "neurons"),
-    "cumulative": ("label", "neurons", "layer", "neuron"),
-}
-SAID = {
-    "neuron": "each neuron alone",
-    "group": "a label's neurons together",
-    "cumulative": "neurons added one by one,",
+EACH = {  # what is ablated -> the key columns of its effects, and what it is called
+    "neuron": (["label", "layer", "neuron", "language"], "each neuron alone"),
+    "group": (["label", "neurons", "language"], "a label's neurons together"),
+    "cumulative": (["label", "neurons", "layer", "neuron", "language"], "neurons added one by one,"),
 }
 Tables = Mapping[str, pd.DataFrame]  # language -> one row per item, one column per condition
 Conditions = dict[tuple, str]  # values of the key columns -> the condition's column
+ControlColumns = list[tuple[dict[str, Any], list]]  # key columns of some controls, and their columns
+EARLIER_OPTIONS = {  # options of version 0.1.0 -> what they are called
+    "rows": "batch_size=",
+    "order": "each=, which takes the tensor",
+    "min_effect": "min_effect= of Ablation.table()",
+}
 
 
 def ablate(
     model: torch.nn.Module,
     neurons: NeuronSet,
-    data: Any,
+    data: object,
     metric: str | MetricFunction = "nll",
     value: Value | str = 0.0,
     *,
@@ -105,21 +101,21 @@ def ablate(
         >>> ablation.rows[["label", "layer", "neuron", "language"]].values.tolist()
         [['hi', 0, 3, 'en'], ['hi', 1, 2, 'en'], ['hi', 0, 3, 'hi'], ['hi', 1, 2, 'hi']]
     """
-    renamed = in_places_of_today(options)
-    each, printed = renamed.pop("order", each), {name: renamed.pop(name) for name in {"min_effect"} & set(renamed)}
-    controls, testing, run = with_options(renamed, controls_of(controls), testing, run)
+    current = with_current_options(options)
+    each, printed = current.pop("order", each), {name: current.pop(name) for name in {"min_effect"} & set(current)}
+    controls, testing, run = with_options(current, controls_of(controls), testing, run)
     order, each = (each, "cumulative") if isinstance(each, Tensor) else (None, each)
     _check(neurons, each, order, controls)
     neurons = replace(neurons, members={k: v for k, v in neurons.members.items() if len(v)}, scores={})
     ablation_value = AblationValue.of(value, statistics_at(controls, neurons.site), neurons, controls.draws)
-    measured_metric = metric_of(model, data, metric)
-    model_view, languages = view(model), measured_languages(measured_metric, languages)
-    check_clusters(measured_metric, model_view, languages)
+    measured_metric = metrics.metric_of(model, data, metric)
+    model_view, languages = view(model), metrics.measured_languages(measured_metric.languages, languages)
+    metrics.check_clusters(measured_metric, model_view, languages)
     runner = Runner(model, measured_metric, ablation_value, languages, run)
     if each == "cumulative":
-        tables, conditions, control_effects = *_added(runner, neurons, order), None
+        tables, conditions, control_columns = _added(runner, neurons, order)
     else:
-        tables, conditions, control_effects = (_alone if each == "neuron" else _grouped)(runner, neurons, controls)
+        tables, conditions, control_columns = (_alone if each == "neuron" else _grouped)(runner, neurons, controls)
     effects = {}
     for language in languages:
         table = tables[language]
@@ -127,36 +123,37 @@ def ablate(
         before = table[["item", "cluster"]].assign(**{measured_metric.name: table[UNPATCHED]})
         judged = many_effects(after, before, measured_metric.name, measured_metric.per, testing=testing)
         effects |= {(*key, language): effect for key, effect in zip(conditions, judged, strict=True)}
+    control_effects = [
+        pd.DataFrame({**about, "language": language, "effect": _changes(runner, tables[language], columns)})
+        for about, columns in control_columns
+        for language in languages
+    ]
+    keys, called = EACH[each]
     settings = {
         "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
         "metric": measured_metric.name,
         "data": measured_metric.fingerprint,
-        "patch": f"{SAID[each]} {ablation_value} at {neurons.site}",
+        "patch": f"{called} {ablation_value} at {neurons.site}",
         "neurons": neurons.method,
         "site": neurons.site,
         "each": each,
         "controls": controls.draws,
         "match": matched_by(controls),
         "per": measured_metric.per,
-        "margin": testing.margin,
-        "level": testing.level,
+        **testing.model_dump(include={"margin", "level", "seed"}),
         "resamples": testing.samples,
-        "seed": testing.seed,
-        "own_unit": isinstance(measured_metric, FunctionMetric),
+        "own_unit": isinstance(measured_metric, metrics.FunctionMetric),
         **printed,
     }
-    return Ablation.of(effects, [*KEYS[each], "language"], control_effects, settings)
+    beside = pd.concat(control_effects, ignore_index=True) if control_effects else None
+    return Ablation.of(effects, keys, beside, settings)
 
 
-def in_places_of_today(options: Mapping[str, object]) -> dict[str, Any]:
-    """Options, where ``rows``, ``order`` and ``min_effect`` of version 0.1.0 have the names, or places, of today."""
-    places = {
-        "rows": "batch_size=",
-        "order": "each=, which takes the tensor",
-        "min_effect": "an argument of Ablation.table()",
-    }
-    for name in places.keys() & options.keys():
-        warnings.warn(f"The option {name}= is now {places[name]}.", LangNeuronsWarning, stacklevel=4)
+def with_current_options(options: Mapping[str, object]) -> dict[str, Any]:
+    """Options by their current names; a warning says what those of version 0.1.0 are called."""
+    for name in EARLIER_OPTIONS.keys() & options.keys():
+        message = f"The option {name}= is called {EARLIER_OPTIONS[name]}."
+        warnings.warn(message, LangNeuronsWarning, stacklevel=4)
     return {"batch_size" if name == "rows" else name: value for name, value in options.items()}
 
 
@@ -164,8 +161,8 @@ def _check(neurons: NeuronSet, each: str, order: Tensor | None, controls: Contro
     """Refuse what cannot be ablated."""
     if not len(neurons):
         raise NeuronSetError(f"The neuron set is empty ({neurons!r}): there is nothing to ablate.")
-    if each not in KEYS:
-        raise EffectError(unknown("each", each, KEYS))
+    if each not in EACH:
+        raise EffectError(unknown("each", each, EACH))
     if controls.draws and each == "cumulative":
         raise EffectError("A cumulative ablation has no controls: ask for each='group', or controls=0.")
     if order is not None and tuple(order.shape) != neurons.shape:
@@ -174,42 +171,36 @@ def _check(neurons: NeuronSet, each: str, order: Tensor | None, controls: Contro
         )
 
 
-def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, pd.DataFrame | None]:
-    single_controls = neurons.single_controls(controls)
-    tables = runner.alone(united([neurons, single_controls]))
+def _alone(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, ControlColumns]:
+    single_controls, width = neurons.single_controls(controls), neurons.shape[1]
     conditions: Conditions = {
-        (label, layer, unit): str(layer * neurons.shape[1] + unit)
+        (label, layer, unit): str(layer * width + unit)
         for label in neurons.languages
         for layer, unit in neurons[label].indices().tolist()
     }
-    parts = []
-    for label, flat in single_controls.members.items():
-        layer, unit = np.divmod(flat, neurons.shape[1])
-        for language in runner.languages:
-            key = {"label": label, "layer": layer, "neuron": unit, "language": language}
-            parts.append(pd.DataFrame({**key, "effect": _changes(runner, tables[language], flat)}))
-    return tables, conditions, pd.concat(parts, ignore_index=True) if parts else None
+    control_columns: ControlColumns = [
+        ({"label": label, "layer": flat // width, "neuron": flat % width}, flat.tolist())
+        for label, flat in single_controls.members.items()
+    ]
+    return runner.alone(united([neurons, single_controls])), conditions, control_columns
 
 
-def _grouped(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, pd.DataFrame | None]:
+def _grouped(runner: Runner, neurons: NeuronSet, controls: Controls) -> tuple[Tables, Conditions, ControlColumns]:
     draws = [neurons.matched_control(controls, draw) for draw in range(controls.draws)]
     # The first word tells what a column is, whatever labels are called.
     sets = {f"set {label}": neurons[label] for label in neurons.languages}
-    sets |= {f"control {draw} {label}": draws[draw][label] for label in neurons.languages for draw in range(len(draws))}
-    tables = runner.together(sets)
     conditions: Conditions = {(label, len(neurons[label])): f"set {label}" for label in neurons.languages}
-    parts = []
-    for label in neurons.languages if controls.draws else ():
-        columns = [f"control {draw} {label}" for draw in range(controls.draws)]
-        for language in runner.languages:
-            key = {"label": label, "draw": range(controls.draws), "language": language}
-            parts.append(pd.DataFrame({**key, "effect": _changes(runner, tables[language], columns)}))
-    return tables, conditions, pd.concat(parts, ignore_index=True) if parts else None
+    control_columns: ControlColumns = []
+    for label in neurons.languages if draws else ():
+        columns = [f"control {draw} {label}" for draw in range(len(draws))]
+        sets |= {column: draw[label] for column, draw in zip(columns, draws, strict=True)}
+        control_columns.append(({"label": label, "draw": range(len(draws))}, columns))
+    return runner.together(sets), conditions, control_columns
 
 
 def _added(
     runner: Runner, neurons: NeuronSet, order: Float[Tensor, "layer neuron"] | None
-) -> tuple[Tables, Conditions]:
+) -> tuple[Tables, Conditions, ControlColumns]:
     """Add each label's neurons from the top of an order: the first 1, 2, 4, ... and all of them."""
     singles = runner.alone(united([neurons])) if order is None else {}
     sets, conditions = {}, {}
@@ -220,7 +211,7 @@ def _added(
             layer, unit = divmod(int(ranked[size - 1]), neurons.shape[1])
             sets[f"first {size} {label}"] = replace(neurons, members={label: np.sort(ranked[:size])})
             conditions[label, size, layer, unit] = f"first {size} {label}"
-    return runner.together(sets), conditions
+    return runner.together(sets), conditions, []
 
 
 def _single_sizes(runner: Runner, tables: Tables, neurons: NeuronSet, label: str) -> Float[np.ndarray, " neuron"]:

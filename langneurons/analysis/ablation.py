@@ -13,12 +13,13 @@ from langneurons.effects.pairing import BASELINE
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.table import with_current_names
 from langneurons.errors import EffectError
-from langneurons.storage.objects import JsonObject
-from langneurons.storage.presenting import Column, Table
-from langneurons.storage.result import Result
+from langneurons.storage import Column, JsonObject, Result, Table
 
 LEAST_CONTROLS = 19  # fewer give no rank p-value of 0.05
 SHOWN = 20  # effects that are printed
+COLUMNS = ["effect", "low", "high", "p", "p_adjusted", "verdict", "detectable", "unpatched", "patched"]
+COLUMNS += ["items", "clusters"]
+NAMES = {"estimate": "effect", "minimal_detectable": "detectable", "baseline": "unpatched", "condition": "patched"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,20 +63,10 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         """
         values = list(effects.values())
         adjusted = benjamini_hochberg([effect.p for effect in values])
-        columns = {
-            "effect": [effect.estimate for effect in values],
-            "low": [effect.low for effect in values],
-            "high": [effect.high for effect in values],
-            "p": np.array([effect.p for effect in values], dtype=float),
-            "p_adjusted": adjusted,
-            "verdict": [effect.judged(float(p)) for effect, p in zip(values, adjusted, strict=True)],
-            "detectable": [effect.minimal_detectable for effect in values],
-            "unpatched": [effect.baseline for effect in values],
-            "patched": [effect.condition for effect in values],
-            "items": [effect.items for effect in values],
-            "clusters": [effect.clusters for effect in values],
-        }
-        rows = pd.DataFrame(list(effects), columns=pd.Index(keys)).assign(**columns)
+        verdict = [effect.judged(float(p)) for effect, p in zip(values, adjusted, strict=True)]
+        columns = pd.DataFrame(map(vars, values)).rename(columns=NAMES).assign(p_adjusted=adjusted, verdict=verdict)
+        keyed = pd.DataFrame(list(effects), columns=pd.Index(keys))
+        rows = pd.concat([keyed, columns[COLUMNS].astype({"p": float})], axis=1)
         rows = rows if controls is None else _placed(rows, controls)
         return cls(rows, controls, {**settings, "keys": list(keys)})
 
@@ -97,11 +88,8 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         if not 0 <= least < np.inf:
             raise EffectError(f"min_effect is the smallest effect to print: 0 or more, given {least}.")
         rows = self.rows.loc[self.rows["effect"].abs() >= least]
-        rows = rows.loc[rows["effect"].abs().sort_values(ascending=False, kind="stable").index].head(
-            len(rows) if show is None else show
-        )
-        names = [*self.settings["keys"], "effect", "low", "high", "p_adjusted", "verdict", "detectable"]
-        frame = rows[names].reset_index(drop=True)
+        rows = rows.sort_values("effect", key=np.abs, ascending=False, kind="stable")[:show].reset_index(drop=True)
+        frame = rows[[*self.settings["keys"], "effect", "low", "high", "p_adjusted", "verdict", "detectable"]].copy()
         if "control_position" in rows.columns:
             places = zip(rows["control_position"], rows["control_draws"], rows["control_pool"], strict=True)
             frame["among_controls"] = [_percentile(*place) for place in places]
@@ -146,16 +134,15 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
 
 
 def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
-    by_label = {key: part["effect"].tolist() for key, part in controls.groupby(["label", "language"])}
-    by_layer = {}
-    if "layer" in rows.columns:
-        by_layer = {key: part["effect"].tolist() for key, part in controls.groupby(["label", "language", "layer"])}
+    cell = ["label", "language"]
+    by_label = controls.groupby(cell)["effect"].agg(list).to_dict()
+    by_layer = controls.groupby([*cell, "layer"])["effect"].agg(list).to_dict() if "layer" in rows.columns else {}
     pools, draws = [], []
     for row in rows.to_dict("records"):
-        cell = (row["label"], row["language"])
-        near = by_layer.get((*cell, row.get("layer")), [])
+        key = (row["label"], row["language"])
+        near = by_layer.get((*key, row.get("layer")), [])
         pools.append("layer" if len(near) >= LEAST_CONTROLS else "label")
-        draws.append(near if len(near) >= LEAST_CONTROLS else by_label.get(cell, []))
+        draws.append(near if len(near) >= LEAST_CONTROLS else by_label.get(key, []))
     return rows.assign(**placement_columns(rows["effect"].tolist(), draws), control_pool=pools)
 
 

@@ -16,16 +16,18 @@ from jaxtyping import Float, Int
 
 from langneurons.analysis.ablating import ablate
 from langneurons.analysis.screening import rank_correlation
-from langneurons.analysis.validity import Recordings, chance_jaccard, nulls_of, record_nulls, split_half
-from langneurons.analysis.validity.reliability import Halves, Selection, deciding, high_ones, selections, whole
+from langneurons.analysis.validity import reliability
+from langneurons.analysis.validity.checks import nulls_of
+from langneurons.analysis.validity.recordings import Recordings, inside, record_nulls
+from langneurons.analysis.validity.reliability import Halves, Selection, known_mean, known_quantiles, whole
 from langneurons.corpora import Corpus
 from langneurons.effects.placement import ALL
+from langneurons.effects.table import EffectTable
 from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsError, TaskError
 from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.matrix import perplexity_matrix
+from langneurons.identification import Method, NeuronSet
 from langneurons.identification.controls import random_stream
-from langneurons.identification.neurons import NeuronSet
-from langneurons.identification.selection import Method
 from langneurons.patches.patch import Value
 from langneurons.recording.records import check_optional
 from langneurons.recording.statistics import ActivationStats
@@ -39,8 +41,7 @@ from langneurons.settings import (
     controls_of,
     with_options,
 )
-from langneurons.storage.presenting import Column, Table
-from langneurons.storage.result import Result
+from langneurons.storage import Column, Result, Table
 
 RESAMPLES = 500
 SAMPLED = "sampled"
@@ -153,10 +154,8 @@ def compare_methods(
     """
     current: Mapping[str, Any] = options
     if "site" in current:
-        warnings.warn("The option site= is now sites=, a list of one.", LangNeuronsWarning, stacklevel=2)
-        current = {
-            "sites" if name == "site" else name: [part] if name == "site" else part for name, part in current.items()
-        }
+        warnings.warn("The option site= is called sites=, a list of one.", LangNeuronsWarning, stacklevel=2)
+        current = {"sites": [current["site"]], **{name: part for name, part in current.items() if name != "site"}}
     controls, testing, recording, run = with_options(current, controls_of(controls), Testing(), recording, run)
     named = _named(methods)
     heldout = None if text is None else _checked_text(text, recorded)
@@ -171,20 +170,29 @@ def compare_methods(
         also = check_optional([*recording.also, *(need for method in named.values() for need in method.needs)])
         recording = recording.model_copy(update={"also": also})
         recorded = record_nulls(
-            model, recorded, which=nulls, seed=seed, recording=recording, run=_inside(run, "recordings")
+            model, recorded, which=nulls, seed=seed, recording=recording, run=inside(run, "recordings")
         )
     real, null = (recorded.real, recorded.nulls) if isinstance(recorded, Recordings) else (recorded.at(site), {})
     stats, notes = whole(real), []
     rows = {name: {"method": name, **_on_paper(name, method, real, null, notes)} for name, method in named.items()}
     if heldout is not None:
-        heldout = HeldoutText.of(model, heldout)
-        folder = _inside(run, "ablation")
-        ablated = AblatedSample.of(model, heldout, stats, sample, value, testing, folder) if sample else None
-        matched = controls.model_copy(update={"stats": controls.stats or stats})
+        heldout, ablated = HeldoutText.of(model, heldout), None
+        if sample:
+            neurons = _uniform_sample(stats, sample, seed)
+            # A batch of texts of the other measurements is no number of rows of this one.
+            alone = inside(run, "ablation").model_copy(update={"batch_size": None})
+            ablation = ablate(model, neurons, heldout, value=value, testing=testing, run=alone)
+            ablated = AblatedSample.of(ablation.rows, stats)
+        matched, folder = controls.model_copy(update={"stats": controls.stats or stats}), inside(run, "matrix")
         for name, method in named.items():
-            neurons = _identified(method, stats)
-            rows[name] |= _selectivity(model, heldout, neurons, value, matched, testing, _inside(run, "matrix"))
-            rows[name] |= ablated.agreement(deciding(method, stats), seed) if ablated else {}
+            neurons, matrix = _identified(method, stats), None
+            patched = [label for label, flat in neurons.members.items() if len(flat) and label in heldout.languages]
+            if patched and len(heldout.languages) > 1:
+                matrix = perplexity_matrix(
+                    model, heldout, neurons, value, controls=matched, testing=testing, run=folder
+                )
+            rows[name] |= _selectivity(matrix)
+            rows[name] |= ablated.agreement(reliability.deciding(method, stats), seed) if ablated else {}
     settings = {
         "site": site,
         "model": stats.model.fingerprint,
@@ -196,11 +204,6 @@ def compare_methods(
         "notes": notes,
     }
     return Comparison(pd.DataFrame(list(rows.values())), _overlap(named, stats), settings)
-
-
-def _inside(run: Run, name: str) -> Run:
-    """The same run, in a folder of its folder."""
-    return run if run.out is None else run.model_copy(update={"out": run.out / name})
 
 
 def _named(methods: Mapping[str, object] | Sequence[object]) -> dict[str, Method]:
@@ -240,7 +243,7 @@ def _on_paper(
     """What can be said of a method without running the model again."""
     row = {"chosen": float(len(_identified(method, whole(real))))}
     try:
-        figures = split_half(method, real).overall
+        figures = reliability.split_half(method, real).overall
     except StatisticsError as error:
         if isinstance(real, tuple):
             raise
@@ -253,37 +256,32 @@ def _on_paper(
 
 def _overlap(methods: Mapping[str, Method], stats: ActivationStats) -> pd.DataFrame:
     neurons = int(np.prod(stats.shape))
-    selected = {name: selections(method, stats) for name, method in methods.items()}
+    selected = {name: reliability.selections(method, stats) for name, method in methods.items()}
     rows = []
     for first, second in itertools.combinations(methods, 2):
         for language in stats.languages:
             left, right = selected[first][language].neurons, selected[second][language].neurons
             either = len(np.union1d(left, right))
             jaccard = len(np.intersect1d(left, right)) / either if either else np.nan
-            rows.append((first, second, language, jaccard, chance_jaccard(len(left), len(right), neurons)))
+            rows.append((first, second, language, jaccard, reliability.chance_jaccard(len(left), len(right), neurons)))
     return pd.DataFrame(rows, columns=pd.Index(["first", "second", "language", "jaccard", "jaccard_chance"]))
 
 
-def _selectivity(
-    model: torch.nn.Module,
-    text: HeldoutText,
-    neurons: NeuronSet,
-    value: Value,
-    controls: Controls,
-    testing: Testing,
-    run: Run,
-) -> dict[str, float]:
-    """How selective patching is, in points of the loss."""
-    patched = [language for language in neurons.languages if len(neurons[language]) and language in text.languages]
-    if not patched or len(text.languages) < 2:
+def _selectivity(matrix: EffectTable | None) -> dict[str, float]:
+    """How selective patching is, in points of the loss; missing without a matrix."""
+    table = None if matrix is None else matrix.selectivity
+    if table is None:
         return {"selectivity": np.nan}
-    matrix = perplexity_matrix(model, text, neurons, value, controls=controls, testing=testing, run=run)
-    table = matrix.selectivity
-    assert table is not None
     row = table.set_index("language").loc[ALL]
     columns = {"selectivity": "selectivity", "selectivity_low": "low", "selectivity_high": "high"}
     columns |= {"selectivity_control": "control_mean"} if "control_mean" in table.columns else {}
     return {name: 100 * float(row[column]) for name, column in columns.items()}
+
+
+def _uniform_sample(stats: ActivationStats, size: int, seed: int) -> NeuronSet:
+    total = int(np.prod(stats.shape))
+    flat = np.sort(random_stream(seed, "compared").choice(total, min(size, total), replace=False))
+    return NeuronSet({SAMPLED: flat}, stats.shape, stats.site, stats.model.fingerprint, "a uniform random sample")
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,29 +299,12 @@ class AblatedSample:
     languages: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls,
-        model: torch.nn.Module,
-        text: HeldoutText,
-        stats: ActivationStats,
-        sample: int,
-        value: Value,
-        testing: Testing,
-        run: Run,
-    ) -> "AblatedSample":
-        """Ablate a uniform random sample of all neurons, one by one."""
-        total = int(np.prod(stats.shape))
-        flat = np.sort(random_stream(testing.seed, "compared").choice(total, min(sample, total), replace=False))
-        neurons = NeuronSet(
-            {SAMPLED: flat}, stats.shape, stats.site, stats.model.fingerprint, "a uniform random sample"
-        )
-        # A batch of texts of the other measurements is no number of rows of this one.
-        run = run.model_copy(update={"batch_size": None})
-        rows = ablate(model, neurons, text, value=value, testing=testing, run=run).rows
+    def of(cls, rows: pd.DataFrame, stats: ActivationStats) -> "AblatedSample":
+        """Effects of neurons that were ablated one by one, in the languages that were recorded."""
         rows = rows.assign(flat=rows["layer"] * stats.shape[1] + rows["neuron"])
-        table = rows.pivot(index="flat", columns="language", values="effect").loc[flat]
+        table = rows.pivot(index="flat", columns="language", values="effect")
         languages = tuple(language for language in stats.languages if language in table.columns)
-        return cls(flat, table[list(languages)].to_numpy(dtype=float), languages)
+        return cls(table.index.to_numpy(), table[list(languages)].to_numpy(dtype=float), languages)
 
     def agreement(self, decided: Mapping[str, Selection], seed: int) -> dict[str, float]:
         """Rank correlation of a method's scores with the effects, mean over languages, and intervals."""
@@ -341,25 +322,17 @@ class AblatedSample:
             of_language = dict(zip(self.languages, effects.T, strict=True))
             # A score that knows no language should agree with the effects over all of them.
             targets = np.stack([of_language.get(language, overall) for language in by_language])
-            sampled = _mean_correlation(scores[:, draws], targets[:, draws])
-            low, high = np.nanquantile(sampled, [0.025, 0.975]) if not np.isnan(sampled).all() else (np.nan, np.nan)
-            row |= {name: float(_mean_correlation(scores, targets)), f"{name}_low": low, f"{name}_high": high}
+            # Over neurons, the mean over languages; missing where nothing varies.
+            mean = known_mean(rank_correlation(scores, targets), 0)
+            sampled = known_mean(rank_correlation(scores[:, draws], targets[:, draws]), 0)
+            low, high = known_quantiles(sampled, [0.025, 0.975])
+            row |= {name: float(mean), f"{name}_low": low, f"{name}_high": high}
         return row
 
 
 def _strength(selection: Selection) -> Float[np.ndarray, " neuron"]:
     """Scores turned so that what the method looks for is high, at one end or at both."""
-    high, middle = high_ones(selection), float(np.median(selection.scores))
+    high, middle = reliability.high_ones(selection), float(np.median(selection.scores))
     if high.any() and not high.all():
         return np.abs(selection.scores - middle)
     return selection.scores if high.any() or not len(high) else -selection.scores
-
-
-def _mean_correlation(
-    scores: Float[np.ndarray, "language *draw neuron"], targets: Float[np.ndarray, "language *draw neuron"]
-) -> Float[np.ndarray, "*draw"]:
-    """Rank correlation over neurons, the mean over languages; NaN where nothing varies."""
-    correlations = rank_correlation(scores, targets)
-    known_count = (~np.isnan(correlations)).sum(0)
-    total = np.nansum(correlations, axis=0)
-    return np.divide(total, known_count, out=np.full(np.shape(total), np.nan), where=known_count > 0)

@@ -15,17 +15,17 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons import storage
-from langneurons.analysis.selectivity.texts import LabelledTexts
+from langneurons.analysis.texts import LabelledTexts
 from langneurons.corpora import Blocks, Corpus
 from langneurons.corpora.loading import distinct
 from langneurons.effects.pairing import BASELINE, ROW
 from langneurons.errors import EffectError, LanguageError, StatisticsError, TaskError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText, losses
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.patches.patch import SetTo, Value
 from langneurons.recording.statistics import ActivationStats
@@ -40,7 +40,7 @@ TEXTS = 8  # texts that share a forward pass before they are copied
 MetricFunction = Callable[[Tensor, Tensor, Tensor, Sequence[str]], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric(ABC):
     """Something that neurons may matter to.
 
@@ -94,11 +94,6 @@ class TextLoss(TextMetric):
 
     text: HeldoutText
 
-    @classmethod
-    def of(cls, text: HeldoutText) -> "TextLoss":
-        """The loss on all of a text's languages."""
-        return cls(name=LOSS, per=BASELINE, languages=text.languages, fingerprint=text.fingerprint, text=text)
-
     def rows(self, model: torch.nn.Module, language: str, batch_size: int) -> pd.DataFrame:
         """Score the text."""
         scored = self.text.score(model, batch_size, [language])
@@ -125,7 +120,7 @@ class FunctionMetric(TextMetric):
     texts: dict[str, pd.DataFrame]
 
     @classmethod
-    def of(cls, model_view: ModelView, data: Any, function: MetricFunction) -> "FunctionMetric":
+    def of(cls, model_view: ModelView, data: object, function: MetricFunction) -> "FunctionMetric":
         """Read texts for a function: documents labelled by their language, or texts with labels of their own.
 
         Raises:
@@ -145,14 +140,9 @@ class FunctionMetric(TextMetric):
         if name in COLUMNS:
             raise EffectError(f"A function called {name!r} would be taken for a column of that name: rename it.")
         content = [part for language, table in texts.items() for part in (language, repr(table.to_dict("list")))]
-        return cls(
-            name=name,
-            per=ROW,
-            languages=tuple(texts),
-            fingerprint=None if version is None else storage.fingerprint(str(version), *content),
-            function=function,
-            texts={language: _tokenised(model_view, table) for language, table in texts.items()},
-        )
+        fingerprint = None if version is None else storage.fingerprint(str(version), *content)
+        tokenised = {language: _tokenised(model_view, table) for language, table in texts.items()}
+        return cls(name, ROW, tuple(texts), fingerprint, function=function, texts=tokenised)
 
     def rows(self, model: torch.nn.Module, language: str, batch_size: int) -> pd.DataFrame:
         """Compute the number of every text."""
@@ -168,20 +158,15 @@ class FunctionMetric(TextMetric):
         table = self.texts[language]
         for rows, tokens in batches(table["tokens"].tolist(), batch_size, model_view.context_length):
             texts = table.iloc[rows]
-            lengths = torch.tensor([len(ids) for ids in texts["tokens"]])
-            mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-            read = partial(self._values, tokens, mask, texts["label"].tolist())
+            read = partial(self._values, texts, tokens)
             yield Batch(tokens, texts["item"].tolist(), texts["cluster"].tolist(), read)
 
     def _values(
-        self,
-        tokens: Int[Tensor, "text position"],
-        mask: Bool[Tensor, "text position"],
-        labels: list[str],
-        model_view: ModelView,
-        copies: int,
+        self, texts: pd.DataFrame, tokens: Int[Tensor, "text position"], model_view: ModelView, copies: int
     ) -> Float[np.ndarray, "copy text"]:
-        tokens, mask = tokens.repeat(copies, 1), mask.repeat(copies, 1)
+        lengths, labels = torch.tensor([len(ids) for ids in texts["tokens"]]), texts["label"].tolist()
+        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).repeat(copies, 1)
+        tokens = tokens.repeat(copies, 1)
         logits = model_view.forward(tokens)
         assert logits is not None
         values = self.function(logits, tokens.to(logits.device), mask.to(logits.device), labels * copies)
@@ -197,18 +182,6 @@ class TaskScore(Metric):
 
     task: Task
 
-    @classmethod
-    def of(cls, task: Task, name: str) -> "TaskScore":
-        """A score by its name; differences of scores are taken as they are, of the loss relative to the unpatched."""
-        return cls(
-            name=name,
-            per=BASELINE if name == LOSS else ROW,
-            languages=task.languages,
-            fingerprint=storage.fingerprint(task.fingerprint, name),
-            generates=task.generates,
-            task=task,
-        )
-
     def rows(self, model: torch.nn.Module, language: str, batch_size: int) -> pd.DataFrame:
         """Score every item."""
         answers = self.task.measure(model, language, batch_size)
@@ -221,7 +194,7 @@ class TaskScore(Metric):
         return answers[["item", "cluster"]].assign(value=nll)
 
 
-def metric_of(model: torch.nn.Module, data: Any, metric: str | MetricFunction) -> Metric:
+def metric_of(model: torch.nn.Module, data: object, metric: str | MetricFunction) -> Metric:
     """Find what to measure.
 
     Args:
@@ -238,27 +211,29 @@ def metric_of(model: torch.nn.Module, data: Any, metric: str | MetricFunction) -
     if isinstance(data, Corpus | HeldoutText):
         if metric != LOSS:
             raise EffectError(unknown("metric of a text", metric, [LOSS, "or a function"]))
-        return TextLoss.of(HeldoutText.of(model, data))
+        text = HeldoutText.of(model, data)
+        return TextLoss(LOSS, BASELINE, text.languages, text.fingerprint, text=text)
     if isinstance(data, Task):
-        return TaskScore.of(data, metric)
+        # Differences of scores are taken as they are, of the loss relative to the unpatched model's.
+        per, fingerprint = BASELINE if metric == LOSS else ROW, storage.fingerprint(data.fingerprint, metric)
+        return TaskScore(metric, per, data.languages, fingerprint, data.generates, task=data)
     raise TaskError(
         f"Neurons are ablated on a corpus, a HeldoutText or a task such as ln.XNLI, not on a {type(data).__name__}; "
         "on texts with labels, give metric= a function."
     )
 
 
-def measured_languages(metric: Metric, languages: Iterable[str] | None) -> list[str]:
-    """The languages to measure; None is all.
+def measured_languages(available: Iterable[str], languages: Iterable[str] | None) -> list[str]:
+    """The languages to measure, among those of the data; None is all.
 
     Raises:
         LanguageError: If there is none, or one is not among the data's.
     """
-    if languages is None:
-        return list(metric.languages)
-    languages = distinct(languages)
+    possible = list(available)
+    languages = possible if languages is None else distinct(languages)
     for language in languages:
-        if language not in metric.languages:
-            raise LanguageError(unknown("language", language, metric.languages))
+        if language not in possible:
+            raise LanguageError(unknown("language", language, possible))
     return languages
 
 

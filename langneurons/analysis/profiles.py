@@ -1,6 +1,6 @@
 """Profiles: what a neuron's page shows that only the model could tell, saved so that no page needs the model again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 
 from langneurons.errors import NeuronSetError, StaleArtefactError
+from langneurons.identification import NeuronSet
 from langneurons.identification.controls import fitting_statistics
-from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
-from langneurons.storage.presenting import Table
-from langneurons.storage.result import Result
+from langneurons.storage import Result, Table
 
 PARTS = ("examples", "outputs", "similar")
+TEXTS = ["text", "language", "document", "pieces", "cut"]
 EXAMPLES = ["language", "layer", "neuron", "kind", "rank", "activation", "text", "values"]
 OUTPUTS = ["layer", "neuron", "effect", "rank", "token", "script", "change"]
 SHOWN = 20  # neurons that are printed
@@ -94,7 +94,10 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
             NeuronSetError: If it was not looked at.
         """
         self.check_neuron(neuron)
-        return NeuronProfile(*(self._part(name, neuron) for name in PARTS))
+        tables = {name: self._parts[name].get(tuple(neuron)) for name in PARTS}
+        none = {name: getattr(self, name).iloc[:0] for name in PARTS}
+        parts = {name: none[name] if table is None else table for name, table in tables.items()}
+        return NeuronProfile(**{name: part.reset_index(drop=True) for name, part in parts.items()})
 
     def check_neuron(self, neuron: tuple[int, int]) -> None:
         """Refuse a neuron that was not looked at.
@@ -130,21 +133,14 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
 
     def table(self) -> Table:
         """One line per neuron: the language and word that activate it most, and the tokens it promotes most."""
-        promoted = self.outputs.loc[self.outputs["effect"] == "promoted"]
         rows = []
-        for layer, neuron in self.neurons:
-            profile = self[layer, neuron]
-            top = profile.examples.nlargest(1, "activation").to_dict("records")
-            words = promoted.loc[(promoted["layer"] == layer) & (promoted["neuron"] == neuron), "token"].head(WORDS)
-            rows.append(
-                {
-                    "layer": layer,
-                    "neuron": neuron,
-                    "most active in": top[0]["language"] if top else None,
-                    "at": self.pieces(top[0]["text"])[int(np.argmax(top[0]["values"]))].strip() if top else None,
-                    "promotes": ", ".join(words.str.strip()) or None,
-                }
-            )
+        for place in self.neurons:
+            profile, language, word = self[place], None, None
+            if len(profile.examples):
+                top = profile.examples.loc[profile.examples["activation"].idxmax()]
+                language, word = top["language"], self.pieces(top["text"])[int(np.argmax(top["values"]))].strip()
+            words = profile.outputs.loc[profile.outputs["effect"] == "promoted", "token"].head(WORDS)
+            rows.append((*place, language, word, ", ".join(words.str.strip()) or None))
         title = (
             f"Profiles of {len(self):,} neurons of {self.settings['model']} at {self.site}: {len(self.texts):,} texts "
             f"in {', '.join(self.languages)}"
@@ -159,11 +155,6 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
     @cached_property
     def _parts(self) -> dict[str, dict[Any, pd.DataFrame]]:
         return {name: dict(list(getattr(self, name).groupby(["layer", "neuron"], sort=False))) for name in PARTS}
-
-    def _part(self, name: str, neuron: Sequence[int]) -> pd.DataFrame:
-        whole: pd.DataFrame = getattr(self, name)
-        part = self._parts[name].get(tuple(neuron))
-        return (whole.iloc[:0] if part is None else part).reset_index(drop=True)
 
 
 def clearest_neurons(neurons: NeuronSet, stats: ActivationStats, count: int) -> NeuronSet:
@@ -193,20 +184,14 @@ def clearest_neurons(neurons: NeuronSet, stats: ActivationStats, count: int) -> 
     probability = stats.probability().flatten(1)
     ordered = {}
     for label, flat in neurons.members.items():
-        if label not in stats.languages or len(stats.languages) < 2:
-            ordered[label] = flat
-            continue
-        own = stats.languages.index(label)
-        others = torch.cat([probability[:own], probability[own + 1 :]]).amax(0)
-        ahead = (probability[own] - others).numpy()[flat]
-        ordered[label] = flat[np.argsort(-ahead, kind="stable")]
-    return NeuronSet(
-        _in_turn(ordered, count),
-        neurons.shape,
-        neurons.site,
-        neurons.model,
-        f"the {count} furthest ahead of: {neurons.method}",
-    )
+        ordered[label] = flat
+        if label in stats.languages and len(stats.languages) > 1:
+            own = stats.languages.index(label)
+            others = torch.cat([probability[:own], probability[own + 1 :]]).amax(0)
+            ahead = (probability[own] - others).numpy()[flat]
+            ordered[label] = flat[np.argsort(-ahead, kind="stable")]
+    method = f"the {count} furthest ahead of: {neurons.method}"
+    return NeuronSet(_in_turn(ordered, count), neurons.shape, neurons.site, neurons.model, method)
 
 
 def _in_turn(ordered: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:

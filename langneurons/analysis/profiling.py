@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import pandas as pd
@@ -10,11 +11,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from langneurons.analysis.profiles import EXAMPLES, OUTPUTS, SIMILAR, Profiles
+from langneurons import storage
+from langneurons.analysis.profiles import EXAMPLES, OUTPUTS, SIMILAR, TEXTS, Profiles
 from langneurons.corpora import Corpus
 from langneurons.corpora.purity import script
 from langneurons.errors import NeuronSetError, SiteMismatchError, StaleArtefactError
-from langneurons.identification.neurons import NeuronSet
+from langneurons.evaluation.measuring import Job, measure_jobs
+from langneurons.identification import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.models.sites import SITES
 from langneurons.recording.looking import examples, token_values
@@ -22,6 +25,7 @@ from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.settings import Profiling, ProfilingOptions, Run, with_options
 
 BATCH_SIZE = 16
+PROCEDURE = "langneurons/examples/1"  # part of the name under which what was read is kept
 AT_ONCE = 64  # units; a large vocabulary times these are held at once
 OTHER = "other"
 REPLACEMENT = "�"  # what decoding gives for bytes that are no character by themselves
@@ -45,8 +49,8 @@ def profile(
         corpus: Texts to look through.
         stats: Statistics of the same model, to find neurons that are active alike.
         profiling: What profiles show, and how many texts are looked through.
-        run: Texts per forward pass (16 by default) and progress; profiles are made in this process and kept by their
-            ``save``.
+        run: Where texts are read, one language by itself, and the folder that keeps what was read; texts per forward
+            pass, 16 by default.
         options: Single fields of ``Profiling`` and ``Run``, such as ``k=3``.
 
     Returns:
@@ -68,19 +72,18 @@ def profile(
     profiling, run = with_options(options, profiling, run)
     model_view = view(model)
     _check_fits(model_view, neurons, stats)
-    rows = examples(
-        model,
-        corpus,
-        neurons,
-        k=profiling.k,
-        documents=profiling.documents,
-        context_length=profiling.context_length,
-        batch_size=run.batch_size or BATCH_SIZE,
-        seed=profiling.seed,
-        progress=bool(run.progress),
-    )
+    looked_at = profiling.model_dump(include={"k", "context_length", "documents", "seed"})
+    jobs = {}
+    for language in corpus.languages:
+        texts = corpus.select([language])
+        about = PROCEDURE, texts.fingerprint, neurons.site, repr(neurons.indices().tolist()), repr(looked_at)
+        score = partial(_examples, model, texts, neurons, profiling, run)
+        jobs[(language,)] = Job((), storage.fingerprint(*about), score)
+    rows = pd.concat(measure_jobs(model, jobs, run).values(), ignore_index=True)
+    rows["text"] = rows.groupby(["language", "document"], sort=False).ngroup()
     return Profiles(
-        *_with_values(model_view, neurons, rows, profiling, run),
+        rows.drop_duplicates("text", ignore_index=True).reindex(columns=TEXTS),
+        rows.reindex(columns=EXAMPLES),
         output_tokens(model_view, neurons, profiling.output_tokens),
         similar_neurons(model_view, neurons, None if stats is None else stats.at(neurons.site), profiling.similar),
         {
@@ -94,10 +97,7 @@ def profile(
             "neurons": neurons.indices().tolist(),
             "languages": list(corpus.languages),
             "corpus": corpus.fingerprint,
-            "k": profiling.k,
-            "context_length": profiling.context_length,
-            "documents": profiling.documents,
-            "seed": profiling.seed,
+            **looked_at,
         },
     )
 
@@ -120,31 +120,26 @@ def _check_fits(model_view: ModelView, neurons: NeuronSet, stats: ActivationStat
         )
 
 
-def _with_values(
-    model_view: ModelView, neurons: NeuronSet, rows: pd.DataFrame, profiling: Profiling, run: Run
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the texts of examples once more, for every token's value: the table of texts, and of examples."""
-    indices = neurons.indices()
-    column_of = {(int(layer), int(unit)): column for column, (layer, unit) in enumerate(indices)}
-    columns = [column_of[place] for place in zip(rows["layer"], rows["neuron"], strict=True)]
-    texts = rows.loc[:, ["language", "document", "text"]].drop_duplicates(["language", "document"], ignore_index=True)
-    number_of = {key: number for number, key in enumerate(zip(texts["language"], texts["document"], strict=True))}
-    numbers = [number_of[key] for key in zip(rows["language"], rows["document"], strict=True)]
-    rows_of: dict[int, list[int]] = {}
-    for row, number in enumerate(numbers):
-        rows_of.setdefault(number, []).append(row)
-    values: list[Any] = [None] * len(rows)
-    pieces, whole = [], texts["text"].tolist()
-    length, batch_size = min(profiling.context_length, model_view.context_length), run.batch_size or BATCH_SIZE
-    for number, (offsets, by_neuron) in enumerate(
-        token_values(model_view, neurons.site, indices, whole, length, batch_size, bool(run.progress))
-    ):
-        pieces.append(pieces_of(whole[number], offsets))
-        for row in rows_of[number]:
-            values[row] = by_neuron[:, columns[row]].tolist()
-    cut = [len(text) > sum(map(len, parts)) for text, parts in zip(whole, pieces, strict=True)]
-    table = pd.DataFrame({"text": range(len(texts)), **texts[["language", "document"]], "pieces": pieces, "cut": cut})
-    return table, rows.assign(text=numbers, values=values).loc[:, EXAMPLES]
+def _examples(
+    model: torch.nn.Module, corpus: Corpus, neurons: NeuronSet, profiling: Profiling, run: Run
+) -> pd.DataFrame:
+    """Examples of one language, and, from reading their texts once more, pieces and every piece's value."""
+    model_view, indices = view(model), neurons.indices()
+    batch_size, progress = run.batch_size or BATCH_SIZE, bool(run.progress)
+    options = {"batch_size": batch_size, "seed": profiling.seed, "progress": progress}
+    rows = examples(model, corpus, neurons, profiling.k, profiling.documents, profiling.context_length, **options)
+    of_text = rows.groupby("text", sort=False)
+    length = min(profiling.context_length, model_view.context_length)
+    texts = rows["text"].drop_duplicates().tolist()
+    read = token_values(model_view, neurons.site, indices, texts, length, batch_size, progress)
+    column_of = {place: column for column, place in enumerate(map(tuple, indices.tolist()))}
+    parts = []
+    for (text, part), (offsets, values) in zip(of_text, read, strict=True):
+        pieces = pieces_of(str(text), offsets)
+        columns = [column_of[place] for place in zip(part["layer"], part["neuron"], strict=True)]
+        cut = len(str(text)) > sum(map(len, pieces))
+        parts.append(part.assign(pieces=[pieces] * len(part), cut=cut, values=values[:, columns].T.tolist()))
+    return pd.concat(parts).sort_index().drop(columns=["text", "start", "end"])
 
 
 def pieces_of(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
@@ -175,7 +170,7 @@ def output_tokens(model_view: ModelView, neurons: NeuronSet, count: int) -> pd.D
     Returns:
         Rows as ``Profiles.outputs`` has them; none at sites whose units have no direction of their own.
     """
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple] = []
     names: dict[int, tuple[str, str]] = {}
     for layer, units in neurons.per_layer().items() if count else ():
         changes = token_changes(model_view, neurons.site, layer, units)
@@ -183,11 +178,10 @@ def output_tokens(model_view: ModelView, neurons: NeuronSet, count: int) -> pd.D
             break
         for effect, sign in (("promoted", 1), ("suppressed", -1)):
             most = (sign * changes).topk(min(count, changes.shape[1]), dim=1)
-            for unit, values, tokens in zip(units.tolist(), most.values, most.indices.tolist(), strict=True):
-                for rank, (value, token) in enumerate(zip(values.tolist(), tokens, strict=True)):
-                    if token not in names:
-                        names[token] = named(model_view, token)
-                    rows.append((layer, unit, effect, rank, *names[token], sign * value))
+            for unit, values, tokens in zip(units.tolist(), most.values.tolist(), most.indices.tolist(), strict=True):
+                names |= {token: named(model_view, token) for token in tokens if token not in names}
+                ranked = enumerate(zip(tokens, values, strict=True))
+                rows += [(layer, unit, effect, rank, *names[token], sign * value) for rank, (token, value) in ranked]
     return pd.DataFrame(rows, columns=pd.Index(OUTPUTS))
 
 
@@ -272,11 +266,8 @@ def similar_neurons(
 
 def activity(stats: ActivationStats) -> Float[Tensor, "cell layer neuron"]:
     """How often each neuron is active in every language and document fold that has tokens."""
-    folds = []
-    for language in stats.languages:
-        filled = stats.fold_tokens(language) > 0
-        folds.append(stats.fold_probability(language)[filled].float())
-    return torch.cat(folds)
+    by_fold = {language: stats.fold_probability(language) for language in stats.languages}
+    return torch.cat([shares[stats.fold_tokens(language) > 0].float() for language, shares in by_fold.items()])
 
 
 def standardised(cells: Float[Tensor, "cell layer neuron"]) -> Float[Tensor, "cell layer neuron"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from langneurons import storage
 from langneurons.analysis.metrics import TEXTS, AblationValue, Metric, TextMetric
 from langneurons.errors import EffectError
 from langneurons.evaluation.measuring import Job, measure_jobs
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.models.sites import written
 from langneurons.patches.intervening import check_fits
@@ -207,29 +207,12 @@ def _values(patch: Patch) -> dict[int, Tensor]:
     return values
 
 
+# What the forward pass of a batch of texts computed, by layer: "residual", the residual stream after it ("text position
+# d_model"); "value", the remembered neurons' own post or act; "up", what that is multiplied by on gated MLPs.
+BatchMemory = dict[str, dict[int, Tensor]]
 MLP_SITES = ("pre", "act", "post")
 LIMIT = 2**31  # bytes that are remembered at most; texts beyond are run whole for every neuron
 STEP = 100.0  # so large that what it adds to the residual stream is no rounding error, in half precision neither
-
-
-@dataclass
-class BatchMemory:
-    """What the forward pass of one batch of texts computed.
-
-    Attributes:
-        residual: Layer -> the residual stream after it, "text position d_model".
-        value: Layer -> the remembered neurons' own values, "text position neuron": ``post`` or ``act``.
-        up: Layer -> what these are multiplied by, on gated MLPs.
-    """
-
-    residual: dict[int, Tensor] = field(default_factory=dict)
-    value: dict[int, Tensor] = field(default_factory=dict)
-    up: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(part.nbytes for parts in (self.residual, self.value, self.up) for part in parts.values())
 
 
 class Remembered:
@@ -271,18 +254,20 @@ class Remembered:
 
         def begin(tokens: Tensor) -> None:
             nonlocal memory, key
-            memory, key = BatchMemory(), _key(tokens)
+            memory, key = {"residual": {}, "value": {}, "up": {}}, _key(tokens)
 
         def keep_residual(layer: int, values: Tensor) -> None:
             if layer in self._begins.values():
-                memory.residual[layer] = values
-            if layer == self._view.n_layers - 1 and self._held + memory.bytes <= self._limit:
-                self._held += memory.bytes
-                self._memories[key] = memory
+                memory["residual"][layer] = values
+            if layer == self._view.n_layers - 1:
+                size = sum(tensor.nbytes for part in memory.values() for tensor in part.values())
+                if self._held + size <= self._limit:
+                    self._held += size
+                    self._memories[key] = memory
 
         def keep(layer: int, values: Tensor, part: str) -> None:
             if layer in self._weights:
-                getattr(memory, part)[layer] = values[..., self._neurons[layer].to(values.device)]
+                memory[part][layer] = values[..., self._neurons[layer].to(values.device)]
 
         readers = {"resid_post": keep_residual}
         if self._weights:
@@ -313,7 +298,7 @@ class Remembered:
                 return None
             if layer in self._weights:
                 return self._moved(memory, layer, places, values)
-            residual = repeat(memory.residual[begins], "text ... -> (copy text) ...", copy=copies)
+            residual = repeat(memory["residual"][begins], "text ... -> (copy text) ...", copy=copies)
             if self._site != "resid_post":
                 return residual
             index = units.to(residual.device)
@@ -331,12 +316,12 @@ class Remembered:
 
     def _moved(self, memory: BatchMemory, layer: int, places: Tensor, values: Tensor) -> Tensor:
         """The residual stream after a layer, once per neuron."""
-        residual, before = memory.residual[self._begins[layer]], memory.value[layer]
+        residual, before = memory["residual"][self._begins[layer]], memory["value"][layer]
         places = places.to(before.device)
         after = values.to(before)
         change = (self._view.act_fn(layer)(after) if self._site == "pre" else after) - before[..., places]
-        if layer in memory.up:
-            change = change * memory.up[layer][..., places]
+        if layer in memory["up"]:
+            change = change * memory["up"][layer][..., places]
         by_copy = rearrange(change, "text position copy -> copy text position 1").float()
         moved = by_copy * rearrange(self._weights[layer][places], "copy d_model -> copy 1 1 d_model").float()
         return moved.add_(residual.float()).to(residual.dtype).flatten(0, 1)

@@ -7,7 +7,7 @@ neurons drawn at random are ablated exactly.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,26 +20,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from langneurons import storage
-from langneurons.analysis.ablating import ablate, in_places_of_today
-from langneurons.analysis.metrics import AblationValue, TextLoss, measured_languages
+from langneurons.analysis.ablating import ablate, with_current_options
+from langneurons.analysis.metrics import AblationValue, measured_languages
+from langneurons.analysis.validity.reliability import known_quantiles
 from langneurons.corpora import Blocks, Corpus
 from langneurons.errors import EffectError, TaskError
 from langneurons.evaluation.heldout_text import HeldoutText, losses
+from langneurons.evaluation.measuring import Job, measure_jobs
+from langneurons.identification import NeuronSet
 from langneurons.identification.controls import random_stream
-from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits
-from langneurons.patches.patch import Value
+from langneurons.patches.patch import SetTo, Value
 from langneurons.recording.statistics import ActivationStats
 from langneurons.settings import Run, RunOptions, with_options
-from langneurons.storage.objects import JsonObject
-from langneurons.storage.presenting import Column, Table
-from langneurons.storage.result import Result
+from langneurons.storage import Column, JsonObject, Result, Table
 from langneurons.tasks.batching import scoring
 
 SHARE = 0.1  # of the sample that counts as its top
 LEAST_SAMPLE = 20
 BATCH_SIZE = 8
+PROCEDURE = "langneurons/screened/1"  # part of the name under which predictions are kept
 RESAMPLES = 1000
 LEVEL = 0.95
 
@@ -131,8 +132,8 @@ def screen(
         stats: Statistics that ``"mean"`` is read from.
         languages: Languages to screen; by default all of the text's.
         seed: Seed for the sample and the intervals.
-        run: Where the sample is ablated and what keeps it; texts per backward pass, 8 by default, and rows per forward
-            pass of the ablation, 32 by default.
+        run: Where it runs and what keeps it; texts per backward pass, 8 by default, and rows per forward pass of the
+            ablation, 32 by default.
         options: Single fields of ``Run``, such as ``out="runs/x"``.
 
     Returns:
@@ -149,7 +150,7 @@ def screen(
         >>> len(screened.neurons["hi"]), screened.agreement["n"].tolist()
         (5, [20])
     """
-    (run,) = with_options(in_places_of_today(options), run)
+    (run,) = with_options(with_current_options(options), run)
     model_view = view(model)
     shape, total = model_view.shape(site), int(np.prod(model_view.shape(site)))
     if not 1 <= top <= total or sample < min(LEAST_SAMPLE, total):
@@ -160,47 +161,41 @@ def screen(
     if not isinstance(text, Corpus | HeldoutText):
         raise TaskError(f"A model is screened on a corpus or a HeldoutText, not on a {type(text).__name__}.")
     text = HeldoutText.of(model, text)
-    languages = measured_languages(TextLoss.of(text), languages)
+    languages = measured_languages(text.languages, languages)
     fingerprint = model_view.fingerprint_at(site)
     every = NeuronSet({"all": np.arange(total)}, shape, site, fingerprint, "every neuron")
     ablation_value = AblationValue.of(value, stats, every)
-    predicted = {language: _predicted(model_view, text, language, every, ablation_value, run) for language in languages}
+    jobs = {}
+    for language in languages:
+        patch = ablation_value.patch(every, language)
+        check_fits(patch, model_view)
+        about = storage.fingerprint(PROCEDURE, text.fingerprint, language, patch.fingerprint)
+        jobs[(language,)] = Job((), about, partial(_predicted, model, text, language, patch, run))
+    predictions = measure_jobs(model, jobs, run)
+    predicted = {name: torch.tensor(table["predicted"]).view(shape) for (name,), table in predictions.items()}
     random = random_stream(seed, "screened sample").choice(total, min(sample, total), replace=False)
     sampled = replace(every, members={"sample": np.sort(random)}, method="uniform sample")
     rows = ablate(model, sampled, text, "nll", value, languages=languages, run=run, stats=stats).rows
     places = zip(rows["language"], rows["layer"], rows["neuron"], strict=True)
     guesses = [float(predicted[language][layer, unit]) for language, layer, unit in places]
     beside = rows[["language", "layer", "neuron"]].assign(predicted=guesses, exact=rows["effect"])
-    return Screen(
-        predicted=torch.stack(list(predicted.values())),
-        agreement=pd.DataFrame([_agreement(language, beside, seed) for language in languages]),
-        sample=beside.reset_index(drop=True),
-        settings={
-            "model": fingerprint,
-            "site": site,
-            "languages": languages,
-            "value": str(ablation_value),
-            "top": top,
-            "seed": seed,
-        },
-    )
+    agreement = pd.DataFrame([_agreement(language, beside, seed) for language in languages])
+    about = {"model": fingerprint, "site": site, "languages": languages, "value": str(ablation_value)}
+    settings = {**about, "top": top, "seed": seed}
+    return Screen(torch.stack(list(predicted.values())), agreement, beside.reset_index(drop=True), settings)
 
 
-def _predicted(
-    model_view: ModelView, text: HeldoutText, language: str, every: NeuronSet, value: AblationValue, run: Run
-) -> Float[Tensor, "layer neuron"]:
-    """Sum (value - a) dL/da over a language's text, relative to its loss."""
-    patch = value.patch(every, language)
-    check_fits(patch, model_view)
+def _predicted(model: torch.nn.Module, text: HeldoutText, language: str, patch: SetTo, run: Run) -> pd.DataFrame:
+    """Sum (value - a) dL/da over a language's text, relative to its loss: a row per neuron of the model."""
     values = {layer: patch.values_of(layer)["value"] for layer in patch.by_layer}
-    total, loss = torch.zeros(every.shape, dtype=torch.float64), 0.0
+    total, loss = torch.zeros(patch.neurons.shape, dtype=torch.float64), 0.0
     batches = text.batches(language, run.batch_size or BATCH_SIZE)
-    with scoring(model_view.model), torch.inference_mode(False), torch.enable_grad():
+    with scoring(model) as model_view, torch.inference_mode(False), torch.enable_grad():
         for _, blocks in tqdm(batches, desc=language, unit="batch", disable=not run.progress):
-            change, nll = _first_order(model_view, blocks, every, values)
+            change, nll = _first_order(model_view, blocks, patch.neurons, values)
             total += change
             loss += nll
-    return (total / loss).float()
+    return pd.DataFrame({"predicted": (total / loss).float().flatten().numpy()})
 
 
 def _first_order(
@@ -237,19 +232,10 @@ def _agreement(language: str, table: pd.DataFrame, seed: int) -> dict[str, Any]:
     interval = scipy_stats.binomtest(recalled, k).proportion_ci(LEVEL)
     draws = np.random.default_rng([seed, n]).integers(n, size=(RESAMPLES, n))
     correlations = rank_correlation(predicted[draws], exact[draws])
-    correlations = correlations[~np.isnan(correlations)] if not np.isnan(correlations).all() else np.array([np.nan])
-    low, high = np.quantile(correlations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {
-        "language": language,
-        "spearman": float(rank_correlation(predicted, exact)),
-        "low": low,
-        "high": high,
-        "recall": recalled / k,
-        "recall_low": interval.low,
-        "recall_high": interval.high,
-        "k": k,
-        "n": n,
-    }
+    low, high = known_quantiles(correlations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    correlation = {"spearman": float(rank_correlation(predicted, exact)), "low": low, "high": high}
+    recall = {"recall": recalled / k, "recall_low": interval.low, "recall_high": interval.high}
+    return {"language": language, **correlation, **recall, "k": k, "n": n}
 
 
 def rank_correlation(

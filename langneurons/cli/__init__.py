@@ -7,10 +7,11 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NoReturn, TextIO, cast, get_args
+from typing import Annotated, Any, Literal, NoReturn, cast, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -63,7 +64,7 @@ def command(
         }
         options = options_of(groups, required)
 
-        def call(**values: Any) -> None:
+        def call(**values: object) -> None:
             texts = {key: values.pop(key) for key in options}
             function(**values, **collected(groups, texts))
 
@@ -118,7 +119,7 @@ def fields_of(groups: Mapping[str, Settings]) -> dict[str, FieldInfo]:
     }
 
 
-def collected(groups: Mapping[str, Settings], texts: Mapping[str, Any]) -> dict[str, Settings]:
+def collected(groups: Mapping[str, Settings], texts: Mapping[str, object]) -> dict[str, Settings]:
     """Fill options into settings objects; an option that several of them have is for all.
 
     Args:
@@ -128,55 +129,51 @@ def collected(groups: Mapping[str, Settings], texts: Mapping[str, Any]) -> dict[
     Raises:
         LangNeuronsError: If a value is out of its bounds; the sentence is the one that Python says, after the option.
     """
-    fields = fields_of(groups)
-    options = {name: _value(text, fields[name].annotation) for name, text in texts.items() if text is not None}
-    for name, value in options.items():
-        try:
-            with_options({name: value}, *groups.values())
-        except LangNeuronsError as error:
-            raise type(error)(f"{_spelled(name)}: {error}") from None
-    return dict(zip(groups, with_options(options, *groups.values()), strict=True))
+    fields, settings = fields_of(groups), tuple(groups.values())
+    for name, text in texts.items():
+        if text is not None:
+            try:
+                settings = with_options({name: _value(text, fields[name].annotation)}, *settings)
+            except LangNeuronsError as error:
+                raise type(error)(f"{_spelled(name)}: {error}") from None
+    return dict(zip(groups, settings, strict=True))
 
 
 def _spelled(name: str) -> str:
     return "--" + SPELLED.get(name, name).replace("_", "-")
 
 
-def _shown(default: Any) -> str:
+def _shown(default: object) -> str:
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     return "" if default is None or isinstance(default, bool) else str(default)
 
 
-def _metavar(annotation: Any, kinds: set[Any]) -> str | None:
+def _metavar(annotation: object, kinds: set[type]) -> str | None:
     names = {tuple: "A,B,...", bool: None, int: "INTEGER", float: "NUMBER", Path: "PATH"}
     usual = "|".join(map(str, literal_choices(annotation))) or "TEXT"
     return next((name for kind, name in names.items() if kind in kinds), usual)
 
 
-def _kinds(annotation: Any) -> set[Any]:
+def _kinds(annotation: object) -> set[type]:
     """The plain types in an annotation; a choice among words counts as text."""
     origin, arguments = getattr(annotation, "__origin__", annotation), get_args(annotation)
     if origin is Literal:
         return {type(word) for word in arguments}
-    inner = set().union(*(_kinds(argument) for argument in arguments)) if arguments else set()
-    return inner | ({origin} if isinstance(origin, type) else set())
+    inner = {kind for argument in arguments for kind in _kinds(argument)}
+    return inner | {origin} if isinstance(origin, type) else inner
 
 
-def _value(text: Any, annotation: Any) -> Any:
+def _value(text: object, annotation: object) -> object:
     """The value of an option from its text; several texts, or one with commas, give several values."""
     kinds = _kinds(annotation)
     if isinstance(text, list):
         parts = [part.strip() for words in text for part in words.split(",") if part.strip()]
         values = tuple(part if str in kinds else parsed(part) for part in parts)
-        return values[0] if int in kinds and len(values) == 1 and not _of_numbers_only(annotation) else values
-    if isinstance(text, bool) or (text == "none" and NoneType not in kinds):
+        return values[0] if int in kinds and len(values) == 1 and get_origin(annotation) is not tuple else values
+    if not isinstance(text, str) or (text == "none" and NoneType not in kinds):
         return text
     return parsed(text) if text == "none" or {int, float} & kinds else text
-
-
-def _of_numbers_only(annotation: Any) -> bool:
-    return getattr(annotation, "__origin__", None) is tuple
 
 
 def modernised(arguments: Sequence[str]) -> list[str]:
@@ -184,6 +181,9 @@ def modernised(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: Words after the program's name.
+
+    Raises:
+        LangNeuronsError: If there is no such command; the nearest are named as they are called today.
     """
     words = list(arguments)
     place = next((index for index, word in enumerate(words) if not word.startswith("-")), None)
@@ -193,6 +193,11 @@ def modernised(arguments: Sequence[str]) -> list[str]:
     current = OLD_COMMANDS.get(name, name)
     if name == "perplexity" and any(word.startswith(("--neurons", "--value", "--statistics")) for word in words):
         current = "perplexity-matrix"
+    if current not in GROUPS and "--help" not in words[:place]:
+        near = get_close_matches(name, [*GROUPS, *OLD_COMMANDS])
+        listed = ", ".join(repr(word) for word in dict.fromkeys(OLD_COMMANDS.get(word, word) for word in near))
+        hint = f" Did you mean {listed}?" if near else ""
+        raise LangNeuronsError(f"No such command {name!r}.{hint} langneurons --help lists all commands.")
     if current != name:
         _say(f"the command {name} is called {current}.")
     result = [*words[:place], current]
@@ -248,17 +253,12 @@ def main() -> None:
 
 
 def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    message: Warning | str, category: type, filename: str, lineno: int, file: object = None, line: object = None
 ) -> None:
     """Print our own warnings as a sentence, others as Python does."""
     ours = issubclass(category, LangNeuronsWarning)
-    text = f"langneurons: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
-    (file or sys.stderr).write(text)
+    said = f"langneurons: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno)
+    sys.stderr.write(said)
 
 
 def _say(message: str) -> None:

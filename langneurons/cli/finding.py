@@ -1,21 +1,23 @@
 """Commands that record, name and show neurons, and those that run a whole study."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 from pydantic import Field
 
 import langneurons as ln
 from langneurons.cli import command
-from langneurons.errors import LangNeuronsError, NeuronSetError, StatisticsError, StudyError
+from langneurons.errors import LangNeuronsError, NeuronSetError, PatchError, StatisticsError, StudyError
 from langneurons.settings import Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
-from langneurons.study.tables import ModelOptions
-from langneurons.study.wording import METHODS, make_method, options_of, parsed
+from langneurons.study.tables import ModelOptions, PatchPart
+from langneurons.study.wording import METHODS, PUBLISHED_METHODS, make_method, options_of, parsed
 
 if TYPE_CHECKING:
     import torch
+
+    from langneurons.storage import Result
 
 QUESTION = "Which neurons belong to which language, and what do they do?"
 
@@ -36,10 +38,34 @@ class TextOptions(Settings):
     text_column: str = Field("text", description="Column of the text in jsonl, parquet and hub data sets.")
     seed: Seed = Field(0, description="Seed for the order of documents.")
 
-    def load(self, source: str) -> "ln.Corpus":
-        """Load a text in the order of its seed."""
+    def load(self, source: str, shuffled: bool = True) -> "ln.Corpus":
+        """Load a text.
+
+        Args:
+            source: A folder, babel, or a hub data set.
+            shuffled: Whether to put documents in the order of the seed, not of the source.
+        """
         corpus = ln.load_corpus(source, self.languages, text_column=self.text_column, split=self.split)
-        return corpus.shuffle(self.seed)
+        return corpus.shuffle(self.seed) if shuffled else corpus
+
+
+class HeldoutOptions(TextOptions):
+    """Which held-out text is read, and how it is cut."""
+
+    old_names: ClassVar[Mapping[str, str]] = {"tokens": "tokens_per_language"}
+
+    split: str = Field("heldout", description="Part of the text: files with this word in their name.")
+    tokens_per_language: Count | None = Field(
+        None, description="Counted tokens of each language; by default as many as the smallest has."
+    )
+    context_length: Count | None = Field(
+        None, description="Positions read at once, a multiple of 16; by default 512, or the model's context if shorter."
+    )
+    each: Literal["block", "document"] = Field("block", description="block for running text, document for sentences.")
+
+    def pack(self, model: "torch.nn.Module", corpus: "ln.Corpus") -> "ln.HeldoutText":
+        """Tokenise a text for a model."""
+        return ln.HeldoutText.of(model, corpus, self.tokens_per_language, self.context_length, self.each)
 
 
 class NeuronFiles(Settings):
@@ -64,8 +90,25 @@ class NeuronFiles(Settings):
         if self.neurons is None:
             raise NeuronSetError("Whose neurons? Please give --neurons too, a file that langneurons identify wrote.")
         neurons = ln.NeuronSet.load(self.neurons)
-        stats = None if self.statistics is None else ln.ActivationStats.load(self.statistics)
-        return neurons if languages is None else neurons.select(languages), stats
+        return neurons if languages is None else neurons.select(languages), self.stats()
+
+    def stats(self) -> "ln.ActivationStats | None":
+        """Load the statistics, if there are any."""
+        return None if self.statistics is None else ln.ActivationStats.load(self.statistics)
+
+
+class PatchOptions(NeuronFiles):
+    """Neurons, and what is written at them."""
+
+    error: ClassVar[type[LangNeuronsError]] = PatchError
+
+    patch: tuple[str, ...] = Field(
+        (), description="0, mean, p90 (set); add:mean, scale:2, diffmean; repeatable; 0 by default."
+    )
+
+    def patches(self) -> dict[str, PatchPart]:
+        """What is written, by its own words."""
+        return {text: PatchPart.model_validate({"write": text}) for text in self.patch or ("0",)}
 
 
 class ComparisonOptions(Settings):
@@ -81,14 +124,29 @@ class ComparisonOptions(Settings):
     sample: Count = Field(200, description="Neurons to ablate, drawn at random from all.")
 
 
-def load_model(name: str, options: ModelOptions) -> "torch.nn.Module":
-    """Load a model as its options say.
+def statistics_of(path: Path, site: str | None, languages: Sequence[str] | None) -> "ln.ActivationStats":
+    """Load statistics.
 
     Args:
-        name: babel, a local folder, or a hub name.
-        options: Backend, type of the weights, device, revision.
+        path: Folder that record wrote.
+        site: A recorded site; by default the first.
+        languages: Languages to keep; by default all.
     """
-    return ln.load_model(name, **{key: value for key, value in options if value is not None})
+    stats = ln.ActivationStats.load(path)
+    stats = stats if site is None else stats.at(site)
+    return stats if languages is None else stats.select(languages)
+
+
+def keep(result: "Result", run: Run, name: str) -> None:
+    """Save a result in a folder of the run, if it has one, and say where.
+
+    Args:
+        result: What was computed.
+        run: Where it is kept.
+        name: Name of the folder.
+    """
+    if run.out is not None:
+        print(f"Written to {result.save(run.out / name)}")
 
 
 def method_of(name: str, options: Sequence[str]) -> "ln.identification.Method":
@@ -99,8 +157,10 @@ def method_of(name: str, options: Sequence[str]) -> "ln.identification.Method":
         options: Texts such as ``"top=0.01"``.
 
     Raises:
-        StatisticsError: If an option is no ``field=value``, or the method does not take it.
+        StatisticsError: If an option is no ``field=value``, the method does not take it, or only a study can use it.
     """
+    if name in PUBLISHED_METHODS:
+        raise StatisticsError(f"{name} reads published statistics, which only a study computes.")
     values = {}
     for option in options:
         key, equals, text = option.partition("=")
@@ -125,7 +185,7 @@ def record(
 ) -> None:
     """Record what every neuron does in every language."""
     texts = text.load(corpus)
-    stats = ln.record(load_model(model, options), texts, recording=recording, run=run)
+    stats = ln.record(options.load(model), texts, recording=recording, run=run)
     print(f"{stats}\nNext: langneurons identify {run.out}")
 
 
@@ -143,20 +203,12 @@ def identify(
     """Name each language's neurons from recorded statistics."""
     import pandas as pd
 
-    stats = ln.ActivationStats.load(statistics)
-    stats = stats if site is None else stats.at(site)
-    stats = stats if languages is None else stats.select(listed(languages))
+    stats = statistics_of(statistics, site, None if languages is None else listed(languages))
     neurons = method_of(method, option or []).identify(stats)
     path = neurons.save(out or statistics / f"neurons.{method}.json")
     layers = neurons.counts()
-    table = pd.DataFrame(
-        {
-            "language": neurons.languages,
-            "neurons": [len(neurons[language]) for language in neurons.languages],
-            "most in layer": [int(layers.loc[language].to_numpy().argmax()) for language in neurons.languages],
-        }
-    )
-    print(table.to_string(index=False))
+    table = pd.DataFrame({"language": layers.index, "neurons": layers.sum(axis=1).array})
+    print(table.assign(**{"most in layer": layers.to_numpy().argmax(axis=1)}).to_string(index=False))
     print(f"{len(neurons):,} neurons in all, written to {path}")
 
 
@@ -169,24 +221,23 @@ def validity(
     splits: Annotated[int, typer.Option(help="Random halvings of the documents.")] = 20,
     model: Annotated[str | None, typer.Option(help="With --corpus: record texts without language, the nulls.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Text for the nulls, in the order of its sources.")] = None,
-    text: TextOptions = TextOptions(),
-    recording: Recording = Recording(),
-    run: Run = Run(),
+    *,
+    text: TextOptions,
+    recording: Recording,
+    run: Run,
 ) -> None:
     """Ask whether a method's score is real: does it repeat on other documents, and find nothing where nothing is?"""
     if (model is None) != (corpus is None):
         raise StatisticsError("The nulls need both --model and --corpus, or neither for split halves alone.")
-    stats = ln.ActivationStats.load(statistics)
-    stats = stats if site is None else stats.at(site)
+    stats = statistics_of(statistics, site, text.languages)
     if model is not None and stats.site != "act":
         raise StatisticsError(
             f"The nulls are recorded at 'act', these statistics at {stats.site!r}: leave --model away."
         )
-    stats = stats if text.languages is None else stats.select(text.languages)
     checked = method_of(method, option or [])
     print(ln.split_half(checked, stats, splits, text.seed))
     if model is not None and corpus is not None:
-        texts = ln.load_corpus(corpus, text.languages, text_column=text.text_column, split=text.split)
+        texts = text.load(corpus, shuffled=False)
         print(ln.nulls(checked, ln.load_model(model), texts, seed=text.seed, recording=recording, run=run))
 
 
@@ -198,13 +249,14 @@ def compare_methods(
         list[str] | None,
         typer.Option(help="lape, or with options lape:top=0.01,filter_quantile=0.9; repeatable; by default all."),
     ] = None,
-    compared: ComparisonOptions = ComparisonOptions(),
-    text: TextOptions = TextOptions(),
-    recording: Recording = Recording(),
+    *,
+    compared: ComparisonOptions,
+    text: TextOptions,
+    recording: Recording,
     controls: Controls = Controls(draws=0),
-    testing: Testing = Testing(),
-    run: Run = Run(),
-    options: ModelOptions = ModelOptions(),
+    testing: Testing,
+    run: Run,
+    options: ModelOptions,
 ) -> None:
     """Compare methods: overlap, split halves, nulls, selectivity of patching, agreement with exact ablation."""
     methods = {}
@@ -214,35 +266,25 @@ def compare_methods(
     texts, heldout = text.load(corpus), None
     if compared.heldout is not None:
         heldout = text.model_copy(update={"split": "heldout", "languages": texts.languages}).load(compared.heldout)
-    comparison = ln.compare_methods(
-        methods,
-        load_model(model, options),
-        texts,
-        heldout,
-        nulls=compared.nulls,
-        value=compared.value,
-        controls=controls,
-        sample=compared.sample,
-        recording=recording,
-        run=run,
-        **testing.model_dump(),
-    )
+    about = compared.model_dump(exclude={"heldout"}) | testing.model_dump()
+    settings: dict[str, Any] = {"controls": controls, "recording": recording, "run": run}
+    comparison = ln.compare_methods(methods, options.load(model), texts, heldout, **about, **settings)
     print(comparison)
-    print(f"Written to {comparison.save(Path(str(run.out)) / 'comparison')}")
+    keep(comparison, run, "comparison")
 
 
 @command(old={"--texts": "--k"}, required=("neurons", "out"))
 def profile(
     model: Model,
     corpus: Texts,
-    files: NeuronFiles = NeuronFiles(),
+    files: NeuronFiles,
+    text: TextOptions,
+    profiling: Profiling,
+    run: Run,
+    options: ModelOptions,
     most: Annotated[
-        int, typer.Option(help="Neurons to look at; of more, those furthest ahead in their language.")
+        int, typer.Option(help="Neurons to look at, at most; those furthest ahead in their language.")
     ] = 200,
-    text: TextOptions = TextOptions(),
-    profiling: Profiling = Profiling(),
-    run: Run = Run(),
-    options: ModelOptions = ModelOptions(),
 ) -> None:
     """Look at single neurons: the texts that move them, the tokens they promote, the neurons like them."""
     from langneurons.analysis.profiles import clearest_neurons
@@ -254,10 +296,11 @@ def profile(
         )
     if stats is not None and len(neurons) > most:
         neurons = clearest_neurons(neurons, stats, most)
-    texts = ln.load_corpus(corpus, text.languages, text_column=text.text_column, split=text.split)
-    profiles = ln.profile(load_model(model, options), neurons, texts, stats, profiling=profiling, run=run)
-    path = profiles.save(Path(str(run.out)) / "profiles")
-    print(f"{profiles}\nWritten to {path}\nNext: langneurons report {run.out}")
+    texts = text.load(corpus, shuffled=False)
+    profiles = ln.profile(options.load(model), neurons, texts, stats, profiling=profiling, run=run)
+    print(profiles)
+    keep(profiles, run, "profiles")
+    print(f"Next: langneurons report {run.out}")
 
 
 @command()
@@ -268,7 +311,7 @@ def report(
 ) -> None:
     """Write everything that a folder holds as one HTML file that opens anywhere."""
     from langneurons.study.stages.report import read_folder
-    from langneurons.views.report.findings import provenance
+    from langneurons.views.findings import provenance
 
     findings, left_out = read_folder(folder, question)
     path = ln.write_report(out or folder / "report.html", findings)
@@ -284,9 +327,7 @@ def describe(model: Model) -> None:
 @command()
 def study(
     config: Annotated[Path, typer.Argument(help="A TOML file, or the directory of an earlier run.")],
-    only: Annotated[
-        str | None, typer.Option(help="Steps whose name begins with this, and what they depend on.")
-    ] = None,
+    only: Annotated[str | None, typer.Option(help="Steps whose name begins so, and what they depend on.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what is left to do and what it takes.")] = False,
     speed: Annotated[
         float | None,
@@ -296,12 +337,16 @@ def study(
     show: Annotated[bool, typer.Option("--show", help="Print the study with every default.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Verify every byte of what is done.")] = False,
     compare: Annotated[Path | None, typer.Option(help="Another study to compare with: its file or directory.")] = None,
-    run: Run = Run(),
+    *,
+    run: Run,
 ) -> None:
     """Run a whole study: what is done stays done, and the same command goes on after an interruption."""
+    from langneurons.study.config import read_study
+
+    read = read_study(config, run.out)  # what is wrong with the file is said before what takes long is imported
     from langneurons.study.study import Study, as_text
 
-    whole = Study.from_toml(config, run.out)
+    whole = Study(*read)
     if show:
         print(whole.show())
     elif dry_run:

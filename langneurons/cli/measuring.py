@@ -1,6 +1,6 @@
 """Commands that patch, ablate, train and measure."""
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -10,15 +10,16 @@ from pydantic import Field
 import langneurons as ln
 from langneurons import storage
 from langneurons.cli import command
-from langneurons.cli.finding import Model, NeuronFiles, TextOptions, Texts, load_model, method_of
+from langneurons.cli.finding import HeldoutOptions, Model, NeuronFiles, PatchOptions, Texts, keep, listed, method_of
 from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskError, TrainingError
 from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, Run, Seed, Settings, Testing, Training
 from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import language_patches, parsed, patch_maker
 
 if TYPE_CHECKING:
-    from langneurons.analysis.selectivity.texts import LabelledTexts
+    from langneurons.analysis.texts import LabelledTexts
 
+OLD_TASKS = {"--xnli": "--task xnli=", "--xquad": "--task xquad="}  # options of 0.1.0
 SCREENED = 200  # neurons that a screen is checked on
 
 TaskSource = Annotated[str, typer.Argument(help="A folder of the task's files, the hub's name, or babel.")]
@@ -26,36 +27,6 @@ Tasks = Annotated[
     list[str] | None,
     typer.Option(help="A task as kind=source, such as xnli=FOLDER, xquad=google/xquad, generation=TEXTS; repeatable."),
 ]
-Value = Annotated[str, typer.Option(help="What is written: a number, mean, a percentile such as p90.")]
-
-
-class HeldoutOptions(TextOptions):
-    """Which held-out text is read, and how it is cut."""
-
-    old_names: ClassVar[Mapping[str, str]] = {"tokens": "tokens_per_language"}
-
-    split: str = Field("heldout", description="Part of the text: files with this word in their name.")
-    tokens_per_language: Count | None = Field(
-        None, description="Counted tokens of each language; by default as many as the smallest has."
-    )
-    context_length: Count | None = Field(
-        None, description="Positions read at once, a multiple of 16; by default 512, or the model's context if shorter."
-    )
-    each: Literal["block", "document"] = Field("block", description="block for running text, document for sentences.")
-
-    def pack(self, model: Any, corpus: "ln.Corpus") -> "ln.HeldoutText":
-        """Tokenise a text for a model."""
-        return ln.HeldoutText.of(model, corpus, self.tokens_per_language, self.context_length, self.each)
-
-
-class PatchOptions(NeuronFiles):
-    """Neurons, and what is written at them."""
-
-    error: ClassVar[type[LangNeuronsError]] = PatchError
-
-    patch: tuple[str, ...] = Field(
-        (), description="0, mean, p90 (set); add:mean, scale:2, diffmean; repeatable; 0 by default."
-    )
 
 
 class AskedOptions(Settings):
@@ -110,12 +81,9 @@ class TrainingItems(Settings):
         """What is trained on, in the language of the training data, and what is evaluated on, in all languages."""
         from langneurons.training.transfer import check_apart
 
-        options: dict[str, Any] = {"seed": self.seed}
-        train = ln.tasks.load_task(
-            self.kind, source, [self.source], self.train_split, items=self.train_items, **options
-        )
-        languages = list(dict.fromkeys([self.source, *languages]))
-        test = ln.tasks.load_task(self.kind, source, languages, self.test_split, items=self.test_items, **options)
+        load = partial(ln.tasks.load_task, self.kind, source, seed=self.seed)
+        train = load([self.source], self.train_split, items=self.train_items)
+        test = load(list(dict.fromkeys([self.source, *languages])), self.test_split, items=self.test_items)
         check_apart(train, test, self.source, "training")
         return train, test
 
@@ -134,23 +102,16 @@ class IdentifiedNeurons(PatchOptions):
         """
         if self.neurons is not None:
             return self.load()
-        if self.statistics is None:
+        if (stats := self.stats()) is None:
             raise TrainingError("Whose neurons? Give --neurons, or --statistics to identify them.")
-        stats = ln.ActivationStats.load(self.statistics)
         return method_of(self.method, self.set).identify(stats), stats
 
 
 @command()
-def perplexity(
-    model: Model,
-    corpus: Texts,
-    text: HeldoutOptions = HeldoutOptions(),
-    run: Run = Run(),
-    options: ModelOptions = ModelOptions(),
-) -> None:
+def perplexity(model: Model, corpus: Texts, text: HeldoutOptions, run: Run, options: ModelOptions) -> None:
     """Measure how well a model predicts each language."""
     texts = text.load(corpus)
-    loaded = load_model(model, options)
+    loaded = options.load(model)
     print(ln.perplexity(loaded, text.pack(loaded, texts), run=run).to_string(index=False))
 
 
@@ -161,47 +122,40 @@ def perplexity_matrix(
     value: Annotated[
         str, typer.Option(help="What to write: a number, mean, a percentile such as p90; or add:mean, scale:2, ...")
     ] = "0",
-    files: NeuronFiles = NeuronFiles(),
-    text: HeldoutOptions = HeldoutOptions(),
-    controls: Controls = Controls(),
-    testing: Testing = Testing(),
-    run: Run = Run(),
-    options: ModelOptions = ModelOptions(),
+    *,
+    files: NeuronFiles,
+    text: HeldoutOptions,
+    controls: Controls,
+    testing: Testing,
+    run: Run,
+    options: ModelOptions,
 ) -> None:
     """Measure what patching each language's neurons does to every language."""
     texts = text.load(corpus)
     # What can be wrong with the small files is found before the model is loaded.
     neurons, stats = files.load()
     patch = patch_maker(value, stats)
-    loaded = load_model(model, options)
-    controls = controls.model_copy(update={"stats": stats})
+    loaded = options.load(model)
+    settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
     packed = text.pack(loaded, texts)
-    settings = {"controls": controls, "testing": testing, "run": run}
     matrix = ln.perplexity_matrix(loaded, packed, neurons, languages=text.languages, patch=patch, **settings)
     print(matrix)
     if matrix.selectivity is not None and len(matrix.selectivity):
         print(f"\n{matrix.selectivity_table()}")
-    if run.out is not None:
-        print(f"Written to {matrix.save(run.out / 'matrix')}")
+    keep(matrix, run, "matrix")
 
 
-@command(
-    old={
-        "--xnli": "--task xnli=",
-        "--xquad": "--task xquad=",
-        "--prompts": "--task generation=",
-        "--source": "--beginnings",
-    }
-)
+@command(old=OLD_TASKS | {"--prompts": "--task generation=", "--source": "--beginnings"})
 def evaluate(
     model: Model,
     task: Tasks = None,
-    files: PatchOptions = PatchOptions(),
-    asked_items: AskedOptions = AskedOptions(),
+    *,
+    files: PatchOptions,
+    asked_items: AskedOptions,
     controls: Controls = Controls(draws=0),
-    testing: Testing = Testing(),
-    run: Run = Run(),
-    options: ModelOptions = ModelOptions(),
+    testing: Testing,
+    run: Run,
+    options: ModelOptions,
 ) -> None:
     """Score a model on tasks, without and with patches of each language's neurons."""
     from langneurons.evaluation.evaluating import chosen_languages
@@ -213,39 +167,31 @@ def evaluate(
     about = asked_items.model_dump(exclude={"languages", "head"})
     tasks = [ln.tasks.load_task(kind, source, asked_items.languages, **about) for kind, source in map(_named, task)]
     # What can be wrong with the small files is found before the model is loaded.
-    stats = None if files.statistics is None else ln.ActivationStats.load(files.statistics)
-    languages, patches = asked_items.languages, {}
+    stats, languages, patches = files.stats(), asked_items.languages, {}
     if files.neurons is not None:
         neurons, _ = files.load()
-        patches = language_patches(neurons, files.patch or ["0"], stats)
+        patches = language_patches(neurons, files.patches(), stats)
         languages = languages or [name for name in chosen_languages(tasks, None) if name in neurons.languages]
-    evaluation = ln.evaluate(
-        load_model(model, options),
-        tasks,
-        languages,
-        patches,
-        head=None if asked_items.head is None else ln.tasks.ClassificationHead.load(asked_items.head),
-        controls=controls.model_copy(update={"stats": stats}),
-        testing=testing,
-        run=run,
-    )
+    head = None if asked_items.head is None else ln.tasks.ClassificationHead.load(asked_items.head)
+    settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
+    evaluation = ln.evaluate(options.load(model), tasks, languages, patches, head=head, **settings)
     print(evaluation)
     for each in tasks if patches else []:
         print(f"\n{evaluation.effects(each.name)}")
-    if run.out is not None:
-        print(f"Written to {evaluation.save(run.out / 'evaluation')}")
+    keep(evaluation, run, "evaluation")
 
 
 @command(old={"--xnli": "--kind xnli", "--rows": "--batch-size"})
 def ablate(
     model: Model,
     corpus: Annotated[str, typer.Argument(help="Held-out text, or the source of a task.")],
-    files: AblationOptions = AblationOptions(),
-    text: HeldoutOptions = HeldoutOptions(),
+    *,
+    files: AblationOptions,
+    text: HeldoutOptions,
     controls: Controls = Controls(draws=0),
-    testing: Testing = Testing(),
-    run: Run = Run(),
-    options: ModelOptions = ModelOptions(),
+    testing: Testing,
+    run: Run,
+    options: ModelOptions,
 ) -> None:
     """Measure what the model loses without each neuron, beside matched controls."""
     on_text = files.kind == "text"
@@ -257,10 +203,11 @@ def ablate(
         else ln.tasks.load_task(files.kind, corpus, text.languages, items=files.items, seed=text.seed)
     )
     # What can be wrong with the small files is found before the model is loaded.
-    stats = None if files.statistics is None else ln.ActivationStats.load(files.statistics)
-    neurons = None if files.neurons is None else files.load(text.languages)[0]
-    neurons = neurons if neurons is None or files.label is None else neurons[files.label]
-    value, loaded = parsed(files.value), load_model(model, options)
+    neurons, stats, value = None, files.stats(), parsed(files.value)
+    if files.neurons is not None:
+        neurons, _ = files.load(text.languages)
+        neurons = neurons if files.label is None else neurons[files.label]
+    loaded = options.load(model)
     if neurons is None:
         assert files.top is not None
         # Neurons chosen for large effects on some text look larger there than they are.
@@ -270,26 +217,18 @@ def ablate(
         )
         print(f"{screen}\nScreened on one half of the documents; their effects on the other half:\n")
         neurons = screen.neurons if files.label is None else screen.neurons[files.label]
-    ablation = ln.ablate(
-        loaded,
-        neurons,
-        text.pack(loaded, data) if on_text else data,
-        files.metric,
-        value,
-        each=files.each,
-        controls=controls.model_copy(update={"stats": stats} | ({"draws": 0} if files.each == "cumulative" else {})),
-        testing=testing,
-        run=run,
-    )
+    data = text.pack(loaded, data) if on_text else data
+    controls = Controls(draws=0) if files.each == "cumulative" else controls
+    settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
+    ablation = ln.ablate(loaded, neurons, data, files.metric, value, each=files.each, **settings)
     table = ablation.table(files.show, files.min_effect)
     print(table)
     if files.latex is not None:
         storage.write_text(files.latex, table.latex())
-    if run.out is not None:
-        print(f"Written to {ablation.save(run.out / 'ablation')}")
+    keep(ablation, run, "ablation")
 
 
-@command(old={"--xnli": "--task xnli=", "--xquad": "--task xquad=", "--items": "--max-items"}, required=("out",))
+@command(old=OLD_TASKS | {"--items": "--max-items"}, required=("out",))
 def polysemanticity(
     model: Model,
     neurons: Annotated[Path, typer.Argument(help="A file that identify wrote.")],
@@ -301,31 +240,25 @@ def polysemanticity(
     statistics: Annotated[
         Path | None, typer.Option(help="A folder that record wrote, to match controls by magnitude too.")
     ] = None,
-    controls: Controls = Controls(),
-    probing: Probing = Probing(),
-    run: Run = Run(),
-    options: ModelOptions = ModelOptions(),
+    *,
+    controls: Controls,
+    probing: Probing,
+    run: Run,
+    options: ModelOptions,
 ) -> None:
     """Ask whether a language's neurons carry a task too: shares, tests, probes, beside matched controls."""
     sources = [*(task or []), *filter(None, [texts])]
     if len(sources) != 1:
         raise TaskError(f"Give exactly one of --task and --texts, not {len(sources)}.")
-    codes = None if languages is None else [code.strip() for code in languages.split(",") if code.strip()]
-    asked_of: Any
-    if texts is not None:
-        asked_of = labelled_texts(texts)
-    else:
-        kind, source = _named(sources[0])
-        asked_of = ln.tasks.load_task(kind, source, codes)
-    labelled, stats = NeuronFiles(neurons=neurons, statistics=statistics).load(codes)
-    controls = controls.model_copy(update={"stats": stats})
-    result = ln.polysemanticity(
-        load_model(model, options), labelled, asked_of, codes, controls=controls, probing=probing, run=run
-    )
+    codes = None if languages is None else listed(languages)
+    labelled = ln.tasks.load_task(*_named(str(sources[0])), codes) if texts is None else labelled_texts(texts)
+    neuron_set, stats = NeuronFiles(neurons=neurons, statistics=statistics).load(codes)
+    settings: dict[str, Any] = {"controls": controls, "stats": stats, "probing": probing, "run": run}
+    result = ln.polysemanticity(options.load(model), neuron_set, labelled, codes, **settings)
     print(f"{result}\n\n{result.table(top=10)}")
     if len(result.probes):
         print(f"\n{result.probes_table()}")
-    print(f"Written to {result.save(Path(str(run.out)) / 'polysemanticity')}")
+    keep(result, run, "polysemanticity")
 
 
 @command(required=("out",))
@@ -335,11 +268,12 @@ def finetune(
     neurons: Annotated[Path | None, typer.Option(help="A file that identify wrote.")] = None,
     condition: Annotated[str | None, typer.Option(help="What to train: none, source, target, random, all, ...")] = None,
     language: Annotated[str | None, typer.Option(help="The target language, whose neurons are trained.")] = None,
-    items: TrainingItems = TrainingItems(),
-    adapter: Adapter = Adapter(),
-    training: Training = Training(),
-    run: Run = Run(),
-    options: ModelOptions = ModelOptions(),
+    *,
+    items: TrainingItems,
+    adapter: Adapter,
+    training: Training,
+    run: Run,
+    options: ModelOptions,
 ) -> None:
     """Fine-tune the neurons of a language, with attention and a head, and evaluate what came of it."""
     from langneurons.training.conditions import NONE, conditions
@@ -355,45 +289,37 @@ def finetune(
         trained = conditions(sets, items.source, languages, [name], [training.seed])[0].neurons
     parts = (adapter.rank, adapter.alpha, adapter.projections, adapter.attention, training.seed)
     update = None if trained is None and not adapter.attention else ln.MaskedLoRA(trained, *parts)
-    loaded = load_model(model, options)
+    loaded = options.load(model)
     tuned = ln.finetune(loaded, train, update, languages=[items.source], training=training, run=run)
     print(tuned)
     evaluated = list(dict.fromkeys([items.source, *languages]))
     print(tuned.evaluate(loaded, test, evaluated, batch_size=training.batch_size))
-    print(f"Written to {tuned.save(Path(str(run.out)) / 'finetuned')}")
+    keep(tuned, run, "finetuned")
 
 
 @command(old={"--draws": "--controls"}, required=("out", "targets"))
 def transfer_experiment(
     model: Model,
     task: TaskSource,
-    files: IdentifiedNeurons = IdentifiedNeurons(),
-    items: TrainingItems = TrainingItems(),
-    experiment: Experiment = Experiment(),
+    *,
+    files: IdentifiedNeurons,
+    items: TrainingItems,
+    experiment: Experiment,
     controls: Controls = Controls(draws=1),
-    training: Training = Training(),
-    testing: Testing = Testing(),
-    run: Run = Run(),
-    options: ModelOptions = ModelOptions(),
+    training: Training,
+    testing: Testing,
+    run: Run,
+    options: ModelOptions,
 ) -> None:
     """Train neurons on one language under several conditions and seeds, and measure what that is worth in others."""
     train, test = items.load(task, list(experiment.targets or ()))
     neurons, stats = files.identify()
-    patches = language_patches(neurons, files.patch, stats)
-    transfer = ln.transfer_experiment(
-        load_model(model, options),
-        train,
-        test,
-        neurons,
-        experiment=experiment,
-        patches=patches or None,
-        controls=controls.model_copy(update={"stats": stats}),
-        training=training,
-        testing=testing,
-        run=run,
-    )
-    path = transfer.save(Path(str(run.out)) / "transfer")
-    print(f"{transfer}\nWritten to {path}")
+    patches = language_patches(neurons, files.patches() if files.patch else {}, stats)
+    settings: dict[str, Any] = {"experiment": experiment, "controls": controls, "stats": stats, "training": training}
+    settings |= {"patches": patches or None, "testing": testing, "run": run}
+    transfer = ln.transfer_experiment(options.load(model), train, test, neurons, **settings)
+    print(transfer)
+    keep(transfer, run, "transfer")
     if len(transfer.conditions) > 1:
         print(f"\n{transfer.effects(transfer.reference)}")
     if patches:
@@ -409,7 +335,7 @@ def labelled_texts(path: Path) -> "LabelledTexts":
     Raises:
         TaskError: If there is no such column.
     """
-    from langneurons.analysis.selectivity.texts import LabelledTexts
+    from langneurons.analysis.texts import LabelledTexts
 
     table = storage.read_table(path, foreign=True)
     if "language" not in table.columns:

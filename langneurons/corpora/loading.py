@@ -22,6 +22,7 @@ Row = dict[str, str | None]
 KINDS = (".txt", ".jsonl", ".parquet")
 # What data call the columns that say where a text stands.
 PLACES = {"id": ("id",), "document": ("document", "article", "title"), "source": ("source",)}
+_TEXT = Features({"text": Value("string")})
 _FEATURES = Features({name: Value("string") for name in ("text", *PLACES)})
 _SPLITS = {"train", "heldout", "test", "dev", "valid", "validation"}
 _LANGUAGE = re.compile(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*")
@@ -120,8 +121,7 @@ def _table_of(language: str, documents: Iterable[str]) -> Dataset:
         if not isinstance(text, str):
             raise CorpusError(f"Document {index} of {language!r} is of type {type(text).__name__}, not text.")
     try:
-        table = Dataset.from_dict({"text": [text for text in texts if text.strip()]})
-        return table.cast_column("text", Value("string"))
+        return Dataset.from_dict({"text": [text for text in texts if text.strip()]}, features=_TEXT)
     except UnicodeEncodeError as error:
         raise CorpusError(f"A document of {language!r} is not valid Unicode ({error.reason}).") from error
 

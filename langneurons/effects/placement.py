@@ -9,7 +9,8 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from langneurons.effects.estimation import difference, holm
+from langneurons.effects.estimation import difference, effect, holm, verdict_of
+from langneurons.effects.pairing import BASELINE
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.errors import EffectError
 from langneurons.settings import Testing, TestingOptions, with_options
@@ -17,6 +18,8 @@ from langneurons.settings import Testing, TestingOptions, with_options
 ALL = "all"
 LEVEL = 0.95
 MEASURES = ("mean", "sd", "low", "high", "position", "p", "draws")  # of a placement, as columns of a table
+UNPATCHED = "unpatched"  # the column of what the unpatched model's values are
+BEYOND = ("estimate", "low", "high", "p", "within_margin")
 LanguageRows = Mapping[str, pd.DataFrame]
 
 
@@ -123,6 +126,84 @@ def _rank_p(value: float, draws: Float[np.ndarray, " draw"]) -> float:
     tolerance = 1e-12 * max(abs(value), float(np.abs(draws).max()))
     extreme = np.count_nonzero(np.abs(draws - centre) >= abs(value - centre) - tolerance)
     return (1 + int(extreme)) / (len(draws) + 1)
+
+
+def beyond_controls(
+    patched: pd.DataFrame,
+    controls: Sequence[pd.DataFrame],
+    baseline: pd.DataFrame,
+    write_ratio: float = 1.0,
+    value: str = "nll",
+    per: str = BASELINE,
+    *,
+    testing: Testing = Testing(),
+    **options: Unpack[TestingOptions],
+) -> dict[str, float]:
+    """Estimate what a set of neurons changed beyond its controls, with an interval for documents and draws together.
+
+    Were the set one more control, the difference would vary with the documents and with the draw of neurons; the
+    variances of both are added (Student's t, Satterthwaite).
+
+    Args:
+        patched: Rows measured under the patch of the set.
+        controls: Rows of the same items under each control draw, at least two.
+        baseline: Rows of the unpatched model.
+        write_ratio: What the controls write over what the set writes; effects of controls are divided by it, so that
+            both are compared at the same dose.
+        value: The column to compare.
+        per: What summed differences are divided by, see ``effect``.
+        testing: The margin, the interval's level and the resampling.
+        options: Single fields of ``Testing``.
+
+    Returns:
+        estimate, low, high, p, and within_margin (1 or 0).
+
+    Raises:
+        EffectError: If there are fewer than two draws, or ``effect`` would refuse the rows.
+    """
+    (testing,) = with_options(options, testing)
+    if len(controls) < 2:
+        raise EffectError(f"Effects beyond controls need at least two draws of them, given {len(controls)}.")
+    changes = np.array([difference(draw, baseline, value, per) for draw in controls]) / write_ratio
+    before = baseline.set_index("item")[value].to_numpy(float)
+    drawn = np.stack([draw.set_index("item")[value].reindex(baseline["item"]).to_numpy(float) for draw in controls])
+    as_controls = baseline.assign(**{value: before + (drawn.mean(0) - before) / write_ratio, UNPATCHED: before})
+    change = effect(patched, as_controls, value, UNPATCHED if per == BASELINE else per, testing=testing)
+    of_draws = float(changes.var(ddof=1)) * (1 + 1 / len(changes))
+    of_documents = change.standard_error**2
+    error = float(np.sqrt(of_documents + of_draws))
+    if error == 0:
+        same = change.estimate == 0
+        return dict(zip(BEYOND, (change.estimate,) * 3 + (float(same), float(same)), strict=True))
+    degrees = error**4 / (of_documents**2 / change.degrees + of_draws**2 / (len(changes) - 1))
+    reach, inner = (float(stats.t.ppf(share, degrees)) * error for share in ((1 + testing.level) / 2, 1 - SIGNIFICANCE))
+    within = abs(change.estimate) + inner <= testing.margin
+    p = float(2 * stats.t.sf(abs(change.estimate) / error, degrees))
+    bounds = change.estimate - reach, change.estimate + reach
+    return dict(zip(BEYOND, (change.estimate, *bounds, p, float(within)), strict=True))
+
+
+def beyond_columns(
+    cells: Sequence[Mapping[str, float] | None], lower_is_better: bool, name: str = "beyond"
+) -> dict[str, np.ndarray | list[str | None]]:
+    """Columns of a table for effects beyond controls, judged as one family (Holm).
+
+    Args:
+        cells: What ``beyond_controls`` gave for each row; None where a row has no controls.
+        lower_is_better: Whether a smaller value is better.
+        name: First part of the columns' names.
+
+    Returns:
+        ``<name>``, ``<name>_low``, ``<name>_high``, ``<name>_p_holm`` and ``<name>_verdict``.
+    """
+    frame = pd.DataFrame([cell or dict.fromkeys(BEYOND, np.nan) for cell in cells], columns=list(BEYOND), dtype=float)
+    adjusted = holm(frame["p"].to_numpy())
+    parts = zip(frame["estimate"], adjusted, frame["within_margin"], strict=True)
+    verdicts = [
+        None if np.isnan(change) else verdict_of(change, p, within == 1, lower_is_better) for change, p, within in parts
+    ]
+    bounds = {f"{name}_{bound}": frame[bound].to_numpy() for bound in ("low", "high")}
+    return {name: frame["estimate"].to_numpy(), **bounds, f"{name}_p_holm": adjusted, f"{name}_verdict": verdicts}
 
 
 def relative_changes(rows: LanguageRows, baseline: LanguageRows) -> dict[str, float]:

@@ -21,6 +21,7 @@ from langneurons.storage.presenting import P_VALUE, Column, Table
 from langneurons.storage.result import Result
 
 Key = TypeVar("Key", bound=Hashable)
+BEYOND_COLUMNS = ("beyond", "beyond_low", "beyond_high", "beyond_verdict")
 LARGE_SHARE = 0.25  # of an effect's weight in one cluster, above which a table says so
 COMMON = ("value", "per", "margin", "level", "resamples", "seed", "lower_is_better")
 COLUMNS = (
@@ -48,8 +49,9 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
     Attributes:
         rows: One effect per row: the key columns, estimate, low, high, p, p_holm, verdict, minimal_detectable,
             standard_error, largest_cluster, items, clusters, baseline, condition; seeds and seed_sd where something was
-            trained; where controls were drawn, their placement (control_mean, control_low, control_high, ...). The
-            minimal detectable effect is that of a test in this family.
+            trained; where controls were drawn, their placement (control_mean, control_low, control_high, ...), and the
+            effect beyond them (beyond, ...; at_equal_dose, ..., where their effects are scaled to what the set writes).
+            The minimal detectable effect is that of a test in this family.
         settings: How it was measured, with ``keys`` (the key columns) and ``family`` (what was adjusted over).
         controls: Effect of each control draw: key columns, ``control`` (its kind), ``draw``, ``estimate``.
         selectivity: Diagonal against off-diagonal, where the table is a matrix of languages.
@@ -146,7 +148,8 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
             percent: Whether to print effects in per cent or points, not as shares.
         """
         names = ("estimate", "low", "high", "p_holm", "verdict", "minimal_detectable")
-        names += ("control_mean", "control_low", "control_high", "control_p_adjusted", "items", "clusters", "seeds")
+        names += ("control_mean", "control_low", "control_high", "control_p_adjusted", *BEYOND_COLUMNS)
+        names += ("items", "clusters", "seeds")
         frame = self.rows.loc[:, [*self.keys, *(name for name in names if name in self.rows.columns)]]
         unit, scale = (self.unit, self.scale) if percent else ("", 1)
         columns = {
@@ -155,6 +158,8 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
             "minimal_detectable": Column("detectable", unit, scale),
             "control_mean": Column("controls", unit, scale, signed=True, bounds=("control_low", "control_high")),
             "control_p_adjusted": Column("p among controls (Holm)", digits=P_VALUE.digits),
+            "beyond": Column("beyond controls", unit, scale, signed=True, bounds=("beyond_low", "beyond_high")),
+            "beyond_verdict": Column("verdict beyond controls"),
             "seeds": Column(index=True),
         }
         return Table(frame, columns, caption=self._caption(unit, scale))
@@ -234,6 +239,7 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
             f"[{self._level} interval]. {self._margin(size, column)} {_span(self.rows['items'].tolist())} items in "
             f"{clusters} per effect; minimal detectable effect (in this family) "
             f"{' to '.join(f'{bound}{column}' for bound in bounds)}.{dominance(self.rows)}{draws_needed(self.rows)}"
+            f"{balance_sentence(self.settings)}"
         )
 
     def _margin(self, size: Column, unit: str) -> str:
@@ -243,6 +249,12 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         in_nats = f" ({' to '.join(dict.fromkeys((nats[0], nats[-1])))} nats per token)" if nats else ""
         default = ", the default" if margin == Testing().margin else ""
         return f'"No effect" and "slightly" mean: within the margin of {size.text(margin)}{unit}{in_nats}{default}.'
+
+
+def balance_sentence(settings: Mapping[str, Any]) -> str:
+    """What a result's settings say of its controls' balance, to end a caption; nothing where there were none."""
+    balance = settings.get("balance")
+    return f" {balance['sentence']}" if balance else ""
 
 
 def dominance(rows: pd.DataFrame) -> str:

@@ -129,7 +129,7 @@ def evaluate(
             "patches": {f"{name} {language}": list(map(repr, cell)) for (name, language), cell in by_cell.items()},
             "tasks": {f"{task.name} {task.protocol}": task.fingerprint for task in tasks},
             "control_draws": controls.draws,
-            "options": {**testing.model_dump(), "resamples": testing.samples},
+            "options": testing.model_dump(),
         },
     )
 

@@ -9,12 +9,18 @@ import pandas as pd
 import torch
 
 from langneurons.corpora import Corpus
-from langneurons.effects.placement import placement_columns, relative_changes, selectivity
+from langneurons.effects.placement import (
+    beyond_columns,
+    beyond_controls,
+    placement_columns,
+    relative_changes,
+    selectivity,
+)
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, PatchError, StatisticsError
 from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.measuring import LanguageRows, loss_effects, measure, split_by_language
-from langneurons.identification.controls import matched_by, statistics_at
+from langneurons.identification.controls import matched_by, reported_balance, statistics_at
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Patch, SetTo, Value
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
@@ -61,7 +67,9 @@ def perplexity_matrix(
 
     Returns:
         Effects by ``patched`` and ``measured``, all one Holm family. On each row also what the matched controls did
-        (mean, SD, prediction interval, position, rank p where their number allows one), on the diagonal what patching
+        (mean, SD, prediction interval, position, rank p where their number allows one) and what the set changed beyond
+        them (``beyond``, and ``at_equal_dose``, where their effects are scaled to what the set writes), on the diagonal
+        what patching
         the other languages' neurons did to this language, and, with ``stats`` at a site where the sign means something,
         what frequent neutral neurons did. ``.controls`` lists every draw, ``.selectivity`` the diagonal against the
         off-diagonal with its control distribution.
@@ -82,9 +90,8 @@ def perplexity_matrix(
     if patch is not None and (layers is not None or not isinstance(value, int | float) or value != 0):
         raise PatchError("Give either patch=, which says what is written where, or value= and layers=.")
     make = patch or (lambda neurons, language: SetTo(neurons, value, layers=layers))
-    patches = {
-        name: make(members, name[1]) for name, members in _neurons_of_conditions(neurons, languages, controls).items()
-    }
+    sets, balance = _neurons_of_conditions(neurons, languages, controls)
+    patches = {name: make(members, name[1]) for name, members in sets.items()}
     text = HeldoutText.of(model, text)
     rows = measure(model, text, {UNPATCHED: []} | {name: [patch] for name, patch in patches.items()}, run)
     conditions = {name: split_by_language(rows_of_all) for name, rows_of_all in rows.items()}
@@ -97,12 +104,16 @@ def perplexity_matrix(
         "controls": controls.draws,
         "match": matched_by(controls),
     }
+    settings |= {"balance": reported_balance(balance, controls)} if controls.draws else {}
     labels = {(label,): rows for label, rows in patched.items()}
     table = loss_effects(model, text, labels, baseline, ("patched", "measured"), settings, testing)
     changes = _changes_of_controls(conditions, baseline)
+    rows_beside = _beside_controls(table.rows, changes, testing.level)
+    if controls.draws > 1:
+        rows_beside = rows_beside.assign(**_beyond_controls(conditions, baseline, balance, testing))
     return replace(
         table,
-        rows=_beside_controls(table.rows, changes, testing.level),
+        rows=rows_beside,
         controls=changes,
         selectivity=selectivity(patched, baseline, changes, testing=testing),
     )
@@ -110,24 +121,43 @@ def perplexity_matrix(
 
 def _neurons_of_conditions(
     neurons: NeuronSet, languages: Iterable[str] | None, controls: Controls
-) -> dict[tuple, NeuronSet]:
-    """The neurons of every condition: ("set", label), ("matched", label, draw) and ("neutral", label)."""
+) -> tuple[dict[tuple, NeuronSet], pd.DataFrame]:
+    """The neurons of every condition, ("set", label), ("matched", label, draw) and ("neutral", label), and balance."""
     labels = [label for label in languages or neurons.languages if len(neurons[label])]
     if not labels:
         raise EffectError(f"No label of {neurons!r} has a neuron: there is nothing to patch.")
     patched = neurons.select(labels)
     conditions: dict[tuple, NeuronSet] = {("set", label): patched[label] for label in labels}
-    for draw in range(controls.draws):
-        control = patched.matched_control(controls, draw, exclude=neurons)
+    draws = [patched.matched_control(controls, draw, exclude=neurons) for draw in range(controls.draws)]
+    balance = patched.balance(draws, controls, exclude=neurons) if draws else pd.DataFrame()
+    for draw, control in enumerate(draws):
         conditions |= {("matched", label, draw): control[label] for label in labels}
     stats = statistics_at(controls, neurons.site) if controls.draws else None
     if stats is not None:
         try:
             neutral = neurons.neutral_control(stats)
         except StatisticsError:
-            return conditions  # where the sign means nothing, no neuron can be called frequent
+            return conditions, balance  # where the sign means nothing, no neuron can be called frequent
         conditions |= {("neutral", label): neutral[label] for label in labels}
-    return conditions
+    return conditions, balance
+
+
+def _beyond_controls(
+    conditions: Mapping[tuple, LanguageRows], baseline: LanguageRows, balance: pd.DataFrame, testing: Testing
+) -> dict[str, object]:
+    """What each set changed beyond its matched controls, as it is and at equal dose, in the order of the effects."""
+    ratio_of = dict(zip(balance["language"], balance["write_ratio"].fillna(1.0), strict=True))
+    as_drawn, at_equal_dose = [], []
+    for label in (name[1] for name in conditions if name[0] == "set"):
+        draws = [rows for name, rows in conditions.items() if name[:2] == ("matched", label)]
+        for language, unpatched in baseline.items():
+            rows = conditions["set", label][language], [draw[language] for draw in draws], unpatched
+            as_drawn.append(beyond_controls(*rows, testing=testing))
+            at_equal_dose.append(beyond_controls(*rows, ratio_of[label], testing=testing))
+    return {
+        **beyond_columns(as_drawn, lower_is_better=True),
+        **beyond_columns(at_equal_dose, lower_is_better=True, name="at_equal_dose"),
+    }
 
 
 def _changes_of_controls(conditions: Mapping[tuple, LanguageRows], baseline: LanguageRows) -> pd.DataFrame:

@@ -318,6 +318,7 @@ def loss_effects(
     Returns:
         Effects: change of the measured language's loss relative to its own baseline.
     """
+    testing = testing.in_family(len(conditions) * len(text.languages))
     effects = {
         (*condition, language): effect(
             rows[language], baseline[language], value="nll", per="baseline", lower_is_better=True, testing=testing
@@ -325,10 +326,11 @@ def loss_effects(
         for condition, rows in conditions.items()
         for language in text.languages
     }
+    losses = {language: float(rows["nll"].sum() / rows["tokens"].sum()) for language, rows in baseline.items()}
     model_view = view(model)
     family = f"model {model_view.name}, held-out text, nll relative to the unpatched model: {len(effects)} effects"
     about = {"tokens": text.tokens, "text": text.fingerprint, "model": model_view.fingerprint}
-    return EffectTable.of(effects, keys, family, {**settings, **about})
+    return EffectTable.of(effects, keys, family, {**settings, **about, "nats_per_token": losses})
 
 
 def split_by_language(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

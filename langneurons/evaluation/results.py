@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
-from langneurons.effects.estimation import Effect, effect
+from langneurons.effects.estimation import Effect, Verdict, effect
 from langneurons.effects.placement import LEVEL, placement_columns
 from langneurons.effects.table import EffectTable, with_current_names
 from langneurons.errors import CorruptArtefactError, EffectError, unknown
@@ -51,9 +51,9 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         Returns:
             One row per task, protocol, metric, patch and language: score, its interval (low, high; of 95 % by default),
             items, clusters; ``against_chance`` where chance is known exactly: better or worse where it lies outside the
-            interval, equivalent where the interval lies within the margin around it, else inconclusive (one score at a
-            time, no family); ``detectable``, the difference from any fixed value that this many items find with 80 %
-            power; then one column per reference.
+            interval (slightly so where the interval lies within the margin around it), at chance where the interval
+            holds it and lies within the margin, else inconclusive (one score at a time, no family); ``detectable``, the
+            difference from any fixed value that this many items find with 80 % power; then one column per reference.
         """
         keys = [*MEASURED, "patch", "language"]
         cells = parts_of(self.rows, keys).items()
@@ -90,9 +90,10 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
 
     def _effects(self, rows: pd.DataFrame, names: dict[str, str]) -> EffectTable:
         by_cell = parts_of(rows, ["patch", "language"])
+        testing = self._testing.in_family(sum(patch != UNPATCHED for patch, _ in by_cell))
         effects = {
             (patch, language): effect(
-                part, by_cell[UNPATCHED, language], "value", "row", lower_is_better=False, testing=self._testing
+                part, by_cell[UNPATCHED, language], "value", "row", lower_is_better=False, testing=testing
             )
             for (patch, language), part in by_cell.items()
             if patch != UNPATCHED
@@ -184,9 +185,10 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
 def _against(chance: float | None, low: float | None, high: float | None, margin: float) -> str | None:
     if chance is None or low is None or high is None:
         return None
-    if chance - margin <= low and high <= chance + margin:
-        return "equivalent"
-    return "better" if low > chance else "worse" if high < chance else "inconclusive"
+    within = chance - margin <= low and high <= chance + margin
+    if low <= chance <= high:
+        return "at chance" if within else "inconclusive"
+    return f"{'slightly ' if within else ''}{'better' if low > chance else 'worse'}"
 
 
 def parts_of(rows: pd.DataFrame, keys: Sequence[str]) -> dict[tuple, pd.DataFrame]:
@@ -268,11 +270,11 @@ class Factorial(Result):
         """Each cell over its languages.
 
         Returns:
-            operation, site, protocol, task; the mean estimate; how many languages got better, worse, equivalent,
-            inconclusive; the largest effect that could have gone unnoticed in a language (detectable).
+            operation, site, protocol, task; the mean estimate; in how many languages each verdict fell; the largest
+            effect that could have gone unnoticed in a language (detectable).
         """
         keys = [*FACTORS, "task"]
-        counts = {name: ("verdict", _count(name)) for name in ("better", "worse", "equivalent", "inconclusive")}
+        counts = {name: ("verdict", _count(name)) for name in get_args(Verdict)}
         sizes = {"estimate": ("estimate", "mean"), "detectable": ("minimal_detectable", "max")}
         return self.effects.groupby(keys, sort=False).agg(**sizes, **counts).reset_index()
 

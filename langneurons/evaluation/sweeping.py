@@ -26,8 +26,6 @@ from langneurons.settings import MeasuringOptions, Run, Testing, with_options
 
 Kind = Literal["set", "quantile", "scale", "cumulative"]
 EVERY_LAYER = "all"
-LEAST_RESAMPLES = 2000
-RESAMPLES_PER_EFFECT = 25  # at 20, the smallest p-value there can be becomes 0.05 after Holm
 KEYS = ("method", "patched", "kind", "amount", "layers", "measured")
 
 
@@ -158,9 +156,6 @@ def sweep(
     rows = measure(model, text, {(): []} | {name: [patch] for name, patch in patches.items()}, run)
     conditions = {name: split_by_language(rows_of_all) for name, rows_of_all in rows.items()}
     baseline = conditions.pop(())
-    if testing.resamples is None:
-        needed = max(LEAST_RESAMPLES, RESAMPLES_PER_EFFECT * len(patches) * len(text.languages))
-        testing = testing.model_copy(update={"resamples": needed})
     settings = {"methods": {name: members.method for name, members in by_method.items()}}
     table = loss_effects(model, text, conditions, baseline, KEYS, settings, testing)
     described = {name: _described(model, patch) for name, patch in patches.items()}

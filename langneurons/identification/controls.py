@@ -4,6 +4,8 @@
 seed, the number of the draw and the label alone.
 """
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ from einops import reduce
 from jaxtyping import Bool, Float, Int
 
 from langneurons import storage
-from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
+from langneurons.errors import LangNeuronsWarning, LanguageError, NeuronSetError, SiteMismatchError, unknown
 from langneurons.identification.firing import check_sign_means_something, sign_means_something
 from langneurons.identification.indices import shape_text
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
@@ -26,6 +28,7 @@ SEEDS_APART = 10_007  # so that the draws of different seeds are different
 NEAREST = 10  # candidates among which one is drawn at random
 FIRING = 0.1  # largest difference of P(active) where firing must match
 SILENT = 1e-12
+UNEVEN, UNEVEN_RATIO = 0.1, 0.1  # standard deviations, and share, beyond which controls are out of balance
 
 
 def draw_seed(controls: Controls, draw: int) -> int:
@@ -238,6 +241,42 @@ def balance_of(
         rows.append(row)
     columns = ["language", "neurons", "eligible", "write_ratio", "write_difference", "active_difference"]
     return pd.DataFrame(rows, columns=pd.Index([*columns, "without_candidate"]))
+
+
+def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, object]:
+    """What the settings of a result keep of its controls' balance; warns where they do not write what the sets write.
+
+    Args:
+        balance: What ``NeuronSet.balance`` gave.
+        controls: How the controls were drawn.
+
+    Returns:
+        ``rows``, the table, and ``sentence``, which says it in words for captions.
+    """
+    sentence = f"Controls: {controls.draws} draws, matched by {matched_by(controls)}"
+    known = balance.dropna(subset=["write_ratio"])
+    if not known.empty:
+        ratios, apart = known["write_ratio"], known["write_difference"].abs()
+        sentence += f"; they write {ratios.min():.2f} to {ratios.max():.2f} times what the sets write "
+        sentence += f"(log writes differ by up to {apart.max():.2f} SD"
+        active = known["active_difference"].abs().max()
+        sentence += ")" if np.isnan(active) else f", P(active) by up to {active:.2f} SD)"
+        lonely = known["without_candidate"].sum()
+        if lonely and matched_by(controls) == "write":
+            total = known["neurons"].sum()
+            sentence += (
+                f"; {lonely:.0f} of {total} neurons have no equal in their layer, so the nearest stands for them"
+            )
+        uneven = known[(ratios - 1).abs().gt(UNEVEN_RATIO) | apart.gt(UNEVEN)]
+        if not uneven.empty and matched_by(controls) != "layer":
+            warnings.warn(
+                f"Controls of {', '.join(uneven['language'])} do not write what the neurons write that they stand for: "
+                f"{uneven['write_ratio'].iloc[0]:.2f} times as much in {uneven['language'].iloc[0]}. "
+                "Possible: match='dose', or a smaller set.",
+                LangNeuronsWarning,
+                stacklevel=3,
+            )
+    return {"rows": json.loads(balance.to_json(orient="records")), "sentence": f"{sentence}."}
 
 
 def _standardised(of_set: Float[np.ndarray, " n"], of_controls: Float[np.ndarray, " drawn"]) -> float:

@@ -6,10 +6,4 @@ language sets are in ``corpora``; nothing here is needed for anything but compar
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "protocols": ["PadPositionHead", "ProtocolComparison", "compare_protocols"],
-        "statistics": ["PublishedStatistics", "published_statistics"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,7 +18,9 @@ NUMBERS = {"zero": 0.0, "neg1": -1.0, "neg10": -10.0, "pos1": 1.0, "pos10": 10.0
 INTERVENE_BY = (*(name for name in ARRAYS if name.startswith("mean_")), *NUMBERS)
 
 
-def act_prob_90p_neurons(statistics: PublishedStatistics, share: float = 0.00125) -> NeuronSet:
+def act_prob_90p_neurons(
+    statistics: PublishedStatistics, share: float = 0.00125, languages: Sequence[str] | None = None
+) -> NeuronSet:
     """Label, in each language, the neurons most often above that language's own 90th percentile.
 
     What is wrong: about a tenth of the tokens lie above their own 90th percentile whatever a neuron responds to, so
@@ -31,12 +33,14 @@ def act_prob_90p_neurons(statistics: PublishedStatistics, share: float = 0.00125
     Args:
         statistics: Statistics that ``published_statistics`` returned.
         share: Share of all neurons that each language gets: round(share x layers x width).
+        languages: Languages to label; by default all.
 
     Returns:
         The neurons, at ``act``, where the published code patches.
 
     Raises:
         StatisticsError: If the share is out of range, or less than one neuron.
+        LanguageError: If a language is not there.
 
     Example:
         >>> from langneurons.replication.neurons import act_prob_90p_neurons
@@ -50,7 +54,7 @@ def act_prob_90p_neurons(statistics: PublishedStatistics, share: float = 0.00125
     count = _count("share", share, statistics)
     scores = {
         language: statistics.values("act_prob_90p", language).values.flatten().double().numpy()
-        for language in statistics.languages
+        for language in (statistics.languages if languages is None else languages)
     }
     members = {language: lowest(-score, count) for language, score in scores.items()}
     return _labelled(statistics, members, scores, f"act_prob_90p, share {share}")

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack, cast
 
@@ -28,6 +29,9 @@ from langneurons.tasks.task import Task
 
 NO_DIFFERENCE = "no difference"
 AGREE = {"gain": "better", "loss": "worse", NO_DIFFERENCE: "equivalent"}
+# Columns of an effect table, and what they are called beside the published protocol's.
+CALLED = {"baseline": "base", "condition": "patched", "estimate": "change", "minimal_detectable": "detectable"}
+SOUND = ["base", "patched", "change", "low", "high", "p_holm", "verdict", "detectable", "items"]
 Rows = Mapping[tuple[str, str], pd.DataFrame]
 
 
@@ -49,7 +53,18 @@ class ProtocolComparison(Result, kind="protocol-comparison", file="protocols", t
     @property
     def sentences(self) -> list[str]:
         """Where the conclusion changes, one sentence each."""
-        return [_sentence(row) for row in self.rows.to_dict("records") if row["changes"]]
+        sentences = []
+        for row in self.rows.loc[self.rows["changes"]].to_dict("records"):
+            conclusion = row["published_conclusion"]
+            conclusion = conclusion if conclusion == NO_DIFFERENCE else f"a {conclusion}"
+            published = f"{100 * row['published_base']:.1f} -> {100 * row['published_patched']:.1f}"
+            interval = f"{100 * row['change']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+            sentences.append(
+                f"{row['metric']}, {row['language']}, patch {row['patch']}: published {published} on "
+                f"{row['published_items']} items, {conclusion}; sound {interval} points on {row['items']} items, "
+                f"{row['verdict']} (detectable {100 * row['detectable']:.1f})."
+            )
+        return sentences
 
     def table(self) -> Table:
         """The table to print: scores in %, changes in points, and both conclusions."""
@@ -176,32 +191,28 @@ def compared(
         for patch, language in cells
     }
     family = EffectTable.of(effects, ("patch", "language"), f"{metric}: {len(effects)} effects")
-    conclusions = []
-    for cell in family.rows.to_dict("records"):
-        base = published[UNPATCHED, cell["language"]][metric].to_numpy()
-        patched = published[cell["patch"], cell["language"]][metric].to_numpy()
-        change = float(patched.mean() - base.mean())
-        conclusion = NO_DIFFERENCE if abs(change) < testing.margin else "gain" if change > 0 else "loss"
-        conclusions.append(
-            {
-                "metric": metric,
-                "patch": cell["patch"],
-                "language": cell["language"],
-                "published_base": float(base.mean()),
-                "published_patched": float(patched.mean()),
-                "published_change": change,
-                "published_items": len(patched),
-                "published_conclusion": conclusion,
-                "base": cell["baseline"],
-                "patched": cell["condition"],
-                "change": cell["estimate"],
-                **{name: cell[name] for name in ("low", "high", "p_holm", "verdict")},
-                "detectable": cell["minimal_detectable"],
-                "items": cell["items"],
-                "changes": AGREE[conclusion] != cell["verdict"],
-            }
-        )
-    return pd.DataFrame(conclusions)
+    sound = family.rows.rename(columns=CALLED)
+    scores = {cell: of_cell[metric].to_numpy() for cell, of_cell in published.items()}
+    base = [float(scores[UNPATCHED, language].mean()) for _, language in effects]
+    patched = [float(scores[cell].mean()) for cell in effects]
+    changes = [after - before for after, before in zip(patched, base, strict=True)]
+    conclusions = [
+        NO_DIFFERENCE if abs(change) < testing.margin else "gain" if change > 0 else "loss" for change in changes
+    ]
+    return pd.DataFrame(
+        {
+            "metric": metric,
+            "patch": sound["patch"],
+            "language": sound["language"],
+            "published_base": base,
+            "published_patched": patched,
+            "published_change": changes,
+            "published_items": [len(scores[cell]) for cell in effects],
+            "published_conclusion": conclusions,
+            **{name: sound[name] for name in SOUND},
+            "changes": [AGREE[said] != verdict for said, verdict in zip(conclusions, sound["verdict"], strict=True)],
+        }
+    )
 
 
 def _as_published(task: Task, published_head: Head | None) -> Task:
@@ -232,18 +243,6 @@ def _published_rows(model: torch.nn.Module, task: Task, language: str, rows: pd.
     return rows
 
 
-def _sentence(row: Mapping[str, Any]) -> str:
-    conclusion = row["published_conclusion"]
-    conclusion = conclusion if conclusion == NO_DIFFERENCE else f"a {conclusion}"
-    published = f"{100 * row['published_base']:.1f} -> {100 * row['published_patched']:.1f}"
-    interval = f"{100 * row['change']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-    return (
-        f"{row['metric']}, {row['language']}, patch {row['patch']}: published {published} on {row['published_items']} "
-        f"items, {conclusion}; sound {interval} points on {row['items']} items, {row['verdict']} (detectable "
-        f"{100 * row['detectable']:.1f})."
-    )
-
-
 class PadPositionHead:
     """The name that version 0.1.0 gave to a ``ClassificationHead`` that reads the padding; it goes with 1.0.
 
@@ -258,7 +257,7 @@ class PadPositionHead:
         return replace(linear, position="padding", positions=positions)
 
     @staticmethod
-    def fit(*arguments: Any, **options: Any) -> ClassificationHead:
+    def fit(*arguments: object, **options: object) -> ClassificationHead:
         """Fit a head that reads the padding, see ``ClassificationHead.fit``.
 
         Args:
@@ -266,7 +265,8 @@ class PadPositionHead:
             options: Options of ``ClassificationHead.fit``.
         """
         _warn_renamed()
-        return ClassificationHead.fit(*arguments, position="padding", **options)
+        fit = partial(ClassificationHead.fit, position="padding")
+        return fit(*arguments, **options)  # pyright: ignore[reportArgumentType]
 
 
 def _warn_renamed() -> None:

@@ -25,69 +25,65 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ScoreRow(_Table):
-    """Scores in %, unpatched and by patch: one number, or one per metric.
+class _Row(_Table):
+    """Numbers of some neurons of a model.
 
     Attributes:
         model: Name of the model.
+        neurons: Method that chose the neurons.
+        set: The language set that was compared; None where the method knows none.
+    """
+
+    model: str
+    neurons: str
+    set: str | None = None
+
+
+class ScoreRow(_Row):
+    """Scores in %, unpatched and by patch: one number, or one per metric.
+
+    Attributes:
         task: Kind of the task, such as "xnli".
         metrics: Metrics by the names they have in langneurons.
-        neurons: Method that chose the patched neurons.
-        set: The language set that was compared; None where the method knows none.
         language: Language of the neurons and of the items.
         items: Number of items.
         unpatched: Score without a patch.
         patched: Patch -> score.
     """
 
-    model: str
     task: str
     metrics: list[str]
-    neurons: str
-    set: str | None = None
     language: str
     items: int
     unpatched: Scores
     patched: dict[str, Scores]
 
 
-class TrainingRow(_Table):
+class TrainingRow(_Row):
     """Scores in % after training some neurons beside attention and head, by what was trained.
 
     Attributes:
-        model: Name of the model.
         task: Kind of the task.
         metric: Metric by the name it has in langneurons.
-        neurons: Method that chose the neurons.
-        set: The language set that was compared.
         language: The target language.
         patch: Patch under which the trained model was evaluated; "unpatched" for none.
         trained: Condition -> score.
     """
 
-    model: str
     task: str
     metric: str
-    neurons: str
-    set: str | None = None
     language: str
     patch: str = UNPATCHED
     trained: dict[str, float]
 
 
-class CountRow(_Table):
+class CountRow(_Row):
     """Number of neurons of each language.
 
     Attributes:
-        model: Name of the model.
-        neurons: Method that chose them.
-        set: The language set that was compared.
         counts: Language -> neurons.
     """
 
-    model: str
-    neurons: str
-    set: str | None = None
     counts: dict[str, int]
 
 
@@ -133,8 +129,7 @@ class Published(_Table):
     @property
     def models(self) -> list[str]:
         """The models there are numbers of."""
-        rows = [*self.scores, *self.trainings, *self.counts]
-        return list(dict.fromkeys(row.model for row in rows))
+        return list(dict.fromkeys(row.model for row in (*self.scores, *self.trainings, *self.counts)))
 
 
 def beside(study: Path, name: str) -> str:
@@ -162,7 +157,7 @@ def read_published(name: str) -> Published:
     return parse_published(storage.read_toml(file, "published numbers from", StudyError), name)
 
 
-def parse_published(content: Mapping[str, Any], name: str) -> Published:
+def parse_published(content: Mapping[str, object], name: str) -> Published:
     """Check published numbers.
 
     Raises:

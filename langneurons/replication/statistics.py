@@ -1,11 +1,11 @@
 """Activation statistics as Mondal et al. 2025 compute them: two passes over different random batches of ``pre``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from langneurons.corpora.corpus import batches
 from langneurons.errors import CorpusError, LanguageError, StatisticsError, unknown
 from langneurons.models import ModelView, view
 from langneurons.recording.site_values import SiteValues
-from langneurons.run import Executor, chosen_executor
+from langneurons.run import chosen_executor
+from langneurons.settings import Recording, RecordingOptions, Run, with_options
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.result import Result
 from langneurons.tasks.batching import scoring
 
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
+MEANS = ("mean_mu_act", "mean_std_act", *(f"mean_p{percentile}_act" for percentile in PERCENTILES))
+BATCH_SIZE = 4  # chunks, as published
 
 ByLanguage = Float[Tensor, "language layer neuron"]
 ByNeuron = Float[Tensor, "layer neuron"]
@@ -115,12 +118,11 @@ def published_statistics(
     model: torch.nn.Module,
     corpus: Corpus,
     languages: Iterable[str] | None = None,
-    tokens_per_language: int | None = None,
-    context_length: int = 512,
-    batch_size: int = 4,
+    *,
     seed: int = 0,
-    progress: bool = True,
-    executor: str | Executor | None = None,
+    recording: Recording = Recording(),
+    run: Run = Run(),
+    **options: Unpack[RecordingOptions],
 ) -> PublishedStatistics:
     """Compute the activation statistics of Mondal et al. 2025 as their code does.
 
@@ -140,19 +142,18 @@ def published_statistics(
         model: A model returned by ``load_model``.
         corpus: Text in every language.
         languages: Languages to read; by default all of the corpus.
-        tokens_per_language: Tokens that each pass reads in a language, rounded down to whole batches; by default half
-            of the language's chunks.
-        context_length: Tokens per chunk.
-        batch_size: Chunks per batch; the percentiles depend on it.
         seed: Seed of the random choice.
-        progress: Whether to show progress bars on standard error.
-        executor: None to run in this process, "ray" or an address for a Ray cluster; one language is one piece of work.
+        recording: Context length, and tokens that each pass reads in a language, rounded down to whole batches; by
+            default half of the language's chunks. The site is always ``pre``.
+        run: Where it runs, one language as one piece of work, chunks per batch (4 by default), on which the percentiles
+            depend, and progress.
+        options: Single fields of ``Recording`` and ``Run``, such as ``context_length=64`` or ``batch_size=8``.
 
     Returns:
         The statistics, in float32.
 
     Raises:
-        CorpusError: If a language has too few tokens, or an argument is out of range.
+        CorpusError: If a language has too few tokens, or the context is longer than the model's.
         LanguageError: If the corpus lacks a language.
 
     Example:
@@ -164,16 +165,23 @@ def published_statistics(
         >>> round(float(published.act_prob_90p.mean()), 1), published.act_prob_90p.std() < 0.05
         (0.1, tensor(True))
     """
-    languages = corpus.languages if languages is None else tuple(languages)
+    recording, run = with_options(options, recording, run)
+    sizes = {"context_length": recording.context_length, "batch_size": run.batch_size or BATCH_SIZE}
+    languages, model_view = corpus.languages if languages is None else tuple(languages), view(model)
     corpus = corpus.select(languages)
-    _check(view(model), context_length, batch_size)
-    options = {"context_length": context_length, "batch_size": batch_size, "seed": seed}
-    work = partial(language_statistics, tokens=tokens_per_language, progress=progress, **options)
-    by_language = list(chosen_executor(executor).map(model, work, [corpus.select([name]) for name in languages]))
+    if sizes["context_length"] > model_view.context_length:
+        raise CorpusError(
+            f"{model_view.name!r} takes chunks of 1 to {model_view.context_length} tokens, not "
+            f"{sizes['context_length']}."
+        )
+    work = partial(
+        language_statistics, tokens=recording.tokens_per_language, seed=seed, progress=bool(run.progress), **sizes
+    )
+    by_language = list(chosen_executor(run.executor).map(model, work, [corpus.select([name]) for name in languages]))
     tokens = {language: count for language, (count, _) in zip(languages, by_language, strict=True)}
     arrays = {name: torch.stack([of_language[name] for _, of_language in by_language]) for name in ARRAYS}
-    about = {**options, "tokens": tokens, "corpus": corpus.fingerprints}
-    return PublishedStatistics(languages, view(model).fingerprint, about, **arrays)
+    about = {**sizes, "seed": seed, "tokens": tokens, "corpus": corpus.fingerprints}
+    return PublishedStatistics(languages, model_view.fingerprint, about, **arrays)
 
 
 def language_statistics(
@@ -213,18 +221,15 @@ def language_statistics(
             )
             for name in ("first", "second")
         )
-        arrays = _batch_statistics(model_view, first)
-        arrays |= _shares_above(model_view, second, arrays["mean_p90_act"])
-    return n_batches * batch_size * context_length, arrays
-
-
-def _check(model_view: ModelView, context_length: int, batch_size: int) -> None:
-    if not 1 <= context_length <= model_view.context_length:
-        raise CorpusError(
-            f"{model_view.name!r} takes chunks of 1 to {model_view.context_length} tokens, not {context_length}."
+        n_tokens = n_batches * batch_size * context_length
+        means = _summed(model_view, first, len(MEANS), lambda layer, z: _batch_statistics(z)) / n_batches
+        arrays = dict(zip(MEANS, means.float(), strict=True))
+        p90 = arrays["mean_p90_act"]
+        above = _summed(
+            model_view, second, 2, lambda layer, z: torch.stack([(z > p90[layer].to(z.device)).sum(0), (z > 0).sum(0)])
         )
-    if batch_size < 1:
-        raise CorpusError(f"A batch is at least 1 chunk, not {batch_size}.")
+        shares = (above.long() / n_tokens).float()
+    return n_tokens, {**arrays, "act_prob_90p": shares[0], "act_prob_zero": shares[1]}
 
 
 def _cut_chunks(
@@ -263,37 +268,21 @@ def _random_batches(
         yield torch.from_numpy(chunks[batch])
 
 
-def _batch_statistics(model_view: ModelView, batches: tqdm) -> dict[str, ByNeuron]:
-    shape = (model_view.n_layers, model_view.width("pre"))
-    names = ("mean_mu_act", "mean_std_act", *(f"mean_p{percentile}_act" for percentile in PERCENTILES))
-    sums = torch.zeros(len(names), *shape, dtype=torch.float64)
-    n_batches = 0
+def _batch_statistics(z: Float[Tensor, "token neuron"]) -> Float[Tensor, "statistic neuron"]:
+    quantiles = torch.quantile(z, torch.tensor(PERCENTILES, dtype=torch.float32, device=z.device) / 100, dim=0)
+    return torch.cat([z.mean(0)[None], z.std(0)[None], quantiles])
+
+
+def _summed(
+    model_view: ModelView, batches: tqdm, number: int, of_tokens: Callable[[int, Tensor], Tensor]
+) -> Float[Tensor, "statistic layer neuron"]:
+    """Sum statistics of z, which a function computes of a layer and its tokens, over batches."""
+    sums = torch.zeros(number, model_view.n_layers, model_view.width("pre"), dtype=torch.float64)
 
     def read(layer: int, z: Tensor) -> None:
-        of_tokens = rearrange(z, "row position neuron -> (row position) neuron").float()
-        shares = torch.tensor(PERCENTILES, dtype=torch.float32, device=z.device) / 100
-        quantiles = torch.quantile(of_tokens, shares, dim=0)
-        sums[:, layer] += torch.cat([of_tokens.mean(0)[None], of_tokens.std(0)[None], quantiles]).cpu()
+        sums[:, layer] += of_tokens(layer, rearrange(z, "row position neuron -> (row position) neuron").float()).cpu()
 
     with model_view.reading({"pre": read}):
         for tokens in batches:
             model_view.forward(tokens, logits=False)
-            n_batches += 1
-    return dict(zip(names, (sums / n_batches).float(), strict=True))
-
-
-def _shares_above(model_view: ModelView, batches: tqdm, p90: ByNeuron) -> dict[str, ByNeuron]:
-    above = torch.zeros(2, *p90.shape, dtype=torch.int64)
-    n_tokens = 0
-
-    def read(layer: int, z: Tensor) -> None:
-        of_tokens = rearrange(z, "row position neuron -> (row position) neuron").float()
-        thresholds = (p90[layer].to(z.device), 0.0)
-        above[:, layer] += torch.stack([(of_tokens > threshold).sum(0) for threshold in thresholds]).cpu()
-
-    with model_view.reading({"pre": read}):
-        for tokens in batches:
-            model_view.forward(tokens, logits=False)
-            n_tokens += tokens.numel()
-    shares = (above / n_tokens).float()
-    return {"act_prob_90p": shares[0], "act_prob_zero": shares[1]}
+    return sums

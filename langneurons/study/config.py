@@ -1,33 +1,38 @@
-"""What a study is: a TOML file, checked before anything runs; an unknown key is an error that names the nearest."""
+"""What a study is: a TOML file, checked before anything runs; an unknown key is an error that names the nearest.
+
+Nothing heavy is imported to read a file, so that what is wrong with its keys, values and names is said at once.
+"""
 
 import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import tomlkit
 from pydantic import BaseModel, ValidationError, create_model
+from pydantic_core import ErrorDetails
+from tomlkit.items import Item, Table
 
 from langneurons import storage
-from langneurons.errors import LangNeuronsWarning, PatchError, StatisticsError, StudyError, unknown
+from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StudyError, unknown
 from langneurons.replication.published import beside
 from langneurons.settings import Settings, sentence
 from langneurons.study.stages import Stage, misnamed
 from langneurons.study.stages.ablation import AblationStage
 from langneurons.study.stages.factorial import FactorialStage
-from langneurons.study.stages.finetune import FinetuneStage
-from langneurons.study.stages.identify import IdentifyStage
 from langneurons.study.stages.matrix import MatrixStage
 from langneurons.study.stages.polysemanticity import PolysemanticityStage
 from langneurons.study.stages.profile import ProfileStage
 from langneurons.study.stages.protocols import ProtocolsStage
-from langneurons.study.stages.record import PublishedStage, RecordStage
+from langneurons.study.stages.record import IdentifyStage, PublishedStage, RecordStage
 from langneurons.study.stages.tasks import TasksStage
-from langneurons.study.stages.transfer import TransferStage
+from langneurons.study.stages.training import FinetuneStage, TransferStage
 from langneurons.study.stages.validity import NullsStage, ValidityStage
 from langneurons.study.tables import Name, Part, StudyConfig, python_only
-from langneurons.study.wording import check_method, check_patch
+from langneurons.study.wording import make_method, patch_of
+
+CONFIG = "study.toml"  # in the directory of a run
 
 # Each after those whose results it reads; the report, which reads all, stands for itself.
 STAGES: tuple[Stage[Any], ...] = (
@@ -46,10 +51,10 @@ STAGES: tuple[Stage[Any], ...] = (
     TransferStage(),
     ProfileStage(),
 )
-MOVED = {"effects": "testing"}  # tables of 0.1.0 -> what they are called
 
 
-def _table_of(stage: Stage[Any]) -> Any:
+def _table_of(stage: Stage) -> tuple[object, object]:
+    """The annotation of a stage's table, and its default."""
     if stage.several:
         return dict[Name, stage.part], {}
     return (stage.part, stage.part()) if stage.always else (stage.part | None, None)
@@ -57,22 +62,42 @@ def _table_of(stage: Stage[Any]) -> Any:
 
 _TABLES: dict[str, Any] = {stage.table: _table_of(stage) for stage in STAGES if stage.table}
 _Complete = create_model("StudyConfig", __base__=StudyConfig, **_TABLES)
+# Tables that hold several tables by name.
+SEVERAL = {name for name, field in _Complete.model_fields.items() if get_origin(field.annotation) is dict}
 
 
 def read_config(path: str | Path) -> StudyConfig:
     """Read and check a study's TOML file.
 
+    Args:
+        path: The file, or the directory of an earlier run.
+
     Raises:
         StudyError: If it is no TOML, a key is unknown, a value does not fit, or a name that is used does not exist.
     """
     path = Path(path)
+    path = path / CONFIG if path.is_dir() else path
     content = storage.read_toml(path, "the study", StudyError)
     if isinstance(content.get("published"), str):
         content["published"] = beside(path, content["published"])
     return parse_config(content, str(path))
 
 
-def parse_config(content: Mapping[str, Any], name: str = "The study") -> StudyConfig:
+def read_study(path: str | Path, out: str | Path | None = None) -> tuple[StudyConfig, Path]:
+    """Read a study, and find the directory to run in.
+
+    Args:
+        path: The TOML file, or the directory of an earlier run.
+        out: The directory; by default that of the earlier run, the study's ``run.out``, or ``runs/<its name>``.
+
+    Raises:
+        StudyError: If the file is wrong, see ``read_config``.
+    """
+    config = read_config(path)
+    return config, Path(out or (path if Path(path).is_dir() else config.run.out or Path("runs") / config.name))
+
+
+def parse_config(content: Mapping[str, object], name: str = "The study") -> StudyConfig:
     """Check the content of a study.
 
     Args:
@@ -82,78 +107,70 @@ def parse_config(content: Mapping[str, Any], name: str = "The study") -> StudyCo
     Raises:
         StudyError: If a key is unknown, a value does not fit, or a name that is used does not exist.
     """
-    content, moves = _lifted(deepcopy(dict(content)))
-    if moves:
+    content = deepcopy(dict(content))
+    if moves := _lift(content):
         listed = "; ".join(f"{old} is called {current}" for old, current in moves.items())
         warnings.warn(f"{name} uses names of langneurons 0.1.0: {listed}.", LangNeuronsWarning, stacklevel=2)
     try:
-        config = _seeded(_Complete.model_validate(content))
+        config = _Complete.model_validate(content)
+        config = _seeded(config, config.seed)
+        for mistake in _mistakes(config):
+            raise StudyError(mistake)
     except ValidationError as error:
         problems: dict[str, str] = {}
         for problem in error.errors():
             problems.setdefault(*_problem(problem))
         raise StudyError(f"{name} cannot be run: {'; '.join(problems.values())}") from error
-    for mistake in _mistakes(config):
-        raise StudyError(f"{name} cannot be run: {mistake}")
-    try:
-        for method in config.methods.values():
-            check_method(method.method, method.options)
-        for patch in config.patches.values():
-            for value in patch.values:
-                check_patch(value)
-    except (StatisticsError, PatchError) as error:
+    except LangNeuronsError as error:
         raise StudyError(f"{name} cannot be run: {error}") from error
     return config
 
 
 def _mistakes(config: StudyConfig) -> Iterator[str]:
-    """What is wrong with the study though every table by itself is right."""
-    for where, group in _settings_in(config):
-        possible = set(type(group).model_fields) - python_only(type(group))
-        yield from misnamed("key", where, group.model_fields_set & python_only(type(group)), possible)
+    """What is wrong with the study though every table by itself is right.
+
+    Raises:
+        LangNeuronsError: If a method or a patch is wrong.
+    """
     for name, patch in config.patches.items():
         yield from misnamed("language", f"patches.{name}.also", patch.also, config.languages)
     for stage in STAGES:
         yield from stage.mistakes(config)
+    for patch in config.patches.values():
+        for value in patch.values:
+            patch_of(value)
+    for method in config.methods.values():
+        make_method(method.method, method.options)
 
 
-def _settings_in(part: BaseModel | Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Settings]]:
-    """Every settings object in a study, and where it stands."""
-    for name, value in part.items() if isinstance(part, Mapping) else part:
-        place = f"{where}.{name}" if where else name
-        if isinstance(value, Settings):
-            yield place, value
-        elif isinstance(value, BaseModel | Mapping):
-            yield from _settings_in(value, place)
+def _seeded(value: object, seed: int, where: str = "") -> Any:
+    """Give the study's seed to all settings that have none of their own, and refuse what only Python can fill."""
+    if isinstance(value, dict):
+        return {name: _seeded(inner, seed, f"{where}.{name}") for name, inner in value.items()}
+    if not isinstance(value, BaseModel):
+        return value
+    inner_tables = [(name, inner) for name, inner in value if isinstance(inner, BaseModel | dict)]
+    changes = {name: _seeded(inner, seed, f"{where}.{name}".strip(".")) for name, inner in inner_tables}
+    if isinstance(value, Settings):
+        fields, closed = set(type(value).model_fields), python_only(type(value))
+        for mistake in misnamed("key", where, value.model_fields_set & closed, fields - closed):
+            raise StudyError(mistake)
+        if "seed" in fields - value.model_fields_set:
+            changes["seed"] = seed
+    return value.model_copy(update=changes)
 
 
-def _seeded(config: StudyConfig) -> StudyConfig:
-    """Give the study's seed to all settings that have none of their own."""
-
-    def seeded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: seeded(inner) for name, inner in value.items()}
-        if not isinstance(value, BaseModel):
-            return value
-        changes = {name: seeded(inner) for name, inner in value if isinstance(inner, BaseModel | dict)}
-        if isinstance(value, Settings) and "seed" in type(value).model_fields and "seed" not in value.model_fields_set:
-            changes["seed"] = config.seed
-        return value.model_copy(update=changes)
-
-    return seeded(config)
-
-
-def _lifted(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Put keys of 0.1.0 where they stand; also each such key, and what it is called."""
+def _lift(content: dict[str, Any]) -> dict[str, str]:
+    """Put keys of 0.1.0 where they stand, and say of each what it is called."""
     moves: dict[str, str] = {}
-    for old, current in MOVED.items():
-        if old in content and current not in content:
-            content[current] = content.pop(old)
-            moves[old] = current
+    if "effects" in content and "testing" not in content:
+        content["testing"] = content.pop("effects")
+        moves["effects"] = "testing"
     for where, table, part in list(_tables_in(content)):
-        for key in [key for key in table if key not in part.model_fields and (place := _place_of(key, part))]:
-            place = _place_of(key, part)
-            path = place.removeprefix(":") if place.startswith(":") else f"{where}.{place}"
+        for key in [key for key in table if key not in part.model_fields]:
+            if not (place := _place_of(key, part)):
+                continue
+            path = place[1:] if place.startswith(":") else f"{where}.{place}"
             *parents, name = path.split(".")
             target = content
             for parent in parents:
@@ -161,85 +178,71 @@ def _lifted(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
             if isinstance(target, dict):
                 target.setdefault(name, table.pop(key))
                 moves[f"{where}.{key}"] = path
-    return content, moves
+    return moves
 
 
-def _tables_in(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], type[BaseModel]]]:
+def _tables_in(content: Mapping[str, object]) -> Iterator[tuple[str, dict[str, Any], type[Part | Settings]]]:
     """Every table of a study's content: where it stands, what it holds, and its class."""
-    for name, table in content.items():
-        if name in _Complete.model_fields and isinstance(table, dict):
-            part, several = _part_in(_Complete.model_fields[name].annotation)
-            if part is not None:
-                tables = {f"{name}.{key}": inner for key, inner in table.items()} if several else {name: table}
-                yield from ((where, inner, part) for where, inner in tables.items() if isinstance(inner, dict))
+    for name, part in _parts_in(_Complete).items():
+        table = content.get(name)
+        if isinstance(table, dict):
+            tables = {f"{name}.{key}": inner for key, inner in table.items()} if name in SEVERAL else {name: table}
+            yield from ((where, inner, part) for where, inner in tables.items() if isinstance(inner, dict))
 
 
-def _place_of(key: str, part: type[BaseModel]) -> str:
-    """Where a key of 0.1.0 stands, from its table on; "" where it stands nowhere."""
-    if issubclass(part, Settings):
-        return part.old_names.get(key, "")
-    if not issubclass(part, Part) or part.model_config.get("extra") == "allow":
-        return ""
-    if key in part.moved:
-        return part.moved[key]
-    groups = {name: _part_in(field.annotation)[0] for name, field in part.model_fields.items()}
+def _place_of(key: str, part: type[Part | Settings]) -> str:
+    """Where a key of 0.1.0 stands, from its table on, or from the top after a colon; "" where it stands nowhere."""
+    groups = {name: group for name, group in _parts_in(part).items() if issubclass(group, Settings)}
     places = [
         f"{name}.{group.old_names.get(key, key)}"
         for name, group in groups.items()
-        if group is not None and issubclass(group, Settings) and (key in group.model_fields or key in group.old_names)
+        if key in (*group.model_fields, *group.old_names)
     ]
-    return places[0] if len(places) == 1 else ""
+    return part.old_names.get(key) or (places[0] if len(places) == 1 else "")
 
 
-def _part_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The class of tables in an annotation, and whether there are several by name."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
-    parts = [_part_in(argument)[0] for argument in get_args(annotation)]
-    return next(filter(None, parts), None), getattr(annotation, "__origin__", None) is dict
+def _parts_in(part: type[BaseModel]) -> dict[str, type[Part | Settings]]:
+    """The classes of the tables in a table."""
+    classes = {name: _class_in(field.annotation) for name, field in part.model_fields.items()}
+    return {name: inner for name, inner in classes.items() if inner is not None}
 
 
-def _problem(error: Any) -> tuple[str, str]:
+def _class_in(annotation: object) -> type[Part | Settings] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Part | Settings):
+        return annotation
+    return next(filter(None, map(_class_in, get_args(annotation))), None)
+
+
+def _problem(error: ErrorDetails) -> tuple[str, str]:
     """The place of a validation error, and the error in words, with the nearest key where a key is unknown."""
     places = [str(place) for place in error["loc"]]
     where, table = ".".join(places), ".".join(places[:-1])
-    part, group = _classes_at(places[:-1])
+    classes = _classes_at(places[:-1])
+    part = classes[max(classes)]
     if error["type"] == "extra_forbidden":
-        own = [name for name in part.model_fields if name not in python_only(part)]
-        inner = [name for field in part.model_fields.values() for name in _fields_of(field.annotation)]
-        old = list(getattr(part, "moved", ()) or getattr(part, "old_names", ()))
-        possible = own if part is _Complete else dict.fromkeys([*own, *inner, *old])
-        return where, unknown(f"key in {table or 'the study'}", places[-1], possible)
+        possible = [name for name in part.model_fields if name not in python_only(part)]
+        if part is not _Complete:
+            possible += [field for group in _parts_in(part).values() for field in group.model_fields]
+            possible += part.old_names
+        return where, unknown(f"key in {table or 'the study'}", places[-1], dict.fromkeys(possible))
     if error["type"] == "missing":
         return where, f"{where} is missing."
-    if group is not None and set(places[group[0] : group[0] + 1]) & set(group[1].model_fields):
-        place, settings = group
-        said = sentence({**error, "loc": error["loc"][place:]}, settings)
-        return ".".join(places[: place + 1]), f"{'.'.join(places[:place])}: {said}"
+    for depth, group in classes.items():
+        if issubclass(group, Settings) and set(places[depth : depth + 1]) & set(group.model_fields):
+            said = sentence({**error, "loc": error["loc"][depth:]}, group)
+            return ".".join(places[: depth + 1]), f"{'.'.join(places[:depth])}: {said}"
     message = error["msg"].removeprefix("Value error, ")
     return where, f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}."
 
 
-def _fields_of(annotation: Any) -> list[str]:
-    """Options of a settings object, which may also be given beside it."""
-    group, several = _part_in(annotation)
-    return list(group.model_fields) if group is not None and issubclass(group, Settings) and not several else []
-
-
-def _classes_at(places: list[str]) -> tuple[type[BaseModel], tuple[int, type[Settings]] | None]:
-    """The class of the table at a place; if the place is inside a settings object, also where that begins."""
-    part: type[BaseModel] = _Complete
-    group = None
-    place = 0
-    while place < len(places) and places[place] in part.model_fields:
-        inner, several = _part_in(part.model_fields[places[place]].annotation)
-        place += 2 if several else 1
-        if inner is None:
-            break
-        part = inner
-        if issubclass(part, Settings) and group is None:
-            group = (place, part)
-    return part, group
+def _classes_at(places: list[str]) -> dict[int, type[Part | Settings]]:
+    """The class of every table on the way to a place, by how deep it stands."""
+    part, depth = _Complete, 0
+    classes: dict[int, type[Part | Settings]] = {depth: part}
+    while depth < len(places) and (inner := _parts_in(part).get(places[depth])) is not None:
+        depth += 2 if part is _Complete and places[depth] in SEVERAL else 1
+        classes[depth] = part = inner
+    return classes
 
 
 def as_toml(config: StudyConfig) -> str:
@@ -249,29 +252,28 @@ def as_toml(config: StudyConfig) -> str:
     return tomlkit.dumps(document)
 
 
-def _write(table: Any, part: BaseModel, seed: int) -> None:
+def _write(table: Table | tomlkit.TOMLDocument, part: BaseModel, seed: int) -> None:
     """One part of a study; plain values stand before tables, as TOML wants it."""
-    nested = []
+    nested = {}
     fields = sorted(type(part).model_fields.items(), key=lambda item: not item[1].is_required())
     for name, field in fields:
         value, same_seed = getattr(part, name), isinstance(part, Settings) and name == "seed"
-        if isinstance(value, BaseModel) or (isinstance(value, Mapping) and isinstance(part, StudyConfig)):
-            nested.append((name, value))
-        elif name in python_only(type(part)) or (same_seed and value == seed):
+        if value == {} or name in python_only(type(part)) or (same_seed and value == seed):
             continue
+        if isinstance(value, BaseModel) or (isinstance(value, Mapping) and isinstance(part, StudyConfig)):
+            nested[name] = value
         elif value is None and field.default is None:
             table.add(tomlkit.comment(f"{name} is not set" + (f": {field.description}" if field.description else "")))
-        elif value != {}:
+        else:
             item = _plain(value)
             table.add(name, item.comment(field.description) if field.description else item)
     for name, value in (part.model_extra or {}).items():
         table.add(name, value)
-    for name, value in nested:
-        if value != {}:
-            table.add(name, _table(value, seed))
+    for name, value in nested.items():
+        table.add(name, _table(value, seed))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Item:
     if isinstance(value, Mapping):
         table = tomlkit.inline_table()
         table.update(value)
@@ -279,13 +281,13 @@ def _plain(value: Any) -> Any:
     return tomlkit.item("none" if value is None else str(value) if isinstance(value, Path) else value)
 
 
-def _table(value: Any, seed: int) -> Any:
+def _table(value: BaseModel | Mapping[str, object], seed: int) -> Table:
     """A part, several parts by name, or plain values by name."""
-    several = isinstance(value, Mapping) and any(isinstance(inner, BaseModel) for inner in value.values())
-    table = tomlkit.table(is_super_table=several)
     if isinstance(value, BaseModel):
+        table = tomlkit.table()
         _write(table, value, seed)
         return table
+    table = tomlkit.table(is_super_table=any(isinstance(inner, BaseModel) for inner in value.values()))
     for name, inner in value.items():
-        table.add(name, _table(inner, seed) if several else inner)
+        table.add(name, _table(inner, seed) if isinstance(inner, BaseModel) else inner)
     return table

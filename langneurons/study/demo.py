@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 import langneurons as ln
 from langneurons.analysis.profiles import clearest_neurons
-from langneurons.effects.table import EffectTable
+from langneurons.views.findings import of_matrix
 
 TOP = 0.01
 HELDOUT_TOKENS = 600
@@ -39,12 +38,12 @@ def run_demo(out: Path) -> str:
     neurons = clearest_neurons(lape, stats, PAGES)
     profiles = ln.profile(model, neurons, train, stats, k=3, documents=TEXTS)
     profiles.save(out / "profiles")
-    resolution = detectable(stats)
+    resolution, concluded = detectable(stats), list(of_matrix(matrix))
     page = ln.write_report(
         out / "index.html",
         ln.Findings(
             "Which neurons of babel belong to which language?",
-            answer=[introduction(stats), resolution, concluded(matrix)],
+            answer=[introduction(stats), resolution],
             stats=stats,
             neurons={"LAPE": lape, "pooled-p90": pooled},
             matrix=matrix,
@@ -59,7 +58,7 @@ def run_demo(out: Path) -> str:
             "",
             f"LAPE {len(lape)} neurons, pooled-p90 {len(pooled)}, Jaccard overlap {_jaccard(lape, pooled):.2f}.",
             resolution,
-            concluded(matrix),
+            *concluded,
             "",
             f"Statistics and neuron sets: {out}",
             f"Report: {page} (open it in a browser)",
@@ -114,12 +113,8 @@ def clearest(stats: "ln.ActivationStats", neurons: "ln.NeuronSet", language: str
     Returns:
         Layer and index.
     """
-    probability = stats.probability()
-    position = stats.languages.index(language)
-    others = torch.cat([probability[:position], probability[position + 1 :]]).amax(0)
-    ahead = torch.where(neurons.mask(language), probability[position] - others, -torch.inf)
-    layer, index = divmod(int(ahead.argmax()), stats.shape[1])
-    return layer, index
+    (flat,) = clearest_neurons(neurons.select([language]), stats, 1).members[language]
+    return divmod(int(flat), stats.shape[1])
 
 
 def detectable(stats: "ln.ActivationStats") -> str:
@@ -131,21 +126,6 @@ def detectable(stats: "ln.ActivationStats") -> str:
         f"With {int(stats.tokens[0]):,} tokens a language, a difference of {smallest:.3f} between two languages' "
         "activation probabilities of a typical neuron is the smallest this recording can detect (80 % power, two-sided "
         "5 % test, jackknife over documents)."
-    )
-
-
-def concluded(matrix: EffectTable) -> str:
-    """Say what zeroing the neurons did, in one sentence a number, with what could have been seen."""
-    own = matrix.rows.query("patched == measured")
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in own["verdict"].value_counts().items())
-    assert matrix.selectivity is not None
-    overall = matrix.selectivity.set_index("language").loc["all"].to_dict()
-    low, high = 100 * overall["low"], 100 * overall["high"]
-    return (
-        f"Setting a language's LAPE neurons to zero changes its own loss by {100 * own['estimate'].mean():+.2f} % on "
-        f"average ({verdicts}; equivalent means within 1 %; detectable {100 * own['minimal_detectable'].max():.2f} % "
-        f"or less), and by {100 * overall['selectivity']:+.2f} points [{low:+.2f}, {high:+.2f}] more than the others'; "
-        f"{CONTROLS} draws of matched control neurons give {100 * overall['control_mean']:+.2f} on average."
     )
 
 

@@ -4,14 +4,13 @@ It can be moved and copied.
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.resources import files
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from langneurons import storage
+from langneurons.babel import FOLDER
 from langneurons.errors import CorruptArtefactError, StorageError, StudyError
 from langneurons.replication.published import SHIPPED
 from langneurons.study.stages import Step
@@ -45,22 +44,22 @@ class RunFolder:
     def is_done(self, step: Step) -> bool:
         """Whether a step's result is whole."""
         file = self.result(step) / "step.json"
-        if not file.exists():
-            return False
-        try:
-            return storage.read_json(file, SCHEMA).get("key") == step.key
-        except CorruptArtefactError:
-            return False
+        if file.exists():
+            with suppress(CorruptArtefactError):
+                return storage.read_json(file, SCHEMA).get("key") == step.key
+        return False
 
     def finish(self, step: Step, seconds: float) -> None:
         """Say that a step's result is whole, and what it consists of."""
         folder = self.result(step)
-        checksums = {file.relative_to(folder).as_posix(): storage.checksum(file) for file in _files(folder)}
+        files = [file for file in _files(folder) if file.name != "step.json"]
+        checksums = {file.relative_to(folder).as_posix(): storage.checksum(file) for file in files}
         content = {"name": step.name, "kind": step.stage.name, "key": step.key, "settings": step.settings}
         content |= {"inputs": {read.name: read.key for read in step.inputs}, "files": checksums}
         storage.write_json(folder / "step.json", SCHEMA, content)
         self._failure(step).unlink(missing_ok=True)
-        self.note({"step": step.name, "key": step.key, "seconds": round(seconds, 2)})
+        line = {"step": step.name, "key": step.key, "seconds": round(seconds, 2)}
+        storage.append_line(self.path / "log.jsonl", json.dumps(line, ensure_ascii=False))
 
     def files(self, step: Step) -> dict[str, str]:
         """A result's files and their checksums.
@@ -98,8 +97,7 @@ class RunFolder:
             return RUNNING
         if self.failure(step) is not None:
             return FAILED
-        others = self._of(step).glob("*/step.json") if self._of(step).exists() else ()
-        return STALE if any(others) else OPEN
+        return STALE if any(self._of(step).glob("*/step.json")) else OPEN
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -140,14 +138,11 @@ class RunFolder:
         """How long steps took here when they last ran, with whatever settings, by name."""
         return {line["step"]: line["seconds"] for line in self._log()}
 
-    def _log(self) -> list[dict[str, Any]]:
+    def _log(self) -> Iterator[dict[str, Any]]:
         file = self.path / "log.jsonl"
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        return list(filter(None, map(_parsed, lines)))
-
-    def note(self, line: dict[str, Any]) -> None:
-        """Add a line to the log."""
-        storage.append_line(self.path / "log.jsonl", json.dumps(line, ensure_ascii=False))
+        for line in file.read_text("utf-8").splitlines() if file.exists() else []:
+            with suppress(ValueError):  # the last line may be cut short
+                yield json.loads(line)
 
     def _of(self, step: Step) -> Path:
         return self.path.joinpath("steps", *step.name.split("/"))
@@ -172,11 +167,11 @@ class Sources:
 
         Where the files are out of reach, as on another machine, the hash they had is given.
         """
-        shipped = SHIPPED.get(name) if kind == "numbers" else _embedded() if name == EMBEDDED else None
-        folder = Path(name) if shipped is None else Path(str(shipped))
+        shipped = SHIPPED if kind == "numbers" else {EMBEDDED: FOLDER}
+        folder = Path(str(shipped.get(name, name)))
         if not folder.exists():
             return self._names.get(f"{kind} {name}", storage.fingerprint("by name", name))
-        paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if _counts(path))
+        paths = [folder] if folder.is_file() else _files(folder)
         parts = [part for path in paths for part in (path.relative_to(folder).as_posix(), self._checksum(path))]
         self._names[f"{kind} {name}"] = storage.fingerprint(*parts)
         return self._names[f"{kind} {name}"]
@@ -194,25 +189,10 @@ class Sources:
 
     def remember(self) -> None:
         """Keep what was hashed beside the study."""
-        content: Mapping[str, Any] = {"files": self._files, "names": self._names}
-        storage.write_json(self._memory, SOURCES, content)
+        storage.write_json(self._memory, SOURCES, {"files": self._files, "names": self._names})
 
 
 def _files(folder: Path) -> list[Path]:
-    paths = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
-    return sorted(path for path in paths if path.name != "step.json" and not path.name.startswith("."))
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return {}
-
-
-def _embedded() -> Path:
-    return Path(str(files("langneurons.babel")))
-
-
-def _counts(path: Path) -> bool:
-    return path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")
+    """The files in a folder and the folders in it; hidden and compiled ones do not count."""
+    visible = (path for path in folder.rglob("*") if path.suffix != ".pyc" and not path.name.startswith("."))
+    return sorted(path for path in visible if path.is_file())

@@ -3,7 +3,9 @@
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,18 +15,16 @@ import torch
 import langneurons as ln
 from langneurons import storage
 from langneurons.errors import ModelError, StudyError, unknown
-from langneurons.models.description import ModelDescription
 from langneurons.replication.published import read_published
-from langneurons.run import chosen_executor
+from langneurons.run import chosen_executor, timed
 from langneurons.settings import RunOptions, with_options
-from langneurons.study.config import STAGES, as_toml, read_config
+from langneurons.study.config import CONFIG, STAGES, as_toml, read_study
 from langneurons.study.run_folder import BLOCKED, DONE, FAILED, RunFolder, Sources
 from langneurons.study.stages import Plan, Source, Step
 from langneurons.study.stages.report import REPORT
 from langneurons.study.tables import StudyConfig
 from langneurons.study.work import Work
 
-CONFIG = "study.toml"
 EFFICIENCY = 0.5  # of a large matrix product's speed that a model's forward reaches
 LEAST_DISK = 1e6  # bytes of any result
 HOURS = 180  # minutes from which on hours are printed
@@ -70,7 +70,6 @@ class Study:
         self.config = config
         self.folder = RunFolder(Path(out))
         self._sources = Sources(self.folder.path / "sources.json")
-        self._steps: dict[str, Step] = {}
 
     @classmethod
     def from_toml(cls, path: str | Path, out: str | Path | None = None) -> "Study":
@@ -84,16 +83,12 @@ class Study:
         Raises:
             StudyError: If the file is wrong; the sentence names the key and what is possible.
         """
-        path = Path(path)
-        if path.is_dir():
-            return cls(read_config(path / CONFIG), out or path)
-        config = read_config(path)
-        return cls(config, out or config.run.out or Path("runs") / config.name)
+        return cls(*read_study(path, out))
 
     @property
     def steps(self) -> list[str]:
         """The names of the steps, each after those it depends on."""
-        return list(self._plan())
+        return list(self._plan)
 
     def __repr__(self) -> str:
         states = self.status()["state"].value_counts()
@@ -120,7 +115,7 @@ class Study:
         run = run.model_copy(update={"executor": chosen_executor(run.executor)})
         say = say or (lambda line: None)
         with self.folder.alone():
-            plan = self._wanted(only)
+            plan = self._plan if only is None else self._wanted(only)
             if self.config.published is not None:
                 read_published(self.config.published)  # so that a mistake in it costs no computed step
             storage.write_text(self.folder.path / CONFIG, self.show())
@@ -131,7 +126,7 @@ class Study:
                 place = f"[{number}/{len(plan)}] {step.name}"
                 if self.folder.is_done(step):
                     say(f"{place}: done before")
-                elif step.stage is not REPORT and any(read.name in failed for read in step.inputs):
+                elif _depends_on(step, failed):
                     failed.add(step.name)
                     say(f"{place}: left out, what it depends on failed")
                 elif not self._compute(step, work, place, say):
@@ -164,11 +159,10 @@ class Study:
             step, state ("done", "running", "stale": done for other settings or sources, "failed", "blocked": an input
             failed, "to do"), seconds it took here, why it failed.
         """
-        rows, broken, seconds = [], set(), self.folder.seconds()
-        for step in self._plan().values():
+        rows, broken, seconds = [], set[str](), self.folder.seconds()
+        for step in self._plan.values():
             state = self.folder.state(step)
-            if state != DONE and step.stage is not REPORT and any(read.name in broken for read in step.inputs):
-                state = BLOCKED
+            state = BLOCKED if state != DONE and _depends_on(step, broken) else state
             if state in (FAILED, BLOCKED):
                 broken.add(step.name)
             rows.append((step.name, state, seconds.get(step.key), self.folder.failure(step) or ""))
@@ -191,23 +185,27 @@ class Study:
         """
         if speed is not None and not 0 < speed < math.inf:
             raise StudyError(f"A speed is a number of operations a second above 0, such as 160e12, not {speed:g}.")
-        models = {name: _described(part.name) for name, part in self.config.models.items()}
+        models = {}
+        for name, part in self.config.models.items():
+            with suppress(ModelError):  # not on this machine; its steps are listed all the same
+                models[name] = ln.describe(part.name)
         earlier = self.folder.seconds_by_name() if speed is None else {}
         reached = _operations_per_second() * EFFICIENCY if speed is None else speed
         rows = []
-        for step in self._plan().values():
-            if (state := self.folder.state(step)) == DONE:
-                rows.append((step.name, state, 0.0, 0.0, 0.0, 0.0, True))
-                continue
-            model, seconds = models.get(step.model), earlier.get(step.name)
-            cost = step.stage.cost(step, self.config, model)
-            memory = max(model.memory_to_load.values()) if model and cost.tokens else 0.0
-            spent = cost.at(reached / (2 * model.parameters)).seconds if model else 0.0
-            if cost.tokens and model is None:
-                memory = spent = math.nan
-            spent = spent if seconds is None else seconds
-            sizes = (cost.tokens * cost.passes / 1e6, memory / 1e9, max(cost.disk, LEAST_DISK) / 1e9, spent / 60)
-            rows.append((step.name, state, *sizes, seconds is not None))
+        for step in self._plan.values():
+            state, model = self.folder.state(step), models.get(step.model)
+            tokens = memory = disk = seconds = 0.0
+            if state != DONE:
+                units = {site: model.layers * width for site, width in model.neurons.items()} if model else {}
+                part = step.stage.part_of(self.config, step)
+                tokens = step.stage.tokens(step, part, self.config, units)
+                disk = max(step.stage.disk(step, part, self.config, units), LEAST_DISK)
+                if tokens:
+                    memory = max(model.memory_to_load.values()) if model else math.nan
+                    seconds = 2 * model.parameters * tokens / reached if model else math.nan
+                seconds = earlier.get(step.name, seconds)
+            measured = state == DONE or step.name in earlier
+            rows.append((step.name, state, tokens / 1e6, memory / 1e9, disk / 1e9, seconds / 60, measured))
         columns = ["step", "state", "million tokens", "GB memory", "GB disk", "minutes", "measured"]
         return pd.DataFrame(rows, columns=pd.Index(columns))
 
@@ -217,12 +215,11 @@ class Study:
         Raises:
             StudyError: If there is no such step, or it is not done.
         """
-        plan = self._plan()
-        if step not in plan:
-            raise StudyError(unknown("step", step, plan))
-        if not self.folder.is_done(plan[step]):
+        if step not in self._plan:
+            raise StudyError(unknown("step", step, self._plan))
+        if not self.folder.is_done(self._plan[step]):
             raise StudyError(f"The step {step!r} is not done: run the study.")
-        return self.folder.result(plan[step])
+        return self.folder.result(self._plan[step])
 
     def report(self) -> Path:
         """The page that the study ends with.
@@ -234,7 +231,7 @@ class Study:
 
     def files(self) -> dict[str, str]:
         """Every file of every step that is done, and its checksum."""
-        finished = [step for step in self._plan().values() if self.folder.is_done(step)]
+        finished = [step for step in self._plan.values() if self.folder.is_done(step)]
         return {
             f"{step.name}/{name}": checksum for step in finished for name, checksum in self.folder.files(step).items()
         }
@@ -245,7 +242,7 @@ class Study:
         Raises:
             CorruptArtefactError: If a file is truncated or changed; it is named.
         """
-        for step in self._plan().values():
+        for step in self._plan.values():
             if self.folder.is_done(step):
                 self.folder.check(step)
 
@@ -257,40 +254,35 @@ class Study:
             "other files" (equal settings and sources, but results differ), the settings that differ, "inputs" where
             only an input differs, "not done", or which of the two lacks the step.
         """
-        mine, theirs = self._plan(), other._plan()
-        rows = []
-        for name in dict.fromkeys([*mine, *theirs]):
-            if name not in mine or name not in theirs:
-                rows.append((name, f"only in {(self if name in mine else other).folder.path}"))
-                continue
-            rows.append((name, _difference(mine[name], self.folder, theirs[name], other.folder)))
-        return pd.DataFrame(rows, columns=pd.Index(["step", "difference"]))
+        mine, theirs = self._plan, other._plan
+        differences = {name: f"only in {self.folder.path}" for name in mine}
+        differences |= {name: f"only in {other.folder.path}" for name in theirs}
+        for name in mine.keys() & theirs.keys():
+            differences[name] = _difference(mine[name], self.folder, theirs[name], other.folder)
+        return pd.DataFrame(list(differences.items()), columns=pd.Index(["step", "difference"]))
 
     def show(self) -> str:
         """The study as TOML, every default written out."""
         return as_toml(self.config)
 
+    @cached_property
     def _plan(self) -> dict[str, Step]:
-        if not self._steps:
-            self._steps = steps_of(self.config, self._sources)
-        return self._steps
+        return steps_of(self.config, self._sources)
 
-    def _wanted(self, only: str | None) -> dict[str, Step]:
-        plan = self._plan()
-        if only is None:
-            return plan
-        wanted = [step for step in plan.values() if step.name.startswith(only)]
+    def _wanted(self, only: str) -> dict[str, Step]:
+        """Steps whose name begins with a word, and what they depend on."""
+        wanted = {name for name in self._plan if name.startswith(only)}
         if not wanted:
-            raise StudyError(unknown("step", only, plan))
-        needed: set[str] = set()
-        for step in wanted:
-            needed |= {step.name, *_before(step)}
-        return {name: step for name, step in plan.items() if name in needed}
+            raise StudyError(unknown("step", only, self._plan))
+        for name, step in reversed(self._plan.items()):
+            if name in wanted:
+                wanted |= {read.name for read in step.inputs}
+        return {name: step for name, step in self._plan.items() if name in wanted}
 
 
-def _before(step: Step) -> set[str]:
-    """Names of all steps that a step depends on."""
-    return {name for read in step.inputs for name in (read.name, *_before(read))}
+def _depends_on(step: Step, broken: set[str]) -> bool:
+    """Whether a step cannot be computed without some others; the report shows what there is."""
+    return step.stage is not REPORT and any(read.name in broken for read in step.inputs)
 
 
 def _difference(mine: Step, here: RunFolder, theirs: Step, there: RunFolder) -> str:
@@ -298,34 +290,15 @@ def _difference(mine: Step, here: RunFolder, theirs: Step, there: RunFolder) -> 
         if not (here.is_done(mine) and there.is_done(theirs)):
             return "not done"
         return "same" if here.files(mine) == there.files(theirs) else "other files"
-    own, other = _flat(mine.settings), _flat(theirs.settings)
+    own, other = (pd.json_normalize(dict(step.settings)).to_dict("records")[0] for step in (mine, theirs))
     names = [name for name in sorted({*own, *other}) if own.get(name) != other.get(name)]
     return "; ".join(f"{name}: {own.get(name)!r} and {other.get(name)!r}" for name in names) or "inputs"
 
 
-def _flat(settings: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """Nested settings by their place, such as ``training.steps``."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {f"{place}{name}": value}
-    return flat
-
-
-def _described(name: str) -> ModelDescription | None:
-    try:
-        return ln.describe(name)
-    except ModelError:
-        return None  # not on this machine; the steps are listed all the same
-
-
 def _operations_per_second() -> float:
     """How fast this processor multiplies matrices, in floating-point operations."""
-    left, right = torch.rand(512, 512), torch.rand(512, 512)
-    torch.mm(left, right)
-    started, times = time.perf_counter(), 8
-    for _ in range(times):
-        torch.mm(left, right)
-    return times * 2 * 512**3 / (time.perf_counter() - started)
+    left, right = torch.rand(2, 512, 512)
+    return 2 * 512**3 / timed(lambda: torch.mm(left, right))
 
 
 def as_text(table: pd.DataFrame, path: Path, speed: float | None = None) -> str:

@@ -1,12 +1,16 @@
 """What may stand in a study's file: the tables that every study has; each stage adds its own."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+import langneurons as ln
 from langneurons.errors import LangNeuronsError, ModelError
-from langneurons.settings import Controls, Count, Recording, Run, Seed, Settings, Testing
+from langneurons.settings import PYTHON_ONLY, Controls, Count, Recording, Run, Seed, Settings, Testing
+
+if TYPE_CHECKING:
+    import torch
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -15,7 +19,7 @@ Value = str | float | int
 PUBLISHED = "published"  # how methods and patches begin that read the published statistics
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
@@ -34,15 +38,16 @@ class Part(BaseModel):
     """A table of the file.
 
     Attributes:
-        moved: Keys of 0.1.0 that go on working -> where they stand, from this table on, or from the top after a colon.
+        old_names: Keys of 0.1.0 that go on working -> where they stand, from this table on, or from the top after a
+            colon.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-    moved: ClassVar[Mapping[str, str]] = {}
+    old_names: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _filled(cls, content: Any) -> Any:
+    def _filled(cls, content: object) -> object:
         """Fill what is given of a settings object into the one that stands there by default."""
         if not isinstance(content, dict):
             return content
@@ -50,20 +55,17 @@ class Part(BaseModel):
         return content | {name: _over(defaults[name], content[name]) for name in defaults if name in content}
 
 
-def _over(default: Settings, value: Any) -> Any:
+def _over(default: Settings, value: object) -> object:
     if isinstance(default, Controls) and isinstance(value, int):
         value = {"draws": value}
     if not isinstance(value, dict):
         return value
-    fields = type(default).model_fields
-    listed = {name for name, field in fields.items() if isinstance(value.get(name), str) and _is_list(field.annotation)}
-    options = {name: [option] if name in listed else option for name, option in value.items()}
-    unset = {name: None for name, option in options.items() if option == "none"}
-    return default.model_dump(exclude_unset=True) | options | unset
-
-
-def _is_list(annotation: Any) -> bool:
-    return "tuple" in str(annotation)
+    options = default.model_dump(exclude_unset=True)
+    for name, option in value.items():
+        field = type(default).model_fields.get(name)
+        several = field is not None and "tuple" in str(field.annotation)
+        options[name] = [option] if several and isinstance(option, str) else None if option == "none" else option
+    return options
 
 
 class ModelOptions(Settings):
@@ -77,6 +79,10 @@ class ModelOptions(Settings):
         None, description="Type of the weights; by default the checkpoint's own."
     )
     device: str | None = Field(None, description="Device, such as cpu or cuda; by default a GPU where there is one.")
+
+    def load(self, name: str) -> "torch.nn.Module":
+        """Load a model: babel, a local folder, or a hub name."""
+        return ln.load_model(name, **self.model_dump(include=set(ModelOptions.model_fields), exclude_none=True))
 
 
 class ModelPart(ModelOptions):
@@ -96,7 +102,7 @@ class ModelPart(ModelOptions):
 class TextPart(Part):
     """The text that neurons are found and judged on."""
 
-    moved: ClassVar[Mapping[str, str]] = {
+    old_names: ClassVar[Mapping[str, str]] = {
         "tokens": ":recording.tokens_per_language",
         "context_length": ":recording.context_length",
         "sites": ":recording.sites",
@@ -204,8 +210,4 @@ class StudyConfig(Part):
 
 def python_only(group: type[BaseModel]) -> set[str]:
     """Fields of a settings object that only a Python object can fill."""
-    return {
-        name
-        for name, about in group.model_fields.items()
-        if isinstance(about.json_schema_extra, dict) and about.json_schema_extra.get("python_only")
-    }
+    return {name for name, about in group.model_fields.items() if about.json_schema_extra == PYTHON_ONLY}

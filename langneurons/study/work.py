@@ -1,22 +1,21 @@
 """What steps read and where they work: models, text, tasks, and the results of earlier steps; each is loaded once."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import langneurons as ln
-from langneurons.settings import Controls, Run
+from langneurons.settings import Run
 from langneurons.study.run_folder import SHOWN, RunFolder
 from langneurons.study.stages import Step
 from langneurons.study.tables import PatchPart, StudyConfig
-from langneurons.study.wording import patch_maker
+from langneurons.study.wording import PatchOfLanguage, language_patches
 
 if TYPE_CHECKING:
-    from langneurons.replication.statistics import PublishedStatistics
+    from langneurons.replication import PublishedStatistics
     from langneurons.training.finetuned import Finetuned
 
-PatchOfLanguage = Callable[[str], "list[ln.patches.Patch]"]
+Loaded = TypeVar("Loaded")
 
 
 class Work:
@@ -38,7 +37,7 @@ class Work:
         Raises:
             LangNeuronsError: Whatever is wrong with it.
         """
-        step.stage.run(step, self)
+        step.stage.run(step, step.stage.part_of(self.config, step), self)
 
     def result(self, step: Step) -> Path:
         """The folder of a step's result."""
@@ -61,18 +60,12 @@ class Work:
         """Where and how a step's own work runs."""
         return self.run(self.folder.work(kind, step.key[:SHOWN]))
 
-    @staticmethod
-    def matched(controls: Controls, stats: "ln.ActivationStats") -> Controls:
-        """Controls that are matched by a study's statistics."""
-        return controls.model_copy(update={"stats": stats})
-
     def model(self, step: Step) -> Any:
         """The model that a step is about; no other stays in memory."""
         part = self.config.models[step.model]
         for key in [key for key in self._held if key[0] in ("model", "heldout") and key[1] != step.model]:
             del self._held[key]
-        options = {name: value for name, value in part.options.items() if value is not None}
-        return self.once(("model", step.model), lambda: ln.load_model(part.name, **options))
+        return self.once(("model", step.model), lambda: part.load(part.name))
 
     def text(self, heldout: bool) -> "ln.Corpus":
         """The text to find neurons on, or to judge them on, in a random order."""
@@ -106,10 +99,8 @@ class Work:
         """The published statistics among a step's inputs."""
         if not step.reads("published"):
             return None
-        from langneurons.replication.statistics import PublishedStatistics
-
         read = step.input("published")
-        return self.once(("published", read.key), lambda: PublishedStatistics.load(self.result(read)))
+        return self.once(("published", read.key), lambda: ln.replication.PublishedStatistics.load(self.result(read)))
 
     def neurons(self, step: Step) -> "tuple[ln.NeuronSet, ln.ActivationStats]":
         """The neuron set a step is about, and the statistics of its languages."""
@@ -121,28 +112,14 @@ class Work:
     def patches(self, step: Step, patches: Mapping[str, PatchPart]) -> dict[str, PatchOfLanguage]:
         """Patches of each language's own neurons, by name."""
         neurons, stats = self.neurons(step)
-        published = self.published(step)
-
-        def of_language(patch: PatchPart) -> PatchOfLanguage:
-            own = patch_maker(str(patch.write), stats, published)
-            also = {code: patch_maker(str(value), stats, published) for code, value in patch.also.items()}
-            return lambda language: [
-                *(make(neurons[code], code) for code, make in also.items() if code != language),
-                own(neurons[language], language),
-            ]
-
-        return {name: of_language(patch) for name, patch in patches.items()}
+        return language_patches(neurons, patches, stats, self.published(step))
 
     def tuned(self, step: Step, name: str) -> "Finetuned":
         """What was trained in the fine-tuning of a name."""
         trained = step.input("finetune", name)
-        return self.once(("tuned", trained.key), lambda: ln.load(self.result(trained)))
+        return self.once(("tuned", trained.key), lambda: cast("Finetuned", ln.load(self.result(trained))))
 
-    def attached(self, step: Step, name: str | None) -> AbstractContextManager[None]:
-        """The model with a fine-tuning attached inside a block; as it is, where there is none."""
-        return nullcontext() if name is None else self.tuned(step, name).attach(self.model(step))
-
-    def once(self, key: tuple, make: Callable[[], Any]) -> Any:
+    def once(self, key: tuple, make: Callable[[], Loaded]) -> Loaded:
         """Load something when it is first asked for.
 
         Args:

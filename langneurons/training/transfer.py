@@ -152,7 +152,7 @@ def transfer_experiment(
             "dev": None if experiment.dev is None else experiment.dev.fingerprint,
             "training_patches": [repr(patch) for patch in held],
             "patches": {" ".join(name): [repr(patch) for patch in parts] for name, parts in own_patches.items()},
-            "options": {**dict(testing), "resamples": testing.samples},
+            "options": testing.model_dump(),
         },
     )
 

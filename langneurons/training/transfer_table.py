@@ -21,6 +21,7 @@ ROWS = ["condition", "target", "seed", "draw", "patch", "language", "item", "clu
 ROWS += ["prediction", "gold"]
 TRAININGS = ["condition", "target", "seed", "draw", "neurons", "parameters", "loss"]
 CELL = ["condition", "target", "language", "patch"]
+SIGNIFICANT = ("better", "worse", "slightly better", "slightly worse")
 RANDOM, EVERY = "random", "every"
 NAMES = {
     NONE: "training attention and head only",
@@ -96,7 +97,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         Returns:
             Effects by ``trained`` and ``language`` (on the source: ``trained`` and ``target``), differences of scores,
             one Holm family. Against anything but random, sets that have random ones are placed among them: the mean
-            effect over seeds among the effects of single trainings, which vary more, so that the placement is cautious.
+            effect over seeds among the means, over as many seeds, of every draw of random neurons.
 
         Raises:
             EffectError: If that condition was not trained, or nothing can be compared with it.
@@ -120,7 +121,9 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         """
         metric, (place, pairs) = self._metric(metric), self._compared(against, on)
         cells = self._by_metric[metric]
-        effects = {(mine[0], name): self._effect(cells[mine], cells[theirs]) for name, mine, theirs in pairs}
+        effects = {
+            (mine[0], name): self._effect(cells[mine], cells[theirs], len(pairs)) for name, mine, theirs in pairs
+        }
         baseline = NAMES.get(against, against)
         if not effects:
             raise EffectError(f"Nothing was trained that can be compared with {NAMES.get(against, repr(against))}.")
@@ -143,10 +146,14 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         """
         metric = self._metric(metric)
         cells = self._by_metric[metric]
+        patched = {
+            key: part for key, part in cells.items() if key[3] != UNPATCHED and key[2] in self.settings["targets"]
+        }
         effects = {
-            (condition, patch, language): self._effect(part, cells[condition, target, language, UNPATCHED])
-            for (condition, target, language, patch), part in cells.items()
-            if patch != UNPATCHED and language in self.settings["targets"]
+            (condition, patch, language): self._effect(
+                part, cells[condition, target, language, UNPATCHED], len(patched)
+            )
+            for (condition, target, language, patch), part in patched.items()
         }
         if not effects:
             raise EffectError("No trained model was patched: give patches= to transfer_experiment().")
@@ -165,10 +172,10 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         table = self.effects(self.reference)
         rows, margin = table.rows, 100 * table.settings["margin"]
         groups = {verdict: part for verdict, part in rows.groupby("verdict")}
-        clauses = [f"{name}: {_listed(groups[name])}" for name in ("better", "worse") if name in groups]
+        clauses = [f"{name}: {_listed(groups[name])}" for name in SIGNIFICANT if name in groups]
         clauses = clauses or ["nothing better or worse"]
-        if "equivalent" in groups:
-            clauses.append(f"equivalent within {margin:g} points: {_listed(groups['equivalent'])}")
+        if "no effect" in groups:
+            clauses.append(f"no effect (within {margin:g} points): {_listed(groups['no effect'])}")
         if "inconclusive" in groups:
             least, most = (100 * groups["inconclusive"]["minimal_detectable"]).agg(["min", "max"])
             detectable = "" if most == float("inf") else f" (detectable: {least:.1f} to {most:.1f} points)"
@@ -199,8 +206,8 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         options = {"margin" if name == "delta" else name: value for name, value in options.items()}
         return {**fields, "settings": {**fields["settings"], "options": options}}
 
-    def _effect(self, condition: pd.DataFrame, baseline: pd.DataFrame) -> Effect:
-        return effect(condition, baseline, "value", "row", False, testing=self._testing)
+    def _effect(self, condition: pd.DataFrame, baseline: pd.DataFrame, family: int = 1) -> Effect:
+        return effect(condition, baseline, "value", "row", False, testing=self._testing.in_family(family))
 
     @property
     def _testing(self) -> Testing:
@@ -284,18 +291,18 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         }
 
     def _beside_random(self, table: EffectTable, pairs: list[tuple[str, tuple, tuple]], metric: str) -> EffectTable:
-        """The table with every set of neurons placed among single trainings of its random ones."""
+        """The table with every set of neurons placed among its random ones: one mean over all seeds for each draw."""
         if not set(CONTROL_OF.values()) & set(self.conditions):
             return table
-        single = parts_of(self.rows.loc[self.rows["metric"] == metric], [*CELL, "seed", "draw"])
+        by_draw = parts_of(self.rows.loc[self.rows["metric"] == metric], [*CELL, "draw"])
         cells, controls = self._by_metric[metric], []
         for name, (condition, target, *where), theirs in pairs:
             like = (CONTROL_OF.get(condition), target, *where)
-            for (*cell, seed, draw), part in single.items():
+            for (*cell, draw), part in by_draw.items():
                 if tuple(cell) == like:
-                    baseline = cells[theirs].query("seed == @seed")
-                    controls.append((condition, name, seed, draw, difference(part, baseline, "value", "row")))
-        return beside_controls(table, pd.DataFrame(controls, columns=[*table.keys, "seed", "draw", "estimate"]))
+                    controls.append((condition, name, draw, difference(part, cells[theirs], "value", "row")))
+        controls = pd.DataFrame(controls, columns=[*table.keys, "draw", "estimate"])
+        return beside_controls(table, controls, self._testing.level)
 
     def _unlearned(self) -> str:
         """A sentence where no model beats chance in the language it was trained on."""

@@ -1,30 +1,19 @@
 """Figures of analyses: ablation beside matched controls, what neurons carry, and validity checks."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from langneurons.analysis.ablation import Ablation
-from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.analysis.polysemanticity import Polysemanticity
+from langneurons.analysis.validity.checks import Check, ValidityTable
 from langneurons.errors import EffectError, StatisticsError, unknown
-from langneurons.storage.presenting import Column, Table
+from langneurons.storage import Column
+from langneurons.views import style
 from langneurons.views.effect_figures import MARKS, SYMBOLS, provenance_of
-from langneurons.views.style import (
-    COLOURS,
-    DASHES,
-    FAINT,
-    LEFT,
-    WIDTH,
-    label_room,
-    layout_of,
-    legend_above,
-    signed,
-    span,
-    styled,
-)
+from langneurons.views.style import COLOURS, error_bars, styled
 
 CLOSE = 0.6  # share of the margin: smaller effects are drawn on a scale of their own
 SPREAD = 0.62  # share of a neuron's line over which its languages are spread
@@ -63,73 +52,61 @@ def ablation(result: Ablation, top: int = 30, languages: list[str] | None = None
     rows = result.rows.loc[result.rows["language"].isin(languages)]
     rows = rows.assign(**{name: result.scale * rows[name] for name in SCALED if name in rows.columns})
     if result.settings["each"] == "cumulative":
-        return legend_above(_curves(result, rows, languages))
-    return legend_above(_lines(result, rows, languages, top))
+        return style.legend_above(_curves(result, rows, languages))
+    return style.legend_above(_lines(result, rows, languages, top))
 
 
 def _lines(result: Ablation, rows: pd.DataFrame, languages: list[str], top: int) -> go.Figure:
     alone = result.settings["each"] == "neuron"
-    keys = ["label", "layer", "neuron"] if alone else ["label", "neurons"]
+    keys, name = (["label", "layer", "neuron"], "{}: layer {}, {}") if alone else (["label", "neurons"], "{}: {}")
     sizes: Any = rows.assign(size=rows["effect"].abs()).groupby(keys)["size"].max()
     lines = sizes.nlargest(top).index.to_frame(index=False)
-    lines = lines.assign(line=range(len(lines)))
-    rows = rows.assign(subjects=len(rows[keys].drop_duplicates())).merge(lines, on=keys)
+    names = [name.format(*line) for line in lines.itertuples(index=False)]
+    rows = rows.merge(lines.assign(line=range(len(lines)), name=names), on=keys)
     shifts = dict(zip(languages, SPREAD * ((np.arange(len(languages)) + 0.5) / len(languages) - 0.5), strict=True))
     rows = rows.assign(place=rows["line"] + [shifts[language] for language in rows["language"]])
     figure = go.Figure()
     for number, language in enumerate(languages):
-        figure.add_trace(_language(rows.loc[rows["language"] == language], language, number, alone))
+        part, colour = rows.loc[rows["language"] == language], COLOURS[number % len(COLOURS)]
+        figure.add_scatter(
+            x=part["effect"],
+            y=part["place"],
+            error_x=error_bars(part, "effect", color=colour, thickness=1.5, width=2),
+            mode="markers",
+            name=language,
+            marker={"color": colour, "size": 7, "symbol": [SYMBOLS[verdict] for verdict in part["verdict"]]},
+            customdata=part["name"] + f", measured in {language}<br>" + _hovers(part),
+            hovertemplate="%{customdata}<extra></extra>",
+        )
     if result.controls is not None:
         _add_controls(figure, rows, len(languages))
-    names = [_name(line, alone) for line in lines.to_dict("records")]
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], tickfont={"size": 12}
     )
     axis, margin = _axis(result)
     figure.update_xaxes(title=axis)
-    reach = _reach(rows)
+    ends = rows[[name for name in ("low", "high", "control_low", "control_high") if name in rows.columns]]
+    reach = max(float(np.nanmax(np.abs(ends.to_numpy(float)), initial=0)), 1e-6)  # the farthest end of an interval
     if reach > CLOSE * margin:
-        figure.add_vrect(x0=-margin, x1=margin, fillcolor="#999999", opacity=0.15, line_width=0, layer="below")
+        figure.add_vrect(x0=-margin, x1=margin, **style.BAND)
         band = f"grey band: ±{margin:g} counts as no change"
     else:
         figure.update_xaxes(range=[-1.08 * reach, 1.08 * reach])
         band = f"everything shown lies within ±{margin:g}, which counts as no change"
     figure.add_vline(x=0, line_width=1, line_color="#555555")
-    subjects = int(rows["subjects"].iloc[0])
     title = "Each neuron ablated by itself" if alone else "Each label's neurons ablated together"
-    if alone and len(names) < subjects:
-        title += f": the {len(names)} largest effects of {subjects}"
+    if alone and len(names) < len(sizes):
+        title += f": the {len(names)} largest effects of {len(sizes)}"
     height = 170 + max(24, 8 + 13 * len(languages)) * len(names)
-    return _titled(figure, result, rows, title, height, band, label_room(names))
-
-
-def _language(part: pd.DataFrame, language: str, number: int, alone: bool) -> go.Scatter:
-    colour = COLOURS[number % len(COLOURS)]
-    return go.Scatter(
-        x=part["effect"],
-        y=part["place"],
-        error_x={
-            "array": part["high"] - part["effect"],
-            "arrayminus": part["effect"] - part["low"],
-            "color": colour,
-            "thickness": 1.5,
-            "width": 2,
-        },
-        mode="markers",
-        name=language,
-        marker={"color": colour, "size": 7, "symbol": [SYMBOLS[verdict] for verdict in part["verdict"]]},
-        customdata=[f"{_name(row, alone)}, measured in {language}<br>{_hover(row)}" for row in part.to_dict("records")],
-        hovertemplate="%{customdata}<extra></extra>",
-    )
+    return _titled(figure, result, rows, title, height, band, style.label_room(names))
 
 
 def _add_controls(figure: go.Figure, rows: pd.DataFrame, languages: int) -> None:
     """The 95 % prediction interval of one more control, behind each effect."""
     part = rows.loc[rows["control_low"].notna()]
     ends = part[["control_low", "control_high"]].to_numpy(float)
-    x = np.column_stack([ends, np.full(len(part), np.nan)]).ravel()
     figure.add_scatter(
-        x=x,
+        x=np.column_stack([ends, np.full(len(part), np.nan)]).ravel(),
         y=np.repeat(part["place"].to_numpy(float), 3),
         mode="lines",
         name=CONTROL,
@@ -149,32 +126,28 @@ def _curves(result: Ablation, rows: pd.DataFrame, languages: list[str]) -> go.Fi
             figure.add_scatter(
                 x=part["neurons"],
                 y=part["effect"],
-                error_y={
-                    "array": part["high"] - part["effect"],
-                    "arrayminus": part["effect"] - part["low"],
-                    "thickness": 1,
-                },
+                error_y=error_bars(part, "effect", thickness=1),
                 mode="lines+markers",
                 name=language if len(labels) == 1 else f"{label} measured in {language}",
-                line={"color": COLOURS[number % len(COLOURS)], "dash": DASHES[place % len(DASHES)]},
+                line={"color": COLOURS[number % len(COLOURS)], "dash": style.DASHES[place % len(style.DASHES)]},
                 marker={"symbol": [SYMBOLS[verdict] for verdict in part["verdict"]], "size": 8},
-                customdata=[_hover(row) for row in part.to_dict("records")],
+                customdata=_hovers(part),
                 hovertemplate="%{x} neurons<br>%{customdata}<extra></extra>",
             )
     axis, margin = _axis(result)
     counts = sorted(set(rows["neurons"].tolist()))
     figure.update_xaxes(title="neurons ablated, the first ones first", type="log", tickvals=counts, ticktext=counts)
     figure.update_yaxes(title=axis)
-    figure.add_hrect(y0=-margin, y1=margin, fillcolor="#999999", opacity=0.15, line_width=0, layer="below")
+    figure.add_hrect(y0=-margin, y1=margin, **style.BAND)
     whose = f" of {labels[0]}" if len(labels) == 1 else ""
     band = f"grey band: ±{margin:g} counts as no change"
     return _titled(figure, result, rows, f"Neurons{whose} ablated one after the other", 460, band)
 
 
 def _titled(
-    figure: go.Figure, result: Ablation, rows: pd.DataFrame, title: str, height: int, band: str, left: int = LEFT
+    figure: go.Figure, result: Ablation, rows: pd.DataFrame, title: str, height: int, band: str, left: int = style.LEFT
 ) -> go.Figure:
-    clusters = span(rows["clusters"])
+    clusters = style.span(rows["clusters"])
     subtitle = f"{result.settings['patch']}; n = {clusters} clusters per effect; {band}; {MARKS}"
     return styled(figure, title, height, subtitle, result.caption, provenance_of(result.settings), left=left)
 
@@ -184,24 +157,16 @@ def _axis(result: Ablation) -> tuple[str, float]:
     return f"change of {result.settings['metric']}, {result.unit}", result.scale * float(result.settings["margin"])
 
 
-def _reach(rows: pd.DataFrame) -> float:
-    """Largest distance from zero of an interval's end, the controls' included; above 0."""
-    ends = rows[[name for name in ("low", "high", "control_low", "control_high") if name in rows.columns]]
-    return max(float(np.nanmax(np.abs(ends.to_numpy(float)), initial=0)), 1e-6)
-
-
-def _name(row: Mapping[Any, Any], alone: bool) -> str:
-    return f"{row['label']}: layer {row['layer']}, {row['neuron']}" if alone else f"{row['label']}: {row['neurons']}"
-
-
-def _hover(row: Mapping[Any, Any]) -> str:
-    lines = [
-        f"{EFFECT.text(row['effect'], row['low'], row['high'])}, {row['verdict']}",
-        f"p (BH) {FINE.text(row['p_adjusted'])}, minimal detectable {FINE.text(row['detectable'])}",
-    ]
-    if not np.isnan(position := row.get("control_position", np.nan)):
-        lines.append(f"above {100 * position:.0f} % of {row['control_draws']:.0f} matched controls")
-    return "<br>".join(lines)
+def _hovers(rows: pd.DataFrame) -> list[str]:
+    """What hovering shows of each effect."""
+    texts = []
+    for row in rows.to_dict("records"):
+        text = f"{EFFECT.text(row['effect'], row['low'], row['high'])}, {row['verdict']}<br>"
+        text += f"p (BH) {FINE.text(row['p_adjusted'])}, minimal detectable {FINE.text(row['detectable'])}"
+        if not np.isnan(position := row.get("control_position", np.nan)):
+            text += f"<br>above {100 * position:.0f} % of {row['control_draws']:.0f} matched controls"
+        texts.append(text)
+    return texts
 
 
 COLOUR_OF = {"language": COLOURS[0], "task": COLOURS[1], "both": COLOURS[2], "neither": "#666666"}
@@ -222,8 +187,8 @@ def selectivity(result: Polysemanticity, seed: int = 0) -> go.Figure:
         what a label must explain to be found with 80 % power, in the median neuron.
 
     Example:
-        >>> from langneurons.analysis.selectivity.polysemanticity import polysemanticity
-        >>> from langneurons.analysis.selectivity.texts import LabelledTexts
+        >>> from langneurons.analysis.probing import polysemanticity
+        >>> from langneurons.analysis.texts import LabelledTexts
         >>> texts = {"en": ["It rains.", "Dry.", "Rain.", "Sun."], "fr": ["Il pleut.", "Sec.", "Pluie.", "Soleil."]}
         >>> task = LabelledTexts.parallel(texts, ["wet", "dry", "wet", "dry"], name="weather")
         >>> neurons = ln.LAPE(top=0.001).identify(stats)
@@ -233,8 +198,18 @@ def selectivity(result: Polysemanticity, seed: int = 0) -> go.Figure:
         >>> selectivity(carried).data[0].name
         'other neurons'
     """
+    decomposition = result.decomposition
+    own = result.rows["layer"] * decomposition.shape[1] + result.rows["neuron"]
+    others = np.setdiff1d(np.arange(np.prod(decomposition.shape)), own)
+    others = np.random.default_rng(seed).permutation(others)[:BACKGROUND]
+    language, task, interaction = (
+        decomposition.partial(source).numpy().ravel()[others] for source in ("language", "task", "interaction")
+    )
+    behind = {"color": "#bbbbbb", "size": 3}
     figure = go.Figure()
-    others = _add_others(figure, result, seed)
+    figure.add_scatter(
+        x=language, y=task + interaction, name="other neurons", mode="markers", marker=behind, hoverinfo="skip"
+    )
     rows = result.rows.assign(task=result.rows["task_partial"] + result.rows["interaction_partial"])
     for verdict, colour in COLOUR_OF.items():
         part = rows[rows["verdict"] == verdict]
@@ -255,8 +230,7 @@ def selectivity(result: Polysemanticity, seed: int = 0) -> go.Figure:
         power = (
             f"Dotted: what the task must explain in the median neuron to be found with 80 % power ({detectable:.2%})."
         )
-        grey = {"color": FAINT, "width": 1, "dash": "dot"}
-        figure.add_hline(y=detectable, line=grey)  # pyright: ignore[reportArgumentType] (their stub says str)
+        figure.add_hline(y=detectable, line=style.DOTTED)  # pyright: ignore[reportArgumentType] (their stub says str)
     settings, neurons = result.settings, len(rows[["layer", "neuron"]].drop_duplicates())
     figure.update_xaxes(
         title="share of variance explained by language (partial)", tickformat=".0%", range=[-0.02, 1.02]
@@ -267,59 +241,20 @@ def selectivity(result: Polysemanticity, seed: int = 0) -> go.Figure:
         f"What neurons at {settings['site']} carry: language and {settings['task']}",
         500,
         f"n = {len(rows)} labels of {neurons} neurons, read on {settings['items']:,} items in "
-        f"{len(result.decomposition.languages)} languages; grey: {others:,} other neurons of the model",
+        f"{len(decomposition.languages)} languages; grey: {len(others):,} other neurons of the model",
         "Partial shares: of the variance over texts that the other sources leave. The task's share is the label's and "
         "its interaction's with language together. Verdicts at a false discovery rate of 5 % within each language's "
         f"neurons. {power}",
         provenance_of(settings),
     )
-    return legend_above(figure)
-
-
-def _add_others(figure: go.Figure, result: Polysemanticity, seed: int) -> int:
-    """Add some neurons outside the set, and return their number."""
-    decomposition = result.decomposition
-    own = result.rows["layer"] * decomposition.shape[1] + result.rows["neuron"]
-    others = np.setdiff1d(np.arange(np.prod(decomposition.shape)), own)
-    others = np.random.default_rng(seed).permutation(others)[:BACKGROUND]
-    language, task, interaction = (
-        decomposition.partial(source).numpy().ravel()[others] for source in ("language", "task", "interaction")
-    )
-    figure.add_scatter(
-        x=language,
-        y=task + interaction,
-        name="other neurons",
-        mode="markers",
-        marker={"color": "#bbbbbb", "size": 3},
-        hoverinfo="skip",
-    )
-    return len(others)
+    return style.legend_above(figure)
 
 
 FAILED, PASSED = COLOURS[4], COLOURS[5]
 COLUMN = 92  # pixels
 
 
-@runtime_checkable
-class Checked(Protocol):
-    """A ``ValidityTable``; its module reaches the model libraries, which a figure must not."""
-
-    @property
-    def rows(self) -> pd.DataFrame:
-        """One row per method: every figure, and ``<column>_passes`` for every check."""
-        ...
-
-    @property
-    def checks(self) -> Sequence[Any]:
-        """Checks with column, title, bar and least."""
-        ...
-
-    def table(self) -> Table:
-        """The table to print."""
-        ...
-
-
-def validity(table: Checked) -> go.Figure:
+def validity(table: ValidityTable) -> go.Figure:
     """Draw which method passes which check, and by how much.
 
     Args:
@@ -338,30 +273,26 @@ def validity(table: Checked) -> go.Figure:
         >>> ln.plot.validity(table).data[0].z.tolist()
         [[1.0, 1.0], [0.0, 1.0]]
     """
-    checks = [check for check in table.checks if bool(table.rows[check.column].notna().to_numpy().any())]
+    checks = table.measured
     if not checks:
         raise StatisticsError("The validity table holds no check that was measured: there is nothing to draw.")
     methods = table.rows["method"].tolist()
-    verdicts = table.rows[[f"{check.column}_passes" for check in checks]].astype("Float64")
-    passes = verdicts.to_numpy(dtype=float, na_value=np.nan)
-    figure = go.Figure(
-        go.Heatmap(
-            z=passes,
-            x=[_heading(check) for check in checks],
-            y=methods,
-            text=[[_in_cell(row, check) for check in checks] for row in table.rows.to_dict("records")],
-            texttemplate="%{text}",
-            textfont={"color": "black"},
-            colorscale=[[0, FAILED], [1, PASSED]],
-            zmin=0,
-            zmax=1,
-            showscale=False,
-            hovertemplate="%{y}<br>%{x}<br>%{text}<extra></extra>",
-        )
+    columns = {check.column: f"{check.column}_passes" for check in checks}
+    passes = table.rows[list(columns.values())].astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+    cells = zip(table.rows[list(columns)].to_numpy(float), passes, strict=True)
+    figure = style.heatmap(
+        passes,
+        methods,
+        [_heading(check) for check in checks],
+        text=[[_in_cell(*cell) for cell in zip(*row, strict=True)] for row in cells],
+        texttemplate="%{text}",
+        textfont={"color": "black"},
+        colorscale=[[0, FAILED], [1, PASSED]],
+        showscale=False,
+        hovertemplate="%{y}<br>%{x}<br>%{text}<extra></extra>",
     )
-    figure.update_xaxes(side="top", showgrid=False, tickfont={"size": 11}, type="category", tickangle=0)
-    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
-    left = label_room(methods)
+    figure.update_xaxes(side="top", tickfont={"size": 11}, tickangle=0)
+    left = style.label_room(methods)
     whole = int((np.nan_to_num(passes, nan=1.0) == 1).all(1).sum())
     styled(
         figure,
@@ -371,14 +302,14 @@ def validity(table: Checked) -> go.Figure:
         f"{whole} of {len(methods)} fail none",
         "Bars: " + "; ".join(map(str, checks)) + ".",
         "checks of langneurons.analysis.validity on one recording",
-        max(WIDTH, left + 40 + COLUMN * len(checks)),
+        max(style.WIDTH, left + 40 + COLUMN * len(checks)),
         left,
     )
-    return figure.update_layout(margin={"t": layout_of(figure).margin.t + 70, "b": 30})
+    return figure.update_layout(margin={"t": style.layout_of(figure).margin.t + 70, "b": 30})
 
 
-def _heading(check: Any) -> str:
-    words = str(check.title).replace(", ", ",<br>").replace(": ", ":<br>").split(" ")
+def _heading(check: Check) -> str:
+    words = check.title.replace(", ", ",<br>").replace(": ", ":<br>").split(" ")
     lines = [""]
     for word in words:
         if len(lines[-1]) + len(word) > 11 and lines[-1]:
@@ -387,8 +318,7 @@ def _heading(check: Any) -> str:
     return "<br>".join([*lines, f"<b>{'≥' if check.least else '≤'} {check.bar:g}</b>"])
 
 
-def _in_cell(row: dict[Any, Any], check: Any) -> str:
-    value, passes = row[check.column], row[f"{check.column}_passes"]
-    if pd.isna(value) or pd.isna(passes):
+def _in_cell(value: float, passes: float) -> str:
+    if np.isnan(value) or np.isnan(passes):
         return "–"
-    return f"{signed(value).removeprefix('+')} {'✓' if passes else '✗'}"
+    return f"{style.signed(value).removeprefix('+')} {'✓' if passes else '✗'}"

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import plotly.graph_objects as go
 
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, LangNeuronsWarning
-from langneurons.storage.presenting import Column
-from langneurons.storage.result import Result
-from langneurons.views.style import COLOURS, DIVERGING, FAINT, INK, WIDTH, interval, signed, span, styled
+from langneurons.storage import Column, Result
+from langneurons.views import style
+from langneurons.views.style import COLOURS, interval, signed, span, styled
 
 STARS = {"worse": "*", "better": "*", "equivalent": "", "inconclusive": "?"}
 CELL = 94  # pixels across, for an interval of two decimals
+SCALED = ("estimate", "low", "high", "minimal_detectable", "control_low", "control_high")
 PLACES = ("measured", "language", "target")  # key columns that say where an effect was measured
 STORED = {
     "model": "model {}",
@@ -57,28 +59,25 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
     if table.keys != ["patched", "measured"]:
         raise EffectError("This table has no columns patched and measured: ln.perplexity_matrix makes one that has.")
     estimate = table.scale * table.matrix("estimate")
-    by_pair = {(row["patched"], row["measured"]): row for row in table.rows.to_dict("records")}
-    cells = [[by_pair.get((patched, language), {}) for language in estimate.columns] for patched in estimate.index]
+    texts = replace(table, rows=table.rows.assign(text=_in_cells(table), hover=_hovers(table)))
     margin, level = table.scale * float(table.settings["margin"]), 100 * float(table.settings["level"])
     limit = max(float(np.nanmax(np.abs(estimate.to_numpy()))), margin)
-    figure = go.Figure(
-        go.Heatmap(
-            z=estimate.to_numpy(),
-            x=list(estimate.columns),
-            y=list(estimate.index),
-            text=[[_in_cell(cell, table.scale) for cell in row] for row in cells],
-            texttemplate="%{text}",
-            textfont={"size": 11},
-            customdata=[[_hover(cell, table.scale) for cell in row] for row in cells],
-            hovertemplate="patched %{y}, measured in %{x}<br>%{customdata}<extra></extra>",
-            colorscale=DIVERGING,
-            zmin=-limit,
-            zmax=limit,
-            colorbar={"title": f"change of loss, {table.unit}"},
-        )
+    figure = style.heatmap(
+        estimate.to_numpy(),
+        estimate.index,
+        estimate.columns,
+        text=texts.matrix("text").fillna("").to_numpy(),
+        texttemplate="%{text}",
+        textfont={"size": 11},
+        customdata=texts.matrix("hover").fillna("not measured").to_numpy(),
+        hovertemplate="patched %{y}, measured in %{x}<br>%{customdata}<extra></extra>",
+        colorscale=style.DIVERGING,
+        zmin=-limit,
+        zmax=limit,
+        colorbar={"title": f"change of loss, {table.unit}"},
     )
-    figure.update_xaxes(title="measured in", showgrid=False, type="category")
-    figure.update_yaxes(title="patched neurons of", autorange="reversed", showgrid=False, type="category")
+    figure.update_xaxes(title="measured in")
+    figure.update_yaxes(title="patched neurons of")
     patch = f"{PATCHED_SET.sub('(', str(table.settings['patch']))}; " if "patch" in table.settings else ""
     return styled(
         figure,
@@ -88,7 +87,7 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
         f"? inconclusive, unmarked: equivalent to no change (±{margin:g} {table.unit}); {_sizes(table)}",
         table.table().caption,
         provenance_of(table.settings),
-        max(WIDTH, 190 + CELL * len(estimate.columns)),
+        max(style.WIDTH, 190 + CELL * len(estimate.columns)),
     )
 
 
@@ -117,16 +116,18 @@ def effects(table: EffectTable | Result) -> go.Figure:
     settings, unit = table.settings, table.unit
     metric, trained = str(settings.get("measured", settings["value"])), table.keys[0] == "trained"
     margin, controls = table.scale * float(settings["margin"]), "random neurons" if trained else "matched controls"
-    ticks = None if table.controls is None else _ticks(table, table.controls)
+    ticks = table.controls
+    if ticks is not None:
+        ticks = pd.DataFrame({"estimate": table.scale * ticks["estimate"], **_named(ticks, table.keys)})
     figure = forest(_lines(table), ticks, controls, f"{unit}, interval, verdict")
-    figure.add_vrect(x0=-margin, x1=margin, fillcolor="#999999", opacity=0.15, line_width=0, layer="below")
+    figure.add_vrect(x0=-margin, x1=margin, **style.BAND)
     figure.add_vline(x=0, line_width=1, line_color="#555555")
     against = settings.get("against", "the unpatched model")
     figure.update_layout(xaxis={"title": f"change of {metric}, {unit}, against {against}"})
     marks = f"{_sizes(table)}; grey band: ±{margin:g} {unit} counts as no change; {MARKS}"
     return styled(
         figure,
-        _title(settings, metric, trained),
+        _title(table, metric),
         MARGINS + ROW * len(table),
         marks + (f"; grey ticks: {controls}" if ticks is not None else ""),
         table.table().caption,
@@ -134,40 +135,35 @@ def effects(table: EffectTable | Result) -> go.Figure:
     )
 
 
-def provenance_of(settings: Mapping[str, Any]) -> str:
+def provenance_of(settings: Mapping[str, object]) -> str:
     """Where a result comes from, as far as its stored settings say."""
     parts = [text.format(settings[name]) for name, text in STORED.items() if settings.get(name) is not None]
     return FINGERPRINT.sub(r"\1", ", ".join(parts))
 
 
-def _title(settings: Mapping[str, Any], metric: str, trained: bool) -> str:
+def _title(table: EffectTable, metric: str) -> str:
+    settings = table.settings
     task = ", ".join(str(settings[name]) for name in ("task", "protocol") if name in settings)
-    if trained:
-        where = f"{settings['source']} itself" if "target" in settings["keys"] else "other languages"
+    if table.keys[0] == "trained":
+        where = f"{settings['source']} itself" if "target" in table.keys else "other languages"
         return f"Trained on {settings['source']}: {metric} in {where} ({task})"
     return f"Change of {metric} under each patch" + (f" ({task})" if task else "")
 
 
 def _lines(table: EffectTable) -> pd.DataFrame:
-    rows = table.rows
-    values: Any = table.scale * rows[["estimate", "low", "high"]].astype(float)
+    values: Any = table.scale * table.rows[["estimate", "low", "high"]].astype(float)
     digits = 2 if float(values.abs().to_numpy().max()) < 10 else 1
-    words = [
-        f"{signed(cell['estimate'], digits)} {interval(cell['low'], cell['high'], digits)} {verdict}"
-        for cell, verdict in zip(values.to_dict("records"), rows["verdict"], strict=True)
-    ]
+    cells, verdicts = values.to_numpy().tolist(), table.rows["verdict"]
     lines = values.assign(
-        **_named(rows, table.keys),
-        text=words,
-        symbol=[SYMBOLS[verdict] for verdict in rows["verdict"]],
-        hover=[_hover(row, table.scale) for row in rows.to_dict("records")],
+        **_named(table.rows, table.keys),
+        text=[
+            f"{signed(value, digits)} {interval(low, high, digits)} {verdict}"
+            for (value, low, high), verdict in zip(cells, verdicts, strict=True)
+        ],
+        symbol=[SYMBOLS[verdict] for verdict in verdicts],
+        hover=_hovers(table),
     )
     return lines.sort_values("group", key=lambda groups: pd.factorize(groups)[0], kind="stable")
-
-
-def _ticks(table: EffectTable, controls: pd.DataFrame) -> pd.DataFrame:
-    values = table.scale * controls["estimate"].astype(float)
-    return pd.DataFrame({"estimate": values, **_named(controls, table.keys)})
 
 
 def _named(rows: pd.DataFrame, keys: list[str]) -> dict[str, Any]:
@@ -178,24 +174,27 @@ def _named(rows: pd.DataFrame, keys: list[str]) -> dict[str, Any]:
     return {"group": rows[place].astype(str) if place else pd.Series("", rows.index), "name": name}
 
 
-def _in_cell(cell: Mapping[Any, Any], scale: int) -> str:
-    if not cell:
-        return ""
-    text = f"<b>{signed(scale * cell['estimate'])}{STARS[cell['verdict']]}</b>"
-    return f"{text}<br>{interval(scale * cell['low'], scale * cell['high'])}"
-
-
-def _hover(cell: Mapping[Any, Any], scale: int) -> str:
-    if not cell:
-        return "not measured"
-    low, high, detectable = (scale * cell[name] for name in ("low", "high", "minimal_detectable"))
-    lines = [
-        f"{signed(scale * cell['estimate'])} {interval(low, high)}, {cell['verdict']}",
-        f"minimal detectable {DETECTABLE.text(detectable)}, {cell['items']:,} items, {cell['clusters']:,} clusters",
+def _in_cells(table: EffectTable) -> list[str]:
+    """What each cell of a matrix shows."""
+    cells: Any = table.scale * table.rows[["estimate", "low", "high"]].astype(float)
+    return [
+        f"<b>{signed(value)}{STARS[verdict]}</b><br>{interval(low, high)}"
+        for (value, low, high), verdict in zip(cells.to_numpy().tolist(), table.rows["verdict"], strict=True)
     ]
-    if not np.isnan(low := cell.get("control_low", np.nan)):
-        lines.append(f"matched controls {interval(scale * low, scale * cell['control_high'])}")
-    return "<br>".join(lines)
+
+
+def _hovers(table: EffectTable) -> list[str]:
+    """What hovering shows of each effect."""
+    texts = []
+    for row in table.rows.to_dict("records"):
+        scaled = {name: table.scale * row.get(name, np.nan) for name in SCALED}
+        ends = interval(scaled["low"], scaled["high"])
+        text = f"{signed(scaled['estimate'])} {ends}, {row['verdict']}<br>minimal detectable "
+        text += f"{DETECTABLE.text(scaled['minimal_detectable'])}, {row['items']:,} items, {row['clusters']:,} clusters"
+        if not np.isnan(scaled["control_low"]):
+            text += f"<br>matched controls {interval(scaled['control_low'], scaled['control_high'])}"
+        texts.append(text)
+    return texts
 
 
 def _sizes(table: EffectTable) -> str:
@@ -236,17 +235,37 @@ def forest(rows: pd.DataFrame, ticks: pd.DataFrame | None = None, ticks_name: st
             y=places(ticks),
             mode="markers",
             name=ticks_name,
-            marker={"color": FAINT, "size": 12, "symbol": "line-ns-open"},
+            marker={"color": style.FAINT, "size": 12, "symbol": "line-ns-open"},
             hovertemplate=f"%{{y}}<br>{ticks_name}: %{{x:+.2f}}<extra></extra>",
         )
     for number, name in enumerate(dict.fromkeys(rows["name"])):
-        figure.add_trace(_marks(rows.loc[rows["name"] == name], str(name), COLOURS[number % len(COLOURS)]))
-    figure.add_trace(_words(rows))
+        part, colour = rows.loc[rows["name"] == name], COLOURS[number % len(COLOURS)]
+        figure.add_scatter(
+            x=part["estimate"],
+            y=places(part),
+            error_x=style.error_bars(part, "estimate", color=colour),
+            mode="markers",
+            name=str(name),
+            marker={"color": colour, "size": 9, "symbol": part["symbol"]},
+            customdata=part["hover"],
+            hovertemplate="%{y}<br>%{customdata}<extra></extra>",
+        )
+    figure.add_scatter(
+        x=[0.0] * len(rows),
+        y=places(rows),
+        xaxis="x2",
+        mode="text",
+        name="in words",
+        text=rows["text"],
+        textposition="middle right",
+        textfont={"size": 11, "color": style.INK},
+        hoverinfo="skip",
+    )
     kind = "multicategory" if _grouped(rows) else "category"
     figure.update_yaxes(type=kind, range=[len(rows) - 0.4, -0.6], showgrid=True, autorange=False)
     figure.add_annotation(
         text=heading, x=WORDS_START, xref="paper", xanchor="left", y=1, yref="paper", yanchor="bottom", showarrow=False,
-        font={"size": 11, "color": FAINT},
+        font={"size": 11, "color": style.FAINT},
     )  # fmt: skip
     hidden: dict[str, Any] = {"showgrid": False, "showline": False, "showticklabels": False, "fixedrange": True}
     return figure.update_layout(
@@ -260,38 +279,6 @@ def places(rows: pd.DataFrame) -> list[Any]:
     """Positions of rows on the vertical axis of their forest plot."""
     names = rows["name"].astype(str).tolist()
     return [rows["group"].astype(str).tolist(), names] if _grouped(rows) else names
-
-
-def _marks(rows: pd.DataFrame, name: str, colour: str) -> go.Scatter:
-    return go.Scatter(
-        x=rows["estimate"],
-        y=places(rows),
-        error_x={
-            "type": "data",
-            "array": rows["high"] - rows["estimate"],
-            "arrayminus": rows["estimate"] - rows["low"],
-            "color": colour,
-        },
-        mode="markers",
-        name=name,
-        marker={"color": colour, "size": 9, "symbol": rows["symbol"]},
-        customdata=rows["hover"],
-        hovertemplate="%{y}<br>%{customdata}<extra></extra>",
-    )
-
-
-def _words(rows: pd.DataFrame) -> go.Scatter:
-    return go.Scatter(
-        x=[0.0] * len(rows),
-        y=places(rows),
-        xaxis="x2",
-        mode="text",
-        name="in words",
-        text=rows["text"],
-        textposition="middle right",
-        textfont={"size": 11, "color": INK},
-        hoverinfo="skip",
-    )
 
 
 def _grouped(rows: pd.DataFrame) -> bool:

@@ -14,7 +14,7 @@ from langneurons.identification.indices import shape_text
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.effect_figures import provenance_of
-from langneurons.views.style import COLOURS, DASHES, FAINT, SHADES, legend_above, span, styled
+from langneurons.views.style import COLOURS, DOTTED, error_bars, heatmap, legend_above, line_of, span, styled
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "circle-open")
 MANY_LAYERS = 24  # more, and a cell is too narrow for its number
@@ -42,28 +42,23 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         raise NeuronSetError("The neuron set is empty: there is nothing to draw.")
     layers, width = neurons.shape
     counts = neurons.counts().to_numpy()
-    labels = list(neurons.languages)
-    figure = go.Figure(
-        go.Heatmap(
-            z=counts,
-            x=list(range(layers)),
-            y=labels,
-            customdata=counts / width,
-            colorscale=SHADES,
-            zmin=0,
-            text=counts if layers <= MANY_LAYERS else None,
-            texttemplate="%{text}" if layers <= MANY_LAYERS else None,
-            hovertemplate="%{y}, layer %{x}<br>%{z} neurons<br>%{customdata:.2%} of the layer<extra></extra>",
-            colorbar={"title": "neurons"},
-        )
+    figure = heatmap(
+        counts,
+        neurons.languages,
+        range(layers),
+        customdata=counts / width,
+        zmax=None,
+        texttemplate="%{z}" if layers <= MANY_LAYERS else None,
+        hovertemplate="%{y}, layer %{x}<br>%{z} neurons<br>%{customdata:.2%} of the layer<extra></extra>",
+        colorbar={"title": "neurons"},
     )
-    figure.update_xaxes(title="layer", tickmode="linear" if layers <= 40 else "auto", showgrid=False)
-    figure.update_yaxes(title="language", autorange="reversed", showgrid=False)
+    figure.update_xaxes(title="layer", type="linear", tickmode="linear" if layers <= 40 else "auto")
+    figure.update_yaxes(title="language")
     return styled(
         figure,
         f"Neurons per language and layer ({len(neurons):,} of {layers * width:,})",
         110 + 46 * len(counts),
-        ", ".join(f"{label} {len(neurons[label]):,}" for label in labels),
+        ", ".join(f"{label} {len(neurons[label]):,}" for label in neurons.languages),
         "Number of a layer's neurons that each language has; a neuron can belong to several languages.",
         provenance_of_neurons(neurons),
     )
@@ -108,7 +103,7 @@ def layer_profile(neurons: NeuronSet | Mapping[str, NeuronSet]) -> go.Figure:
             customdata=counts / width,
             name=f"{name} ({len(members):,})",
             mode="lines+markers",
-            line={"color": COLOURS[place % len(COLOURS)], "dash": DASHES[place // len(COLOURS) % len(DASHES)]},
+            line=line_of(place),
             marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8},
             hovertemplate=f"{name}, layer %{{x}}<br>%{{y}} neurons<br>%{{customdata:.2%}} of the layer<extra></extra>",
         )
@@ -148,8 +143,17 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
     layer, index = stats.check_neuron(neuron)
     figure = go.Figure()
     for position, language in enumerate(stats.languages):
-        _add_density(figure, stats, position, language, (layer, index))
-    figure.add_vline(x=0, line={"color": FAINT, "width": 1, "dash": "dot"})
+        edges, counts = (tensor.numpy() for tensor in stats.histogram(language, neuron))
+        occupied = np.flatnonzero(counts)
+        edges, counts = edges[occupied[0] : occupied[-1] + 2], counts[occupied[0] : occupied[-1] + 1]
+        share = counts / counts.sum()
+        figure.add_scatter(
+            **_steps(edges, share / np.maximum(np.diff(edges), 1e-12), {**line_of(position), "width": 2}),
+            customdata=share,
+            name=f"{language}  {float(stats.probability()[position, layer, index]):.0%} > 0",
+            hovertemplate=language + "<br>at %{x:.3f}<br>%{customdata:.2%} of its tokens in this bin<extra></extra>",
+        )
+    figure.add_vline(x=0, line=DOTTED)
     quantity = "pre-activation z" if stats.site in ("pre", "act") else f"activation at {stats.site}"
     figure.update_xaxes(title=quantity)
     figure.update_yaxes(title=f"density, per unit of {quantity.split()[-1] if 'z' in quantity else 'activation'}")
@@ -158,7 +162,7 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
         figure,
         f"Neuron {index} of layer {layer}: {quantity} in each language",
         420,
-        f"{tokens_text(stats)} counted tokens per language; beside each language the share of them with activation > 0",
+        f"{tokens_text(stats)}; beside each language the share of them with activation > 0",
         "Each curve integrates to one.",
         provenance_of_statistics(stats),
     )
@@ -172,39 +176,18 @@ def provenance_of_neurons(neurons: NeuronSet) -> str:
 def provenance_of_statistics(stats: ActivationStats) -> str:
     """Model, site and text of a recording."""
     model = stats.model
-    return (
-        f"{model.name} (weights {model.fingerprint[:8]}, {model.dtype}), site {stats.site}, {tokens_text(stats)} "
-        f"counted tokens per language, context {stats.context_length}"
-    )
+    about = f"{model.name} (weights {model.fingerprint[:8]}, {model.dtype}), site {stats.site}"
+    return f"{about}, {tokens_text(stats)}, context {stats.context_length}"
 
 
 def tokens_text(stats: ActivationStats) -> str:
     """Counted tokens per language, as one number or from the least to the most."""
-    return span(stats.tokens.tolist())
+    return f"{span(stats.tokens.tolist())} counted tokens per language"
 
 
-def _add_density(
-    figure: go.Figure, stats: ActivationStats, position: int, language: str, neuron: tuple[int, int]
-) -> None:
-    edges, counts = (tensor.numpy() for tensor in stats.histogram(language, neuron))
-    occupied = np.flatnonzero(counts)
-    edges, counts = edges[occupied[0] : occupied[-1] + 2], counts[occupied[0] : occupied[-1] + 1]
-    share = counts / counts.sum()
-    above = float(stats.probability()[(position, *neuron)])
-    figure.add_scatter(
-        x=(edges[:-1] + edges[1:]) / 2,
-        y=share / np.maximum(np.diff(edges), 1e-12),
-        customdata=share,
-        name=f"{language}  {above:.0%} > 0",
-        mode="lines",
-        line={
-            "shape": "hvh",
-            "color": COLOURS[position % len(COLOURS)],
-            "dash": DASHES[position // len(COLOURS) % len(DASHES)],
-            "width": 2,
-        },
-        hovertemplate=language + "<br>at %{x:.3f}<br>%{customdata:.2%} of its tokens in this bin<extra></extra>",
-    )
+def _steps(edges: np.ndarray, heights: np.ndarray, line: Mapping[str, object]) -> dict[str, object]:
+    """A histogram as a stepped line."""
+    return {"x": (edges[:-1] + edges[1:]) / 2, "y": heights, "mode": "lines", "line": {"shape": "hvh", **line}}
 
 
 RAREST = 0.01  # share of the natural values that is left out at either end
@@ -250,8 +233,7 @@ def dose_response(
             if len(cells.query("kind == @kind")):
                 _add_curve(figure, f"{name}, {NAMES[kind]}", cells.query("kind == @kind"), colour, symbol)
     _add_natural(figure, natural, neurons, language)
-    zero = {"color": FAINT, "width": 1, "dash": "dot"}
-    figure.add_hline(y=0, line=zero, row=1, col=1)  # pyright: ignore[reportArgumentType] (their stub says str)
+    figure.add_hline(y=0, line=DOTTED, row=1, col=1)  # pyright: ignore[reportArgumentType] (their stub says str)
     figure.update_xaxes(title=f"mean value written at {neurons.site}", row=2, col=1)
     figure.update_yaxes(title="change of loss, %", row=1, col=1)
     figure.update_yaxes(title="density", row=2, col=1)
@@ -271,6 +253,7 @@ def dose_response(
 
 
 def _cells(table: EffectTable, language: str, method: str | None, layers: str) -> pd.DataFrame:
+    """What was written at a language's neurons and is drawn, effects in per cent."""
     if "written" not in table.rows.columns:
         raise EffectError("This table holds no written values: ln.sweep makes one that does.")
     methods = list(table.rows["method"].unique())
@@ -280,30 +263,21 @@ def _cells(table: EffectTable, language: str, method: str | None, layers: str) -
     for column, value in (("method", method), ("patched", language), ("layers", layers)):
         if value not in set(table.rows[column]):
             raise EffectError(unknown(f"{column} of the sweep", value, table.rows[column].unique()))
-    return table.rows.query(
+    cells = table.rows.query(
         "kind in ['set', 'quantile'] and method == @method and patched == @language and layers == @layers"
     )
+    return cells.assign(**{name: 100 * cells[name] for name in ("estimate", "low", "high")})
 
 
 def _add_curve(figure: go.Figure, name: str, cells: pd.DataFrame, colour: str, symbol: str) -> None:
     """Draw one kind of written value; with its interval where the cells are effects, not means of effects."""
     constants = symbol == KIND_SYMBOLS["set"]
-    percent = 100 * cells["estimate"]
+    verdicts = ", " + cells["verdict"] if "verdict" in cells.columns else ""
     figure.add_scatter(
         x=cells["written"],
-        y=percent,
-        error_y={
-            "array": 100 * cells["high"] - percent,
-            "arrayminus": percent - 100 * cells["low"],
-            "color": colour,
-            "thickness": 1,
-        }
-        if "low" in cells.columns
-        else None,
-        customdata=[
-            f"{cell['kind']} {cell['amount']:g}" + (f", {cell['verdict']}" if "verdict" in cell else "")
-            for cell in cells.to_dict("records")
-        ],
+        y=cells["estimate"],
+        error_y=error_bars(cells, "estimate", color=colour, thickness=1) if "low" in cells.columns else None,
+        customdata=cells["kind"] + cells["amount"].map(" {:g}".format) + verdicts,
         name=name,
         mode="lines+markers",
         marker={"symbol": symbol, "size": 7},
@@ -325,11 +299,8 @@ def _add_natural(figure: go.Figure, stats: ActivationStats, neurons: NeuronSet, 
         ends = np.interp([RAREST, 1 - RAREST], share[order].cumsum(), values[order])
         density, edges = np.histogram(values, bins=60, range=(ends[0], ends[1]), weights=share, density=True)
         figure.add_scatter(
-            x=(edges[:-1] + edges[1:]) / 2,
-            y=density,
+            **_steps(edges, density, {"color": colour, "width": 1}),
             name=f"natural values, {name}",
-            mode="lines",
-            line={"shape": "hvh", "color": colour, "width": 1},
             hovertemplate="%{x:.3g}: density %{y:.3g}<extra></extra>",
             row=2,
             col=1,

@@ -1,26 +1,20 @@
 """Figures of what neuron sets share: between languages, between language sets, between methods."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from langneurons.corpora.languages import SET1, SET2, SET3, SET4, SET5, SET6, SET_XNLI
+from langneurons.corpora import languages as language_sets
 from langneurons.errors import NeuronSetError
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification import NeuronSet
 from langneurons.views.neuron_figures import provenance_of_neurons
-from langneurons.views.style import SHADES, label_room, styled
+from langneurons.views.style import heatmap, label_room, styled
 
-PUBLISHED_SETS = {
-    "set1": SET1,
-    "set2": SET2,
-    "set3": SET3,
-    "set4": SET4,
-    "set5": SET5,
-    "set6": SET6,
-    "set_xnli": SET_XNLI,
-}
+PUBLISHED_SETS = {name.lower(): group for name, group in vars(language_sets).items() if name.startswith("SET")}
 JACCARD = "Jaccard: neurons in both / neurons in either."
 
 
@@ -41,43 +35,27 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
     """
     columns = neurons if other is None else other
     jaccard = neurons.jaccard(other).to_numpy(dtype=float)
-    shared = np.array(
-        [
-            [len(np.intersect1d(mine, theirs)) for theirs in columns.members.values()]
-            for mine in neurons.members.values()
-        ]
+    pairs = list(itertools.product(neurons.members.values(), columns.members.values()))
+    shared = np.array([len(np.intersect1d(*pair)) for pair in pairs]).reshape(jaccard.shape)
+    figure = heatmap(
+        jaccard,
+        neurons.languages,
+        columns.languages,
+        customdata=shared,
+        texttemplate="%{z:.2f}",
+        hovertemplate="%{y} and %{x}<br>Jaccard %{z:.3f}<br>%{customdata} shared neurons<extra></extra>",
+        colorbar={"title": "Jaccard"},
     )
-    figure = go.Figure(
-        go.Heatmap(
-            z=jaccard,
-            x=list(columns.languages),
-            y=list(neurons.languages),
-            customdata=shared,
-            colorscale=SHADES,
-            zmin=0,
-            zmax=1,
-            texttemplate="%{z:.2f}",
-            hovertemplate="%{y} and %{x}<br>Jaccard %{z:.3f}<br>%{customdata} shared neurons<extra></extra>",
-            colorbar={"title": "Jaccard"},
-        )
-    )
-    figure.update_xaxes(title=names[1] or "language", showgrid=False, type="category")
-    figure.update_yaxes(title=names[0] or "language", autorange="reversed", showgrid=False, type="category")
-    sizes = f"{len(neurons):,} neurons" if other is None else f"{len(neurons):,} and {len(columns):,} neurons"
-    title = (
-        "Overlap between the languages' neurons"
-        if other is None
-        else f"Overlap of {names[0] or 'one set'} and {names[1] or 'the other'}, language by language"
-    )
-    made_from = dict.fromkeys(map(provenance_of_neurons, (neurons, columns)))
-    return styled(
-        figure,
-        title,
-        140 + 46 * len(jaccard),
-        f"{sizes}; {JACCARD}",
-        _random_text(neurons, columns),
-        "; ".join(made_from),
-    )
+    figure.update_xaxes(title=names[1] or "language")
+    figure.update_yaxes(title=names[0] or "language")
+    sizes, title = f"{len(neurons):,} neurons", "Overlap between the languages' neurons"
+    if other is not None:
+        sizes = f"{len(neurons):,} and {len(columns):,} neurons"
+        title = f"Overlap of {names[0] or 'one set'} and {names[1] or 'the other'}, language by language"
+    chance = [_chance(len(mine), len(theirs), neurons.shape) for mine, theirs in pairs]
+    random = f"Two random sets of these sizes would have a Jaccard similarity of {_from_to(chance)}." if chance else ""
+    height = 140 + 46 * len(jaccard)
+    return styled(figure, title, height, f"{sizes}; {JACCARD}", random, _provenance([neurons, columns]))
 
 
 def sets(
@@ -107,37 +85,38 @@ def sets(
         >>> list(ln.plot.sets(neurons, {"Europe": ["en", "fr"], "all": ["en", "hi", "zh"]}).data[0].y)
         ['all']
     """
-    groups = _within(neurons, languages or PUBLISHED_SETS) if isinstance(neurons, NeuronSet) else dict(neurons)
+    if isinstance(neurons, NeuronSet):
+        named = {name: set(group) for name, group in (languages or PUBLISHED_SETS).items()}
+        groups = {
+            name: neurons.select([label for label in neurons.languages if label in group])
+            for name, group in named.items()
+        }
+    else:
+        groups = dict(neurons)
     groups = {name: group for name, group in groups.items() if len(group.languages) > 1}
     if not groups:
         raise NeuronSetError(
             "A language set is compared where at least two of its languages have been labelled; none has."
         )
     labels = list(dict.fromkeys(label for group in groups.values() for label in group.languages))
-    own = np.array([[_own(group, label) for label in labels] for group in groups.values()])
-    size = np.array([[len(group.members.get(label, ())) for label in labels] for group in groups.values()])
-    share = np.divide(own, size, out=np.full(size.shape, np.nan), where=size > 0)
-    text = [
-        [f"{a}<br>of {b}" if label in group.languages else "" for a, b, label in zip(*row, labels, strict=True)]
-        for *row, group in zip(own, size, groups.values(), strict=True)
-    ]
-    figure = go.Figure(
-        go.Heatmap(
-            z=share,
-            x=labels,
-            y=list(groups),
-            text=text,
-            texttemplate="%{text}",
-            textfont={"size": 12 if len(labels) <= 10 else 10},
-            colorscale=SHADES,
-            zmin=0,
-            zmax=1,
-            hovertemplate="%{y}, %{x}<br>%{z:.0%} of its neurons: %{text}<extra></extra>",
-            colorbar={"title": "share its own", "tickformat": ".0%"},
-        )
+    counts = {name: group.table().frame.set_index("language") for name, group in groups.items()}
+    own, size = (
+        pd.DataFrame({name: count[column] for name, count in counts.items()}).T.reindex(columns=labels)
+        for column in ("of no other language", "neurons")
     )
-    figure.update_xaxes(title="language", showgrid=False, type="category")
-    figure.update_yaxes(title="language set", autorange="reversed", showgrid=False, type="category")
+    texts = own.map("{:.0f}<br>of ".format) + size.map("{:.0f}".format)
+    figure = heatmap(
+        (own / size).to_numpy(),
+        groups,
+        labels,
+        text=texts.where(size.notna(), "").to_numpy(),
+        texttemplate="%{text}",
+        textfont={"size": 12 if len(labels) <= 10 else 10},
+        hovertemplate="%{y}, %{x}<br>%{z:.0%} of its neurons: %{text}<extra></extra>",
+        colorbar={"title": "share its own", "tickformat": ".0%"},
+    )
+    figure.update_xaxes(title="language")
+    figure.update_yaxes(title="language set")
     compared = "; ".join(f"{name}: {' '.join(group.languages)}" for name, group in groups.items())
     return styled(
         figure,
@@ -145,7 +124,7 @@ def sets(
         150 + 54 * len(groups),
         "number of each language's neurons that belong to no other language of the set",
         f"Colour: their share. Language sets are compared over those of their languages that have labels ({compared}).",
-        "; ".join(dict.fromkeys(map(provenance_of_neurons, groups.values()))),
+        _provenance(groups.values()),
         left=label_room(groups, title=True),
     )
 
@@ -173,26 +152,19 @@ def methods(neurons: Mapping[str, NeuronSet]) -> go.Figure:
         raise NeuronSetError(f"Methods are compared where there are two or more; given {len(neurons)}.")
     names = list(neurons)
     cells = [[_per_language(a, neurons[a], b, neurons[b]) for b in names] for a in names]
+    # The mean leaves out what is missing: the Jaccard of two empty sets.
     jaccard, chance = (
-        np.array([[_mean([values[place] for values in cell.values()]) for cell in row] for row in cells])
-        for place in (0, 1)
+        np.array([[cell[name].mean() for cell in row] for row in cells]) for name in ("jaccard", "chance")
     )
-    figure = go.Figure(
-        go.Heatmap(
-            z=jaccard,
-            x=names,
-            y=names,
-            customdata=[[_listed(cell) for cell in row] for row in cells],
-            colorscale=SHADES,
-            zmin=0,
-            zmax=1,
-            texttemplate="%{z:.2f}",
-            hovertemplate="%{y} and %{x}<br>%{z:.3f}, the mean of<br>%{customdata}<extra></extra>",
-            colorbar={"title": "Jaccard"},
-        )
+    figure = heatmap(
+        jaccard,
+        names,
+        names,
+        customdata=[["<br>".join(cell["text"]) for cell in row] for row in cells],
+        texttemplate="%{z:.2f}",
+        hovertemplate="%{y} and %{x}<br>%{z:.3f}, the mean of<br>%{customdata}<extra></extra>",
+        colorbar={"title": "Jaccard"},
     )
-    figure.update_xaxes(showgrid=False, type="category")
-    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     apart = ~np.eye(len(names), dtype=bool)
     return styled(
         figure,
@@ -200,37 +172,25 @@ def methods(neurons: Mapping[str, NeuronSet]) -> go.Figure:
         170 + 46 * len(names),
         f"mean over languages; {', '.join(f'{name} {len(neurons[name]):,}' for name in names)} neurons",
         f"{JACCARD} Random choices of the same sizes would have {_from_to(chance[apart])}.",
-        "; ".join(dict.fromkeys(map(provenance_of_neurons, neurons.values()))),
+        _provenance(neurons.values()),
         left=label_room(names),
     )
 
 
-def _within(neurons: NeuronSet, languages: Mapping[str, Sequence[str]]) -> dict[str, NeuronSet]:
-    """The neuron set with only each language set's labels, in the neuron set's order."""
-    members = {
-        name: {label: flat for label, flat in neurons.members.items() if label in group}
-        for name, group in languages.items()
-    }
-    return {
-        name: NeuronSet(flats, neurons.shape, neurons.site, neurons.model, neurons.method)
-        for name, flats in members.items()
-    }
+def _provenance(sets: Iterable[NeuronSet]) -> str:
+    return "; ".join(dict.fromkeys(map(provenance_of_neurons, sets)))
 
 
-def _own(neurons: NeuronSet, label: str) -> int:
-    """Number of a label's neurons that no other label has."""
-    others = [flat for name, flat in neurons.members.items() if name != label]
-    return len(np.setdiff1d(neurons.members.get(label, np.empty(0)), np.concatenate([np.empty(0), *others])))
-
-
-def _per_language(first: str, mine: NeuronSet, second: str, theirs: NeuronSet) -> dict[str, tuple[float, float]]:
-    """Language -> Jaccard, and that of random choices, for the languages that both label."""
+def _per_language(first: str, mine: NeuronSet, second: str, theirs: NeuronSet) -> pd.DataFrame:
+    """Jaccard, and that of random choices, in every language that both label."""
     both = [label for label in mine.languages if label in theirs.languages]
     if not both:
         raise NeuronSetError(f"{first} and {second} have labelled no language in common: there is nothing to compare.")
-    jaccard = mine.jaccard(theirs)
-    sizes = {label: (len(mine.members[label]), len(theirs.members[label])) for label in both}
-    return {label: (float(jaccard.loc[label, label]), _chance(*sizes[label], mine.shape)) for label in both}
+    jaccard = np.diag(mine.jaccard(theirs).loc[both, both])
+    chance = [_chance(len(mine.members[label]), len(theirs.members[label]), mine.shape) for label in both]
+    cells = zip(both, jaccard, chance, strict=True)
+    texts = [f"{label} {shared:.3f} (random: {random:.3f})" for label, shared, random in cells]
+    return pd.DataFrame({"jaccard": jaccard, "chance": chance, "text": texts})
 
 
 def _chance(first: int, second: int, shape: tuple[int, int]) -> float:
@@ -239,25 +199,6 @@ def _chance(first: int, second: int, shape: tuple[int, int]) -> float:
     return shared / max(first + second - shared, 1)
 
 
-def _random_text(rows: NeuronSet, columns: NeuronSet) -> str:
-    pairs = [
-        _chance(len(mine), len(theirs), rows.shape)
-        for mine in rows.members.values()
-        for theirs in columns.members.values()
-    ]
-    return f"Two random sets of these sizes would have a Jaccard similarity of {_from_to(pairs)}." if pairs else ""
-
-
 def _from_to(values: Sequence[float] | Float[np.ndarray, " n"]) -> str:
     least, most = f"{min(values):.3f}", f"{max(values):.3f}"
     return f"about {least}" if least == most else f"{least} to {most}"
-
-
-def _mean(values: Sequence[float] | Float[np.ndarray, " n"]) -> float:
-    """Mean without NaN, which stands for two empty sets; NaN where there is nothing else."""
-    finite = [value for value in values if not np.isnan(value)]
-    return float(np.mean(finite)) if finite else np.nan
-
-
-def _listed(cell: Mapping[str, tuple[float, float]]) -> str:
-    return "<br>".join(f"{label} {jaccard:.3f} (random: {chance:.3f})" for label, (jaccard, chance) in cell.items())

@@ -1,38 +1,53 @@
 """One neuron on one page: its activity in each language, its texts, its output, and the effect of ablating it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from torch import Tensor
 
 from langneurons import storage
 from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.polysemanticity import Polysemanticity
 from langneurons.analysis.profiles import Profiles
-from langneurons.analysis.selectivity.result import Polysemanticity
-from langneurons.errors import StaleArtefactError
-from langneurons.identification.neurons import NeuronSet
+from langneurons.errors import StaleArtefactError, StatisticsError
+from langneurons.identification import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.storage.presenting import MISSING, Column
-from langneurons.views.neuron_numbers import BINS, HEIGHT, STEP, Strips, numbers, strips
+from langneurons.views.style import TEMPLATES
 from langneurons.views.tokens import coloured_text, whole_characters
 
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("langneurons.views"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 KINDS = ("top", "median", "random")
 BEFORE, AFTER = 36, 24  # characters shown around the strongest token, in brief
 ANCHOR = "L{}N{}"
+SIMILAR = {
+    "activity": "are active on the same texts (correlation over languages and documents)",
+    "direction": "write in the same direction (cosine)",
+}
+ABLATION = "{metric}, {result.unit}; {patch}; p adjusted over {result.rows.shape[0]:,} effects"
 VALUE, CHANGE = Column(), Column(digits=2, signed=True)
 PERCENT, COARSE = Column(scale=100), Column(digits=2)
+
+
+class Results(NamedTuple):
+    """What a page shows beside a neuron's profile, as far as there is any.
+
+    Attributes:
+        stats: Statistics: numbers and distributions per language.
+        polysemanticity: What the neuron carries of language and of a task.
+        ablation: What ablating it changes.
+        neurons: Method -> neuron set: the languages that it belongs to.
+    """
+
+    stats: ActivationStats | None
+    polysemanticity: Polysemanticity | None
+    ablation: Ablation | None
+    neurons: Mapping[str, NeuronSet]
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,7 @@ class NeuronPage:
     body: Markup
 
     def _repr_html_(self) -> str:
-        return f"<style>{own_file('neuron_page.css')}</style>{self.body}"
+        return f"<style>{own_files('neuron_page.css')}</style>{self.body}"
 
     def __repr__(self) -> str:
         return f"NeuronPage: {self.title}"
@@ -61,9 +76,9 @@ class NeuronPage:
         Returns:
             The path.
         """
-        style = Markup(own_file("base.css") + own_file("neuron_page.css"))  # noqa: S704 (our own files)
-        html = TEMPLATES.get_template("single_page.html.jinja").render(title=self.title, body=self.body, style=style)
-        storage.write_text(Path(path), html)
+        page = TEMPLATES.get_template("single_page.html.jinja")
+        style = own_files("base.css", "neuron_page.css")
+        storage.write_text(Path(path), page.render(title=self.title, body=self.body, style=style))
         return Path(path)
 
 
@@ -100,28 +115,24 @@ def neuron_page(
         NeuronPage: Layer ..., neuron ... of babel
     """
     profiles.check_neuron(neuron)
-    check_belongs(profiles, stats, polysemanticity, ablation, neurons)
-    content = page_content(profiles, neuron, stats, polysemanticity, ablation, neurons)
+    results = Results(stats, polysemanticity, ablation, neurons or {})
+    check_belongs(profiles, results)
+    content = page_content(profiles, neuron, results)
     content["texts"] = list(_texts(profiles, content["profile"].examples))
     title = f"Layer {neuron[0]}, neuron {neuron[1]} of {profiles.settings['model']}"
     return NeuronPage(neuron, title, rendered(content, brief=False))
 
 
-def check_belongs(
-    profiles: Profiles,
-    stats: ActivationStats | None,
-    polysemanticity: Polysemanticity | None,
-    ablation: Ablation | None,
-    neurons: Mapping[str, NeuronSet] | None,
-) -> None:
+def check_belongs(profiles: Profiles, results: Results) -> None:
     """Refuse to show results of different models or sites side by side.
 
     Raises:
         StaleArtefactError: If they belong to different ones.
     """
+    stats, polysemanticity, ablation, neurons = results
     if stats is not None:
         profiles.check(stats.at(profiles.site) if profiles.site in stats.sites else stats)
-    for neuron_set in (neurons or {}).values():
+    for neuron_set in neurons.values():
         profiles.check(neuron_set)
     for name, result in (("polysemanticity", polysemanticity), ("ablation", ablation)):
         site = None if result is None else result.settings.get("site")
@@ -129,50 +140,43 @@ def check_belongs(
             raise StaleArtefactError(f"The profiles are of site {profiles.site!r}, the {name} of {site!r}.")
 
 
-def page_content(
-    profiles: Profiles,
-    neuron: tuple[int, int],
-    stats: ActivationStats | None,
-    polysemanticity: Polysemanticity | None,
-    ablation: Ablation | None,
-    neurons: Mapping[str, NeuronSet] | None,
-) -> dict[str, Any]:
+def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) -> dict[str, Any]:
     """Collect what the template shows of a neuron, texts in brief."""
-    profile, settings = profiles[neuron], profiles.settings
-    recorded = stats is not None and profiles.site in stats.sites
-    outlines = strips(stats.at(profiles.site), neuron) if stats is not None and recorded else None
+    stats, polysemanticity, ablation, neurons = results
+    profile, settings, site = profiles[neuron], profiles.settings, profiles.site
+    recorded = None if stats is None or site not in stats.sites else stats.at(site)
+    outlines = None if recorded is None else strips(recorded, neuron)
     return {
         "neuron": neuron,
         "anchor": ANCHOR.format(*neuron),
         "profile": profile,
         "about": settings,
-        "signless": settings["gated"] and settings["site"] in ("pre", "act"),
-        "labels": list(_labels(neurons or {}, neuron)),
-        "languages": _languages(stats, profiles.site, neuron, outlines) if stats is not None and recorded else None,
+        "signless": settings["gated"] and site in ("pre", "act"),
+        "labels": list(_labels(neurons, neuron)),
+        "languages": None if stats is None or recorded is None else _languages(stats, site, neuron, outlines),
         "strips": outlines,
         "axis": "" if outlines is None else f"from {VALUE.text(outlines.low)} to {VALUE.text(outlines.high)}",
         "strip": {"width": BINS * STEP, "height": HEIGHT},
-        "quantity": "z" if settings["site"] in ("pre", "act") else "values",
+        "quantity": "z" if site in ("pre", "act") else "values",
         "outputs": _outputs(profile.outputs),
         "carried": [] if polysemanticity is None else list(_carried(polysemanticity, neuron)),
         "ablated": [] if ablation is None else list(_ablated(ablation, neuron)),
-        "ablation": "" if ablation is None else _ablation_text(ablation),
+        "ablation": "" if ablation is None else ABLATION.format(**ablation.settings, result=ablation),
         "similar": _similar(profiles, profile.similar),
         "brief": list(_brief(profiles, profile.examples)),
         "texts": [],
     }
 
 
-def rendered(content: Mapping[str, Any], brief: bool) -> Markup:
+def rendered(content: Mapping[str, object], brief: bool) -> Markup:
     """Write the page; in brief, only the strongest text of each language."""
     return Markup(TEMPLATES.get_template("neuron_page.html.jinja").render(**content, in_brief=brief))  # noqa: S704
 
 
-def own_file(name: str) -> str:
-    """Read a style sheet or script of ours, as it is."""
-    loader = TEMPLATES.loader
-    assert loader is not None
-    return loader.get_source(TEMPLATES, name)[0]
+def own_files(*names: str) -> Markup:
+    """Style sheets or scripts of ours, one after the other, as they are."""
+    folder = Path(__file__).parent / "templates"
+    return Markup("".join((folder / name).read_text("utf-8") for name in names))  # noqa: S704
 
 
 def _labels(neurons: Mapping[str, NeuronSet], neuron: tuple[int, int]) -> Iterator[tuple[str, list[str]]]:
@@ -183,29 +187,26 @@ def _labels(neurons: Mapping[str, NeuronSet], neuron: tuple[int, int]) -> Iterat
 
 
 def _languages(
-    stats: ActivationStats, site: str, neuron: tuple[int, int], outlines: Strips | None
+    stats: ActivationStats, site: str, neuron: tuple[int, int], outlines: "Strips | None"
 ) -> list[dict[str, Any]]:
-    activity, rows = numbers(stats, site), []
+    probability, mean = numbers(stats, site)
+    rows = []
     for position, language in enumerate(stats.languages):
         place = (position, *neuron)
-        mean = None if activity.mean is None else float(activity.mean[place])
-        quantiles = [] if outlines is None else outlines.quantiles[language]
-        texts = [PERCENT.text(float(activity.probability[place])), *map(VALUE.text, [mean, *quantiles])]
+        values = [None if mean is None else float(mean[place]), *(outlines.quantiles[language] if outlines else ())]
+        texts = [PERCENT.text(float(probability[place])), *map(VALUE.text, values)]
         rows.append({"language": language, "numbers": texts})
     return rows
 
 
-def _outputs(outputs: pd.DataFrame) -> list[tuple[str, list[tuple[str, list[dict[str, Any]]]]]]:
+def _outputs(outputs: pd.DataFrame) -> list[tuple[str, list[tuple[str, list[dict[str, str]]]]]]:
     """Promoted and suppressed tokens, by script, the script of the strongest first."""
     groups = []
-    for effect in ("promoted", "suppressed"):
-        rows = outputs.loc[outputs["effect"] == effect]
-        by_script: dict[str, list[dict[str, Any]]] = {}
-        for row in rows.to_dict("records"):
-            token = {"token": visible(row["token"]), "change": CHANGE.text(row["change"])}
-            by_script.setdefault(row["script"], []).append(token)
-        if by_script:
-            groups.append((effect, list(by_script.items())))
+    for effect, rows in outputs.groupby("effect"):
+        by_script: dict[str, list[dict[str, str]]] = {}
+        for script, token, change in zip(rows["script"], rows["token"], rows["change"], strict=True):
+            by_script.setdefault(script, []).append({"token": visible(token), "change": CHANGE.text(change)})
+        groups.append((str(effect), list(by_script.items())))
     return groups
 
 
@@ -227,9 +228,8 @@ def _carried(polysemanticity: Polysemanticity, neuron: tuple[int, int]) -> Itera
         yield {"label": row["language"], "verdict": row["verdict"], "name": task, **shares}
 
 
-def _of_neuron(rows: pd.DataFrame, neuron: tuple[int, int]) -> list[dict[str, Any]]:
-    own = rows.loc[(rows["layer"] == neuron[0]) & (rows["neuron"] == neuron[1])]
-    return [{str(key): value for key, value in row.items()} for row in own.to_dict("records")]
+def _of_neuron(rows: pd.DataFrame, neuron: tuple[int, int]) -> list[dict[Hashable, Any]]:
+    return rows.loc[(rows["layer"] == neuron[0]) & (rows["neuron"] == neuron[1])].to_dict("records")
 
 
 def _ablated(ablation: Ablation, neuron: tuple[int, int]) -> Iterator[dict[str, Any]]:
@@ -247,25 +247,13 @@ def _ablated(ablation: Ablation, neuron: tuple[int, int]) -> Iterator[dict[str, 
         }
 
 
-def _ablation_text(ablation: Ablation) -> str:
-    settings = ablation.settings
-    return f"{settings['metric']}, {ablation.unit}; {settings['patch']}; p adjusted over {len(ablation.rows):,} effects"
-
-
 def _similar(profiles: Profiles, similar: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
-    names = {
-        "activity": "are active on the same texts (correlation over languages and documents)",
-        "direction": "write in the same direction (cosine)",
-    }
     groups = []
-    for by, name in names.items():
+    for by, name in SIMILAR.items():
+        rows = similar.loc[similar["by"] == by, ["other_layer", "other_neuron", "similarity"]]
         neurons = [
-            {
-                "anchor": ANCHOR.format(row["other_layer"], row["other_neuron"]),
-                "has_page": (row["other_layer"], row["other_neuron"]) in profiles,
-                "similarity": CHANGE.text(row["similarity"]),
-            }
-            for row in similar.loc[similar["by"] == by].to_dict("records")
+            {"anchor": ANCHOR.format(*other), "has_page": tuple(other) in profiles, "similarity": CHANGE.text(likeness)}
+            for *other, likeness in rows.itertuples(index=False)
         ]
         if neurons:
             groups.append((name, neurons))
@@ -305,17 +293,106 @@ def shortened(text: str, letters: int, end: bool) -> str:
     return f"{words}…" if end else f"…{words}"
 
 
-def _texts(profiles: Profiles, examples: pd.DataFrame) -> Iterator[tuple[str, list[tuple[str, list[Markup]]]]]:
+def _texts(
+    profiles: Profiles, examples: pd.DataFrame
+) -> Iterator[tuple[str, list[tuple[str, list[tuple[str, Markup]]]]]]:
     """For each language and kind, the coloured texts, on one scale for the neuron."""
     values = [value for row in examples["values"] for value in row if np.isfinite(value)]
     scale = max(map(abs, values), default=1.0)
     for language, of_language in examples.groupby("language", sort=False):
-        kinds = []
-        for kind in KINDS:
-            rows = of_language.loc[of_language["kind"] == kind].to_dict("records")
-            texts = [
-                (VALUE.text(row["activation"]), coloured_text(profiles.pieces(row["text"]), list(row["values"]), scale))
-                for row in rows
-            ]
-            kinds.append((kind, texts))
-        yield str(language), kinds
+        texts: dict[str, list[tuple[str, Markup]]] = {kind: [] for kind in KINDS}
+        for row in of_language.to_dict("records"):
+            text = coloured_text(profiles.pieces(row["text"]), list(row["values"]), scale)
+            texts[row["kind"]].append((VALUE.text(row["activation"]), text))
+        yield str(language), list(texts.items())
+
+
+SHARES = (0.1, 0.5, 0.9)
+TAIL = 0.001  # share of each language's tokens that is left out at either end of the shared axis
+BINS, STEP, HEIGHT = 40, 4, 28  # bins of a strip; width of a bin and height of the strip, in pixels
+
+
+@dataclass(frozen=True)
+class Strips:
+    """One neuron's distribution in each language, on one axis and one scale.
+
+    Attributes:
+        low: Left end of the axis.
+        high: Right end.
+        zero: Position of 0 on it, in pixels; None outside.
+        paths: Language -> outline, as the ``d`` of an SVG path.
+        quantiles: Language -> the quantiles at ``SHARES`` of the same quantity, interpolated in the histogram.
+    """
+
+    low: float
+    high: float
+    zero: float | None
+    paths: dict[str, str]
+    quantiles: dict[str, list[float]]
+
+
+_NUMBERS: WeakKeyDictionary[ActivationStats, dict[str, tuple[Tensor, Tensor | None]]] = WeakKeyDictionary()
+
+
+def numbers(stats: ActivationStats, site: str) -> tuple[Tensor, Tensor | None]:
+    """Share of tokens with a value above zero, and mean value, of all neurons of a site ("language layer neuron").
+
+    They are computed once for each statistics; the mean is None where it was not recorded (published counts).
+    """
+    by_site = _NUMBERS.setdefault(stats, {})
+    if site not in by_site:
+        at_site = stats.at(site)
+        try:
+            mean = at_site.mean()
+        except StatisticsError:
+            mean = None
+        by_site[site] = at_site.probability(), mean
+    return by_site[site]
+
+
+def strips(stats: ActivationStats, neuron: tuple[int, int]) -> Strips | None:
+    """Outline a neuron's distributions: of z at the sites pre and act, of the value elsewhere.
+
+    Args:
+        stats: Activation statistics.
+        neuron: Layer and index.
+
+    Returns:
+        The outlines, all of one area; None where no histograms were recorded.
+
+    Raises:
+        StatisticsError: If the model has no such neuron.
+
+    Example:
+        >>> from langneurons.views.pages import strips
+        >>> list(strips(stats, (0, 5)).paths)
+        ['en', 'hi', 'zh']
+    """
+    stats.check_neuron(neuron)
+    try:
+        histograms = [stats.histogram(language, neuron) for language in stats.languages]
+    except StatisticsError:
+        return None
+    curves = [_cumulative(edges.double().numpy(), counts.double().numpy()) for edges, counts in histograms]
+    low = min(float(np.interp(TAIL, share, edges)) for edges, share in curves)
+    high = max(float(np.interp(1 - TAIL, share, edges)) for edges, share in curves)
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    axis = np.linspace(low, high, BINS + 1)
+    heights = [np.diff(np.interp(axis, edges, share)) for edges, share in curves]
+    highest = max(float(height.max()) for height in heights) or 1.0
+    zero = STEP * BINS * (0 - low) / (high - low) if low <= 0 <= high else None
+    paths, quantiles = {}, {}
+    for language, (edges, share), height in zip(stats.languages, curves, heights, strict=True):
+        tops = [HEIGHT - round(float(share_of_highest) * (HEIGHT - 1)) for share_of_highest in height / highest]
+        paths[language] = f"M0 {HEIGHT}" + "".join(f"V{top}h{STEP}" for top in tops) + f"V{HEIGHT}z"
+        quantiles[language] = np.interp(SHARES, share, edges).tolist()
+    return Strips(low, high, zero, paths, quantiles)
+
+
+def _cumulative(edges: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of tokens below each edge, where there are any: strictly increasing, so that it can be inverted."""
+    share = np.concatenate([[0.0], np.cumsum(counts) / max(counts.sum(), 1.0)])
+    rising = np.flatnonzero(np.diff(share) > 0)
+    places = [*rising, rising[-1] + 1] if len(rising) else [0, len(share) - 1]
+    return edges[places], share[places]

@@ -24,10 +24,8 @@ def _effect_table(table: EffectTable) -> go.Figure:
     return perplexity_matrix(table) if table.keys == ["patched", "measured"] else effects(table)
 
 
-def _evaluation(
-    evaluation: Evaluation, task: str | None = None, protocol: str | None = None, metric: str | None = None
-) -> go.Figure:
-    table = evaluation.effects(task, protocol, metric)
+def _evaluation(evaluation: Evaluation, *which: str | None, **options: str | None) -> go.Figure:
+    table = evaluation.effects(*which, **options)
     return effects(replace(table, settings={"model": evaluation.settings["model"], **table.settings}))
 
 
@@ -44,21 +42,5 @@ FIGURES: Mapping[str, Callable[..., go.Figure]] = {
     "ValidityTable": validity,
 }
 
-__all__ = [
-    "ablation",
-    "dose_response",
-    "effects",
-    "histogram",
-    "layer_heatmap",
-    "layer_profile",
-    "methods",
-    "overlap",
-    "perplexity_matrix",
-    "save",
-    "selectivity",
-    "sets",
-    "tokens",
-    "training",
-    "transfer",
-    "validity",
-]
+__all__ = ["ablation", "dose_response", "effects", "histogram", "layer_heatmap", "layer_profile", "methods", "overlap"]
+__all__ += ["perplexity_matrix", "save", "selectivity", "sets", "tokens", "training", "transfer", "validity"]

@@ -7,11 +7,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Real
+from markupsafe import Markup
 
 from langneurons import storage
 from langneurons.errors import LangNeuronsError, unknown
 from langneurons.storage.presenting import MISSING
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("langneurons.views"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 # Okabe and Ito's eight colours, told apart by colour-blind readers; black comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
@@ -29,6 +42,8 @@ LEFT, RIGHT = 70, 30  # margins
 TITLE_LETTERS, SUBTITLE_LETTERS = 0.11, 0.16  # letters per pixel of width, at sizes 17 and 12
 LEGEND_LETTER, LEGEND_KEY, LEGEND_ROW = 7, 52, 22  # pixels, at size 12
 LABEL_LETTER = 7.4  # pixels, of an axis' labels
+DOTTED = {"color": FAINT, "width": 1, "dash": "dot"}
+BAND = {"fillcolor": "#999999", "opacity": 0.15, "line_width": 0, "layer": "below"}  # what counts as no change
 
 _AXIS = {
     "automargin": True,
@@ -39,6 +54,7 @@ _AXIS = {
     "title": {"font": {"size": 14}, "standoff": 10},
     "zeroline": False,
 }
+_COLORBAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "right", "font": {"size": 13}}}
 TEMPLATE = go.layout.Template(
     layout={
         "colorway": COLOURS,
@@ -51,15 +67,7 @@ TEMPLATE = go.layout.Template(
         "xaxis": _AXIS,
         "yaxis": _AXIS,
     },
-    data={
-        "heatmap": [
-            {
-                "colorbar": {"outlinewidth": 0, "ticks": "", "title": {"side": "right", "font": {"size": 13}}},
-                "xgap": 1,
-                "ygap": 1,
-            }
-        ]
-    },
+    data={"heatmap": [{"colorbar": _COLORBAR, "xgap": 1, "ygap": 1}]},
 )
 
 
@@ -131,7 +139,34 @@ def legend_above(figure: go.Figure) -> go.Figure:
     )
 
 
-def span(counts: Any) -> str:
+def heatmap(
+    values: Real[np.ndarray, "row column"], rows: Iterable[str], columns: Iterable[str | int], **looks: object
+) -> go.Figure:
+    """A heatmap of named rows and columns, the first row on top; shades from 0 to 1 where nothing else is said.
+
+    Args:
+        values: What the colours stand for.
+        rows: Names of the rows.
+        columns: Names, or numbers, of the columns.
+        looks: Properties of plotly's ``Heatmap``.
+    """
+    shades = {"colorscale": SHADES, "zmin": 0, "zmax": 1}
+    figure = go.Figure(go.Heatmap({"z": values, "x": list(columns), "y": list(rows), **shades, **looks}))
+    figure.update_xaxes(showgrid=False, type="category")
+    return figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+
+
+def error_bars(rows: pd.DataFrame, value: str, **looks: object) -> dict[str, object]:
+    """Bars from the columns low to high around a column, with further properties of plotly's error bars."""
+    return {"array": rows["high"] - rows[value], "arrayminus": rows[value] - rows["low"], **looks}
+
+
+def line_of(place: int) -> dict[str, str]:
+    """Colour and dash of a curve by its number among others."""
+    return {"color": COLOURS[place % len(COLOURS)], "dash": DASHES[place // len(COLOURS) % len(DASHES)]}
+
+
+def span(counts: Iterable[float]) -> str:
     """Counts as one number, or from the least to the most.
 
     Example:
@@ -177,28 +212,8 @@ def interval(low: float, high: float, digits: int = 2) -> str:
 
 PICTURES = (".png", ".svg", ".pdf")
 KINDS = (".html", *PICTURES)
+BELOW = {"x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "paper", "yanchor": "top"}
 LINE, LETTER = 15, 5.6  # height of a line and width of a letter of the caption, in pixels
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 {font}; color: #222; background: #fff; margin: 1rem; }}
-figure {{ margin: 0; overflow-x: auto; }}
-figcaption {{ color: {faint}; font-size: .88rem; max-width: 48rem; overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-<figure>
-{figure}
-<figcaption>{caption}</figcaption>
-</figure>
-</body>
-</html>
-"""
-
 # Buttons that work on the reader's own machine; plotly's others send the figure elsewhere.
 TOOLS = {"displaylogo": False, "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]]}
 
@@ -237,10 +252,12 @@ def save(figure: go.Figure, path: str | Path, caption: bool = True) -> Path:
 
 
 def _page(figure: go.Figure, caption: bool) -> str:
-    title = " ".join((layout_of(figure).title.text or "A figure").split("<br>"))
-    below = "<br>".join(html.escape(line) for line in _texts_below(figure)) if caption else ""
-    content = figure.to_html(full_html=False, include_plotlyjs=True, config=TOOLS)
-    return PAGE.format(title=html.escape(title), font=FONT, faint=FAINT, figure=content, caption=below)
+    return TEMPLATES.get_template("figure.html.jinja").render(
+        title=(layout_of(figure).title.text or "A figure").replace("<br>", " "),
+        caption=texts_below(figure) if caption else [],
+        figure=Markup(figure.to_html(full_html=False, include_plotlyjs=True, config=TOOLS)),  # noqa: S704
+        style=Markup(f"body {{ font-family: {FONT}; }}\nfigcaption {{ color: {FAINT}; }}"),  # noqa: S704
+    )
 
 
 def _picture(figure: go.Figure, kind: str) -> bytes:
@@ -260,7 +277,7 @@ def _with_caption(figure: go.Figure) -> go.Figure:
     """A copy with caption and provenance in a margin of their own below."""
     layout = layout_of(figure)
     letters = int(((layout.width or 700) - (layout.margin.l or 80) - (layout.margin.r or 80)) / LETTER)
-    lines = [line for text in _texts_below(figure) for line in broken(text, letters)]
+    lines = [line for text in texts_below(figure) for line in broken(text, letters)]
     if not lines:
         return figure
     room, bottom = LINE * len(lines) + 12, 80 if layout.margin.b is None else layout.margin.b
@@ -270,13 +287,8 @@ def _with_caption(figure: go.Figure) -> go.Figure:
         font={"size": 11, "color": FAINT},
         align="left",
         showarrow=False,
-        x=0,
-        xref="paper",
-        xanchor="left",
-        y=0,
-        yref="paper",
-        yanchor="top",
         yshift=-bottom,
+        **BELOW,
     )
     height = (layout.height or 450) + room
     copied.update_layout(height=height, margin={"b": bottom + room})
@@ -285,7 +297,7 @@ def _with_caption(figure: go.Figure) -> go.Figure:
     return copied
 
 
-def _texts_below(figure: go.Figure) -> list[str]:
+def texts_below(figure: go.Figure) -> list[str]:
     """Caption and provenance, as far as the figure has them."""
     meta = layout_of(figure).meta
     texts = meta if isinstance(meta, dict) else {}

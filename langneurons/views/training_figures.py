@@ -19,9 +19,10 @@ from langneurons.views.style import COLOURS, legend_above, span, styled
 SMOOTHED = 0.05  # share of the steps over which the loss is averaged
 WIDE = 860
 SCORE = Column()
+RATES = ("learning_rate", "batch_size")  # settings of a fine-tuning that its provenance names
 
 
-def training(history: pd.DataFrame, about: Mapping[str, Any] | None = None) -> go.Figure:
+def training(history: pd.DataFrame, about: Mapping[str, object] | None = None) -> go.Figure:
     """Draw the loss of a fine-tuning over its steps, and the development score where it was measured.
 
     Args:
@@ -47,9 +48,23 @@ def training(history: pd.DataFrame, about: Mapping[str, Any] | None = None) -> g
     window = max(1, round(SMOOTHED * len(history)))
     metric = str(about.get("metric", "score"))
     scored = bool(history["dev"].notna().to_numpy().any())
-    figure = _curves(history, window, metric)
+    template = "step %{x}<br>%{y:.4g}<extra></extra>"
+    faint, bold = {"color": COLOURS[0], "width": 1}, {"color": COLOURS[0], "width": 2}
+    steps, losses = history["step"], history["loss"]
+    figure = go.Figure()
+    figure.add_scatter(x=steps, y=losses, name="loss", line=faint, opacity=0.35, hovertemplate=template)
+    mean = losses.rolling(window, min_periods=1).mean()
+    figure.add_scatter(x=steps, y=mean, name="running mean", line=bold, hovertemplate=template)
+    if scored:
+        dev = history.loc[history["dev"].notna()]
+        marks = {"mode": "lines+markers", "line": {"color": COLOURS[1], "dash": "dash"}, "yaxis": "y2"}
+        figure.add_scatter(x=dev["step"], y=dev["dev"], name="dev", hovertemplate=template, **marks)
+        right = {"title": f"development {metric}", "overlaying": "y", "side": "right", "showgrid": False}
+        figure.update_layout(yaxis2=right | {"tickformat": ".2f"})
     figure.update_xaxes(title="step")
     figure.update_yaxes(title="loss, nats", selector={"side": None})
+    settings: Any = about.get("settings", {})
+    rates = [f"{name.replace('_', ' ')} {settings[name]:g}" for name in RATES if name in settings]
     best = f", parameters of step {about['best_step']} kept" if "best_step" in about else ""
     styled(
         figure,
@@ -57,7 +72,7 @@ def training(history: pd.DataFrame, about: Mapping[str, Any] | None = None) -> g
         420,
         f"n = {len(history):,} steps{best}; running mean over {window} step{'s' * (window > 1)}",
         "Loss: cross-entropy of the training batch at each step, before the step is taken.",
-        _trained_with(about.get("settings", {})),
+        ", ".join(filter(None, [*settings.get("updates", []), *rates, provenance_of(settings)])),
     )
     return legend_above(figure).update_layout(margin={"r": 70})
 
@@ -79,7 +94,7 @@ def transfer(result: Transfer | EffectTable) -> go.Figure:
     settings, scores = result.settings, result.scores()
     scores = scores.loc[scores["patch"] == UNPATCHED].reset_index(drop=True)
     table = result.effects(result.reference) if len(result.conditions) > 1 else None
-    rows = _lines(scores, _verdicts(table), settings["source"])
+    rows = _lines(scores, table, settings["source"])
     figure = forest(rows, heading="mean ± SD of seeds, verdict")
     _add_spread(figure, rows)
     figure.update_traces(showlegend=False)
@@ -104,45 +119,21 @@ def transfer(result: Transfer | EffectTable) -> go.Figure:
     return legend_above(figure)
 
 
-def _trained_with(settings: Mapping[str, Any]) -> str:
-    """Model, updates and seed of a fine-tuning."""
-    rates = [
-        f"{name.replace('_', ' ')} {settings[name]:g}" for name in ("learning_rate", "batch_size") if name in settings
-    ]
-    return ", ".join(filter(None, [*settings.get("updates", []), *rates, provenance_of(settings)]))
-
-
-def _verdicts(table: EffectTable | None) -> dict[tuple[str, str], str]:
-    """(condition, language) -> verdict."""
-    if table is None:
-        return {}
-    columns = (table.rows[name].astype(str) for name in ("trained", "language", "verdict"))
-    return {(condition, language): verdict for condition, language, verdict in zip(*columns, strict=True)}
-
-
-def _lines(scores: pd.DataFrame, verdicts: Mapping[tuple[str, str], str], source: str) -> pd.DataFrame:
+def _lines(scores: pd.DataFrame, table: EffectTable | None, source: str) -> pd.DataFrame:
     """Rows for ``forest``; several trainings are told apart by their target in the source language."""
-    several = scores["target"].where((scores["language"] == source) & (scores["target"] != ""), "")
-    names = scores["condition"] + several.map(lambda target: f" for {target}" if target else "")
-    percent: Any = 100 * scores[["score", "low", "high", "seed_sd"]].astype(float)
-    cells = zip(scores["condition"], scores["language"], strict=True)
-    judged = [verdicts.get((str(condition), str(language)), "") for condition, language in cells]
-    texts = map(_plus_minus, percent.to_dict("records"))
-    percent["text"] = [f"{text}  {verdict}" for text, verdict in zip(texts, judged, strict=True)]
-    lines = percent.assign(estimate=percent["score"], group=scores["language"], name=names, symbol="circle")
-    lines["hover"] = [
-        f"{SCORE.text(row['estimate'], row['low'], row['high'])} %<br>{neurons:,} neurons and {parameters:,} "
-        "parameters trained"
-        for row, neurons, parameters in zip(
-            lines.to_dict("records"), scores["neurons"], scores["parameters"], strict=True
-        )
-    ]
+    verdicts = {} if table is None else table.rows.set_index(["trained", "language"])["verdict"].to_dict()
+    percent = ("score", "low", "high", "seed_sd")
+    lines = scores.assign(**{name: 100 * scores[name].astype(float) for name in percent}, symbol="circle")
+    texts, hovers, names = [], [], []
+    for line in lines.to_dict("records"):
+        several = line["language"] == source and line["target"] != ""
+        names.append(f"{line['condition']} for {line['target']}" if several else line["condition"])
+        spread = "" if math.isnan(line["seed_sd"]) else f" ± {line['seed_sd']:.1f}"
+        texts.append(f"{line['score']:.1f}{spread}  {verdicts.get((line['condition'], line['language']), '')}")
+        score = SCORE.text(line["score"], line["low"], line["high"])
+        hovers.append(f"{score} %<br>{line['neurons']:,} neurons and {line['parameters']:,} parameters trained")
+    lines = lines.assign(estimate=lines["score"], group=lines["language"], name=names, text=texts, hover=hovers)
     return lines.sort_values("group", key=lambda groups: pd.factorize(groups)[0], kind="stable")
-
-
-def _plus_minus(row: Mapping[Any, float]) -> str:
-    spread = "" if math.isnan(row["seed_sd"]) else f" ± {row['seed_sd']:.1f}"
-    return f"{row['score']:.1f}{spread}"
 
 
 def _add_spread(figure: go.Figure, rows: pd.DataFrame) -> None:
@@ -174,19 +165,3 @@ def _add_references(figure: go.Figure, rows: pd.DataFrame, scores: pd.DataFrame,
             marker={"color": "#555555", "size": 9, "symbol": symbols[number % len(symbols)]},
             hovertemplate=f"%{{y}}<br>{name}: %{{x:.1f}} %<extra></extra>",
         )
-
-
-def _curves(rows: pd.DataFrame, window: int, metric: str) -> go.Figure:
-    scored = rows.loc[rows["dev"].notna()]
-    template = "step %{x}<br>%{y:.4g}<extra></extra>"
-    figure = go.Figure()
-    faint, bold = {"color": COLOURS[0], "width": 1}, {"color": COLOURS[0], "width": 2}
-    figure.add_scatter(x=rows["step"], y=rows["loss"], name="loss", line=faint, opacity=0.35, hovertemplate=template)
-    mean = rows["loss"].rolling(window, min_periods=1).mean()
-    figure.add_scatter(x=rows["step"], y=mean, name="running mean", line=bold, hovertemplate=template)
-    if len(scored):
-        marks = {"mode": "lines+markers", "line": {"color": COLOURS[1], "dash": "dash"}, "yaxis": "y2"}
-        figure.add_scatter(x=scored["step"], y=scored["dev"], name="dev", hovertemplate=template, **marks)
-        right = {"title": f"development {metric}", "overlaying": "y", "side": "right", "showgrid": False}
-        figure.update_layout(yaxis2=right | {"tickformat": ".2f"})
-    return figure

@@ -6,9 +6,9 @@ import torch
 
 import langneurons as ln
 from langneurons.analysis.ablating import ablate
+from langneurons.analysis.reading import decompose
 from langneurons.analysis.screening import screen
-from langneurons.analysis.selectivity.reading import decompose
-from langneurons.analysis.selectivity.texts import LabelledTexts
+from langneurons.analysis.texts import LabelledTexts
 from langneurons.errors import PatchError, SiteMismatchError, StaleArtefactError, StatisticsError
 from langneurons.models import add_dictionary, remove_dictionary, view
 from tests.models.dictionaries import RandomDictionary

@@ -4,7 +4,7 @@ import pytest
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.analysis.polysemanticity import Polysemanticity
 from tests.test_cli import run
 from tests.tiny_models import save_tiny
 

@@ -2,7 +2,7 @@ import pytest
 
 from langneurons.study.config import as_toml
 from tests.study.small import small
-from tests.test_cli import run
+from tests.test_cli import alone, run
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,35 @@ def test_what_is_wrong_is_said_in_a_line(file, tmp_path, monkeypatch, capsys):
     assert status == 2
     assert "FAILED" in printed
     assert "4 of 4 steps are not done: record/babel failed CorpusError" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (None, "No such file"),
+        (("context_length", "contextlength"), "did you mean 'context_length'?"),
+        (("margin = 0.01", "margin = -1"), "testing: margin must be above 0 and finite, given -1."),
+        (
+            ('write = "mean"', 'write = "meen"'),
+            "A value is a number, mean, or a percentile from p0 to p100, not 'meen'.",
+        ),
+        (('source = "babel"', ""), "text.source is missing"),
+        (
+            ("[patches.zero]", "[patches.zero.also]\nfr = 0\n[patches.zero]"),
+            "Unknown language in patches.zero.also 'fr'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_before_anything_heavy_is_imported(file, tmp_path, changes, sentence):
+    bad = tmp_path / "bad.toml"
+    if changes is not None:
+        text = file.read_text("utf-8")
+        assert changes[0] in text
+        bad.write_text(text.replace(*changes), "utf-8")
+    said, status, heavy, seconds = alone("study", str(bad))
+    assert sentence in said
+    assert (status, heavy) == (2, [])
+    assert seconds <= 0.5
 
 
 def test_every_default_is_shown(file, monkeypatch, capsys):

@@ -32,7 +32,7 @@ def test_every_cell_of_the_design_has_an_effect_in_every_language(crossed):
 
 def test_what_changes_nothing_is_told_from_what_does(crossed):
     summary = crossed.summary.set_index(["operation", "protocol"])
-    assert summary.loc[("same", "head"), "equivalent"] == 2
+    assert summary.loc[("same", "head"), "no effect"] == 2
     assert summary.loc[("loud", "head"), "worse"] == 2
     assert summary.loc[("loud", "head"), "estimate"] < 0
 

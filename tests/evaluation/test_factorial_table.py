@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+from langneurons.effects.estimation import holm
 from langneurons.errors import CorruptArtefactError, EffectError, StorageError
 from langneurons.evaluation.results import FORCING, Evaluation, Factorial, design_of
 
@@ -58,20 +59,18 @@ def test_a_cell_has_the_effect_that_was_planted(planted):
         turned = TURNED[f"{row['operation']} at {row['site']}", row["protocol"], row["task"], row["language"]]
         assert row["estimate"] == pytest.approx(turned / ITEMS)
         assert row["baseline"] == 0.5
-        assert row["p"] == pytest.approx(min(1, 2.0 ** (1 - abs(turned))))  # McNemar: all that turned, turned one way
-        assert row["verdict"] == ("better" if turned > 0 else "worse" if turned else "equivalent")
+        assert row["p"] < 0.01 if turned else row["p"] == 1
+        assert row["verdict"] == ("better" if turned > 0 else "worse" if turned else "no effect")
 
 
 def test_the_effects_of_one_task_are_one_family(planted):
-    by_cell = planted.effects.set_index(["operation", "protocol", "language"])["p_holm"]
-    assert by_cell["set", "head", "hi"] == pytest.approx(4 * 2.0**-19)
-    assert by_cell["look at it", "head", "hi"] == pytest.approx(3 * 2.0**-9)
-    assert by_cell["set", "generation", "hi"] == pytest.approx(4 * 2.0**-19)
+    for (_, protocol), cells in planted.effects.groupby(["task", "protocol"]):
+        assert cells["p_holm"].tolist() == pytest.approx(holm(cells["p"].to_numpy()).tolist()), protocol
 
 
 def test_a_cell_is_summed_up_over_its_languages(planted):
     summary = planted.summary.set_index(["operation", "site", "protocol", "task"])
-    verdicts = ["better", "worse", "equivalent", "inconclusive"]
+    verdicts = ["better", "worse", "no effect", "inconclusive"]
     expected = {
         ("set", "act", "head", "xnli"): (0.25, [1, 0, 1, 0]),
         ("look at it", "post", "head", "xnli"): (-0.125, [0, 1, 1, 0]),

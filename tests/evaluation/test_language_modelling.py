@@ -62,7 +62,7 @@ def test_losses_in_blocks_equal_those_of_the_hugging_face_model(pair, corpus, tm
     for row in rows.itertuples():
         block, document = map(int, row.item.split(":"))
         batch = packed.blocks(row.language, [block])
-        wanted = batch.counted & (batch.document == document)
+        wanted = batch.counted & (batch.text == document)
         assert row.cluster == document
         assert row.tokens == int(wanted.sum())
         expected = hugging_face_loss(hf_model, batch.tokens, wanted, batch.attention_mask)

@@ -99,7 +99,7 @@ def test_a_perplexity_is_kept_like_a_condition(tmp_path, monkeypatch):
 
 def test_resamples_grow_with_the_family_so_that_holm_can_find_something():
     doses = [ln.evaluation.Dose("set", amount) for amount in range(30)]
-    assert swept(doses, resamples=None).settings["resamples"] == 25 * 30 * 4
+    assert swept(doses, resamples=None).settings["resamples"] == 100 * 30 * 4
 
 
 def test_the_deactivation_sweep_holds_what_the_question_asks_for():

@@ -256,9 +256,9 @@ def deciles(stats, language):
     return dose.argsort(dim=1).argsort(dim=1) * 10 // stats.shape[1]
 
 
-def test_controls_match_layer_and_decile_and_share_no_neuron_with_the_set(magnitudes):
+def test_controls_of_version_0_1_match_layer_and_decile_and_share_no_neuron_with_the_set(magnitudes):
     neurons = planted_set(magnitudes)
-    control = neurons.matched_control(magnitudes, draw=3)
+    control = neurons.matched_control(Controls(stats=magnitudes, match="layer+magnitude"), draw=3)
     assert not bool((control.mask() & neurons.mask()).any())
     for language in ("hi", "ur"):
         assert control.counts().loc[language].tolist() == neurons.counts().loc[language].tolist()
@@ -282,6 +282,8 @@ def test_too_few_candidates_are_said_and_never_padded(magnitudes):
     with pytest.raises(NeuronSetError, match="Layer 1 has 40 neurons too few"):
         crowded.matched_control(Controls(stats=magnitudes, match="layer"))
     with pytest.raises(NeuronSetError, match=r"Layer 1 \(magnitude decile \d+\) has \d+ neurons too few"):
+        crowded.matched_control(Controls(stats=magnitudes, match="layer+magnitude"))
+    with pytest.raises(NeuronSetError, match="Layer 1 has 40 neurons too few .* or match='dose'"):
         crowded.matched_control(magnitudes)
 
 

@@ -6,6 +6,7 @@ import langneurons as ln
 from langneurons.errors import (
     CorpusError,
     CorruptArtefactError,
+    ExecutorError,
     LanguageError,
     SiteMismatchError,
     StatisticsError,
@@ -17,6 +18,8 @@ from langneurons.replication.statistics import ARRAYS, PublishedStatistics, publ
 from tests.planted.model import LAYERS, WIDTH
 from tests.replication import naive
 from tests.replication.conftest import BATCH_SIZE, CONTEXT_LENGTH, Backwards
+
+SMALL = {"context_length": CONTEXT_LENGTH, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +74,13 @@ def test_the_score_is_about_a_tenth_for_every_neuron_whatever_it_responds_to(pub
 
 def test_no_batch_is_partial_and_a_pass_reads_what_was_asked(model, corpus):
     asked = 3 * BATCH_SIZE * CONTEXT_LENGTH + 100
-    found = published_statistics(model, corpus, ["hi"], asked, CONTEXT_LENGTH, progress=False)
+    found = published_statistics(model, corpus, ["hi"], tokens_per_language=asked, **SMALL)
     assert found.about["tokens"] == {"hi": 3 * BATCH_SIZE * CONTEXT_LENGTH}
 
 
 def test_the_seed_decides_and_other_languages_do_not_matter(model, corpus):
     def one(languages, seed):
-        found = published_statistics(model, corpus, languages, 1024, CONTEXT_LENGTH, seed=seed, progress=False)
+        found = published_statistics(model, corpus, languages, tokens_per_language=1024, seed=seed, **SMALL)
         return found.values("mean_p90_act", "hi").values
 
     assert torch.equal(one(["hi"], 1), one(["en", "hi"], 1))
@@ -90,6 +93,15 @@ def test_each_language_is_a_piece_of_work_wherever_and_whenever_it_is_computed(m
     assert executor.jobs == len(corpus.languages) > 1
     assert (found.languages, found.about) == (published.languages, published.about)
     assert all(torch.equal(getattr(found, name), getattr(published, name)) for name in ARRAYS)
+
+
+def test_settings_objects_say_the_same_as_single_options(model, corpus):
+    recording, run = ln.Recording(tokens_per_language=512, context_length=64), ln.Run(batch_size=2, progress=False)
+    whole = published_statistics(model, corpus, ["hi"], recording=recording, run=run)
+    options = {"tokens_per_language": 512, "context_length": 64, "batch_size": 2}
+    single = published_statistics(model, corpus, ["hi"], **options, progress=False)
+    assert whole.about == single.about
+    assert all(torch.equal(getattr(whole, name), getattr(single, name)) for name in ARRAYS)
 
 
 def test_the_two_passes_read_different_batches(model, corpus):
@@ -133,14 +145,15 @@ def test_a_changed_file_is_noticed(published, tmp_path):
     [
         ({"languages": ["fr"]}, LanguageError, "fr"),
         ({"context_length": 257}, CorpusError, "256"),
-        ({"batch_size": 0}, CorpusError, "at least 1"),
+        ({"batch_size": 0}, ExecutorError, "at least 1"),
+        ({"context_lenght": 64}, StatisticsError, "did you mean 'context_length'"),
         ({"tokens_per_language": 10**6}, CorpusError, "give tokens_per_language from 256 to"),
         ({"tokens_per_language": 100}, CorpusError, "give tokens_per_language from 256 to"),
     ],
 )
 def test_what_cannot_be_computed_is_said(model, corpus, settings, error, said):
     with pytest.raises(error, match=said):
-        published_statistics(model, corpus, **{"context_length": CONTEXT_LENGTH, "progress": False, **settings})
+        published_statistics(model, corpus, **{**SMALL, **settings})
 
 
 def test_unknown_names_are_said(published):

@@ -17,8 +17,8 @@ from torch import nn
 import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.comparison import Comparison
-from langneurons.analysis.selectivity.decomposition import Decomposition
-from langneurons.analysis.validity.table import Evidence, ValidityTable, validity_table
+from langneurons.analysis.decomposition import Decomposition
+from langneurons.analysis.validity.checks import Evidence, ValidityTable, validity_table
 from langneurons.cli.measuring import labelled_texts
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.models.checkpoints import load_tokenizer

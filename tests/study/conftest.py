@@ -4,6 +4,7 @@ import pytest
 
 from tests.study.hub_files import languages_of, save_checkpoints, save_data
 from tests.study.papers import PAPERS
+from tests.tasks.toy_task import cloze as cloze
 
 
 @pytest.fixture(scope="module")

@@ -6,28 +6,17 @@ import langneurons as ln
 from langneurons.errors import StudyError
 from langneurons.study.study import Study
 from tests.study.small import small
-from tests.tasks.toy_task import Cloze, write_cloze
+from tests.tasks.toy_task import UNITS
 from tests.test_cli import run
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_cloze(tmp_path_factory.mktemp("cloze"))
-
-
-@pytest.fixture(autouse=True)
-def kind(monkeypatch):
-    monkeypatch.setitem(ln.tasks.KINDS, "cloze", Cloze)
-
-
-@pytest.fixture(scope="module")
 def neurons(tmp_path_factory):
-    units = {"en": [(0, 1), (0, 2), (3, 5)], "hi": [(0, 7), (2, 9), (3, 11)]}
-    return ln.NeuronSet.of(units, (8, 1536), "act").save(tmp_path_factory.mktemp("neurons") / "neurons.json")
+    return ln.NeuronSet.of(UNITS, (8, 1536), "act").save(tmp_path_factory.mktemp("neurons") / "neurons.json")
 
 
-def test_it_is_asked_and_trained_on_in_a_study(folder, tmp_path):
-    about, training = {"kind": "cloze", "source": str(folder)}, {"steps": 2, "batch_size": 4}
+def test_it_is_asked_and_trained_on_in_a_study(cloze, tmp_path):
+    about, training = {"kind": "cloze", "source": str(cloze)}, {"steps": 2, "batch_size": 4}
     study = Study(
         small(
             matrix=None,
@@ -58,21 +47,21 @@ def test_it_is_asked_and_trained_on_in_a_study(folder, tmp_path):
         assert set(ln.load(study.path(step)).scores["task"]) == {"cloze"}
 
 
-def test_a_study_says_before_it_runs_what_a_task_cannot_do(folder):
+def test_a_study_says_before_it_runs_what_a_task_cannot_do(cloze):
     with pytest.raises(StudyError, match=r"tasks\.t\.source is missing"):
         small(tasks={"t": {"kind": "cloze"}})
     with pytest.raises(StudyError, match="both protocols ask xnli or xquad|answers by a head"):
-        small(tasks={"t": {"kind": "cloze", "source": str(folder)}}, protocols={"p": {"task": "t"}})
+        small(tasks={"t": {"kind": "cloze", "source": str(cloze)}}, protocols={"p": {"task": "t"}})
 
 
-def test_it_is_asked_and_trained_on_from_the_command_line(folder, neurons, tmp_path, capsys, monkeypatch):
+def test_it_is_asked_and_trained_on_from_the_command_line(cloze, neurons, tmp_path, capsys, monkeypatch):
     common = ["--neurons", str(neurons), "--no-progress"]
     training = ["--kind", "cloze", "--train-split", "train", "--steps", "1", "--rank", "1", "--attention", "q"]
     for command in (
-        ["evaluate", "babel", "--task", f"cloze={folder}", *common, "--resamples", "100"],
-        ["finetune", "babel", str(folder), *common, *training, "--language", "hi", "--out", str(tmp_path / "f")],
+        ["evaluate", "babel", "--task", f"cloze={cloze}", *common, "--resamples", "100"],
+        ["finetune", "babel", str(cloze), *common, *training, "--language", "hi", "--out", str(tmp_path / "f")],
         [
-            *("transfer-experiment", "babel", str(folder), *common, *training, "--targets", "hi", "--seeds", "1"),
+            *("transfer-experiment", "babel", str(cloze), *common, *training, "--targets", "hi", "--seeds", "1"),
             *("--conditions", "none,target", "--out", str(tmp_path / "t"), "--resamples", "100"),
         ],
     ):

@@ -5,62 +5,51 @@ import pytest
 import langneurons as ln
 from langneurons.errors import TaskError, TrainingError
 from langneurons.models import view
-from tests.tasks.toy_task import Cloze, write_cloze
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_cloze(tmp_path_factory.mktemp("cloze"))
-
-
-@pytest.fixture(autouse=True)
-def kind(monkeypatch):
-    monkeypatch.setitem(ln.tasks.KINDS, "cloze", Cloze)
+from tests.tasks.toy_task import UNITS
 
 
 @pytest.fixture(scope="module")
 def neurons(babel):
-    units = {"en": [(0, 1), (0, 2), (3, 5)], "hi": [(0, 7), (2, 9), (3, 11)]}
-    return ln.NeuronSet.of(units, (8, 1536), "act", view(babel).fingerprint)
+    return ln.NeuronSet.of(UNITS, (8, 1536), "act", view(babel).fingerprint)
 
 
-def load(folder, split, **options):
-    return ln.tasks.load_task("cloze", folder, ["en", "hi"], split, **options)
+def load(cloze, split, **options):
+    return ln.tasks.load_task("cloze", cloze, ["en", "hi"], split, **options)
 
 
-def test_it_is_loaded_by_its_kind(folder):
-    task = load(folder, "test", items=6, seed=1)
+def test_it_is_loaded_by_its_kind(cloze):
+    task = load(cloze, "test", items=6, seed=1)
     assert isinstance(task, ln.tasks.Task)
     assert task.languages == ("en", "hi")
     assert [len(table) for table in task.items.values()] == [6, 6]
-    assert load(folder, "test", max_new_tokens=4).fingerprint == load(folder, "test").fingerprint  # XQuAD's option
+    assert load(cloze, "test", max_new_tokens=4).fingerprint == load(cloze, "test").fingerprint  # XQuAD's option
     with pytest.raises(TaskError, match="Unknown kind of task 'clozes': did you mean 'cloze'"):
-        ln.tasks.load_task("clozes", folder)
+        ln.tasks.load_task("clozes", cloze)
     with pytest.raises(TaskError, match="Unknown option 'max_tokens'"):
-        load(folder, "test", max_tokens=4)
+        load(cloze, "test", max_tokens=4)
 
 
-def test_it_is_evaluated_under_patches(babel, neurons, folder):
+def test_it_is_evaluated_under_patches(babel, neurons, cloze):
     patches = {"loud": lambda language: ln.SetTo(neurons[language], 20.0)}
-    evaluation = ln.evaluate(babel, load(folder, "test"), patches=patches, resamples=200, progress=False)
+    evaluation = ln.evaluate(babel, load(cloze, "test"), patches=patches, resamples=200, progress=False)
     assert set(evaluation.scores["task"]) == {"cloze"}
     assert evaluation.effects().rows["language"].tolist() == ["en", "hi"]
 
 
-def test_a_model_learns_it(babel, folder):
-    task, test = load(folder, "train"), load(folder, "test")
+def test_a_model_learns_it(babel, cloze):
+    task, test = load(cloze, "train"), load(cloze, "test")
     update = ln.MaskedLoRA(None, rank=4, attention=("q", "k", "v", "o"))
     options = {"epochs": 10, "learning_rate": 5e-3, "progress": False}
-    tuned = ln.finetune(babel, task, update, dev=load(folder, "train", items=4), **options)
+    tuned = ln.finetune(babel, task, update, dev=load(cloze, "train", items=4), **options)
     assert tuned.head is None
     assert tuned.history["loss"].iloc[-1] < 0.5 * tuned.history["loss"].iloc[0]
     scores = tuned.evaluate(babel, test, progress=False).scores
     assert scores["score"].mean() > 0.5
 
 
-def test_training_it_is_compared_over_conditions(babel, neurons, folder):
+def test_training_it_is_compared_over_conditions(babel, neurons, cloze):
     transfer = ln.transfer_experiment(
-        babel, load(folder, "train"), load(folder, "test"), neurons, conditions=["none", "target"], seeds=2,
+        babel, load(cloze, "train"), load(cloze, "test"), neurons, conditions=["none", "target"], seeds=2,
         rank=2, steps=2, resamples=200, progress=False,
     )  # fmt: skip
     assert transfer.settings["task"] == "cloze"
@@ -68,13 +57,13 @@ def test_training_it_is_compared_over_conditions(babel, neurons, folder):
     assert set(transfer.rows["language"]) == {"en", "hi"}
 
 
-def test_what_it_cannot_do_is_said(babel, neurons, folder):
+def test_what_it_cannot_do_is_said(babel, neurons, cloze):
     head = ln.tasks.ClassificationHead.fit(babel, ln.XNLI.load("babel", ["en"], split="train").take(2))
     with pytest.raises(TaskError, match="no task is one that a head can answer"):
-        ln.evaluate(babel, load(folder, "test"), head=head, progress=False)
+        ln.evaluate(babel, load(cloze, "test"), head=head, progress=False)
     with pytest.raises(TrainingError, match="cannot be tested by 'mini_xquad'"):
         ln.transfer_experiment(
-            babel, load(folder, "train"), ln.XQuAD.load("babel", ["en", "hi"]), neurons, progress=False
+            babel, load(cloze, "train"), ln.XQuAD.load("babel", ["en", "hi"]), neurons, progress=False
         )
 
 

@@ -4,12 +4,13 @@ It uses nothing but what is public: ``ln.tasks.Task``, ``ln.tasks.Answering`` an
 ``ln.tasks.KINDS``, it is a kind of task like any other.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 import langneurons as ln
@@ -18,6 +19,7 @@ from langneurons.models import ModelView, view
 
 DEFAULTS = ln.Training()
 COLUMNS = ["item", "cluster", "beginning", "right", "wrong"]
+UNITS = {"en": [(0, 1), (0, 2), (3, 5)], "hi": [(0, 7), (2, 9), (3, 11)]}  # neurons of babel to ask it about
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,14 @@ def write_cloze(folder: Path, languages: Iterable[str] = ("en", "hi"), count: in
             }
             pd.DataFrame(columns).to_csv(folder / f"{split}-{language}.csv", index=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def cloze(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of items, of a kind of task that ``ln.tasks.KINDS`` knows meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ln.tasks.KINDS, "cloze", Cloze)
+        yield write_cloze(tmp_path_factory.mktemp("cloze"))
 
 
 def _tokens(model_view: ModelView, text: str, front: bool = False) -> list[int]:

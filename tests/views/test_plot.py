@@ -6,8 +6,8 @@ import plotly.graph_objects as go
 import pytest
 
 import langneurons as ln
-from langneurons.analysis.selectivity.decomposition import Decomposition, Moments
-from langneurons.analysis.selectivity.result import VERDICTS, Polysemanticity
+from langneurons.analysis.decomposition import Decomposition, Moments
+from langneurons.analysis.polysemanticity import VERDICTS, Polysemanticity
 from langneurons.analysis.validity import Evidence, validity_table
 from langneurons.views.plot import FIGURES
 from tests.planted.transfer import simulated

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from langneurons.analysis.selectivity.decomposition import Decomposition, Moments
-from langneurons.analysis.selectivity.result import VERDICTS, Polysemanticity
+from langneurons.analysis.decomposition import Decomposition, Moments
+from langneurons.analysis.polysemanticity import VERDICTS, Polysemanticity
 from langneurons.views.analysis_figures import selectivity
 
 

@@ -1,44 +1,8 @@
-"""Is the score real? Reliability, and nulls that can be failed."""
+"""Is the score real? Reliability, and nulls that can be failed.
 
-from langneurons.analysis.validity.controls import (
-    DocumentHeterogeneity,
-    OwnQuantile,
-    RedrawnRandom,
-    pseudo_languages,
-    shuffled_languages,
-)
-from langneurons.analysis.validity.recordings import (
-    NULLS,
-    Nulls,
-    Recordings,
-    nulls,
-    nulls_of,
-    record_halves,
-    record_nulls,
-)
-from langneurons.analysis.validity.reliability import SplitHalf, chance_jaccard, rerun, split_half
-from langneurons.analysis.validity.table import CHECKS, Check, Evidence, ValidityTable, validity_table
+Nothing is imported here: tables of checks are read back without the libraries that models need.
+"""
 
-__all__ = [
-    "CHECKS",
-    "NULLS",
-    "Check",
-    "DocumentHeterogeneity",
-    "Evidence",
-    "Nulls",
-    "OwnQuantile",
-    "Recordings",
-    "RedrawnRandom",
-    "SplitHalf",
-    "ValidityTable",
-    "chance_jaccard",
-    "nulls",
-    "nulls_of",
-    "pseudo_languages",
-    "record_halves",
-    "record_nulls",
-    "rerun",
-    "shuffled_languages",
-    "split_half",
-    "validity_table",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,7 +7,7 @@ corpus' labels for languages, whatever documents they hold.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import scipy.sparse
@@ -37,14 +37,10 @@ class _TopPerLanguage:
     """A method that labels, in each language, the neurons with the highest score."""
 
     top: float
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         check_share("top", self.top)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """No optional accumulator."""
-        return ()
 
     def scores(self, stats: ActivationStats) -> Scores:
         """A score of every neuron in every language."""
@@ -186,7 +182,7 @@ def pseudo_languages(
     if isinstance(by, str):
         if by not in GROUPINGS:
             raise CorpusError(unknown("grouping", by, GROUPINGS))
-        characters = _characters(table)
+        characters = np.array([len(text) for text in table["text"]])
         group = _stretches(characters, parts) if by == "source" else _topics(table, characters, parts, tokenizer, seed)
     else:
         group = np.asarray(by)
@@ -196,10 +192,6 @@ def pseudo_languages(
             "needs a document, and every document a part."
         )
     return Corpus({f"{language}-{part + 1}": table.select(np.flatnonzero(group == part)) for part in range(parts)})
-
-
-def _characters(table: Dataset) -> Int[np.ndarray, " document"]:
-    return np.array([len(text) for text in table["text"]])
 
 
 def _stretches(characters: Int[np.ndarray, " document"], parts: int) -> Int[np.ndarray, " document"]:

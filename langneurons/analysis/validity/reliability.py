@@ -4,11 +4,11 @@ A method whose scores do not depend on the text at all agrees with itself perfec
 and does not give it. The nulls catch what is reliable and meaningless.
 """
 
-import functools
-import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ import scipy.stats
 from jaxtyping import Bool, Float, Int
 
 from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsError
-from langneurons.identification.selection import Method
+from langneurons.identification import Method
 from langneurons.recording.accumulation import FOLDS
 from langneurons.recording.statistics import ActivationStats
-from langneurons.storage.objects import JsonObject
-from langneurons.storage.presenting import Column, Table
-from langneurons.storage.result import Result
+from langneurons.storage import Column, JsonObject, Result, Table
 
 ONE_SIDED = 0.9  # share of the choice on one side of the median score, from which on the other side is an accident
 EVERY = "overall"  # stands in tables for all languages together
@@ -188,7 +186,12 @@ def split_half(
         raise StatisticsError(f"An interval over splits needs at least two, not {splits}.")
     generator = np.random.default_rng(seed)
     if isinstance(stats, tuple):
-        pairs = _pairs(method, *_same_languages(*stats))
+        first, second = stats
+        if set(first.languages) != set(second.languages) or first.shape != second.shape:
+            raise LanguageError(
+                f"Two recordings of the same model and languages are compared, not {first!r} and {second!r}."
+            )
+        pairs = _pairs(method, first, second.select(first.languages))
         draws, interval = _bootstrap(pairs, generator), f"{RESAMPLES} bootstrap samples of neurons, one split"
         return SplitHalf(repr(method), _table([pairs], draws, level), interval, level)
     several = [_pairs(method, *halves) for halves in _halvings(stats, splits, generator)]
@@ -239,29 +242,16 @@ def chance_jaccard(first: int, second: int, neurons: int) -> float:
     return float((weights * shared / (first + second - shared)).sum())
 
 
-def _same_languages(first: ActivationStats, second: ActivationStats) -> Halves:
-    if set(first.languages) != set(second.languages) or first.shape != second.shape:
-        raise LanguageError(
-            f"Two recordings of the same model and languages are compared, not {first!r} and {second!r}."
-        )
-    return first, second.select(first.languages)
-
-
 def _halvings(stats: ActivationStats, splits: int, generator: np.random.Generator) -> Iterator[Halves]:
     folds = stats.folds(FOLDS)
     for _ in range(splits):
         order = generator.permutation(FOLDS)
-        parts = order[: FOLDS // 2], order[FOLDS // 2 :]
-        halves = [functools.reduce(operator.add, [folds[fold] for fold in part]) for part in parts]
-        for half in halves:
-            _check_filled(half)
-        yield halves[0], halves[1]
-
-
-def _check_filled(half: ActivationStats) -> None:
-    for language, tokens in zip(half.languages, half.tokens.tolist(), strict=True):
-        if not tokens:
-            raise StatisticsError(f"A half of the documents of {language!r} has no token: record more documents.")
+        first, second = (reduce(add, [folds[fold] for fold in part]) for part in np.split(order, [FOLDS // 2]))
+        for half in (first, second):
+            if 0 in half.tokens.tolist():
+                language = half.languages[half.tokens.tolist().index(0)]
+                raise StatisticsError(f"A half of the documents of {language!r} has no token: record more documents.")
+        yield first, second
 
 
 def _pairs(method: Method, first: ActivationStats, second: ActivationStats) -> Pairs:
@@ -270,52 +260,32 @@ def _pairs(method: Method, first: ActivationStats, second: ActivationStats) -> P
 
 
 def _figures(pairs: Pairs) -> Float[np.ndarray, "language figure"]:
-    return np.array([_Compared.of(*pair).figures() for pair in pairs.values()])
+    return np.array([_compared(*pair)(np.ones(len(pair[0].scores))) for pair in pairs.values()])
 
 
 def _bootstrap(pairs: Pairs, generator: np.random.Generator) -> Float[np.ndarray, "draw language figure"]:
-    compared = [_Compared.of(*pair) for pair in pairs.values()]
-    neurons = len(compared[0].ranks)
+    compared, neurons = [_compared(*pair) for pair in pairs.values()], len(next(iter(pairs.values()))[0].scores)
     draws = np.empty((RESAMPLES, len(compared), len(FIGURES)))
     for draw in draws:
         counts = np.bincount(generator.integers(0, neurons, neurons), minlength=neurons).astype(float)
-        draw[:] = [pair.figures(counts) for pair in compared]
+        draw[:] = [figures(counts) for figures in compared]
     return draws
 
 
-@dataclass(frozen=True, eq=False)
-class _Compared:
-    """Two selections, ranked: what every figure is computed from, with a weight per neuron or without.
+def _compared(first: Selection, second: Selection) -> Callable[[np.ndarray], list[float]]:
+    """Two selections, ranked: their figures, in the order of FIGURES, by how often each neuron counts."""
+    either = np.union1d(first.neurons, second.neurons)
+    in_both = np.isin(either, np.intersect1d(first.neurons, second.neurons)).astype(float)
+    scores = np.stack([first.scores, second.scores], axis=1)
+    ranks, ranks_of_either = _ranks(scores), _ranks(scores[either])
 
-    Attributes:
-        ranks: Ranks of every neuron in both halves, centred.
-        either: Flat indices of the neurons chosen in either half.
-        ranks_of_either: Their ranks among themselves, centred.
-        in_both: Whether each of them was chosen in both, 1 or 0.
-    """
-
-    ranks: Float[np.ndarray, "neuron half"]
-    either: Int[np.ndarray, " chosen"]
-    ranks_of_either: Float[np.ndarray, "chosen half"]
-    in_both: Float[np.ndarray, " chosen"]
-
-    @classmethod
-    def of(cls, first: Selection, second: Selection) -> "_Compared":
-        either = np.union1d(first.neurons, second.neurons)
-        both = np.isin(either, np.intersect1d(first.neurons, second.neurons))
-        scores = np.stack([first.scores, second.scores], axis=1)
-        return cls(_ranks(scores), either, _ranks(scores[either]), both.astype(float))
-
-    def figures(self, counts: Float[np.ndarray, " neuron"] | None = None) -> list[float]:
-        """The figures, in the order of FIGURES."""
-        counts = np.ones(len(self.ranks)) if counts is None else counts
-        of_either = counts[self.either]
+    def figures(counts: Float[np.ndarray, " neuron"]) -> list[float]:
+        of_either = counts[either]
         total = of_either.sum()
-        return [
-            _correlation(self.ranks, counts),
-            _correlation(self.ranks_of_either, of_either),
-            float(of_either @ self.in_both / total) if total else np.nan,
-        ]
+        jaccard = float(of_either @ in_both / total) if total else np.nan
+        return [_correlation(ranks, counts), _correlation(ranks_of_either, of_either), jaccard]
+
+    return figures
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
@@ -333,37 +303,38 @@ def _correlation(ranks: np.ndarray, counts: np.ndarray) -> float:
 
 
 def _table(several: list[Pairs], draws: Float[np.ndarray, "draw language figure"], level: float) -> pd.DataFrame:
-    values = _mean(np.stack([_figures(pairs) for pairs in several]), 0)
+    values = known_mean(np.stack([_figures(pairs) for pairs in several]), 0)
     rows = [_sizes(language, [pairs[language] for pairs in several]) for language in several[0]]
     sizes = pd.DataFrame(rows).set_index("language")
     sizes.loc[EVERY] = sizes.mean()
-    draws = np.concatenate([draws, _mean(draws, 1)[:, None]], axis=1)
-    values = np.concatenate([values, _mean(values, 0)[None]])
+    draws = np.concatenate([draws, known_mean(draws, 1)[:, None]], axis=1)
+    values = np.concatenate([values, known_mean(values, 0)[None]])
     columns = {}
     for index, name in enumerate(FIGURES):
-        columns[name] = values[:, index]
-        for end, share in (("low", (1 - level) / 2), ("high", (1 + level) / 2)):
-            columns[f"{name}_{end}"] = [_quantile(draws[:, row, index], share) for row in range(len(values))]
+        ends = [known_quantiles(of_row, [(1 - level) / 2, (1 + level) / 2]) for of_row in draws[:, :, index].T]
+        columns |= {
+            name: values[:, index],
+            f"{name}_low": [low for low, _ in ends],
+            f"{name}_high": [high for _, high in ends],
+        }
     return pd.DataFrame(columns, index=sizes.index).join(sizes).reset_index()
 
 
 def _sizes(language: str, pairs: list[tuple[Selection, Selection]]) -> dict[str, float | str]:
     sizes = [(len(first.neurons), len(second.neurons)) for first, second in pairs]
     neurons = len(pairs[0][0].scores)
-    return {
-        "language": language,
-        "jaccard_chance": float(np.mean([chance_jaccard(*pair, neurons) for pair in sizes])),
-        "chosen_first": float(np.mean([first for first, _ in sizes])),
-        "chosen_second": float(np.mean([second for _, second in sizes])),
-    }
+    first, second = np.mean(sizes, axis=0).tolist()
+    chance = float(np.mean([chance_jaccard(*pair, neurons) for pair in sizes]))
+    return {"language": language, "jaccard_chance": chance, "chosen_first": first, "chosen_second": second}
 
 
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
     """The mean of what is a number; NaN where nothing is."""
     count = (~np.isnan(values)).sum(axis)
     return np.where(count > 0, np.nansum(values, axis) / np.maximum(count, 1), np.nan)
 
 
-def _quantile(values: np.ndarray, share: float) -> float:
-    values = values[~np.isnan(values)]
-    return float(np.quantile(values, share)) if len(values) else np.nan
+def known_quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """Quantiles of what is a number; NaN where nothing is."""
+    numbers = values[~np.isnan(values)]
+    return np.quantile(numbers, shares).tolist() if len(numbers) else [np.nan] * len(shares)

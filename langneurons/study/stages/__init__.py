@@ -12,15 +12,15 @@ from pydantic import BaseModel
 import langneurons as ln
 from langneurons import storage
 from langneurons.errors import unknown
-from langneurons.models.description import ModelDescription
-from langneurons.run import Cost
-from langneurons.study.tables import Grid, Part, PatchedGrid, PatchPart, StudyConfig, python_only
+from langneurons.settings import Settings
+from langneurons.study.tables import Grid, MethodPart, Part, PatchedGrid, PatchPart, StudyConfig, python_only
 
 if TYPE_CHECKING:
     from langneurons.study.work import Work
 
 Source = Callable[[str, str], str]
 Piece = tuple[str, dict[str, Any], list[tuple[str, ...]]]
+Units = Mapping[str, int]
 WITHOUT_EFFECT = {"save_every", "tensorboard"}  # options that no result depends on
 
 
@@ -93,14 +93,19 @@ class Plan:
         part = self.config.models[model]
         return {"model": self.source("model", part.name), **part.options, "seed": self.config.seed}
 
-    def text_settings(self) -> dict[str, Any]:
-        """What decides the text."""
+    def text_settings(self, model: str) -> dict[str, Any]:
+        """What decides a model and the text that it reads."""
         text = self.config.text.model_dump(include={"text_column", "revision", "heldout"})
-        return {"text": {**text, "source": self.source("text", self.config.text.source)}}
+        text["source"] = self.source("text", self.config.text.source)
+        return {**self.model_settings(model), "text": text}
 
     def patch_settings(self, patches: Mapping[str, PatchPart]) -> dict[str, Any]:
         """What patches write."""
         return {name: patch.model_dump(exclude={"published_as"}) for name, patch in patches.items()}
+
+    def published(self, model: str, *readers: MethodPart | PatchPart) -> list[tuple[str, ...]]:
+        """The place of the published statistics, where a method or a patch reads them."""
+        return [("published", model)] if any(part.published for part in readers) else []
 
 
 PartType = TypeVar("PartType", bound=BaseModel)
@@ -141,7 +146,7 @@ class Stage(Generic[PartType]):
 
     def parts(self, config: StudyConfig) -> dict[str, PartType]:
         """Its tables in a study by name, a single one under ""."""
-        value = getattr(config, self.table, None) if self.table else None
+        value = getattr(config, self.table, None)
         return {} if value is None else value if isinstance(value, dict) else {"": value}
 
     def part_of(self, config: StudyConfig, step: Step) -> PartType:
@@ -169,17 +174,33 @@ class Stage(Generic[PartType]):
         """What is wrong with one of its tables."""
         return iter(())
 
-    def run(self, step: Step, work: "Work") -> None:
+    def run(self, step: Step, part: PartType, work: "Work") -> None:
         """Compute a step into its folder.
+
+        Args:
+            step: The step.
+            part: The table that it is about.
+            work: Loads what it needs.
 
         Raises:
             LangNeuronsError: Whatever is wrong with it.
         """
         raise NotImplementedError
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
-        """What a step takes; the model is None where it is not on this machine."""
-        return Cost(step.name)
+    def tokens(self, step: Step, part: PartType, config: StudyConfig, units: Units) -> float:
+        """Tokens that a step reads, in forward passes.
+
+        Args:
+            step: The step.
+            part: The table that it is about.
+            config: The study.
+            units: Site -> units that the model has there; none where the model is not on this machine.
+        """
+        return 0
+
+    def disk(self, step: Step, part: PartType, config: StudyConfig, units: Units) -> int:
+        """Bytes of a step's result, as far as they can be foretold; the arguments are those of ``tokens``."""
+        return 0
 
     def load(self, folder: Path) -> Any:
         """A step's result, for the report."""
@@ -191,9 +212,11 @@ class NeuronStage(Stage[PartType]):
 
     Attributes:
         judged: Whether effects are part of the result, so that it depends on the study's ``testing``.
+        own: Name of the folder of its own work; without one, it measures conditions, which all steps share.
     """
 
     judged: ClassVar[bool] = False
+    own: ClassVar[str] = ""
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """Its steps for a model."""
@@ -203,20 +226,27 @@ class NeuronStage(Stage[PartType]):
                 for entry, part in self.parts(config).items():
                     if not isinstance(part, Grid) or part.covers(method, language_set):
                         place = (model, language_set, method)
-                        for patch, settings, further in self.work_on(plan, part, (model, languages)):
+                        for patch, settings, further in self.work_on(plan, part, model, languages):
                             identified, recorded = plan.of("identify", *place), plan.of("record", model)
                             inputs = (identified, recorded, *(plan.of(*names) for names in further))
                             settings = {**settings, "languages": languages, "seed": config.seed}
                             settings |= {"testing": keyed(config.testing)} if self.judged else {}
                             yield Step(self, settings, inputs, *place, entry, patch)
 
-    def work_on(self, plan: Plan, part: PartType, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+    def settings(self, part: PartType, step: Step, work: "Work") -> dict[str, Any]:
+        """The settings objects that its function takes: those of its table, the study's testing, and where it runs."""
+        groups = {name: value for name, value in part if isinstance(value, Settings)}
+        groups |= {"testing": work.config.testing} if self.judged else {}
+        return {**groups, "run": work.own(step, self.own) if self.own else work.measuring}
+
+    def work_on(self, plan: Plan, part: PartType, model: str, languages: Sequence[str]) -> Iterator[Piece]:
         """What is done with one neuron set.
 
         Args:
             plan: The steps so far.
             part: The stage's table.
-            about: The model's name, and the languages of the set.
+            model: Name of the model.
+            languages: Languages of the set.
 
         Yields:
             Name of the patch or "", the settings, and places of further steps whose results it reads.

@@ -6,9 +6,8 @@ from typing import Literal
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls
-from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed
+from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed
 from langneurons.study.stages.matrix import heldout
 from langneurons.study.tables import Grid, Languages, StudyConfig
 from langneurons.study.work import Work
@@ -26,34 +25,32 @@ class AblationPart(Grid):
 
 
 class AblationStage(
-    NeuronStage[AblationPart], name="ablate", table="ablation", verb="ablate", section="ablation", judged=True
+    NeuronStage[AblationPart],
+    name="ablate",
+    table="ablation",
+    verb="ablate",
+    section="ablation",
+    judged=True,
+    own="ablation",
 ):
     """Effects of single neurons."""
 
-    def work_on(self, plan: Plan, part: AblationPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+    def work_on(self, plan: Plan, part: AblationPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
         """One for each neuron set."""
         settings = {"of": part.languages, "value": part.value, "controls": keyed(part.controls)}
         yield "", {**heldout(plan.config), **settings}, []
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: AblationPart, work: Work) -> None:
         """Ablate every neuron."""
         neurons, stats = work.neurons(step)
-        part = self.part_of(work.config, step)
         wanted = part.languages or [name for name in neurons.languages if len(neurons[name])]
-        ln.ablate(
-            work.model(step),
-            neurons.select(among(wanted, neurons.languages)),
-            work.heldout(step),
-            value=part.value,
-            controls=work.matched(part.controls, stats),
-            testing=work.config.testing,
-            run=work.own(step, "ablation"),
-        ).save(work.result(step))
+        neurons = neurons.select(among(wanted, neurons.languages))
+        options = {**self.settings(part, step, work), "value": part.value, "stats": stats}
+        ln.ablate(work.model(step), neurons, work.heldout(step), **options).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: AblationPart, config: StudyConfig, units: Units) -> float:
         """The held-out text through the layers above every neuron and its controls."""
         share = float(config.methods[step.method].options.get("top", USUAL_SHARE))
-        neurons = (model.layers * model.neurons["act"] if model else 0) * share
-        draws = self.part_of(config, step).controls.draws
+        ablated = units.get("act", 0) * share * (1 + part.controls.draws)
         tokens = (config.text.heldout_tokens or 0) * len(step.settings["languages"])
-        return Cost(step.name, tokens * (1 + neurons * (1 + draws) * SHARE_OF_LAYERS))
+        return tokens * (1 + ablated * SHARE_OF_LAYERS)

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.evaluation.evaluating import OPERATIONS
-from langneurons.evaluation.results import Factorial
-from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls
-from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
+from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
 from langneurons.study.stages.tasks import TaskPart, asked_tokens, patchable, task_of, task_settings, tuned_inputs
 from langneurons.study.tables import Grid, Languages, Names, StudyConfig
+from langneurons.study.wording import OPERATIONS
 from langneurons.study.work import Work
 
 
@@ -21,7 +20,7 @@ class FactorialPart(Grid):
 
     tasks: Names = Field(min_length=1, description="which of the tasks, one a protocol")
     languages: Languages | None = Field(None, description="of the language set; those that the tasks have by default")
-    operations: Names = ["set", "add", "scale", "diffmean"]
+    operations: Names = list(OPERATIONS)
     sites: Names | None = Field(None, description="recorded sites; all by default")
     controls: Controls = Controls(draws=0)
 
@@ -31,9 +30,8 @@ class FactorialStage(
 ):
     """Factorial experiments."""
 
-    def work_on(self, plan: Plan, part: FactorialPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+    def work_on(self, plan: Plan, part: FactorialPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
         """One, if it is about languages of the set."""
-        model, languages = about
         if among(part.languages, languages):
             tasks = _tasks(plan.config, part)
             settings = {
@@ -50,37 +48,27 @@ class FactorialStage(
         yield from misnamed("operation", where, part.operations, OPERATIONS)
         yield from misnamed("site", where, part.sites, config.recording.sites)
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: FactorialPart, work: Work) -> None:
         """Patch each language's neurons in every way and place, and ask in every way."""
         neurons, stats = work.neurons(step)
-        part = self.part_of(work.config, step)
         tasks = [task_of(task, step, work) for task in _tasks(work.config, part).values()]
         common = [code for code in step.settings["languages"] if all(code in task.languages for task in tasks)]
-        ln.factorial(
-            work.model(step),
-            neurons,
-            stats,
-            tasks,
-            patchable(among(part.languages, common), neurons),
-            part.operations,
-            step.settings["sites"],
-            controls=part.controls,
-            testing=work.config.testing,
-            run=work.measuring,
-        ).save(work.result(step))
+        languages = patchable(among(part.languages, common), neurons)
+        design = {"languages": languages, "operations": part.operations, "sites": step.settings["sites"]}
+        options = {**self.settings(part, step, work), **design}
+        ln.factorial(work.model(step), neurons, stats, tasks, **options).save(work.result(step))
 
-    def load(self, folder: Path) -> Factorial:
+    def load(self, folder: Path) -> Any:
         """The factorial, not the evaluation that it is saved with."""
+        from langneurons.evaluation.results import Factorial
+
         return Factorial.load(folder)
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: FactorialPart, config: StudyConfig, units: Units) -> float:
         """Every item of every task unpatched, and in every cell with its controls."""
-        part = self.part_of(config, step)
         conditions = 1 + len(part.operations) * len(step.settings["sites"]) * (1 + part.controls.draws)
         languages = among(part.languages, step.settings["languages"])
-        return Cost(
-            step.name, sum(asked_tokens(task, languages) for task in _tasks(config, part).values()) * conditions
-        )
+        return conditions * sum(asked_tokens(task, languages) for task in _tasks(config, part).values())
 
 
 def _tasks(config: StudyConfig, part: FactorialPart) -> dict[str, TaskPart]:

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 import langneurons as ln
-from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls
-from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, keyed
+from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, keyed
 from langneurons.study.tables import PatchedGrid, StudyConfig
 from langneurons.study.wording import patch_maker
 from langneurons.study.work import Work
@@ -22,11 +21,11 @@ class MatrixStage(
 ):
     """A perplexity matrix for each patch."""
 
-    def work_on(self, plan: Plan, part: MatrixPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+    def work_on(self, plan: Plan, part: MatrixPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
         """One for each patch."""
         for name, patch in plan.config.patches_of(part).items():
-            further = [("published", about[0])] if patch.published else []
-            yield name, {**heldout(plan.config), "write": patch.write, "controls": keyed(part.controls)}, further
+            settings = {"write": patch.write, "controls": keyed(part.controls)}
+            yield name, {**heldout(plan.config), **settings}, plan.published(model, patch)
 
     def mistakes_in(self, config: StudyConfig, where: str, part: MatrixPart) -> Iterator[str]:
         """Patches that also write at neurons of other languages."""
@@ -34,23 +33,17 @@ class MatrixStage(
             if patch.also:
                 yield f"matrix writes at one language's neurons, and patches.{name} at others' also: name its patches."
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: MatrixPart, work: Work) -> None:
         """Measure every language under the patch of each."""
         neurons, stats = work.neurons(step)
-        ln.perplexity_matrix(
-            work.model(step),
-            work.heldout(step),
-            neurons,
-            controls=work.matched(self.part_of(work.config, step).controls, stats.at(neurons.site)),
-            patch=patch_maker(str(step.settings["write"]), stats, work.published(step)),
-            testing=work.config.testing,
-            run=work.measuring,
-        ).save(work.result(step))
+        patch = patch_maker(str(step.settings["write"]), stats, work.published(step))
+        options = {**self.settings(part, step, work), "patch": patch, "stats": stats.at(neurons.site)}
+        ln.perplexity_matrix(work.model(step), work.heldout(step), neurons, **options).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: MatrixPart, config: StudyConfig, units: Units) -> float:
         """The held-out text unpatched, and with each language's neurons, their controls, and frequent neutral ones."""
-        languages, draws = len(step.settings["languages"]), self.part_of(config, step).controls.draws
-        return Cost(step.name, (config.text.heldout_tokens or 0) * languages * (1 + languages * (2 + draws)))
+        languages = len(step.settings["languages"])
+        return (config.text.heldout_tokens or 0) * languages * (1 + languages * (2 + part.controls.draws))
 
 
 def heldout(config: StudyConfig) -> dict[str, int | None]:

@@ -6,9 +6,8 @@ from typing import ClassVar
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls, Probing
-from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, keyed, misnamed
+from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, keyed, misnamed
 from langneurons.study.stages.tasks import FEW, item_tokens, task_of, task_settings
 from langneurons.study.tables import Grid, StudyConfig
 from langneurons.study.work import Work
@@ -17,7 +16,7 @@ from langneurons.study.work import Work
 class PolysemanticityPart(Grid):
     """What else the neurons carry: language against the labels of a task."""
 
-    moved: ClassVar = {"items": "probing.max_items"}
+    old_names: ClassVar = {"items": "probing.max_items"}
 
     task: str = Field(description="which of the tasks")
     controls: Controls = Controls()
@@ -30,10 +29,11 @@ class PolysemanticityStage(
     table="polysemanticity",
     verb="polysemanticity",
     section="polysemanticity",
+    own="values",
 ):
     """Shares of language and task in neurons."""
 
-    def work_on(self, plan: Plan, part: PolysemanticityPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+    def work_on(self, plan: Plan, part: PolysemanticityPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
         """One for each neuron set."""
         settings = keyed(part, "methods", "sets", "task")
         yield "", {**settings, "task": task_settings(plan, plan.config.tables("tasks")[part.task])}, []
@@ -44,21 +44,14 @@ class PolysemanticityStage(
         if config.tables("tasks")[part.task].tuned is not None:
             yield f"polysemanticity looks at the model as it is, and tasks.{part.task} asks a tuned one."
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: PolysemanticityPart, work: Work) -> None:
         """Read the neurons' values on the task's texts."""
         neurons, stats = work.neurons(step)
-        part = self.part_of(work.config, step)
-        ln.polysemanticity(
-            work.model(step),
-            neurons,
-            task_of(work.config.tables("tasks")[part.task], step, work),
-            controls=work.matched(part.controls, stats),
-            probing=part.probing,
-            run=work.own(step, "values"),
-        ).save(work.result(step))
+        task = task_of(work.config.tables("tasks")[part.task], step, work)
+        options = {**self.settings(part, step, work), "stats": stats}
+        ln.polysemanticity(work.model(step), neurons, task, **options).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: PolysemanticityPart, config: StudyConfig, units: Units) -> float:
         """Every text once."""
-        part = self.part_of(config, step)
-        each = item_tokens(config.tables("tasks")[part.task])
-        return Cost(step.name, (part.probing.max_items or FEW) * each * len(step.settings["languages"]))
+        items = (part.probing.max_items or FEW) * len(step.settings["languages"])
+        return items * item_tokens(config.tables("tasks")[part.task])

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.analysis.profiles import clearest_neurons
-from langneurons.models.description import ModelDescription
 from langneurons.settings import Profiling
-from langneurons.study.stages import Cost, Plan, Stage, Step, keyed
+from langneurons.study.stages import Plan, Stage, Step, Units, keyed
 from langneurons.study.tables import Part, StudyConfig
 from langneurons.study.work import Work
 
@@ -35,17 +33,19 @@ class ProfileStage(Stage[ReportPart], name="profile", table="report", always=Tru
             inputs = plan.of("identify", *place), plan.of("record", model)
             yield Step(self, settings | {"profiling": keyed(part.profiling)}, inputs, *place)
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: ReportPart, work: Work) -> None:
         """Look at the clearest neurons."""
+        from langneurons.analysis.profiles import clearest_neurons
+
         neurons, stats = work.neurons(step)
         stats = stats.at(neurons.site)
         clearest = clearest_neurons(neurons, stats, min(step.settings["neurons"], len(neurons)))
         text = work.text(heldout=False).select(step.settings["languages"])
-        profiling = self.part_of(work.config, step).profiling
-        ln.profile(work.model(step), clearest, text, stats, profiling=profiling, run=work.run()).save(work.result(step))
+        ln.profile(work.model(step), clearest, text, stats, profiling=part.profiling, run=work.run()).save(
+            work.result(step)
+        )
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: ReportPart, config: StudyConfig, units: Units) -> float:
         """The documents that are looked through."""
-        profiling = self.part_of(config, step).profiling
-        documents = profiling.documents or DOCUMENTS
-        return Cost(step.name, documents * profiling.context_length * len(step.settings["languages"]))
+        documents = (part.profiling.documents or DOCUMENTS) * len(step.settings["languages"])
+        return documents * part.profiling.context_length

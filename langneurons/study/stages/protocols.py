@@ -1,21 +1,18 @@
 """Protocols: a task in the protocol of Mondal et al. 2025 and in the sound one, under the same patches."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import nullcontext
 
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.models.description import ModelDescription
-from langneurons.replication.protocols import compare_protocols
 from langneurons.replication.published import PUBLISHED_METRICS
 from langneurons.settings import Count
-from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
+from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
 from langneurons.study.stages.tasks import (
     PAIRS,
     head_items,
     item_tokens,
-    patch_inputs,
     patchable,
     task_of,
     task_settings,
@@ -38,13 +35,12 @@ class ProtocolsStage(
 ):
     """Comparisons of protocols."""
 
-    def work_on(self, plan: Plan, part: ProtocolsPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+    def work_on(self, plan: Plan, part: ProtocolsPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
         """One for each table whose task has languages of the set."""
-        model, languages = about
         task, patches = plan.config.tables("tasks")[part.task], plan.config.patches_of(part)
         if among(task.languages, languages):
             settings = {**keyed(part, "methods", "sets"), "patches": plan.patch_settings(patches)}
-            further = [*patch_inputs(model, patches), *tuned_inputs(model, task)]
+            further = plan.published(model, *patches.values()) + tuned_inputs(model, task)
             yield "", {**settings, "task": task_settings(plan, task)}, further
 
     def mistakes_in(self, config: StudyConfig, where: str, part: ProtocolsPart) -> Iterator[str]:
@@ -58,32 +54,29 @@ class ProtocolsStage(
         if not kind.generates and task.head is None and task.tuned is None:
             yield f"{where}: the published protocol answers by a head; give tasks.{part.task} head or tuned."
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: ProtocolsPart, work: Work) -> None:
         """Ask in both protocols."""
         neurons, _ = work.neurons(step)
-        part = self.part_of(work.config, step)
         table = work.config.tables("tasks")[part.task]
         task, model, head = task_of(table, step, work), work.model(step), None
         if not task.generates:
-            with work.attached(step, table.tuned):
-                options: dict[str, Any] = {"position": "padding", "positions": part.positions}
-                items, batch_size = head_items(table, part.head_items, work), work.run().batch_size or 8
-                head = ln.tasks.ClassificationHead.fit(model, items, None, batch_size, **options)
-        compare_protocols(
-            model,
-            task,
-            work.patches(step, work.config.patches_of(part)),
-            patchable(task.languages, neurons),
-            published_head=head,
-            testing=work.config.testing,
-            run=work.measuring,
+            with nullcontext() if table.tuned is None else work.tuned(step, table.tuned).attach(model):
+                head = ln.tasks.ClassificationHead.fit(
+                    model,
+                    head_items(table, part.head_items, work),
+                    batch_size=work.run().batch_size or 8,
+                    position="padding",
+                    positions=part.positions,
+                )
+        patches, languages = work.patches(step, work.config.patches_of(part)), patchable(task.languages, neurons)
+        ln.replication.compare_protocols(
+            model, task, patches, languages, published_head=head, **self.settings(part, step, work)
         ).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: ProtocolsPart, config: StudyConfig, units: Units) -> float:
         """Every item in both protocols, unpatched and under every patch, and what the head is fitted on."""
-        part = self.part_of(config, step)
         task = config.tables("tasks")[part.task]
         padded = PAIRS.get(task.kind, 0) * part.positions
         conditions = 1 + len(config.patches_of(part))
         items = task.items * len(among(task.languages, step.settings["languages"])) * conditions
-        return Cost(step.name, items * (item_tokens(task) + padded) + part.head_items * padded)
+        return items * (item_tokens(task) + padded) + part.head_items * padded

@@ -1,14 +1,12 @@
-"""Recording: what every neuron does in every language, and the statistics as they were published."""
+"""Recording: what every neuron does in every language, also as it was published; and each language's neurons in it."""
 
 from collections.abc import Iterable, Iterator
 
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.models.description import ModelDescription
-from langneurons.replication.statistics import published_statistics
 from langneurons.settings import Count, Recording
-from langneurons.study.stages import Cost, Plan, Stage, Step, keyed
+from langneurons.study.stages import Plan, Stage, Step, Units, keyed
 from langneurons.study.tables import MethodPart, Part, StudyConfig
 from langneurons.study.wording import make_method
 from langneurons.study.work import Work
@@ -21,28 +19,34 @@ BACKWARD = 3  # a token that is also gone back through, in forwards
 class RecordStage(Stage[Recording], name="record", verb="record", section="stats"):
     """Activation statistics of all languages; their settings are the study's ``recording``."""
 
+    def part_of(self, config: StudyConfig, step: Step) -> Recording:
+        """The study's ``recording``."""
+        return config.recording
+
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each model."""
         methods = [part for part in plan.config.methods.values() if not part.published]
         settings = {
-            **plan.model_settings(model),
-            **plan.text_settings(),
+            **plan.text_settings(model),
             **keyed(recording_for(plan.config, methods)),
             "languages": plan.config.languages,
         }
         yield Step(self, settings, model=model)
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: Recording, work: Work) -> None:
         """Record the text that is not held out."""
-        recording = work.config.recording.model_copy(update={"also": tuple(step.settings["also"])})
+        recording = part.model_copy(update={"also": tuple(step.settings["also"])})
         run = work.run(work.result(step))
         ln.record(work.model(step), work.text(heldout=False), recording=recording, run=run)
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: Recording, config: StudyConfig, units: Units) -> float:
         """One forward of every language's tokens, and a backward where gradients are recorded."""
-        tokens = (config.recording.tokens_per_language or 0) * len(step.settings["languages"])
-        passes = 1 + BACKWARD * ("gradient" in step.settings["also"])
-        return Cost(step.name, tokens, passes, disk=disk(config, step, model))
+        tokens = (part.tokens_per_language or 0) * len(step.settings["languages"])
+        return tokens * (1 + BACKWARD * ("gradient" in step.settings["also"]))
+
+    def disk(self, step: Step, part: Recording, config: StudyConfig, units: Units) -> int:
+        """The statistics of every site."""
+        return recorded_bytes(config, step, units)
 
 
 class PublishedStatisticsPart(Part):
@@ -61,11 +65,10 @@ class PublishedStage(Stage[PublishedStatisticsPart], name="published", table="pu
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each model, if anything reads it."""
         config = plan.config
-        if any(part.published for part in (*config.methods.values(), *config.patches.values())):
+        if plan.published(model, *config.methods.values(), *config.patches.values()):
             (part,) = self.parts(config).values()
             settings = {
-                **plan.model_settings(model),
-                **plan.text_settings(),
+                **plan.text_settings(model),
                 "languages": config.languages,
                 "tokens": part.tokens or config.recording.tokens_per_language,
                 "context_length": part.context_length or config.recording.context_length,
@@ -73,20 +76,50 @@ class PublishedStage(Stage[PublishedStatisticsPart], name="published", table="pu
             }
             yield Step(self, settings, model=model)
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: PublishedStatisticsPart, work: Work) -> None:
         """Compute them as the paper's code does."""
-        sizes = [step.settings[name] for name in ("tokens", "context_length", "batch_size")]
-        run = work.run()
-        options = {"seed": work.config.seed, "progress": bool(run.progress), "executor": run.executor}
-        text = work.text(heldout=False)
-        published_statistics(work.model(step), text, None, *sizes, **options).save(work.result(step))
+        recording = Recording(
+            tokens_per_language=step.settings["tokens"], context_length=step.settings["context_length"]
+        )
+        run = work.run().model_copy(update={"batch_size": step.settings["batch_size"]})
+        ln.replication.published_statistics(
+            work.model(step), work.text(heldout=False), seed=work.config.seed, recording=recording, run=run
+        ).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: PublishedStatisticsPart, config: StudyConfig, units: Units) -> float:
         """Two forwards of every language's tokens."""
-        languages = len(step.settings["languages"])
-        neurons = model.layers * model.neurons.get("pre", model.neurons["act"]) if model else 0
-        tokens = (step.settings["tokens"] or 0) * languages
-        return Cost(step.name, tokens, 2, disk=languages * neurons * PUBLISHED_BYTES_PER_NEURON)
+        return 2 * (step.settings["tokens"] or 0) * len(step.settings["languages"])
+
+    def disk(self, step: Step, part: PublishedStatisticsPart, config: StudyConfig, units: Units) -> int:
+        """The published statistics of ``pre``."""
+        return len(step.settings["languages"]) * units.get("pre", 0) * PUBLISHED_BYTES_PER_NEURON
+
+
+class IdentifyStage(Stage[MethodPart], name="identify", section="neurons"):
+    """Each language's neurons, by every method in every language set; their settings are the study's ``methods``."""
+
+    def part_of(self, config: StudyConfig, step: Step) -> MethodPart:
+        """The method."""
+        return config.methods[step.method]
+
+    def steps(self, plan: Plan, model: str) -> Iterator[Step]:
+        """One for each method in each language set."""
+        for language_set, languages in plan.config.sets.items():
+            for method, part in plan.config.methods.items():
+                settings = {**part.model_dump(exclude={"published_as"}), "languages": languages}
+                read = plan.of("published" if part.published else "record", model)
+                yield Step(self, settings, (read,), model, language_set, method)
+
+    def run(self, step: Step, part: MethodPart, work: Work) -> None:
+        """Identify neurons in recorded or published statistics."""
+        languages, method = step.settings["languages"], make_method(part.method, part.options)
+        if (published := work.published(step)) is not None:
+            neurons = method(published, languages=languages)
+        else:
+            stats = work.statistics(step.input("record"))
+            stats = stats if part.site is None else stats.at(part.site)
+            neurons = method.identify(stats.select(languages))
+        neurons.save(work.result(step) / "neurons.json")
 
 
 def recording_for(config: StudyConfig, methods: Iterable[MethodPart]) -> Recording:
@@ -95,9 +128,7 @@ def recording_for(config: StudyConfig, methods: Iterable[MethodPart]) -> Recordi
     return config.recording.model_copy(update={"also": tuple(sorted({*config.recording.also, *needed}))})
 
 
-def disk(config: StudyConfig, step: Step, model: ModelDescription | None, recordings: int = 1) -> int:
-    """Bytes of recordings on disk."""
-    if model is None:
-        return 0
-    neurons = sum(model.layers * model.neurons.get(site, 0) for site in config.recording.sites)
-    return recordings * neurons * BYTES_PER_NEURON * len(step.settings["languages"])
+def recorded_bytes(config: StudyConfig, step: Step, units: Units) -> int:
+    """Bytes of a recording on disk, at most."""
+    neurons = sum(units.get(site, 0) for site in config.recording.sites)
+    return neurons * BYTES_PER_NEURON * len(step.settings["languages"])

@@ -1,6 +1,7 @@
 """The report: everything that was found in each model, and published numbers against the measured ones."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,17 @@ import pandas as pd
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.analysis.validity.table import ValidityTable
+from langneurons.analysis.validity.checks import ValidityTable
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, StorageError
-from langneurons.evaluation.results import AT, UNPATCHED, Evaluation, Factorial
-from langneurons.replication.published import Claim, Published, ScoreRow, TrainingRow, listed, read_published
-from langneurons.storage.result import Result
+from langneurons.evaluation.results import AT, MEASURED, UNPATCHED, Evaluation, Factorial
+from langneurons.replication.published import Claim, Published, TrainingRow, listed, read_published
 from langneurons.study.stages import Plan, Stage, Step
 from langneurons.study.tables import Part, StudyConfig
 from langneurons.study.work import Work
 from langneurons.training.conditions import NONE
 from langneurons.training.transfer_table import Transfer
-from langneurons.views.report.findings import of_matrix
+from langneurons.views.findings import of_matrix
 from langneurons.views.style import interval, signed
 
 PAGE = "report.html"
@@ -31,18 +31,21 @@ SECTIONS = {
     "activation-statistics": "stats",
     "neuron-set": "neurons",
     "effect-table": "matrix",
-    "evaluation": "evaluation",
-    "transfer": "transfer",
-    "ablation": "ablation",
-    "polysemanticity": "polysemanticity",
     "validity-table": "validity",
-    "profiles": "profiles",
+    **{kind: kind for kind in ("evaluation", "transfer", "ablation", "polysemanticity", "profiles")},
 }
-Cell = Mapping[str, str]
+# Columns of an effect table -> what a comparison of protocols calls them.
+COMPARED = {"baseline": "base", "condition": "patched", "minimal_detectable": "detectable"}
+THERE = "published protocol, here"
+Row = Mapping[Hashable, Any]  # of a table
 
 
 class ReportStage(Stage[Part], name="report"):
     """The pages that a study ends with: one for each model, with everything that was found in it."""
+
+    def part_of(self, config: StudyConfig, step: Step) -> Part:
+        """The whole study."""
+        return config
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One, that reads all other steps."""
@@ -57,7 +60,7 @@ class ReportStage(Stage[Part], name="report"):
             settings |= {"numbers": plan.source("numbers", config.published), "published_as": names}
         yield Step(self, settings, tuple(plan.steps.values()), model)
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: Part, work: Work) -> None:
         """Write the report of every model; that of the first is ``report.html``.
 
         Raises:
@@ -91,35 +94,27 @@ def findings_of(report: Step, work: Work, model: str) -> ln.Findings:
         name = ", ".join(filter(None, place if len(config.sets) > 1 else place[1:]))
         sections.setdefault(step.stage.section, {})[name] = result
     against = Against(config, read_published(config.published) if config.published else None, model, results)
-    single: dict[str, Any] = {
-        section: next(iter(sections.pop(section, {"": None}).values())) for section in ("stats", "profiles")
-    }
-    missing = [f"Not done: {step.name}{_why(work, step)}." for step in steps if step not in finished]
+    for section in ("stats", "profiles"):
+        sections[section] = next(iter(sections.get(section, {"": None}).values()))
+    if tables := list(sections.get("validity", {}).values()):  # methods that were checked one by one
+        rows = pd.concat([table.rows for table in tables], ignore_index=True)
+        sections["validity"] = ValidityTable(rows, tables[0].checks)
+    missing = []
+    for step in steps:
+        if step not in finished:
+            why = work.folder.failure(step)
+            missing.append(f"Not done: {step.name} ({why.rstrip('.')})." if why else f"Not done: {step.name}.")
     changed = [f"{place}, {repr(result).splitlines()[0]}" for place, result in sections.pop("answer", {}).items()]
     title = config.question or f"What was found in {model}"
     return ln.Findings(
         title if len(config.models) == 1 else f"{title} ({model})",
         answer=missing + changed,
-        validity=_together(list(sections.pop("validity", {}).values())),
         published=against.tables(),
         published_about=against.about,
         provenance=[f"Study {config.name}; steps {', '.join(f'{step.name} {step.key[:12]}' for step in finished)}."],
         config=as_toml(config),
-        **single,
         **sections,
     )
-
-
-def _together(tables: list[ValidityTable]) -> ValidityTable | None:
-    """Methods that were checked one by one, in one table."""
-    if not tables:
-        return None
-    return ValidityTable(pd.concat([table.rows for table in tables], ignore_index=True), tables[0].checks)
-
-
-def _why(work: Work, step: Step) -> str:
-    why = work.folder.failure(step)
-    return f" ({why.rstrip('.')})" if why else ""
 
 
 def read_folder(folder: Path, question: str) -> tuple[ln.Findings, list[str]]:
@@ -148,19 +143,20 @@ def read_folder(folder: Path, question: str) -> tuple[ln.Findings, list[str]]:
         kind = storage.schema_of(file).removeprefix("langneurons/").partition("/")[0]
         if kind not in SECTIONS:
             continue
-        result = ln.load(file)
-        section = _section_of(kind, result)
-        name = (
-            file.stem.removeprefix("neurons.") if kind == "neuron-set" else file.parent.relative_to(folder).as_posix()
-        )
+        result, section, name = ln.load(file), SECTIONS[kind], file.parent.relative_to(folder).as_posix()
+        if kind == "neuron-set":
+            name = file.stem.removeprefix("neurons.")
+        if isinstance(result, EffectTable) and result.keys != ["patched", "measured"]:
+            if "kind" not in result.keys:
+                continue
+            section = "sweep"
         results = sections.setdefault(section, {})
         if name in results:
             left_out.append(f"{file} is left out: there is a set {name!r} already.")
         elif results and section in SINGLE:
             left_out.append(f"{file} is left out: there is another such result above or before it.")
-        elif section:
+        else:
             results[name] = result
-    sections.pop("", None)
     if not sections:
         raise StorageError(f"{folder} holds no result: give a folder that other commands wrote to.")
     alone: dict[str, Any] = {
@@ -169,12 +165,6 @@ def read_folder(folder: Path, question: str) -> tuple[ln.Findings, list[str]]:
         if section in SINGLE or (len(results) == 1 and section != "neurons")
     }
     return ln.Findings(question, **sections | alone), left_out
-
-
-def _section_of(kind: str, result: Result) -> str:
-    if not isinstance(result, EffectTable):
-        return SECTIONS[kind]
-    return SECTIONS[kind] if result.keys == ["patched", "measured"] else "sweep" if "kind" in result.keys else ""
 
 
 @dataclass(frozen=True)
@@ -226,29 +216,24 @@ class Against:
         for step, comparison in self._of("protocols"):
             kind = tasks[self.config.tables("protocols")[step.entry].task].kind
             for row in comparison.rows.to_dict("records"):
-                cell = _cell(step, row, task=kind, metric=row["metric"])
+                cell = _cell(step, row, kind, row["metric"])
                 there = f"{_changed(row['published_base'], row['published_patched'])}, {row['published_conclusion']}"
-                yield {**cell, "paper": self._paper(cell), "published protocol, here": there, **_sound(row)}
-        for step, evaluation in self._of("evaluate"):
-            for metric, row in _effects(evaluation):
-                cell = _cell(step, row, task=tasks[step.entry].kind, metric=metric)
-                if paper := self._paper(cell):
-                    yield {**cell, "paper": paper, "published protocol, here": "", **_sound(_renamed(row))}
-        for step, factorial in self._of("factorial"):
-            for table in _tables(factorial.evaluation):
-                task = table.settings["task"].removeprefix("mini_")
-                for row in table.rows.to_dict("records"):
-                    cell = _cell(step, row, task=task, metric=table.settings["metric"])
-                    operation = row["patch"].partition(AT)[0]
-                    if paper := self._paper({**cell, "patch": operation}):
-                        shown = {**cell, "patch": f"{row['patch']}, {table.settings['protocol']}", "paper": paper}
-                        yield {**shown, "published protocol, here": "", **_sound(_renamed(row))}
+                yield {**cell, "paper": self._paper(cell), THERE: there, **_sound(row)}
+        for step, evaluation in [*self._of("evaluate"), *self._of("factorial")]:
+            for table in _tables(evaluation):
+                about = table.settings
+                kind = tasks[step.entry].kind if step.entry else about["task"].removeprefix("mini_")
+                for row in table.rows.rename(columns=COMPARED).to_dict("records"):
+                    cell = _cell(step, row, kind, about["metric"])
+                    shown = cell if step.entry else {**cell, "patch": f"{row['patch']}, {about['protocol']}"}
+                    if paper := self._paper({**cell, "patch": row["patch"].partition(AT)[0]}):
+                        yield {**shown, "paper": paper, THERE: "", **_sound(row)}
 
-    def _paper(self, cell: Cell) -> str:
+    def _paper(self, cell: Mapping[str, str]) -> str:
         patch = self._called("patches", cell["patch"])
-        for row in self._rows("scores"):
-            same = isinstance(row, ScoreRow) and self._same(row, cell) and row.task == cell["task"]
-            if same and row.language == cell["language"] and cell["metric"] in row.metrics and patch in row.patched:
+        for row in self._rows("scores", cell):
+            same = row.task == cell["task"] and row.language == cell["language"]
+            if same and cell["metric"] in row.metrics and patch in row.patched:
                 place = row.metrics.index(cell["metric"])
                 return _changed(*(listed(scores)[place] / 100 for scores in (row.unpatched, row.patched[patch])))
         return ""
@@ -256,8 +241,8 @@ class Against:
     def _trainings(self) -> Iterator[dict[str, Any]]:
         for step, transfer in self._of("transfer"):
             part, cell = self.config.tables("transfer")[step.entry], {"neurons": step.method, "set": step.language_set}
-            for row in self._rows("trainings"):
-                if row.task == part.kind and self._same(row, cell):
+            for row in self._rows("trainings", cell):
+                if row.task == part.kind:
                     for condition, score in row.trained.items():
                         shown = {**cell, "language": row.language, "trained": condition, "patch": row.patch}
                         paper = (
@@ -283,11 +268,10 @@ class Against:
     def _counts(self) -> Iterator[dict[str, Any]]:
         for step, neurons in self._of("identify"):
             cell = {"neurons": step.method, "set": step.language_set}
-            for row in self._rows("counts"):
-                if self._same(row, cell):
-                    for language, count in row.counts.items():
-                        here = len(neurons[language]) if language in neurons.languages else None
-                        yield {**cell, "language": language, "paper": count, "here": here}
+            for row in self._rows("counts", cell):
+                for language, count in row.counts.items():
+                    here = len(neurons[language]) if language in neurons.languages else None
+                    yield {**cell, "language": language, "paper": count, "here": here}
 
     def _claims(self) -> Iterator[dict[str, Any]]:
         for claim in [] if self.published is None else self.published.claims:
@@ -296,8 +280,7 @@ class Against:
                 if here and (claim.step != "matrix" or self._called("patches", step.patch) == claim.patch):
                     yield {"paper": claim.said, "here": here, "step": step.name}
 
-    def _judged(self, claim: Claim, result: Any) -> str:
-        evaluation = result.evaluation if isinstance(result, Factorial) else result
+    def _judged(self, claim: Claim, evaluation: Evaluation | Factorial) -> str:
         names = [name for name in (claim.patch, claim.against) if name is not None]
         sentences = []
         for table in _tables(evaluation):
@@ -310,46 +293,30 @@ class Against:
     def _of(self, stage: str) -> Iterator[tuple[Step, Any]]:
         return ((step, result) for step, result in self.results if step.stage.name == stage)
 
-    def _rows(self, kind: str) -> Iterable[Any]:
+    def _rows(self, kind: str, cell: Mapping[str, str]) -> list[Any]:
+        """Published rows of the same model and neurons; one without a language set is of any."""
         rows = [] if self.published is None else getattr(self.published, kind)
-        return [row for row in rows if row.model == self._published_model]
-
-    def _same(self, row: Any, cell: Cell) -> bool:
-        """Whether a published row is of the same neurons; one without a language set is of any."""
-        return row.neurons == self._called("methods", cell["neurons"]) and row.set in (None, cell["set"])
+        model, method = self._published_model, self._called("methods", cell["neurons"])
+        return [row for row in rows if (row.model, row.neurons) == (model, method) and row.set in (None, cell["set"])]
 
     def _called(self, table: str, name: str) -> str:
         part = self.config.tables(table).get(name)
         return name if part is None else part.published_as or name
 
 
-def _cell(step: Step, row: Mapping[Any, Any], **about: str) -> dict[str, str]:
-    where = {"neurons": step.method, "set": step.language_set}
-    return {**about, **where, "language": row["language"], "patch": row["patch"]}
+def _cell(step: Step, row: Row, task: str, metric: str) -> dict[str, str]:
+    about = {"task": task, "metric": metric, "neurons": step.method, "set": step.language_set}
+    return {**about, "language": row["language"], "patch": row["patch"]}
 
 
-def _tables(evaluation: Evaluation) -> Iterator[EffectTable]:
-    for task, protocol in evaluation.rows[["task", "protocol"]].drop_duplicates().itertuples(index=False):
-        rows = evaluation.rows.loc[(evaluation.rows["task"] == task) & (evaluation.rows["protocol"] == protocol)]
-        for metric in rows["metric"].unique():
-            try:
-                yield evaluation.effects(str(task), str(protocol), str(metric))
-            except EffectError:
-                continue  # nothing was patched
+def _tables(result: Evaluation | Factorial) -> Iterator[EffectTable]:
+    evaluation = result.evaluation if isinstance(result, Factorial) else result
+    for names in evaluation.rows[MEASURED].drop_duplicates().itertuples(index=False):
+        with suppress(EffectError):  # nothing was patched
+            yield evaluation.effects(*names)
 
 
-def _effects(evaluation: Evaluation) -> Iterator[tuple[str, dict[Any, Any]]]:
-    for table in _tables(evaluation):
-        yield from ((table.settings["metric"], row) for row in table.rows.to_dict("records"))
-
-
-def _renamed(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of an effect table, named as a comparison of protocols names things."""
-    names: dict[Any, str] = {"baseline": "base", "condition": "patched", "minimal_detectable": "detectable"}
-    return {str(names.get(name, name)): value for name, value in row.items()}
-
-
-def _sound(row: Mapping[Any, Any]) -> dict[str, str]:
+def _sound(row: Row) -> dict[str, str]:
     return {
         "sound protocol, here": f"{_changed(row['base'], row['patched'])} {_interval(row)}",
         "verdict": row["verdict"],
@@ -365,7 +332,7 @@ def _points(change: float) -> str:
     return signed(100 * change, 1)
 
 
-def _interval(row: Mapping[Any, Any]) -> str:
+def _interval(row: Row) -> str:
     return interval(100 * row["low"], 100 * row["high"], 1)
 
 

@@ -1,14 +1,14 @@
 """Tasks: scored unpatched and under every patch; also what other stages ask of tasks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.models.description import ModelDescription
 from langneurons.settings import Controls, Count
-from langneurons.study.stages import Cost, NeuronStage, Piece, Plan, Step, among, keyed, misnamed
+from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
 from langneurons.study.tables import Languages, PatchedGrid, Split, StudyConfig
 from langneurons.study.work import Work
 
@@ -54,13 +54,12 @@ class TasksStage(
 ):
     """Scores of tasks."""
 
-    def work_on(self, plan: Plan, part: TaskPart, about: tuple[str, Sequence[str]]) -> Iterator[Piece]:
+    def work_on(self, plan: Plan, part: TaskPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
         """One for each task that has languages of the set."""
-        model, languages = about
         if among(part.languages, languages):
             patches = plan.config.patches_of(part)
             settings = {"task": task_settings(plan, part), "patches": plan.patch_settings(patches)}
-            further = [*patch_inputs(model, patches), *tuned_inputs(model, part)]
+            further = plan.published(model, *patches.values()) + tuned_inputs(model, part)
             yield "", {**settings, "controls": keyed(part.controls)}, further
 
     def mistakes_in(self, config: StudyConfig, where: str, part: TaskPart) -> Iterator[str]:
@@ -74,26 +73,18 @@ class TasksStage(
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: TaskPart, work: Work) -> None:
         """Score the model as it is and under every patch."""
         neurons, stats = work.neurons(step)
-        part = self.part_of(work.config, step)
-        task = task_of(part, step, work)
-        ln.evaluate(
-            work.model(step),
-            task,
-            patchable(task.languages, neurons),
-            work.patches(step, work.config.patches_of(part)),
-            controls=work.matched(part.controls, stats),
-            testing=work.config.testing,
-            run=work.measuring,
-        ).save(work.result(step))
+        task, patches = task_of(part, step, work), work.patches(step, work.config.patches_of(part))
+        options = {**self.settings(part, step, work), "stats": stats}
+        languages = patchable(task.languages, neurons)
+        ln.evaluate(work.model(step), task, languages, patches, **options).save(work.result(step))
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: TaskPart, config: StudyConfig, units: Units) -> float:
         """Every item unpatched, under every patch and its controls."""
-        part = self.part_of(config, step)
         conditions = 1 + len(config.patches_of(part)) * (1 + part.controls.draws)
-        return Cost(step.name, asked_tokens(part, step.settings["languages"]) * conditions)
+        return asked_tokens(part, step.settings["languages"]) * conditions
 
 
 def task_of(part: TaskPart, step: Step, work: Work) -> "ln.tasks.Task":
@@ -121,23 +112,12 @@ def task_of(part: TaskPart, step: Step, work: Work) -> "ln.tasks.Task":
 
 def head_items(part: TaskPart, count: int, work: Work) -> Any:
     """The items that a head of a task is fitted on: those that it was tuned on, or those of ``head_split``."""
-    seed = work.config.seed
+    read, language, split = part, str(part.head), part.head_split
     if part.tuned is not None:
-        return trained_on(work.config.tables("finetuning")[part.tuned], count, seed)
-    options = {"items": count, "seed": seed, "revision": part.revision}
-    return ln.tasks.load_task(part.kind, part.source, [str(part.head)], part.head_split, **options)
-
-
-def trained_on(part: Any, items: int | None, seed: int) -> "ln.tasks.Task":
-    """The items of a fine-tuning.
-
-    Args:
-        part: The table of the fine-tuning.
-        items: Number of items; by default all.
-        seed: Seed of their draw.
-    """
-    options = {"items": items, "seed": seed, "revision": part.revision}
-    return ln.tasks.load_task(part.kind, part.source, [part.language], part.split, **options)
+        read = work.config.tables("finetuning")[part.tuned]
+        language, split = read.language, read.split
+    load = partial(ln.tasks.load_task, items=count, seed=work.config.seed, revision=read.revision)
+    return load(part.kind, read.source, [language], split)
 
 
 def check_kind(where: str, kind: str, trained: bool = False) -> Iterator[str]:
@@ -165,11 +145,6 @@ def task_settings(plan: Plan, part: TaskPart) -> dict[str, Any]:
     return {**settings, "source": plan.source("task", part.source) if part.source else ""}
 
 
-def patch_inputs(model: str, patches: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The published statistics, where a patch reads them."""
-    return [("published", model)] if any(patch.published for patch in patches.values()) else []
-
-
 def tuned_inputs(model: str, *tasks: TaskPart) -> list[tuple[str, ...]]:
     """The fine-tunings that tasks are asked of."""
     return [("finetune", model, name) for name in dict.fromkeys(task.tuned for task in tasks) if name is not None]
@@ -193,7 +168,7 @@ def pair_tokens(kind: str) -> int:
     return PAIR_TOKENS.get(kind, USUAL_TOKENS)
 
 
-def examples(kind: str, split: str, items: int | None) -> float | int:
+def examples(kind: str, split: str, items: int | None) -> float:
     """Examples in a split, or in so many items of it."""
     if items is not None:
         return items * PAIRS.get(kind, 1)

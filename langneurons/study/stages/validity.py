@@ -2,21 +2,21 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.analysis.validity import NULLS, Evidence, nulls_of, record_nulls, split_half, validity_table
-from langneurons.analysis.validity.reliability import Halves, whole
 from langneurons.errors import StatisticsError
-from langneurons.models.description import ModelDescription
 from langneurons.settings import Count
-from langneurons.study.stages import Cost, Plan, Stage, Step, keyed, misnamed
-from langneurons.study.stages.record import disk, recording_for
+from langneurons.study.stages import Plan, Stage, Step, Units, keyed, misnamed
+from langneurons.study.stages.record import recorded_bytes, recording_for
 from langneurons.study.tables import Grid, StudyConfig
 from langneurons.study.wording import make_method
 from langneurons.study.work import Work
+
+if TYPE_CHECKING:
+    from langneurons.analysis.validity.reliability import Halves
 
 
 class ValidityPart(Grid):
@@ -38,8 +38,7 @@ class NullsStage(Stage[ValidityPart], name="nulls", table="validity"):
                 if part.nulls and methods:
                     recording = recording_for(plan.config, methods)
                     settings = {
-                        **plan.model_settings(model),
-                        **plan.text_settings(),
+                        **plan.text_settings(model),
                         **keyed(recording.model_copy(update={"tokens_per_language": part.tokens})),
                         "languages": languages,
                         "nulls": part.nulls,
@@ -50,8 +49,10 @@ class NullsStage(Stage[ValidityPart], name="nulls", table="validity"):
         """None of its own: the table is that of ``validity``."""
         return iter(())
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: ValidityPart, work: Work) -> None:
         """Record every null in two halves."""
+        from langneurons.analysis.validity import record_nulls
+
         text = work.ordered_text(heldout=False).select(step.settings["languages"])
         about = {name: tuple(step.settings[name]) for name in ("sites", "also")}
         about |= {"tokens_per_language": step.settings["tokens_per_language"]}
@@ -64,11 +65,14 @@ class NullsStage(Stage[ValidityPart], name="nulls", table="validity"):
             run=work.run(work.result(step)),
         )
 
-    def cost(self, step: Step, config: StudyConfig, model: ModelDescription | None) -> Cost:
+    def tokens(self, step: Step, part: ValidityPart, config: StudyConfig, units: Units) -> float:
         """One forward of the real text's and of every null's tokens."""
-        recordings = 1 + len(step.settings["nulls"])
         tokens = (step.settings["tokens_per_language"] or 0) * len(step.settings["languages"])
-        return Cost(step.name, tokens * recordings, disk=disk(config, step, model, 2 * recordings))
+        return tokens * (1 + len(step.settings["nulls"]))
+
+    def disk(self, step: Step, part: ValidityPart, config: StudyConfig, units: Units) -> int:
+        """Two halves of the real text and of every null."""
+        return 2 * (1 + len(step.settings["nulls"])) * recorded_bytes(config, step, units)
 
 
 class ValidityStage(Stage[ValidityPart], name="validity", table="validity", section="validity"):
@@ -88,7 +92,9 @@ class ValidityStage(Stage[ValidityPart], name="validity", table="validity", sect
 
     def mistakes_in(self, config: StudyConfig, where: str, part: ValidityPart) -> Iterator[str]:
         """Unknown nulls, and methods whose scores other recordings cannot give."""
-        yield from misnamed("null", where, part.nulls, map(str, NULLS))
+        from langneurons.analysis.validity import NULLS
+
+        yield from misnamed("null", where, part.nulls, NULLS)
         for name in config.methods if part.methods is None else part.methods:
             if config.methods[name].published:
                 yield (
@@ -96,28 +102,30 @@ class ValidityStage(Stage[ValidityPart], name="validity", table="validity", sect
                     "its methods (own-p90 is what published-act-prob-90p is but for its batches)."
                 )
 
-    def run(self, step: Step, work: Work) -> None:
+    def run(self, step: Step, part: ValidityPart, work: Work) -> None:
         """Check one method."""
-        part = work.config.methods[step.method]
-        method = make_method(part.method, part.options)
-        halves = _halves(work.result(step.input("nulls")), part.site) if step.reads("nulls") else {}
-        real = halves.pop("real", None)
-        nulls = None if real is None else nulls_of(method, whole(real), {name: whole(h) for name, h in halves.items()})
+        from langneurons.analysis.validity import Evidence, nulls_of, split_half, validity_table
+
+        checked = work.config.methods[step.method]
+        method = make_method(checked.method, checked.options)
+        halves = _halves(work.result(step.input("nulls")), checked.site) if step.reads("nulls") else {}
+        whole = {name: first + second for name, (first, second) in halves.items()}
+        nulls = nulls_of(method, whole.pop("real"), whole) if whole else None
         stats = work.statistics(step.input("record")).select(step.settings["languages"])
-        stats = stats if part.site is None else stats.at(part.site)
+        stats = stats if checked.site is None else stats.at(checked.site)
         try:
             reliability = split_half(method, stats, step.settings["splits"], work.config.seed)
         except StatisticsError:  # the folds of one recording hold counts and sums only
-            if real is None:
+            if not halves:
                 raise
-            reliability = split_half(method, real, seed=work.config.seed)
+            reliability = split_half(method, halves["real"], seed=work.config.seed)
         evidence = Evidence(f"{step.method}, {step.language_set}", split_half=reliability, nulls=nulls)
         validity_table([evidence]).save(work.result(step))
 
 
-def _halves(folder: Path, site: str | None) -> dict[str, Halves]:
+def _halves(folder: Path, site: str | None) -> "dict[str, Halves]":
     """The two recordings of each real or null corpus, by its name."""
-    recordings: dict[str, Any] = {}
+    recordings = {}
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         first, second = (ln.ActivationStats.load(place / name) for name in ("first", "second"))
         recordings[place.name] = (first, second) if site is None else (first.at(site), second.at(site))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.formula.api import ols
 
-from langneurons.analysis.selectivity.decomposition import Decomposition, Moments
+from langneurons.analysis.decomposition import Decomposition, Moments
 
 LANGUAGES, LABELS = ("en", "fr", "hi"), ("no", "perhaps", "yes")
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from langneurons.analysis.selectivity.permutation import Design, auroc, bits
-from langneurons.analysis.selectivity.probes import Probes
-from langneurons.analysis.selectivity.texts import LabelledTexts
+from langneurons.analysis.permutation import Design, auroc, bits
+from langneurons.analysis.probing import Probes
+from langneurons.analysis.texts import LabelledTexts
 from tests.analysis.selectivity.test_permutation import DOCUMENTS, PREMISES, simulated
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from langneurons.analysis.selectivity.permutation import Design, ExchangeTest
-from langneurons.analysis.selectivity.texts import LabelledTexts
+from langneurons.analysis.permutation import Design, ExchangeTest
+from langneurons.analysis.texts import LabelledTexts
 
 LANGUAGES = ("en", "fr", "hi")
 

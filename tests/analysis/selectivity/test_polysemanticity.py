@@ -9,11 +9,11 @@ from scipy import stats
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.analysis.selectivity import reading
-from langneurons.analysis.selectivity.polysemanticity import polysemanticity
-from langneurons.analysis.selectivity.reading import decompose, read
-from langneurons.analysis.selectivity.result import Polysemanticity, beside_controls
-from langneurons.analysis.selectivity.texts import LabelledTexts
+from langneurons.analysis import reading
+from langneurons.analysis.polysemanticity import Polysemanticity, beside_controls
+from langneurons.analysis.probing import polysemanticity
+from langneurons.analysis.reading import decompose, read
+from langneurons.analysis.texts import LabelledTexts
 from langneurons.errors import (
     CorruptArtefactError,
     EffectError,

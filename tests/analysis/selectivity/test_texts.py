@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 import langneurons as ln
-from langneurons.analysis.selectivity.texts import THIRDS, LabelledTexts
+from langneurons.analysis.texts import THIRDS, LabelledTexts
 from langneurons.errors import LanguageError, TaskError
 
 TEXTS = {"en": ["a b", "c d", "e f", "g h"], "hi": ["i j", "k l", "m n", "o p"]}

@@ -140,7 +140,7 @@ def test_what_goes_wrong_is_a_sentence_in_the_panel_and_the_panel_goes_on(explor
 
 def test_what_nobody_foresaw_is_said_and_logged(explorer, neurons, monkeypatch, caplog):
     explorer.show(tuple(neurons["hi"].indices()[0].tolist()))
-    monkeypatch.setattr("langneurons.views.explorer.exploring.try_out", lambda *_: 1 / 0)
+    monkeypatch.setattr("langneurons.views.explorer.try_out", lambda *_: 1 / 0)
     pressed(explorer.panel.button)
     assert "Traceback" in caplog.text
     assert "This failed (ZeroDivisionError: division by zero)" in explorer.panel.status.value
@@ -178,13 +178,13 @@ def test_with_a_corpus_a_page_shows_its_texts_and_a_sample_of_the_language_is_of
 def test_a_page_is_made_once(explorer, neurons, monkeypatch):
     neuron = tuple(neurons["hi"].indices()[0].tolist())
     first = explorer.show(neuron)
-    monkeypatch.setattr("langneurons.views.explorer.pages.output_tokens", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("langneurons.views.explorer.output_tokens", lambda *_: pytest.fail("made again"))
     assert explorer.show(neuron) is first
 
 
 @pytest.mark.parametrize("missing", ["ipywidgets", "anywidget"])
 def test_without_widgets_a_sentence_and_a_still_picture_are_shown(babel, babel_stats, neurons, monkeypatch, missing):
-    for name in [name for name in sys.modules if name == "langneurons.views.explorer.panel"]:
+    for name in [name for name in sys.modules if name == "langneurons.views.explorer_panel"]:
         monkeypatch.delitem(sys.modules, name)
     if missing == "ipywidgets":
         monkeypatch.setitem(sys.modules, "ipywidgets", None)

@@ -4,7 +4,7 @@ import torch
 
 import langneurons as ln
 from langneurons.errors import LanguageError, NeuronSetError
-from langneurons.views.explorer.pages import ranked, response
+from langneurons.views.trials import ranked, response
 from tests.planted.statistics import statistics_from
 
 LANGUAGES = ("en", "hi", "ur")

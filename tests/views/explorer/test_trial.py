@@ -5,7 +5,7 @@ import torch
 import langneurons as ln
 from langneurons.errors import ModelError, PatchError, TaskError
 from langneurons.models import view
-from langneurons.views.explorer.pages import Trial, try_out
+from langneurons.views.trials import Trial, try_out
 
 TEXT = "The boy drinks water."
 

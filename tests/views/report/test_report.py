@@ -11,10 +11,19 @@ import langneurons as ln
 from langneurons.errors import NeuronSetError, StaleArtefactError, StatisticsError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.storage.presenting import Table
-from langneurons.views.neuron_numbers import BINS, HEIGHT, STEP, strips
-from langneurons.views.pages import neuron_page, shortened, visible
-from langneurons.views.report.findings import answers, verdicts
-from langneurons.views.report.tables import MOST_ROWS, neuron_table, table_of
+from langneurons.views.findings import answers, verdicts
+from langneurons.views.pages import (
+    BINS,
+    HEIGHT,
+    STEP,
+    neuron_page,
+    page_content,
+    rendered,
+    shortened,
+    strips,
+    visible,
+)
+from langneurons.views.report_tables import MOST_ROWS, neuron_table, table_of
 from tests.views.report import made_up
 
 
@@ -82,12 +91,7 @@ def test_two_hundred_neurons_fit_in_five_megabytes_and_a_page_in_ten_kilobytes()
     neurons = big.profiles.neurons
     pages = [neuron_page(big.profiles, one, big.stats) for one in neurons[:3]]
     assert all(page.body for page in pages)
-    from langneurons.views.pages import page_content, rendered
-
-    sizes = [
-        len(rendered(page_content(big.profiles, one, big.stats, None, big.ablation, big.neurons), True).encode())
-        for one in neurons
-    ]
+    sizes = [len(rendered(page_content(big.profiles, one, big.beside_profiles), True).encode()) for one in neurons]
     assert max(sizes) < 10_000
 
 

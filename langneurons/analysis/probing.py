@@ -1,23 +1,28 @@
 """Do language neurons carry the task too? Every neuron decomposed; a set's tested, probed, held against controls."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from sklearn.feature_selection import f_classif
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from langneurons.analysis.selectivity.decomposition import Decomposition, ratio
-from langneurons.analysis.selectivity.permutation import Design, ExchangeTest, Factor, auroc, bits
-from langneurons.analysis.selectivity.probes import Probes
-from langneurons.analysis.selectivity.reading import Readings, chosen_texts, read
-from langneurons.analysis.selectivity.result import TESTS_A_TASK, Polysemanticity, beside_controls, counted, families
+from langneurons.analysis.decomposition import Decomposition, ratio
+from langneurons.analysis.permutation import Design, ExchangeTest, Factor, auroc, bits
+from langneurons.analysis.polysemanticity import TESTS_A_TASK, Polysemanticity, beside_controls, counted, judged
+from langneurons.analysis.reading import Readings, chosen_texts, read
 from langneurons.effects.resampling import SIGNIFICANCE
-from langneurons.errors import NeuronSetError
+from langneurons.errors import NeuronSetError, TaskError
 from langneurons.identification.controls import matched_by
 from langneurons.identification.neurons import NeuronSet, united
 from langneurons.models import view
@@ -37,7 +42,7 @@ AUROC_COLUMNS = ["language", "layer", "neuron", "factor", "level", "auroc"]
 def polysemanticity(
     model: torch.nn.Module,
     neurons: NeuronSet,
-    task: Any,
+    task: object,
     languages: Iterable[str] | None = None,
     *,
     controls: int | Controls = 20,
@@ -59,7 +64,8 @@ def polysemanticity(
         languages: Languages to compare; by default all of the task's.
         controls: Draws of matched controls.
         probing: How values are read and tested; neurons that need finer p-values get more exchanges than these.
-        run: Texts per forward pass (8 by default), progress, and the folder that keeps what was read.
+        run: Where texts are read, one language by itself, and the folder that keeps what was read; texts per forward
+            pass, 8 by default.
         options: Single fields of ``Probing``, ``Controls`` and ``Run``, such as ``position="last"``.
 
     Returns:
@@ -84,7 +90,10 @@ def polysemanticity(
         ['language', 'task', 'both']
     """
     controls, probing, run = with_options(options, controls_of(controls), probing, run)
-    texts, neurons = chosen_texts(task, languages, probing), _without_empty(neurons)
+    texts, members = chosen_texts(task, languages, probing), {k: v for k, v in neurons.members.items() if len(v)}
+    if not members:
+        raise NeuronSetError(f"No label of {neurons!r} has a neuron: there is nothing to ask.")
+    neurons = replace(neurons, members=members, scores={})
     check_fits(SetTo(neurons, 0.0), view(model))
     designs = {factor: Design.of(texts, factor) for factor in FACTORS}
     probes = {factor: Probes(design, probing.seed) for factor, design in designs.items() if probing.probe_sizes}
@@ -98,7 +107,10 @@ def polysemanticity(
         factor: ExchangeTest(design, probing.permutations, finest, probing.seed) for factor, design in designs.items()
     }
     evidence, aurocs = neuron_evidence(readings, decomposition, flat, tests, bool(run.progress))
-    own, *others = (families(neuron_set.members, evidence, probing.least_share) for neuron_set in (neurons, *draws))
+    own, *others = (
+        {label: judged(evidence.loc[flat], probing.least_share) for label, flat in neuron_set.members.items()}
+        for neuron_set in (neurons, *draws)
+    )
     return Polysemanticity(
         rows=pd.concat(own.values(), keys=own, names=["language"]).reset_index("language").reset_index(drop=True),
         sets=counted(own, others),
@@ -114,19 +126,16 @@ def polysemanticity(
             "clusters": len(set(texts.known["cluster"])),
             "cut": readings.cut,
             "neurons": neurons.method,
-            "position": probing.position,
             "controls": controls.draws,
             "match": matched_by(controls),
-            "permutations": probing.permutations,
             "finest": finest,
-            "least_share": probing.least_share,
-            "seed": probing.seed,
+            **probing.model_dump(include={"position", "permutations", "least_share", "seed"}),
         },
     )
 
 
 def _probed(
-    probes: Mapping[str, Probes],
+    probes: Mapping[str, "Probes"],
     readings: Readings,
     sets: Sequence[NeuronSet],
     flat: Int[np.ndarray, " neuron"],
@@ -156,13 +165,6 @@ def _by_level(neurons: NeuronSet, evidence: pd.DataFrame, aurocs: pd.DataFrame) 
     return rows.reindex(columns=AUROC_COLUMNS).reset_index(drop=True)
 
 
-def _without_empty(neurons: NeuronSet) -> NeuronSet:
-    members = {label: flat for label, flat in neurons.members.items() if len(flat)}
-    if not members:
-        raise NeuronSetError(f"No label of {neurons!r} has a neuron: there is nothing to ask.")
-    return replace(neurons, members=members, scores={})
-
-
 def neuron_evidence(
     readings: Readings,
     decomposition: Decomposition,
@@ -185,13 +187,13 @@ def neuron_evidence(
         (language_excess, ...); language_detectable and task_detectable, the partial shares that one 5 % test finds with
         80 % power; language_bits and task_bits. The second has the AUROC of every language and label, a column each.
     """
-    columns: dict[str, list[np.ndarray]] = {}
+    parts, changes = [], decomposition.squares["total"].ravel()[flat] > 0
     with tqdm(total=len(flat), unit="neuron", disable=not progress) as bar:
-        for values in _columns(readings, decomposition, flat):
-            for name, part in _figures(tests, values).items():
-                columns.setdefault(name, []).append(part)
-            bar.update(values.shape[1])
-    figures = {name: np.concatenate(parts, axis=-1) for name, parts in columns.items()}
+        for columns in np.array_split(np.arange(len(flat)), range(AT_ONCE, len(flat), AT_ONCE)):
+            # Those that differ by rounding only are taken for zeros.
+            parts.append(_figures(tests, all_values(readings, columns) * changes[columns]))
+            bar.update(len(columns))
+    figures = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
     levels = {"language": readings.texts.languages, "task": readings.texts.labels}
     by_level = {
         (factor, level): figures[f"{factor}_auroc"][place]
@@ -199,10 +201,20 @@ def neuron_evidence(
         for place, level in enumerate(levels[factor])
     }
     index = pd.Index(flat, name="flat")
-    aurocs = pd.DataFrame(by_level, index=index)
-    aurocs.columns = pd.MultiIndex.from_tuples(by_level, names=["factor", "level"])
-    squares = {name: values.ravel()[flat] for name, values in decomposition.squares.items()}
-    evidence = decomposition.rows.loc[flat].assign(**_compared(squares, figures))
+    aurocs = pd.DataFrame(by_level, index=index).rename_axis(columns=["factor", "level"])
+    evidence = decomposition.rows.loc[flat].copy()
+    residual, *squares = (
+        decomposition.squares[name].ravel()[flat] for name in ("residual", "language", "task", "interaction")
+    )
+    for (source, (factor, part)), own in zip(TEST_OF.items(), squares, strict=True):
+        chance = figures[f"{factor}_null"][part]
+        evidence[f"{source}_p"] = figures[f"{factor}_p"][part]
+        evidence[f"{source}_excess"] = ratio(own - chance, own + residual)
+    for factor in FACTORS:
+        least = figures[f"{factor}_least"]
+        finite = np.where(np.isfinite(least), least, 0)
+        evidence[f"{factor}_detectable"] = np.where(np.isfinite(least), ratio(finite, finite + residual), np.inf)
+        evidence[f"{factor}_bits"] = figures[f"{factor}_bits"]
     return evidence.set_index(index), aurocs
 
 
@@ -210,16 +222,6 @@ def all_values(readings: Readings, columns: Int[np.ndarray, " column"]) -> Float
     """Read what some of the neurons were on every text, languages one after the other."""
     parts = [readings.values[language][:, columns] for language in readings.texts.languages]
     return np.concatenate(parts).astype(float)
-
-
-def _columns(
-    readings: Readings, decomposition: Decomposition, flat: Int[np.ndarray, " neuron"]
-) -> Iterator[Float[np.ndarray, "text neuron"]]:
-    """Values of a few neurons at a time; of those that differ by rounding only, zeros."""
-    changes = decomposition.squares["total"].ravel()[flat] > 0
-    for first in range(0, len(flat), AT_ONCE):
-        columns = np.arange(first, min(first + AT_ONCE, len(flat)))
-        yield all_values(readings, columns) * changes[columns]
 
 
 def _figures(tests: Mapping[str, ExchangeTest], values: Float[np.ndarray, "text neuron"]) -> dict[str, np.ndarray]:
@@ -236,17 +238,90 @@ def _figures(tests: Mapping[str, ExchangeTest], values: Float[np.ndarray, "text 
     return figures
 
 
-def _compared(squares: Mapping[str, np.ndarray], figures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Turn sums of squares and tests of both factors into columns."""
-    columns, residual = {}, squares["residual"]
-    for source, (factor, part) in TEST_OF.items():
-        columns[f"{source}_p"] = figures[f"{factor}_p"][part]
-        chance = figures[f"{factor}_null"][part]
-        columns[f"{source}_excess"] = ratio(squares[source] - chance, squares[source] + residual)
-    for factor in FACTORS:
-        least = figures[f"{factor}_least"]
-        reachable = np.isfinite(least)
-        finite = np.where(reachable, least, 0)
-        columns[f"{factor}_detectable"] = np.where(reachable, ratio(finite, finite + residual), np.inf)
-        columns[f"{factor}_bits"] = figures[f"{factor}_bits"]
-    return columns
+FOLDS = 3
+ATTEMPTS = 10  # at a division of few clusters that keeps every class to be fitted
+
+
+class Probes:
+    """Logistic regressions on few neurons (Gurnee et al. 2023, arXiv 2305.01610), fitted and tested on other clusters.
+
+    A label is predicted within languages: the mean that a neuron has in each language, over the training texts, is
+    taken away first, as type II sums of squares do. The k neurons are those, of the set, that differ most between the
+    classes (F) in the training texts alone.
+
+    Args:
+        design: Design of what is predicted: language or task label.
+        seed: Seed of the division into three parts, each tested by what the other two fitted; a cluster is in one part.
+
+    Attributes:
+        chance: The accuracy of a probe that knows nothing.
+
+    Raises:
+        TaskError: If some class is in fewer than two clusters, or clusters cannot be divided so that every class is
+            there to be fitted.
+    """
+
+    def __init__(self, design: Design, seed: int = 0) -> None:
+        self._design = design
+        self.chance = 1 / design.shape[0]
+        classes, clusters = design.observed, design.blocks[design.units]
+        least = min(len(np.unique(clusters[classes == level])) for level in np.unique(classes))
+        if least < 2:
+            raise TaskError(
+                f"A probe needs every class of {design.factor} in two clusters, one has {least}: give more clusters, "
+                "or probe_sizes=() to leave probes out."
+            )
+        for attempt in range(ATTEMPTS):
+            splits = StratifiedGroupKFold(min(FOLDS, least), shuffle=True, random_state=seed + attempt)
+            self._folds = list(splits.split(classes[:, None], classes, clusters))
+            if all(len(np.unique(classes[train])) == design.shape[0] for train, _ in self._folds):
+                return
+        raise TaskError(
+            f"The {len(np.unique(clusters))} clusters cannot be divided so that every class of {design.factor} is "
+            "there to be fitted: give more clusters, or probe_sizes=() to leave probes out."
+        )
+
+    def accuracy(self, values: Float[np.ndarray, "text neuron"], sizes: Sequence[int]) -> dict[int, float]:
+        """Fit and test probes of several sizes.
+
+        Args:
+            values: One row per text, one column per neuron of the set.
+            sizes: Numbers of neurons that probes read.
+
+        Returns:
+            Size -> balanced accuracy (the mean over classes of the share found) on the texts left out; sizes beyond the
+            set are left out.
+        """
+        classes = self._design.observed
+        fitting = [size for size in sizes if size <= values.shape[1]]
+        predicted = {size: np.empty_like(classes) for size in fitting}
+        for train, test in self._folds:
+            prepared = self._prepared(values, train)
+            order = _by_difference(prepared[train], classes[train])
+            for size in fitting:
+                best = order[:size]
+                probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, tol=1e-3))
+                probe.fit(prepared[train][:, best], classes[train])
+                predicted[size][test] = probe.predict(prepared[test][:, best])
+        return {size: float(balanced_accuracy_score(classes, guesses)) for size, guesses in predicted.items()}
+
+    def _prepared(
+        self, values: Float[np.ndarray, "text neuron"], train: Int[np.ndarray, " train"]
+    ) -> Float[np.ndarray, "text neuron"]:
+        if self._design.factor == "language":
+            return values
+        others = self._design.others
+        among = (others[train] == np.arange(self._design.shape[1])[:, None]).astype(float)
+        means = among @ values[train] / np.maximum(among.sum(1, keepdims=True), 1)
+        return values - means[others]
+
+
+def _by_difference(
+    values: Float[np.ndarray, "text neuron"], classes: Int[np.ndarray, " text"]
+) -> Int[np.ndarray, " neuron"]:
+    """Neurons in the order of how much they differ between classes, those that never change last."""
+    changes = np.ptp(values, axis=0) > 0
+    difference = np.full(values.shape[1], -1.0)
+    if changes.any():
+        difference[changes] = np.nan_to_num(f_classif(values[:, changes], classes)[0], posinf=np.finfo(float).max)
+    return np.argsort(-difference, kind="stable")

@@ -1,11 +1,9 @@
 """Running a model over labelled texts: moments of every neuron, and single texts' values of some neurons."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -14,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from langneurons import storage
-from langneurons.analysis.selectivity.decomposition import Decomposition, Moments
-from langneurons.analysis.selectivity.texts import LabelledTexts, Text
+from langneurons.analysis.decomposition import Decomposition, Moments
+from langneurons.analysis.texts import LabelledTexts, Text
 from langneurons.errors import PatchError, StorageError, TaskError
 from langneurons.models import ModelView, view
+from langneurons.run import chosen_executor
 from langneurons.settings import Probing, ProbingOptions, Run, with_options
 from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids
 from langneurons.tasks.heads import pair_tokens
@@ -56,7 +55,7 @@ class Readings:
 
 def decompose(
     model: torch.nn.Module,
-    task: Any,
+    task: object,
     site: str = "act",
     languages: Iterable[str] | None = None,
     *,
@@ -74,8 +73,8 @@ def decompose(
         site: Site of the neurons (a head is its output's norm).
         languages: Languages to compare; by default all of the task's.
         probing: The position whose values count, and how many items are read.
-        run: Texts per forward pass (8 by default; sums agree to the rounding of single precision whatever it is),
-            progress, and the folder that keeps what was read.
+        run: Where it runs, one language by itself, and the folder that keeps what was read; texts per forward pass, 8
+            by default (sums agree to the rounding of single precision whatever it is).
         options: Single fields of ``Probing`` and ``Run``, such as ``max_items=200``.
 
     Returns:
@@ -97,7 +96,7 @@ def decompose(
     return read(model, texts, site, probing.position, np.empty(0, np.int64), run).decomposition()
 
 
-def chosen_texts(task: Any, languages: Iterable[str] | None, probing: Probing) -> LabelledTexts:
+def chosen_texts(task: object, languages: Iterable[str] | None, probing: Probing) -> LabelledTexts:
     """Take the texts of some languages, at least two, and draw some of their items.
 
     Raises:
@@ -144,7 +143,7 @@ def read(
         site: Site of the neurons.
         position: "mean" over a text's counted tokens (never special tokens, separators or position 0), or "last".
         neurons: Flat indices of the neurons whose value on every text is kept.
-        run: Texts per forward pass (8 by default), progress, and the folder that keeps each language.
+        run: Where it runs, the folder that keeps each language, and texts per forward pass (8 by default).
 
     Raises:
         TaskError: If a text has no counted token.
@@ -163,107 +162,81 @@ def read(
     if run.out is not None:
         storage.check_writable(run.out)
     prepared = {language: _tokens(model_view, list(table["text"])) for language, table in texts.items.items()}
+    jobs, paths, special = {}, {}, repr(sorted(_special(model_view)))
+    for language, (sequences, _) in prepared.items():
+        labels = np.searchsorted(texts.labels, texts.known.loc[texts.items[language]["item"], "label"])
+        of_model = (model_view.fingerprint, model_view.backend, str(model_view.dtype), special)
+        of_site = (*of_model, site, model_view.fingerprint_at(site), position)
+        of_texts = (*texts.labels, repr(sequences), labels.tobytes(), neurons.tobytes())
+        key = storage.fingerprint(READING, *of_site, *of_texts)
+        paths[language] = None if run.out is None else run.out / "readings" / f"{key}.safetensors"
+        batch_size = run.batch_size or BATCH_SIZE
+        jobs[language] = _Job(sequences, labels, len(texts.labels), site, position, neurons, batch_size)
+    stored = {language: _kept(path) for language, path in paths.items()}
+    to_do = [job for language, job in jobs.items() if stored[language] is None]
+    fresh = chosen_executor(run.executor).map(model, _run, to_do)
     moments, values = {}, {}
     with tqdm(total=sum(map(len, texts.items.values())), unit="text", disable=not run.progress) as bar:
-        for language, (sequences, _) in prepared.items():
-            labels = np.searchsorted(texts.labels, texts.known.loc[texts.items[language]["item"], "label"])
-            collected = _Collected(len(texts.labels), labels, neurons, shape)
-            collect = partial(_run, model, sequences, site, position, run.batch_size or BATCH_SIZE, collected)
-            key = storage.fingerprint(
-                READING,
-                *_identity(model_view),
-                site,
-                model_view.fingerprint_at(site),
-                position,
-                *texts.labels,
-                repr(sequences),
-                labels.tobytes(),
-                neurons.tobytes(),
-            )
-            moments[language], values[language] = _from_tensors(_kept_or_run(run.out, key, collect))
-            bar.update(len(sequences))
+        for language, path in paths.items():
+            tensors = stored[language]
+            if tensors is None:
+                tensors = next(fresh)
+                if path is not None:
+                    storage.write_tensors(path, tensors, sidecar=True)
+                    tensors = storage.read_tensors(path)  # memory-mapped
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            values[language] = arrays.pop("values")
+            moments[language] = Moments(**arrays)
+            bar.update(len(values[language]))
     cut = sum(count for _, count in prepared.values())
     return Readings(texts, site, shape, moments, values, cut, model_view.fingerprint)
 
 
-def _kept_or_run(out: Path | None, key: str, run: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Give back what was kept, or run and keep it; what is kept is memory-mapped."""
-    if out is None:
-        return run()
-    path = out / "readings" / f"{key}.safetensors"
+def _kept(path: Path | None) -> dict[str, Tensor] | None:
+    """What was kept of a language, memory-mapped; None where nothing was, or not whole."""
     try:
-        return storage.read_tensors(path)
+        return None if path is None else storage.read_tensors(path)
     except StorageError:
-        storage.write_tensors(path, run(), sidecar=True)  # it was not there, or not whole
-        return storage.read_tensors(path)
+        return None
 
 
-class _Collected:
-    """One language's moments, and its values of the chosen neurons, while the model runs."""
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One language's texts, and how they are read."""
 
-    def __init__(
-        self,
-        label_count: int,
-        labels: Int[np.ndarray, " text"],
-        neurons: Int[np.ndarray, " neuron"],
-        shape: tuple[int, int],
-    ) -> None:
-        self._labels, self._neurons, self.shape = labels, neurons, shape
-        size = shape[0] * shape[1]
-        empty = np.zeros((label_count, size))
-        self._moments = Moments(np.zeros(label_count, np.int64), empty, empty)
-        self._values = np.empty((len(labels), len(neurons)), np.float32)
-
-    def add(self, rows: Int[np.ndarray, " row"], values: Float32[np.ndarray, "row neuron"]) -> None:
-        self._moments = self._moments + Moments.of(values, self._labels[rows], len(self._moments.counts))
-        self._values[rows] = values[:, self._neurons]
-
-    def tensors(self) -> dict[str, Tensor]:
-        moments = self._moments
-        arrays = {"counts": moments.counts, "means": moments.means, "squares": moments.squares, "values": self._values}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    sequences: Sequence[Tokens]
+    labels: Int[np.ndarray, " text"]
+    label_count: int
+    site: str
+    position: str
+    neurons: Int[np.ndarray, " neuron"]
+    batch_size: int
 
 
-def _from_tensors(tensors: Mapping[str, Tensor]) -> tuple[Moments, Float32[np.ndarray, "text neuron"]]:
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return Moments(arrays["counts"], arrays["means"], arrays["squares"]), arrays["values"]
-
-
-def _run(
-    model: torch.nn.Module,
-    sequences: Sequence[Tokens],
-    site: str,
-    position: str,
-    batch_size: int,
-    into: _Collected,
-) -> dict[str, Tensor]:
-    with scoring(model) as model_view, _pooled(model_view, site, into.shape) as pooled:
-        special = torch.tensor(sorted(_special(model_view)), dtype=torch.int64)
-        for rows, tokens in batches(sequences, batch_size, model_view.context_length):
-            lengths = torch.tensor([len(sequences[row]) for row in rows])
-            into.add(rows, pooled(tokens, _weights(tokens, lengths, special, position)))
-    return into.tensors()
-
-
-@contextmanager
-def _pooled(model_view: ModelView, site: str, shape: tuple[int, int]) -> Iterator[Any]:
-    """Give a function from tokens and weights to every neuron's weighted sum over positions."""
+def _run(model: torch.nn.Module, job: _Job) -> dict[str, Tensor]:
+    """Read one language: moments of every neuron for each label, and the values of the chosen neurons."""
+    values = np.empty((len(job.labels), len(job.neurons)), np.float32)
     held: dict[int, Tensor] = {}
-    weighting: list[Tensor] = []
 
-    def keep(layer: int, values: Tensor) -> None:
-        numbers = torch.linalg.vector_norm(values.float(), dim=-1) if values.ndim == 4 else values.float()
-        weights = weighting[0].to(numbers.device)
-        held[layer] = torch.einsum("bp,bpn->bn", weights, numbers).cpu()
+    def keep(layer: int, activations: Tensor) -> None:
+        numbers = activations.float()
+        if numbers.ndim == 4:  # a head is worth the norm of its output
+            numbers = torch.linalg.vector_norm(numbers, dim=-1)
+        held[layer] = torch.einsum("bp,bpn->bn", weights.to(numbers.device), numbers).cpu()
 
-    def pooled(tokens: Tensor, weights: Float[Tensor, "row position"]) -> Float32[np.ndarray, "row neuron"]:
-        weighting[:] = [weights]
-        model_view.forward(tokens, logits=False)
-        absent = torch.zeros(len(tokens), shape[1])
-        return torch.cat([held.pop(layer, absent) for layer in range(shape[0])], dim=1).numpy()
-
-    with model_view.reading({site: keep}):
-        yield pooled
+    with scoring(model) as model_view, model_view.reading({job.site: keep}):
+        layers, width = model_view.shape(job.site)
+        empty = np.zeros((job.label_count, layers * width))
+        moments = Moments(np.zeros(job.label_count, np.int64), empty, empty)
+        special = torch.tensor(sorted(_special(model_view)), dtype=torch.int64)
+        for rows, tokens in batches(job.sequences, job.batch_size, model_view.context_length):
+            lengths, absent = torch.tensor([len(job.sequences[row]) for row in rows]), torch.zeros(len(tokens), width)
+            weights = _weights(tokens, lengths, special, job.position)
+            model_view.forward(tokens, logits=False)
+            means = torch.cat([held.pop(layer, absent) for layer in range(layers)], dim=1).numpy()
+            moments = moments + Moments.of(means, job.labels[rows], job.label_count)
+            values[rows] = means[:, job.neurons]
+    return {name: torch.from_numpy(array) for name, array in {**vars(moments), "values": values}.items()}
 
 
 def _weights(
@@ -294,8 +267,3 @@ def _tokens(model_view: ModelView, texts: Sequence[Text]) -> tuple[list[Tokens],
 
 def _special(model_view: ModelView) -> set[int]:
     return set() if model_view.tokenizer is None else set(model_view.tokenizer.all_special_ids)
-
-
-def _identity(model_view: ModelView) -> list[str]:
-    """What of the model decides the values, the text being tokens already."""
-    return [model_view.fingerprint, model_view.backend, str(model_view.dtype), repr(sorted(_special(model_view)))]

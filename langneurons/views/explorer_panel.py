@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import ipywidgets
 import plotly.graph_objects as go
 from markupsafe import Markup
+from plotly.callbacks import Points
 
 from langneurons.errors import LangNeuronsError
+from langneurons.views.explorer import Explorer
 from langneurons.views.style import FONT
 
 WHAT = {"this neuron": "neuron", "its layer's neurons of the language": "layer", "all of the language": "language"}
@@ -22,37 +24,18 @@ STYLE = """<style>
 </style>""".replace("CLASS", CLASS).replace("FONT", FONT)
 
 
-@runtime_checkable
-class Actions(Protocol):
-    """What the panel asks for; every action shows its result through the panel."""
-
-    text: str
-
-    def click(self, language: str, layer: int) -> Any:
-        """Look at a cell."""
-        ...
-
-    def show(self, neuron: tuple[int, int]) -> Any:
-        """Look at a neuron."""
-        ...
-
-    def ablate(self, value: float, text: str | None, what: str) -> Any:
-        """Try a value on a text."""
-        ...
-
-
 class Panel:
     """Heatmap, list of neurons, page, text and slider.
 
     Args:
-        actions: Object that does what is clicked, an ``Explorer``.
+        explorer: The explorer, which does what is clicked and shows its result through the panel.
         figure: The heatmap, languages down and layers across.
         languages: Labels of the neuron set.
         layers: Number of layers.
     """
 
-    def __init__(self, actions: Actions, figure: go.Figure, languages: Sequence[str], layers: int) -> None:
-        self._actions, self._languages, self._quiet, self._tried = actions, list(languages), False, False
+    def __init__(self, explorer: Explorer, figure: go.Figure, languages: Sequence[str], layers: int) -> None:
+        self._explorer, self._languages, self._quiet, self._tried = explorer, list(languages), False, False
         self.heatmap = go.FigureWidget(figure)
         self.heatmap.update_layout(title_subtitle_text="")  # the widget's plotly draws it across the title
         self.language = ipywidgets.Dropdown(options=self._languages, value=None, description="language")
@@ -60,7 +43,7 @@ class Panel:
         self.neurons = ipywidgets.Select(options=[], rows=14, layout=ipywidgets.Layout(width="26em"))
         self.page = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 30em", max_height="36em", overflow="auto"))
         self.text = ipywidgets.Textarea(
-            value=actions.text, placeholder="A text in any language", description="your text", rows=3, layout=WIDE
+            value=explorer.text, placeholder="A text in any language", description="your text", rows=3, layout=WIDE
         )
         self.what = ipywidgets.Dropdown(options=list(WHAT.items()), description="ablate")
         self.value = ipywidgets.FloatSlider(
@@ -70,7 +53,21 @@ class Panel:
         self.trial = ipywidgets.HTML(layout=WIDE)
         self.status = ipywidgets.HTML(layout=WIDE)
         self.neurons_title = ipywidgets.HTML()
-        self.box = self._arranged()
+        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        top = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")
+        listed = ipywidgets.VBox([self.neurons_title, self.neurons])
+        self.box = ipywidgets.VBox(
+            [
+                ipywidgets.HTML(Markup("{}<p>{}</p>").format(Markup(STYLE), HOW)),
+                self.heatmap,
+                ipywidgets.HBox([self.language, self.layer], layout=row),
+                self.status,
+                ipywidgets.HBox([listed, self.page], layout=top),
+                self.text,
+                ipywidgets.HBox([self.what, self.value, self.button], layout=row),
+                self.trial,
+            ]
+        ).add_class(CLASS)
         self._listen()
 
     def say(self, sentence: str) -> None:
@@ -128,64 +125,46 @@ class Panel:
             self.value.min, self.value.max = low, high
             self.value.value, self.value.step = value, max((high - low) / 200, 1e-6)
 
-    def _arranged(self) -> ipywidgets.VBox:
-        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        listed = ipywidgets.VBox([self.neurons_title, self.neurons])
-        top = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")
-        box = ipywidgets.VBox(
-            [
-                ipywidgets.HTML(Markup("{}<p>{}</p>").format(Markup(STYLE), HOW)),
-                self.heatmap,
-                ipywidgets.HBox([self.language, self.layer], layout=row),
-                self.status,
-                ipywidgets.HBox([listed, self.page], layout=top),
-                self.text,
-                ipywidgets.HBox([self.what, self.value, self.button], layout=row),
-                self.trial,
-            ]
-        )
-        return box.add_class(CLASS)
-
     def _listen(self) -> None:
-        traces: Any = self.heatmap.data
-        for trace in traces:
-            trace.on_click(self._cell_clicked)
-        self.language.observe(self._cell_chosen, "value")
-        self.layer.observe(self._cell_chosen, "value")
+        heatmap: Any = self.heatmap.data
+        heatmap[0].on_click(self._cell_clicked)
+        for widget in (self.language, self.layer):
+            widget.observe(self._cell_chosen, "value")
         self.neurons.observe(self._neuron_chosen, "value")
         self.text.observe(self._typed, "value")
         self.button.on_click(lambda _: self._ablate())
         self.value.observe(self._moved, "value")
 
-    def _cell_clicked(self, trace: Any, points: Any, state: Any) -> None:
+    def _cell_clicked(self, trace: object, points: Points, state: object) -> None:
         if points.xs:
-            self._do(lambda: self._actions.click(str(points.ys[0]), int(points.xs[0])))
+            self._do(self._explorer.click, str(points.ys[0]), int(points.xs[0]))
 
-    def _cell_chosen(self, change: Any) -> None:
+    def _cell_chosen(self, change: object) -> None:
         language, layer = self.language.value, self.layer.value
         if not self._quiet and language is not None and layer is not None:
-            self._do(lambda: self._actions.click(language, layer))
+            self._do(self._explorer.click, language, layer)
 
-    def _neuron_chosen(self, change: Any) -> None:
-        if not self._quiet and (neuron := change["new"]) is not None:
-            self._do(lambda: self._actions.show(neuron))
+    def _neuron_chosen(self, change: object) -> None:
+        neuron = self.neurons.value
+        if not self._quiet and neuron is not None:
+            self._do(self._explorer.show, neuron)
 
-    def _typed(self, change: Any) -> None:
+    def _typed(self, change: object) -> None:
         if not self._quiet:
-            self._actions.text = change["new"]
+            self._explorer.text = self.text.value
 
-    def _moved(self, change: Any) -> None:
+    def _moved(self, change: object) -> None:
         if self._tried and not self._quiet:
             self._ablate()
 
     def _ablate(self) -> None:
-        self._do(lambda: self._actions.ablate(self.value.value, self.text.value, str(self.what.value)))
+        self._do(self._explorer.ablate, self.value.value, self.text.value, self.what.value)
 
-    def _do(self, action: Callable[[], Any]) -> None:
+    def _do(self, action: Callable[..., object], *arguments: object) -> None:
         """Do what the user asked for; errors are shown in the panel, where the user looks."""
         self.say("")
         try:
-            action()
+            action(*arguments)
         except LangNeuronsError as error:
             self.say(str(error))
         except Exception as error:

@@ -7,20 +7,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
 from scipy import stats
 
-from langneurons.analysis.selectivity.decomposition import Decomposition
+from langneurons.analysis.decomposition import Decomposition
 from langneurons.effects.estimation import benjamini_hochberg, holm
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.resampling import POWER, SIGNIFICANCE
 from langneurons.errors import LanguageError, unknown
-from langneurons.storage.objects import JsonObject
-from langneurons.storage.presenting import P_VALUE, Column, Table
-from langneurons.storage.result import Result
+from langneurons.storage import Column, JsonObject, Result, Table
 
 SHOWN = ["language", "layer", "neuron", "language_share", "task_share", "interaction_share"]
 SHOWN += ["language_p_adjusted", "task_p_adjusted", "task_detectable", "task_bits", "verdict"]
+SHARE = Column(unit="%", scale=100)
+CONTROL_COLUMNS = {
+    "control_mean": Column("controls", "%", 100, bounds=("control_low", "control_high")),
+    "p_adjusted": Column("p (Holm)", digits=2),
+    "detectable": Column(unit="points", scale=100),
+}
 CONTROLS = ["control_mean", "control_low", "control_high", "p_adjusted", "detectable", "verdict"]
 
 
@@ -71,7 +74,7 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
         rows = self.rows if language is None else self.rows.loc[self.rows["language"] == language]
         carried = rows["task_excess"] + rows["interaction_excess"]
         ordered = rows.iloc[np.argsort(-carried.to_numpy(), kind="stable")]
-        columns = {name: Column(unit="%", scale=100) for name in SHOWN if name.endswith(("_share", "_detectable"))}
+        columns = {name: SHARE for name in SHOWN if name.endswith(("_share", "_detectable"))}
         columns |= {f"{factor}_p_adjusted": Column(f"{factor} p (BH)", digits=2) for factor in ("language", "task")}
         frame = ordered.reindex(columns=SHOWN).head(len(rows) if top is None else top).reset_index(drop=True)
         return Table(frame, columns, caption=f"Shares of a neuron's variance over texts. {self._limits()}")
@@ -80,26 +83,18 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
         """The table of how many neurons of each set carry what, beside matched controls."""
         about = self.settings
         names = ["language", "carries", "neurons", "count", "share", *(CONTROLS if about["controls"] else ())]
-        columns = {
-            "share": Column(unit="%", scale=100),
-            "control_mean": Column("controls", "%", 100, bounds=("control_low", "control_high")),
-            "p_adjusted": Column("p (Holm)", digits=P_VALUE.digits),
-            "detectable": Column(unit="points", scale=100),
-        }
         cut = f", {about['cut']:,} texts cut" if about["cut"] else ""
         title = (
             f"What neurons at {about['site']} carry of language and {about['task']} ({about['items']:,} items in "
             f"{about['clusters']:,} clusters, {len(self.decomposition.languages)} languages{cut}; FDR 5 % within a "
             f"set, at least {100 * about['least_share']:.2g} % of the variance)"
         )
-        return Table(self.sets.loc[:, names], columns, title, self._limits())
+        return Table(self.sets.loc[:, names], {"share": SHARE, **CONTROL_COLUMNS}, title, self._limits())
 
     def probes_table(self) -> Table:
         """The table of what few neurons of a set predict on items left out, beside matched controls."""
         names = ["language", "predicts", "k", "accuracy", "chance", *(CONTROLS if self.settings["controls"] else ())]
-        columns = {name: Column(unit="%", scale=100) for name in ("accuracy", "chance")}
-        columns["control_mean"] = Column("controls", "%", 100, bounds=("control_low", "control_high"))
-        columns |= {"p_adjusted": Column("p (Holm)", digits=2), "detectable": Column(unit="points", scale=100)}
+        columns = {"accuracy": SHARE, "chance": SHARE, **CONTROL_COLUMNS}
         return Table(self.probes.reindex(columns=names), columns, "Probes on items left out")
 
     def __repr__(self) -> str:
@@ -111,12 +106,10 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
     def _limits(self) -> str:
         """What could not have been found: too small an effect, or too few neurons for the number of exchanges."""
         share = float(np.median(self.rows["task_detectable"].to_numpy(float)))
-        limits = (
-            f"To be found with 80 % power, a label must explain {100 * share:.2g} % of what language leaves (median "
-            "neuron)."
-            if np.isfinite(share)
-            else "With so few clusters no effect of a label is found with 80 % power (median neuron)."
-        )
+        limits = "With so few clusters no effect of a label is found with 80 % power (median neuron)."
+        if np.isfinite(share):
+            explained = f"{100 * share:.2g} % of what language leaves"
+            limits = f"To be found with 80 % power, a label must explain {explained} (median neuron)."
         largest = max(map(len, self.rows.groupby("language").groups.values()))
         least = np.ceil(TESTS_A_TASK * largest / (SIGNIFICANCE * (1 + self.settings["finest"])))
         if least > 1:
@@ -222,16 +215,3 @@ def beside_controls(
     return table.assign(
         **placed, difference=difference, p=p, p_adjusted=adjusted, detectable=detectable, verdict=verdict
     )
-
-
-def families(
-    sets: Mapping[str, Int[np.ndarray, " n"]], evidence: pd.DataFrame, least_share: float
-) -> dict[str, pd.DataFrame]:
-    """Judge the neurons of each set as a family.
-
-    Args:
-        sets: Label -> flat indices.
-        evidence: A row per neuron as ``judged`` takes it, indexed by flat index.
-        least_share: Share below which an effect is of no interest.
-    """
-    return {label: judged(evidence.loc[flat], least_share) for label, flat in sets.items()}

@@ -3,7 +3,6 @@
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +49,7 @@ class LabelledTexts:
         _check_labels(self.known)
 
     @classmethod
-    def of(cls, task: Any) -> "LabelledTexts":
+    def of(cls, task: object) -> "LabelledTexts":
         """Read texts and labels off a task.
 
         Of ``XNLI`` the text is the pair of premise and hypothesis, and the cluster the premise. Of ``XQuAD`` it is the
@@ -112,19 +111,15 @@ class LabelledTexts:
             >>> LabelledTexts.parallel({"en": ["a", "b", "c", "d"], "fr": ["e", "f", "g", "h"]}, [0, 1, 0, 1]).labels
             ('0', '1')
         """
-        grouped = range(len(labels)) if clusters is None else clusters
-        for language, table in texts.items():
+        grouped, tables = range(len(labels)) if clusters is None else clusters, {}
+        for language, part in texts.items():
             for what, values in (("labels", labels), ("clusters", grouped)):
-                if len(values) != len(table):
+                if len(values) != len(part):
                     raise TaskError(
-                        f"There are {len(values)} {what} for the {len(table)} texts of {language!r}: give one per text."
+                        f"There are {len(values)} {what} for the {len(part)} texts of {language!r}: give one per text."
                     )
-        tables = {
-            language: pd.DataFrame(
-                {"item": range(len(table)), "cluster": list(grouped), "text": list(table), "label": list(labels)}
-            )
-            for language, table in texts.items()
-        }
+            columns = {"cluster": list(grouped), "text": list(part), "label": list(labels)}
+            tables[language] = pd.DataFrame({"item": range(len(part)), **columns})
         return cls(tables, name)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Writing the report: its sections, style, script and what the script needs, in one file."""
+"""The report: everything a study found in one HTML file, without server or network."""
 
 import base64
 import gzip
@@ -17,21 +17,22 @@ from plotly.offline import get_plotlyjs
 
 from langneurons import storage
 from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.polysemanticity import Polysemanticity
 from langneurons.analysis.profiles import Profiles
-from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.analysis.validity.checks import ValidityTable
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, LangNeuronsError
 from langneurons.evaluation.results import Evaluation, Factorial
-from langneurons.storage.presenting import Column, Table
+from langneurons.storage import Column, Table
 from langneurons.training.transfer_table import Transfer
 from langneurons.views import plot
-from langneurons.views.analysis_figures import Checked
-from langneurons.views.pages import ANCHOR, TEMPLATES, own_file, page_content, rendered
-from langneurons.views.report.findings import Findings, answers, provenance
-from langneurons.views.report.tables import PageTable, neuron_map, neuron_table, table_of
+from langneurons.views.findings import Findings, answers, provenance
+from langneurons.views.pages import ANCHOR, own_files, page_content, rendered
+from langneurons.views.report_tables import PageTable, neuron_map, neuron_table, table_of
+from langneurons.views.style import TEMPLATES, layout_of, texts_below
 from langneurons.views.tokens import whole_characters
 
-STYLES = ("base", "report", "neuron_page")
+STYLES = ("base.css", "report.css", "neuron_page.css")
 
 
 def write_report(path: str | Path, findings: Findings) -> Path:
@@ -62,8 +63,7 @@ def write_report(path: str | Path, findings: Findings) -> Path:
     """
     findings.check()
     parts = list(sections(findings))
-    script = own_file("report.js")
-    packs = []
+    script, packs = own_files("report.js"), []
     if findings.profiles is not None:
         packs.append(("texts", packed_texts(findings.profiles)))
     if any(section.figures for section in parts):
@@ -72,8 +72,8 @@ def write_report(path: str | Path, findings: Findings) -> Path:
         title=findings.question,
         answer=list(answers(findings)),
         sections=parts,
-        style=Markup("".join(own_file(f"{name}.css") for name in STYLES)),  # noqa: S704 (our own files)
-        script=Markup(script),  # noqa: S704
+        style=own_files(*STYLES),
+        script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         packed=packs,
     )
@@ -104,28 +104,22 @@ def packed_texts(profiles: Profiles) -> str:
         Compressed JSON: texts, "text -> whole characters"; and examples, anchor -> scale and rows of language, kind
         (its first letter), activation, number of the text, and one character a piece for its value.
     """
-    pieces: dict[int, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     examples = {}
     for neuron in profiles.neurons:
-        rows = profiles[neuron].examples.to_dict("records")
-        finite = [abs(value) for row in rows for value in row["values"] if np.isfinite(value)]
-        scale = max(finite, default=0.0) or 1.0
-        packed_rows = [_row(row, pieces, profiles, scale) for row in rows]
-        examples[ANCHOR.format(*neuron)] = {"scale": float(f"{scale:.4g}"), "rows": packed_rows}
-    texts = {str(text): whole for text, whole in pieces.items()}
-    return packed(script_json({"texts": texts, "examples": examples}))
-
-
-def script_json(content: Any) -> str:
-    """JSON that can stand inside a script element, whatever text it holds."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _row(row: dict[str, Any], pieces: dict[int, list[str]], profiles: Profiles, scale: float) -> list[Any]:
-    whole = whole_characters(profiles.pieces(row["text"]), list(row["values"]))
-    pieces.setdefault(row["text"], [piece for piece, _ in whole])
-    levels = "".join(chr(MIDDLE + (round(LEVELS * value / scale) if np.isfinite(value) else 0)) for _, value in whole)
-    return [row["language"], row["kind"][0], ACTIVATION.text(row["activation"]), row["text"], levels]
+        table, rows = profiles[neuron].examples, []
+        scale = (
+            max((abs(value) for values in table["values"] for value in values if np.isfinite(value)), default=0.0)
+            or 1.0
+        )
+        for row in table.to_dict("records"):
+            whole = whole_characters(profiles.pieces(row["text"]), list(row["values"]))
+            texts.setdefault(str(row["text"]), [piece for piece, _ in whole])
+            levels = [round(LEVELS * value / scale) if np.isfinite(value) else 0 for _, value in whole]
+            text = "".join(chr(MIDDLE + level) for level in levels)
+            rows.append([row["language"], row["kind"][0], ACTIVATION.text(row["activation"]), row["text"], text])
+        examples[ANCHOR.format(*neuron)] = {"scale": float(f"{scale:.4g}"), "rows": rows}
+    return packed(json.dumps({"texts": texts, "examples": examples}, ensure_ascii=False, separators=(",", ":")))
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ class Figure:
 
 @dataclass
 class Section:
-    """A heading and what stands under it."""
+    """A heading and what stands under it; ``number`` tells sections of several results of one kind apart."""
 
     anchor: str
     short: str
@@ -152,113 +146,86 @@ class Section:
     tables: list[PageTable] = field(default_factory=list)
     pages: list[Markup] = field(default_factory=list)
     code: str = ""
+    number: int = 1
+
+    def __post_init__(self) -> None:
+        if self.number > 1:
+            self.anchor, self.short = f"{self.anchor}-{self.number}", f"{self.short} {self.number}"
 
     def add(self, table: Table, anchor: str, heading: str = "") -> None:
         """Add a table; a caption that stands under a figure already is not repeated."""
-        page_table = table_of(table, anchor, heading)
+        page_table = table_of(table, anchor if self.number == 1 else f"{anchor}-of-{self.number}", heading)
         repeated = any(page_table.caption and page_table.caption in figure.caption for figure in self.figures)
         self.tables.append(replace(page_table, caption="" if repeated else page_table.caption))
 
-    def draw(self, figure: Callable[[], go.Figure]) -> None:
-        """Add a figure; where it cannot be drawn, the sentence that says why."""
+    def draw(self, figure: Callable[[], go.Figure], name: str = "") -> None:
+        """Add a figure, with a name before its title; where it cannot be drawn, the sentence that says why."""
         try:
-            content: Any = json.loads(str(figure().to_json()))
+            content = figure()
         except LangNeuronsError as error:
             self.paragraphs.append(f"No figure: {error}")
             return
-        layout, meta = content["layout"], content["layout"].get("meta") or {}
-        title = layout.get("title", {}).get("text", self.title).replace("<br>", " ")
-        caption = " ".join(part for part in (meta.get("caption", ""), meta.get("provenance", "")) if part)
-        text = Markup(json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
+        layout, caption = layout_of(content), " ".join(texts_below(content))
+        if name:
+            layout.title.text = f"{name}: {layout.title.text}"
+        title = (layout.title.text or self.title).replace("<br>", " ")
+        text = Markup(str(content.to_json()).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
         anchor = f"figure-{self.anchor}-{len(self.figures) + 1}"
-        self.figures.append(Figure(anchor, title, caption, int(layout.get("height", 400)), text))
+        self.figures.append(Figure(anchor, title, caption, int(layout.height or 400), text))
 
 
 def sections(findings: Findings) -> Iterator[Section]:
     """Make a section of every kind of result, in the order of a study."""
     if findings.published:
-        yield _published(findings)
+        section = Section("published", "Published", "Published numbers beside measured ones")
+        section.paragraphs += findings.published_about
+        for number, (heading, table) in enumerate(findings.published.items(), start=1):
+            section.add(Table(table), f"published-{number}", heading)
+        yield section
     if findings.neurons:
         yield _neurons(findings)
-    makers = {
-        "matrix": _matrix,
-        "sweep": _sweep,
-        "evaluation": _evaluation,
-        "factorial": _factorial,
-        "transfer": _transfer,
-        "ablation": _ablation,
-        "polysemanticity": _polysemanticity,
-        "validity": _validity,
-    }
-    for kind, make in makers.items():
+    for kind, (anchor, short, title, fill) in KINDS.items():
         for number, (name, result) in enumerate(findings.each(kind).items(), start=1):
-            yield _several(make(findings, result), name, number)
+            section = Section(anchor, short, title, number=number)
+            fill(section, result, findings)
+            section.title += f": {name}" if name else ""
+            yield section
     if findings.profiles is not None:
-        yield _pages(findings)
-    yield _provenance(findings)
+        yield _pages(findings, findings.profiles)
+    yield Section("made-from", "Provenance", "What this was made from", [*provenance(findings)])
     if findings.config:
         yield Section("again", "Run again", "How to get the same again", code=findings.config)
 
 
-def _several(section: Section, name: str, place: int) -> Section:
-    """Tell the sections of several results of a kind apart: by name for the reader, by number in anchors."""
-    if name:
-        section.title = f"{section.title}: {name}"
-    if place > 1:
-        section.anchor = f"{section.anchor}-{place}"
-        section.short = f"{section.short} {place}"
-        section.figures = [
-            replace(figure, anchor=f"figure-{section.anchor}-{number}")
-            for number, figure in enumerate(section.figures, start=1)
-        ]
-        section.tables = [replace(table, anchor=f"{table.anchor}-of-{place}") for table in section.tables]
-    return section
-
-
 def _neurons(findings: Findings) -> Section:
-    section = Section("which", "Neurons", "Which neurons belong to which language")
-    methods = dict(findings.neurons)
+    section, methods = Section("which", "Neurons", "Which neurons belong to which language"), dict(findings.neurons)
     section.maps = [neuron_map(method, neurons) for method, neurons in methods.items()]
     section.draw(lambda: plot.layer_profile(methods if len(methods) > 1 else next(iter(methods.values()))))
     for method, neurons in methods.items():
         if len(neurons) and len(neurons.languages) > 1:
-            section.draw(lambda neurons=neurons, method=method: _named(plot.overlap(neurons), method, len(methods)))
+            section.draw(lambda neurons=neurons: plot.overlap(neurons), method if len(methods) > 1 else "")
     if len(methods) > 1:
         section.draw(lambda: plot.methods(methods))
     section.tables.append(neuron_table(methods, findings.stats, findings.profiles))
     return section
 
 
-def _named(figure: go.Figure, method: str, methods: int) -> go.Figure:
-    """Name the method in a figure's title, where there are several."""
-    if methods > 1:
-        layout: Any = figure.layout
-        figure.update_layout(title={"text": f"{method}: {layout.title.text}"})
-    return figure
-
-
-def _matrix(findings: Findings, matrix: EffectTable) -> Section:
-    section = Section("patching", "Patching", "What patching each language's neurons does to the loss")
+def _matrix(section: Section, matrix: EffectTable, _: Findings) -> None:
     section.draw(lambda: plot.perplexity_matrix(matrix))
     section.add(matrix.table(), "matrix", "Every effect")
     if matrix.selectivity is not None:
         section.add(matrix.selectivity_table(), "selectivity")
-    return section
 
 
-def _sweep(findings: Findings, sweep: EffectTable) -> Section:
-    stats = findings.stats
-    section = Section("dose", "Dose", "What values written at the neurons do")
-    neurons = next(iter(findings.neurons.values()), None)
+def _sweep(section: Section, sweep: EffectTable, findings: Findings) -> None:
+    stats, neurons = findings.stats, next(iter(findings.neurons.values()), None)
     if stats is not None and neurons is not None:
         for language in sweep.rows["patched"].unique():
             section.draw(lambda language=language: plot.dose_response(sweep, stats, neurons, str(language)))
     section.add(sweep.table(), "sweep", "Every dose")
-    return section
 
 
-def _evaluation(findings: Findings, evaluation: Evaluation) -> Section:
-    section = Section("tasks", "Tasks", "What patches do to tasks")
+def _evaluation(section: Section, evaluation: Evaluation, _: Findings) -> None:
     pairs = evaluation.rows[["task", "protocol"]].drop_duplicates().astype(str)
     for number, (task, protocol) in enumerate(pairs.itertuples(index=False), start=1):
         try:
@@ -268,67 +235,58 @@ def _evaluation(findings: Findings, evaluation: Evaluation) -> Section:
         section.draw(lambda table=table: plot.effects(table))
         section.add(table.table(), f"effects-{number}", f"Effects on {task} ({protocol})")
     section.add(evaluation.table(), "scores", "Scores")
-    return section
 
 
-def _published(findings: Findings) -> Section:
-    section = Section("published", "Published", "Published numbers beside measured ones", [*findings.published_about])
-    for number, (heading, table) in enumerate(findings.published.items(), start=1):
-        section.add(Table(table), f"published-{number}", heading)
-    return section
-
-
-def _factorial(findings: Findings, factorial: Factorial) -> Section:
-    section = Section("factorial", "Factorial", "Which choices reverse the sign of an effect")
+def _factorial(section: Section, factorial: Factorial, _: Findings) -> None:
     section.paragraphs.append(factorial.conclusion)
     section.add(factorial.table(), "cells", "Each cell over its languages")
     if len(factorial.opposites):
-        opposites = Table(factorial.opposites, title="Cells with opposite significant signs")
-        section.add(opposites, "opposites")
-    return section
+        section.add(Table(factorial.opposites, title="Cells with opposite significant signs"), "opposites")
 
 
-def _transfer(findings: Findings, transfer: Transfer) -> Section:
-    section = Section("transfer", "Transfer", "What training neurons does to other languages")
+def _transfer(section: Section, transfer: Transfer, _: Findings) -> None:
     section.draw(lambda: plot.transfer(transfer))
     if len(transfer.conditions) > 1:
         table = transfer.effects(transfer.reference)
         section.draw(lambda: plot.effects(table))
-        against = f"Effects against {table.settings['against']}"
-        section.add(table.table(), "transfer-effects", against)
+        section.add(table.table(), "transfer-effects", f"Effects against {table.settings['against']}")
     section.add(transfer.table(), "transfer-scores", "Scores")
-    return section
 
 
-def _ablation(findings: Findings, ablation: Ablation) -> Section:
-    section = Section("ablation", "Ablation", "What ablating a neuron changes")
+def _ablation(section: Section, ablation: Ablation, _: Findings) -> None:
     section.draw(lambda: plot.ablation(ablation))
     section.add(ablation.table(), "ablations", "Effects, the largest first")
-    return section
 
 
-def _polysemanticity(findings: Findings, result: Polysemanticity) -> Section:
-    section = Section("carried", "Carried", f"What else the neurons carry: {result.settings['task']}")
+def _polysemanticity(section: Section, result: Polysemanticity, _: Findings) -> None:
+    section.title += f": {result.settings['task']}"
     section.draw(lambda: plot.selectivity(result))
     section.add(result.sets_table(), "sets", "Neurons of each set that carry it, beside controls")
     section.add(result.table(top=None), "carriers", "Neurons, those that carry most first")
-    return section
 
 
-def _validity(findings: Findings, validity: Checked) -> Section:
-    section = Section("validity", "Validity", "Are the scores real?")
+def _validity(section: Section, validity: ValidityTable, _: Findings) -> None:
     section.draw(lambda: plot.validity(validity))
     section.add(validity.table(), "checks", "Every check")
-    return section
 
 
-def _pages(findings: Findings) -> Section:
-    profiles = findings.profiles
-    assert profiles is not None
+# Kind of result -> anchor, short and long title of its section, and what fills it.
+KINDS: dict[str, tuple[str, str, str, Callable[[Section, Any, Findings], None]]] = {
+    "matrix": ("patching", "Patching", "What patching each language's neurons does to the loss", _matrix),
+    "sweep": ("dose", "Dose", "What values written at the neurons do", _sweep),
+    "evaluation": ("tasks", "Tasks", "What patches do to tasks", _evaluation),
+    "factorial": ("factorial", "Factorial", "Which choices reverse the sign of an effect", _factorial),
+    "transfer": ("transfer", "Transfer", "What training neurons does to other languages", _transfer),
+    "ablation": ("ablation", "Ablation", "What ablating a neuron changes", _ablation),
+    "polysemanticity": ("carried", "Carried", "What else the neurons carry", _polysemanticity),
+    "validity": ("validity", "Validity", "Are the scores real?", _validity),
+}
+
+
+def _pages(findings: Findings, profiles: Profiles) -> Section:
     section = Section("pages", "Neuron pages", f"{len(profiles):,} neurons, one by one")
-    results = findings.stats, findings.first("polysemanticity"), findings.first("ablation"), findings.neurons
-    for neuron in profiles.neurons:
-        section.pages.append(rendered(page_content(profiles, neuron, *results), brief=True))
+    results = findings.beside_profiles
+    section.pages = [rendered(page_content(profiles, neuron, results), brief=True) for neuron in profiles.neurons]
     settings = profiles.settings
     section.paragraphs.append(
         f"Texts: the first {settings['context_length']} tokens of at most {settings['documents'] or 'all'} documents "
@@ -337,7 +295,3 @@ def _pages(findings: Findings) -> Section:
         "adds to its logit." + " The gate's other factor can be negative, which reverses them." * settings["gated"]
     )
     return section
-
-
-def _provenance(findings: Findings) -> Section:
-    return Section("made-from", "Provenance", "What this was made from", [*provenance(findings)])

@@ -1,5 +1,6 @@
 """Tables of the report: printed cells that readers sort and filter, and the map of layers and languages."""
 
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,8 +12,7 @@ from langneurons.analysis.profiles import Profiles
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.storage.presenting import MISSING, Column, Table
-from langneurons.views.neuron_numbers import numbers
-from langneurons.views.pages import ANCHOR
+from langneurons.views.pages import ANCHOR, numbers
 
 MOST_ROWS = 2000
 DENSE = 0.55  # above this share of the largest count, text on a cell is light
@@ -158,7 +158,7 @@ def _activity(
     """Share active in the language, most in another one, and which one that is; None where it was not recorded."""
     if site not in stats.sites or language not in stats.languages:
         return None, None, None
-    shares = dict(zip(stats.languages, numbers(stats, site).probability[:, layer, index].tolist(), strict=True))
+    shares = dict(zip(stats.languages, numbers(stats, site)[0][:, layer, index].tolist(), strict=True))
     own = shares.pop(language)
-    where = max(shares, key=shares.__getitem__) if shares else None
-    return own, shares[where] if where is not None else None, where
+    where, elsewhere = max(shares.items(), key=operator.itemgetter(1), default=(None, None))
+    return own, elsewhere, where

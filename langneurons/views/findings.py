@@ -1,6 +1,6 @@
 """What a report is made from, and what that says in words: verdicts, and what could have been missed."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 
 from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.polysemanticity import Polysemanticity
 from langneurons.analysis.profiles import Profiles
-from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.analysis.validity.checks import ValidityTable
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, StaleArtefactError, StatisticsError
 from langneurons.evaluation.results import UNPATCHED, Evaluation, Factorial
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.storage.presenting import Column, number
 from langneurons.training.transfer_table import Transfer
-from langneurons.views.analysis_figures import Checked
-from langneurons.views.pages import check_belongs
+from langneurons.views.pages import Results, check_belongs
 
 NAMED = 6  # effects named one by one
 POINTS = Column(scale=100, signed=True)
@@ -62,17 +62,12 @@ class Findings:
     transfer: Transfer | Mapping[str, Transfer] | None = None
     ablation: Ablation | Mapping[str, Ablation] | None = None
     polysemanticity: Polysemanticity | Mapping[str, Polysemanticity] | None = None
-    validity: Checked | None = None
+    validity: ValidityTable | None = None
     published: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     published_about: Sequence[str] = ()
     profiles: Profiles | None = None
     provenance: Sequence[str] = ()
     config: str = ""
-
-    @property
-    def found(self) -> list[str]:
-        """Names of the results that there are."""
-        return [item.name for item in fields(self) if item.name not in TEXTS and getattr(self, item.name)]
 
     def each(self, kind: str) -> dict[str, Any]:
         """Results of a kind by name; one that was given without a name has an empty one."""
@@ -81,9 +76,11 @@ class Findings:
             return {}
         return dict(results) if isinstance(results, Mapping) else {"": results}
 
-    def first(self, kind: str) -> Any:
-        """First result of a kind, None where there is none."""
-        return next(iter(self.each(kind).values()), None)
+    @property
+    def beside_profiles(self) -> Results:
+        """What neurons' pages show beside their profiles: of several results of a kind the first."""
+        carried, ablation = (next(iter(self.each(kind).values()), None) for kind in ("polysemanticity", "ablation"))
+        return Results(self.stats, carried, ablation, self.neurons)
 
     def check(self) -> None:
         """Refuse to report on nothing, or on results that do not belong together.
@@ -92,14 +89,12 @@ class Findings:
             StatisticsError: If there is no result.
             StaleArtefactError: If results belong to different models or sites.
         """
-        if not self.found:
+        if not any(getattr(self, item.name) for item in fields(self) if item.name not in TEXTS):
             raise StatisticsError(
                 "There is nothing to report: give at least one result, such as stats=, neurons= or matrix=."
             )
         if self.profiles is not None:
-            check_belongs(
-                self.profiles, self.stats, self.first("polysemanticity"), self.first("ablation"), self.neurons
-            )
+            check_belongs(self.profiles, self.beside_profiles)
         if self.stats is None:
             return
         for method, neurons in self.neurons.items():
@@ -116,16 +111,7 @@ def answers(findings: Findings) -> Iterator[str]:
     yield from findings.answer
     for method, neurons in findings.neurons.items():
         yield named_neurons(method, neurons)
-    sentences_of: dict[str, Callable[[Any], Iterable[str]]] = {
-        "matrix": of_matrix,
-        "evaluation": of_evaluation,
-        "factorial": lambda factorial: [factorial.conclusion],
-        "transfer": lambda transfer: [of_transfer(transfer)],
-        "ablation": lambda ablation: [of_ablation(ablation)],
-        "polysemanticity": lambda polysemanticity: [of_polysemanticity(polysemanticity)],
-        "validity": lambda validity: [of_validity(validity)],
-    }
-    for kind, sentences in sentences_of.items():
+    for kind, sentences in SENTENCES.items():
         for name, result in findings.each(kind).items():
             yield from (f"{name}: {sentence}" if name else sentence for sentence in sentences(result))
 
@@ -166,7 +152,7 @@ def of_matrix(matrix: EffectTable) -> Iterator[str]:
     """Effect of patching each language's neurons on its own loss and on the others'."""
     rows = matrix.rows
     if not {"patched", "measured"} <= set(rows.columns):
-        yield judged(matrix, "Patching")
+        yield f"Patching: {verdicts(rows, matrix)}"
         return
     own = rows["patched"] == rows["measured"]
     for part, whose in ((rows.loc[own], "its own loss"), (rows.loc[~own], "another language's loss")):
@@ -198,20 +184,26 @@ def of_evaluation(evaluation: Evaluation) -> Iterator[str]:
             bad = f"; not shown to be in {', '.join(rest)}, where no change can mean much" if rest else ""
             yield f"On {task} ({protocol}), the unpatched model is {good}{bad}."
         try:
-            yield judged(evaluation.effects(str(task), str(protocol)), f"Patches, on {task} ({protocol})")
+            table = evaluation.effects(str(task), str(protocol))
         except EffectError:
             continue  # nothing was patched
+        yield f"Patches, on {task} ({protocol}): {verdicts(table.rows, table)}"
 
 
-def of_transfer(transfer: Transfer) -> str:
+def of_factorial(factorial: Factorial) -> Iterator[str]:
+    """Whether some choices reverse the sign of an effect."""
+    yield factorial.conclusion
+
+
+def of_transfer(transfer: Transfer) -> Iterator[str]:
     """Effect of training neurons on other languages."""
     try:
-        return transfer.verdict()
+        yield transfer.verdict()
     except EffectError:
-        return f"One condition was trained ({transfer.conditions[0]}): there is nothing to compare it with."
+        yield f"One condition was trained ({transfer.conditions[0]}): there is nothing to compare it with."
 
 
-def of_ablation(ablation: Ablation) -> str:
+def of_ablation(ablation: Ablation) -> Iterator[str]:
     """Number of neurons that matter, and whether they matter more than others of their kind."""
     rows, settings, unit, scale = ablation.rows, ablation.settings, ablation.unit, ablation.scale
     different = sum(p < SIGNIFICANCE for p in rows["p_adjusted"])
@@ -222,18 +214,17 @@ def of_ablation(ablation: Ablation) -> str:
         f"zero (false discovery rate 5 %), {small:,} lie within ±{scale * settings['margin']:g} {unit}"
     )
     if len(inconclusive):
-        missed = _missed(scale * finite_max(inconclusive), unit)
-        sentences += f"; {len(inconclusive):,} are inconclusive ({missed})"
+        sentences += f"; {len(inconclusive):,} are inconclusive ({_missed(scale * inconclusive, unit)})"
     placed = rows["control_p"].dropna().tolist() if "control_p" in rows.columns else []
     if placed:
         beyond, expected = sum(p < SIGNIFICANCE for p in placed), SIGNIFICANCE * len(placed)
         sentences += (
             f". {beyond:,} differ from those of matched controls (each tested alone; chance gives {expected:.0f})"
         )
-    return f"{sentences}."
+    yield f"{sentences}."
 
 
-def of_polysemanticity(polysemanticity: Polysemanticity) -> str:
+def of_polysemanticity(polysemanticity: Polysemanticity) -> Iterator[str]:
     """Number of each language's neurons that carry a task, beside controls."""
     task = polysemanticity.settings["task"]
     sets = polysemanticity.sets.loc[polysemanticity.sets["carries"] == "task"]
@@ -245,22 +236,25 @@ def of_polysemanticity(polysemanticity: Polysemanticity) -> str:
             if languages := sets.loc[sets["verdict"] == verdict, "language"].tolist():
                 sentence += f"; {than} matched controls in {', '.join(languages)}"
     least = float(np.nanmedian(polysemanticity.rows["task_detectable"].replace(np.inf, np.nan).to_numpy(float)))
-    if np.isnan(least):
-        return f"{sentence}."
-    return f"{sentence}. A label that explains less than {number(100 * least, 2)} % of the variance would be missed."
+    missed = f" A label that explains less than {number(100 * least, 2)} % of the variance would be missed."
+    yield f"{sentence}.{'' if np.isnan(least) else missed}"
 
 
-def of_validity(validity: Checked) -> str:
+def of_validity(validity: ValidityTable) -> Iterator[str]:
     """Methods that pass the checks."""
-    methods, columns = validity.rows["method"], [f"{check.column}_passes" for check in validity.checks]
-    passes = validity.rows[columns].fillna(True).to_numpy(bool).all(axis=1)
-    passing = ", ".join(methods[passes]) or "none"
-    return f"Of {len(methods)} methods, these fail no validity check that was made: {passing}."
+    passing = ", ".join(validity.passing) or "none"
+    yield f"Of {len(validity.rows)} methods, these fail no validity check that was made: {passing}."
 
 
-def judged(table: EffectTable, what: str) -> str:
-    """Verdicts of a table of effects, as a sentence."""
-    return f"{what}: {verdicts(table.rows, table)}"
+SENTENCES: Mapping[str, Callable[[Any], Iterator[str]]] = {
+    "matrix": of_matrix,
+    "evaluation": of_evaluation,
+    "factorial": of_factorial,
+    "transfer": of_transfer,
+    "ablation": of_ablation,
+    "polysemanticity": of_polysemanticity,
+    "validity": of_validity,
+}
 
 
 def verdicts(rows: pd.DataFrame, table: EffectTable) -> str:
@@ -280,27 +274,23 @@ def verdicts(rows: pd.DataFrame, table: EffectTable) -> str:
         clauses.append(f"{equivalent} shown to be within ±{scale * table.settings['margin']:g} {unit} of no change")
     inconclusive = rows.loc[rows["verdict"] == "inconclusive", "minimal_detectable"]
     if len(inconclusive):
-        clauses.append(f"{len(inconclusive)} inconclusive ({_missed(scale * finite_max(inconclusive), unit)})")
+        clauses.append(f"{len(inconclusive)} inconclusive ({_missed(scale * inconclusive, unit)})")
     return "; ".join(clauses) + "."
 
 
-def finite_max(values: pd.Series) -> float:
-    """Largest finite value, NaN where there is none."""
-    finite = values.astype(float).replace(np.inf, np.nan).dropna()
-    return float(finite.max()) if len(finite) else float("nan")
-
-
-def _missed(detectable: float, unit: str) -> str:
-    if np.isnan(detectable):
-        return "too few items to see any"
-    return f"smaller than {number(detectable, 2)} {unit} would be missed"
+def _missed(detectable: pd.Series, unit: str) -> str:
+    """What effects of some minimal detectable sizes could have been missed."""
+    finite = detectable.astype(float).replace(np.inf, np.nan).dropna()
+    return (
+        f"smaller than {number(finite.max(), 2)} {unit} would be missed" if len(finite) else "too few items to see any"
+    )
 
 
 def _named(rows: pd.DataFrame, table: EffectTable) -> str:
-    order = np.argsort(-np.abs(rows["estimate"].to_numpy(float)), kind="stable")
     column = Column(scale=table.scale, signed=True)
+    order = np.argsort(-np.abs(rows["estimate"].to_numpy(float)), kind="stable")[:NAMED]
     largest = [
         f"{' → '.join(str(row[key]) for key in table.keys)} {column.text(row['estimate'])}"
-        for row in rows.iloc[order].head(NAMED).to_dict("records")
+        for row in rows.iloc[order].to_dict("records")
     ]
     return ", ".join(largest) + (", …" if len(rows) > NAMED else "")

@@ -23,8 +23,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int, Int16
 from scipy import optimize, sparse, stats
 
-from langneurons.analysis.selectivity.decomposition import quadratic_forms
-from langneurons.analysis.selectivity.texts import LabelledTexts
+from langneurons.analysis.decomposition import quadratic_forms
+from langneurons.analysis.texts import LabelledTexts
 from langneurons.effects.resampling import POWER, SIGNIFICANCE
 
 Factor = Literal["language", "task"]
@@ -115,6 +115,21 @@ class Design:
         """Number of texts that each unit has at each level of the other factor."""
         return rearrange(np.asarray(self._belongs.sum(1)), "(other unit) -> other unit", other=self.shape[1])
 
+    def cell_sums(
+        self, totals: Float[np.ndarray, "other unit neuron"], levels: Int16[np.ndarray, "draw unit"] | None = None
+    ) -> Float[np.ndarray, "draw level other neuron"]:
+        """Sum units by their levels.
+
+        Args:
+            totals: What ``totals`` gives.
+            levels: What ``draws`` gives; by default the levels that were observed, as one draw.
+        """
+        levels = self.levels[None] if levels is None else levels
+        belongs = (levels[:, None] == np.arange(self.shape[0])[:, None]).astype(float)
+        belongs = rearrange(belongs, "draw level unit -> (draw level) unit")
+        sums = np.stack([belongs @ other for other in totals], axis=1)
+        return rearrange(sums, "(draw level) other neuron -> draw level other neuron", level=self.shape[0])
+
     @cached_property
     def _belongs(self) -> sparse.csr_array:
         rows, texts = self.others * len(self.levels) + self.units, np.arange(len(self.units))
@@ -136,23 +151,6 @@ class Tested:
     p: Float[np.ndarray, "2 neuron"]
     null: Float[np.ndarray, "2 neuron"]
     detectable: Float[np.ndarray, " neuron"]
-
-
-def cell_sums(
-    totals: Float[np.ndarray, "other unit neuron"], levels: Int16[np.ndarray, "draw unit"], count: int
-) -> Float[np.ndarray, "draw level other neuron"]:
-    """Sum units by the levels they drew.
-
-    Args:
-        totals: What ``Design.totals`` gives.
-        levels: What ``Design.draws`` gives.
-        count: Number of levels.
-    """
-    belongs = rearrange(
-        (levels[:, None] == np.arange(count)[:, None]).astype(float), "draw level unit -> (draw level) unit"
-    )
-    sums = np.stack([belongs @ other for other in totals], axis=1)
-    return rearrange(sums, "(draw level) other neuron -> draw level other neuron", level=count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,17 +211,14 @@ class ExchangeTest:
         Under the null it is about a chi-square times its mean / degrees of freedom, whose noncentrality an effect
         raises. The exchanges' own mean knows how much translations and clusters count.
         """
-        counts = cell_sums(
-            self.design.counts[..., None], self.design.levels[None].astype(np.int16), self.design.shape[0]
-        )
+        counts = self.design.cell_sums(self.design.counts[..., None])
         form = quadratic_forms(counts[..., 0])["language"][0]
         degrees = round(float((np.diagonal(form) * counts.ravel()).sum()))
         if not degrees:
             return np.inf
         bar = stats.chi2.isf(SIGNIFICANCE, degrees)
-        return (
-            cast(float, optimize.brentq(lambda extra: stats.ncx2.sf(bar, degrees, extra) - POWER, 1e-3, 1e3)) / degrees
-        )
+        noncentrality = optimize.brentq(lambda extra: stats.ncx2.sf(bar, degrees, extra) - POWER, 1e-3, 1e3)
+        return cast(float, noncentrality) / degrees
 
 
 def _squares(
@@ -235,9 +230,9 @@ def _squares(
     squares = np.empty((2, len(levels), neurons))
     for first in range(0, len(levels), rows := max(1, ENTRIES // (count * levels.shape[1] + cells * neurons))):
         part = levels[first : first + rows]
-        counts = cell_sums(design.counts[..., None], part, count)[..., 0]
+        counts = design.cell_sums(design.counts[..., None], part)[..., 0]
         forms = quadratic_forms(counts[:1] if (counts == counts[0]).all() else counts)
-        sums = rearrange(cell_sums(totals, part, count), "draw level other neuron -> draw (level other) neuron")
+        sums = rearrange(design.cell_sums(totals, part), "draw level other neuron -> draw (level other) neuron")
         for place, name in enumerate(("language", "interaction")):
             squares[place, first : first + rows] = np.einsum("dcn,dcn->dn", forms[name] @ sums, sums)
     return squares
@@ -277,7 +272,7 @@ def bits(design: Design, values: Float[np.ndarray, "text neuron"], seed: int = 0
     ranks, sizes = _ranks(design, values)
     bins = np.minimum((ranks - 0.5) * BINS // sizes[design.others, None], BINS - 1)
     inside = rearrange((bins[..., None] == np.arange(BINS)).astype(float), "text neuron bin -> text (neuron bin)")
-    counts = cell_sums(design.totals(inside), levels, design.shape[0])
+    counts = design.cell_sums(design.totals(inside), levels)
     joint = rearrange(counts, "draw level other (neuron bin) -> draw level other neuron bin", bin=BINS) / len(values)
     expected = joint.sum(1, keepdims=True) * joint.sum(4, keepdims=True) / joint.sum((1, 4), keepdims=True)
     surprise = np.log2(np.divide(joint, expected, where=joint > 0, out=np.ones_like(joint)))
@@ -299,9 +294,8 @@ def auroc(design: Design, values: Float[np.ndarray, "text neuron"]) -> Float[np.
         From 0 to 1; 0.5 tells nothing, NaN where no text of another level is to be told from.
     """
     ranks, sizes = _ranks(design, values)
-    level = design.levels[None].astype(np.int16)
-    sums = cell_sums(design.totals(ranks), level, design.shape[0])[0]
-    counts = cell_sums(design.counts[..., None], level, design.shape[0])[0]
+    sums = design.cell_sums(design.totals(ranks))[0]
+    counts = design.cell_sums(design.counts[..., None])[0]
     pairs = (counts * (sizes[:, None] - counts)).sum(1)
     wins = (sums - counts * (counts + 1) / 2).sum(1)
     return np.divide(wins, pairs, out=np.full(wins.shape, np.nan), where=pairs > 0)

@@ -1,33 +1,36 @@
-"""``ln.explore``: what every click of the explorer does, with widgets and without."""
+"""``ln.explore``: the interactive view of a neuron set, and what each of its clicks does, with widgets and without."""
 
-from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from markupsafe import Markup
 
 from langneurons.analysis.ablation import Ablation
-from langneurons.analysis.selectivity.result import Polysemanticity
+from langneurons.analysis.polysemanticity import Polysemanticity
+from langneurons.analysis.profiles import EXAMPLES, TEXTS, Profiles
+from langneurons.analysis.profiling import output_tokens, profile, similar_neurons
 from langneurons.corpora import Corpus
 from langneurons.errors import ModelError, NeuronSetError, StatisticsError, unknown
+from langneurons.identification import NeuronSet
 from langneurons.identification.controls import fitting_statistics
-from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo
 from langneurons.recording.looking import activations
 from langneurons.recording.statistics import ActivationStats
-from langneurons.views.explorer.pages import Pages, Trial, ranked, response, try_out
-from langneurons.views.pages import NeuronPage
-from langneurons.views.plot import layer_heatmap
+from langneurons.settings import Profiling
+from langneurons.views.neuron_figures import layer_heatmap
+from langneurons.views.pages import NeuronPage, Results, neuron_page, page_content, rendered
 from langneurons.views.style import FONT
 from langneurons.views.tokens import coloured_text
+from langneurons.views.trials import Trial, ranked, response, try_out
 
 Neuron = tuple[int, int]
 WHATS = ("neuron", "layer", "language")
 SAMPLE_LETTERS = 200
+EXAMPLES_SHOWN, OUTPUT_TOKENS, SIMILAR = 3, 10, 8  # shown on a page, of each kind
 WITHOUT_WIDGETS = (
     "Widgets are not available here (pip install 'langneurons[notebooks]', then start Jupyter again), so this is a "
     "still picture. The clicks are methods too: .click(language, layer), .show((layer, neuron)), .ablate(value, text)."
@@ -81,8 +84,8 @@ def explore(
         raise NeuronSetError("The neuron set is empty: there is nothing to explore.")
     check_fits(SetTo(neurons, 0.0), view(model))
     fitting = fitting_statistics(stats, neurons.shape, neurons.site, view(model).fingerprint_at(neurons.site))
-    pages = Pages(model, fitting, neurons, corpus, polysemanticity, ablation, documents)
-    return Explorer(model, fitting, neurons, pages, corpus, text)
+    results = Results(fitting, polysemanticity, ablation, {"this set": neurons})
+    return Explorer(model, fitting, neurons, corpus, documents, results, text or "")
 
 
 class Explorer:
@@ -101,19 +104,25 @@ class Explorer:
         model: torch.nn.Module,
         stats: ActivationStats,
         neurons: NeuronSet,
-        pages: Pages,
         corpus: Corpus | None,
-        text: str | None,
+        documents: int,
+        results: Results,
+        text: str,
     ) -> None:
-        figure = layer_heatmap(neurons)
         self._model, self._stats, self._neurons, self._corpus = model, stats, neurons, corpus
-        self._pages, self._figure = pages, figure
+        self._documents, self._results = documents, results
         self._measure, self._responses = response(stats)
-        self.text, self._sample = text or "", ""
+        self._pages: dict[Neuron, NeuronPage] = {}
+        self._figure = layer_heatmap(neurons)
+        self.text, self._sample = text, ""
         self.language: str | None = None
         self.layer: int | None = None
         self.neuron: Neuron | None = None
-        self.panel = _panel(self, figure, neurons)
+        self.panel: Any = None
+        with suppress(ImportError):  # ipywidgets, or the anywidget that it asks for, may not be installed
+            from langneurons.views.explorer_panel import Panel  # noqa: PLC0415
+
+            self.panel = Panel(self, self._figure, neurons.languages, neurons.shape[0])
 
     def __repr__(self) -> str:
         return f"Explorer of {self._neurons!r}"
@@ -139,7 +148,10 @@ class Explorer:
         self._take_sample(language)
         if self.panel is not None:
             title = f"{language}, layer {layer}: {len(table)} neurons, {self._measure}"
-            choices = [(_line(row), (layer, row["neuron"])) for row in table.to_dict("records")]
+            choices = []
+            for _, index, own, elsewhere, where, _ in table.itertuples(index=False):
+                other = f", at most {elsewhere:.2f} in {where}" if where else ""
+                choices.append((f"{index}: {own:.2f}{other}", (layer, index)))
             self.panel.show_cell(language, layer, title, choices)
         return table
 
@@ -156,13 +168,14 @@ class Explorer:
             StatisticsError: If the model has no such neuron.
         """
         layer, index = map(int, self._stats.check_neuron(neuron))
-        if (layer, index) not in self._pages:
+        neuron = (layer, index)
+        if neuron not in self._pages:
             self._say(f"Looking at neuron {index} of layer {layer} ...")
-        page = self._pages[layer, index]
-        self.neuron = (layer, index)
+            self._pages[neuron] = self._page(neuron)
+        self.neuron, page = neuron, self._pages[neuron]
         if self.panel is not None:
-            html = self._notes(self.neuron) + self._on_the_text(self.neuron) + Markup(page._repr_html_())
-            self.panel.show_page(self.neuron, html, self._range(self.neuron))
+            html = self._notes(neuron) + self._on_the_text(neuron) + Markup(page._repr_html_())
+            self.panel.show_page(neuron, html, self._range(neuron))
         self._say("")
         return page
 
@@ -183,12 +196,11 @@ class Explorer:
             ModelError: If the text is empty or too long.
             TaskError: If it leaves no room in the model's context to go on.
         """
-        self.text = self.text if text is None else text
+        self._set_text(self.text if text is None else text)
         neurons, name = self._ablated(what)
         self._say("Reading the text ...")
         trial = try_out(self._model, SetTo(neurons, value), self.text, f"{name} set to {value:g}")
         if self.panel is not None:
-            self.panel.show_text(self.text)
             self.panel.show_trial(value, trial._repr_html_())
         self._say("")
         return trial
@@ -203,9 +215,37 @@ class Explorer:
         still = Markup("<p>{}</p>").format(STILL) + Markup(self._neurons.counts().to_html())
         display(self.panel.box._repr_mimebundle_() | {"text/html": still, "text/plain": repr(self)}, raw=True)
 
+    def _set_text(self, text: str) -> None:
+        self.text = text
+        if self.panel is not None:
+            self.panel.show_text(text)
+
     def _say(self, sentence: str) -> None:
         if self.panel is not None:
             self.panel.say(sentence)
+
+    def _alone(self, neuron: Neuron) -> NeuronSet:
+        """The neuron as a set of its own."""
+        whole = self._neurons
+        return NeuronSet.of({"chosen": [neuron]}, whole.shape, whole.site, whole.model, "chosen")
+
+    def _page(self, neuron: Neuron) -> NeuronPage:
+        model_view, alone = view(self._model), self._alone(neuron)
+        if self._corpus is not None:
+            options = Profiling(k=EXAMPLES_SHOWN, documents=self._documents)
+            profiles = profile(self._model, alone, self._corpus, self._stats, profiling=options, progress=False)
+            return neuron_page(profiles, neuron, *self._results)
+        of_model = {"model": model_view.name, "fingerprint": self._stats.fingerprint}
+        profiles = Profiles(
+            pd.DataFrame(columns=TEXTS),
+            pd.DataFrame(columns=EXAMPLES),
+            output_tokens(model_view, alone, OUTPUT_TOKENS),
+            similar_neurons(model_view, alone, self._stats, SIMILAR),
+            {**of_model, "site": alone.site, "gated": model_view.gated, "neurons": [neuron], "languages": []},
+        )
+        content = page_content(profiles, neuron, self._results)
+        title = f"Layer {neuron[0]}, neuron {neuron[1]} of {model_view.name}"
+        return NeuronPage(neuron, title, rendered(content, brief=True))
 
     def _notes(self, neuron: Neuron) -> Markup:
         sentences = []
@@ -220,7 +260,7 @@ class Explorer:
         if not self.text.strip():
             return Markup("")
         try:
-            values = activations(self._model, self.text, self._pages.alone(neuron))
+            values = activations(self._model, self.text, self._alone(neuron))
         except ModelError as error:
             return Markup("<p>{}</p>").format(error)
         tokens = coloured_text(values.index.get_level_values("token").tolist(), values.iloc[:, 0].tolist())
@@ -233,7 +273,7 @@ class Explorer:
         if what == "neuron":
             if self.neuron is None:
                 raise NeuronSetError("No neuron is chosen: choose one of the list, or call .show((layer, neuron)).")
-            return self._pages.alone(self.neuron), f"neuron {self.neuron[1]} of layer {self.neuron[0]}"
+            return self._alone(self.neuron), f"neuron {self.neuron[1]} of layer {self.neuron[0]}"
         if self.language is None or self.layer is None:
             raise NeuronSetError("No cell is chosen: click one of the map, or call .click(language, layer).")
         neurons = self._neurons[self.language]
@@ -247,9 +287,8 @@ class Explorer:
         """Offer a text in the language, unless the user has written one."""
         if self._corpus is None or self.text != self._sample or language not in self._corpus:
             return
-        self.text = self._sample = self._corpus.text(language, 0)[:SAMPLE_LETTERS]
-        if self.panel is not None:
-            self.panel.show_text(self.text)
+        self._sample = self._corpus.text(language, 0)[:SAMPLE_LETTERS]
+        self._set_text(self._sample)
 
     def _range(self, neuron: Neuron) -> tuple[float, float]:
         """Values that the neuron takes, zero among them."""
@@ -259,18 +298,3 @@ class Explorer:
         except StatisticsError:  # published counts
             return -1.0, 1.0
         return min(low, 0.0), max(high, 0.0)
-
-
-def _line(row: Mapping[Any, Any]) -> str:
-    other = f", at most {row['elsewhere']:.2f} in {row['where']}" if row["where"] else ""
-    return f"{row['neuron']}: {row['own']:.2f}{other}"
-
-
-def _panel(explorer: Explorer, figure: go.Figure, neurons: NeuronSet) -> Any:
-    """The widgets, or None where what they are made of is not installed."""
-    try:
-        from langneurons.views.explorer.panel import Panel  # noqa: PLC0415 (ipywidgets may not be installed)
-
-        return Panel(explorer, figure, neurons.languages, neurons.shape[0])  # FigureWidget asks for anywidget
-    except ImportError:
-        return None

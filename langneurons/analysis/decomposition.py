@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,7 @@ from torch import Tensor
 
 from langneurons import storage
 from langneurons.errors import StatisticsError, unknown
-from langneurons.storage.objects import JsonObject
-from langneurons.storage.presenting import Column, Table
-from langneurons.storage.result import Result
+from langneurons.storage import Column, JsonObject, Result, Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +68,7 @@ class Moments:
         return cls(*(np.concatenate(column) for column in columns))
 
 
-Source = Literal["language", "task", "interaction"]
-SOURCES: tuple[str, ...] = get_args(Source)
+SOURCES = ("language", "task", "interaction")
 # A neuron whose values differ by less than this share of their size differs by the rounding of single precision.
 CONSTANT = 1e-5
 
@@ -126,15 +123,10 @@ class Decomposition(Result, kind="decomposition"):
         total = residual + (sums * apart).sum(0)
         changes = total > moments.counts.sum() * np.square(CONSTANT) * (np.square(grand) + total / moments.counts.sum())
         forms = quadratic_forms(counts[None].astype(float))
-        squares = {name: _of_form(form[0], sums) for name, form in forms.items()}
+        squares = {name: np.maximum((sums * (form[0] @ sums)).sum(0), 0.0) for name, form in forms.items()}
         squares |= {"residual": residual, "total": total}
-        return cls(
-            languages,
-            labels,
-            counts,
-            site,
-            {name: np.where(changes, values, 0.0).reshape(shape) for name, values in squares.items()},
-        )
+        squares = {name: np.where(changes, values, 0.0).reshape(shape) for name, values in squares.items()}
+        return cls(languages, labels, counts, site, squares)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -182,9 +174,8 @@ class Decomposition(Result, kind="decomposition"):
 
     def table(self) -> Table:
         """The mean over each layer's neurons of the variance that every source explains."""
-        names = [f"{source}_share" for source in SOURCES]
-        frame = pd.DataFrame(self.rows.groupby("layer", as_index=False)[names].mean())
         columns = {f"{source}_share": Column(source, "%", 100) for source in SOURCES}
+        frame = pd.DataFrame(self.rows.groupby("layer", as_index=False)[list(columns)].mean())
         layers, width = self.shape
         title = (
             f"Decomposition of {layers} layers x {width} at {self.site}: {', '.join(self.languages)} by "
@@ -235,13 +226,9 @@ def quadratic_forms(counts: Float[np.ndarray, "draw language label"]) -> dict[st
     by_language = np.kron(np.eye(languages), np.ones((labels, 1)))
     by_label = np.kron(np.ones((languages, 1)), np.eye(labels))
     filled = rearrange(counts, "draw language label -> draw (language label)")
-    mean, language, label, both = (
-        _projection(design, filled)
-        for design in (np.ones((filled.shape[1], 1)), by_language, by_label, np.hstack([by_language, by_label]))
-    )
-    every = np.einsum(
-        "dc,ce->dce", np.divide(1, filled, where=filled > 0, out=np.zeros_like(filled)), np.eye(filled.shape[1])
-    )
+    designs = np.ones((filled.shape[1], 1)), by_language, by_label, np.hstack([by_language, by_label])
+    mean, language, label, both = (_projection(design, filled) for design in designs)
+    every = np.divide(1, filled, where=filled > 0, out=np.zeros_like(filled))[:, :, None] * np.eye(filled.shape[1])
     return {
         "language": both - label,
         "task": both - language,
@@ -256,12 +243,6 @@ def _projection(
 ) -> Float[np.ndarray, "draw cell cell"]:
     normal = np.einsum("ca,dc,cb->dab", design, counts, design, optimize=True)
     return design @ np.linalg.pinv(normal, rcond=1e-10, hermitian=True) @ design.T
-
-
-def _of_form(
-    form: Float[np.ndarray, "cell cell"], sums: Float[np.ndarray, "cell neuron"]
-) -> Float[np.ndarray, " neuron"]:
-    return np.maximum((sums * (form @ sums)).sum(0), 0.0)
 
 
 def ratio(part: Float[np.ndarray, "*shape"], whole: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

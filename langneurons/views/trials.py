@@ -1,4 +1,4 @@
-"""What the explorer shows: a neuron's page, a ranking of neurons, and the effect of a patch on one text."""
+"""What the explorer computes: a ranking of neurons, and the effect of a patch on one text."""
 
 import math
 from dataclasses import dataclass
@@ -10,14 +10,9 @@ from jaxtyping import Float
 from markupsafe import Markup
 from torch import Tensor
 
-from langneurons.analysis.ablation import Ablation
-from langneurons.analysis.profiles import EXAMPLES, Profiles
-from langneurons.analysis.profiling import output_tokens, profile, similar_neurons
-from langneurons.analysis.selectivity.result import Polysemanticity
-from langneurons.corpora import Corpus
 from langneurons.errors import NeuronSetError, StatisticsError
+from langneurons.identification import NeuronSet
 from langneurons.identification.firing import check_sign_means_something
-from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, patching, unreachable
 from langneurons.patches.patch import Patch
@@ -25,78 +20,8 @@ from langneurons.recording.looking import activations
 from langneurons.recording.statistics import ActivationStats
 from langneurons.tasks.batching import scoring
 from langneurons.tasks.completing import complete, prompt_ids
-from langneurons.views.pages import NeuronPage, neuron_page, page_content, rendered
-from langneurons.views.style import FONT
+from langneurons.views.style import FONT, TEMPLATES
 from langneurons.views.tokens import coloured_text
-
-TEXTS, OUTPUT_TOKENS, SIMILAR = 3, 10, 8
-
-
-class Pages:
-    """Pages of a model's neurons, each made once.
-
-    Args:
-        model: A model returned by ``load_model``.
-        stats: Statistics of the model at the neurons' site.
-        neurons: Neuron set whose languages the pages name.
-        corpus: Texts to look through, None for pages without texts.
-        polysemanticity: Result of ``ln.polysemanticity`` to show on the pages.
-        ablation: Result of ``ln.ablate`` to show on the pages.
-        documents: Documents per language to look through.
-    """
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        stats: ActivationStats,
-        neurons: NeuronSet,
-        corpus: Corpus | None,
-        polysemanticity: Polysemanticity | None,
-        ablation: Ablation | None,
-        documents: int,
-    ) -> None:
-        self._model, self._stats, self._neurons = model, stats, neurons
-        self._corpus, self._documents = corpus, documents
-        self._results = (polysemanticity, ablation, {"this set": neurons})
-        self._pages: dict[tuple[int, int], NeuronPage] = {}
-
-    def __contains__(self, neuron: tuple[int, int]) -> bool:
-        return neuron in self._pages
-
-    def __getitem__(self, neuron: tuple[int, int]) -> NeuronPage:
-        """The page of a neuron, by layer and index."""
-        if neuron not in self._pages:
-            self._pages[neuron] = self._without_texts(neuron) if self._corpus is None else self._with_texts(neuron)
-        return self._pages[neuron]
-
-    def alone(self, neuron: tuple[int, int]) -> NeuronSet:
-        """The neuron as a set of its own."""
-        whole = self._neurons
-        return NeuronSet.of({"chosen": [neuron]}, whole.shape, whole.site, whole.model, "chosen")
-
-    def _with_texts(self, neuron: tuple[int, int]) -> NeuronPage:
-        assert self._corpus is not None
-        neurons, documents = self.alone(neuron), self._documents
-        profiles = profile(
-            self._model, neurons, self._corpus, self._stats, k=TEXTS, documents=documents, progress=False
-        )
-        return neuron_page(profiles, neuron, self._stats, *self._results)
-
-    def _without_texts(self, neuron: tuple[int, int]) -> NeuronPage:
-        model_view, neurons = view(self._model), self.alone(neuron)
-        settings = {"model": model_view.name, "fingerprint": self._stats.fingerprint}
-        settings |= {"site": neurons.site, "gated": model_view.gated}
-        profiles = Profiles(
-            pd.DataFrame(columns=["text", "language", "document", "pieces"]),
-            pd.DataFrame(columns=EXAMPLES),
-            output_tokens(model_view, neurons, OUTPUT_TOKENS),
-            similar_neurons(model_view, neurons, self._stats, SIMILAR),
-            {**settings, "neurons": [neuron], "languages": []},
-        )
-        content = page_content(profiles, neuron, self._stats, *self._results)
-        title = f"Layer {neuron[0]}, neuron {neuron[1]} of {model_view.name}"
-        return NeuronPage(neuron, title, rendered(content, brief=True))
-
 
 ACTIVE, MAGNITUDE = "share active", "mean magnitude"
 
@@ -157,26 +82,14 @@ def ranked(
         has = ", ".join(map(str, per_layer)) or "no layer"
         raise NeuronSetError(f"{language} has no neurons in layer {layer}: it has some in {has}.")
     members = per_layer[layer]
-    others = responses[:, layer, members].double()
-    own = torch.full_like(others[0], torch.nan)
-    if language in languages:
-        position = languages.index(language)
-        own = others[position].clone()
-        others[position] = -torch.inf
-    elsewhere, where = others.max(0)
-    finite = torch.isfinite(elsewhere)
-    elsewhere = elsewhere.where(finite, torch.nan)
-    table = pd.DataFrame(
-        {
-            "layer": layer,
-            "neuron": members.numpy(),
-            "own": own.numpy(),
-            "elsewhere": elsewhere.numpy(),
-            "where": [languages[place] if there else "" for place, there in zip(where.tolist(), finite, strict=True)],
-            "ahead": (own - elsewhere).numpy(),
-        }
-    )
-    return table.iloc[np.argsort(-table["ahead"].to_numpy(), kind="stable")].reset_index(drop=True)
+    others = pd.DataFrame(responses[:, layer, members].double().numpy(), index=list(languages))
+    own = others.reindex([language]).iloc[0]
+    others = others.drop(index=language, errors="ignore")
+    elsewhere = others.max()
+    where = others.idxmax() if len(others) else ""
+    table = pd.DataFrame({"own": own, "elsewhere": elsewhere, "where": where, "ahead": own - elsewhere})
+    table = table.assign(layer=layer, neuron=members.numpy()).sort_values("ahead", ascending=False, kind="stable")
+    return table.reindex(columns=["layer", "neuron", "own", "elsewhere", "where", "ahead"]).reset_index(drop=True)
 
 
 NEW_TOKENS = 20
@@ -215,30 +128,17 @@ class Trial:
         )
 
     def __repr__(self) -> str:
-        continuations = [
+        unpatched, patched = (
             f"Unpatched it goes on: {self.unpatched or ENDED}",
             f"Patched it goes on: {self.patched or ENDED}",
-        ]
-        return "\n".join(filter(None, [self.sentence, self.note, *continuations, CAUTION]))
+        )
+        return "\n".join(filter(None, [self.sentence, self.note, unpatched, patched, CAUTION]))
 
     def _repr_html_(self) -> Markup:
         change = (self.tokens["patched"] - self.tokens["unpatched"]).tolist()
-        return Markup(
-            '<div style="font-family:{font}"><p><b>{sentence}</b> {note}</p>'
-            "<p>Vermilion tokens are harder to predict with the patch, blue ones easier.</p>{tokens}"
-            '<table style="margin-top:.8em"><caption style="text-align:start">How the model goes on</caption>'
-            '<tr><th scope="row">unpatched</th><td dir="auto" style="text-align:start">{unpatched}</td></tr>'
-            '<tr><th scope="row">patched</th><td dir="auto" style="text-align:start">{patched}</td></tr></table>'
-            "<p><small>{caution}</small></p></div>"
-        ).format(
-            font=FONT,
-            sentence=self.sentence,
-            note=self.note,
-            tokens=coloured_text(self.tokens["token"].tolist(), change),
-            unpatched=self.unpatched or ENDED,
-            patched=self.patched or ENDED,
-            caution=CAUTION,
-        )
+        tokens = coloured_text(self.tokens["token"].tolist(), change)
+        page = TEMPLATES.get_template("trial.html.jinja")
+        return Markup(page.render(trial=self, tokens=tokens, font=FONT, ended=ENDED, caution=CAUTION))  # noqa: S704
 
 
 def try_out(model: torch.nn.Module, patch: Patch, text: str, about: str, new_tokens: int = NEW_TOKENS) -> Trial:

@@ -1,1 +1,0 @@
-"""What neurons carry: how much of their activation language, task label and both together explain."""

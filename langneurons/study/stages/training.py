@@ -1,0 +1,148 @@
+"""Training: fine-tuned models, of which tasks may be asked, and transfer experiments with chosen neurons."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+import langneurons as ln
+from langneurons.settings import Adapter, Controls, Count, Experiment, Run, Training
+from langneurons.study.stages import NeuronStage, Piece, Plan, Stage, Step, Units, among, keyed, misnamed
+from langneurons.study.stages.record import BACKWARD
+from langneurons.study.stages.tasks import check_kind, examples, pair_tokens
+from langneurons.study.tables import Names, Part, PatchedGrid, Split, StudyConfig
+from langneurons.study.work import Work
+
+if TYPE_CHECKING:
+    import torch
+
+    from langneurons.training.finetuned import Finetuned
+
+
+class TrainedPart(Part):
+    """The task that is trained on."""
+
+    kind: str = "xnli"
+    source: str = Field(description="the task's files: a folder, the hub's name, or babel")
+    revision: str | None = None
+
+
+class FinetuningPart(TrainedPart):
+    """Attention, and for XNLI a head, trained on one language; tasks may be asked of such a model."""
+
+    split: Split = Field("train", description="such as train, or train[:25%]")
+    items: Count | None = Field(None, description="premises or questions; all by default")
+    language: str = "en"
+    adapter: Adapter = Adapter()
+    training: Training = Training()
+
+
+class FinetuneStage(Stage[FinetuningPart], name="finetune", table="finetuning", several=True, verb="finetune"):
+    """Fine-tuned models."""
+
+    def steps(self, plan: Plan, model: str) -> Iterator[Step]:
+        """One for each table."""
+        for entry, part in self.parts(plan.config).items():
+            settings = {**keyed(part), "source": plan.source("task", part.source), **plan.model_settings(model)}
+            yield Step(self, settings, model=model, entry=entry)
+
+    def mistakes_in(self, config: StudyConfig, where: str, part: FinetuningPart) -> Iterator[str]:
+        """A kind of task that does not exist, or cannot be trained on."""
+        yield from check_kind(where, part.kind, trained=True)
+
+    def run(self, step: Step, part: FinetuningPart, work: Work) -> None:
+        """Train one model, as one piece of work."""
+        seed, run, adapter = work.config.seed, work.own(step, "training"), part.adapter
+        load = partial(ln.tasks.load_task, items=part.items, seed=seed, revision=part.revision)
+        items = load(part.kind, part.source, [part.language], part.split)
+        update = ln.MaskedLoRA(None, adapter.rank, adapter.alpha, attention=adapter.attention, seed=seed)
+        train = partial(_finetuned, training=part.training, run=run.model_copy(update={"executor": None}))
+        (tuned,) = ln.run.chosen_executor(run.executor).map(work.model(step), train, [(items, update)])
+        tuned.save(work.result(step))
+
+    def tokens(self, step: Step, part: FinetuningPart, config: StudyConfig, units: Units) -> float:
+        """A forward and a backward of every example."""
+        return _trained_tokens(part.kind, part.training, examples(part.kind, part.split, part.items))
+
+
+class TransferPart(TrainedPart, PatchedGrid):
+    """Training chosen neurons on one language, and what that is worth in others."""
+
+    old_names: ClassVar[Mapping[str, str]] = {"language": "experiment.source"}
+
+    patches: Names | None = Field([], description="under which every trained model is evaluated, too")
+    train_split: Split = Field("train", description="such as train, or train[:25%]")
+    test_split: Split = "test"
+    train_items: Count | None = None
+    test_items: Count | None = None
+    experiment: Experiment = Experiment()
+    training: Training = Training()
+    controls: Controls = Controls(draws=1)
+
+
+class TransferStage(
+    NeuronStage[TransferPart],
+    name="transfer",
+    table="transfer",
+    several=True,
+    verb="transfer_experiment",
+    section="transfer",
+    judged=True,
+    own="training",
+):
+    """Transfer experiments."""
+
+    def work_on(self, plan: Plan, part: TransferPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
+        """One for each table that has a target in the set."""
+        if _targets(part, languages):
+            patches = plan.config.patches_of(part)
+            settings = {**keyed(part, "methods", "sets"), "source": plan.source("task", part.source)}
+            settings |= {"patches": plan.patch_settings(patches)}
+            yield "", settings, plan.published(model, *patches.values())
+
+    def mistakes_in(self, config: StudyConfig, where: str, part: TransferPart) -> Iterator[str]:
+        """A kind of task that cannot be trained on, and languages that no set has."""
+        yield from check_kind(where, part.kind, trained=True)
+        languages = [code for name in part.sets or config.sets for code in config.sets[name]]
+        yield from misnamed("language", f"{where}.targets", part.experiment.targets, languages)
+
+    def run(self, step: Step, part: TransferPart, work: Work) -> None:
+        """Train under every condition and seed, and evaluate."""
+        neurons, stats = work.neurons(step)
+        source, targets = part.experiment.source, _targets(part, step.settings["languages"])
+        load = partial(ln.tasks.load_task, part.kind, part.source, seed=work.config.seed, revision=part.revision)
+        train = load([source], part.train_split, items=part.train_items)
+        test = load([source, *targets], part.test_split, items=part.test_items)
+        options = self.settings(part, step, work)
+        options["experiment"] = part.experiment.model_copy(update={"targets": tuple(targets)})
+        options["patches"] = work.patches(step, work.config.patches_of(part)) or None
+        options["stats"] = stats.at(neurons.site)
+        ln.transfer_experiment(work.model(step), train, test, neurons, **options).save(work.result(step))
+
+    def tokens(self, step: Step, part: TransferPart, config: StudyConfig, units: Units) -> float:
+        """Every training, and the test of every trained model in every language and under every patch."""
+        experiment, targets = part.experiment, _targets(part, step.settings["languages"])
+        seeds = experiment.seeds if isinstance(experiment.seeds, int) else len(experiment.seeds)
+        trained = _trained_tokens(part.kind, part.training, examples(part.kind, part.train_split, part.train_items))
+        tested = examples(part.kind, part.test_split, part.test_items) * pair_tokens(part.kind)
+        tested *= 1 + len(targets) * (1 + len(config.patches_of(part)))
+        return seeds * len(experiment.conditions) * (trained + tested)
+
+
+def _targets(part: TransferPart, languages: Sequence[str]) -> list[str]:
+    """The targets in a language set; none where it lacks the language of the training data."""
+    source = part.experiment.source
+    return [code for code in among(part.experiment.targets, languages) if code != source] if source in languages else []
+
+
+def _trained_tokens(kind: str, training: Training, number: float) -> float:
+    """Tokens of a training on a number of examples, in forwards."""
+    steps = training.steps
+    return (training.epochs * number if steps is None else steps * training.batch_size) * pair_tokens(kind) * BACKWARD
+
+
+def _finetuned(
+    model: "torch.nn.Module", job: "tuple[ln.tasks.Task, ln.MaskedLoRA]", training: Training, run: Run
+) -> "Finetuned":
+    return ln.finetune(model, *job, training=training, run=run)
