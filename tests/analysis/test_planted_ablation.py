@@ -8,6 +8,7 @@ from langneurons.analysis.ablating import ablate
 from tests.planted.carriers import KINDS, LANGUAGES, LAYERS, NAME, WIDTH, planted_carriers
 
 EVERY = set(LANGUAGES)
+INSIDE = ("no effect", "slightly worse", "slightly better")  # verdicts of effects shown to be within the margin
 HINDI, YES = [f"hi{word}" for word in range(12)], [f"{language}-yes" for language in LANGUAGES]
 
 
@@ -46,7 +47,7 @@ def carriers(writing, words, margin):
     neurons = ln.NeuronSet.of({kind: [planted.neurons[kind][1]] for kind in KINDS}, (LAYERS, WIDTH), "act")
     metric = mean_logits(words, planted)
     rows = ablate(model, neurons, planted.texts, metric, margin=margin, resamples=200, progress=False).rows
-    assert set(rows["verdict"]) == {"worse", "equivalent"}
+    assert {"worse"} < set(rows["verdict"]) <= {"worse", *INSIDE}
     found = rows.loc[rows["verdict"] == "worse"].groupby("label")["language"].agg(set)
     return dict.fromkeys(KINDS, set()) | found.to_dict(), rows.set_index(["label", "language"])["effect"]
 

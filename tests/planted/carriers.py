@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 import langneurons as ln
-from langneurons.analysis.texts import LabelledTexts
 from tests.planted.network import HIDDEN, LAYERS, SPECIAL, PlantedNetwork, directions, embedding, random_llama, set_gate
 from tests.tiny_models import word_tokenizer
 
@@ -30,7 +29,7 @@ class PlantedCarriers(PlantedNetwork):
         neurons: The (layer, neuron) pairs of each of ``KINDS``, the lower layer's first.
     """
 
-    texts: LabelledTexts
+    texts: ln.analysis.LabelledTexts
     neurons: dict[str, list[tuple[int, int]]]
 
     def set_of(self, **labelled: str) -> ln.NeuronSet:
@@ -68,7 +67,7 @@ def planted_carriers(clusters: int = 24, seed: int = 0) -> PlantedCarriers:
     return PlantedCarriers(network, word_tokenizer(vocabulary), _texts(clusters, seed), neurons)
 
 
-def _texts(clusters: int, seed: int) -> LabelledTexts:
+def _texts(clusters: int, seed: int) -> ln.analysis.LabelledTexts:
     draw = np.random.default_rng(seed)
     count = 2 * clusters
     labels = [LABELS[place] for place in draw.permutation(np.arange(count) % 2)]
@@ -83,4 +82,4 @@ def _texts(clusters: int, seed: int) -> LabelledTexts:
         ]
         for language in LANGUAGES
     }
-    return LabelledTexts.parallel(texts, labels, [item // 2 for item in range(count)], "cues")
+    return ln.analysis.LabelledTexts.parallel(texts, labels, [item // 2 for item in range(count)], "cues")

@@ -68,10 +68,6 @@ class LouderNeurons:
     loud: NeuronSet
     changes: Mapping[str, Float[Tensor, "text layer neuron"]]
 
-    def writes(self, language: str) -> Float[Tensor, "layer neuron"]:
-        """What each neuron writes in a language: mean |activation| x norm of the output weights."""
-        return _writes(self.stats, language)
-
     def losses(self, language: str, zeroed: NeuronSet | None = None) -> pd.DataFrame:
         """The loss on each text, as rows for ``effect``.
 
@@ -94,9 +90,9 @@ def louder_language_neurons(
     writes; so do other, loud neurons, in every language. It fires as often as any neuron does, and hardly elsewhere,
     where it writes about what most do. Neither activations nor output weights alone tell what is written.
 
-    The null: to zero a neuron raises the loss by what it writes there x ``COST`` x a chance factor of its own, of which
-    all neurons' are drawn alike. So a set is one more draw of neurons of its layers that write as much, and no draw of
-    neurons of its magnitude decile, because most of those write less.
+    The null: to zero a neuron raises the loss by what it writes there (``stats.write``) x ``COST`` x a chance factor of
+    its own, of which all neurons' are drawn alike. So a set is one more draw of neurons of its layers that write as
+    much, and no draw of neurons of its magnitude decile, because most of those write less. The layers have no gate.
 
     Args:
         seed: Seed for everything.
@@ -123,20 +119,16 @@ def louder_language_neurons(
         values[language] = torch.where(torch.rand(raw.shape, generator=random) < here, raw, -0.1 * raw)
     magnitude = torch.stack([raw.abs().mean(0) for raw in values.values()])
     own = torch.where(owner >= 0, magnitude.gather(0, owner.clamp(min=0)[None])[0], magnitude.mean(0))
-    stats = statistics_from(values, output_norm=wanted / own)
+    stats = statistics_from(values, gated=False, output_norm=wanted / own)
     luck = (LUCK * torch.randn(shape, generator=random) - LUCK**2 / 2).exp()
     changes = {}
     for language in LOUDER:
         on_text = (LUCK * torch.randn(TEXTS, *shape, generator=random) - LUCK**2 / 2).exp()
-        changes[language] = COST * _writes(stats, language) * luck * on_text
+        changes[language] = COST * stats.write(language) * luck * on_text
     members = {language: (owner == place).nonzero().tolist() for place, language in enumerate(LOUDER)}
     labelled = [members, {"loud": (strong & (owner < 0)).nonzero().tolist()}]
     sets, candidates = (NeuronSet.of(some, shape, "act", stats.model.fingerprint) for some in labelled)
     return LouderNeurons(stats, sets, candidates, changes)
-
-
-def _writes(stats: ActivationStats, language: str) -> Float[Tensor, "layer neuron"]:
-    return stats[language].mean_magnitude().values.double() * stats.output_norm().double()
 
 
 def _record(values: Tensor, documents: Tensor, site: str, act_fn: Callable[[Tensor], Tensor] | None) -> LanguageRecord:

@@ -9,6 +9,7 @@ import torch
 from langneurons.effects.estimation import effect
 from langneurons.effects.placement import placed
 from langneurons.identification.neurons import NeuronSet
+from langneurons.settings import Controls
 from tests.planted.statistics import COST, LOUDER, louder_language_neurons
 
 louder = functools.cache(louder_language_neurons)
@@ -22,7 +23,7 @@ def test_language_neurons_fire_in_their_language_and_write_several_times_what_mo
         assert own.sum(1).tolist() == [3] * 4
         assert float(shares[place][own].min()) > 0.15
         assert float(shares[torch.arange(3) != place][:, own].max()) < 0.15
-        writes = truth.writes(language)
+        writes = truth.stats.write(language)
         assert 3.5 < float(writes[own].min() / writes.median()) < float(writes[own].max() / writes.median()) < 9
         others = truth.neurons.mask() & ~own
         assert float(writes[others].median() / writes.median()) < 2
@@ -34,7 +35,7 @@ def test_there_are_as_many_loud_neurons_of_no_language_as_asked_for_and_some_wri
     assert loud.sum(1).tolist() == [40] * 4
     assert not bool((loud & truth.neurons.mask()).any())
     for language in LOUDER:
-        writes = truth.writes(language)
+        writes = truth.stats.write(language)
         for layer, neuron in truth.neurons[language].indices().tolist():
             near = (writes[layer] / writes[layer, neuron]).log().abs() < 0.2
             assert int((near & loud[layer]).sum()) >= 4
@@ -43,35 +44,40 @@ def test_there_are_as_many_loud_neurons_of_no_language_as_asked_for_and_some_wri
 def test_zeroing_costs_what_is_written_whoever_writes_it():
     truth = louder()
     for language in LOUDER:
-        writes, baseline = truth.writes(language), truth.losses(language)
+        writes, baseline = truth.stats.write(language), truth.losses(language)
         for neurons in (truth.neurons[language], truth.loud):
             cost = effect(truth.losses(language, neurons), baseline, resamples=200).estimate
             assert cost / float(writes[neurons.mask()].sum()) == pytest.approx(COST, rel=0.2)
 
 
 def test_a_set_is_one_more_draw_of_neurons_that_write_as_much_and_none_of_its_magnitude_deciles():
-    rejected = {"alike": [], "decile": []}
+    rejected = {"loud": [], "write": [], "layer+magnitude": []}
     for seed in range(12):
-        truth = louder(seed)
-        deciles = [truth.neurons.matched_control(truth.stats, draw, exclude=truth.neurons) for draw in range(19)]
-        random = np.random.default_rng(seed)
+        truth, random = louder(seed), np.random.default_rng(seed)
+        draws = {"loud": [as_loud(truth, random) for _ in range(19)]}
+        for match in ("write", "layer+magnitude"):
+            controls = Controls(stats=truth.stats, match=match)
+            draws[match] = [truth.neurons.matched_control(controls, draw, exclude=truth.neurons) for draw in range(19)]
         for language in LOUDER:
             cost = truth.changes[language].mean(0)
             value = float(cost[truth.neurons.mask(language)].sum())
-            alike = [as_loud(truth, language, random) for _ in range(19)]
-            for kind, draws in (("alike", alike), ("decile", [draw[language] for draw in deciles])):
-                placement = placed(value, [float(cost[neurons.mask()].sum()) for neurons in draws])
+            for kind, sets in draws.items():
+                placement = placed(value, [float(cost[neurons.mask(language)].sum()) for neurons in sets])
                 rejected[kind].append(placement.p <= 0.05)
-    assert np.mean(rejected["decile"]) > 0.5
-    assert np.mean(rejected["alike"]) < 0.15
+    assert np.mean(rejected["layer+magnitude"]) > 0.5
+    assert np.mean(rejected["write"]) < 0.15
+    assert np.mean(rejected["loud"]) < 0.15
 
 
-def as_loud(truth, language, random) -> NeuronSet:
-    """As many loud neurons as the language has in every layer."""
-    loud, counts = truth.loud.per_layer(), truth.neurons.counts().loc[language]
-    drawn = [
-        (layer, int(unit))
-        for layer, units in loud.items()
-        for unit in random.permutation(units.tolist())[: counts[layer]]
-    ]
-    return NeuronSet.of({language: drawn}, truth.stats.shape, "act")
+def as_loud(truth, random) -> NeuronSet:
+    """As many loud neurons as each language has in every layer."""
+    loud = {layer: units.tolist() for layer, units in truth.loud.per_layer().items()}
+    members = {
+        language: [
+            (layer, int(unit))
+            for layer, units in loud.items()
+            for unit in random.permutation(units)[: int(truth.neurons.mask(language)[layer].sum())]
+        ]
+        for language in LOUDER
+    }
+    return NeuronSet.of(members, truth.stats.shape, "act")
