@@ -20,7 +20,7 @@ from langneurons.effects.pairing import BASELINE
 from langneurons.errors import EffectError, LangNeuronsWarning, NeuronSetError, unknown
 from langneurons.identification import NeuronSet
 from langneurons.identification.controls import matched_by, statistics_at
-from langneurons.identification.neurons import united
+from langneurons.identification.neurons import report_balance, united
 from langneurons.models import view
 from langneurons.patches.patch import Value
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
@@ -139,6 +139,7 @@ def ablate(
         "each": each,
         "controls": controls.draws,
         "match": matched_by(controls),
+        **report_balance(neurons, controls),
         "per": measured_metric.per,
         **testing.model_dump(include={"margin", "level", "seed"}),
         "resamples": testing.samples,

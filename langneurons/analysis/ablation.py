@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from langneurons.effects.estimation import Effect, benjamini_hochberg
+from langneurons.effects.estimation import LOSSES, Effect, benjamini_hochberg
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.resampling import least_p
-from langneurons.effects.table import balance_sentence, with_current_names
+from langneurons.effects.table import balance_sentence, current_verdicts, with_current_names
 from langneurons.errors import EffectError
 from langneurons.storage import Column, JsonObject, Result, Table
 
@@ -137,7 +137,10 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
     @classmethod
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
         fields = super()._read(folder, content)
-        return fields | {"settings": with_current_names(fields["settings"])}
+        lower_is_better = fields["settings"]["metric"] in LOSSES
+        verdicts = current_verdicts(fields["rows"], lower_is_better, "effect", "p_adjusted")
+        rows = fields["rows"].assign(verdict=verdicts)
+        return fields | {"rows": rows, "settings": with_current_names(fields["settings"])}
 
 
 def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from langneurons.analysis.reading import Readings, chosen_texts, read
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.errors import NeuronSetError, TaskError
 from langneurons.identification.controls import matched_by
-from langneurons.identification.neurons import NeuronSet, united
+from langneurons.identification.neurons import NeuronSet, report_balance, united
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo
@@ -128,6 +128,7 @@ def polysemanticity(
             "neurons": neurons.method,
             "controls": controls.draws,
             "match": matched_by(controls),
+            **report_balance(neurons, controls, draws=draws),
             "finest": finest,
             **probing.model_dump(include={"position", "permutations", "least_share", "seed"}),
         },

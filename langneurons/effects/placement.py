@@ -130,7 +130,8 @@ def _rank_p(value: float, draws: Float[np.ndarray, " draw"]) -> float:
 
 def beyond_controls(
     patched: pd.DataFrame,
-    controls: Sequence[pd.DataFrame],
+    mean_control: pd.DataFrame,
+    changes: Sequence[float],
     baseline: pd.DataFrame,
     write_ratio: float = 1.0,
     value: str = "nll",
@@ -146,7 +147,8 @@ def beyond_controls(
 
     Args:
         patched: Rows measured under the patch of the set.
-        controls: Rows of the same items under each control draw, at least two.
+        mean_control: Rows of the same items, each the mean over the control draws.
+        changes: What each draw changed, as ``difference`` gives it; at least two.
         baseline: Rows of the unpatched model.
         write_ratio: What the controls write over what the set writes; effects of controls are divided by it, so that
             both are compared at the same dose.
@@ -162,14 +164,13 @@ def beyond_controls(
         EffectError: If there are fewer than two draws, or ``effect`` would refuse the rows.
     """
     (testing,) = with_options(options, testing)
-    if len(controls) < 2:
-        raise EffectError(f"Effects beyond controls need at least two draws of them, given {len(controls)}.")
-    changes = np.array([difference(draw, baseline, value, per) for draw in controls]) / write_ratio
-    before = baseline.set_index("item")[value].to_numpy(float)
-    of_draws = np.stack([draw.set_index("item")[value].reindex(baseline["item"]).to_numpy(float) for draw in controls])
-    as_controls = baseline.assign(**{value: before + (of_draws.mean(0) - before) / write_ratio, UNPATCHED: before})
+    if len(changes) < 2:
+        raise EffectError(f"Effects beyond controls need at least two draws of them, given {len(changes)}.")
+    before = baseline[value].to_numpy(float)
+    control = mean_control.set_index("item")[value].reindex(baseline["item"]).to_numpy(float)
+    as_controls = baseline.assign(**{value: before + (control - before) / write_ratio, UNPATCHED: before})
     change = effect(patched, as_controls, value, UNPATCHED if per == BASELINE else per, testing=testing)
-    draw_variance = float(changes.var(ddof=1)) * (1 + 1 / len(changes))
+    draw_variance = float(np.var(np.array(changes) / write_ratio, ddof=1)) * (1 + 1 / len(changes))
     of_documents = change.standard_error**2
     error = float(np.sqrt(of_documents + draw_variance))
     if error == 0:

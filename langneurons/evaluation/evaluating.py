@@ -14,7 +14,7 @@ from langneurons.effects.estimation import difference
 from langneurons.errors import LanguageError, PatchError, TaskError, unknown
 from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs
 from langneurons.evaluation.results import AT, UNPATCHED, Evaluation, Factorial, design_of
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.neurons import NeuronSet, report_balance, united
 from langneurons.models import view
 from langneurons.patches.patch import Add, DiffMean, Patch, Scale, SetTo, control_patches
 from langneurons.recording.statistics import ActivationStats
@@ -102,15 +102,19 @@ def evaluate(
     }
     references = references_of(tasks, languages)
     rows: dict[tuple, pd.DataFrame] = {}
+    sums_of_controls: dict[tuple, pd.DataFrame] = {}
     changes: list[tuple] = []
 
     def keep(key: tuple, of_job: pd.DataFrame) -> None:
-        # Of a control only its effect is kept: its rows are many, and only that is used.
+        # Of controls each effect and their mean are kept: their rows are many, and only those are used.
         index, patch, language, *draw = key
         if not draw:
             rows[key] = of_job
             return
         task, baseline = tasks[index], rows[index, UNPATCHED, language]
+        names = list(task.metrics)
+        scores = of_job.set_index("item")[names].astype(float).reindex(baseline["item"])
+        sums_of_controls[key[:3]] = sums_of_controls.get(key[:3], 0.0) + scores
         for metric in task.metrics:
             estimate = difference(of_job, baseline, metric, "row")
             changes.append((task.name, task.protocol, metric, patch, language, *draw, estimate))
@@ -120,18 +124,40 @@ def evaluate(
         long_rows(tasks[index], of_job, patch=patch, language=language)
         for (index, patch, language), of_job in rows.items()
     ]
+    means = [
+        long_rows(
+            tasks[index],
+            rows[index, patch, language].assign(**{name: sums[name].to_numpy() / controls.draws for name in sums}),
+            patch=patch,
+            language=language,
+        )
+        for (index, patch, language), sums in sums_of_controls.items()
+    ]
     return Evaluation(
         rows=pd.concat(parts, ignore_index=True).reindex(columns=ROWS),
         references=references,
         controls=pd.DataFrame(changes, columns=CHANGES) if controls.draws else None,
+        control_means=pd.concat(means, ignore_index=True).reindex(columns=ROWS[:8]) if means else None,
         settings={
             "model": view(model).described,
             "patches": {f"{name} {language}": list(map(repr, cell)) for (name, language), cell in by_cell.items()},
             "tasks": {f"{task.name} {task.protocol}": task.fingerprint for task in tasks},
             "control_draws": controls.draws,
+            **_balance(by_cell, controls),
             "options": testing.model_dump(),
         },
     )
+
+
+def _balance(by_cell: Mapping[tuple[str, ...], Sequence[Patch]], controls: Controls) -> dict[str, object]:
+    """What the neurons of the patches write beside their controls: one set of neurons for each label."""
+    patches = [patch for together in by_cell.values() for patch in together] if controls.draws else []
+    sites = list(dict.fromkeys(patch.neurons.site for patch in patches))
+    if len(sites) != 1:
+        return {}  # at several sites, what neurons write cannot be put in one table
+    taken = united(patch.neurons for patch in patches)
+    by_label = {label: flat for patch in patches for label, flat in patch.neurons.members.items()}
+    return report_balance(replace(taken, members=by_label), controls, taken)
 
 
 class FactorialOptions(MeasuringOptions, MatchingOptions, total=False):

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from langneurons.corpora import Corpus
+from langneurons.effects.estimation import difference
 from langneurons.effects.placement import (
     beyond_columns,
     beyond_controls,
@@ -151,9 +152,12 @@ def _beyond_controls(
     for label in (name[1] for name in conditions if name[0] == "set"):
         draws = [rows for name, rows in conditions.items() if name[:2] == ("matched", label)]
         for language, unpatched in baseline.items():
-            rows = conditions["set", label][language], [draw[language] for draw in draws], unpatched
-            as_drawn.append(beyond_controls(*rows, testing=testing))
-            at_equal_dose.append(beyond_controls(*rows, ratio_of[label], testing=testing))
+            of_language = [draw[language] for draw in draws]
+            changes = [difference(draw, unpatched) for draw in of_language]
+            mean = unpatched.assign(nll=np.mean([draw["nll"].to_numpy() for draw in of_language], axis=0))
+            compared = conditions["set", label][language], mean, changes, unpatched
+            as_drawn.append(beyond_controls(*compared, testing=testing))
+            at_equal_dose.append(beyond_controls(*compared, ratio_of[label], testing=testing))
     return {
         **beyond_columns(as_drawn, lower_is_better=True),
         **beyond_columns(at_equal_dose, lower_is_better=True, name="at_equal_dose"),

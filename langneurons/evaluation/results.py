@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from langneurons.effects.estimation import Effect, Verdict, effect
-from langneurons.effects.placement import LEVEL, placement_columns
+from langneurons.effects.placement import LEVEL, beyond_columns, beyond_controls, placement_columns
 from langneurons.effects.table import EffectTable, with_current_names
 from langneurons.errors import CorruptArtefactError, EffectError, unknown
 from langneurons.settings import Testing
@@ -26,7 +26,7 @@ FORCING = "language forcing"  # what turning a language up is for: more of it is
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optional=("controls",)):
+class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optional=("controls", "control_means")):
     """Scores of one model on tasks, per language and patch, with what is needed to believe a difference.
 
     Attributes:
@@ -36,6 +36,7 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
             language, reference, value.
         controls: What every draw of control neurons changed, where controls were drawn: task, protocol, metric, patch,
             language, draw, estimate.
+        control_means: Each item's mean value over the control draws, in the columns of ``rows`` up to value.
         settings: Model, patches, fingerprints of the tasks, options of the effects.
     """
 
@@ -43,6 +44,7 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
     references: pd.DataFrame
     controls: pd.DataFrame | None
     settings: Mapping[str, Any]
+    control_means: pd.DataFrame | None = None
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -69,7 +71,7 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
 
         Returns:
             Effects by ``patch`` and ``language``, differences of scores (0.01 is one point), with the placement among
-            controls where they were drawn.
+            controls where they were drawn, and the effect beyond them.
 
         Raises:
             EffectError: If nothing was patched, the choice is not unique, or there is no such task.
@@ -103,11 +105,34 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         about = " ".join(dict.fromkeys(names.values()))
         family = f"{self.settings['model']}, {about}, against the unpatched model: {len(effects)} effects"
         settings = {**names, "measured": names["metric"]}
+        settings |= {"balance": self.settings["balance"]} if "balance" in self.settings else {}
         table = EffectTable.of(effects, ("patch", "language"), family, settings)
         if self.controls is None:
             return table
         of_metric = (self.controls[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)
-        return beside_controls(table, self.controls.loc[of_metric].reset_index(drop=True), self._testing.level)
+        table = beside_controls(table, self.controls.loc[of_metric].reset_index(drop=True), self._testing.level)
+        if self.control_means is None or self.settings["control_draws"] < 2:
+            return table
+        of_metric = (self.control_means[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)
+        return self._beyond_controls(table, by_cell, parts_of(self.control_means.loc[of_metric], ["patch", "language"]))
+
+    def _beyond_controls(
+        self, table: EffectTable, by_cell: Mapping[tuple, pd.DataFrame], means: Mapping[tuple, pd.DataFrame]
+    ) -> EffectTable:
+        """The table with what every patch changed beyond its controls, as they are and at equal dose."""
+        assert table.controls is not None
+        changes = parts_of(table.controls, table.keys)
+        balance = self.settings.get("balance", {"rows": []})["rows"]
+        ratio_of = {row["language"]: row["write_ratio"] or 1.0 for row in balance}
+        as_drawn, at_equal_dose = [], []
+        for cell in table.rows[table.keys].itertuples(index=False, name=None):
+            language, draws = cell[-1], changes[cell]["estimate"].tolist()
+            rows = by_cell[cell], means[cell], draws, by_cell[UNPATCHED, language]
+            for cells, ratio in ((as_drawn, 1.0), (at_equal_dose, ratio_of.get(language, 1.0))):
+                cells.append(beyond_controls(*rows, ratio, "value", "row", testing=self._testing))
+        columns = beyond_columns(as_drawn, lower_is_better=False)
+        columns |= beyond_columns(at_equal_dose, lower_is_better=False, name="at_equal_dose")
+        return replace(table, rows=table.rows.assign(**columns))
 
     def side_by_side(
         self, language: str, items: int = 5, task: str | None = None, protocol: str | None = None

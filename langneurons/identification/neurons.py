@@ -18,6 +18,7 @@ from langneurons.identification.controls import (
     fitting_statistics,
     matched_by,
     random_stream,
+    reported_balance,
     statistics_at,
 )
 from langneurons.identification.indices import LabelledNeurons, Shape, checked_shape, flat_indices, shape_text
@@ -314,6 +315,27 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
         layers, neurons = np.divmod(self.members[label], self.shape[1])
         scored = {"score": self.scores[label]} if label in self.scores else {}
         return pd.DataFrame({"language": label, "layer": layers, "neuron": neurons, **scored})
+
+
+def report_balance(
+    neurons: NeuronSet, controls: Controls, exclude: NeuronSet | None = None, draws: Sequence[NeuronSet] | None = None
+) -> dict[str, object]:
+    """What a result's settings keep of how its controls are matched: nothing where none are drawn.
+
+    Args:
+        neurons: The neurons that controls stand for.
+        controls: How they are drawn.
+        exclude: Neurons that cannot be drawn either.
+        draws: The controls, if they are drawn already.
+
+    Returns:
+        ``balance``, with the table's rows and a sentence for captions.
+    """
+    if not controls.draws:
+        return {}
+    if draws is None:
+        draws = [neurons.matched_control(controls, draw, exclude) for draw in range(controls.draws)]
+    return {"balance": reported_balance(neurons.balance(draws, controls, exclude), controls)}
 
 
 def united(neuron_sets: Iterable[NeuronSet], label: str = "all") -> NeuronSet:
