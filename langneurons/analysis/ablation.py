@@ -153,7 +153,9 @@ def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
         near = by_layer.get((*key, row.get("layer")), [])
         pools.append("layer" if len(near) >= LEAST_CONTROLS else "label")
         draws.append(near if len(near) >= LEAST_CONTROLS else by_label.get(key, []))
-    return rows.assign(**placement_columns(rows["effect"].tolist(), draws), control_pool=pools)
+    return rows.assign(
+        **placement_columns(rows["effect"].tolist(), draws, adjust=benjamini_hochberg), control_pool=pools
+    )
 
 
 def _percentile(position: float, draws: float, pool: str) -> str | None:
