@@ -205,11 +205,21 @@ def _record_caches(
         calibration = Calibration(model_view, sites, counted)
         observing_caches(model_view, caches, sites, calibration.see)
         grids = calibration.grids()
-    sums = LanguageSums.empty(model_view, grids, len(counted))
+    written = all(_holds(model_view, cache, "post") for cache in caches)
+    sums = LanguageSums.empty(model_view, grids, len(counted), written=written)
     folds_here = folds.to(model_view.device)
     add, add_written = (partial(function, folds=folds_here) for function in (sums.add, sums.add_written))
-    observing_caches(model_view, caches, sites, add, add_written)
+    observing_caches(model_view, caches, sites, add, add_written if written else None)
     return sums.records(torch.bincount(folds[counted], minlength=FOLDS), {})
+
+
+def _holds(model_view: ModelView, cache: Any, site: str) -> bool:
+    """Whether a cache holds a site's values: a filter of names may have left them out."""
+    try:
+        model_view.cached(cache, site, 0)
+    except HookSiteError:
+        return False
+    return True
 
 
 def _folds_of_rows(tokenizer: Any, batches: Sequence[Int[Tensor, "batch position"]]) -> Int[Tensor, " token"]:

@@ -116,12 +116,17 @@ class LanguageSums:
 
     @classmethod
     def empty(
-        cls, model_view: ModelView, grids: Mapping[str, Grid], tokens: int, next_block: int = 0
+        cls, model_view: ModelView, grids: Mapping[str, Grid], tokens: int, next_block: int = 0, written: bool = True
     ) -> "LanguageSums":
-        """Sums of nothing, on the model's device, wide enough for ``tokens`` tokens; nothing optional."""
+        """Sums of nothing, on the model's device, wide enough for ``tokens`` tokens; nothing optional.
+
+        ``written`` is False where it is not known what gated neurons write.
+        """
         device = model_view.device
         accumulators = {
-            site: Accumulators.zeros(*model_view.shape(site), tokens, device, writes_otherwise(model_view, [site]))
+            site: Accumulators.zeros(
+                *model_view.shape(site), tokens, device, written and writes_otherwise(model_view, [site])
+            )
             for site in grids
         }
         return cls(accumulators, {site: grid.to(device) for site, grid in grids.items()}, next_block)
