@@ -123,11 +123,9 @@ class LanguageSums:
         ``written`` is False where it is not known what gated neurons write.
         """
         device = model_view.device
+        of_written = {site for site in grids if written and writes_otherwise(model_view, [site])}
         accumulators = {
-            site: Accumulators.zeros(
-                *model_view.shape(site), tokens, device, written and writes_otherwise(model_view, [site])
-            )
-            for site in grids
+            site: Accumulators.zeros(*model_view.shape(site), tokens, device, site in of_written) for site in grids
         }
         return cls(accumulators, {site: grid.to(device) for site, grid in grids.items()}, next_block)
 
