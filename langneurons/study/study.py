@@ -201,8 +201,8 @@ class Study:
                     memory = max(model.memory_to_load.values()) if model else math.nan
                     seconds = 2 * model.parameters * tokens / reached if model else math.nan
                 seconds = earlier.get(step.name, seconds)
-            measured = state == DONE or step.name in earlier
-            rows.append((step.name, state, tokens / 1e6, memory / 1e9, disk / 1e9, seconds / 60, measured))
+            ran_here = state == DONE or step.name in earlier
+            rows.append((step.name, state, tokens / 1e6, memory / 1e9, disk / 1e9, seconds / 60, ran_here))
         columns = ["step", "state", "million tokens", "GB memory", "GB disk", "minutes", "measured"]
         return pd.DataFrame(rows, columns=pd.Index(columns))
 
