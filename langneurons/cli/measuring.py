@@ -197,11 +197,8 @@ def ablate(
     on_text = files.kind == "text"
     if (files.neurons is None) == (files.top is None) or not (on_text or files.top is None):
         raise EffectError("Whose neurons? Give --neurons, or --top to screen the whole model on a text.")
-    data: Any = (
-        text.load(corpus)
-        if on_text
-        else ln.tasks.load_task(files.kind, corpus, text.languages, items=files.items, seed=text.seed)
-    )
+    read_task = partial(ln.tasks.load_task, files.kind, languages=text.languages, items=files.items, seed=text.seed)
+    data: Any = text.load(corpus) if on_text else read_task(corpus)
     # What can be wrong with the small files is found before the model is loaded.
     neurons, stats, value = None, files.stats(), parsed(files.value)
     if files.neurons is not None:

@@ -85,7 +85,7 @@ class LAPE:
         return cls(top=top, interpolation="linear", epsilon=1e-10, ties=ties)
 
     def scores(self, stats: ActivationStats) -> Scores:
-        """Entropy in nats of every neuron, whether it passes the filter or not.
+        """Entropy in nats of every neuron, whether it passes the filter or not; of a silent one the largest there is.
 
         Standard errors: the entropy is recomputed without each document fold of each language (with a
         ``magnitude_threshold``: delta method and design effect, an approximation); ``epsilon`` is left out of them.
@@ -112,16 +112,21 @@ class LAPE:
         return _assigned(stats, scores, p, flat, bar)
 
     def _scores(self, stats: ActivationStats, p: Tensor) -> Scores:
+        largest = math.log(len(p))
+
+        def entropy_of(others: Others, p_of_one: Tensor) -> Tensor:
+            return torch.where(others[0] + p_of_one > 0, _entropy_of_one(others, p_of_one), largest)
+
         return Scores(
-            values=entropy(p, self.epsilon),
+            values=torch.where(p.sum(0) > 0, entropy(p, self.epsilon), largest),
             languages=None,
             method=repr(self),
             uncertainty=how_uncertain(self.magnitude_threshold),
             degrees_of_freedom=degrees_of_freedom(stats),
             compute_standard_error=lambda: standard_error_across_languages(
-                stats, p, self.magnitude_threshold, _entropy_of_one
+                stats, p, self.magnitude_threshold, entropy_of
             ),
-            bounds=(0.0, math.log(len(p))),
+            bounds=(0.0, largest),
         )
 
 

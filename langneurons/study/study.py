@@ -139,7 +139,8 @@ class Study:
         try:
             with self.folder.working(step):
                 work.compute(step)
-                self._check_sources(step)
+                if steps_of(self.config, self._sources)[step.name].key != step.key:
+                    raise StudyError("A model, text or task changed while the step ran: run the study again.")
                 self.folder.finish(step, time.monotonic() - started)
         except Exception as error:  # whatever it is, the other steps do not depend on it
             self.folder.fail(step, f"{type(error).__name__}: {error}", traceback.format_exc())
@@ -147,10 +148,6 @@ class Study:
             return False
         say(f"{place}: {time.monotonic() - started:.1f} s")
         return True
-
-    def _check_sources(self, step: Step) -> None:
-        if steps_of(self.config, self._sources)[step.name].key != step.key:
-            raise StudyError("A model, text or task changed while the step ran: run the study again.")
 
     def status(self) -> pd.DataFrame:
         """What became of every step.
@@ -204,8 +201,8 @@ class Study:
                     memory = max(model.memory_to_load.values()) if model else math.nan
                     seconds = 2 * model.parameters * tokens / reached if model else math.nan
                 seconds = earlier.get(step.name, seconds)
-            is_known = state == DONE or step.name in earlier
-            rows.append((step.name, state, tokens / 1e6, memory / 1e9, disk / 1e9, seconds / 60, is_known))
+            ran_here = state == DONE or step.name in earlier
+            rows.append((step.name, state, tokens / 1e6, memory / 1e9, disk / 1e9, seconds / 60, ran_here))
         columns = ["step", "state", "million tokens", "GB memory", "GB disk", "minutes", "measured"]
         return pd.DataFrame(rows, columns=pd.Index(columns))
 

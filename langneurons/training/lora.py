@@ -1,5 +1,6 @@
 """Updates, which fine-tuning trains; MaskedLoRA, MaskedRows and MaskedIA3 train the weights of some neurons only."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from langneurons.errors import TrainingError
+from langneurons.errors import LangNeuronsWarning, TrainingError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
@@ -88,14 +89,14 @@ class MaskedLoRA(MaskedUpdate):
 
     Args:
         neurons: Neurons whose weights are trained, of all languages in the set; None trains attention only.
-        rank: Rank of LoRA; at most the number of neurons.
+        rank: Rank of LoRA; lowered to the number of neurons, with a warning, where that is smaller.
         alpha: Scale of LoRA, divided by the rank.
         targets: Projections of the MLP: gate (where there is no gate: the first matrix), up, down.
         attention: Projections of attention: q, k, v, o; all of their rows.
         seed: Seed for A; a layer's projection of attention starts equal whichever neurons are trained.
 
     Raises:
-        TrainingError: If nothing would be trained, or the rank is larger than the selection.
+        TrainingError: If nothing would be trained.
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
@@ -119,9 +120,14 @@ class MaskedLoRA(MaskedUpdate):
         attention: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
+        if neurons is not None and 0 < len(neurons) < rank:
+            warnings.warn(
+                f"Rank {rank} is larger than the selection of {len(neurons)} neurons and is lowered to it.",
+                LangNeuronsWarning,
+                stacklevel=2,
+            )
+            rank = len(neurons)
         super().__init__(neurons, targets, attention, rank, alpha, seed)
-        if neurons is not None and rank > len(neurons):
-            raise TrainingError(f"Rank {rank} is larger than the selection of {len(neurons)} neurons: lower the rank.")
 
     def form(self, target: str) -> Form:
         """Low rank, whatever the projection."""

@@ -211,7 +211,7 @@ def test_a_neuron_that_a_language_hangs_on_stands_out_against_zero_and_among_its
     assert zh.loc[True, "control_position"] == 1.0
     assert zh.loc[True, "control_p"] < 0.05
     assert zh.loc[False, "effect"].abs().max() < 0.005
-    assert set(zh.loc[False, "verdict"]) == {"equivalent"}
+    assert set(zh.loc[False, "verdict"]) <= {"no effect", "slightly worse", "slightly better"}
     assert rows.query("language == 'en'")["effect"].max() < 0.001  # it never helps English
     drawn = set(map(tuple, found.controls[["layer", "neuron"]].values.tolist()))
     assert len(drawn) > 50

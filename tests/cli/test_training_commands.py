@@ -61,7 +61,7 @@ def test_finetune_prints_scores_in_both_languages_and_keeps_the_result(capsys, m
         ("transfer-experiment", ["--targets", "hi", "--kind", "xnly"], "did you mean 'xnli'"),
         ("transfer-experiment", ["--targets", "hi", "--train-split", "test"], "among the training items"),
         ("finetune", ["--condition", "target"], "needs --neurons, and --language"),
-        ("finetune", ["--language", "hi", "--rank", "9"], "larger than the selection"),
+        ("finetune", ["--language", "hi", "--rank", "0"], "rank must be"),
     ],
 )
 def test_what_the_user_can_mend_is_a_sentence(capsys, monkeypatch, files, tmp_path, command, more, sentence):

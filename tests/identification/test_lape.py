@@ -202,3 +202,11 @@ def test_one_language_and_less_than_one_neuron_are_refused():
 
 def test_language_sets_have_the_papers_sizes():
     assert (len(SET5), len(SET_XNLI)) == (16, 7)
+
+
+def test_silent_neurons_score_last():
+    active = torch.tensor([[[9, 0, 5, 1]], [[1, 0, 5, 1]]])
+    stats = ActivationStats.from_counts(active, torch.tensor([10, 10]), ["en", "hi"])
+    values = LAPE().scores(stats).values[0]
+    assert values[1] == pytest.approx(math.log(2))
+    assert values.argmin() == 0

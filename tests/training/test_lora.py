@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.errors import SiteMismatchError, TrainingError
+from langneurons.errors import LangNeuronsWarning, SiteMismatchError, TrainingError
 from langneurons.models import view
 from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows, Update
 from tests.training.lora_models import (
@@ -249,6 +249,7 @@ def test_with_every_neuron_it_follows_peft_in_float64(architecture, backend):
     update.prepare(model)
     names = {piece.module.name: piece for piece in update.pieces}
     settings = peft.LoraConfig(r=3, lora_alpha=5, target_modules=list(names), fan_in_fan_out=architecture == "gpt2")
+    torch.manual_seed(0)  # peft draws what both start from
     theirs = peft.get_peft_model(hf, settings, autocast_adapter_dtype=False)
     assert {parameter.dtype for parameter in update.parameters()} == {torch.float64}
     own = {}
@@ -268,7 +269,7 @@ def test_with_every_neuron_it_follows_peft_in_float64(architecture, backend):
             loss_of(model).backward()
         optimizers[1].step()
     # Llama's norms compute in float32 whatever the dtype; parameters move by about 0.2 in twenty steps of Adam.
-    tolerance = {"rtol": 1e-7, "atol": 1e-9} if architecture == "gpt2" else {"rtol": 1e-3, "atol": 2e-5}
+    tolerance = {"rtol": 1e-7, "atol": 1e-9} if architecture == "gpt2" else {"rtol": 1e-3, "atol": 5e-5}
     for name, parameter in update.named_parameters().items():
         torch.testing.assert_close(parameter, own[name], **tolerance)
 
@@ -342,7 +343,6 @@ def test_bad_selections_are_refused():
         "Nothing would be trained": {"neurons": None},
         "is empty": {"neurons": nothing},
         "'head' have no rows": {"neurons": heads},
-        "Rank 3 is larger than the selection of 2": {"neurons": neurons, "rank": 3},
         "a whole number from 1 on": {"neurons": neurons, "rank": 0},
         "did you mean 'gate'": {"neurons": neurons, "rank": 1, "targets": ("gaet",)},
         "as a tuple": {"neurons": neurons, "rank": 1, "targets": "gate"},
@@ -352,6 +352,15 @@ def test_bad_selections_are_refused():
     }.items():
         with pytest.raises(TrainingError, match=message):
             MaskedLoRA(**arguments)
+
+
+def test_a_rank_larger_than_the_selection_is_lowered_to_it_with_a_warning():
+    neurons = ln.NeuronSet.of({"hi": [(0, 1), (1, 2)]}, (2, 48), "act")
+    with pytest.warns(
+        LangNeuronsWarning, match="Rank 8 is larger than the selection of 2 neurons and is lowered to it"
+    ):
+        lora = MaskedLoRA(neurons)
+    assert lora.rank == 2
 
 
 def test_a_bfloat16_model_keeps_its_dtype_and_trains_in_float32():

@@ -56,14 +56,8 @@ class NullsStage(Stage[ValidityPart], name="nulls", table="validity"):
         text = work.ordered_text(heldout=False).select(step.settings["languages"])
         about = {name: tuple(step.settings[name]) for name in ("sites", "also")}
         about |= {"tokens_per_language": step.settings["tokens_per_language"]}
-        record_nulls(
-            work.model(step),
-            text,
-            which=step.settings["nulls"],
-            seed=work.config.seed,
-            recording=work.config.recording.model_copy(update=about),
-            run=work.run(work.result(step)),
-        )
+        recording, run = work.config.recording.model_copy(update=about), work.run(work.result(step))
+        record_nulls(work.model(step), text, which=part.nulls, seed=work.config.seed, recording=recording, run=run)
 
     def tokens(self, step: Step, part: ValidityPart, config: StudyConfig, units: Units) -> float:
         """One forward of the real text's and of every null's tokens."""
