@@ -184,10 +184,10 @@ def _about(
     texts, length = extent
     stream = np.memmap(stream_file(folder, language), "<u4", mode="r", shape=(length,))
     ends = np.memmap(ends_file(folder, language), "<i8", mode="r", shape=(texts,))
+    groups_of = {level: corpus.groups(language, level)[:texts] for level in LEVELS if corpus.grouped(language, level)}
+    # Where every text has a document of its own, its number says nothing more.
     levels = {
-        level: corpus.groups(language, level)[:texts].astype("<i8")
-        for level in LEVELS
-        if corpus.grouped(language, level)
+        level: groups.astype("<i8") for level, groups in groups_of.items() if (groups != np.arange(len(groups))).any()
     }
     for level, groups in levels.items():
         with replacing(level_file(folder, language, level)) as file:
