@@ -4,8 +4,8 @@ Usage (from the project's root)::
 
     python scripts/fetch_text.py articles
 
-writes ``articles/<language>.jsonl`` for seven languages: id (the same sentence in every language), article, source
-(the newspaper) and text. The files are checked against the checksums below, so that everybody measures on the same bytes.
+writes ``articles/<language>.jsonl`` for seven languages: id (the same sentence in every language), article, source (the
+newspaper) and text. The files are checked against the checksums below, so that everybody measures on the same bytes.
 The text is Microsoft's NTREX-128 (https://github.com/MicrosoftTranslator/NTREX), under CC-BY-SA-4.0.
 """
 
