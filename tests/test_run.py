@@ -27,7 +27,7 @@ from tests.training.small import pairs
 
 WIDTH = 48
 STATISTICS: dict[str, Any] = {"context_length": 32, "progress": False}
-MEASURED: dict[str, Any] = {"resamples": 300, "progress": False}
+MEASURED: dict[str, Any] = {"resamples": 600, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def test_work_is_timed_by_its_quickest_repetition_within_seconds(monkeypatch):
 
 
 def test_a_matrix_says_what_it_costs_before_it_starts(tiny, text, neurons, tmp_path, capfd):
-    options = {"controls": 0, "resamples": 200, "out": tmp_path}
+    options = {"controls": 0, "resamples": 400, "out": tmp_path}
     ln.perplexity_matrix(tiny, text, neurons, **options)
     conditions = 1 + sum(bool(len(neurons[language])) for language in neurons.languages)
     tokens = text.positions
@@ -307,7 +307,7 @@ def test_a_matrix_says_what_it_costs_before_it_starts(tiny, text, neurons, tmp_p
 
 def test_an_evaluation_says_what_it_costs_after_its_first_condition(tiny, capfd):
     task = pairs(6).by_head(ln.tasks.ClassificationHead.fit(tiny, pairs(9), languages=["en"]))
-    ln.evaluate(tiny, task, ["en"], resamples=200)
+    ln.evaluate(tiny, task, ["en"], resamples=400)
     assert "Measuring 1 condition: about 1 second." in capfd.readouterr().err
 
 

@@ -190,8 +190,8 @@ def _about(
         level: groups.astype("<i8") for level, groups in groups_of.items() if (groups != np.arange(len(groups))).any()
     }
     for level, groups in levels.items():
-        with replacing(level_file(folder, language, level)) as file:
-            file.write_bytes(groups.tobytes())
+        with replacing(level_file(folder, language, level)) as path, path.open("wb") as file:
+            file.write(groups.tobytes())
     stop = _stop(stream, how, counted)
     reached = int(np.searchsorted(ends, stop))
     return PackedLanguage(

@@ -259,9 +259,10 @@ def balance_sentence(settings: Mapping[str, Any]) -> str:
 
 def dominance(rows: pd.DataFrame) -> str:
     """A sentence where one cluster carries more than a quarter of the weight of an effect with a test; else nothing."""
-    if "largest_cluster" not in rows.columns or rows["p"].isna().all():
+    tested = ~np.isnan(rows["p"].to_numpy(float))
+    if "largest_cluster" not in rows.columns or not tested.any():
         return ""
-    shares = rows.loc[rows["p"].notna(), "largest_cluster"].to_numpy(dtype=float)
+    shares = rows["largest_cluster"].to_numpy(float)[tested]
     count, most = int((shares > LARGE_SHARE).sum()), float(shares.max())
     if not count:
         return ""

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Unpack
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -102,7 +103,7 @@ def evaluate(
     }
     references = references_of(tasks, languages)
     rows: dict[tuple, pd.DataFrame] = {}
-    sums_of_controls: dict[tuple, pd.DataFrame] = {}
+    sums_of_controls: dict[tuple, np.ndarray] = {}
     changes: list[tuple] = []
 
     def keep(key: tuple, of_job: pd.DataFrame) -> None:
@@ -113,7 +114,7 @@ def evaluate(
             return
         task, baseline = tasks[index], rows[index, UNPATCHED, language]
         names = list(task.metrics)
-        scores = of_job.set_index("item")[names].astype(float).reindex(baseline["item"])
+        scores = of_job.set_index("item").reindex(baseline["item"])[names].to_numpy(dtype=float)
         sums_of_controls[key[:3]] = sums_of_controls.get(key[:3], 0.0) + scores
         for metric in task.metrics:
             estimate = difference(of_job, baseline, metric, "row")
@@ -127,7 +128,9 @@ def evaluate(
     means = [
         long_rows(
             tasks[index],
-            rows[index, patch, language].assign(**{name: sums[name].to_numpy() / controls.draws for name in sums}),
+            rows[index, patch, language].assign(
+                **dict(zip(tasks[index].metrics, sums.T / controls.draws, strict=True))
+            ),
             patch=patch,
             language=language,
         )
