@@ -136,7 +136,7 @@ class Controls(Settings):
         False, description='Whether neurons must also be active about as often, within 0.1 (match="write").'
     )
     spare: float = Field(
-        0,
+        0.0,
         ge=0,
         lt=1,
         description="Share of the neurons most specific to the label's language, by P(active) there minus its mean "

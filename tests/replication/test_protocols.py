@@ -117,7 +117,7 @@ def test_where_the_evidence_is_clear_both_agree(shift, concluded):
     patched = base.assign(f1=base["f1"] + shift + 0.01 * random.standard_normal(100))
     rows = {("unpatched", "hi"): base, ("p", "hi"): patched}
     row = compared("f1", [("p", "hi")], rows, rows, ln.Testing(resamples=400)).iloc[0]
-    assert row["verdict"] == AGREE[concluded]
+    assert row["verdict"] in AGREE[concluded]
     assert not row["changes"]
 
 

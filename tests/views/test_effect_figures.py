@@ -50,7 +50,7 @@ def test_the_matrix_says_in_print_what_was_written_how_many_and_which_marks(matr
     subtitle = figure.layout.title.subtitle.text.replace("<br>", " ").replace("\u00a0", " ")
     assert subtitle.startswith("Set(value=0); % of")
     assert "n = 60 items, 30 clusters per effect" in subtitle
-    assert "equivalent to no change (±1 %)" in subtitle
+    assert "unmarked: no effect" in subtitle
     assert "made up: 4 effects" in figure.layout.meta["caption"]
 
 
@@ -129,7 +129,7 @@ def test_effects_stand_one_under_the_other_by_language_with_verdict_and_controls
     words = dict(zip(zip(*traces["in words"].y, strict=True), traces["in words"].text, strict=True))
     assert words["hi", "zero"].startswith("+30.0 [")
     assert words["hi", "zero"].endswith("worse")
-    assert words["en", "mean"].endswith("equivalent")
+    assert words["en", "mean"].endswith("no effect")
     assert list(dict.fromkeys(traces["in words"].y[0])) == ["hi", "en"]
     assert [symbol for symbol in traces["zero"].marker.symbol] == ["diamond", "circle"]
     assert list(traces["matched controls"].x) == [1, 2]
