@@ -98,12 +98,10 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
             places = zip(rows["control_position"], rows["control_draws"], rows["control_pool"], strict=True)
             frame["among_controls"] = [_percentile(*place) for place in places]
         unit = "" if self.settings.get("own_unit") else "%" if self.settings["per"] == BASELINE else "points"
-        floor = least_p(self.settings["resamples"])
+        p, floor = self.rows["p"].dropna().to_numpy(float), least_p(self.settings["resamples"])
         columns = {
             "effect": Column(unit=unit, scale=self.scale, signed=True, bounds=("low", "high")),
-            "p_adjusted": Column(
-                "p (BH)", digits=2, floor=floor if floor <= float(np.nanmin(self.rows["p"].to_numpy(float))) else None
-            ),
+            "p_adjusted": Column("p (BH)", digits=2, floor=floor if len(p) and floor <= p.min() else None),
             "detectable": Column(unit=unit, scale=self.scale, digits=2),
         }
         return Table(frame, columns, caption=self.caption, limit=SHOWN if show is None else max(show, 1))
