@@ -85,7 +85,7 @@ class Grid:
 class Accumulators:
     """The running sums of one language at one site.
 
-    ``written`` sums what the neurons hand to their output weights; empty where those are the values at the site.
+    ``post_absolute`` sums what the neurons hand to their output weights; empty where those are the values at the site.
     """
 
     histogram: Int[Tensor, "layer neuron bin"]
@@ -93,7 +93,7 @@ class Accumulators:
     sum: Int[Tensor, "fold layer neuron"]
     absolute: Int[Tensor, "layer neuron"]
     squares: Int[Tensor, "layer neuron"]
-    written: Int[Tensor, "written neuron"]
+    post_absolute: Int[Tensor, "post_layer neuron"]
     minimum: Float[Tensor, "layer neuron"]
     maximum: Float[Tensor, "layer neuron"]
     coordinate_minimum: Float[Tensor, "layer neuron"]
@@ -119,7 +119,7 @@ class Accumulators:
             sum=integers(FOLDS, *shape),
             absolute=integers(*shape),
             squares=integers(*shape),
-            written=integers(layers if written else 0, neurons),
+            post_absolute=integers(layers if written else 0, neurons),
             minimum=extremes(math.inf),
             maximum=extremes(-math.inf),
             coordinate_minimum=extremes(math.inf),
@@ -164,7 +164,7 @@ class Accumulators:
         Raises:
             StatisticsError: If a value is not finite, or a sum leaves the integers.
         """
-        scale, total = 2.0**SUM_UNITS / grid.units[layer], self.written[layer]
+        scale, total = 2.0**SUM_UNITS / grid.units[layer], self.post_absolute[layer]
         if values.device.type == "cpu":
             _share_threads(torch.get_num_threads())
             arrays = (values.float().contiguous(), folds, scale, total)

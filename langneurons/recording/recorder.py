@@ -205,11 +205,11 @@ def _record_caches(
         calibration = Calibration(model_view, sites, counted)
         observing_caches(model_view, caches, sites, calibration.see)
         grids = calibration.grids()
-    written = all(_holds(model_view, cache, "post") for cache in caches)
-    sums = LanguageSums.empty(model_view, grids, len(counted), written=written)
+    has_post = all(_holds(model_view, cache, "post") for cache in caches)
+    sums = LanguageSums.empty(model_view, grids, len(counted), written=has_post)
     folds_here = folds.to(model_view.device)
     add, add_written = (partial(function, folds=folds_here) for function in (sums.add, sums.add_written))
-    observing_caches(model_view, caches, sites, add, add_written if written else None)
+    observing_caches(model_view, caches, sites, add, add_written if has_post else None)
     return sums.records(torch.bincount(folds[counted], minlength=FOLDS), {})
 
 

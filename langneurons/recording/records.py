@@ -49,8 +49,8 @@ class LanguageRecord:
     ) -> "LanguageRecord":
         """Make a record of finished sums, and of optional tensors; what can be derived from the rest is dropped."""
         tensors = {name: getattr(sums, name).cpu() for name in (*COUNTS, *SUMS, *LOWS, *HIGHS)}
-        if len(sums.written):
-            tensors[WRITTEN] = sums.written.cpu()
+        if len(sums.post_absolute):
+            tensors[WRITTEN] = sums.post_absolute.cpu()
         tensors |= {name: value for name in GRID if (value := getattr(grid, name)) is not None}
         return cls(tokens, {**tensors, **(also or {})}, sources)
 
