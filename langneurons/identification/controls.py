@@ -224,10 +224,8 @@ def balance_of(
     """
     rows = []
     for label, flat in neurons.items():
-        of_label, controls = (
-            candidates[label],
-            np.concatenate([np.empty(0, np.int64), *(draw[label] for draw in draws)]),
-        )
+        of_label = candidates[label]
+        controls = np.concatenate([np.empty(0, np.int64), *(draw[label] for draw in draws)])
         layers = np.unique(flat // of_label.shape[1])
         in_layers = of_label.eligible.reshape(of_label.shape)[layers]
         row: dict[str, object] = {"language": label, "neurons": len(flat), "eligible": int(in_layers.sum())}
@@ -253,6 +251,7 @@ def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, obj
     Returns:
         ``rows``, the table, and ``sentence``, which says it in words for captions.
     """
+    one_by_one = matched_by(controls) == "write"
     sentence = f"Controls: {controls.draws} draws, matched by {matched_by(controls)}"
     rows = balance.dropna(subset=["write_ratio"]).to_dict("records")
     if rows:
@@ -262,10 +261,12 @@ def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, obj
         sentence += f"(log writes differ by up to {apart:.2f} SD"
         sentence += ")" if np.isnan(active) else f", P(active) by up to {active:.2f} SD)"
         lonely, total = (sum(int(row[name]) for row in rows) for name in ("without_candidate", "neurons"))
-        if lonely and matched_by(controls) == "write":
+        if lonely and one_by_one:
             sentence += f"; {lonely} of {total} neurons have no equal in their layer, so the nearest stands for them"
     uneven = [
-        row for row in rows if abs(row["write_ratio"] - 1) > UNEVEN_RATIO or abs(row["write_difference"]) > UNEVEN
+        row
+        for row in rows
+        if abs(row["write_ratio"] - 1) > UNEVEN_RATIO or (one_by_one and abs(row["write_difference"]) > UNEVEN)
     ]
     if uneven and matched_by(controls) in ("write", "dose"):
         labels, ratio = ", ".join(str(row["language"]) for row in uneven), uneven[0]["write_ratio"]
