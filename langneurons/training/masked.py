@@ -74,6 +74,7 @@ class MaskedUpdate:
         self.seed = seed
         self.pieces: list[Piece] = []
         self._model: str | None = None
+        self._dtype: str | None = None
         self._attached = False
         self._merged: Merged | None = None
 
@@ -110,7 +111,7 @@ class MaskedUpdate:
             weight = model_view.projection(piece.layer, piece.target).matrix()
             seed = int(fingerprint(str(self.seed), piece.name)[:12], 16)
             piece.begin(torch.Generator().manual_seed(seed), weight)
-        self.pieces, self._model = pieces, model_view.fingerprint
+        self.pieces, self._model, self._dtype = pieces, model_view.fingerprint, _dtype_of(model_view)
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is trained."""
@@ -236,7 +237,8 @@ class MaskedUpdate:
         if not self.pieces:
             raise TrainingError(f"{self!r} has no parameters yet: attach it to a model, or prepare(model), first.")
         names = ("rank", "alpha", "seed", "targets", "attention")
-        about = {"kind": self.kind, "settings": {name: getattr(self, name) for name in names}, "model": self._model}
+        settings = {name: getattr(self, name) for name in names}
+        about = {"kind": self.kind, "settings": settings, "model": self._model, "dtype": self._dtype}
         peft_format.write_update(Path(folder), about, self.neurons, self.pieces)
         return Path(folder)
 
@@ -261,7 +263,7 @@ class MaskedUpdate:
             update.pieces = [
                 peft_format.piece_of(described, neurons, tensors, update.form) for described in content["pieces"]
             ]
-            update._model = content["model"]
+            update._model, update._dtype = content["model"], content.get("dtype")
         if model is not None:
             update.prepare(model)
         return update
@@ -282,10 +284,13 @@ class MaskedUpdate:
 
     def _check_model(self, model_view: ModelView) -> None:
         if self._model is not None and not model_view.weights.is_of(self._model):
-            raise TrainingError(
-                f"{self!r} was made for the weights {self._model[:8]}; {model_view.name!r} is "
-                f"{model_view.fingerprint[:8]}."
-            )
+            here, dtype = f"{model_view.name!r} is {model_view.fingerprint[:8]}", _dtype_of(model_view)
+            if self._dtype not in (None, dtype):
+                here += (
+                    f", loaded as {dtype} and not as {self._dtype}: weights rounded to another dtype are others, "
+                    f"so load the model with dtype={self._dtype!r}"
+                )
+            raise TrainingError(f"{self!r} was made for the weights {self._model[:8]}; {here}.")
         for piece in self.pieces:
             piece.move(model_view.projection(piece.layer, piece.target).matrix().device)
 
@@ -301,6 +306,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def _dtype_of(model_view: ModelView) -> str:
+    """The dtype that a model's weights were loaded in."""
+    return str(model_view.dtype).removeprefix("torch.")
 
 
 def _check_names(what: str, names: Sequence[str], possible: Sequence[str]) -> None:

@@ -363,6 +363,18 @@ def test_a_rank_larger_than_the_selection_is_lowered_to_it_with_a_warning():
     assert lora.rank == 2
 
 
+def test_an_update_of_the_same_weights_in_another_dtype_says_how_to_load_them(tmp_path):
+    model = fresh("llama", "bridge")
+    update = every_kind(model)[0]
+    update.prepare(model)
+    update.save(tmp_path)
+    with pytest.raises(
+        TrainingError, match="loaded as bfloat16 and not as float32.* load the model with dtype='float32'"
+    ):
+        type(update).load(tmp_path, fresh("llama", "bridge", torch.bfloat16))
+    assert type(update).load(tmp_path, fresh("llama", "bridge")).rank == update.rank
+
+
 def test_a_bfloat16_model_keeps_its_dtype_and_trains_in_float32():
     model = fresh("llama", "bridge", torch.bfloat16)
     update = trained(every_kind(model)[0], model)
