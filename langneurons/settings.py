@@ -28,6 +28,7 @@ Match = Literal["write", "dose", "layer", "layer+magnitude"]
 Resampled = Literal["auto", "clusters", "sources"]
 RESAMPLES = 5000
 RESAMPLES_PER_TEST = 100
+RESAMPLED_EFFECTS = 500_000_000  # at most, of a family: a few minutes
 CONDITIONS = ("none", "source", "target", "source+target", "random", "all")
 PYTHON_ONLY: dict[str, JsonValue] = {"python_only": True}  # fields that only a Python object can fill
 
@@ -186,13 +187,14 @@ class Testing(Settings):
     def in_family(self, tests: int) -> "Testing":
         """The same, with enough resamples for a family of tests, unless their number was chosen.
 
-        The smallest p-value that n resamples give is about 1 / n, and a family of m tests multiplies it by up to m.
+        The smallest p-value that n resamples give is about 2 / n, and a family of m tests multiplies it by up to m. In
+        families of thousands, fewer than 100 for each test must do.
 
         Example:
             >>> ln.Testing().in_family(256).samples, ln.Testing(resamples=1000).in_family(256).samples
             (25600, 1000)
         """
-        samples = self.resamples or max(RESAMPLES, RESAMPLES_PER_TEST * tests)
+        samples = self.resamples or max(RESAMPLES, min(RESAMPLES_PER_TEST * tests, RESAMPLED_EFFECTS // tests))
         return self.model_copy(update={"resamples": samples})
 
 

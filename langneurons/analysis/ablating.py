@@ -116,7 +116,7 @@ def ablate(
         tables, conditions, control_columns = _added(runner, neurons, order)
     else:
         tables, conditions, control_columns = (_alone if each == "neuron" else _grouped)(runner, neurons, controls)
-    effects = {}
+    effects, testing = {}, testing.in_family(len(conditions) * len(languages))
     for language in languages:
         table = tables[language]
         after = table[list(conditions.values())].to_numpy().T

@@ -98,8 +98,8 @@ class Effect:
         Example:
             >>> item = pd.DataFrame({"item": range(40), "cluster": range(40), "nll": 2.0})
             >>> change = effect(item.assign(nll=[2.2 + 0.01 * (i % 7) for i in range(40)]), item)
-            >>> round(change.detectable_in(49) / change.minimal_detectable, 2)
-            1.54
+            >>> round(change.detectable_in(49) / change.minimal_detectable, 1)
+            1.5
         """
         alone, in_family = (detectable_multiplier(self.degrees, tests) for tests in (1, family))
         return self.minimal_detectable * in_family / alone

@@ -83,7 +83,7 @@ def perplexity_matrix(
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
         >>> text = ln.HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]).take(40), context_length=64)
-        >>> matrix = ln.perplexity_matrix(model, text, neurons, controls=0, resamples=200, progress=False)
+        >>> matrix = ln.perplexity_matrix(model, text, neurons, controls=0, resamples=400, progress=False)
         >>> list(matrix.matrix().columns)
         ['en', 'hi']
     """

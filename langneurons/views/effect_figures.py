@@ -59,7 +59,7 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
         >>> text = ln.HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]).take(20), context_length=64)
-        >>> table = ln.perplexity_matrix(model, text, neurons, controls=0, resamples=200, progress=False)
+        >>> table = ln.perplexity_matrix(model, text, neurons, controls=0, resamples=400, progress=False)
         >>> ln.plot.perplexity_matrix(table).data[0].type
         'heatmap'
     """

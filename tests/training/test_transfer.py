@@ -199,7 +199,7 @@ def test_answers_that_are_generated_need_no_head(model, neurons):
         ({"task": "test"}, TrainingError, "18 of the test items in 'en' are among the training items"),
         ({"source": "hi", "targets": ["zh"]}, LanguageError, "no training data. Unknown language 'hi'"),
         ({"targets": ["fr"]}, LanguageError, "Unknown language 'fr'"),
-        ({"rank": 7}, TrainingError, "Rank 7 is larger"),
+        ({"rank": 0}, TrainingError, "rank must be a whole number of at least 1, given 0"),
         ({"conditions": ["sorce"]}, TrainingError, "did you mean 'source'"),
         ({"seeds": 0}, TrainingError, "seeds must be a whole number of at least 1, given 0"),
         ({"seeds": []}, TrainingError, "at least one training seed"),

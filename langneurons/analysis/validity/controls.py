@@ -138,7 +138,7 @@ def shuffled_languages(corpus: Corpus, seed: int = 0) -> Corpus:
 
     Example:
         >>> shuffled_languages(ln.load_corpus({"en": ["A cat.", "A dog."], "fr": ["Un chat.", "Un chien."]}))
-        Corpus(deal-1: 2 documents, deal-2: 2 documents)
+        Corpus(deal-1: 2 texts, deal-2: 2 texts; every text is a document of its own)
     """
     pooled = concatenate_datasets(list(corpus.tables.values()))
     order = np.random.default_rng(seed).permutation(len(pooled))
@@ -176,7 +176,7 @@ def pseudo_languages(
     Example:
         >>> corpus = ln.load_corpus({"en": ["A cat.", "A dog.", "A bird.", "A fish."]})
         >>> pseudo_languages(corpus, "en", 2)
-        Corpus(en-1: 2 documents, en-2: 2 documents)
+        Corpus(en-1: 2 texts, en-2: 2 texts; every text is a document of its own)
     """
     table = corpus.select([language]).tables[language]
     if isinstance(by, str):
