@@ -181,7 +181,7 @@ class Testing(Settings):
 
     @property
     def samples(self) -> int:
-        """Bootstrap and sign-flip samples of one effect."""
+        """Bootstrap samples of one effect."""
         return self.resamples or RESAMPLES
 
     def in_family(self, tests: int) -> "Testing":

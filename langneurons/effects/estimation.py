@@ -52,7 +52,7 @@ class Effect:
         per: What differences were divided by.
         value: Name of what was measured.
         seed: Seed of the resampling.
-        resamples: Bootstrap and sign-flip samples.
+        resamples: Bootstrap samples.
         lower_is_better: Whether a smaller value is better.
         within_margin: Whether two one-sided 5 % tests place the effect within the margin.
         seeds: Training seeds, None where nothing was trained.

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from langneurons.effects.estimation import LEAST_SEEDS, Effect, difference, effect
-from langneurons.effects.table import EffectTable
+from langneurons.effects.table import EffectTable, with_current_names
 from langneurons.errors import EffectError, unknown
 from langneurons.evaluation.results import UNPATCHED, beside_controls, parts_of, score_from_zero
 from langneurons.settings import Testing
@@ -202,9 +202,8 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
     @classmethod
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
         fields = super()._read(folder, content)
-        options = fields["settings"]["options"]
-        options = {"margin" if name == "delta" else name: value for name, value in options.items()}
-        return {**fields, "settings": {**fields["settings"], "options": options}}
+        settings = fields["settings"]
+        return {**fields, "settings": {**settings, "options": with_current_names(settings["options"])}}
 
     def _effect(self, condition: pd.DataFrame, baseline: pd.DataFrame, family: int = 1) -> Effect:
         return effect(condition, baseline, "value", "row", False, testing=self._testing.in_family(family))
