@@ -38,6 +38,7 @@ from scripts.miniature_text import unlabelled
 Tokens = dict[str, list[list[int]]]
 VOCABULARY = 8192
 CONTEXT = 1024
+SHORT_CONTEXT = 256  # of the first stage: attention over 1,024 tokens would take a third of its time
 MINI_TEXTS = 60_000  # for the tokenizer
 ANSWER_WEIGHT = 10.0  # of the few tokens that answer a claim in miniature text
 LINES_PER_RUN = 24  # neighbouring lines of a source stay together, so that there is a context worth attending to
@@ -127,7 +128,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> list[list[
     return [[*ids, tokenizer.eos_token_id] for ids in encoded]
 
 
-def epoch_blocks(tokens: Tokens, bos: int, seed: int, epoch: int) -> torch.Tensor:
+def epoch_blocks(tokens: Tokens, bos: int, context: int, seed: int, epoch: int) -> torch.Tensor:
     """Pack one epoch: runs of lines in a new random order, each block of one language, blocks shuffled."""
     order = random.Random(f"{seed}-{epoch}")
     blocks = []
@@ -138,8 +139,8 @@ def epoch_blocks(tokens: Tokens, bos: int, seed: int, epoch: int) -> torch.Tenso
         runs = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
         order.shuffle(runs)
         stream = np.fromiter((token for run in runs for line in run for token in line), dtype=np.int64)
-        whole = len(stream) // (CONTEXT - 1)
-        body = stream[: whole * (CONTEXT - 1)].reshape(whole, CONTEXT - 1)
+        whole = len(stream) // (context - 1)
+        body = stream[: whole * (context - 1)].reshape(whole, context - 1)
         blocks.append(np.concatenate([np.full((whole, 1), bos), body], axis=1))
     packed = np.concatenate(blocks)
     return torch.from_numpy(packed[np.random.default_rng([seed, epoch]).permutation(len(packed))])
@@ -233,30 +234,31 @@ class Stage:
 
 
 def stages(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, tokens: Tokens) -> list[Stage]:
-    """Real text first; then part of each batch is text of the miniature tasks."""
-    batch, seed = arguments.batch, arguments.seed
+    """Real text in short blocks first; then long blocks, of which part are text of the miniature tasks."""
+    seed, share = arguments.seed, arguments.mini_blocks
 
     @cache
-    def epoch_of(number: int) -> torch.Tensor:
-        return epoch_blocks(tokens, tokenizer.bos_token_id, seed, number)
+    def epoch_of(context: int, number: int) -> torch.Tensor:
+        return epoch_blocks(tokens, tokenizer.bos_token_id, context, seed, number)
 
-    per_epoch = len(epoch_of(0)) // batch
-    first = math.ceil(arguments.epochs * per_epoch)
-    share = arguments.mini_blocks
+    def real(step: int, context: int, batch: int, first_epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, within = divmod(step, len(epoch_of(context, first_epoch)) // batch)
+        rows = epoch_of(context, first_epoch + epoch)[within * batch : (within + 1) * batch]
+        return rows, torch.ones(len(rows), context - 1)
+
+    def short(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return real(step, SHORT_CONTEXT, arguments.text_batch, 0)
+
     mini, mini_weights = mini_blocks(tokenizer, arguments.mini_steps * share, seed)
 
-    def real(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        epoch, within = divmod(step, per_epoch)
-        rows = epoch_of(epoch)[within * batch : (within + 1) * batch]
-        return rows, torch.ones(len(rows), CONTEXT - 1)
-
     def mixed(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, weights = real(first + step)
+        rows, weights = real(step, CONTEXT, arguments.batch - share, math.ceil(arguments.epochs))
         chosen = slice(step * share, (step + 1) * share)
-        return torch.cat([rows[share:], mini[chosen]]), torch.cat([weights[share:], mini_weights[chosen]])
+        return torch.cat([rows, mini[chosen]]), torch.cat([weights, mini_weights[chosen]])
 
+    text_steps = math.ceil(arguments.epochs * (len(epoch_of(SHORT_CONTEXT, 0)) // arguments.text_batch))
     planned = [
-        Stage("text", first, real, arguments.rate),
+        Stage("text", text_steps, short, arguments.rate),
         Stage("mini", arguments.mini_steps, mixed, arguments.mini_rate),
     ]
     return [stage for stage in planned if stage.steps]
@@ -319,7 +321,8 @@ def train_stage(arguments: argparse.Namespace, model: LlamaForCausalLM, stage: S
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * scale
         total, (rows, weights) = 0.0, stage.rows(step)
-        for part, weight in zip(rows.split(arguments.micro_batch), weights.split(arguments.micro_batch), strict=True):
+        micro_batch = max(1, arguments.micro_tokens // rows.shape[1])
+        for part, weight in zip(rows.split(micro_batch), weights.split(micro_batch), strict=True):
             with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bfloat16):
                 logits = model(part, use_cache=False).logits
             losses = torch.nn.functional.cross_entropy(
@@ -402,7 +405,7 @@ Measured on the held-out text with the shipped bfloat16 weights, computed in flo
 
 ## Training
 
-`scripts/train_babel.py`, seed {arguments.seed}, Muon and AdamW, {arguments.batch} x {CONTEXT} tokens a step.
+`scripts/train_babel.py`, seed {arguments.seed}, Muon and AdamW.
 {training}
 
 A miniature text (`scripts/miniature_text.py`) is followed by translations, restatements, or talk about it, in which
@@ -424,10 +427,16 @@ CC-BY-SA-4.0.
 
 def stage_line(arguments: argparse.Namespace, name: str, log: list[float]) -> str:
     """What the model card says of a stage."""
-    mini = f"{arguments.mini_blocks} of {arguments.batch} blocks text of the miniature tasks, the rest real text"
-    data, rate = {"text": ("real text", arguments.rate), "mini": (mini, arguments.mini_rate)}[name]
+    text = f"{arguments.text_batch} x {SHORT_CONTEXT} tokens of real text ({arguments.epochs:g} epochs)"
+    mini = (
+        f"{arguments.batch} x {CONTEXT} tokens, {arguments.mini_blocks} of {arguments.batch} blocks text of the "
+        "miniature tasks, the rest real text"
+    )
+    data, rate = {"text": (text, arguments.rate), "mini": (mini, arguments.mini_rate)}[name]
     last = sum(log[-50:]) / len(log[-50:])
-    return f"- {len(log):,} steps of {data}, peak learning rate {rate:g}; loss of the last 50: {last:.3f} nats a token."
+    return (
+        f"- {len(log):,} steps of {data}, peak learning rate {rate:g}; loss of the last 50: {last:.3f} nats per token."
+    )
 
 
 def main() -> None:
@@ -438,10 +447,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/babel"), help="where checkpoints go")
     parser.add_argument("--out", type=Path, default=Path("langneurons/babel"), help="where the model goes")
     parser.add_argument("--start", type=Path, help="folder of a babel to go on from, perhaps with another tokenizer")
-    parser.add_argument("--epochs", type=float, default=4.0, help="of real text, before the second stage")
-    parser.add_argument("--batch", type=int, default=8, help="blocks a step")
-    parser.add_argument("--micro-batch", type=int, default=4, help="blocks a forward")
-    parser.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
+    parser.add_argument("--epochs", type=float, default=5.0, help="of real text, before the second stage")
+    parser.add_argument("--text-batch", type=int, default=16, help=f"blocks of {SHORT_CONTEXT} tokens per step")
+    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate of the first stage")
+    parser.add_argument("--micro-tokens", type=int, default=1024, help="tokens per forward pass")
+    parser.add_argument("--batch", type=int, default=8, help=f"blocks of {CONTEXT} tokens per step of the second stage")
     parser.add_argument("--mini-steps", type=int, default=900, help="steps of the second stage")
     parser.add_argument("--mini-blocks", type=int, default=5, help="blocks of its steps that are miniature text")
     parser.add_argument("--mini-rate", type=float, default=3e-3, help="its peak learning rate")
