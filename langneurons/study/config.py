@@ -26,6 +26,7 @@ from langneurons.study.stages.polysemanticity import PolysemanticityStage
 from langneurons.study.stages.profile import ProfileStage
 from langneurons.study.stages.protocols import ProtocolsStage
 from langneurons.study.stages.record import IdentifyStage, PublishedStage, RecordStage
+from langneurons.study.stages.sweep import SweepStage
 from langneurons.study.stages.tasks import TasksStage
 from langneurons.study.stages.training import FinetuneStage, TransferStage
 from langneurons.study.stages.validity import NullsStage, ValidityStage
@@ -42,6 +43,7 @@ STAGES: tuple[Stage[Any], ...] = (
     NullsStage(),
     ValidityStage(),
     MatrixStage(),
+    SweepStage(),
     FinetuneStage(),
     TasksStage(),
     ProtocolsStage(),

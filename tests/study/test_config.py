@@ -100,6 +100,7 @@ def test_every_default_is_written_and_the_text_reads_back_as_the_same_study():
     config = small(
         tasks={"t": {"kind": "xnli", "source": "babel"}},
         ablation={},
+        sweep={},
         polysemanticity={"task": "t"},
         transfer={"x": {"source": "babel"}},
         finetuning={"f": {"source": "babel"}},
@@ -123,7 +124,9 @@ def test_every_default_is_written_and_the_text_reads_back_as_the_same_study():
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     ),
-    st.sampled_from([*SMALL, "tasks", "transfer", "ablation", "report", "polysemanticity", "validity", "effects"]),
+    st.sampled_from(
+        [*SMALL, "tasks", "transfer", "ablation", "report", "polysemanticity", "validity", "effects", "sweep"]
+    ),
 )
 @pytest.mark.filterwarnings("ignore:.* uses names of langneurons 0.1.0")
 def test_whatever_stands_in_a_study_is_a_study_or_a_sentence(value, place):
