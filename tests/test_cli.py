@@ -169,6 +169,20 @@ def test_perplexity_of_the_model_as_it_is(capsys, monkeypatch, texts):
     assert [line.split()[0] for line in said.splitlines()[1:]] == ["en", "hi", "zh"]
 
 
+def test_a_sweep_writes_the_listed_values_at_one_languages_neurons(capsys, monkeypatch, texts, recorded, tmp_path):
+    stats, folder = recorded
+    neurons = ln.LAPE(top=0.01).identify(stats).save(tmp_path / "neurons.json")
+    arguments = ["babel", str(texts), "--neurons", str(neurons), "--statistics", str(folder), "--label", "hi"]
+    arguments += ["--constants", "-1,0", "--quantiles", "0.5", "--resamples", "200", "--out", str(tmp_path / "out")]
+    arguments += ["--tokens-per-language", "300", "--context-length", "64", "--split", "train"]
+    status, _, error = run(capsys, monkeypatch, "sweep", *arguments)
+    assert status == 0, error
+    table = ln.effects.EffectTable.load(tmp_path / "out" / "sweep").rows
+    assert set(zip(table["patched"], table["kind"], table["amount"], strict=True)) == {
+        ("hi", "set", -1), ("hi", "set", 0), ("hi", "quantile", 0.5)
+    }  # fmt: skip
+
+
 def test_the_perplexity_matrix_comes_with_its_controls(capsys, monkeypatch, texts, recorded, tmp_path):
     stats, folder = recorded
     neurons = ln.LAPE(top=0.01).identify(stats).save(tmp_path / "neurons.json")
@@ -329,7 +343,7 @@ def test_a_value_that_cannot_be_written_is_a_sentence(value, sentence):
 
 COMMANDS = ("record", "identify", "validity", "compare-methods", "profile", "report", "describe", "study", "demo")
 COMMANDS += ("perplexity", "perplexity-matrix", "evaluate", "ablate", "polysemanticity", "finetune")
-COMMANDS += ("transfer-experiment",)
+COMMANDS += ("transfer-experiment", "sweep")
 HEAVY = ("torch", "scipy", "numpy", "pandas", "datasets", "transformers", "transformer_lens", "sklearn", "pyarrow")
 LIGHT = f"""
 import resource, sys

@@ -13,6 +13,7 @@ from langneurons.cli import command
 from langneurons.cli.finding import HeldoutOptions, Model, NeuronFiles, PatchOptions, Texts, keep, listed, method_of
 from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskError, TrainingError
 from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, Run, Seed, Settings, Testing, Training
+from langneurons.study.stages.sweep import Doses
 from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import language_patches, parsed, patch_maker
 
@@ -143,6 +144,30 @@ def perplexity_matrix(
     if matrix.selectivity is not None and len(matrix.selectivity):
         print(f"\n{matrix.selectivity_table()}")
     keep(matrix, run, "matrix")
+
+
+@command(required=("neurons",))
+def sweep(
+    model: Model,
+    corpus: Texts,
+    label: Annotated[str | None, typer.Option(help="Language whose neurons are changed; by default all.")] = None,
+    *,
+    doses: Doses,
+    files: NeuronFiles,
+    text: HeldoutOptions,
+    testing: Testing,
+    run: Run,
+    options: ModelOptions,
+) -> None:
+    """Measure every language while a language's neurons are given many values."""
+    texts = text.load(corpus)
+    neurons, stats = files.load()
+    loaded = options.load(model)
+    settings: dict[str, Any] = {"stats": stats, "testing": testing, "run": run}
+    languages = None if label is None else [label]
+    table = ln.sweep(loaded, text.pack(loaded, texts), neurons, doses.listed(), languages=languages, **settings)
+    print(table)
+    keep(table, run, "sweep")
 
 
 @command(old=OLD_TASKS | {"--prompts": "--task generation=", "--source": "--beginnings"})

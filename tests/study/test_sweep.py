@@ -3,7 +3,7 @@ import pytest
 import langneurons as ln
 from langneurons.errors import StudyError
 from langneurons.evaluation import Dose
-from langneurons.study.stages.sweep import SweepPart
+from langneurons.study.stages.sweep import Doses
 from langneurons.study.study import Study
 from tests.study.small import small
 
@@ -11,7 +11,8 @@ DOSES = [Dose("set", -1), Dose("quantile", 0.5), Dose("scale", 2), Dose("cumulat
 
 
 def test_a_study_sweeps_as_the_function_does_and_its_report_draws_the_doses(tmp_path):
-    sweep = {"languages": ["hi"], "constants": [-1], "quantiles": [0.5], "factors": [2], "shares": [0.5]}
+    doses = {"constants": [-1], "quantiles": [0.5], "factors": [2], "shares": [0.5]}
+    sweep = {"languages": ["hi"], "doses": doses}
     study = Study(small(patches={}, matrix=None, sweep=sweep, testing={"resamples": 200}), tmp_path)
     study.run(progress=False)
     table = ln.effects.EffectTable.load(study.path("sweep/babel/two/lape"))
@@ -25,17 +26,17 @@ def test_a_study_sweeps_as_the_function_does_and_its_report_draws_the_doses(tmp_
 
 
 def test_a_sweep_that_lists_no_values_is_the_deactivation_sweep():
-    assert SweepPart().doses == list(ln.evaluation.deactivation_doses())
+    assert Doses().listed() == list(ln.evaluation.deactivation_doses())
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"quantiles": [1.5]}, "less than or equal to 1"),
-        ({"shares": [0]}, "greater than 0"),
-        ({"constants": [float("nan")]}, "finite number"),
+        ({"doses": {"quantiles": [1.5]}}, "quantiles"),
+        ({"doses": {"shares": [0]}}, "shares"),
+        ({"doses": {"constants": [float("nan")]}}, "constants.*nan"),
         ({"languages": ["hy"]}, "'hi'"),
-        ({"doses": [1]}, "doses"),
+        ({"amounts": [1]}, "amounts"),
     ],
 )
 def test_what_cannot_be_swept_is_said_before_anything_runs(table, message):
