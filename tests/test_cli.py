@@ -169,6 +169,7 @@ def test_perplexity_of_the_model_as_it_is(capsys, monkeypatch, texts):
     assert [line.split()[0] for line in said.splitlines()[1:]] == ["en", "hi", "zh"]
 
 
+@pytest.mark.filterwarnings("ignore:.* one cluster carries more than a quarter")
 def test_a_sweep_writes_the_listed_values_at_one_languages_neurons(capsys, monkeypatch, texts, recorded, tmp_path):
     stats, folder = recorded
     neurons = ln.LAPE(top=0.01).identify(stats).save(tmp_path / "neurons.json")
