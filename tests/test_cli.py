@@ -174,7 +174,7 @@ def test_a_sweep_writes_the_listed_values_at_one_languages_neurons(capsys, monke
     stats, folder = recorded
     neurons = ln.LAPE(top=0.01).identify(stats).save(tmp_path / "neurons.json")
     arguments = ["babel", str(texts), "--neurons", str(neurons), "--statistics", str(folder), "--label", "hi"]
-    arguments += ["--constants", "-1,0", "--quantiles", "0.5", "--resamples", "200", "--out", str(tmp_path / "out")]
+    arguments += ["--constants", "-1,0", "--quantiles", "0.5", "--out", str(tmp_path / "out")]
     arguments += ["--tokens-per-language", "300", "--context-length", "64", "--split", "train"]
     status, _, error = run(capsys, monkeypatch, "sweep", *arguments)
     assert status == 0, error

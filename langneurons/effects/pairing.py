@@ -81,7 +81,7 @@ def pair(
     columns = [value] if per in (ROW, BASELINE) else [value, per]
     trained = "seed" in condition.columns or "seed" in baseline.columns
     after, before = _aligned(condition, baseline, ["item", "seed"] if trained else ["item"], columns)
-    unit = _unit(before, resampled)
+    unit = resampled_unit(before, resampled)
     clusters, names = pd.factorize(before[unit])
     if len(names) < 2:
         raise EffectError(
@@ -95,9 +95,17 @@ def pair(
     return Paired(after[value].to_numpy(float), values, denominators, clusters, seeds, item.nunique(), trained, unit)
 
 
-def _unit(before: pd.DataFrame, resampled: Resampled) -> str:
-    """The column whose values are resampled."""
-    sources = len(set(before[SOURCE])) if SOURCE in before.columns else 0
+def resampled_unit(rows: pd.DataFrame, resampled: Resampled = "auto") -> str:
+    """The column of rows whose values are resampled: "cluster", or "source" where there are enough sources.
+
+    Args:
+        rows: Rows with ``cluster``, and ``source`` where clusters come from some.
+        resampled: What is resampled, see ``Testing``.
+
+    Raises:
+        EffectError: If sources are to be resampled and the rows have none.
+    """
+    sources = len(set(rows[SOURCE])) if SOURCE in rows.columns else 0
     if resampled == "sources" and not sources:
         raise EffectError("Sources cannot be resampled: the rows have no column 'source'.")
     enough = sources >= LEAST_SOURCES and resampled == "auto"

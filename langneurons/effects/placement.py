@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from langneurons.effects.estimation import difference, effect, holm, verdict_of
-from langneurons.effects.pairing import BASELINE
+from langneurons.effects.pairing import BASELINE, resampled_unit
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.errors import EffectError
 from langneurons.settings import Testing, TestingOptions, with_options
@@ -236,8 +236,8 @@ def selectivity(
         baseline: Language -> rows of the unpatched model.
         controls: What controls did (``EffectTable.controls``): the index of each matched draw is the control
             distribution.
-        testing: The intervals' level and the resampling: documents of each language are drawn anew, the same ones for
-            every patch.
+        testing: The intervals' level and the resampling: documents of each language, or their sources,
+            are drawn anew, the same ones for every patch.
         options: Single fields of ``Testing``, such as ``resamples=1000``.
 
     Returns:
@@ -281,13 +281,14 @@ def _resampled(
     generator = np.random.default_rng(testing.seed)
     columns = []
     for language, rows in baseline.items():
-        before = _by_cluster(rows)
-        after = np.stack([_by_cluster(patched[label][language]) for label in labels], axis=1)
+        units = rows.set_index("item")[resampled_unit(rows, testing.resampled)]
+        before = _summed(rows, units)
+        after = np.stack([_summed(patched[label][language], units) for label in labels], axis=1)
         weights = generator.multinomial(len(before), np.full(len(before), 1 / len(before)), size=testing.samples)
         columns.append(weights @ after / (weights @ before)[:, None] - 1)
     return np.stack(columns, axis=-1)
 
 
-def _by_cluster(rows: pd.DataFrame) -> np.ndarray:
-    """Sum the loss of each cluster, in the order of the clusters' names."""
-    return np.bincount(np.unique(rows["cluster"], return_inverse=True)[1], weights=rows["nll"].to_numpy())
+def _summed(rows: pd.DataFrame, units: pd.Series) -> np.ndarray:
+    """Sum the loss of each document or source, in the order of their names; ``units`` says which an item is of."""
+    return rows.groupby(rows["item"].map(units))["nll"].sum().to_numpy()

@@ -1,8 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from langneurons.effects.placement import placed
+from langneurons.effects.placement import placed, selectivity
 from langneurons.errors import EffectError
 
 
@@ -53,3 +54,24 @@ def test_no_or_infinite_controls_are_refused():
         placed(1.0, [])
     with pytest.raises(EffectError, match="finite"):
         placed(1.0, [1.0, float("nan")])
+
+
+def languages_of_sources(seed=0, sources=10, documents=6):
+    """Loss of two languages whose patched rows change by source, all documents of a source alike."""
+    generator = np.random.default_rng(seed)
+    source = np.repeat(np.arange(sources), documents)
+    base = pd.DataFrame({"item": range(len(source)), "cluster": range(len(source)), "source": source, "nll": 10.0})
+    changes = generator.normal(0.5, 0.3, (2, sources))[:, source]
+    own, other = base.assign(nll=10 + changes[0]), base.assign(nll=10 + 0.1 * changes[1])
+    return {"hi": {"hi": own, "en": other}}, {"hi": base, "en": base}
+
+
+def test_selectivity_resamples_sources_where_effects_do():
+    patched, baseline = languages_of_sources()
+    no_controls = pd.DataFrame({"control": []})
+    widths = {}
+    for resampled in ("auto", "sources", "clusters"):
+        table = selectivity(patched, baseline, no_controls, resampled=resampled, resamples=2000)
+        widths[resampled] = float((table["high"] - table["low"])[0])
+    assert widths["auto"] == widths["sources"]
+    assert widths["auto"] > 1.8 * widths["clusters"]  # six documents of a source say what one does: about sqrt(6)
