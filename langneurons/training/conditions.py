@@ -4,8 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
 from langneurons.errors import TrainingError, unknown
+from langneurons.identification.controls import reported_balance
 from langneurons.identification.neurons import NeuronSet, united
 from langneurons.settings import CONDITIONS, Controls, Experiment, controls_of, literal_choices
 
@@ -88,6 +90,37 @@ def conditions(
     return selections
 
 
+def report_random(
+    selections: Iterable[Condition], neurons: NeuronSet, source: str, controls: int | Controls
+) -> dict[str, object]:
+    """What a result's settings keep of how random neurons match the sets they stand for: nothing where none are drawn.
+
+    Args:
+        selections: The conditions that ``conditions`` chose.
+        neurons: The neurons that it chose them from.
+        source: The language of the training data.
+        controls: How random neurons are drawn.
+
+    Returns:
+        ``balance``, with one row per random condition, and a sentence for captions.
+    """
+    draws: dict[tuple[str, str], list[NeuronSet]] = {}
+    for condition in selections:
+        if condition.name in CONTROL_OF.values() and condition.neurons is not None:
+            members = _relabelled(condition.neurons, source)
+            draws.setdefault((condition.name, condition.target), []).append(members)
+    if not draws:
+        return {}
+    controls = controls_of(controls).model_copy(update={"draws": max(map(len, draws.values()))})
+    tables = [
+        _original(name, neurons, source, target)
+        .balance(draws_of_set, controls, exclude=neurons)
+        .assign(language=f"{name} {target}".rstrip())
+        for (name, target), draws_of_set in draws.items()
+    ]
+    return {"balance": reported_balance(pd.concat(tables, ignore_index=True), controls)}
+
+
 def needs_target(name: str) -> bool:
     """Whether a condition is another one for every target language."""
     return "target" in name
@@ -96,14 +129,18 @@ def needs_target(name: str) -> bool:
 def _random(
     name: str, neurons: NeuronSet, source: str, target: str, seeds: Sequence[int], controls: Controls
 ) -> Iterator[Condition]:
-    like = next(selection for selection, control in CONTROL_OF.items() if control == name)
-    # Under the source's label: that is the language in which magnitudes are matched.
-    original = _relabelled(_selected(like, neurons, source, target), source)
+    original = _original(name, neurons, source, target)
     for seed in seeds:
         seeded = controls.model_copy(update={"seed": seed})
         for draw in range(controls.draws):
             control = original.matched_control(seeded, draw, exclude=neurons)
             yield Condition(name, target, seed, draw, _relabelled(control, name))
+
+
+def _original(name: str, neurons: NeuronSet, source: str, target: str) -> NeuronSet:
+    """The neurons that random ones stand for, under the source's label: in that language they are matched."""
+    like = next(selection for selection, control in CONTROL_OF.items() if control == name)
+    return _relabelled(_selected(like, neurons, source, target), source)
 
 
 def _trained(name: str, neurons: NeuronSet, source: str, target: str) -> NeuronSet | None:

@@ -31,7 +31,7 @@ from langneurons.settings import (
     with_options,
 )
 from langneurons.tasks.task import Task
-from langneurons.training.conditions import Condition, conditions
+from langneurons.training.conditions import Condition, conditions, report_random
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.finetuning import WITHOUT_EFFECT, check_task, finetune
 from langneurons.training.lora import MaskedLoRA, Update
@@ -118,6 +118,7 @@ def transfer_experiment(
     # Says before anything is trained whether the task can be trained on, and the test be answered afterwards.
     answered_test = task.objective(view(model), [experiment.source], training, experiment.head).ask(test)
     trainings = _planned(neurons, experiment, languages[1:], controls)
+    balance = report_random((planned.condition for planned in trainings), neurons, experiment.source, controls)
     own_patches = written_patches(patches or {}, languages[1:])
     for patch in (patch for parts in own_patches.values() for patch in parts):
         check_fits(patch, view(model))
@@ -153,6 +154,7 @@ def transfer_experiment(
             "training_patches": [repr(patch) for patch in held],
             "patches": {" ".join(name): [repr(patch) for patch in parts] for name, parts in own_patches.items()},
             "options": testing.model_dump(),
+            **balance,
         },
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from langneurons.effects.estimation import LEAST_SEEDS, Effect, difference, effect
-from langneurons.effects.table import EffectTable, with_current_names
+from langneurons.effects.table import EffectTable, balance_sentence, with_current_names
 from langneurons.errors import EffectError, unknown
 from langneurons.evaluation.results import UNPATCHED, beside_controls, parts_of, score_from_zero
 from langneurons.settings import Testing
@@ -195,7 +195,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         if len(self.conditions) < 2:
             return "One condition: nothing to compare it with."
         try:
-            return self.verdict()
+            return f"{self.verdict()}{balance_sentence(self.settings)}"
         except EffectError as error:  # scores are worth showing all the same
             return str(error)
 
@@ -217,7 +217,8 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         return f"{named['model']}, {named['task']} {named['protocol']} {metric}, fine-tuned on {named['source']}"
 
     def _named(self) -> dict[str, Any]:
-        return {name: self.settings[name] for name in ("model", "task", "protocol", "source")}
+        names = ("model", "task", "protocol", "source", "balance")
+        return {name: self.settings[name] for name in names if name in self.settings}
 
     def _metric(self, metric: str | None) -> str:
         possible = self.rows["metric"].unique().tolist()

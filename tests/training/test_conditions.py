@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import langneurons as ln
 from langneurons.errors import LanguageError, NeuronSetError, TrainingError
 from langneurons.settings import CONDITIONS
-from langneurons.training.conditions import POSSIBLE, conditions
+from langneurons.training.conditions import POSSIBLE, conditions, report_random
 from tests.planted.statistics import statistics_from
 
 SHAPE = (3, 40)
@@ -83,6 +83,23 @@ def test_with_statistics_random_neurons_match_the_magnitude_in_the_source_langua
         units = {int(layer): int(unit) for layer, unit in one.neurons.indices()}
         assert units[1] >= 30
         assert units[2] < 10
+
+
+def test_random_neurons_are_reported_beside_the_sets_they_stand_for():
+    size = torch.linspace(1, 2, SHAPE[1]).expand(SHAPE)
+    values = torch.randn(400, *SHAPE, generator=torch.Generator().manual_seed(0))
+    stats = statistics_from({"en": size * values, "hi": size * values})
+    neurons = ln.NeuronSet.of({"en": [(0, 20), (1, 10)], "hi": [(1, 30)]}, SHAPE, "act")
+    controls = ln.Controls(draws=2, stats=stats)
+    selections = conditions(neurons, "en", ["hi"], ["none", "random", "random target"], range(3), controls)
+    balance = report_random(selections, neurons, "en", controls)["balance"]
+    assert [(row["language"], row["neurons"]) for row in balance["rows"]] == [("random", 2), ("random target hi", 1)]
+    of_random = [condition.neurons for condition in selections if condition.name == "random"]
+    write = stats.write("en").flatten().numpy()
+    written = np.mean([write[draw.union()].sum() for draw in of_random])
+    assert balance["rows"][0]["write_ratio"] == pytest.approx(written / write[[20, 50]].sum())
+    assert balance["sentence"].startswith("Controls: 6 draws, matched by write; they write ")
+    assert report_random(selections[:1], neurons, "en", controls) == {}
 
 
 def test_conditions_come_in_the_order_asked_and_once():
