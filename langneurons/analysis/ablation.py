@@ -12,7 +12,7 @@ from langneurons.effects.estimation import LOSSES, Effect, benjamini_hochberg
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.resampling import least_p
-from langneurons.effects.table import balance_sentence, current_verdicts, with_current_names
+from langneurons.effects.table import balance_sentence, current_verdicts, spreads_of, with_current_names
 from langneurons.errors import EffectError
 from langneurons.storage import Column, JsonObject, Result, Table
 
@@ -71,7 +71,7 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         columns = columns.rename(columns=NAMES)
         keyed = pd.DataFrame(list(effects), columns=pd.Index(keys))
         rows = pd.concat([keyed, columns[COLUMNS].astype({"p": float})], axis=1)
-        rows = rows if controls is None else _placed(rows, controls)
+        rows = rows if controls is None else _placed(rows, controls, spreads_of(settings))
         return cls(rows, controls, {**settings, "keys": list(keys)})
 
     def table(self, show: int | None = None, min_effect: float | None = None) -> Table:
@@ -141,7 +141,8 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         return fields | {"rows": rows, "settings": with_current_names(fields["settings"])}
 
 
-def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+def _placed(rows: pd.DataFrame, controls: pd.DataFrame, spreads: Mapping[str, float | None]) -> pd.DataFrame:
+    """Place effects among single controls, whole control sets among the draws of them."""
     cell = ["label", "language"]
     by_label = controls.groupby(cell)["effect"].agg(list).to_dict()
     by_layer = controls.groupby([*cell, "layer"])["effect"].agg(list).to_dict() if "layer" in rows.columns else {}
@@ -151,9 +152,9 @@ def _placed(rows: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
         near = by_layer.get((*key, row.get("layer")), [])
         pools.append("layer" if len(near) >= LEAST_CONTROLS else "label")
         draws.append(near if len(near) >= LEAST_CONTROLS else by_label.get(key, []))
-    return rows.assign(
-        **placement_columns(rows["effect"].tolist(), draws, adjust=benjamini_hochberg), control_pool=pools
-    )
+    of_rows = [spreads.get(label, 1.0) for label in rows["label"]] if "draw" in controls.columns else None
+    columns = placement_columns(rows["effect"].tolist(), draws, adjust=benjamini_hochberg, spreads=of_rows)
+    return rows.assign(**columns, control_pool=pools)
 
 
 def _percentile(position: float, draws: float, pool: str) -> str | None:

@@ -13,6 +13,7 @@ from langneurons.analysis.decomposition import Decomposition
 from langneurons.effects.estimation import benjamini_hochberg, holm
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.resampling import POWER, SIGNIFICANCE
+from langneurons.effects.table import balance_sentence
 from langneurons.errors import LanguageError, unknown
 from langneurons.storage import Column, JsonObject, Result, Table
 
@@ -89,13 +90,15 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
             f"{about['clusters']:,} clusters, {len(self.decomposition.languages)} languages{cut}; FDR 5 % within a "
             f"set, at least {100 * about['least_share']:.2g} % of the variance)"
         )
-        return Table(self.sets.loc[:, names], {"share": SHARE, **CONTROL_COLUMNS}, title, self._limits())
+        below = f"{self._limits()}{balance_sentence(about)}"
+        return Table(self.sets.loc[:, names], {"share": SHARE, **CONTROL_COLUMNS}, title, below)
 
     def probes_table(self) -> Table:
         """The table of what few neurons of a set predict on items left out, beside matched controls."""
         names = ["language", "predicts", "k", "accuracy", "chance", *(CONTROLS if self.settings["controls"] else ())]
         columns = {"accuracy": SHARE, "chance": SHARE, **CONTROL_COLUMNS}
-        return Table(self.probes.reindex(columns=names), columns, "Probes on items left out")
+        balance = balance_sentence(self.settings).strip()
+        return Table(self.probes.reindex(columns=names), columns, "Probes on items left out", balance)
 
     def __repr__(self) -> str:
         return str(self.sets_table())
@@ -161,12 +164,17 @@ def judged(neurons: pd.DataFrame, least_share: float) -> pd.DataFrame:
     return neurons.assign(language_p_adjusted=language_p, task_p_adjusted=task_p, verdict=verdict)
 
 
-def counted(own: Mapping[str, pd.DataFrame], controls: Sequence[Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
+def counted(
+    own: Mapping[str, pd.DataFrame],
+    controls: Sequence[Mapping[str, pd.DataFrame]],
+    spreads: Mapping[str, float | None] | None = None,
+) -> pd.DataFrame:
     """Count what the neurons of each set carry, beside matched controls.
 
     Args:
         own: Set -> its neurons, judged.
         controls: Such sets of every control draw, each judged as a family of its own.
+        spreads: Set -> how much more one more set varies than its draws do; 1 by default.
 
     Returns:
         A row per set and what is carried (language, task, both): neurons, count, share, and ``beside_controls``.
@@ -182,11 +190,15 @@ def counted(own: Mapping[str, pd.DataFrame], controls: Sequence[Mapping[str, pd.
             expected = (sum(shares) * size + 1) / (len(shares) * size + 2)
             least.append(float(np.sqrt(expected * (1 - expected) / size)))
     table = pd.DataFrame(rows, columns=["language", "carries", "neurons", "count", "share"])
-    return beside_controls(table, "share", control_shares, least)
+    return beside_controls(table, "share", control_shares, least, spreads)
 
 
 def beside_controls(
-    table: pd.DataFrame, value: str, controls: Sequence[Sequence[float]], least_sd: Sequence[float]
+    table: pd.DataFrame,
+    value: str,
+    controls: Sequence[Sequence[float]],
+    least_sd: Sequence[float],
+    spreads: Mapping[str, float | None] | None = None,
 ) -> pd.DataFrame:
     """Add to each row where its value lies among its controls, as one family.
 
@@ -195,6 +207,7 @@ def beside_controls(
         value: The column to compare.
         controls: The same value of every control draw, for each row.
         least_sd: The least standard deviation that draws must be granted, for each row.
+        spreads: Label -> how much more one more set varies than its draws do; 1 by default.
 
     Returns:
         The table with ``placement_columns``, whose interval knows ``least_sd`` too; difference (from the controls'
@@ -203,9 +216,11 @@ def beside_controls(
     """
     if table.empty:
         return table
-    placed = placement_columns(table[value].tolist(), controls)
+    of_rows = [1.0 if spreads is None else spreads.get(label, 1.0) for label in table.get("language", table.index)]
+    placed = placement_columns(table[value].tolist(), controls, spreads=of_rows)
     draws, sd = placed["control_draws"], np.maximum(placed["control_sd"], least_sd)
-    difference, error = table[value].to_numpy(float) - placed["control_mean"], sd * np.sqrt(1 + 1 / draws)
+    widened = np.array([np.inf if spread is None else spread for spread in of_rows])
+    difference, error = table[value].to_numpy(float) - placed["control_mean"], sd * np.sqrt(widened**2 + 1 / draws)
     width = stats.t.isf(SIGNIFICANCE / 2, draws - 1) * error
     placed |= {"control_low": placed["control_mean"] - width, "control_high": placed["control_mean"] + width}
     p = 2 * stats.t.sf(np.abs(difference) / error, draws - 1)

@@ -22,6 +22,7 @@ from langneurons.analysis.permutation import Design, ExchangeTest, Factor, auroc
 from langneurons.analysis.polysemanticity import TESTS_A_TASK, Polysemanticity, beside_controls, counted, judged
 from langneurons.analysis.reading import Readings, chosen_texts, read
 from langneurons.effects.resampling import SIGNIFICANCE
+from langneurons.effects.table import spreads_of
 from langneurons.errors import NeuronSetError, TaskError
 from langneurons.identification.controls import matched_by
 from langneurons.identification.neurons import NeuronSet, report_balance, united
@@ -111,10 +112,12 @@ def polysemanticity(
         {label: judged(evidence.loc[flat], probing.least_share) for label, flat in neuron_set.members.items()}
         for neuron_set in (neurons, *draws)
     )
+    balance = report_balance(neurons, controls, draws=draws)
+    spreads = spreads_of(balance)
     return Polysemanticity(
         rows=pd.concat(own.values(), keys=own, names=["language"]).reset_index("language").reset_index(drop=True),
-        sets=counted(own, others),
-        probes=_probed(probes, readings, [neurons, *draws], flat, probing.probe_sizes, bool(run.progress)),
+        sets=counted(own, others, spreads),
+        probes=_probed(probes, readings, [neurons, *draws], flat, probing.probe_sizes, spreads, bool(run.progress)),
         auroc=_by_level(neurons, evidence, aurocs),
         decomposition=decomposition,
         settings={
@@ -128,7 +131,7 @@ def polysemanticity(
             "neurons": neurons.method,
             "controls": controls.draws,
             "match": matched_by(controls),
-            **report_balance(neurons, controls, draws=draws),
+            **balance,
             "finest": finest,
             **probing.model_dump(include={"position", "permutations", "least_share", "seed"}),
         },
@@ -141,6 +144,7 @@ def _probed(
     sets: Sequence[NeuronSet],
     flat: Int[np.ndarray, " neuron"],
     sizes: Sequence[int],
+    spreads: Mapping[str, float | None],
     progress: bool,
 ) -> pd.DataFrame:
     """Predict language and label from few neurons of the first set's labels, and of each of its controls."""
@@ -155,7 +159,8 @@ def _probed(
         rows += [(label, factor, size, accuracy, probe.chance) for size, accuracy in own.items()]
         control_accuracies += [[other[size] for other in others] for size in own]
     least = [1 / len(readings.texts.known)] * len(rows)
-    return beside_controls(pd.DataFrame(rows, columns=PROBE_COLUMNS), "accuracy", control_accuracies, least)
+    table = pd.DataFrame(rows, columns=PROBE_COLUMNS)
+    return beside_controls(table, "accuracy", control_accuracies, least, spreads)
 
 
 def _by_level(neurons: NeuronSet, evidence: pd.DataFrame, aurocs: pd.DataFrame) -> pd.DataFrame:

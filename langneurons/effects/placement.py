@@ -1,6 +1,6 @@
 """Where effects lie among those of matched controls."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -50,17 +50,25 @@ class Placement:
     level: float
 
 
-def placed(value: float, controls: Sequence[float] | Float[np.ndarray, " draw"], level: float = LEVEL) -> Placement:
+def placed(
+    value: float,
+    controls: Sequence[float] | Float[np.ndarray, " draw"],
+    level: float = LEVEL,
+    spread: float | None = 1.0,
+) -> Placement:
     """Place a value among its controls.
 
-    The interval predicts one more control (mean +- t x SD x sqrt(1 + 1/m)). The rank p-value counts the controls at
-    least as far as the value from the mean of all, the value included: each of them is treated alike, so the p-value is
-    exact where the value is one of them.
+    The interval predicts one more control (mean +- t x SD x sqrt(spread^2 + 1/m)). The rank p-value counts the controls
+    at least as far as the value from the mean of all, the value included: each of them is treated alike, so the p-value
+    is exact where the value is one of them. Draws that share neurons vary less than one more set would, so their
+    distances from their mean are multiplied by ``spread`` first.
 
     Args:
         value: A value such as the effect of patching some neurons.
         controls: The same measure of each control draw.
         level: Confidence of the prediction interval.
+        spread: How much more one more set varies than the draws do, see ``balance_of``; 1 where draws share nothing.
+            None or infinite where all draws are the same: then there is neither interval nor p-value.
 
     Raises:
         EffectError: If there are no controls, or one is not finite.
@@ -77,7 +85,11 @@ def placed(value: float, controls: Sequence[float] | Float[np.ndarray, " draw"],
         raise EffectError(f"Only finite values can be placed: given {value} among {len(draws)} controls.")
     mean, count = float(draws.mean()), len(draws)
     sd = float(draws.std(ddof=1)) if count > 1 else None
-    reach = None if sd is None else float(stats.t.ppf((1 + level) / 2, count - 1) * sd * np.sqrt(1 + 1 / count))
+    spread = float("inf") if spread is None else spread
+    reach = None
+    if sd is not None and np.isfinite(spread):
+        reach = float(stats.t.ppf((1 + level) / 2, count - 1) * sd * np.sqrt(spread**2 + 1 / count))
+    ranked = np.isfinite(spread) and 1 / (count + 1) <= SIGNIFICANCE
     return Placement(
         value=float(value),
         draws=count,
@@ -86,7 +98,7 @@ def placed(value: float, controls: Sequence[float] | Float[np.ndarray, " draw"],
         sd=sd,
         low=None if reach is None else mean - reach,
         high=None if reach is None else mean + reach,
-        p=_rank_p(float(value), draws) if 1 / (count + 1) <= SIGNIFICANCE else None,
+        p=_rank_p(float(value), mean + spread * (draws - mean)) if ranked else None,
         level=level,
     )
 
@@ -96,6 +108,7 @@ def placement_columns(
     controls: Sequence[Sequence[float]],
     level: float = LEVEL,
     adjust: Callable[[np.ndarray], np.ndarray] = holm,
+    spreads: Sequence[float | None] | None = None,
 ) -> dict[str, Float[np.ndarray, " row"]]:
     """Say in columns of a table where each of its estimates lies among its controls; NaN where it has none.
 
@@ -104,13 +117,15 @@ def placement_columns(
         controls: The estimates of each row's control draws.
         level: Confidence of the prediction intervals.
         adjust: Adjusts the rank p-values for their number: ``holm`` or ``benjamini_hochberg``.
+        spreads: How much more one more set varies than its draws do, for each row; 1 by default. See ``placed``.
 
     Returns:
         control_mean, control_sd, control_low, control_high, control_position, control_p, control_draws, and
         control_p_adjusted, the rank p-values adjusted over the rows as one family.
     """
     places = [
-        placed(value, draws, level) if len(draws) else None for value, draws in zip(estimates, controls, strict=True)
+        placed(value, draws, level, spread) if len(draws) else None
+        for value, draws, spread in zip(estimates, controls, spreads or [1.0] * len(estimates), strict=True)
     ]
     columns = {
         f"control_{name}": np.array(
@@ -137,6 +152,7 @@ def beyond_controls(
     value: str = "nll",
     per: str = BASELINE,
     *,
+    spread: float | None = 1.0,
     testing: Testing = Testing(),
     **options: Unpack[TestingOptions],
 ) -> dict[str, float]:
@@ -154,6 +170,7 @@ def beyond_controls(
             both are compared at the same dose.
         value: The column to compare.
         per: What summed differences are divided by, see ``effect``.
+        spread: How much more one more set varies than the draws do, see ``placed``.
         testing: The margin, the interval's level and the resampling.
         options: Single fields of ``Testing``.
 
@@ -170,7 +187,9 @@ def beyond_controls(
     control = mean_control.set_index("item")[value].reindex(baseline["item"]).to_numpy(float)
     as_controls = baseline.assign(**{value: before + (control - before) / write_ratio, UNPATCHED: before})
     change = effect(patched, as_controls, value, UNPATCHED if per == BASELINE else per, testing=testing)
-    draw_variance = float(np.var(np.array(changes) / write_ratio, ddof=1)) * (1 + 1 / len(changes))
+    if spread is None or not np.isfinite(spread):
+        return dict(zip(BEYOND, (change.estimate, -np.inf, np.inf, 1.0, 0.0), strict=True))
+    draw_variance = float(np.var(np.array(changes) / write_ratio, ddof=1)) * (spread**2 + 1 / len(changes))
     of_documents = change.standard_error**2
     error = float(np.sqrt(of_documents + draw_variance))
     if error == 0:
@@ -222,6 +241,7 @@ def selectivity(
     patched: Mapping[str, LanguageRows],
     baseline: LanguageRows,
     controls: pd.DataFrame,
+    spreads: Mapping[str, float | None] | None = None,
     *,
     testing: Testing = Testing(),
     **options: Unpack[TestingOptions],
@@ -236,6 +256,7 @@ def selectivity(
         baseline: Language -> rows of the unpatched model.
         controls: What controls did (``EffectTable.controls``): the index of each matched draw is the control
             distribution.
+        spreads: Label -> how much more one more set varies than its draws do, see ``placed``; 1 by default.
         testing: The intervals' level and the resampling: documents of each language, or their sources,
             are drawn anew, the same ones for every patch.
         options: Single fields of ``Testing``, such as ``resamples=1000``.
@@ -262,7 +283,15 @@ def selectivity(
         for _, part in matched.groupby("draw", sort=False)
     ]
     of_controls = _index(np.stack(draws), labels, languages)
-    return table.assign(**placement_columns(indices.tolist(), of_controls.T.tolist(), testing.level))
+    of_labels = [(spreads or {}).get(label, 1.0) for label in labels]
+    variances, of_all = of_controls[:, :-1].var(axis=0), None
+    if None not in of_labels:
+        squares = np.array(of_labels, dtype=float) ** 2
+        of_all = float(np.sqrt((squares * variances).sum() / variances.sum())) if variances.any() else 1.0
+    placements = placement_columns(
+        indices.tolist(), of_controls.T.tolist(), testing.level, spreads=[*of_labels, of_all]
+    )
+    return table.assign(**placements)
 
 
 def _index(changes: np.ndarray, labels: list[str], languages: list[str]) -> np.ndarray:
@@ -281,7 +310,7 @@ def _resampled(
     generator = np.random.default_rng(testing.seed)
     columns = []
     for language, rows in baseline.items():
-        units = rows.set_index("item")[resampled_unit(rows, testing.resampled)]
+        units = dict(zip(rows["item"], rows[resampled_unit(rows, testing.resampled)], strict=True))
         before = _summed(rows, units)
         after = np.stack([_summed(patched[label][language], units) for label in labels], axis=1)
         weights = generator.multinomial(len(before), np.full(len(before), 1 / len(before)), size=testing.samples)
@@ -289,6 +318,7 @@ def _resampled(
     return np.stack(columns, axis=-1)
 
 
-def _summed(rows: pd.DataFrame, units: pd.Series) -> np.ndarray:
+def _summed(rows: pd.DataFrame, units: Mapping[Hashable, Hashable]) -> np.ndarray:
     """Sum the loss of each document or source, in the order of their names; ``units`` says which an item is of."""
-    return rows.groupby(rows["item"].map(units))["nll"].sum().to_numpy()
+    places = np.unique([str(units[item]) for item in rows["item"]], return_inverse=True)[1]
+    return np.bincount(places, weights=rows["nll"].to_numpy())

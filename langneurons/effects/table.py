@@ -257,6 +257,16 @@ def balance_sentence(settings: Mapping[str, Any]) -> str:
     return f" {balance['sentence']}" if balance else ""
 
 
+def spreads_of(settings: Mapping[str, Any]) -> dict[str, float | None]:
+    """How much more one more set varies than its control draws do, by label, from the settings of a result.
+
+    Args:
+        settings: Settings with what ``reported_balance`` gave, if controls were drawn.
+    """
+    rows = settings.get("balance", {"rows": []})["rows"]
+    return {row["language"]: row.get("spread", 1.0) for row in rows}
+
+
 def dominance(rows: pd.DataFrame) -> str:
     """A sentence where one cluster carries more than a quarter of the weight of an effect with a test; else nothing."""
     tested = ~np.isnan(rows["p"].to_numpy(float))

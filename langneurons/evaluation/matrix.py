@@ -17,7 +17,7 @@ from langneurons.effects.placement import (
     relative_changes,
     selectivity,
 )
-from langneurons.effects.table import EffectTable
+from langneurons.effects.table import EffectTable, spreads_of
 from langneurons.errors import EffectError, PatchError, StatisticsError
 from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.measuring import LanguageRows, loss_effects, measure, split_by_language
@@ -106,17 +106,18 @@ def perplexity_matrix(
         "match": matched_by(controls),
     }
     settings |= {"balance": reported_balance(balance, controls)} if controls.draws else {}
+    spreads = spreads_of(settings)
     labels = {(label,): rows for label, rows in patched.items()}
     table = loss_effects(model, text, labels, baseline, ("patched", "measured"), settings, testing)
     changes = _changes_of_controls(conditions, baseline)
-    rows_beside = _beside_controls(table.rows, changes, testing.level)
+    rows_beside = _beside_controls(table.rows, changes, testing.level, spreads)
     if controls.draws > 1:
         rows_beside = rows_beside.assign(**_beyond_controls(conditions, baseline, balance, testing))
     return replace(
         table,
         rows=rows_beside,
         controls=changes,
-        selectivity=selectivity(patched, baseline, changes, testing=testing),
+        selectivity=selectivity(patched, baseline, changes, spreads, testing=testing),
     )
 
 
@@ -148,6 +149,7 @@ def _beyond_controls(
 ) -> dict[str, object]:
     """What each set changed beyond its matched controls, as it is and at equal dose, in the order of the effects."""
     ratio_of = dict(zip(balance["language"], balance["write_ratio"].fillna(1.0), strict=True))
+    spread_of = dict(zip(balance["language"], balance["spread"], strict=True))
     as_drawn, at_equal_dose = [], []
     for label in (name[1] for name in conditions if name[0] == "set"):
         draws = [rows for name, rows in conditions.items() if name[:2] == ("matched", label)]
@@ -156,8 +158,9 @@ def _beyond_controls(
             changes = [difference(draw, unpatched) for draw in of_language]
             mean = unpatched.assign(nll=np.mean([draw["nll"].to_numpy() for draw in of_language], axis=0))
             compared = conditions["set", label][language], mean, changes, unpatched
-            as_drawn.append(beyond_controls(*compared, testing=testing))
-            at_equal_dose.append(beyond_controls(*compared, ratio_of[label], testing=testing))
+            options = {"spread": spread_of[label], "testing": testing}
+            as_drawn.append(beyond_controls(*compared, **options))
+            at_equal_dose.append(beyond_controls(*compared, ratio_of[label], **options))
     return {
         **beyond_columns(as_drawn, lower_is_better=True),
         **beyond_columns(at_equal_dose, lower_is_better=True, name="at_equal_dose"),
@@ -176,7 +179,9 @@ def _changes_of_controls(conditions: Mapping[tuple, LanguageRows], baseline: Lan
     return pd.DataFrame(changes, columns=["patched", "measured", "control", "draw", "estimate"])
 
 
-def _beside_controls(rows: pd.DataFrame, changes: pd.DataFrame, level: float) -> pd.DataFrame:
+def _beside_controls(
+    rows: pd.DataFrame, changes: pd.DataFrame, level: float, spreads: Mapping[str, float | None]
+) -> pd.DataFrame:
     """Add what the controls of each cell changed to its row."""
     by_cell = {key: part["estimate"].tolist() for key, part in changes.groupby(["patched", "measured", "control"])}
 
@@ -185,7 +190,12 @@ def _beside_controls(rows: pd.DataFrame, changes: pd.DataFrame, level: float) ->
         return [by_cell.get((*cell, control), []) for cell in cells]
 
     return rows.assign(
-        **placement_columns(rows["estimate"].tolist(), of_kind("matched"), level),
+        **placement_columns(
+            rows["estimate"].tolist(),
+            of_kind("matched"),
+            level,
+            spreads=[spreads.get(label, 1.0) for label in rows["patched"]],
+        ),
         other_languages_mean=[np.mean(draws) if draws else np.nan for draws in of_kind("other language")],
         neutral=[draws[0] if draws else np.nan for draws in of_kind("neutral")],
     )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from langneurons.effects.estimation import Effect, Verdict, effect
 from langneurons.effects.placement import LEVEL, beyond_columns, beyond_controls, placement_columns
-from langneurons.effects.table import EffectTable, with_current_names
+from langneurons.effects.table import EffectTable, spreads_of, with_current_names
 from langneurons.errors import CorruptArtefactError, EffectError, unknown
 from langneurons.settings import Testing
 from langneurons.storage.objects import JsonObject
@@ -110,7 +110,8 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         if self.controls is None:
             return table
         of_metric = (self.controls[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)
-        table = beside_controls(table, self.controls.loc[of_metric].reset_index(drop=True), self._testing.level)
+        controls = self.controls.loc[of_metric].reset_index(drop=True)
+        table = beside_controls(table, controls, self._testing.level, spreads_of(self.settings))
         if self.control_means is None or self.settings["control_draws"] < 2:
             return table
         of_metric = (self.control_means[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)
@@ -124,12 +125,14 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         changes = parts_of(table.controls, table.keys)
         balance = self.settings.get("balance", {"rows": []})["rows"]
         ratio_of = {row["language"]: row["write_ratio"] or 1.0 for row in balance}
+        spreads = spreads_of(self.settings)
         as_drawn, at_equal_dose = [], []
         for cell in table.rows[table.keys].itertuples(index=False, name=None):
             language, draws = cell[-1], changes[cell]["estimate"].tolist()
             rows = by_cell[cell], means[cell], draws, by_cell[UNPATCHED, language]
             for cells, ratio in ((as_drawn, 1.0), (at_equal_dose, ratio_of.get(language, 1.0))):
-                cells.append(beyond_controls(*rows, ratio, "value", "row", testing=self._testing))
+                options = {"spread": spreads.get(language, 1.0), "testing": self._testing}
+                cells.append(beyond_controls(*rows, ratio, "value", "row", **options))
         columns = beyond_columns(as_drawn, lower_is_better=False)
         columns |= beyond_columns(at_equal_dose, lower_is_better=False, name="at_equal_dose")
         return replace(table, rows=table.rows.assign(**columns))
@@ -221,17 +224,25 @@ def parts_of(rows: pd.DataFrame, keys: Sequence[str]) -> dict[tuple, pd.DataFram
     return {key: part for key, part in rows.groupby(list(keys), sort=False) if isinstance(key, tuple)}
 
 
-def beside_controls(table: EffectTable, controls: pd.DataFrame, level: float = LEVEL) -> EffectTable:
+def beside_controls(
+    table: EffectTable,
+    controls: pd.DataFrame,
+    level: float = LEVEL,
+    spreads: Mapping[str, float | None] | None = None,
+) -> EffectTable:
     """Place every effect of a table among what its control draws changed.
 
     Args:
         table: Effects.
         controls: The table's key columns and ``estimate``, one row per draw.
         level: Confidence of the prediction intervals.
+        spreads: Value of the last key column -> how much more one more set varies than its draws do; 1 by default.
     """
     by_cell = {key: part["estimate"].tolist() for key, part in parts_of(controls, table.keys).items()}
-    cells = table.rows[table.keys].itertuples(index=False, name=None)
-    columns = placement_columns(table.rows["estimate"].tolist(), [by_cell.get(cell, []) for cell in cells], level)
+    cells = list(table.rows[table.keys].itertuples(index=False, name=None))
+    of_cells = [(spreads or {}).get(cell[-1], 1.0) for cell in cells]
+    draws = [by_cell.get(cell, []) for cell in cells]
+    columns = placement_columns(table.rows["estimate"].tolist(), draws, level, spreads=of_cells)
     return replace(table, rows=table.rows.assign(**columns), controls=controls)
 
 

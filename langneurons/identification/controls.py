@@ -200,7 +200,7 @@ def _most_specific(stats: ActivationStats, label: str, share: float) -> Bool[np.
 
 def balance_of(
     neurons: Mapping[str, Int[np.ndarray, " n"]],
-    draws: Sequence[Mapping[str, Int[np.ndarray, " drawn"]]],
+    draws: Sequence[Mapping[str, Int[np.ndarray, " _"]]],
     candidates: Mapping[str, Candidates],
     caliper: float,
 ) -> pd.DataFrame:
@@ -217,7 +217,10 @@ def balance_of(
         controls write in sum over what the set writes; write_difference and active_difference, the difference of mean
         log writes and of mean P(active), set minus controls, over the standard deviation within both;
         without_candidate, the set's neurons that no eligible neuron of the layer is like within the caliper. NaN
-        without statistics.
+        without statistics. overlap is the share of a draw's neurons that another draw has too (by what they write, mean
+        over pairs of draws), and spread how much more one more set varies than the draws do, were effects what neurons
+        write times a chance factor: sqrt((1 + overlap) / (1 - overlap)), times the root of the ratio of their sums of
+        squared writes. It is infinite where all draws are the same.
 
     Source:
         Standardised differences as in Austin 2009 (doi 10.1002/sim.3697): above 0.1 a covariate is out of balance.
@@ -236,9 +239,29 @@ def balance_of(
             if of_label.active is not None:
                 row["active_difference"] = _standardised(of_label.active[flat], of_label.active[controls])
             row["without_candidate"] = _without_candidate(flat, of_label, caliper)
+        row |= _spread(flat, [draw[label] for draw in draws], of_label)
         rows.append(row)
     columns = ["language", "neurons", "eligible", "write_ratio", "write_difference", "active_difference"]
-    return pd.DataFrame(rows, columns=pd.Index([*columns, "without_candidate"]))
+    return pd.DataFrame(rows, columns=pd.Index([*columns, "without_candidate", "overlap", "spread"]))
+
+
+def _spread(
+    flat: Int[np.ndarray, " n"], draws: Sequence[Int[np.ndarray, " _"]], candidates: Candidates
+) -> dict[str, float]:
+    """The overlap of draws, and how much more one more set varies than they do."""
+    weights = np.ones(len(candidates.eligible)) if candidates.write is None else candidates.write + SILENT
+    members = np.zeros((len(draws), len(weights)), dtype=bool)
+    for draw, neurons in enumerate(draws):
+        members[draw, neurons] = True
+    drawn = members[:, members.any(0)]
+    shared = (drawn * weights[members.any(0)]) @ drawn.T
+    total, pairs = float(np.trace(shared)), len(draws) * (len(draws) - 1)
+    overlap = float((shared.sum() - total) / pairs / (total / len(draws))) if pairs and total else 0.0
+    squares = (drawn * weights[members.any(0)] ** 2).sum() / max(1, len(draws))
+    if overlap >= 1 or not squares:
+        return {"overlap": overlap, "spread": float("inf") if overlap >= 1 else 1.0}
+    spread = np.sqrt((weights[flat] ** 2).sum() / squares * (1 + overlap) / (1 - overlap))
+    return {"overlap": overlap, "spread": float(spread)}
 
 
 def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, object]:
@@ -263,6 +286,14 @@ def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, obj
         lonely, total = (sum(int(row[name]) for row in rows) for name in ("without_candidate", "neurons"))
         if lonely and one_by_one:
             sentence += f"; {lonely} of {total} neurons have no equal in their layer, so the nearest stands for them"
+    spread, overlap = (float(balance[name].to_numpy(float).max()) for name in ("spread", "overlap"))
+    if np.isinf(spread):
+        sentence += "; all draws of a label are the same neurons, so that there is no p-value"
+    elif spread > 1 + UNEVEN_RATIO:
+        sentence += (
+            f"; draws share up to {100 * overlap:.0f} % of what they write, so their spread is "
+            f"multiplied by up to {spread:.2f}"
+        )
     uneven = [
         row
         for row in rows

@@ -34,6 +34,26 @@ def test_rank_p_is_uniform_where_the_value_is_one_of_the_controls():
     assert 0.18 <= (p <= 0.2).mean() <= 0.22
 
 
+def test_draws_from_few_candidates_vary_less_than_one_more_set_and_spread_makes_up_for_it():
+    """Sets of twelve neurons, each with ten candidates: two draws share a tenth of their neurons."""
+    generator = np.random.default_rng(2)
+    own = generator.normal(size=(4000, 12)).sum(1).tolist()
+    pools, places = generator.normal(size=(4000, 12, 10)), generator.integers(10, size=(4000, 12, 19))
+    draws = np.take_along_axis(pools, places, axis=2).sum(1)
+    spread = np.sqrt((1 + 0.1) / (1 - 0.1))
+    alone = [placed(value, row) for value, row in zip(own, draws, strict=True)]
+    wider = [placed(value, row, spread=spread) for value, row in zip(own, draws, strict=True)]
+    assert np.mean([where.p <= 0.05 for where in alone]) > 0.065
+    assert 0.04 <= np.mean([where.p <= 0.05 for where in wider]) <= 0.06
+    assert 0.93 <= np.mean([where.low <= where.value <= where.high for where in wider]) <= 0.97
+
+
+def test_draws_that_are_all_the_same_give_neither_interval_nor_p_value():
+    for spread in (float("inf"), None):
+        where = placed(1.0, [0.0] * 19, spread=spread)
+        assert (where.p, where.low, where.high, where.mean) == (None, None, None, 0.0)
+
+
 def test_prediction_interval_holds_one_more_control():
     draws = np.random.default_rng(1).normal(size=(1000, 6))
     inside = [(where := placed(float(row[0]), row[1:])).low <= row[0] <= where.high for row in draws]

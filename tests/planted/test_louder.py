@@ -51,22 +51,28 @@ def test_zeroing_costs_what_is_written_whoever_writes_it():
 
 
 def test_a_set_is_one_more_draw_of_neurons_that_write_as_much_and_none_of_its_magnitude_deciles():
-    rejected = {"loud": [], "write": [], "layer+magnitude": []}
-    for seed in range(12):
-        truth, random = louder(seed), np.random.default_rng(seed)
-        draws = {"loud": [as_loud(truth, random) for _ in range(19)]}
-        for match in ("write", "layer+magnitude"):
-            controls = Controls(stats=truth.stats, match=match)
+    rejected = {"loud": [], "write": [], "dose": [], "layer+magnitude": []}
+    for seed in range(60):
+        truth, random = louder_language_neurons(seed), np.random.default_rng(seed)
+        draws, spreads = {"loud": [as_loud(truth, random) for _ in range(19)]}, {}
+        for match in ("write", "dose", "layer+magnitude"):
+            controls = Controls(draws=19, stats=truth.stats, match=match)
             draws[match] = [truth.neurons.matched_control(controls, draw, exclude=truth.neurons) for draw in range(19)]
+            balance = truth.neurons.balance(draws[match], controls, exclude=truth.neurons)
+            spreads[match] = dict(zip(balance["language"], balance["spread"], strict=True))
         for language in LOUDER:
             cost = truth.changes[language].mean(0)
             value = float(cost[truth.neurons.mask(language)].sum())
             for kind, sets in draws.items():
-                placement = placed(value, [float(cost[neurons.mask(language)].sum()) for neurons in sets])
-                rejected[kind].append(placement.p <= 0.05)
-    assert np.mean(rejected["layer+magnitude"]) > 0.5
-    assert np.mean(rejected["write"]) < 0.15
-    assert np.mean(rejected["loud"]) < 0.15
+                spread = spreads.get(kind, {}).get(language, 1.0)
+                costs = [float(cost[neurons.mask(language)].sum()) for neurons in sets]
+                p = placed(value, costs, spread=spread).p
+                rejected[kind].append(p is not None and p <= 0.05)
+    rates = {kind: float(np.mean(sets)) for kind, sets in rejected.items()}
+    assert rates["layer+magnitude"] > 0.5
+    assert 0.02 <= rates["write"] <= 0.08, rates
+    assert 0.02 <= rates["dose"] <= 0.08, rates
+    assert rates["loud"] <= 0.08, rates
 
 
 def as_loud(truth, random) -> NeuronSet:
