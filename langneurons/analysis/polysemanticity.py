@@ -216,7 +216,7 @@ def beside_controls(
     """
     if table.empty:
         return table
-    of_rows = [1.0 if spreads is None else spreads.get(label, 1.0) for label in table.get("language", table.index)]
+    of_rows = [1.0] * len(table) if spreads is None else [spreads.get(label, 1.0) for label in table["language"]]
     placed = placement_columns(table[value].tolist(), controls, spreads=of_rows)
     draws, sd = placed["control_draws"], np.maximum(placed["control_sd"], least_sd)
     widened = np.array([np.inf if spread is None else spread for spread in of_rows])
