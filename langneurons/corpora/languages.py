@@ -165,14 +165,49 @@ def code_in_name(name: str) -> str | None:
     return canonical("-".join(part for part in (parts[1], script, region) if part))
 
 
+def is_code(name: str) -> bool:
+    """Whether a name, such as a folder's, is the code of a language and nothing else.
+
+    Example:
+        >>> is_code("zho_Hans"), is_code("hi"), is_code("notes"), is_code("en_wiki")
+        (True, True, False, False)
+    """
+    parts = _CODE.fullmatch(name)
+    return parts is not None and code_in_name(name) is not None and not (parts[2] and parts[2].title() not in _LETTERS)
+
+
+def spelled(code: str, names: Iterable[str]) -> str | None:
+    """The one of some names that stands for the language of a code, however both are spelled; None without one.
+
+    Example:
+        >>> spelled("zho_Hans", ["en", "zh-Hans"]), spelled("hi", ["en"])
+        ('zh-Hans', None)
+    """
+    by_code = {canonical(name): name for name in names}
+    return code if code in by_code.values() else by_code.get(canonical(code))
+
+
+def for_languages(values: Mapping[str, Value], languages: Iterable[str]) -> dict[str, Value]:
+    """Some values by language, with one for each other language asked for that has a value under a nearby code.
+
+    Example:
+        >>> for_languages({"en": 1, "zh": 2}, ["zh-Hans", "ur"])
+        {'en': 1, 'zh': 2, 'zh-Hans': 2}
+    """
+    others = {language: nearest(language, values) for language in languages if language not in values}
+    return {**values, **{language: value for language, value in others.items() if value is not None}}
+
+
 def distinct(languages: Iterable[str]) -> list[str]:
-    """The canonical codes of some languages, each once; a text instead of a list, and an empty list, are refused."""
+    """The languages, each once; a text instead of a list, and an empty list, are refused."""
     if isinstance(languages, str):
         raise LanguageError(f"Give the languages as a list, such as [{languages!r}], not as the text {languages!r}.")
-    unique = list(dict.fromkeys(map(canonical, languages)))
+    unique: dict[str, str] = {}
+    for language in languages:
+        unique.setdefault(canonical(language), language)
     if not unique:
         raise LanguageError("Give at least one language, or leave the argument out to take all.")
-    return unique
+    return list(unique.values())
 
 
 def by_canonical_code(codes: Collection[str], where: str) -> dict[str, str]:

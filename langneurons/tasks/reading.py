@@ -11,7 +11,8 @@ import pyarrow.parquet
 from datasets import ClassLabel, Features
 
 from langneurons.babel.miniature import mini_xquad
-from langneurons.corpora.loading import distinct, hub_tables, is_hub_id
+from langneurons.corpora.languages import distinct
+from langneurons.corpora.loading import hub_tables, is_hub_id
 from langneurons.corpora.purity import identifier
 from langneurons.errors import LanguageError, TaskError, in_short, unknown
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 
 from langneurons import storage
 from langneurons.babel.miniature import mini_xnli
-from langneurons.corpora.loading import distinct
+from langneurons.corpora.languages import distinct
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
 from langneurons.settings import Training

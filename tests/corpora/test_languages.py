@@ -85,4 +85,4 @@ def test_a_file_is_named_after_its_language(name, code):
 def test_two_spellings_of_one_language_are_refused_and_lists_have_each_once():
     with pytest.raises(LanguageError, match="'zh_CN' and 'cmn', which are both 'zh-Hans'"):
         by_canonical_code(["zh_CN", "en", "cmn"], "The dict")
-    assert distinct(["eng", "en", "hin_Deva"]) == ["en", "hi"]
+    assert distinct(["eng", "en", "hin_Deva"]) == ["eng", "hin_Deva"]
