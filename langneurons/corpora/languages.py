@@ -5,7 +5,7 @@ the same languages. ``canonical`` gives each one spelling, and whatever depends 
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from langneurons.errors import LanguageError
@@ -210,7 +210,7 @@ def distinct(languages: Iterable[str]) -> list[str]:
     return list(unique.values())
 
 
-def by_canonical_code(codes: Collection[str], where: str) -> dict[str, str]:
+def by_canonical_code(codes: Iterable[str], where: str) -> dict[str, str]:
     """The canonical code of each language -> the code as it is given.
 
     Raises:

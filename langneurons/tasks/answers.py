@@ -161,7 +161,8 @@ def _overlap(answer: list[str], gold: list[str]) -> float:
 
 
 def _fold(text: str, language: str) -> str:
-    typed = unicodedata.normalize("NFC", text.translate(_AS_TYPED)).translate(_TYPED_AS.get(language, {}))
+    visible = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+    typed = unicodedata.normalize("NFC", visible.translate(_AS_TYPED)).translate(_TYPED_AS.get(language, {}))
     folded = typed.casefold().replace("i\u0307", "i")  # what İ folds to
     digits = "".join(str(unicodedata.decimal(letter, letter)) for letter in folded)
     # A vowel sign may stand between a letter and the mark that makes one character with it.
@@ -169,9 +170,7 @@ def _fold(text: str, language: str) -> str:
 
 
 def _is_silent(letter: str) -> bool:
-    """Whether a character is punctuation, or, as direction marks and joiners are, invisible."""
-    category = unicodedata.category(letter)
-    return category[0] == "P" or category == "Cf" or letter in string.punctuation
+    return unicodedata.category(letter)[0] == "P" or letter in string.punctuation
 
 
 UNKNOWN = "unknown"
