@@ -179,7 +179,8 @@ def test_an_exact_match_has_full_f1_and_another_gold_never_lowers_a_score(predic
 def test_case_width_and_marks_around_an_answer_make_no_difference(text, language):
     assert exact_match(text, [text], language) == 1
     assert normalise(f"«{text}»。", language) == normalise(text, language) == normalise(f" {text}\n", language)
-    assert normalise(text.casefold(), language) == normalise(text, language)
+    if language != "tr":  # where I is the capital of ı
+        assert normalise(text.casefold(), language) == normalise(text, language)
 
 
 @pytest.mark.parametrize("golds", [[], "gold"])
