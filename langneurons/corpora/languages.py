@@ -15,15 +15,15 @@ Value = TypeVar("Value")
 # Script -> the languages that are written in it, with their codes of three letters. A language of two letters stands
 # for its standard variety, too ("arb" is "ar"); varieties that are told apart have a code of their own ("arz").
 _LANGUAGES = {
-    "Latn": "aa=aar af=afr ak=aka,twi,tw an=arg ay=aym,ayr az=aze,azj bi=bis bm=bam br=bre bs=bos ca=cat ch=cha co=cos "
+    "Latn": "aa=aar af=afr ak=aka an=arg ay=aym,ayr az=aze,azj bi=bis bm=bam br=bre bs=bos ca=cat ch=cha co=cos "
     "cs=ces,cze cy=cym,wel da=dan de=deu,ger ee=ewe en=eng eo=epo es=spa et=est,ekk eu=eus,baq ff=ful,fuv fi=fin "
     "fj=fij fo=fao fr=fra,fre fy=fry ga=gle gd=gla gl=glg gn=grn,gug gv=glv ha=hau ho=hmo hr=hrv ht=hat hu=hun "
     "hz=her ia=ina id=ind,in ie=ile ig=ibo ik=ipk io=ido is=isl,ice it=ita jv=jav,jw kg=kon ki=kik kj=kua kl=kal "
     "kr=kau,knc ku=kur,kmr kw=cor la=lat lb=ltz lg=lug li=lim ln=lin lt=lit lu=lub lv=lav,lvs mg=mlg,plt mh=mah "
     "mi=mri,mao ms=msa,may,zsm mt=mlt na=nau nd=nde ng=ndo nl=nld,dut nn=nno no=nor,nob,nb nr=nbl nv=nav ny=nya "
     "oc=oci om=orm,gaz pl=pol pt=por qu=que,quy rm=roh rn=run ro=ron,rum,mo rw=kin sc=srd se=sme sg=sag "
-    "sk=slk,slo sl=slv sm=smo sn=sna so=som sq=sqi,alb,als ss=ssw st=sot su=sun sv=swe sw=swa,swh tk=tuk "
-    "tl=tgl,fil tn=tsn to=ton tr=tur ts=tso ty=tah uz=uzb,uzn ve=ven vi=vie vo=vol wa=wln wo=wol xh=xho yo=yor "
+    "sk=slk,slo sl=slv sm=smo sn=sna so=som sq=sqi,alb ss=ssw st=sot su=sun sv=swe sw=swa,swh tk=tuk "
+    "tl=tgl,fil tn=tsn to=ton tr=tur tw=twi ts=tso ty=tah uz=uzb,uzn ve=ven vi=vie vo=vol wa=wln wo=wol xh=xho yo=yor "
     "za=zha zu=zul",
     "Cyrl": "ab=abk av=ava ba=bak be=bel bg=bul ce=che cu=chu cv=chv kk=kaz kv=kom ky=kir mk=mkd,mac mn=mon,khk os=oss "
     "ru=rus tg=tgk tt=tat uk=ukr",

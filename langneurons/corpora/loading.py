@@ -85,7 +85,7 @@ def load_corpus(
         >>> load_corpus({"hi": ["नमस्ते"], "en": ["Hello.", " "]})
         Corpus(en: 1 text, hi: 1 text; every text is a document of its own)
     """
-    wanted = None if languages is None else [canonical(language) for language in distinct(languages)]
+    wanted = None if languages is None else distinct(languages)
     left_out: list[str] = []
     if isinstance(source, Mapping | pd.DataFrame | Dataset | IterableDataset):
         tables = _from_memory(source, wanted, text_column, split)
@@ -115,11 +115,18 @@ def load_corpus(
 
 def _choose(wanted: list[str] | None, available: Iterable[str]) -> dict[str, str]:
     """The canonical code of each language that is loaded -> what the source calls it."""
-    possible = by_canonical_code(sorted(available), "The source")
-    for language in wanted or []:
-        if language not in possible:
-            raise LanguageError(unknown("language", language, possible))
-    return {language: possible[language] for language in wanted or sorted(possible)}
+    names = sorted(available)
+    if wanted is None:
+        return dict(sorted(by_canonical_code(names, "The source").items()))
+    choice = {}
+    for language in wanted:
+        # A name that is spelled as it was asked for is meant, whatever else stands for the same language.
+        same = [language] if language in names else [name for name in names if canonical(name) == canonical(language)]
+        name = by_canonical_code(same, "The source").get(canonical(language))
+        if name is None:
+            raise LanguageError(unknown("language", language, names))
+        choice[canonical(language)] = name
+    return choice
 
 
 # ---- a dict, or tables in memory ----

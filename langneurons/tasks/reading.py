@@ -91,12 +91,13 @@ def read_items(
         LanguageError: If a language is not there.
         CorpusError: If a hub data set cannot be read.
     """
-    names = None if languages is None else [canonical(language) for language in distinct(languages)]
+    wanted = None if languages is None else distinct(languages)
+    names = None if wanted is None else list(map(canonical, wanted))
     if isinstance(source, str) and (source == BABEL or is_hub_id(source)):
         if source == BABEL:
             tables = {language: pd.DataFrame(rows) for language, rows in miniature(_split(split)).items()}
         else:
-            data_sets = hub_tables(source, names, split, revision)
+            data_sets = hub_tables(source, wanted, split, revision)
             tables = {
                 language: _named_labels(pd.DataFrame(data_set.with_format(None)[:]), data_set.features)
                 for language, data_set in data_sets.items()

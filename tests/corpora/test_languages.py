@@ -35,6 +35,7 @@ SPELLINGS = {
     "es-419": ["es-419"],
     "ace-Arab": ["ace_Arab"],
     "he": ["heb_Hebr", "iw"],
+    "als": ["als"],  # Alemannic in Wikipedia, Tosk Albanian in ISO 639-3
 }
 
 

@@ -189,6 +189,17 @@ def test_scripts_are_kept_apart_whatever_the_files_are_called(tmp_path):
     assert load_corpus(tmp_path, ["zho_Hans", "hin"]).languages == ("zh-Hans", "hi")
 
 
+def test_a_name_that_is_spelled_as_it_was_asked_for_is_meant():
+    tables = {"no": ["no"], "nob": ["nob"], "nor": ["nor"], "hi": ["ब"]}
+    assert contents(load_corpus(tables, ["no"])) == {"no": ["no"]}
+    assert contents(load_corpus(tables, ["nob"])) == {"no": ["nob"]}
+    assert contents(load_corpus(tables, ["hin"])) == {"hi": ["ब"]}
+    with pytest.raises(LanguageError, match="'nob' and 'nor', which are both 'no'"):
+        load_corpus({"nob": ["a"], "nor": ["b"]}, ["no"])
+    with pytest.raises(LanguageError, match="'no' and 'nob', which are both 'no'"):
+        load_corpus(tables)
+
+
 def test_folders_and_files_of_every_name_stand_side_by_side(tmp_path):
     for name in ("zh-Hans/a.txt", "hi/b.txt", "pt_BR/c.csv.gz", "en.jsonl.gz", "ur.txt"):
         path = tmp_path / name
