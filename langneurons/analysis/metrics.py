@@ -21,7 +21,7 @@ from torch import Tensor
 from langneurons import storage
 from langneurons.analysis.texts import LabelledTexts
 from langneurons.corpora import Blocks, Corpus
-from langneurons.corpora.loading import distinct
+from langneurons.corpora.languages import distinct
 from langneurons.effects.pairing import BASELINE, ROW
 from langneurons.errors import EffectError, LanguageError, StatisticsError, TaskError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText, losses

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from langneurons import storage
-from langneurons.corpora.loading import distinct
+from langneurons.corpora.languages import distinct
 from langneurons.errors import LanguageError, TaskError, unknown
 
 COLUMNS = ["item", "cluster", "text", "label"]

@@ -17,6 +17,7 @@ import pandas as pd
 from datasets import Dataset
 from jaxtyping import Int
 
+from langneurons.corpora.languages import spelled
 from langneurons.corpora.purity import purity
 from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, unknown
 from langneurons.storage import fingerprint
@@ -56,7 +57,7 @@ class Corpus(Mapping[str, Sequence[str]]):
         return self._table(language)["text"]
 
     def __contains__(self, language: object) -> bool:
-        return language in self.tables
+        return isinstance(language, str) and spelled(language, self.tables) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tables)
@@ -158,7 +159,7 @@ class Corpus(Mapping[str, Sequence[str]]):
         Raises:
             LanguageError: If the corpus lacks one of them.
         """
-        return Corpus({language: self._table(language) for language in languages})
+        return Corpus({spelled(language, self.tables) or language: self._table(language) for language in languages})
 
     def take(self, documents: int) -> "Corpus":
         """Keep the first ``documents`` of each language, whole, or all where there are fewer; shuffle first.
@@ -238,9 +239,9 @@ class Corpus(Mapping[str, Sequence[str]]):
         return fingerprint(*(part for pair in sorted(self.fingerprints.items()) for part in pair))
 
     def _table(self, language: str) -> Dataset:
-        if language not in self.tables:
+        if (name := spelled(language, self.tables)) is None:
             raise LanguageError(unknown("language", language, self.tables))
-        return self.tables[language]
+        return self.tables[name]
 
     def _count(self, language: str, level: str) -> int:
         """Number of documents or sources; of sources 0, where they are not known."""

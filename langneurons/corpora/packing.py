@@ -1,11 +1,11 @@
 """Tokenise a corpus and write it to disk as streams of token ids, as far as a budget of counted tokens needs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +24,7 @@ from langneurons.corpora.blocks import (
     stream_file,
 )
 from langneurons.corpora.corpus import LEVELS, READ_AT_ONCE, Corpus, batches
+from langneurons.corpora.long_texts import PIECE, pieces_of
 from langneurons.errors import CorpusError, StaleArtefactError, StorageError
 from langneurons.storage import checksum, fingerprint, replacing, write_json
 
@@ -121,57 +122,92 @@ def _source(corpus: Corpus, language: str, texts: int) -> str:
 class _Stream:
     """One language's files while they grow."""
 
-    def __init__(self, corpus: Corpus, language: str, how: BlockFormat, folder: Path, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        texts: Iterator[list[str]],
+        tokenizer: PreTrainedTokenizerFast,
+        how: BlockFormat,
+        files: Sequence[Path],
+        stack: ExitStack,
+    ) -> None:
         self._how = how
-        self._batches = batches(corpus.tables[language])
+        self._parts = _tokenised(texts, tokenizer)
+        self._inside_text = False
         self._tokens, self._ends = (
-            stack.enter_context(stack.enter_context(replacing(path)).open("wb"))
-            for path in (stream_file(folder, language), ends_file(folder, language))
+            stack.enter_context(stack.enter_context(replacing(path)).open("wb")) for path in files
         )
         self.texts, self.length, self.counted = 0, 0, 0
 
-    def extend(self, tokenizer: PreTrainedTokenizerFast) -> bool:
-        """Append some texts; False when there are no more."""
-        texts = next(self._batches, None)
-        if texts is None:
+    def extend(self) -> bool:
+        """Append some texts, or a piece of a long one; False when there are no more."""
+        part = next(self._parts, None)
+        if part is None:
             return False
-        separator = [] if self._how.separator is None else [self._how.separator]
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        parts = [ids + separator for ids in encoded["input_ids"]]
-        ends = self.length + np.cumsum([len(part) for part in parts])
+        texts, ended = part
+        self._append(texts, ended)
+        return True
+
+    def close(self) -> None:
+        """End the text in whose middle the stream stops."""
+        if self._inside_text:
+            self._append([[]], ended=True)
+
+    def _append(self, texts: list[list[int]], ended: bool) -> None:
+        separator = [self._how.separator] if ended and self._how.separator is not None else []
+        parts = [ids + separator for ids in texts]
         tokens = np.fromiter(chain.from_iterable(parts), "<u4")
         self.counted += int(self._how.counted(tokens, np.arange(self.length, self.length + len(tokens))).sum())
         self._tokens.write(tokens.tobytes())
-        self._ends.write(ends.astype("<i8").tobytes())
-        self.texts, self.length = self.texts + len(parts), self.length + len(tokens)
-        return True
+        if ended:
+            ends = self.length + np.cumsum([len(part) for part in parts])
+            self._ends.write(ends.astype("<i8").tobytes())
+            self.texts += len(parts)
+        self.length, self._inside_text = self.length + len(tokens), not ended
+
+
+def _tokenised(
+    texts: Iterator[list[str]], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[list[int]], bool]]:
+    """The tokens of some texts, or of a piece of a long one, and whether these are the last of their text."""
+    for batch in texts:
+        for long, group in groupby(batch, key=lambda text: len(text) > PIECE):
+            if not long:
+                encoded = tokenizer(list(group), add_special_tokens=False, return_attention_mask=False, verbose=False)
+                yield cast(list[list[int]], encoded["input_ids"]), True
+            else:
+                yield from (([piece.ids], piece.last) for text in group for piece in pieces_of(tokenizer, text))
 
 
 def _write_streams(
     corpus: Corpus, tokenizer: PreTrainedTokenizerFast, how: BlockFormat, folder: Path, budget: int | None
 ) -> tuple[int, dict[str, tuple[int, int]]]:
     with ExitStack() as stack:
-        streams = {language: _Stream(corpus, language, how, folder, stack) for language in corpus.languages}
-        counted = _fill_all(streams, tokenizer) if budget is None else _fill(streams, tokenizer, budget)
+        streams = {}
+        for language in corpus.languages:
+            files = stream_file(folder, language), ends_file(folder, language)
+            streams[language] = _Stream(batches(corpus.tables[language]), tokenizer, how, files, stack)
+        counted = _fill_all(streams) if budget is None else _fill(streams, budget)
+        for stream in streams.values():
+            stream.close()
         # The files are about to change: what the old manifest says of them no longer holds.
         _manifest(folder).unlink(missing_ok=True)
     return counted, {language: (stream.texts, stream.length) for language, stream in streams.items()}
 
 
-def _fill(streams: dict[str, _Stream], tokenizer: PreTrainedTokenizerFast, budget: int) -> int:
+def _fill(streams: dict[str, _Stream], budget: int) -> int:
     for language, stream in streams.items():
         while stream.counted < budget:
-            if not stream.extend(tokenizer):
+            if not stream.extend():
                 has = f"{language!r} has {stream.counted} counted tokens, fewer than the {budget} asked for"
                 raise CorpusError(f"{has}; ask for fewer, or for None to take as many as the smallest language has.")
     return budget
 
 
-def _fill_all(streams: dict[str, _Stream], tokenizer: PreTrainedTokenizerFast) -> int:
+def _fill_all(streams: dict[str, _Stream]) -> int:
     while True:
         # The first language that runs out while it is the shortest is the smallest; no other is read beyond its size.
         language = min(streams, key=lambda name: streams[name].counted)
-        if not streams[language].extend(tokenizer):
+        if not streams[language].extend():
             break
     if not streams[language].counted:
         raise CorpusError(f"{language!r} has no counted token: its texts give only special tokens, or none.")
@@ -279,13 +315,37 @@ def stream_bytes(
     lengths = packed.lengths(language)
     texts = corpus[language][: len(lengths)]
     starts = range(0, len(texts), READ_AT_ONCE)
-    counts = [of for start in starts for of in _bytes_of(texts[start : start + READ_AT_ONCE], tokenizer)]
+    counts = [
+        of
+        for start in starts
+        for of in _bytes_of(texts[start : start + READ_AT_ONCE], lengths[start : start + READ_AT_ONCE], tokenizer)
+    ]
     if [len(of) for of in counts] != lengths.tolist():
         raise StaleArtefactError(f"The packed tokens of {language!r} are not those of the corpus; pack it again.")
     separator = np.zeros(int(packed.format.separator is not None), np.int64)
     return np.concatenate([part for of in counts for part in (of, separator)])
 
 
-def _bytes_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return [token_bytes(text, offsets) for text, offsets in zip(texts, encoded["offset_mapping"], strict=True)]
+def _bytes_of(
+    texts: Sequence[str], lengths: Int[np.ndarray, " text"], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Int[np.ndarray, " token"]]:
+    """Bytes of each token of some texts; of a long one as far as its tokens were packed."""
+    pairs = zip(texts, lengths.tolist(), strict=True)
+    for long, group in groupby(pairs, key=lambda pair: len(pair[0]) > PIECE):
+        if long:
+            yield from (_bytes_of_long(text, length, tokenizer) for text, length in group)
+            continue
+        short = [text for text, _ in group]
+        encoded = tokenizer(short, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        yield from map(token_bytes, short, encoded["offset_mapping"])
+
+
+def _bytes_of_long(text: str, length: int, tokenizer: PreTrainedTokenizerBase) -> Int[np.ndarray, " token"]:
+    parts, tokens, start = [np.zeros(0, np.int64)], 0, 0
+    for piece in pieces_of(tokenizer, text):
+        end = len(text) if piece.last else max((high for _, high in piece.offsets), default=start)
+        parts.append(token_bytes(text[start:end], [(low - start, high - start) for low, high in piece.offsets]))
+        tokens, start = tokens + len(piece.ids), end
+        if tokens >= length:
+            break
+    return np.concatenate(parts)

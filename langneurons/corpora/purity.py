@@ -10,29 +10,13 @@ import numpy as np
 import pandas as pd
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from langneurons.corpora.languages import canonical, language_of, scripts_of
+
 LEAST_LETTERS = 20  # below this, language identification guesses
 CHARACTERS_READ = 1000  # of a document, for identification
 
-_SCRIPTS = {
-    **dict.fromkeys(["en", "fr", "es", "vi", "id", "de", "pt", "it", "nl", "pl", "ro", "tr", "sw", "ms"], {"LATIN"}),
-    **dict.fromkeys(["hi", "mr", "ne"], {"DEVANAGARI"}),
-    **dict.fromkeys(["ur", "ar", "fa"], {"ARABIC"}),
-    **dict.fromkeys(["ru", "bg", "uk"], {"CYRILLIC"}),
-    "zh": {"CJK", "IDEOGRAPHIC"},
-    "ja": {"CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"},
-    "ko": {"HANGUL", "CJK"},
-    "bn": {"BENGALI"},
-    "ta": {"TAMIL"},
-    "te": {"TELUGU"},
-    "kn": {"KANNADA"},
-    "ml": {"MALAYALAM"},
-    "pa": {"GURMUKHI"},
-    "th": {"THAI"},
-    "el": {"GREEK"},
-}
-
 # What ISO 639 counts as part of a language with a two-letter code, and py3langid tells apart.
-MEMBERS = {"zh": {"wuu", "yue"}, "ar": {"arz", "ary"}, "no": {"nn"}, "ku": {"sdh"}, "uz": {"uzs"}}
+_MEMBERS = {"wuu": "zh", "yue": "zh", "arz": "ar", "ary": "ar", "nn": "no", "sdh": "ku", "uzs": "uz"}
 
 
 def purity(corpus: Mapping[str, Sequence[str]], sample: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -109,9 +93,10 @@ def _script_share(language: str, documents: Iterable[str]) -> float:
     for document in documents:
         letters.update(document)
     counts = {letter: count for letter, count in letters.items() if letter.isalpha()}
-    if language not in _SCRIPTS or not counts:
+    scripts = scripts_of(language)
+    if not scripts or not counts:
         return float("nan")
-    expected = sum(count for letter, count in counts.items() if script(letter) in _SCRIPTS[language])
+    expected = sum(count for letter, count in counts.items() if script(letter) in scripts)
     return expected / sum(counts.values())
 
 
@@ -123,10 +108,9 @@ def script(letter: str) -> str:
 
 def _elsewhere(language: str, documents: Mapping[int, str]) -> dict[str, object]:
     long_enough = {i: text for i, text in documents.items() if sum(map(str.isalpha, text)) >= LEAST_LETTERS}
-    if language not in identifier().labels:
-        long_enough = {}
-    placed = {i: identifier().classify(text[:CHARACTERS_READ])[0] for i, text in long_enough.items()}
-    other = {i: guess for i, guess in placed.items() if guess not in {language, *MEMBERS.get(language, ())}}
+    labels = labels_of(language)
+    placed = {i: identifier().classify(text[:CHARACTERS_READ])[0] for i, text in long_enough.items() if labels}
+    other = {i: guess for i, guess in placed.items() if guess not in labels}
     return {
         "identified": len(placed),
         "elsewhere": len(other),
@@ -140,3 +124,22 @@ def _elsewhere(language: str, documents: Mapping[int, str]) -> dict[str, object]
 def identifier() -> LanguageIdentifier:
     """Load py3langid, with all of its languages and with probabilities; not to be restricted, for it is shared."""
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@cache
+def labels_of(language: str) -> frozenset[str]:
+    """What py3langid calls a language and its varieties; nothing where it does not know the language in this script.
+
+    Example:
+        >>> sorted(labels_of("zho_Hant")), sorted(labels_of("yue")), sorted(labels_of("hi-Latn"))
+        (['wuu', 'yue', 'zh'], ['yue'], [])
+    """
+    if not scripts_of(language) & scripts_of(language_of(language)) and language_of(language) != canonical(language):
+        return frozenset()
+    labels = map(str, identifier().labels)
+    return frozenset(label for label in labels if language_of(language) in (canonical(label), _MEMBERS.get(label)))
+
+
+def identifiable() -> list[str]:
+    """The languages that py3langid tells apart, varieties aside."""
+    return sorted({canonical(label) for label in map(str, identifier().labels) if label not in _MEMBERS})

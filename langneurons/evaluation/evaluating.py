@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from langneurons.corpora.loading import distinct
+from langneurons.corpora.languages import distinct
 from langneurons.effects.estimation import difference
 from langneurons.errors import LanguageError, PatchError, TaskError, unknown
 from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs

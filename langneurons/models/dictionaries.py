@@ -7,6 +7,7 @@ recorded, identified, patched and ablated as neurons are.
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -151,6 +152,17 @@ ARCHITECTURES = ("standard", "topk", "jumprelu")
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAELENS_FORMAT = "6.0.0"  # a file without a version is an older one to SAELens, which then leaves its metadata out
 _MUST_BE = {"normalize_activations": "none", "rescale_acts_by_decoder_norm": False, "reshape_activations": "none"}
+_SETTINGS = {"d_in", "d_sae", "architecture", "k", "apply_b_dec_to_input", "metadata", "dtype", *_MUST_BE}
+_WITHOUT_EFFECT = {"device", "schema", "seal", "checksum"}
+# What cfg.json of SAELens before 6 says about an autoencoder's origin.
+_ORIGIN = {
+    "model_name", "model_class_name", "hook_name", "hook_point", "hook_layer", "hook_point_layer", "hook_head_index",
+    "hook_point_head_index", "context_size", "prepend_bos", "dataset_path", "dataset_trust_remote_code",
+    "sae_lens_training_version", "sae_lens_version", "neuronpedia_id", "model_from_pretrained_kwargs",
+    "exclude_special_tokens", "seqpos_slice", "hf_hook_name",
+}  # fmt: skip
+_ACTIVATION = {"activation_fn_str", "activation_fn", "activation_fn_kwargs", "finetuning_scaling_factor"}
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,8 @@ class SparseDictionary(nn.Module):
             raise ModelError(unknown("architecture of a dictionary", cfg.architecture, ARCHITECTURES))
         if cfg.architecture == "topk" and not (cfg.k and 1 <= cfg.k <= cfg.d_sae):
             raise ModelError(f"A topk dictionary of {cfg.d_sae} features needs k from 1 to as many, not {cfg.k}.")
+        if cfg.architecture != "topk" and cfg.k is not None:
+            raise ModelError(f"Only a topk dictionary has k; this one is {cfg.architecture} with k={cfg.k}.")
         self.cfg = cfg
         directions = nn.functional.normalize(torch.randn(cfg.d_sae, cfg.d_in), dim=1)
         self.W_enc = nn.Parameter(directions.T.clone().contiguous())
@@ -252,30 +266,81 @@ class SparseDictionary(nn.Module):
         folder = Path(folder)
         about = _read_config(folder / CONFIG)
         weights = storage.read_tensors(folder / WEIGHTS, about.get("checksum"), foreign=True)
-        for name, value in _MUST_BE.items():
-            if about.get(name, value) != value:
-                raise ModelError(
-                    f"A dictionary with {name}={about[name]!r} needs SAELens (pip install 'langneurons[sae]'): load it "
-                    "there and give it to ln.models.add_dictionary."
-                )
         options = {name: about[name] for name in ("d_in", "d_sae", "k", "apply_b_dec_to_input") if name in about}
         with storage.understood(folder / CONFIG), torch.device("meta"):
-            place = (about.get("metadata") or about).get("hook_name")
+            place = (about.get("metadata") or {}).get("hook_name")
+            dtype = getattr(torch, str(about.get("dtype", "float32")).removeprefix("torch."))
             cfg = SparseDictionaryConfig(**options, architecture=about["architecture"], hook_name=place)
-            dictionary = cls(cfg).requires_grad_(False)
+            dictionary = cls(cfg).requires_grad_(False).to(dtype)
         expected = {name: tuple(weight.shape) for name, weight in dictionary.state_dict().items()}
-        shapes = {name: tuple(weight.shape) for name, weight in weights.items() if weight.is_floating_point()}
-        if expected != shapes:
-            raise ModelError(f"{folder} holds weights {shapes}; its configuration asks for {expected}.")
-        dictionary.load_state_dict(weights, assign=True)
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        if expected != shapes or not all(map(torch.is_floating_point, weights.values())):
+            raise ModelError(f"{folder} holds weights {_listed(shapes)}; its configuration asks for {expected}.")
+        dictionary.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
         return dictionary.requires_grad_(False)
 
 
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return f"{shapes}" if len(shapes) <= 8 else f"{dict(list(shapes.items())[:8])} and {len(shapes) - 8} more"
+
+
 def _read_config(path: Path) -> storage.JsonObject:
+    """The settings of a dictionary in SAELens 6's words, each of which is computed here or without effect."""
     about = storage.read_object(path)
+    with storage.understood(path):
+        older = "schema" not in about and _before_six(about)
+    if older:
+        about = _as_saelens_reads(about, path)
+    if unknown_names := sorted(about.keys() - _SETTINGS - _WITHOUT_EFFECT):
+        raise _needs_saelens(path, unknown_names[0], about[unknown_names[0]])
+    for name, value in _MUST_BE.items():
+        if about.get(name, value) != value:
+            raise _needs_saelens(path, name, about[name])
     if missing := {"d_in", "d_sae", "architecture"} - set(about):
         raise StorageError(f"{path} does not describe a dictionary: it lacks {', '.join(sorted(missing))}.")
-    for name in ("d_in", "d_sae"):
-        if not isinstance(about[name], int) or about[name] < 1:
-            raise StorageError(f"{path} does not describe a dictionary: {name} is {about[name]!r}.")
+    for name in ("d_in", "d_sae", "k"):
+        size = about.get(name, 1)
+        if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and name != "k"):
+            raise StorageError(f"{path} does not describe a dictionary: {name} is {size!r:.40}.")
+    if not isinstance(centred := about.get("apply_b_dec_to_input", True), bool):
+        raise StorageError(f"{path} does not describe a dictionary: apply_b_dec_to_input is {centred!r:.40}.")
+    if not isinstance(dtype := about.get("dtype", "float32"), str) or dtype.removeprefix("torch.") not in _DTYPES:
+        raise StorageError(f"{path} does not describe a dictionary: dtype is {dtype!r:.40}.")
     return about
+
+
+def _before_six(about: storage.JsonObject) -> bool:
+    """Whether a configuration is older than SAELens 6, in which an architecture says everything."""
+    metadata = about.get("metadata")
+    version = about.get("sae_lens_version") or (metadata.get("sae_lens_version") if isinstance(metadata, dict) else "")
+    return int(str(version or 0).partition(".")[0]) < 6
+
+
+def _as_saelens_reads(about: storage.JsonObject, path: Path) -> storage.JsonObject:
+    """An older configuration in the words of SAELens 6, by SAELens' own rules."""
+    if unknown_names := sorted(about.keys() - _SETTINGS - _WITHOUT_EFFECT - _ORIGIN - _ACTIVATION):
+        raise _needs_saelens(path, unknown_names[0], about[unknown_names[0]])
+    if about.get("finetuning_scaling_factor"):
+        raise _needs_saelens(path, "finetuning_scaling_factor", True)
+    try:
+        loaders = import_module("sae_lens.loading.pretrained_sae_loaders")
+    except ImportError as error:
+        raise ModelError(
+            f"{path} is in the format of SAELens before 6, whose rules say what it means: pip install "
+            "'langneurons[sae]'."
+        ) from error
+    activation = about.get("activation_fn_str", about.get("activation_fn", "relu"))
+    with storage.understood(path):
+        settings = loaders.handle_config_defaulting(about)
+        kwargs = set(about.get("activation_fn_kwargs") or {})
+    plain = activation == "relu" and not kwargs
+    if not plain and not (activation == settings["architecture"] == "topk" and kwargs == {"k"}):
+        raise _needs_saelens(path, "activation_fn", f"{activation} with {', '.join(sorted(kwargs)) or 'no options'}")
+    return settings
+
+
+def _needs_saelens(path: Path, name: str, value: object) -> ModelError:
+    return ModelError(
+        f"A dictionary with {name}={value!r:.60} ({path}) needs SAELens (pip install 'langneurons[sae]'): load it "
+        "there and give it to ln.models.add_dictionary."
+    )

@@ -14,7 +14,8 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 
-from langneurons.corpora.purity import CHARACTERS_READ, MEMBERS, identifier
+from langneurons.corpora.languages import language_of
+from langneurons.corpora.purity import CHARACTERS_READ, identifiable, identifier, labels_of
 from langneurons.errors import CorpusError, LanguageError, TaskError, unknown
 
 # As case folding leaves them (ς becomes σ). English, Spanish, German and Vietnamese are MLQA's.
@@ -33,7 +34,7 @@ _ARTICLES = {
 _ARTICLES_OF = {language: frozenset(words.split()) for language, words in _ARTICLES.items()}
 # Articles written as one with the next word. MLQA takes ال out of the middle of words too, which is a slip.
 _PREFIXES = {"ar": re.compile(r"\bال(?=\w\w)"), "fr": re.compile(r"\bl['’]"), "it": re.compile(r"\b(?:l|un|gl)['’]")}
-_UNSPACED = {"ja", "km", "lo", "my", "th", "zh"}  # written without spaces between words
+_UNSPACED = {"ja", "km", "lo", "my", "th", "wuu", "yue", "zh"}  # written without spaces between words
 _UNSPACED_LETTERS = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\u1780-\u17ff"  # Myanmar, Khmer
@@ -41,28 +42,55 @@ _UNSPACED_LETTERS = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
 _CHARACTERS = re.compile(rf"(?:\d|[^\s{_UNSPACED_LETTERS}])+|[{_UNSPACED_LETTERS}]")
+# Characters that Unicode encodes once more as they are drawn: wide, narrow, upright, or in one place of an Arabic word.
+_DRAWN = (
+    (0x3000, 0x3001), (0xFB50, 0xFE00), (0xFE10, 0xFE20), (0xFE30, 0xFE50), (0xFE70, 0xFEFF), (0xFF00, 0xFFF0)
+)  # fmt: skip
+_AS_TYPED = {code: unicodedata.normalize("NFKC", chr(code)) for low, high in _DRAWN for code in range(low, high)}
+# Signs between the words or syllables of Tibetan and Ethiopic, which are punctuation elsewhere.
+_AS_TYPED |= dict.fromkeys((0x0F0B, 0x0F0C, 0x1361), " ")
+# Vowel signs that writers of Arabic and Hebrew script add or leave out, and the stroke that lengthens a word.
+_OPTIONAL = (
+    (0x0591, 0x05BE), (0x05BF, 0x05C0), (0x05C1, 0x05C3), (0x05C4, 0x05C6), (0x05C7, 0x05C8), (0x0610, 0x061B),
+    (0x0640, 0x0641), (0x064B, 0x0653), (0x0656, 0x0660), (0x0670, 0x0671), (0x06D6, 0x06DD), (0x06DF, 0x06E5),
+    (0x06E7, 0x06E9), (0x06EA, 0x06EE),
+)  # fmt: skip
+_LEFT_OUT = {code: None for low, high in _OPTIONAL for code in range(low, high)}
+# One letter of a language, typed with the code of its neighbour's keyboard.
+_PERSIAN = str.maketrans("يىك", "ییک")
+_TYPED_AS = {
+    "ar": str.maketrans("یک", "يك"),
+    "fa": _PERSIAN,
+    "ur": {**_PERSIAN, **str.maketrans("هة", "ہۃ")},
+    "tr": (_DOTLESS := str.maketrans({"I": "ı", "İ": "i"})),
+    "az": _DOTLESS,
+}
 
 
 def normalise(text: str, language: str) -> list[str]:
     """Split an answer into the tokens that are compared, so that writing it differently makes no difference.
 
-    Unicode's compatible forms become one (full-width digits too), case is folded, and punctuation of every script,
-    invisible characters and articles are removed. Chinese, Japanese, Thai, Lao, Khmer and Burmese are compared
-    character by character, with runs of other scripts and of digits kept whole; every other language by words.
+    Full-width and half-width forms, Arabic letters as they are drawn, and the digits of every script become the plain
+    ones (superscripts, fractions and Roman numerals stay what they are: 10⁹ is not 109), case is folded, and
+    punctuation of every script, invisible characters, optional vowel signs of Arabic and Hebrew, and articles are
+    removed. Urdu, Persian and Arabic letters may be typed with each other's ی and ک; Turkish and Azerbaijani ı and i
+    are two letters. Chinese, Japanese, Thai, Lao, Khmer and Burmese are compared character by character, with runs of
+    other scripts and of digits kept whole; every other language by words.
 
     Args:
         text: The text of an answer.
-        language: Code of its language; articles are removed in languages whose articles are known.
+        language: Code of its language, as FLORES, ISO 639 or BCP-47 spell it; articles are removed in languages whose
+            articles are known.
 
     Returns:
         Its tokens, perhaps none.
 
     Example:
-        >>> normalise("The “Black Panthers”, １９６６", "en"), normalise("在 2016 年NFL。", "zh")
+        >>> normalise("The “Black Panthers”, １９６６", "en"), normalise("在 2016 年NFL。", "zho_Hans")
         (['black', 'panthers', '1966'], ['在', '2016', '年', 'nfl'])
     """
-    primary = re.split("[-_]", language)[0]
-    folded = _fold(text)
+    primary = language_of(language)
+    folded = _fold(text, primary)
     if primary in _PREFIXES:
         folded = _PREFIXES[primary].sub(" ", folded)
     spoken = "".join(letter for letter in folded if not _is_silent(letter))
@@ -132,15 +160,17 @@ def _overlap(answer: list[str], gold: list[str]) -> float:
     return 2 * shared / (len(answer) + len(gold))
 
 
-def _fold(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i")  # what İ folds to
-    return unicodedata.normalize("NFKC", folded)
+def _fold(text: str, language: str) -> str:
+    visible = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+    typed = unicodedata.normalize("NFC", visible.translate(_AS_TYPED)).translate(_TYPED_AS.get(language, {}))
+    folded = typed.casefold().replace("i\u0307", "i")  # what İ folds to
+    digits = "".join(str(unicodedata.decimal(letter, letter)) for letter in folded)
+    # A vowel sign may stand between a letter and the mark that makes one character with it.
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", digits).translate(_LEFT_OUT))
 
 
 def _is_silent(letter: str) -> bool:
-    """Whether a character is punctuation, or, as direction marks and joiners are, invisible."""
-    category = unicodedata.category(letter)
-    return category[0] == "P" or category == "Cf" or letter in string.punctuation
+    return unicodedata.category(letter)[0] == "P" or letter in string.punctuation
 
 
 UNKNOWN = "unknown"
@@ -150,7 +180,6 @@ LEAST_BYTES = 15
 # A text is in none of the languages asked for if its probability there is below this share of the best of all. Of 40
 # bytes of news text that keeps 99 % of the texts in one of the languages, and refuses 99 % of those in another.
 LEAST_SHARE = 0.1
-_WHOLE = {member: code for code, members in MEMBERS.items() for member in members}
 
 
 def identify(texts: Sequence[str], languages: Collection[str] | None = None) -> list[str]:
@@ -174,14 +203,17 @@ def identify(texts: Sequence[str], languages: Collection[str] | None = None) -> 
         >>> identify(["Das Wetter ist heute schön.", "आज मौसम अच्छा है।", "12:30"], ["en", "hi"])
         ['unknown', 'hi', 'unknown']
     """
-    identified = {_whole(code) for code in identifier().labels}
-    for language in languages or ():
-        if language not in identified:
-            raise LanguageError(unknown("language", language, sorted(identified)))
-    possible = identified if languages is None else set(languages)
+    possible = {language: labels_of(language) for language in (identifiable() if languages is None else languages)}
     if not possible:
         raise LanguageError("No language was given to choose from; None stands for any.")
-    return [_place(text, possible) for text in texts]
+    own: dict[str, str] = {}
+    for language, labels in possible.items():
+        if not labels:
+            raise LanguageError(unknown("language", language, identifiable()))
+        if (other := own.setdefault(language_of(language), language)) != language:
+            raise LanguageError(f"{other!r} and {language!r} cannot be told apart by py3langid: give one of them.")
+    apart = {language: labels - (own.keys() - {language_of(language)}) for language, labels in possible.items()}
+    return [_place(text, apart) for text in texts]
 
 
 def confusion(
@@ -228,21 +260,15 @@ def cut_to_letters(text: str, letters: int) -> str | None:
     return text[: places[letters - 1] + 1] if len(places) >= letters else None
 
 
-def _place(text: str, possible: Collection[str]) -> str:
+def _place(text: str, possible: Mapping[str, Collection[str]]) -> str:
+    """The language, of some with the identifier's labels for each, that a text is most probably in."""
     read = text[:CHARACTERS_READ]
     if sum(len(character.encode()) for character in read if _is_letter(character)) < LEAST_BYTES:
         return UNKNOWN
-    shares: dict[str, float] = {}
-    for code, share in identifier().rank(read):
-        whole = _whole(code)
-        shares[whole] = max(share, shares.get(whole, 0.0))
-    best = max(possible, key=lambda code: (shares.get(code, 0.0), code))
-    return best if shares.get(best, 0.0) >= LEAST_SHARE * max(shares.values()) else UNKNOWN
-
-
-def _whole(code: object) -> str:
-    """The language that a code stands for, or that it is a variety of."""
-    return _WHOLE.get(str(code), str(code))
+    shares = {str(label): share for label, share in identifier().rank(read)}
+    best_of = {language: max(shares[label] for label in labels) for language, labels in possible.items()}
+    best = max(possible, key=lambda language: (best_of[language], language))
+    return best if best_of[best] >= LEAST_SHARE * max(shares.values()) else UNKNOWN
 
 
 def _is_letter(character: str) -> bool:

@@ -11,8 +11,9 @@ import pyarrow.parquet
 from datasets import ClassLabel, Features
 
 from langneurons.babel.miniature import mini_xquad
-from langneurons.corpora.loading import distinct, hub_tables, is_hub_id
-from langneurons.corpora.purity import identifier
+from langneurons.corpora.languages import canonical, code_in_name, distinct
+from langneurons.corpora.loading import hub_tables, is_hub_id
+from langneurons.corpora.purity import labels_of
 from langneurons.errors import LanguageError, TaskError, in_short, unknown
 
 Source = TypeVar("Source")
@@ -28,7 +29,6 @@ SPLITS = {
     "test": "test",
 }
 _PART = re.compile(r"([^\[]+)\[(?:(\d{1,2})%)?:(?:(\d{1,2})%)?\]")
-_LANGUAGE_IN_NAME = re.compile(r"(?:^|[./_-])([a-z]{2,3})(?=[./_-])")
 _NO_LANGUAGE = {*SPLITS, "of"}  # "00000-of-00001"
 _HUB_COLUMNS = ["id", "context", "question", "answers"]
 
@@ -91,12 +91,13 @@ def read_items(
         LanguageError: If a language is not there.
         CorpusError: If a hub data set cannot be read.
     """
-    names = None if languages is None else distinct(languages)
+    wanted = None if languages is None else distinct(languages)
+    names = None if wanted is None else list(map(canonical, wanted))
     if isinstance(source, str) and (source == BABEL or is_hub_id(source)):
         if source == BABEL:
             tables = {language: pd.DataFrame(rows) for language, rows in miniature(_split(split)).items()}
         else:
-            data_sets = hub_tables(source, names, split, revision)
+            data_sets = hub_tables(source, wanted, split, revision)
             tables = {
                 language: _named_labels(pd.DataFrame(data_set.with_format(None)[:]), data_set.features)
                 for language, data_set in data_sets.items()
@@ -144,9 +145,10 @@ def _selected(sources: Mapping[str, Source], names: Sequence[str]) -> dict[str, 
 
 
 def _language_of(path: Path) -> str | None:
-    codes = [code for code in _LANGUAGE_IN_NAME.findall(str(path)) if code not in _NO_LANGUAGE]
+    names = [part[start.end() :] for part in path.parts for start in re.finditer(r"(?:^|[._-])(?=[a-z])", part)]
+    codes = [code for name in names if (code := code_in_name(name)) is not None and code not in _NO_LANGUAGE]
     # In "new-hi.tsv" only hi is the code of a language; a code of no known language counts where there is no other.
-    return next(iter([code for code in codes if code in identifier().labels] or codes), None)
+    return next(iter([code for code in codes if labels_of(code)] or codes), None)
 
 
 def _of_split(paths: list[Path], folder: Path, split: str) -> list[Path]:

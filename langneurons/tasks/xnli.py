@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 
 from langneurons import storage
 from langneurons.babel.miniature import mini_xnli
-from langneurons.corpora.loading import distinct
+from langneurons.corpora.languages import by_canonical_code, distinct, for_languages
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
 from langneurons.settings import Training
@@ -133,7 +133,7 @@ class XNLI:
         split, part = sliced(split)
         if isinstance(source, Mapping):
             names = source if languages is None else distinct(languages)
-            tables = {language: table_of(source, language) for language in names}
+            tables = {code: table_of(source, name) for code, name in by_canonical_code(names, "The source").items()}
         else:
             tables = read_items(source, languages, split, {".tsv": _read_tsv}, COLUMNS, mini_xnli, revision)
         for language, table in tables.items():
@@ -144,7 +144,7 @@ class XNLI:
         cluster = pd.factorize(checked[source_language]["premise"])[0] if checked else None
         items = {language: part_of(table.assign(cluster=cluster), part) for language, table in checked.items()}
         name = "mini_xnli" if isinstance(source, str) and source == BABEL else "xnli"
-        return cls(items, read_templates(templates), calibration, head, seed, name)
+        return cls(items, for_languages(read_templates(templates), items), calibration, head, seed, name)
 
     def __repr__(self) -> str:
         by = f"likelihood, {self.calibration or 'no'} calibration" if self.head is None else f"head {self.head!r}"

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from langneurons import storage
+from langneurons.corpora.languages import for_languages
 from langneurons.errors import LanguageError, TaskError, TrainingError, unknown
 from langneurons.models import ModelView, view
 from langneurons.settings import Training
@@ -132,6 +133,7 @@ class XQuAD:
         split, part = reading.sliced(split)
         questions = reading.read_questions(source, languages, split, revision)
         items = {language: reading.part_of(table, part) for language, table in questions.items()}
+        templates = for_languages(templates, items)
         return cls(items, templates, max_new_tokens, "mini_xquad" if source == reading.BABEL else "xquad")
 
     def __repr__(self) -> str:

@@ -6,10 +6,14 @@ block-diagonal, ranks and alphas summed, which is exact.
 
 import json
 import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +27,18 @@ from langneurons.training.pieces import Form, LowRank, Piece
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_UNSUPPORTED = (
-    "use_dora",
-    "use_rslora",
-    "modules_to_save",
-    "trainable_token_indices",
-    "lora_bias",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "velora_config",
-    "kasa_config",
-    "monteclora_config",
-    "arrow_config",
-)
-_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal")  # others change the base weights
+_READ = {
+    "peft_type", "bias", "init_lora_weights", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+}  # fmt: skip
+# What concerns training, first values or other modules, and changes nothing that A and B of a projection compute.
+_WITHOUT_EFFECT = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+_OF_OLD_PEFT = {"enable_lora": None, "merge_weights": False}  # adapters of 2023 still hold them
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")  # others change the base weights
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def read(folder: Path, model_view: ModelView) -> tuple[NeuronSet | None, list[Pi
 
 
 def _read_modules(folder: Path) -> dict[str, FullSize]:
-    config = _read_config(folder)
+    config = _read_config(folder / CONFIG)
     tensors = storage.read_tensors(folder / WEIGHTS, foreign=True)
     names = sorted({key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
     expected = {f"{_PREFIX}{name}.lora_{factor}.weight" for name in names for factor in "AB"}
@@ -159,32 +159,86 @@ def _read_modules(folder: Path) -> dict[str, FullSize]:
     modules = {}
     for name in names:
         A, B = (tensors[f"{_PREFIX}{name}.lora_{factor}.weight"] for factor in "AB")
-        modules[name] = FullSize(A, B, _alpha(config, name, folder / CONFIG))
+        modules[name] = FullSize(A, B, _alpha(config, name, len(A), folder / CONFIG))
+    if untargeted := _untargeted(config, names, folder / CONFIG):
+        raise TrainingError(f"{folder} holds weights of {untargeted[0]}, but its target_modules leave that module out.")
     return modules
 
 
-def _read_config(folder: Path) -> storage.JsonObject:
-    config = storage.read_object(folder / CONFIG)
+def _read_config(path: Path) -> storage.JsonObject:
+    """The settings of an adapter, each of which is either computed here or without effect."""
+    config = storage.read_object(path)
     if not {"peft_type", "lora_alpha"} <= set(config):
-        raise CorruptArtefactError(f"{folder / CONFIG} is not the configuration of a LoRA adapter.")
+        raise CorruptArtefactError(f"{path} is not the configuration of a LoRA adapter.")
     kind, bias = config["peft_type"], config.get("bias", "none")
     if kind != "LORA" or bias != "none":
-        raise TrainingError(f"{folder} is {kind} with bias {bias!r}: possible is LORA with bias 'none'.")
-    if used := [name for name in _UNSUPPORTED if config.get(name)]:
-        raise TrainingError(f"{folder} uses {used[0]}, which masked LoRA does not have.")
+        raise TrainingError(
+            f"{path.parent} is {str(kind):.40} with bias {bias!r:.40}: possible is LORA with bias 'none'."
+        )
+    peft = _peft(path)
+    defaults = {field.name: field.default for field in fields(peft.LoraConfig)} | _OF_OLD_PEFT
+    for name, value in config.items():
+        if name in _READ | _WITHOUT_EFFECT:
+            continue
+        if name not in defaults:
+            raise TrainingError(
+                f"{path} sets {name!r:.60}, which is no setting of LoRA in the installed peft {peft.__version__}: "
+                "update peft, or remove the setting if it changes nothing."
+            )
+        if value is not None and value != defaults[name]:
+            raise TrainingError(f"{path.parent} uses {name} ({value!r:.60}), which masked LoRA does not have.")
     if (start := config.get("init_lora_weights")) not in _PLAIN_STARTS:
-        raise TrainingError(f"{folder} was started by {start!r}, which changes the model's weights, too.")
+        raise TrainingError(f"{path.parent} was started by {start!r:.60}, which changes the model's weights, too.")
     return config
 
 
-def _alpha(config: storage.JsonObject, name: str, path: Path) -> float:
-    """Scale of a module's product; in peft a pattern may be the end of the module's name."""
-    with storage.understood(path):
-        pattern = (config.get("alpha_pattern") or {}).items()
-        alpha = next((value for key, value in pattern if f".{name}".endswith(f".{key}")), config["lora_alpha"])
-        if isinstance(alpha, bool) or not isinstance(alpha, float | int) or not math.isfinite(alpha):
-            raise ValueError(f"alpha is not a number but {alpha!r:.40}")
-        return alpha
+def _peft(path: Path) -> ModuleType:
+    try:
+        return import_module("peft")
+    except ImportError as error:
+        raise TrainingError(
+            f"{path} was written by peft, whose rules say what its settings mean: pip install 'langneurons[peft]'."
+        ) from error
+
+
+@contextmanager
+def _as_peft_reads(path: Path) -> Iterator[None]:
+    """Turn a setting that is not of its type, or no regular expression, into a sentence."""
+    try:
+        with storage.understood(path):
+            yield
+    except re.error as error:
+        raise CorruptArtefactError(f"{path} holds {error.pattern!r:.60}, no regular expression ({error}).") from error
+
+
+def _alpha(config: storage.JsonObject, name: str, rank: int, path: Path) -> float:
+    """What scales a module's product, times its rank; patterns are peft's regular expressions for ends of names."""
+    get_pattern_key = import_module("peft.utils.other").get_pattern_key
+    with _as_peft_reads(path):
+        patterns = {setting: config.get(f"{setting}_pattern") or {} for setting in ("rank", "alpha")}
+        keys = {setting: get_pattern_key(list(pattern), name) for setting, pattern in patterns.items()}
+        stated_rank = patterns["rank"].get(keys["rank"], config.get("r", rank))
+        alpha = patterns["alpha"].get(keys["alpha"], config["lora_alpha"])
+        for value in (alpha, stated_rank):
+            if isinstance(value, bool) or not isinstance(value, float | int) or not math.isfinite(value):
+                raise ValueError(f"alpha or rank is not a number but {value!r:.40}")
+        if not isinstance(rank_stabilised := config.get("use_rslora") or False, bool):
+            raise ValueError(f"use_rslora is not true or false but {rank_stabilised!r:.40}")
+    if stated_rank != rank:
+        raise TrainingError(f"{path} gives {name} rank {stated_rank}, but its weights have rank {rank}.")
+    return alpha * math.sqrt(rank) if rank_stabilised else alpha
+
+
+def _untargeted(config: storage.JsonObject, names: Sequence[str], path: Path) -> list[str]:
+    """The modules that peft would not adapt, whatever weights the file holds for them."""
+    targets = config.get("target_modules")
+    if targets is None or targets == "all-linear":
+        return []
+    is_targeted = import_module("peft.tuners.tuners_utils").check_target_module_exists
+    rules = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+    with _as_peft_reads(path):
+        peft_config = _peft(path).LoraConfig(**{name: config[name] for name in rules if name in config})
+        return [name for name in names if not is_targeted(peft_config, name)]
 
 
 def _projections_by_module(model_view: ModelView) -> dict[str, list[Projection]]:

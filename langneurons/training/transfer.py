@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from langneurons import storage
-from langneurons.corpora.loading import distinct
+from langneurons.corpora.languages import distinct
 from langneurons.errors import LanguageError, TrainingError, unknown
 from langneurons.evaluation.evaluating import Patches, chosen_languages, long_rows, references_of, written_patches
 from langneurons.evaluation.measuring import Job, check_reads_text, measure_jobs

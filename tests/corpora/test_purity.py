@@ -59,6 +59,26 @@ def test_short_documents_are_not_identified():
     assert found.elsewhere_language == ""
 
 
+@pytest.mark.parametrize("code", ["zho_Hans", "zh-Hans", "zh_CN", "cmn", "zh", "zho", "zh-Hant"])
+def test_a_language_is_judged_under_whatever_code_it_has(code):
+    judged = row(
+        [
+            "委员会将于星期二再次开会，讨论下一年度的新预算和几项重要的工作。",
+            "The committee will meet again on Tuesday.",
+        ],
+        code,
+    )
+    assert (judged.identified, judged.elsewhere, judged.elsewhere_language) == (2, 1, "en")
+    assert 0 < judged.script_share < 1
+
+
+def test_a_romanised_text_is_in_the_script_of_its_code():
+    assert row(["Samiti mangalvar ko phir se baithak karegi."], "hin_Latn").script_share == 1
+    assert row(["Samiti mangalvar ko phir se baithak karegi."], "hin_Deva").script_share == 0
+    assert row(["Odbor će se ponovo sastati."], "sr").script_share == 1
+    assert row(["Odbor će se ponovo sastati."], "srp_Cyrl").script_share == 0
+
+
 def test_a_language_without_known_script_or_identification_gets_nan():
     found = row(ENGLISH, "qq")
     assert math.isnan(found.script_share)

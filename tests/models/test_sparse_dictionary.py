@@ -53,6 +53,18 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert torch.equal(again.encode(X), dictionary.encode(X))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("apply_b_dec_to_input", "false"), ("k", 3.5), ("dtype", "float8"), ("d_in", True)]
+)
+def test_a_setting_of_the_wrong_type_is_named(name, value, tmp_path):
+    made("topk", k=3).save(tmp_path)
+    about = json.loads((tmp_path / "cfg.json").read_text())
+    del about["seal"]
+    (tmp_path / "cfg.json").write_text(json.dumps({**about, name: value}))
+    with pytest.raises(StorageError, match=f"{name} is {value!r}"):
+        SparseDictionary.load(tmp_path)
+
+
 @pytest.mark.parametrize("options", [{}, {"apply_b_dec_to_input": False}, {"k": 3}, {"architecture": "jumprelu"}])
 def test_saelens_reads_what_we_write_and_we_read_what_it_writes(options, tmp_path):
     sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not installed: pip install 'langneurons[sae]'")
@@ -83,9 +95,75 @@ def test_a_folder_that_saelens_wrote_is_read(tmp_path):
     assert torch.equal(again.encode(X), dictionary.encode(X))
 
 
+OLD = {  # what SAELens 3 wrote
+    "d_in": 8, "d_sae": 24, "dtype": "torch.float32", "device": "cpu", "model_name": "gpt2-small", "hook_layer": 1,
+    "hook_name": "blocks.1.hook_resid_post", "hook_head_index": None, "activation_fn_str": "topk",
+    "activation_fn_kwargs": {"k": 3}, "apply_b_dec_to_input": True, "finetuning_scaling_factor": False,
+    "sae_lens_training_version": "3.20.0", "prepend_bos": True, "dataset_path": "text", "context_size": 128,
+    "dataset_trust_remote_code": True, "normalize_activations": "none", "neuronpedia_id": None,
+}  # fmt: skip
+VERY_OLD = {name: OLD[name] for name in ("d_in", "d_sae", "dtype", "device", "model_name", "prepend_bos")}
+VERY_OLD |= {"hook_point": "blocks.1.hook_resid_post", "hook_point_layer": 1, "hook_point_head_index": None}
+
+
+def folder_of(tmp_path, about, dictionary):
+    weights = {name: weight.clone() for name, weight in dictionary.state_dict().items()}
+    save_file(weights, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps(about))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("about", "architecture"),
+    [
+        (OLD, "topk"), (VERY_OLD, "standard"), ({**VERY_OLD, "normalize_activations": False}, "standard"),
+        ({**OLD, "activation_fn_str": "relu", "activation_fn_kwargs": {}}, "standard"),
+        ({**OLD, "activation_fn_str": "relu", "activation_fn_kwargs": {}, "architecture": "jumprelu"}, "jumprelu"),
+        ({**OLD, "dtype": "float64"}, "topk"),
+    ],
+)  # fmt: skip
+def test_older_formats_mean_what_they_mean_to_saelens(about, architecture, tmp_path):
+    sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not installed: pip install 'langneurons[sae]'")
+    dictionary = made(architecture, **{"k": 3} if architecture == "topk" else {})
+    folder = folder_of(tmp_path, about, dictionary)
+    ours, theirs = SparseDictionary.load(folder), sae_lens.SAE.load_from_disk(folder)
+    x = X.to(ours.W_enc.dtype)
+    assert (ours.cfg.architecture, ours.cfg.hook_name) == (architecture, "blocks.1.hook_resid_post")
+    torch.testing.assert_close(ours.encode(x), theirs.encode(x))
+    torch.testing.assert_close(ours.decode(ours.encode(x)), theirs.decode(theirs.encode(x)))
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"activation_fn_str": "tanh-relu"}, "activation_fn='tanh-relu with"),
+        ({"activation_fn_kwargs": {}}, "activation_fn='topk with no options'"),
+        ({"activation_fn_kwargs": {"k": 3, "postact_fn": "x"}}, "activation_fn="),
+        ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor=True"),
+        ({"hook_name": "blocks.1.attn.hook_z"}, "reshape_activations='hook_z'"),
+        ({"noise": 0.1}, "noise=0.1"),
+        ({"architecture": "gated", "activation_fn_str": "relu", "activation_fn_kwargs": {}}, "'gated'"),
+    ],
+)
+def test_an_older_dictionary_that_it_cannot_compute_is_refused(changed, message, tmp_path):
+    pytest.importorskip("sae_lens", reason="SAELens is not installed: pip install 'langneurons[sae]'")
+    with pytest.raises(ModelError, match=message):
+        SparseDictionary.load(folder_of(tmp_path, {**OLD, **changed}, made("topk", k=3)))
+
+
+def test_without_saelens_an_older_format_is_refused_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sae_lens.loading.pretrained_sae_loaders", None)
+    with pytest.raises(ModelError, match=r"pip install 'langneurons\[sae\]'"):
+        SparseDictionary.load(folder_of(tmp_path, OLD, made("topk", k=3)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"activation_fn_str": "topk"}, "activation_fn_str='topk'"),
+        ({"tomorrow": None}, "tomorrow=None"),
+        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm=True"),
+        ({"architecture": "standard"}, "Only a topk dictionary has k"),
         ({"architecture": "gated"}, "Unknown architecture of a dictionary 'gated'"),
         ({"normalize_activations": "layer_norm"}, "needs SAELens"),
         ({"d_sae": 25}, "its configuration asks for"),

@@ -26,7 +26,13 @@ CASES = [
     ("en", "new new new", ["new york new"], 0, 2 * THIRD),  # 2 x min(3, 2) / (3 + 3)
     ("en", "Sir Isaac Newton", ["Newton", "Isaac Newton", "Leibniz"], 0, Fraction(4, 5)),  # of 2/4, 4/5, 0
     ("en", "Newton", ["Isaac Newton", "Newton"], 1, 1),
-    ("en", "１２ km²", ["12 km2"], 1, 1),
+    ("en", "１２ km", ["12 km"], 1, 1),
+    ("en", "12 km²", ["12 km2"], 0, HALF),
+    ("en", "109", ["10⁹"], 0, 0),
+    ("en", "12", ["½"], 0, 0),
+    ("en", "H2O", ["H₂O"], 0, 0),
+    ("en", "IV", ["Ⅳ"], 0, 0),
+    ("en", "ﬁn", ["fin"], 1, 1),
     ("en", "“Beyoncé”", ["Beyonce"], 0, 0),
     ("en", "Beyonce\u0301", ["Beyonc\u00e9"], 1, 1),
     ("en", "It is in Santa Clara, California.", ["Santa Clara"], 0, HALF),  # 2 x 2 / (6 + 2)
@@ -71,7 +77,41 @@ CASES = [
     ("ar", "مال", ["م"], 0, 0),
     ("ar", "الف", ["ف"], 0, 0),  # a thousand: no article
     ("ar", "أحمد، محمد", ["أحمد محمد"], 1, 1),
-    ("ar", "١٩٦٦", ["1966"], 0, 0),
+    ("ar", "١٩٦٦", ["1966"], 1, 1),
+    ("ar", "مُحَمَّد", ["محمد"], 1, 1),
+    ("ar", "محمـــد", ["محمد"], 1, 1),
+    ("ar", "کتاب علی", ["كتاب علي"], 1, 1),  # with Persian letters
+    ("ar", "على", ["علي"], 0, 0),  # "on", and a name
+    ("ar", "أمر", ["امر"], 0, 0),
+    ("ar", "\ufee3\ufea4\ufee4\ufeaa", ["محمد"], 1, 1),  # letters as they are drawn
+    ("ar", "شَّ", ["ش"], 1, 1),
+    ("ar", "يُئ", ["يئ"], 1, 1),
+    ("ur", "على كتاب", ["علی کتاب"], 1, 1),
+    ("ur", "لاهور", ["لاہور"], 1, 1),
+    ("ur", "۱۹۶۶", ["1966"], 1, 1),
+    ("ur", "بھارت", ["بہارت"], 0, 0),  # the aspirated h is another letter
+    ("ur", "پاکستانؔ کے", ["پاکستان"], 0, 2 * THIRD),
+    ("fa", "می\u200cرود", ["میرود"], 1, 1),
+    ("he", "שָׁלוֹם", ["שלום"], 1, 1),
+    ("hi", "१९६६", ["1966"], 1, 1),
+    ("hi", "हिंदी", ["हिन्दी"], 0, 0),  # two spellings
+    ("hin_Deva", "१९६६ में।", ["1966 में"], 1, 1),
+    ("tr", "ISPARTA", ["Isparta"], 1, 1),
+    ("tr", "Isparta", ["ısparta"], 1, 1),
+    ("tr", "IRAK", ["irak"], 0, 0),
+    ("tr", "İZMİR", ["izmir"], 1, 1),
+    ("tur_Latn", "SIR", ["sır"], 1, 1),
+    ("en", "IRAK", ["irak"], 1, 1),
+    ("azj_Latn", "QIRMIZI", ["qırmızı"], 1, 1),
+    ("bo", "བོད་ཡིག", ["བོད"], 0, 2 * THIRD),
+    ("am", "ሰላም፡ዓለም", ["ዓለም"], 0, 2 * THIRD),
+    ("zho_Hans", "天气很好", ["天气好"], 0, Fraction(6, 7)),  # 2 x 3 / (4 + 3)
+    ("zh_CN", "天气很好", ["天气好"], 0, Fraction(6, 7)),
+    ("cmn", "天气很好", ["天气好"], 0, Fraction(6, 7)),
+    ("yue_Hant", "天氣好", ["天氣"], 0, Fraction(4, 5)),
+    ("jpn_Jpan", "東京都", ["東京"], 0, Fraction(4, 5)),
+    ("spa_Latn", "el balón", ["balón"], 1, 1),
+    ("arb_Arab", "السلام", ["سلام"], 1, 1),
     ("ar", "س\ufefcم", ["سلام"], 1, 1),  # lam and alef drawn as one
     ("th", "ในปี 2004", ["ปี 2004"], 0, 3 * QUARTER),  # ใ น ป ี 2004 against ป ี 2004
     ("th", "กรุงเทพฯ", ["กรุงเทพ"], 0, Fraction(14, 15)),  # 2 x 7 / (8 + 7)
@@ -79,8 +119,8 @@ CASES = [
     ("th", "ไทยไทย", ["ไทย"], 0, 2 * THIRD),
     ("th", "๒๕ ปี", ["๒ ปี"], 0, 2 * THIRD),  # 2 x 2 / (3 + 3)
 ]
-TEXTS = st.text(st.sampled_from("aAbé 的年ไี12１।،.-'’ا ل\u200d\u0301"), max_size=12) | st.text(max_size=8)
-LANGUAGES = st.sampled_from(["en", "es", "fr", "hi", "vi", "zh", "ar", "th", "tr", "xx"])
+TEXTS = st.text(st.sampled_from("aAbéIıİ 的年ไี12１१٤²ْٔيیﻲ।،.-'’ا ل\u200d\u0301"), max_size=12) | st.text(max_size=8)
+LANGUAGES = st.sampled_from(["en", "es", "fr", "hi", "vi", "zh", "ar", "th", "tr", "ur", "he", "xx"])
 
 
 @pytest.mark.parametrize(("language", "prediction", "golds", "exact", "overlap"), CASES)
@@ -100,6 +140,7 @@ def test_scores_equal_those_worked_out_by_hand(language, prediction, golds, exac
         ("tr", "İstanbul'da bir", ["istanbulda", "bir"]),
         ("ru", "В 1966 году", ["в", "1966", "году"]),
         ("ur", "لاہور۔", ["لاہور"]),
+        ("en", "10⁹ m₂ x½ Ⅳ ①", ["10⁹", "m₂", "x½", "ⅳ", "①"]),
         ("ja", "東京タワー・Tokyo 25", ["東", "京", "タ", "ワ", "ー", "tokyo", "25"]),
         ("zh-Hant", "臺北 Привет", ["臺", "北", "привет"]),
         ("xx", "The a  b", ["the", "a", "b"]),
@@ -138,7 +179,8 @@ def test_an_exact_match_has_full_f1_and_another_gold_never_lowers_a_score(predic
 def test_case_width_and_marks_around_an_answer_make_no_difference(text, language):
     assert exact_match(text, [text], language) == 1
     assert normalise(f"«{text}»。", language) == normalise(text, language) == normalise(f" {text}\n", language)
-    assert normalise(text.casefold(), language) == normalise(text, language)
+    if language != "tr":  # where I is the capital of ı
+        assert normalise(text.casefold(), language) == normalise(text, language)
 
 
 @pytest.mark.parametrize("golds", [[], "gold"])

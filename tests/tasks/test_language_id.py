@@ -39,13 +39,26 @@ def test_a_language_that_is_not_asked_for_is_unknown():
         assert identify([sentence * 2], others) == ["unknown"]
 
 
+def test_a_language_is_identified_under_the_code_that_it_is_asked_by():
+    codes = dict(zip(SENTENCES, ["eng_Latn", "spa", "fr-FR", "hin_Deva", "urd_Arab", "vie", "zho_Hans"], strict=True))
+    assert identify(list(SENTENCES.values()), list(codes.values())) == list(codes.values())
+
+
+def test_a_variety_that_is_asked_for_beside_its_language_is_told_apart():
+    assert identify(["Eg veit ikkje kva dei gjer no.", "Jeg vet ikke hva de gjør nå."], ["no", "nn"]) == ["nn", "no"]
+
+
 def test_members_of_a_language_are_the_language():
     assert identify(["佢哋聽日會再開會㗎喇，你知唔知呀？"], ["zh", "en"]) == ["zh"]
 
 
 def test_a_language_that_cannot_be_identified_is_refused():
-    with pytest.raises(LanguageError, match="Unknown language 'hin': did you mean 'hi'"):
-        identify(["text"], ["hin"])
+    with pytest.raises(LanguageError, match="Unknown language 'hii': did you mean 'hi'"):
+        identify(["text"], ["hii"])
+    with pytest.raises(LanguageError, match="Unknown language 'hi-Latn'"):
+        identify(["text"], ["en", "hi-Latn"])
+    with pytest.raises(LanguageError, match="'zh-Hans' and 'zho_Hant' cannot be told apart"):
+        identify(["text"], ["zh-Hans", "en", "zho_Hant"])
     with pytest.raises(LanguageError, match="No language was given"):
         identify(["text"], [])
 

@@ -27,6 +27,24 @@ def test_language_and_split_are_read_from_the_path(tmp_path, name):
     assert ln.XNLI.load(write(tmp_path, name, LINE)).languages == ("hi",)
 
 
+@pytest.mark.parametrize(
+    ("names", "languages"),
+    [
+        (["test-zh-Hans.tsv", "test-zh-Hant.tsv"], ("zh-Hans", "zh-Hant")),
+        (["xnli.test.zho_Hans.tsv", "xnli.test.zho_Hant.tsv", "xnli.test.eng_Latn.tsv"], ("en", "zh-Hans", "zh-Hant")),
+        (["zh_CN/test.tsv", "zh_TW/test.tsv", "hin/test.tsv"], ("hi", "zh-Hans", "zh-Hant")),
+        (["dev-de.tsv", "en-test.tsv"], ("en",)),
+    ],
+)
+def test_scripts_are_kept_apart_and_codes_are_read_however_they_are_spelled(tmp_path, names, languages):
+    for name in names:
+        write(tmp_path, name, LINE)
+    assert ln.XNLI.load(tmp_path, None if len(names) > 2 or "zh" in names[0] else ["en"]).languages == languages
+    task = ln.XNLI.load(tmp_path, [languages[-1]])
+    assert task.templates[languages[-1]]
+    assert len(task.select(languages[-1:]).items[languages[-1]]) == 1
+
+
 @pytest.mark.parametrize("name", ["val-hi.tsv", "dev-hi.tsv", "validation-hi.tsv", "hi/valid.tsv"])
 def test_a_split_has_several_names(tmp_path, name):
     assert len(ln.XNLI.load(write(tmp_path, name, LINE), split="validation").items["hi"]) == 1
@@ -76,7 +94,7 @@ def test_a_truncated_parquet_file_is_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("languages", "split", "error", "said"),
     [
-        (["hin"], "test", LanguageError, "did you mean 'hi'"),
+        (["hii"], "test", LanguageError, "did you mean 'hi'"),
         (["hi"], "tset", TaskError, "did you mean 'test'"),
         ([], "test", LanguageError, "at least one language"),
         ("hi", "test", LanguageError, "as a list"),
