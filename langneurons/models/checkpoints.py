@@ -186,7 +186,26 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     with _said_plainly(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=False)
         tokenizer("a")  # some damage shows only then
-        return tokenizer
+    if str(name) == "babel":  # trained with a token in front that its tokenizer leaves to the caller
+        internals.declare_start(tokenizer)
+    return tokenizer
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Find the token that stands in front of every text, as the tokenizer itself writes it.
+
+    Bloom's and GPT-2's tokenizers name a beginning of sequence that they never write, and that the model never read.
+
+    Args:
+        tokenizer: A tokenizer.
+
+    Returns:
+        The beginning of sequence where the tokenizer writes it, or was made with ``add_bos_token=True``; else None.
+    """
+    bos = cast(int | None, tokenizer.bos_token_id)
+    if bos is None or internals.declares_start(tokenizer):
+        return bos
+    return bos if cast(list[int], tokenizer("a", verbose=False)["input_ids"])[:1] == [bos] else None
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str) -> None:

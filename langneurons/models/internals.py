@@ -79,18 +79,22 @@ def attention_of(hf_model: nn.Module) -> str | None:
     return model.config._attn_implementation
 
 
+def use_attention(hf_model: nn.Module, implementation: str | None) -> None:
+    """Let a Hugging Face model run with another attention implementation."""
+    model: Any = hf_model
+    if attention_of(hf_model) != implementation:
+        model.set_attn_implementation(implementation)
+
+
 @contextmanager
 def attention(hf_model: nn.Module, implementation: str) -> Iterator[None]:
     """Run a Hugging Face model with another attention implementation inside the block."""
-    model: Any = hf_model
     usual = attention_of(hf_model)
     try:
-        if usual != implementation:
-            model.set_attn_implementation(implementation)
+        use_attention(hf_model, implementation)
         yield
     finally:
-        if attention_of(hf_model) != usual:
-            model.set_attn_implementation(usual)
+        use_attention(hf_model, usual)
 
 
 @private("transformers", "MODEL_FOR_MASKED_LM_MAPPING_NAMES")
@@ -116,10 +120,29 @@ def mark_as_prepared(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     tokenizer.init_kwargs |= {"name_or_path": tokenizer.name_or_path or name, "add_bos_token": True}
 
 
+@private("transformers", "tokenizer.init_kwargs")
+def declare_start(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Note that texts begin with the beginning of sequence, where the tokenizer leaves it to others to write it."""
+    tokenizer.init_kwargs["add_bos_token"] = True
+
+
+@private("transformers", "tokenizer.init_kwargs")
+def declares_start(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer was made to write its beginning of sequence."""
+    return bool(tokenizer.init_kwargs.get("add_bos_token"))
+
+
 @private("transformers", "the arguments of a model's forward")
 def accepts(hf_model: nn.Module, option: str) -> bool:
     """Whether a Hugging Face model's forward takes an option, such as ``logits_to_keep``."""
     return option in inspect.signature(hf_model.forward).parameters
+
+
+def ends_of(hf_model: nn.Module) -> tuple[int, ...]:
+    """The ids that end what a Hugging Face model generates; chat models have several."""
+    ends = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    listed = ends if isinstance(ends, list | tuple) else [ends]
+    return tuple(end for end in listed if isinstance(end, int) and end >= 0)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What goes on while a model runs: rows that are generated, layers that are skipped, and layers that run twice."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import isgenerator
 from itertools import islice
@@ -30,18 +30,23 @@ class GeneratedRows:
         count: Rows in the batch.
         max_new_tokens: Maximum number of tokens that a row generates.
         stop: Whether a row ends with the ids it has generated so far.
-        eos: The id that ends a row, and is kept.
-        min_new_tokens: Tokens that a row generates before ``eos`` may be chosen.
+        ends: Ids each of which ends a row, and is kept.
+        min_new_tokens: Tokens that a row generates before one of those may be chosen.
     """
 
     def __init__(
-        self, count: int, max_new_tokens: int, stop: Stop | None = None, eos: int | None = None, min_new_tokens: int = 0
+        self,
+        count: int,
+        max_new_tokens: int,
+        stop: Stop | None = None,
+        ends: Collection[int] = (),
+        min_new_tokens: int = 0,
     ) -> None:
         self.ids: list[list[int]] = [[] for _ in range(count)]
         self.ended = [False] * count
         self.steps = 0
         self.max_new_tokens = max_new_tokens
-        self._stop, self._eos, self._min_new_tokens = stop, eos, min_new_tokens
+        self._stop, self._ends, self._min_new_tokens = stop, tuple(ends), min_new_tokens
 
     @property
     def done(self) -> bool:
@@ -49,10 +54,10 @@ class GeneratedRows:
         return all(self.ended)
 
     def allowed(self, logits: Float[torch.Tensor, "row token"]) -> Float[torch.Tensor, "row token"]:
-        """The logits of the next token, without the end where it is too early."""
-        if self._eos is None or self.steps >= self._min_new_tokens:
+        """The logits of the next token, without what ends a row where it is too early."""
+        if not self._ends or self.steps >= self._min_new_tokens:
             return logits
-        return logits.index_fill(1, torch.tensor([self._eos], device=logits.device), -torch.inf)
+        return logits.index_fill(1, torch.tensor(self._ends, device=logits.device), -torch.inf)
 
     def extend(self, tokens: Int[torch.Tensor, " row"]) -> None:
         """Give every row that has not ended its next token."""
@@ -62,8 +67,29 @@ class GeneratedRows:
                 ids = self.ids[row]
                 ids.append(token)
                 self.ended[row] = (
-                    len(ids) >= self.max_new_tokens or token == self._eos or bool(self._stop and self._stop(ids))
+                    len(ids) >= self.max_new_tokens or token in self._ends or bool(self._stop and self._stop(ids))
                 )
+
+
+class ForcedRows(GeneratedRows):
+    """Rows that are continued with tokens decided before, whatever the model would choose.
+
+    Args:
+        tokens: The tokens that continue each row.
+
+    Attributes:
+        logits: What the model would have chosen each of them from, step by step.
+    """
+
+    def __init__(self, tokens: Int[torch.Tensor, "row step"]) -> None:
+        super().__init__(*tokens.shape)
+        self._tokens = tokens
+        self.logits: list[Float[torch.Tensor, "row token"]] = []
+
+    def allowed(self, logits: Float[torch.Tensor, "row token"]) -> Float[torch.Tensor, "row token"]:
+        """Leave nothing but the next token to choose."""
+        self.logits.append(logits.clone())
+        return torch.full_like(logits, -torch.inf).scatter(1, self._tokens[:, self.steps, None].to(logits.device), 0.0)
 
 
 class Following:

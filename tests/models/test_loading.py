@@ -80,7 +80,7 @@ def test_the_checkpoints_tokenizer_is_kept_as_it_is(folders):
         model = load_model(folders["llama"], backend=backend)
         kept = view(model).tokenizer
         assert (kept.pad_token, kept.bos_token, kept.eos_token) == ("<pad>", "<s>", "</s>")
-        assert kept("w5 w6").input_ids == [5, 6]
+        assert kept("w5 w6").input_ids == [1, 5, 6]
         assert model.to_tokens("w5 w6").tolist() == [[1, 5, 6]]
 
 
