@@ -34,6 +34,7 @@ _LONGROPE = {
     "partial_rotary_factor": 0.5,
 }
 _ALTERNATING = ["sliding_attention", "full_attention"]
+_SPECIAL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _VISION = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -41,6 +42,13 @@ _VISION = {
     "num_attention_heads": 2,
     "image_size": 16,
     "patch_size": 8,
+}
+_QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+_QWEN_IMAGES = {"image_token_id": 100, "video_token_id": 99, "vision_start_token_id": 98, "vision_end_token_id": 97}
+_QWEN_TEXT = {
+    **_DECODER,
+    **_SPECIAL,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
 }
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -213,9 +221,55 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt-bigcode": {"model_type": "gpt_bigcode", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
 }
 
+HOOKED = (
+    *("llama-2", "llama-3.1", "llama-3.2", "tinyllama", "eurollm", "smollm2", "mistral", "mistral-nemo", "qwen2.5"),
+    *("qwen2.5-small", "qwen3", "bloom", "gpt2", "opt", "phi-3", "phi-4"),
+)
+WITH_IMAGES: dict[str, dict[str, Any]] = {
+    "gemma-3-vision": {
+        "model_type": "gemma3",
+        "text_config": {**FAMILIES["gemma-3"], **_SPECIAL},
+        "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+        "image_token_index": 100,
+        "mm_tokens_per_image": 1,
+        "tie_word_embeddings": True,
+    },
+    "mistral-3": {
+        "model_type": "mistral3",
+        "text_config": {**FAMILIES["mistral-nemo"], **_SPECIAL},
+        "vision_config": {"model_type": "pixtral", **_VISION},
+        "image_token_index": 100,
+    },
+    "ministral-3-vision": {
+        "model_type": "mistral3",
+        "text_config": {**FAMILIES["ministral-3"], **_SPECIAL},
+        "vision_config": {"model_type": "pixtral", **_VISION},
+        "image_token_index": 100,
+    },
+    "qwen2.5-vl": {
+        "model_type": "qwen2_5_vl",
+        "text_config": _QWEN_TEXT,
+        "vision_config": {**_QWEN_VISION, "patch_size": 8, "fullatt_block_indexes": [0]},
+        **_QWEN_IMAGES,
+    },
+    "qwen3-vl": {
+        "model_type": "qwen3_vl",
+        "text_config": {**_QWEN_TEXT, "head_dim": 8},
+        "vision_config": {
+            **_QWEN_VISION,
+            "patch_size": 8,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        **_QWEN_IMAGES,
+    },
+}
+
 
 def tiny_family(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Build a random model of a family, in memory."""
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False}
-    settings = {"vocab_size": VOCABULARY, **special, **FAMILIES[name], **overrides}
+    if name in WITH_IMAGES:
+        settings = {**WITH_IMAGES[name], **overrides}
+    else:
+        settings = {**_SPECIAL, "tie_word_embeddings": False, **FAMILIES[name], **overrides}
     return random_model(AutoConfig.for_model(settings.pop("model_type"), **settings), seed)

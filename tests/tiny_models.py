@@ -8,7 +8,9 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from langneurons.models.internals import model_class
 
 VOCABULARY = 101
 _LLAMA_LIKE = {
@@ -77,7 +79,7 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).eval()
+        model = model_class(config).from_config(config).eval()
     config.architectures = [type(model).__name__]
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -1,5 +1,6 @@
 """Checkpoints on disk or on the hub: configuration, weights and tokenizer; broken ones are refused in plain words."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, cast
 import torch
 import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from langneurons import babel
@@ -16,6 +17,14 @@ from langneurons.errors import ModelError, in_short
 from langneurons.models import internals
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+# The most that a configuration may say: what it names is built, or listed, before any weight is read.
+_LIMITS = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "attention_types"), 1000),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "seq_length", "max_seq_len"), 1 << 24),
+    "num_labels": 100_000,
+}
+_LONGEST_NAME = 4096
+_WEIGHTS_PER_BYTE = 16  # quantised to less than a bit, none has more
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
 
@@ -31,8 +40,8 @@ def source_of(name: str | Path) -> str:
     Raises:
         ModelError: If it looks like a folder that does not exist, or has no config.json.
     """
-    if not str(name):
-        raise ModelError("A model needs a name: 'babel', a folder, or a hub id.")
+    if not 0 < len(str(name)) < _LONGEST_NAME:
+        raise ModelError(f"A model needs a name: 'babel', a folder, or a hub id, not {str(name)!r:.80}.")
     folder = babel.FOLDER if str(name) == "babel" else Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -45,7 +54,7 @@ def source_of(name: str | Path) -> str:
 
 def architecture_of(config: PretrainedConfig) -> str:
     """Name the architecture, such as ``"LlamaForCausalLM"``, or the model type where none is stored."""
-    return (config.architectures or [config.model_type])[0]
+    return str((config.architectures or [config.model_type])[0])[:80]
 
 
 def activation_of(config: PretrainedConfig) -> str:
@@ -89,9 +98,28 @@ def load_config(name: str | Path, revision: str | None = None) -> PretrainedConf
     """
     source = source_of(name)
     with _said_plainly(name, "configuration"):
+        content, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+        for field, number in _numbers(content):
+            if number > _LIMITS.get(field, number):
+                raise ModelError(
+                    f"The config.json of {str(name)!r} says {field} = {number:.6g}: more than {_LIMITS[field]:,} is no "
+                    "model that there is."
+                )
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     check_supported(config, str(name))
     return config
+
+
+def _numbers(content: object, field: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a configuration with the field it is in, also of the configurations inside."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _numbers(value, str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _numbers(value, field)
+    elif isinstance(content, int | float):
+        yield field, content
 
 
 def check_supported(config: PretrainedConfig, name: str) -> None:
@@ -139,9 +167,12 @@ def load_weights(
     Raises:
         ModelError: If weights are missing, of another shape, corrupt or unreachable.
     """
+    source = source_of(name)
     with _said_plainly(name, "weights"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source_of(name),
+        if Path(source).is_dir():
+            _check_size(Path(source), config)
+        loaded: Any = internals.model_class(config).from_pretrained(
+            source,
             config=config,
             dtype=dtype,
             device_map=cast(Any, device_map),
@@ -163,6 +194,23 @@ def load_weights(
     if device_map is None and device is not None and not getattr(model, "is_quantized", False):
         model.to(device)  # a quantised model lies where it was read to, and refuses to be moved
     return model.eval()
+
+
+def weights_on_meta(config: PretrainedConfig) -> "transformers.PreTrainedModel":
+    """Build the model of a configuration with weights that have a shape and no storage."""
+    with torch.device("meta"):
+        return internals.model_class(config).from_config(config)
+
+
+def _check_size(folder: Path, config: PretrainedConfig) -> None:
+    """Refuse a configuration of more weights than the files can hold: those that lack would fill the memory."""
+    stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    asked = sum(weight.numel() for weight in weights_on_meta(config).parameters())
+    if stored and asked > _WEIGHTS_PER_BYTE * stored:
+        raise ModelError(
+            f"The config.json of {str(folder)!r} describes {asked:.2g} weights, and its files have {stored:.2g} bytes: "
+            "it belongs to another model."
+        )
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -208,23 +256,39 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return bos if cast(list[int], tokenizer("a", verbose=False)["input_ids"])[:1] == [bos] else None
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str) -> None:
-    """Refuse a tokenizer whose ids do not fit the model's vocabulary.
+def fitting_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str
+) -> PreTrainedTokenizerBase:
+    """Refuse a tokenizer that turns texts into ids beyond the model's vocabulary.
+
+    Special tokens beyond it that no text produces, such as an image's, are left alone; the end of sequence takes the
+    place of a padding token among them.
 
     Args:
         tokenizer: The tokenizer.
         config: The model's configuration.
         name: The model's name.
 
+    Returns:
+        The tokenizer, or a copy of it that pads otherwise.
+
     Raises:
-        ModelError: If an id has no embedding.
+        ModelError: If an id that texts can have has no embedding.
     """
     size = config.get_text_config().vocab_size
-    if (highest := max(tokenizer.get_vocab().values(), default=-1)) >= size:
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    written = [*cast(list[int], tokenizer("a", verbose=False)["input_ids"]), tokenizer.bos_token_id]
+    usual = [index for index in tokenizer.get_vocab().values() if index not in special]
+    used = (*usual, *written, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    if (highest := max((index for index in used if isinstance(index, int)), default=-1)) >= size:
         raise ModelError(
-            f"The tokenizer and the vocabulary of {name!r} do not fit: the tokenizer has ids up to {highest}, the "
+            f"The tokenizer and the vocabulary of {name!r} do not fit: the tokenizer writes ids up to {highest}, the "
             f"model has {size} embeddings. Give the model's own tokenizer as tokenizer=."
         )
+    if isinstance(padding := tokenizer.pad_token_id, int) and padding >= size:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 @contextmanager

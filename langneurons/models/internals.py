@@ -104,6 +104,16 @@ def masks_tokens(config: PretrainedConfig) -> bool:
     return config.model_type in mapping
 
 
+@private("transformers", "AutoModelForCausalLM._model_mapping")
+def model_class(config: PretrainedConfig) -> Any:
+    """Find the class that makes models of a configuration: of language, or of language and images."""
+    language, images = (
+        getattr(import_module("transformers"), f"AutoModelFor{kind}") for kind in ("CausalLM", "ImageTextToText")
+    )
+    mapped = type(config) in images._model_mapping and type(config) not in language._model_mapping
+    return images if mapped else language
+
+
 @private("transformers", "the lists that output_loading_info gives")
 def incomplete_weights(report: Mapping[str, Iterable[str | tuple]]) -> tuple[set[str], set[str]]:
     """Name the weights that a checkpoint lacked, and those of another shape, from transformers' loading report."""
@@ -178,6 +188,46 @@ def is_conv1d(linear: nn.Module) -> bool:
 def activation_in(mlp: nn.Module) -> Callable[..., Any] | None:
     """Find the activation function in a Hugging Face MLP, or in a layer (OPT)."""
     return next((function for name in _ACTIVATIONS if callable(function := getattr(mlp, name, None))), None)
+
+
+class _NoProcessor:
+    @staticmethod
+    def from_pretrained(*arguments: object, **options: object) -> None:
+        """Give no processor, of images or of sound."""
+
+
+@contextmanager
+def without_processors() -> Iterator[None]:
+    """Keep TransformerLens from looking for a processor of images or sound, and for the packages that one needs.
+
+    Where it finds none it would install packages with pip.
+    """
+    names = ("AutoProcessor", "AutoFeatureExtractor", "AutoImageProcessor")
+    adapter = import_module("transformer_lens.model_bridge.architecture_adapter").ArchitectureAdapter
+    check = adapter._check_required_libraries
+    adapter._check_required_libraries = lambda adapter: None
+    try:
+        with replaced([(import_module("transformers"), name, _NoProcessor) for name in names]):
+            yield
+    finally:
+        adapter._check_required_libraries = check
+
+
+@contextmanager
+def undeclared_norms_hidden(hf_model: nn.Module) -> Iterator[None]:
+    """Hide norms of queries and keys that TransformerLens does not know of Cohere, and would refuse the model for."""
+    model: Any = hf_model
+    hidden = [
+        (module, name, module._modules.pop(name))
+        for module in hf_model.modules()
+        for name in ("q_norm", "k_norm")
+        if model.config.model_type == "cohere" and name in module._modules
+    ]
+    try:
+        yield
+    finally:
+        for module, name, norm in hidden:
+            module._modules[name] = norm
 
 
 # ---- hook points, in TransformerLens 3 and 4 ----

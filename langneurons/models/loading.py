@@ -74,7 +74,7 @@ def load_model(
     if tokenizer is None and source:
         tokenizer = checkpoints.load_tokenizer(source, revision if hf_model is None else None)
     if tokenizer is not None:
-        checkpoints.check_tokenizer(tokenizer, config, label)
+        tokenizer = checkpoints.fitting_tokenizer(tokenizer, config, label)
     share = hf_model is None
     if hf_model is None:
         own_dtype = torch.float32 if str(name) == "babel" else "auto"
@@ -142,7 +142,8 @@ def _wrapped(
         model = hooked_transformer(hf_model, for_transformer_lens, name, share_weights=share)
     else:
         model = transformer_bridge(hf_model, for_transformer_lens, name)
-    model_view = ModelView(model, tokenizer, name, ends)
+    model_view = ModelView(model, tokenizer, name)
+    model_view.end_ids = tuple(dict.fromkeys([*model_view.end_ids, *ends]))
     settle_attention(model_view, probe, attention)
     settle_generation(model_view, probe)
     model_view.weights.remember(fingerprint)

@@ -1,31 +1,20 @@
 """One vocabulary over HookedTransformer and TransformerBridge, whoever loaded them."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import HookSiteError, ModelError, unknown
-from langneurons.models import running
+from langneurons.models import running, sites
 from langneurons.models.backends import backend_of, layers_of
 from langneurons.models.feature_sites import FeatureSite
 from langneurons.models.internals import count_hooks
 from langneurons.models.projections import Projection, check_target
-from langneurons.models.sites import (
-    SITES,
-    Change,
-    Layer,
-    Reader,
-    attached,
-    check_fires,
-    checked_units,
-    range_of,
-    reading_hooks,
-    writing_hooks,
-)
+from langneurons.models.sites import SITES, Change, Layer, Reader
 from langneurons.models.weights import Weights
 from langneurons.storage import fingerprint
 
@@ -71,20 +60,13 @@ class ModelView:
         loaded_as: The arguments of ``load_model`` that load it again elsewhere; None where it was given as an object.
     """
 
-    def __init__(
-        self,
-        model: object,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        name: str | None = None,
-        end_ids: Iterable[int] = (),
-    ) -> None:
+    def __init__(self, model: object, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None):
         self.runner = backend_of(model)
         self.model = self.runner.model
         self.backend = self.runner.name
         self.tokenizer = tokenizer if tokenizer is not None else self.model.tokenizer
-        eos = None if self.tokenizer is None else self.tokenizer.eos_token_id
-        named = [*([] if eos is None else [eos]), *end_ids, *self.runner.end_ids]
-        self.end_ids: tuple[int, ...] = tuple(dict.fromkeys(named))
+        eos = None if self.tokenizer is None else cast(int | None, self.tokenizer.eos_token_id)
+        self.end_ids: tuple[int, ...] = (*([] if eos is None else [eos]), *self.runner.end_ids)
         self.name: str = name or self.model.cfg.model_name
         self.n_layers: int = self.model.cfg.n_layers
         self.context_length: int = self.model.cfg.n_ctx
@@ -207,7 +189,11 @@ class ModelView:
             attention_mask: 1 for real tokens, 0 for padding; None where every token is real or padding is on the right.
             logits: Whether to return logits; otherwise the unembedding is skipped and None returned.
         """
-        return self.runner.forward(tokens.to(self.device), attention_mask, logits)
+        return self.runner.forward(self._placed(tokens), attention_mask, logits)
+
+    def _placed(self, tokens: Int[torch.Tensor, "batch position"]) -> Int[torch.Tensor, "batch position"]:
+        running.check_tokens(tokens, self.runner.embedding, self.name)
+        return tokens.to(self.device)
 
     def hidden(
         self,
@@ -221,7 +207,7 @@ class ModelView:
             attention_mask: 0 for what no position attends to; None hides nothing. Padding is read like any other
                 position, numbered on from the text, as transformers does.
         """
-        return self.runner.hidden(tokens.to(self.device), attention_mask)
+        return self.runner.hidden(self._placed(tokens), attention_mask)
 
     def logits_at(
         self, tokens: Int[torch.Tensor, "batch position"], positions: Sequence[int]
@@ -232,7 +218,7 @@ class ModelView:
             tokens: Token ids, special tokens included, padding on the right.
             positions: The positions to unembed.
         """
-        return self.runner.logits_at(tokens.to(self.device), torch.tensor(list(positions), device=self.device))
+        return self.runner.logits_at(self._placed(tokens), torch.tensor(list(positions), device=self.device))
 
     @torch.no_grad()
     def generate(
@@ -263,7 +249,7 @@ class ModelView:
         if self.runner.generation_fault:
             raise ModelError(f"{self.name!r} cannot generate with this backend: {self.runner.generation_fault}.")
         rows = running.GeneratedRows(len(tokens), max_new_tokens, stop, ends, min_new_tokens)
-        self.runner.generate(tokens.to(self.device), attention_mask.to(self.device), rows)
+        self.runner.generate(self._placed(tokens), attention_mask.to(self.device), rows)
         return rows.ids
 
     def following(self) -> AbstractContextManager[running.Following]:
@@ -328,7 +314,7 @@ class ModelView:
         once = {site: self._checkpointing.once(reader) for site, reader in readers.items()}
         own = {site: reader for site, reader in once.items() if site not in of_features}
         with ExitStack() as stack:
-            stack.enter_context(attached(reading_hooks(self._layers, own)))
+            stack.enter_context(sites.attached(sites.reading_hooks(self._layers, own)))
             for site in of_features:
                 stack.enter_context(self.feature_sites[site].reading(once[site]))
             yield
@@ -353,11 +339,11 @@ class ModelView:
             HookSiteError: If the site, a layer or an index does not exist.
         """
         features = self._features(site)
-        neurons = checked_units(self.name, site, self.shape(site), neurons)
+        neurons = sites.checked_units(self.name, site, self.shape(site), neurons)
         on_device = {layer: units.to(self.device, torch.int64) for layer, units in neurons.items()}
         if features is not None:
             return features.writing(on_device, change)
-        return writing_hooks(self._layers, site, on_device, change, replaces)
+        return sites.writing_hooks(self._layers, site, on_device, change, replaces)
 
     def cached(self, cache: Any, site: str, layer: int) -> torch.Tensor:
         """Find a site's tensor of one layer in a TransformerLens ActivationCache.
@@ -387,7 +373,7 @@ class ModelView:
         Raises:
             HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
         """
-        logits, self._widths = check_fires(self.name, self._layers, lambda: self.forward(tokens))
+        logits, self._widths = sites.check_fires(self.name, self._layers, lambda: self.forward(tokens))
         return logits
 
     @property
@@ -403,7 +389,7 @@ class ModelView:
     def act_range(self) -> tuple[float, float]:
         """Find the least and the largest value that the activation function can give; inf where it has no bound."""
         if self._act_range is None:
-            self._act_range = range_of(self.act_fn(0), self.device)
+            self._act_range = sites.range_of(self.act_fn(0), self.device)
         return self._act_range
 
     def post_of(self, layer: int, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
+from langneurons.errors import ModelError
 from langneurons.models.internals import HookPoint, replaced, without_cache
 from langneurons.models.sites import Reader, attached
 
@@ -82,7 +83,7 @@ class ForcedRows(GeneratedRows):
     """
 
     def __init__(self, tokens: Int[torch.Tensor, "row step"]) -> None:
-        super().__init__(*tokens.shape)
+        super().__init__(len(tokens), tokens.shape[1])
         self._tokens = tokens
         self.logits: list[Float[torch.Tensor, "row token"]] = []
 
@@ -166,6 +167,28 @@ def _followed(generate: Callable[..., object], progress: Following) -> Callable[
         return progress.streamed(out) if isgenerator(out) else out
 
     return followed
+
+
+def check_tokens(tokens: Int[torch.Tensor, "batch position"], embedding: nn.Module, name: str) -> None:
+    """Refuse ids that have no embedding, such as those of a special token that a text spells out; on CPU only.
+
+    Args:
+        tokens: Token ids.
+        embedding: The module that turns them into the residual stream.
+        name: The model's name.
+
+    Raises:
+        ModelError: If an id is negative, or not below the number of embeddings.
+    """
+    if tokens.device.type != "cpu" or not tokens.numel():
+        return  # asking a GPU would make every forward wait for the one before
+    size = len(next(embedding.parameters()))
+    if (tokens.min() < 0) or tokens.max() >= size:
+        outside = tokens[(tokens < 0) | (tokens >= size)][0]
+        raise ModelError(
+            f"The token id {int(outside)} has no embedding in {name!r}, whose ids are 0 to {size - 1}: does a text "
+            "spell out a special token that the model was not made for?"
+        )
 
 
 # How many values a block returns beside the residual stream, None where it returns the bare tensor: Bloom's give two.

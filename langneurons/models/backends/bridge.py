@@ -11,12 +11,17 @@ from jaxtyping import Int
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from langneurons.errors import HookSiteError, ModelError, TrainingError
+from langneurons.errors import HookSiteError, ModelError, TrainingError, in_short
 from langneurons.models import internals, projections
 from langneurons.models.checkpoints import activation_of, architecture_of
 from langneurons.models.running import GeneratedRows
 
 _MLP_NAMES = {"up": "in", "down": "out"}
+# Architectures that TransformerLens does not know, though it knows another with the same modules.
+_SAME_MODULES = {
+    "MinistralForCausalLM": "MistralForCausalLM",
+    "HeliumForCausalLM": "LlamaForCausalLM",
+}
 
 
 def transformer_bridge(
@@ -39,16 +44,28 @@ def transformer_bridge(
 
     if tokenizer is None:
         raise ModelError(f"Cannot load {name!r} as TransformerBridge without a tokenizer: give one as tokenizer=.")
+    # A folder may be called "opt": under its own name TransformerLens would take it for an alias of another model.
+    settings = {"hf_model": hf_model, "tokenizer": tokenizer, "dtype": hf_model.dtype, "device": hf_model.device}
+    settings["hf_config_overrides"] = _config_overrides(hf_model.config)
     try:
-        # A folder may be called "opt": under its own name TransformerLens would take it for an alias of another model.
-        bridge = TransformerBridge.boot_transformers(
-            "langneurons/local", hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype, device=hf_model.device
-        )
-    except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
-        architecture = architecture_of(hf_model.config)
-        raise ModelError(f"TransformerLens cannot wrap {name!r} ({architecture}): {error}") from error
+        with internals.without_processors(), internals.undeclared_norms_hidden(hf_model):
+            bridge = TransformerBridge.boot_transformers("langneurons/local", **settings)
+    except (ValueError, NotImplementedError, KeyError, AttributeError, RuntimeError) as error:
+        raise ModelError(
+            f"TransformerLens cannot wrap {name!r} ({architecture_of(hf_model.config)}): {in_short(error)}"
+        ) from error
     bridge.cfg.model_name = name
     return bridge.eval()
+
+
+def _config_overrides(config: transformers.PretrainedConfig) -> dict[str, Any]:
+    """What TransformerLens must read in a configuration to know a model's modules."""
+    overrides: dict[str, Any] = {}
+    if (same := _SAME_MODULES.get(architecture_of(config))) is not None:
+        overrides["architectures"] = [same]
+    if getattr(config, "new_decoder_architecture", False):
+        overrides["multi_query"] = False  # a Falcon of this kind has groups of queries whatever it says here
+    return overrides
 
 
 class Bridge:
