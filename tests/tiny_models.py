@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from langneurons.models.internals import model_class
+from langneurons.models.checkpoints import model_class
 
 VOCABULARY = 101
 _LLAMA_LIKE = {

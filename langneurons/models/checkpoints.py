@@ -1,6 +1,7 @@
 """Checkpoints on disk or on the hub: configuration, weights and tokenizer; broken ones are refused in plain words."""
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ _LIMITS = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "seq_length", "max_seq_len"), 1 << 24),
     "num_labels": 100_000,
 }
+_NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 _LONGEST_NAME = 4096
 _WEIGHTS_PER_BYTE = 16  # quantised to less than a bit, none has more
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
@@ -50,6 +52,20 @@ def source_of(name: str | Path) -> str:
     if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"No model {str(name)!r}: there is no such folder.")
     return name
+
+
+def model_class(config: PretrainedConfig) -> Any:
+    """Find the class that makes models of a configuration: of language, or of language and images."""
+    images = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    language = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return transformers.AutoModelForImageTextToText if images and not language else transformers.AutoModelForCausalLM
+
+
+def ends_of(hf_model: torch.nn.Module) -> tuple[int, ...]:
+    """Read the ids that end what a Hugging Face model generates; chat models have several."""
+    ends = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    listed = ends if isinstance(ends, list | tuple) else [ends]
+    return tuple(end for end in listed if isinstance(end, int) and end >= 0)
 
 
 def architecture_of(config: PretrainedConfig) -> str:
@@ -171,7 +187,7 @@ def load_weights(
     with _said_plainly(name, "weights"):
         if Path(source).is_dir():
             _check_size(Path(source), config)
-        loaded: Any = internals.model_class(config).from_pretrained(
+        loaded: Any = model_class(config).from_pretrained(
             source,
             config=config,
             dtype=dtype,
@@ -199,17 +215,17 @@ def load_weights(
 def weights_on_meta(config: PretrainedConfig) -> "transformers.PreTrainedModel":
     """Build the model of a configuration with weights that have a shape and no storage."""
     with torch.device("meta"):
-        return internals.model_class(config).from_config(config)
+        return model_class(config).from_config(config)
 
 
 def _check_size(folder: Path, config: PretrainedConfig) -> None:
     """Refuse a configuration of more weights than the files can hold: those that lack would fill the memory."""
     stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
-    asked = sum(weight.numel() for weight in weights_on_meta(config).parameters())
-    if stored and asked > _WEIGHTS_PER_BYTE * stored:
+    described = sum(weight.numel() for weight in weights_on_meta(config).parameters())
+    if stored and described > _WEIGHTS_PER_BYTE * stored:
         raise ModelError(
-            f"The config.json of {str(folder)!r} describes {asked:.2g} weights, and its files have {stored:.2g} bytes: "
-            "it belongs to another model."
+            f"Cannot load the weights of {str(folder)!r}: its config.json describes {described:.2g} of them, and its files "
+            f"have {stored:.2g} bytes. They are truncated, or belong to another model."
         )
 
 
@@ -242,7 +258,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Find the token that stands in front of every text, as the tokenizer itself writes it.
 
-    Bloom's and GPT-2's tokenizers name a beginning of sequence that they never write, and that the model never read.
+    Bloom's tokenizer names a beginning of sequence that it never writes, and that the model has never read.
 
     Args:
         tokenizer: A tokenizer.
@@ -277,9 +293,9 @@ def fitting_tokenizer(
     """
     size = config.get_text_config().vocab_size
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    written = [*cast(list[int], tokenizer("a", verbose=False)["input_ids"]), tokenizer.bos_token_id]
+    around = [*cast(list[int], tokenizer("a", verbose=False)["input_ids"]), tokenizer.bos_token_id]
     usual = [index for index in tokenizer.get_vocab().values() if index not in special]
-    used = (*usual, *written, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    used = (*usual, *around, tokenizer.eos_token_id, tokenizer.unk_token_id)
     if (highest := max((index for index in used if isinstance(index, int)), default=-1)) >= size:
         raise ModelError(
             f"The tokenizer and the vocabulary of {name!r} do not fit: the tokenizer writes ids up to {highest}, the "
@@ -297,6 +313,8 @@ def _said_plainly(name: str | Path, what: str) -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    converting = os.environ.get(_NO_CONVERSION)
+    os.environ[_NO_CONVERSION] = "1"  # else transformers asks a service of the hub to convert weights in other formats
     try:
         yield
     except ModelError:
@@ -309,6 +327,9 @@ def _said_plainly(name: str | Path, what: str) -> Iterator[None]:
             ) from error
         raise ModelError(f"Cannot load the {what} of {str(name)!r}: {_first_sentence(error)}") from error
     finally:
+        os.environ.pop(_NO_CONVERSION)
+        if converting is not None:
+            os.environ[_NO_CONVERSION] = converting
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -105,5 +105,6 @@ def _parameters(config: PretrainedConfig, name: str) -> tuple[int, int]:
         model = weights_on_meta(config)
     except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise ModelError(f"Cannot describe {name!r}: {in_short(error)}.") from error
-    tied = model.get_input_embeddings().weight.numel() if config.get_text_config().tie_word_embeddings else 0
-    return sum(weight.numel() for weight in model.parameters()), tied
+    embedding = model.get_input_embeddings().get_parameter("weight").numel()
+    tied = config.get_text_config().tie_word_embeddings
+    return sum(weight.numel() for weight in model.parameters()), embedding if tied else 0

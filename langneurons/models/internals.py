@@ -79,22 +79,18 @@ def attention_of(hf_model: nn.Module) -> str | None:
     return model.config._attn_implementation
 
 
-def use_attention(hf_model: nn.Module, implementation: str | None) -> None:
-    """Let a Hugging Face model run with another attention implementation."""
-    model: Any = hf_model
-    if attention_of(hf_model) != implementation:
-        model.set_attn_implementation(implementation)
-
-
 @contextmanager
 def attention(hf_model: nn.Module, implementation: str) -> Iterator[None]:
     """Run a Hugging Face model with another attention implementation inside the block."""
+    model: Any = hf_model
     usual = attention_of(hf_model)
     try:
-        use_attention(hf_model, implementation)
+        if usual != implementation:
+            model.set_attn_implementation(implementation)
         yield
     finally:
-        use_attention(hf_model, usual)
+        if attention_of(hf_model) != usual:
+            model.set_attn_implementation(usual)
 
 
 @private("transformers", "MODEL_FOR_MASKED_LM_MAPPING_NAMES")
@@ -102,16 +98,6 @@ def masks_tokens(config: PretrainedConfig) -> bool:
     """Whether transformers has a masked language model (an encoder) of this type."""
     mapping = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return config.model_type in mapping
-
-
-@private("transformers", "AutoModelForCausalLM._model_mapping")
-def model_class(config: PretrainedConfig) -> Any:
-    """Find the class that makes models of a configuration: of language, or of language and images."""
-    language, images = (
-        getattr(import_module("transformers"), f"AutoModelFor{kind}") for kind in ("CausalLM", "ImageTextToText")
-    )
-    mapped = type(config) in images._model_mapping and type(config) not in language._model_mapping
-    return images if mapped else language
 
 
 @private("transformers", "the lists that output_loading_info gives")
@@ -146,13 +132,6 @@ def declares_start(tokenizer: PreTrainedTokenizerBase) -> bool:
 def accepts(hf_model: nn.Module, option: str) -> bool:
     """Whether a Hugging Face model's forward takes an option, such as ``logits_to_keep``."""
     return option in inspect.signature(hf_model.forward).parameters
-
-
-def ends_of(hf_model: nn.Module) -> tuple[int, ...]:
-    """The ids that end what a Hugging Face model generates; chat models have several."""
-    ends = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
-    listed = ends if isinstance(ends, list | tuple) else [ends]
-    return tuple(end for end in listed if isinstance(end, int) and end >= 0)
 
 
 @contextmanager
@@ -211,23 +190,6 @@ def without_processors() -> Iterator[None]:
             yield
     finally:
         adapter._check_required_libraries = check
-
-
-@contextmanager
-def undeclared_norms_hidden(hf_model: nn.Module) -> Iterator[None]:
-    """Hide norms of queries and keys that TransformerLens does not know of Cohere, and would refuse the model for."""
-    model: Any = hf_model
-    hidden = [
-        (module, name, module._modules.pop(name))
-        for module in hf_model.modules()
-        for name in ("q_norm", "k_norm")
-        if model.config.model_type == "cohere" and name in module._modules
-    ]
-    try:
-        yield
-    finally:
-        for module, name, norm in hidden:
-            module._modules[name] = norm
 
 
 # ---- hook points, in TransformerLens 3 and 4 ----

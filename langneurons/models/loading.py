@@ -134,7 +134,7 @@ def _wrapped(
     internals.check_hugging_face(hf_model)
     hf_model.eval()
     fingerprint = module_fingerprint(hf_model)
-    probe, attention, ends = probe_of(hf_model, name), internals.attention_of(hf_model), internals.ends_of(hf_model)
+    probe, attention, ends = probe_of(hf_model, name), internals.attention_of(hf_model), checkpoints.ends_of(hf_model)
     for_transformer_lens = copy.deepcopy(tokenizer)
     if for_transformer_lens is not None:
         internals.mark_as_prepared(for_transformer_lens, name)

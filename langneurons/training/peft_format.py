@@ -8,6 +8,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -192,8 +193,9 @@ def _projections_by_module(model_view: ModelView) -> dict[str, list[Projection]]
     projections: dict[str, list[Projection]] = defaultdict(list)
     for layer in range(model_view.n_layers):
         for target in targets:
-            projection = model_view.projection(layer, target)
-            projections[projection.hugging_face.name].append(projection)
+            with suppress(TrainingError):  # one that cannot be trained is refused where an adapter has it
+                projection = model_view.projection(layer, target)
+                projections[projection.hugging_face.name].append(projection)
     return projections
 
 

@@ -8,14 +8,18 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from langneurons.errors import TrainingError
 from langneurons.models import load_model, view
 from langneurons.models.backends.conversion import reason_against_hooked
+from langneurons.training.lora import MaskedLoRA
 from tests.tiny_families import FAMILIES, HOOKED, WITH_IMAGES, tiny_family
 from tests.tiny_models import tiny_tokenizer
+from tests.training.lora_models import ATTENTION, TOKENS, logits_of, mlp_targets, some_neurons, trained
 
 NAMES = [*FAMILIES, *WITH_IMAGES]
 STEPS = 16
 LENGTHS = (1, 6, 13)
+FUSED_IN_UNKNOWN_ORDER = {"falcon-40b", "falcon-rw"}
 UNCACHED = {("mpt", False)}  # the bridge's own attention numbers cached positions anew
 
 
@@ -116,3 +120,35 @@ def test_only_a_wrong_cache_is_left_out(load, pair):
 @pytest.mark.parametrize("name", NAMES)
 def test_hooked_transformer_is_possible_where_it_is_said_to_be(name):
     assert (reason_against_hooked(tiny_family(name).config) is None) == (name in HOOKED)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@torch.no_grad()
+def test_an_update_goes_out_to_peft_and_comes_back(load, pair, tmp_path):
+    peft = pytest.importorskip("peft")
+    model_view = load(*pair)
+    attention = tuple(target for target in ATTENTION if trainable(model_view, target))
+    assert "o" in attention
+    assert len(attention) == 4 or pair[0] in FUSED_IN_UNKNOWN_ORDER
+    targets = mlp_targets(model_view.model)
+    update = MaskedLoRA(some_neurons(model_view.model), rank=2, targets=targets, attention=attention)
+    with torch.enable_grad():
+        trained(update, model_view.model)
+    expected = logits_of(model_view.model, update)
+    assert not torch.allclose(expected, logits_of(model_view.model), atol=1e-3)
+    theirs = peft.PeftModel.from_pretrained(tiny_family(pair[0]), update.save(tmp_path))
+    assert not [key for key in theirs.load_adapter(tmp_path, "again").missing_keys if "lora_" in key]
+    close = {"rtol": 0, "atol": 2e-5 * max(1.0, float(expected.std()))}
+    torch.testing.assert_close(theirs(TOKENS).logits, expected, **close)
+    for name in ("langneurons.json", "neurons.json", "parameters.safetensors"):
+        (tmp_path / name).unlink()
+    torch.testing.assert_close(
+        logits_of(model_view.model, MaskedLoRA.load(tmp_path, model_view.model)), expected, **close
+    )
+
+
+def trainable(model_view, target):
+    try:
+        return model_view.projection(0, target) is not None
+    except TrainingError:
+        return False

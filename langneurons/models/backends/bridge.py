@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from langneurons.errors import HookSiteError, ModelError, TrainingError, in_short
 from langneurons.models import internals, projections
-from langneurons.models.checkpoints import activation_of, architecture_of
+from langneurons.models.checkpoints import activation_of, architecture_of, ends_of
 from langneurons.models.running import GeneratedRows
 
 _MLP_NAMES = {"up": "in", "down": "out"}
@@ -48,7 +48,7 @@ def transformer_bridge(
     settings = {"hf_model": hf_model, "tokenizer": tokenizer, "dtype": hf_model.dtype, "device": hf_model.device}
     settings["hf_config_overrides"] = _config_overrides(hf_model.config)
     try:
-        with internals.without_processors(), internals.undeclared_norms_hidden(hf_model):
+        with internals.without_processors(), _undeclared_norms_hidden(hf_model):
             bridge = TransformerBridge.boot_transformers("langneurons/local", **settings)
     except (ValueError, NotImplementedError, KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(
@@ -66,6 +66,20 @@ def _config_overrides(config: transformers.PretrainedConfig) -> dict[str, Any]:
     if getattr(config, "new_decoder_architecture", False):
         overrides["multi_query"] = False  # a Falcon of this kind has groups of queries whatever it says here
     return overrides
+
+
+@contextmanager
+def _undeclared_norms_hidden(hf_model: "transformers.PreTrainedModel") -> Iterator[None]:
+    """Hide norms of queries and keys that TransformerLens does not know of Cohere, and would refuse the model for."""
+    names = ("q_norm", "k_norm") if hf_model.config.model_type == "cohere" else ()
+    hidden = [(part, name, getattr(part, name)) for part in hf_model.modules() for name in names if hasattr(part, name)]
+    try:
+        for part, name, _ in hidden:
+            delattr(part, name)
+        yield
+    finally:
+        for part, name, norm in hidden:
+            setattr(part, name, norm)
 
 
 class Bridge:
@@ -94,7 +108,7 @@ class Bridge:
         self.hf_config = self._hugging_face.config
         self.act_fn_name = activation_of(self.hf_config)
         self.generators = [model, self._hugging_face]
-        self.end_ids = internals.ends_of(self._hugging_face)
+        self.end_ids = ends_of(self._hugging_face)
         self.attention: str | None = None
         self.generation_fault: str | None = None
         self._native = self._attention_is_wrong = False
@@ -179,7 +193,7 @@ class Bridge:
         self._install_attention(native=True)
         self._attention_is_wrong = True
         if implementation is not None:
-            internals.use_attention(self._hugging_face, implementation)
+            self._hugging_face.set_attn_implementation(implementation)
 
     def _install_attention(self, native: bool) -> None:
         for block in self.model.blocks:
