@@ -224,8 +224,8 @@ def _check_size(folder: Path, config: PretrainedConfig) -> None:
     described = sum(weight.numel() for weight in weights_on_meta(config).parameters())
     if stored and described > _WEIGHTS_PER_BYTE * stored:
         raise ModelError(
-            f"Cannot load the weights of {str(folder)!r}: its config.json describes {described:.2g} of them, and its files "
-            f"have {stored:.2g} bytes. They are truncated, or belong to another model."
+            f"Cannot load the weights of {str(folder)!r}: its config.json describes {described:.2g} of them, and its "
+            f"files have {stored:.2g} bytes. They are truncated, or belong to another model."
         )
 
 
