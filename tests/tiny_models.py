@@ -8,7 +8,9 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from langneurons.models.checkpoints import model_class
 
 VOCABULARY = 101
 _LLAMA_LIKE = {
@@ -69,11 +71,15 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
 
 def tiny_model(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Build a random model in memory; every norm weight and bias is random too, so that none can be left out unseen."""
-    config = tiny_config(architecture, **overrides)
+    return random_model(tiny_config(architecture, **overrides), seed)
+
+
+def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """Build a model of a configuration whose weights, of norms and biases too, are random."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).eval()
+        model = model_class(config).from_config(config).eval()
     config.architectures = [type(model).__name__]
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -89,9 +95,8 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """Build a tokenizer of whitespace-separated words, <pad>, <s>, </s> and <unk> among them."""
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, add_bos_token=True, **special)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -26,6 +26,7 @@ from langneurons.corpora.blocks import (
 from langneurons.corpora.corpus import LEVELS, READ_AT_ONCE, Corpus, batches
 from langneurons.corpora.long_texts import PIECE, pieces_of
 from langneurons.errors import CorpusError, StaleArtefactError, StorageError
+from langneurons.models import start_token
 from langneurons.storage import checksum, fingerprint, replacing, write_json
 
 TOKENS_AT_ONCE = 1 << 20
@@ -88,8 +89,8 @@ def _check(context_length: int, tokens_per_language: int | None) -> None:
 
 
 def _format_of(tokenizer: PreTrainedTokenizerFast, context_length: int) -> BlockFormat:
-    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    bos, eos, padding = (cast(int | None, index) for index in named)
+    bos = start_token(tokenizer)
+    eos, padding = (cast(int | None, index) for index in (tokenizer.eos_token_id, tokenizer.pad_token_id))
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return BlockFormat(
         context_length=context_length,

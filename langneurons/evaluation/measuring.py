@@ -24,7 +24,7 @@ from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, PatchError, StorageError
 from langneurons.evaluation.heldout_text import HeldoutText
-from langneurons.models import ModelView, view
+from langneurons.models import ModelView, start_token, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
 from langneurons.run import PIECES_PER_WORKER, Cost, Executor, chosen_executor, say
@@ -224,7 +224,8 @@ def _tokenizer_parts(model_view: ModelView) -> list[str]:
         return []
     fast = isinstance(tokenizer, PreTrainedTokenizerFast)
     rules = tokenizer_fingerprint(tokenizer) if fast else repr(sorted(tokenizer.get_vocab().items()))
-    return [rules, repr(sorted(tokenizer.special_tokens_map.items()))]
+    unwritten = [] if start_token(tokenizer) == tokenizer.bos_token_id else ["the start is not written"]
+    return [rules, repr(sorted(tokenizer.special_tokens_map.items())), *unwritten]
 
 
 def _rows(

@@ -1,3 +1,4 @@
+from .checkpoints import start_token as start_token
 from .description import ModelDescription as ModelDescription
 from .description import describe as describe
 from .dictionaries import SparseDictionary as SparseDictionary

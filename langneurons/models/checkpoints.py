@@ -1,5 +1,7 @@
 """Checkpoints on disk or on the hub: configuration, weights and tokenizer; broken ones are refused in plain words."""
 
+import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any, cast
 import torch
 import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from langneurons import babel
@@ -16,6 +18,15 @@ from langneurons.errors import ModelError, in_short
 from langneurons.models import internals
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+# The most that a configuration may say: what it names is built, or listed, before any weight is read.
+_LIMITS = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "attention_types"), 1000),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "seq_length", "max_seq_len"), 1 << 24),
+    "num_labels": 100_000,
+}
+_NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
+_LONGEST_NAME = 4096
+_WEIGHTS_PER_BYTE = 16  # quantised to less than a bit, none has more
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
 
@@ -31,8 +42,8 @@ def source_of(name: str | Path) -> str:
     Raises:
         ModelError: If it looks like a folder that does not exist, or has no config.json.
     """
-    if not str(name):
-        raise ModelError("A model needs a name: 'babel', a folder, or a hub id.")
+    if not 0 < len(str(name)) < _LONGEST_NAME:
+        raise ModelError(f"A model needs a name: 'babel', a folder, or a hub id, not {str(name)!r:.80}.")
     folder = babel.FOLDER if str(name) == "babel" else Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -43,9 +54,23 @@ def source_of(name: str | Path) -> str:
     return name
 
 
+def model_class(config: PretrainedConfig) -> Any:
+    """Find the class that makes models of a configuration: of language, or of language and images."""
+    images = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    language = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return transformers.AutoModelForImageTextToText if images and not language else transformers.AutoModelForCausalLM
+
+
+def ends_of(hf_model: torch.nn.Module) -> tuple[int, ...]:
+    """Read the ids that end what a Hugging Face model generates; chat models have several."""
+    ends = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    listed = ends if isinstance(ends, list | tuple) else [ends]
+    return tuple(end for end in listed if isinstance(end, int) and end >= 0)
+
+
 def architecture_of(config: PretrainedConfig) -> str:
     """Name the architecture, such as ``"LlamaForCausalLM"``, or the model type where none is stored."""
-    return (config.architectures or [config.model_type])[0]
+    return str((config.architectures or [config.model_type])[0])[:80]
 
 
 def activation_of(config: PretrainedConfig) -> str:
@@ -89,9 +114,28 @@ def load_config(name: str | Path, revision: str | None = None) -> PretrainedConf
     """
     source = source_of(name)
     with _said_plainly(name, "configuration"):
+        content, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+        for field, number in _numbers(content):
+            if number > _LIMITS.get(field, number):
+                raise ModelError(
+                    f"The config.json of {str(name)!r} says {field} = {number:.6g}: more than {_LIMITS[field]:,} is no "
+                    "model that there is."
+                )
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     check_supported(config, str(name))
     return config
+
+
+def _numbers(content: object, field: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a configuration with the field it is in, also of the configurations inside."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _numbers(value, str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _numbers(value, field)
+    elif isinstance(content, int | float):
+        yield field, content
 
 
 def check_supported(config: PretrainedConfig, name: str) -> None:
@@ -139,9 +183,12 @@ def load_weights(
     Raises:
         ModelError: If weights are missing, of another shape, corrupt or unreachable.
     """
+    source = source_of(name)
     with _said_plainly(name, "weights"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source_of(name),
+        if Path(source).is_dir():
+            _check_size(Path(source), config)
+        loaded: Any = model_class(config).from_pretrained(
+            source,
             config=config,
             dtype=dtype,
             device_map=cast(Any, device_map),
@@ -165,6 +212,23 @@ def load_weights(
     return model.eval()
 
 
+def weights_on_meta(config: PretrainedConfig) -> "transformers.PreTrainedModel":
+    """Build the model of a configuration with weights that have a shape and no storage."""
+    with torch.device("meta"):
+        return model_class(config).from_config(config)
+
+
+def _check_size(folder: Path, config: PretrainedConfig) -> None:
+    """Refuse a configuration of more weights than the files can hold: those that lack would fill the memory."""
+    stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    described = sum(weight.numel() for weight in weights_on_meta(config).parameters())
+    if stored and described > _WEIGHTS_PER_BYTE * stored:
+        raise ModelError(
+            f"Cannot load the weights of {str(folder)!r}: its config.json describes {described:.2g} of them, and its "
+            f"files have {stored:.2g} bytes. They are truncated, or belong to another model."
+        )
+
+
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a checkpoint's tokenizer.
 
@@ -186,26 +250,61 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     with _said_plainly(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=False)
         tokenizer("a")  # some damage shows only then
-        return tokenizer
+    if str(name) == "babel":  # trained with a token in front that its tokenizer leaves to the caller
+        internals.declare_start(tokenizer)
+    return tokenizer
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str) -> None:
-    """Refuse a tokenizer whose ids do not fit the model's vocabulary.
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Find the token that stands in front of every text, as the tokenizer itself writes it.
+
+    Bloom's tokenizer names a beginning of sequence that it never writes, and that the model has never read.
+
+    Args:
+        tokenizer: A tokenizer.
+
+    Returns:
+        The beginning of sequence where the tokenizer writes it, or was made with ``add_bos_token=True``; else None.
+    """
+    bos = cast(int | None, tokenizer.bos_token_id)
+    if bos is None or internals.declares_start(tokenizer):
+        return bos
+    return bos if cast(list[int], tokenizer("a", verbose=False)["input_ids"])[:1] == [bos] else None
+
+
+def fitting_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str
+) -> PreTrainedTokenizerBase:
+    """Refuse a tokenizer that turns texts into ids beyond the model's vocabulary.
+
+    Special tokens beyond it that no text produces, such as an image's, are left alone; the end of sequence takes the
+    place of a padding token among them.
 
     Args:
         tokenizer: The tokenizer.
         config: The model's configuration.
         name: The model's name.
 
+    Returns:
+        The tokenizer, or a copy of it that pads otherwise.
+
     Raises:
-        ModelError: If an id has no embedding.
+        ModelError: If an id that texts can have has no embedding.
     """
     size = config.get_text_config().vocab_size
-    if (highest := max(tokenizer.get_vocab().values(), default=-1)) >= size:
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    around = [*cast(list[int], tokenizer("a", verbose=False)["input_ids"]), tokenizer.bos_token_id]
+    usual = [index for index in tokenizer.get_vocab().values() if index not in special]
+    used = (*usual, *around, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    if (highest := max((index for index in used if isinstance(index, int)), default=-1)) >= size:
         raise ModelError(
-            f"The tokenizer and the vocabulary of {name!r} do not fit: the tokenizer has ids up to {highest}, the "
+            f"The tokenizer and the vocabulary of {name!r} do not fit: the tokenizer writes ids up to {highest}, the "
             f"model has {size} embeddings. Give the model's own tokenizer as tokenizer=."
         )
+    if isinstance(padding := tokenizer.pad_token_id, int) and padding >= size:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 @contextmanager
@@ -214,6 +313,8 @@ def _said_plainly(name: str | Path, what: str) -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    converting = os.environ.get(_NO_CONVERSION)
+    os.environ[_NO_CONVERSION] = "1"  # else transformers asks a service of the hub to convert weights in other formats
     try:
         yield
     except ModelError:
@@ -226,6 +327,9 @@ def _said_plainly(name: str | Path, what: str) -> Iterator[None]:
             ) from error
         raise ModelError(f"Cannot load the {what} of {str(name)!r}: {_first_sentence(error)}") from error
     finally:
+        os.environ.pop(_NO_CONVERSION)
+        if converting is not None:
+            os.environ[_NO_CONVERSION] = converting
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -4,11 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
-from langneurons.errors import ModelError
+from langneurons.errors import ModelError, in_short
 from langneurons.models.backends.conversion import reason_against_hooked
-from langneurons.models.checkpoints import architecture_of, check_supported, context_length_of, load_config
+from langneurons.models.checkpoints import (
+    architecture_of,
+    check_supported,
+    context_length_of,
+    load_config,
+    weights_on_meta,
+)
 from langneurons.models.loading import choose_backend, parse_dtype
 
 _INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner")
@@ -96,9 +102,9 @@ def describe(name: str | Path, hf_config: PretrainedConfig | None = None) -> Mod
 def _parameters(config: PretrainedConfig, name: str) -> tuple[int, int]:
     """Count a model's weights, and those of a tied unembedding, on tensors that have no storage."""
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"Cannot describe {name!r}: {error}") from error
-    tied = model.get_input_embeddings().weight.numel() if config.get_text_config().tie_word_embeddings else 0
-    return sum(weight.numel() for weight in model.parameters()), tied
+        model = weights_on_meta(config)
+    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise ModelError(f"Cannot describe {name!r}: {in_short(error)}.") from error
+    embedding = model.get_input_embeddings().get_parameter("weight").numel()
+    tied = config.get_text_config().tie_word_embeddings
+    return sum(weight.numel() for weight in model.parameters()), embedding if tied else 0

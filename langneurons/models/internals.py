@@ -116,6 +116,18 @@ def mark_as_prepared(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     tokenizer.init_kwargs |= {"name_or_path": tokenizer.name_or_path or name, "add_bos_token": True}
 
 
+@private("transformers", "tokenizer.init_kwargs")
+def declare_start(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Note that texts begin with the beginning of sequence, where the tokenizer leaves it to others to write it."""
+    tokenizer.init_kwargs["add_bos_token"] = True
+
+
+@private("transformers", "tokenizer.init_kwargs")
+def declares_start(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer was made to write its beginning of sequence."""
+    return bool(tokenizer.init_kwargs.get("add_bos_token"))
+
+
 @private("transformers", "the arguments of a model's forward")
 def accepts(hf_model: nn.Module, option: str) -> bool:
     """Whether a Hugging Face model's forward takes an option, such as ``logits_to_keep``."""
@@ -155,6 +167,29 @@ def is_conv1d(linear: nn.Module) -> bool:
 def activation_in(mlp: nn.Module) -> Callable[..., Any] | None:
     """Find the activation function in a Hugging Face MLP, or in a layer (OPT)."""
     return next((function for name in _ACTIVATIONS if callable(function := getattr(mlp, name, None))), None)
+
+
+class _NoProcessor:
+    @staticmethod
+    def from_pretrained(*arguments: object, **options: object) -> None:
+        """Give no processor, of images or of sound."""
+
+
+@contextmanager
+def without_processors() -> Iterator[None]:
+    """Keep TransformerLens from looking for a processor of images or sound, and for the packages that one needs.
+
+    Where it finds none it would install packages with pip.
+    """
+    names = ("AutoProcessor", "AutoFeatureExtractor", "AutoImageProcessor")
+    adapter = import_module("transformer_lens.model_bridge.architecture_adapter").ArchitectureAdapter
+    check = adapter._check_required_libraries
+    adapter._check_required_libraries = lambda adapter: None
+    try:
+        with replaced([(import_module("transformers"), name, _NoProcessor) for name in names]):
+            yield
+    finally:
+        adapter._check_required_libraries = check
 
 
 # ---- hook points, in TransformerLens 3 and 4 ----

@@ -1,13 +1,11 @@
 """load_model(): a checkpoint, or a model in memory, as the TransformerLens object that suits it, and its check."""
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers  # PreTrainedModel is named in quotes, because its module takes seconds to import
-from jaxtyping import Float, Int
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from langneurons.errors import LangNeuronsError, ModelError, in_short, unknown
@@ -15,6 +13,7 @@ from langneurons.models import checkpoints, internals
 from langneurons.models.backends.bridge import transformer_bridge
 from langneurons.models.backends.conversion import hooked_transformer, reason_against_hooked
 from langneurons.models.model_view import ModelView
+from langneurons.models.probing import probe_of, settle_attention, settle_generation
 from langneurons.models.weights import module_fingerprint
 
 Device = torch.device | str | None
@@ -75,7 +74,7 @@ def load_model(
     if tokenizer is None and source:
         tokenizer = checkpoints.load_tokenizer(source, revision if hf_model is None else None)
     if tokenizer is not None:
-        checkpoints.check_tokenizer(tokenizer, config, label)
+        tokenizer = checkpoints.fitting_tokenizer(tokenizer, config, label)
     share = hf_model is None
     if hf_model is None:
         own_dtype = torch.float32 if str(name) == "babel" else "auto"
@@ -135,7 +134,7 @@ def _wrapped(
     internals.check_hugging_face(hf_model)
     hf_model.eval()
     fingerprint = module_fingerprint(hf_model)
-    probe, attention = probe_of(hf_model), internals.attention_of(hf_model)
+    probe, attention, ends = probe_of(hf_model, name), internals.attention_of(hf_model), checkpoints.ends_of(hf_model)
     for_transformer_lens = copy.deepcopy(tokenizer)
     if for_transformer_lens is not None:
         internals.mark_as_prepared(for_transformer_lens, name)
@@ -144,21 +143,11 @@ def _wrapped(
     else:
         model = transformer_bridge(hf_model, for_transformer_lens, name)
     model_view = ModelView(model, tokenizer, name)
-    probe.check(model_view.check_sites(probe.tokens), name, backend)
-    if backend == "bridge" and attention is not None:
-        _try_native_attention(model_view, attention, probe)
+    model_view.end_ids = tuple(dict.fromkeys([*model_view.end_ids, *ends]))
+    settle_attention(model_view, probe, attention)
+    settle_generation(model_view, probe)
     model_view.weights.remember(fingerprint)
     return model_view
-
-
-def _try_native_attention(model_view: ModelView, implementation: str, probe: "Probe") -> None:
-    """Make ``native_attention`` available if, with it, sites still fire once and logits are still right."""
-    model_view.attention = implementation
-    try:
-        with model_view.native_attention():
-            probe.check(model_view.check_sites(probe.tokens), model_view.name, model_view.backend)
-    except LangNeuronsError:
-        model_view.attention = None
 
 
 def _check_in_memory(
@@ -205,92 +194,3 @@ def _device(device: Device) -> torch.device:
         possible = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise ModelError(unknown("device", str(device), possible)) from error
     return torch.device(device)
-
-
-# The largest difference allowed: 1e-5 standard deviations of the logits, or 4 times what one rounding step in the
-# embeddings does to them, where that is more (deep models, 16-bit weights). Measured on 50 random models of 2 to 24
-# layers, float32 and bfloat16: correct wrappings differ by 0 to 1.5 rounding steps, wrong ones by whole deviations.
-_DEVIATIONS = 1e-5
-_ROUNDING_STEPS = 4
-_MOST_DEVIATIONS = 1.0
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What the Hugging Face model computes, and how exactly a wrapping of it must agree.
-
-    Attributes:
-        tokens: Token ids.
-        logits: The Hugging Face model's logits.
-        tolerance: The largest difference of a logit that rounding explains.
-    """
-
-    tokens: Int[torch.Tensor, "1 position"]
-    logits: Float[torch.Tensor, "1 position token"]
-    tolerance: float
-
-    def check(self, logits: Float[torch.Tensor, "1 position token"], name: str, backend: str) -> None:
-        """Compare a wrapped model's logits with the Hugging Face model's.
-
-        Args:
-            logits: Logits of the wrapped model, on the same tokens.
-            name: The model's name.
-            backend: ``"hooked"`` or ``"bridge"``.
-
-        Raises:
-            ModelError: If a logit differs by more than the tolerance.
-        """
-        difference = float((logits.float() - self.logits.float()).abs().max())
-        if not difference <= self.tolerance:
-            other = "bridge" if backend == "hooked" else "hooked"
-            raise ModelError(
-                f"{name!r} loaded with backend {backend!r} computes other logits than the Hugging Face model: they "
-                f"differ by {difference:.2g}, and rounding explains {self.tolerance:.2g}. Try backend={other!r}."
-            )
-
-
-@torch.no_grad()
-def probe_of(hf_model: "transformers.PreTrainedModel") -> Probe:
-    """Run a Hugging Face model, before anything wraps it, as it is and with its embeddings one rounding step off.
-
-    Args:
-        hf_model: The model, in evaluation mode.
-
-    Returns:
-        Its logits, which a wrapping of it must compute.
-
-    Raises:
-        ModelError: If its logits are infinite or no numbers.
-    """
-    config = hf_model.config
-    window = checkpoints.sliding_window_of(config)
-    # From all over the vocabulary, and more than fit in a sliding window.
-    length = min(checkpoints.context_length_of(config), 64 if window is None else window + 32)
-    tokens = (torch.arange(length, device=hf_model.device) * 7919 + 13)[None] % config.get_text_config().vocab_size
-    logits = hf_model(tokens, use_cache=False).logits
-    handle = hf_model.get_input_embeddings().register_forward_hook(_one_rounding_step_off)
-    try:
-        off = hf_model(tokens, use_cache=False).logits
-    finally:
-        handle.remove()
-    deviation = float(logits.float().std())
-    if not logits.isfinite().all():
-        raise ModelError(
-            f"{hf_model.name_or_path or 'The model'!r} computes logits that are no numbers in {hf_model.dtype}: its "
-            "weights are damaged, or overflow; try dtype='float32'."
-        )
-    rounding = float((off.float() - logits.float()).abs().max())
-    if getattr(hf_model, "is_quantized", False):
-        # A quantised matrix product jumps where its input crosses an edge, so that rounding now and then shows large.
-        with internals.attention(hf_model, "eager"):  # step by step, as a bridge computes it
-            eager = hf_model(tokens, use_cache=False).logits
-        rounding = max(rounding, float((eager.float() - logits.float()).abs().max()))
-    allowed = max(_DEVIATIONS * deviation, _ROUNDING_STEPS * rounding)
-    return Probe(tokens, logits, min(allowed, _MOST_DEVIATIONS * deviation))
-
-
-def _one_rounding_step_off(module: object, inputs: object, embeddings: torch.Tensor) -> torch.Tensor:
-    """Change every other component up and the rest down, so that no normalisation undoes it."""
-    step = torch.full(embeddings.shape[-1:], torch.finfo(embeddings.dtype).eps, device=embeddings.device)
-    step[::2] *= -1
-    return (embeddings.float() * (1 + step)).to(embeddings.dtype)

@@ -1,32 +1,20 @@
 """One vocabulary over HookedTransformer and TransformerBridge, whoever loaded them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerBase
 
-from langneurons.errors import HookSiteError, unknown
-from langneurons.models import running
+from langneurons.errors import HookSiteError, ModelError, unknown
+from langneurons.models import running, sites
 from langneurons.models.backends import backend_of, layers_of
-from langneurons.models.backends.bridge import Bridge
 from langneurons.models.feature_sites import FeatureSite
 from langneurons.models.internals import count_hooks
 from langneurons.models.projections import Projection, check_target
-from langneurons.models.sites import (
-    SITES,
-    Change,
-    Layer,
-    Reader,
-    attached,
-    check_fires,
-    checked_units,
-    range_of,
-    reading_hooks,
-    writing_hooks,
-)
+from langneurons.models.sites import SITES, Change, Layer, Reader
 from langneurons.models.weights import Weights
 from langneurons.storage import fingerprint
 
@@ -61,30 +49,32 @@ class ModelView:
         tokenizer: Its tokenizer as the checkpoint has it, or None.
         name: The model's name.
         backend: ``"hooked"`` or ``"bridge"``.
+        runner: How that backend runs.
+        end_ids: The ids that end what it generates.
         n_layers: The number of its layers.
         context_length: The longest text it takes, in tokens.
         gated: Whether its MLP multiplies act by up, so that ``act`` and ``post`` differ.
         act_fn_name: Its activation function, as the checkpoint's configuration names it.
         weights: Which weights it has: their fingerprint, and what it was before updates were merged.
         feature_sites: The sites that dictionaries were added as, by name.
-        attention: The implementation that ``native_attention`` runs, such as ``"sdpa"``; None where it does nothing.
         loaded_as: The arguments of ``load_model`` that load it again elsewhere; None where it was given as an object.
     """
 
     def __init__(self, model: object, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None):
-        self._backend = backend_of(model)
-        self.model = self._backend.model
-        self.backend = self._backend.name
+        self.runner = backend_of(model)
+        self.model = self.runner.model
+        self.backend = self.runner.name
         self.tokenizer = tokenizer if tokenizer is not None else self.model.tokenizer
+        eos = None if self.tokenizer is None else cast(int | None, self.tokenizer.eos_token_id)
+        self.end_ids: tuple[int, ...] = (*([] if eos is None else [eos]), *self.runner.end_ids)
         self.name: str = name or self.model.cfg.model_name
         self.n_layers: int = self.model.cfg.n_layers
         self.context_length: int = self.model.cfg.n_ctx
-        self._layers = layers_of(self._backend, self.name)
+        self._layers = layers_of(self.runner, self.name)
         self.gated = self._layers[0].gated
-        self.act_fn_name = self._backend.act_fn_name
+        self.act_fn_name = self.runner.act_fn_name
         self.weights = Weights(self.model)
         self.feature_sites: dict[str, FeatureSite] = {}
-        self.attention: str | None = None
         self.loaded_as: dict[str, Any] | None = None
         self._widths: dict[str, int] = {}
         self._checkpointing = running.Checkpointing()
@@ -183,7 +173,7 @@ class ModelView:
         """
         check_target(target, self.gated)
         if (layer, target) not in self._projections:
-            self._projections[layer, target] = self._backend.projection(self.gated, layer, target)
+            self._projections[layer, target] = self.runner.projection(self.gated, layer, target)
         return self._projections[layer, target]
 
     def forward(
@@ -199,7 +189,11 @@ class ModelView:
             attention_mask: 1 for real tokens, 0 for padding; None where every token is real or padding is on the right.
             logits: Whether to return logits; otherwise the unembedding is skipped and None returned.
         """
-        return self._backend.forward(tokens.to(self.device), attention_mask, logits)
+        return self.runner.forward(self._placed(tokens), attention_mask, logits)
+
+    def _placed(self, tokens: Int[torch.Tensor, "batch position"]) -> Int[torch.Tensor, "batch position"]:
+        running.check_tokens(tokens, self.runner.embedding, self.name)
+        return tokens.to(self.device)
 
     def hidden(
         self,
@@ -213,7 +207,7 @@ class ModelView:
             attention_mask: 0 for what no position attends to; None hides nothing. Padding is read like any other
                 position, numbered on from the text, as transformers does.
         """
-        return self._backend.hidden(tokens.to(self.device), attention_mask)
+        return self.runner.hidden(self._placed(tokens), attention_mask)
 
     def logits_at(
         self, tokens: Int[torch.Tensor, "batch position"], positions: Sequence[int]
@@ -224,7 +218,7 @@ class ModelView:
             tokens: Token ids, special tokens included, padding on the right.
             positions: The positions to unembed.
         """
-        return self._backend.logits_at(tokens.to(self.device), torch.tensor(list(positions), device=self.device))
+        return self.runner.logits_at(self._placed(tokens), torch.tensor(list(positions), device=self.device))
 
     @torch.no_grad()
     def generate(
@@ -233,24 +227,29 @@ class ModelView:
         attention_mask: Int[torch.Tensor, "row position"],
         max_new_tokens: int,
         stop: running.Stop | None = None,
-        eos: int | None = None,
+        ends: Collection[int] = (),
         min_new_tokens: int = 0,
     ) -> list[list[int]]:
-        """Generate greedily, with a key-value cache; hooks see every step.
+        """Generate greedily, with a key-value cache where the probe at load found it right; hooks see every step.
 
         Args:
             tokens: Left-padded prompts; with the padding and the new tokens they must fit in the context.
             attention_mask: 0 for padding, 1 for real tokens.
             max_new_tokens: Maximum number of tokens that a row generates.
             stop: Whether a row ends with the ids it has generated so far.
-            eos: The id that ends a row.
-            min_new_tokens: Tokens that a row generates before that id may be chosen.
+            ends: Ids each of which ends a row.
+            min_new_tokens: Tokens that a row generates before one of those may be chosen.
 
         Returns:
             The ids that each row generated, up to and with what ended it.
+
+        Raises:
+            ModelError: If the probe at load found that the model generates from other logits than it should.
         """
-        rows = running.GeneratedRows(len(tokens), max_new_tokens, stop, eos, min_new_tokens)
-        self._backend.generate(tokens.to(self.device), attention_mask.to(self.device), rows)
+        if self.runner.generation_fault:
+            raise ModelError(f"{self.name!r} cannot generate with this backend: {self.runner.generation_fault}.")
+        rows = running.GeneratedRows(len(tokens), max_new_tokens, stop, ends, min_new_tokens)
+        self.runner.generate(self._placed(tokens), attention_mask.to(self.device), rows)
         return rows.ids
 
     def following(self) -> AbstractContextManager[running.Following]:
@@ -258,7 +257,7 @@ class ModelView:
 
         A forward is all prompt unless this view, the model, or the Hugging Face model in a bridge generates.
         """
-        return running.following([self, *self._backend.generators], self._layers[0].input_point)
+        return running.following([self, *self.runner.generators], self._layers[0].input_point)
 
     def above(self, layer: int, residual_of: running.ResidualOf) -> AbstractContextManager[None]:
         """Run only the layers above one, inside the block, from a residual stream that was computed before.
@@ -276,7 +275,7 @@ class ModelView:
         """
         if layer != -1:
             self.layer(layer)
-        return running.resumed_above(self.model.blocks, self._backend.embedding, layer, residual_of)
+        return running.resumed_above(self.model.blocks, self.runner.embedding, layer, residual_of)
 
     def gradient_checkpointing(self) -> AbstractContextManager[None]:
         """Keep only each layer's input for a backward pass, inside the block, and run the layer again there.
@@ -284,7 +283,7 @@ class ModelView:
         Gradients stay the same; memory shrinks, for the time of another forward. Patches are written in both runs of a
         layer; ``reading`` still hands on every tensor once.
         """
-        return self._checkpointing.of(self.model.blocks, self._backend.hf_config)
+        return self._checkpointing.of(self.model.blocks, self.runner.hf_config)
 
     @contextmanager
     def native_attention(self) -> Iterator[None]:
@@ -293,9 +292,7 @@ class ModelView:
         Every site is read and written as ever; ``hook_pattern`` and ``hook_attn_scores`` stay silent. Nothing changes
         for a HookedTransformer, nor for a bridge that failed the check of this at load or was loaded elsewhere.
         """
-        backend, attention = self._backend, self.attention
-        native = backend.native_attention(attention) if isinstance(backend, Bridge) and attention else nullcontext()
-        with self.weights.held(), native:
+        with self.weights.held(), self.runner.native_attention():
             yield
 
     @contextmanager
@@ -317,7 +314,7 @@ class ModelView:
         once = {site: self._checkpointing.once(reader) for site, reader in readers.items()}
         own = {site: reader for site, reader in once.items() if site not in of_features}
         with ExitStack() as stack:
-            stack.enter_context(attached(reading_hooks(self._layers, own)))
+            stack.enter_context(sites.attached(sites.reading_hooks(self._layers, own)))
             for site in of_features:
                 stack.enter_context(self.feature_sites[site].reading(once[site]))
             yield
@@ -342,11 +339,11 @@ class ModelView:
             HookSiteError: If the site, a layer or an index does not exist.
         """
         features = self._features(site)
-        neurons = checked_units(self.name, site, self.shape(site), neurons)
+        neurons = sites.checked_units(self.name, site, self.shape(site), neurons)
         on_device = {layer: units.to(self.device, torch.int64) for layer, units in neurons.items()}
         if features is not None:
             return features.writing(on_device, change)
-        return writing_hooks(self._layers, site, on_device, change, replaces)
+        return sites.writing_hooks(self._layers, site, on_device, change, replaces)
 
     def cached(self, cache: Any, site: str, layer: int) -> torch.Tensor:
         """Find a site's tensor of one layer in a TransformerLens ActivationCache.
@@ -376,7 +373,7 @@ class ModelView:
         Raises:
             HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
         """
-        logits, self._widths = check_fires(self.name, self._layers, lambda: self.forward(tokens))
+        logits, self._widths = sites.check_fires(self.name, self._layers, lambda: self.forward(tokens))
         return logits
 
     @property
@@ -392,7 +389,7 @@ class ModelView:
     def act_range(self) -> tuple[float, float]:
         """Find the least and the largest value that the activation function can give; inf where it has no bound."""
         if self._act_range is None:
-            self._act_range = range_of(self.act_fn(0), self.device)
+            self._act_range = sites.range_of(self.act_fn(0), self.device)
         return self._act_range
 
     def post_of(self, layer: int, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """What goes on while a model runs: rows that are generated, layers that are skipped, and layers that run twice."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import isgenerator
 from itertools import islice
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
+from langneurons.errors import ModelError
 from langneurons.models.internals import HookPoint, replaced, without_cache
 from langneurons.models.sites import Reader, attached
 
@@ -30,18 +31,23 @@ class GeneratedRows:
         count: Rows in the batch.
         max_new_tokens: Maximum number of tokens that a row generates.
         stop: Whether a row ends with the ids it has generated so far.
-        eos: The id that ends a row, and is kept.
-        min_new_tokens: Tokens that a row generates before ``eos`` may be chosen.
+        ends: Ids each of which ends a row, and is kept.
+        min_new_tokens: Tokens that a row generates before one of those may be chosen.
     """
 
     def __init__(
-        self, count: int, max_new_tokens: int, stop: Stop | None = None, eos: int | None = None, min_new_tokens: int = 0
+        self,
+        count: int,
+        max_new_tokens: int,
+        stop: Stop | None = None,
+        ends: Collection[int] = (),
+        min_new_tokens: int = 0,
     ) -> None:
         self.ids: list[list[int]] = [[] for _ in range(count)]
         self.ended = [False] * count
         self.steps = 0
         self.max_new_tokens = max_new_tokens
-        self._stop, self._eos, self._min_new_tokens = stop, eos, min_new_tokens
+        self._stop, self._ends, self._min_new_tokens = stop, tuple(ends), min_new_tokens
 
     @property
     def done(self) -> bool:
@@ -49,10 +55,10 @@ class GeneratedRows:
         return all(self.ended)
 
     def allowed(self, logits: Float[torch.Tensor, "row token"]) -> Float[torch.Tensor, "row token"]:
-        """The logits of the next token, without the end where it is too early."""
-        if self._eos is None or self.steps >= self._min_new_tokens:
+        """The logits of the next token, without what ends a row where it is too early."""
+        if not self._ends or self.steps >= self._min_new_tokens:
             return logits
-        return logits.index_fill(1, torch.tensor([self._eos], device=logits.device), -torch.inf)
+        return logits.index_fill(1, torch.tensor(self._ends, device=logits.device), -torch.inf)
 
     def extend(self, tokens: Int[torch.Tensor, " row"]) -> None:
         """Give every row that has not ended its next token."""
@@ -62,8 +68,29 @@ class GeneratedRows:
                 ids = self.ids[row]
                 ids.append(token)
                 self.ended[row] = (
-                    len(ids) >= self.max_new_tokens or token == self._eos or bool(self._stop and self._stop(ids))
+                    len(ids) >= self.max_new_tokens or token in self._ends or bool(self._stop and self._stop(ids))
                 )
+
+
+class ForcedRows(GeneratedRows):
+    """Rows that are continued with tokens decided before, whatever the model would choose.
+
+    Args:
+        tokens: The tokens that continue each row.
+
+    Attributes:
+        logits: What the model would have chosen each of them from, step by step.
+    """
+
+    def __init__(self, tokens: Int[torch.Tensor, "row step"]) -> None:
+        super().__init__(len(tokens), tokens.shape[1])
+        self._tokens = tokens
+        self.logits: list[Float[torch.Tensor, "row token"]] = []
+
+    def allowed(self, logits: Float[torch.Tensor, "row token"]) -> Float[torch.Tensor, "row token"]:
+        """Leave nothing but the next token to choose."""
+        self.logits.append(logits.clone())
+        return torch.full_like(logits, -torch.inf).scatter(1, self._tokens[:, self.steps, None].to(logits.device), 0.0)
 
 
 class Following:
@@ -140,6 +167,28 @@ def _followed(generate: Callable[..., object], progress: Following) -> Callable[
         return progress.streamed(out) if isgenerator(out) else out
 
     return followed
+
+
+def check_tokens(tokens: Int[torch.Tensor, "batch position"], embedding: nn.Module, name: str) -> None:
+    """Refuse ids that have no embedding, such as those of a special token that a text spells out; on CPU only.
+
+    Args:
+        tokens: Token ids.
+        embedding: The module that turns them into the residual stream.
+        name: The model's name.
+
+    Raises:
+        ModelError: If an id is negative, or not below the number of embeddings.
+    """
+    if tokens.device.type != "cpu" or not tokens.numel():
+        return  # asking a GPU would make every forward wait for the one before
+    size = len(next(embedding.parameters()))
+    if (tokens.min() < 0) or tokens.max() >= size:
+        outside = tokens[(tokens < 0) | (tokens >= size)][0]
+        raise ModelError(
+            f"The token id {int(outside)} has no embedding in {name!r}, whose ids are 0 to {size - 1}: does a text "
+            "spell out a special token that the model was not made for?"
+        )
 
 
 # How many values a block returns beside the residual stream, None where it returns the bare tensor: Bloom's give two.

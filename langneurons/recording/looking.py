@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from langneurons.corpora import Corpus
 from langneurons.errors import CorpusError, ModelError, NeuronSetError
-from langneurons.models import ModelView, view
+from langneurons.models import ModelView, start_token, view
 
 LENGTHS = 16  # rows are padded to a multiple of this
 ONE_LANGUAGE_SAMPLE = 2000
@@ -268,8 +268,8 @@ def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
 def _start_tokens(model_view: ModelView) -> list[int]:
     if model_view.tokenizer is None:
         raise ModelError(f"{model_view.name} has no tokenizer: load it with load_model(..., tokenizer=...).")
-    bos: Any = model_view.tokenizer.bos_token_id
-    return [] if bos is None else [bos]
+    start = start_token(model_view.tokenizer)
+    return [] if start is None else [start]
 
 
 def _padding(model_view: ModelView) -> int:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from langneurons.corpora.blocks import LENGTHS
 from langneurons.errors import LangNeuronsError, ModelError, TaskError
-from langneurons.models import ModelView, view
+from langneurons.models import ModelView, start_token, view
 
 Tokens = tuple[int, ...]
 
@@ -97,10 +97,9 @@ def token_ids(model_view: ModelView, texts: Sequence[str]) -> list[list[int]]:
 
 
 def front(model_view: ModelView) -> list[int]:
-    """The token in front of every text: the tokenizer's beginning of sequence, if it has one."""
-    tokenizer = model_view.tokenizer
-    bos = None if tokenizer is None else cast(int | None, tokenizer.bos_token_id)
-    return [] if bos is None else [bos]
+    """The token in front of every text, see ``start_token``, if there is one."""
+    start = None if model_view.tokenizer is None else start_token(model_view.tokenizer)
+    return [] if start is None else [start]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import TaskError
-from langneurons.models import ModelView, view
+from langneurons.models import ModelView, start_token, view
 from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
 from langneurons.tasks.batching import groups, scoring, tokenizer_of
@@ -22,8 +22,8 @@ class Completion:
 
     Args:
         ids: The generated token ids, including those that ended them.
-        text: Their text, without the end-of-sequence token and cut before the stop string.
-        stopped: Whether the end-of-sequence token or a stop string ended it, not the limit.
+        text: Their text, without the token that ended it and cut before the stop string.
+        stopped: Whether a token of ``ModelView.end_ids`` or a stop string ended it, not the limit.
     """
 
     ids: list[int]
@@ -32,14 +32,15 @@ class Completion:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenise a prompt as corpora are: with the beginning-of-sequence token in front where the tokenizer has one.
+    """Tokenise a prompt as corpora are: with the beginning-of-sequence token in front where the tokenizer writes one.
 
     Example:
         >>> prompt_ids(model.tokenizer, "Hello")[0] == model.tokenizer.bos_token_id
         True
     """
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return bos + tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    start = start_token(tokenizer)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return ids if start is None else [start, *ids]
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, continuation: str) -> list[int]:
@@ -165,17 +166,18 @@ def _completed(
     min_new_tokens: int,
 ) -> Iterator[Completion]:
     tokenizer = tokenizer_of(model_view)
-    eos = cast(int | None, tokenizer.eos_token_id)
+    ends, eos = model_view.end_ids, cast(int | None, tokenizer.eos_token_id)
     padding = [length - len(prompt) for prompt in prompts]
     tokens = torch.tensor([[eos or 0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
     mask = (torch.arange(length) >= torch.tensor(padding)[:, None]).long()
 
-    def ends(ids: Sequence[int]) -> bool:
+    def stops(ids: Sequence[int]) -> bool:
         return _cut(_text(tokenizer, ids), stop)[1]
 
-    for ids in model_view.generate(tokens, mask, max_new_tokens, ends if stop else None, eos, min_new_tokens):
-        text, cut = _cut(_text(tokenizer, ids), stop)
-        yield Completion(ids, text, cut or ids[-1] == eos)
+    for ids in model_view.generate(tokens, mask, max_new_tokens, stops if stop else None, ends, min_new_tokens):
+        ended = ids[-1] in ends
+        text, cut = _cut(_text(tokenizer, ids[:-1] if ended else ids), stop)
+        yield Completion(ids, text, cut or ended)
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -246,8 +246,9 @@ def _projections_by_module(model_view: ModelView) -> dict[str, list[Projection]]
     projections: dict[str, list[Projection]] = defaultdict(list)
     for layer in range(model_view.n_layers):
         for target in targets:
-            projection = model_view.projection(layer, target)
-            projections[projection.hugging_face.name].append(projection)
+            with suppress(TrainingError):  # one that cannot be trained is refused where an adapter has it
+                projection = model_view.projection(layer, target)
+                projections[projection.hugging_face.name].append(projection)
     return projections
 
 

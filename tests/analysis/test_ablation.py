@@ -152,7 +152,9 @@ def test_a_function_gives_one_number_a_text(model):
 
     @torch.no_grad()
     def mean():
-        rows = [torch.tensor([[1, *seen.tokenizer(text)["input_ids"]]]) for text in texts()["hi"]]
+        rows = [
+            torch.tensor([[1, *seen.tokenizer(text, add_special_tokens=False)["input_ids"]]]) for text in texts()["hi"]
+        ]
         return np.mean([float(seen.forward(row)[0, :, 5].mean()) for row in rows])
 
     before = mean()

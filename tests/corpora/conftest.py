@@ -26,4 +26,5 @@ def word_tokenizer(*special: str) -> PreTrainedTokenizerFast:
     words = [*LETTERS, "<unk>", "<bos>", "<eos>", "<pad>"]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{f"{name}_token": f"<{name}>" for name in special})
+    named = {f"{name}_token": f"<{name}>" for name in special}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, add_bos_token="bos" in special, **named)

@@ -77,7 +77,9 @@ def test_losses_of_documents_alone_equal_those_of_the_unpadded_documents(pair, p
     tokenizer = tiny_tokenizer()
     assert rows["item"].tolist() == [*range(12)] * 2
     for row in rows.itertuples():
-        tokens = torch.tensor([[1, *tokenizer(parallel.text(row.language, row.item))["input_ids"]]])
+        tokens = torch.tensor(
+            [[1, *tokenizer(parallel.text(row.language, row.item), add_special_tokens=False)["input_ids"]]]
+        )
         wanted = torch.arange(tokens.shape[1])[None] > 0
         assert row.tokens == tokens.shape[1] - 1
         assert row.nll == pytest.approx(hugging_face_loss(hf_model, tokens, wanted), rel=1e-5)

@@ -1,17 +1,21 @@
 """load_model takes any folder or model in memory, computes what Hugging Face computes, and refuses in plain words."""
 
 import json
+import resource
 import shutil
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import langneurons.babel
 from langneurons.errors import HookSiteError, ModelError
-from langneurons.models import internals, load_model, view
+from langneurons.models import describe, internals, load_model, loading, view
 from langneurons.models.backends import conversion
+from langneurons.tasks.batching import token_ids
 from tests.backends import BACKENDS, HookedTransformer
 from tests.tiny_models import ARCHITECTURES, HOOKED, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
@@ -80,7 +84,7 @@ def test_the_checkpoints_tokenizer_is_kept_as_it_is(folders):
         model = load_model(folders["llama"], backend=backend)
         kept = view(model).tokenizer
         assert (kept.pad_token, kept.bos_token, kept.eos_token) == ("<pad>", "<s>", "</s>")
-        assert kept("w5 w6").input_ids == [5, 6]
+        assert kept("w5 w6").input_ids == [1, 5, 6]
         assert model.to_tokens("w5 w6").tolist() == [[1, 5, 6]]
 
 
@@ -282,3 +286,117 @@ def test_a_lack_of_memory_is_said_as_it_is(monkeypatch):
     monkeypatch.setattr(hf_model, "forward", forward)
     with pytest.raises(torch.OutOfMemoryError, match="too little"):
         load_model("x", hf_model=hf_model, tokenizer=tiny_tokenizer())
+
+
+HUGE = [
+    ({"num_hidden_layers": 10**9}, r"says num_hidden_layers = 1e\+09: more than 1,000"),
+    ({"num_hidden_layers": 1e300}, r"says num_hidden_layers = 1e\+300"),
+    ({"text_config": {"model_type": "llama", "num_hidden_layers": 10**9}}, r"says num_hidden_layers = 1e\+09"),
+    ({"max_position_embeddings": 10**9}, "says max_position_embeddings"),
+    ({"num_labels": 10**9}, "says num_labels"),
+    ({"num_hidden_layers": 900}, r"describes 7e\+06 of them, and its files have 9e\+04 bytes"),
+    ({"vocab_size": 10**9}, r"describes 6\.4e\+10"),
+    ({"intermediate_size": 10**12}, r"describes 1\.9e\+14"),
+    ({"head_dim": 10**9}, r"describes 7\.7e\+11"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), HUGE, ids=[f"{changes}"[:60] for changes, _ in HUGE])
+def test_a_configuration_of_more_than_its_files_can_hold_is_refused_at_once(broken, changes, said):
+    edit_config(broken, **changes)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(ModelError, match=said):
+        load_model(broken)
+    assert time.monotonic() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # in kB, 1 GB
+
+
+LONG = "x" * 200_000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"is_encoder_decoder": True, "architectures": [LONG]},
+        {"num_local_experts": 3, "architectures": [LONG]},
+        {"model_type": LONG},
+        {"hidden_act": LONG},
+        {"rope_parameters": {"rope_type": LONG}},
+        {"dtype": LONG},
+        {"num_hidden_layers": LONG},
+        {"layer_types": [LONG] * 2},
+        {"eos_token_id": LONG},
+    ],
+    ids=str,
+)
+def test_a_sentence_never_repeats_what_a_file_says_at_length(broken, changes):
+    edit_config(broken, **changes)
+    for read in (load_model, describe):
+        with pytest.raises(ModelError) as caught:
+            read(broken)
+        assert len(str(caught.value)) < 500 + len(str(broken))
+
+
+def test_a_name_of_any_length_is_refused_in_a_sentence():
+    for name in (LONG, "/" + LONG, "a/" + LONG):
+        with pytest.raises(ModelError) as caught:
+            load_model(name)
+        assert len(str(caught.value)) < 300
+
+
+def test_a_tokenizer_that_writes_ids_beyond_the_vocabulary_is_refused(broken):
+    path = broken / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [4_000_000], "tokens": ["<s>"]}},
+    }
+    path.write_text(json.dumps(content))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token="<s>", eos_token="</s>")
+    with pytest.raises(ModelError, match="writes ids up to 4000000, the model has 101 embeddings"):
+        load_model(broken, tokenizer=tokenizer)
+
+
+def test_special_tokens_beyond_the_vocabulary_that_no_text_has_are_left_alone(folders):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.convert_tokens_to_ids(["<image>", "[PAD]"]) == [101, 102]
+    for backend in BACKENDS:
+        model_view = view(load_model(folders["llama"], tokenizer=tokenizer, backend=backend))
+        assert model_view.tokenizer("w5 w6")["input_ids"] == [1, 5, 6]
+        assert (model_view.tokenizer.pad_token, tokenizer.pad_token) == ("</s>", "[PAD]")
+        spelled = torch.tensor([token_ids(model_view, ["w5 <image> w6"])[0]])
+        for run in (model_view.forward, model_view.hidden, lambda tokens, v=model_view: v.logits_at(tokens, [0])):
+            with pytest.raises(
+                ModelError, match="The token id 101 has no embedding in 'llama', whose ids are 0 to 100"
+            ):
+                run(spelled)
+        with pytest.raises(ModelError, match="The token id -1 has no embedding"):
+            model_view.generate(torch.tensor([[5, -1]]), torch.ones(1, 2).long(), 2)
+
+
+@pytest.mark.parametrize("name", ["bos_token", "eos_token", "unk_token"])
+def test_a_special_token_beyond_the_vocabulary_that_texts_get_is_refused(folders, name):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({name: "<beyond>"})
+    with pytest.raises(ModelError, match="do not fit.*up to 101.*101 embeddings"):
+        load_model(folders["llama"], tokenizer=tokenizer)
+
+
+def test_no_backend_is_advised_that_cannot_hold_the_model(monkeypatch):
+    honest = loading.probe_of
+
+    def off_by_one(*given):
+        probe = honest(*given)
+        return replace(probe, logits=probe.logits + 1)
+
+    monkeypatch.setattr(loading, "probe_of", off_by_one)
+    for backend in ("auto", "bridge"):
+        with pytest.raises(ModelError, match=r"'bridge' computes other logits than .*, and rounding explains \S+$"):
+            load_model("tiny", hf_model=tiny_model("gemma2"), tokenizer=tiny_tokenizer(), backend=backend)
+    for backend, other in [("hooked", "bridge"), ("bridge", "hooked")] if HookedTransformer else []:
+        with pytest.raises(ModelError, match=rf"'{backend}' computes other logits.* Try backend='{other}'\."):
+            load_model("tiny", hf_model=tiny_model("llama"), tokenizer=tiny_tokenizer(), backend=backend)

@@ -7,7 +7,10 @@ import torch
 from transformers import GenerationConfig
 
 import langneurons as ln
-from langneurons.models import load_model, view
+from langneurons.errors import ModelError
+from langneurons.models import internals, load_model, view
+from langneurons.tasks.completing import complete
+from tests.tiny_families import tiny_family
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 STEPS = 8
@@ -80,7 +83,7 @@ def test_rows_end_one_by_one_at_eos_or_where_stop_says(load, pair):
     one = load(*pair)
     free = one.view.generate(*padded(prompts()), STEPS)
     eos = free[1][2]
-    found = one.view.generate(*padded(prompts()), STEPS, eos=eos)
+    found = one.view.generate(*padded(prompts()), STEPS, ends=[eos])
     for ids, whole in zip(found, free, strict=True):
         assert ids == (whole[: whole.index(eos) + 1] if eos in whole else whole)
     assert len({len(ids) for ids in found}) > 1
@@ -165,3 +168,60 @@ def test_generation_keeps_no_gradients_and_leaves_the_model_able_to_train(load):
     loss.backward()
     assert any(weight.grad is not None for weight in one.view.model.parameters())
     one.view.model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+def test_every_stop_token_of_the_checkpoint_ends_a_completion(backend):
+    free = view(load_model("tiny", hf_model=tiny_model("llama"), tokenizer=tiny_tokenizer()))
+    [ids] = free.generate(*padded(prompts()[1:2]), STEPS)
+    second = next(token for token in ids[1:] if token != ids[0])
+    hf_model = tiny_model("llama")
+    hf_model.generation_config.eos_token_id = [2, second]
+    expected = hf_model.generate(prompts()[1][None], attention_mask=torch.ones(1, 5).long(), max_new_tokens=STEPS)
+    model = load_model("tiny", hf_model=hf_model, tokenizer=tiny_tokenizer(), backend=backend)
+    assert view(model).end_ids == (2, second)
+    [completion] = complete(model, [prompts()[1].tolist()], STEPS, stop=())
+    assert completion.ids == expected[0, 5:].tolist() == ids[: ids.index(second) + 1]
+    assert (completion.stopped, completion.text) == (True, " ".join(f"w{token}" for token in completion.ids[:-1]))
+    [longer] = complete(model, [prompts()[1].tolist()], STEPS, stop=(), min_new_tokens=STEPS)
+    assert len(longer.ids) == STEPS
+    assert not {2, second} & set(longer.ids[:-1])
+
+
+@pytest.mark.parametrize("said", [None, -1, [], [2], 2, "</s>", [2, None, "x", -3]])
+def test_stop_tokens_that_are_none_are_left_aside(said):
+    hf_model = tiny_model("llama")
+    hf_model.generation_config.eos_token_id = said
+    assert view(load_model("tiny", hf_model=hf_model, tokenizer=tiny_tokenizer())).end_ids == (2,)
+
+
+def test_an_attention_that_is_wrong_with_a_cache_generates_without_one():
+    # MPT's bridge numbers cached positions anew; transformers' own attention modules are right with a cache.
+    hf_model = tiny_family("mpt")
+    expected = [uncached(tiny_family("mpt"), prompt) for prompt in prompts()]
+    model_view = view(load_model("mpt", hf_model=hf_model, tokenizer=tiny_tokenizer()))
+    lengths = []
+    with model_view.reading({"act": lambda layer, values: lengths.append(values.shape[1]) if not layer else None}):
+        generated = model_view.generate(*padded(prompts()), STEPS)
+    assert [ids[:sure] for ids, (_, sure) in zip(generated, expected, strict=True)] == [
+        ids[:sure] for ids, sure in expected
+    ]
+    assert lengths == [32 + step for step in range(STEPS)]
+
+
+@pytest.mark.hooked
+def test_a_backend_that_generates_wrongly_loads_and_refuses_to_generate(monkeypatch):
+    key_value_cache = internals.key_value_cache
+
+    def half(model, rows):
+        cache = key_value_cache(model, rows)
+        for entry in cache.entries:
+            append = entry.append
+            entry.append = lambda keys, values, append=append: append(keys * 0.5, values)
+        return cache
+
+    monkeypatch.setattr(internals, "key_value_cache", half)
+    model_view = view(load_model("tiny", hf_model=tiny_model("llama"), tokenizer=tiny_tokenizer(), backend="hooked"))
+    assert model_view.forward(prompts()[1][None]).isfinite().all()
+    with pytest.raises(ModelError, match="'tiny' cannot generate with this backend: its logits differ by"):
+        model_view.generate(*padded(prompts()), STEPS)

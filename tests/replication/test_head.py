@@ -145,9 +145,9 @@ def test_what_does_not_fit_is_said(model, task):
 
 
 def test_the_filter_counts_every_token_and_drops_the_long():
-    # premise + </s> + hypothesis: 6, 3 and 63 tokens
-    assert pairs_kept_by_length(PAIRS, tiny_tokenizer(), limit=6).tolist() == [False, True, False]
-    assert pairs_kept_by_length(PAIRS, tiny_tokenizer(), limit=7).tolist() == [True, True, False]
+    # <s> + premise + </s> + hypothesis: 7, 4 and 64 tokens
+    assert pairs_kept_by_length(PAIRS, tiny_tokenizer(), limit=7).tolist() == [False, True, False]
+    assert pairs_kept_by_length(PAIRS, tiny_tokenizer(), limit=8).tolist() == [True, True, False]
     assert pairs_kept_by_length(PAIRS, tiny_tokenizer()).tolist() == [True, True, True]
     assert pairs_kept_by_length([], tiny_tokenizer()).tolist() == []
 
@@ -168,8 +168,8 @@ def test_without_a_padding_token_the_end_of_sequence_pads():
     tokenizer.pad_token = None
     model = ln.load_model("tiny", hf_model=tiny_model("llama"), tokenizer=tokenizer, backend="hooked")
     found = last_position(model, PAIRS[:1], positions=32)
-    tokens = torch.tensor([[4, 5, 6, 2, 7, 8, *[2] * 26]])
-    mask = (torch.arange(32) < 6).long()[None]
+    tokens = torch.tensor([[1, 4, 5, 6, 2, 7, 8, *[2] * 25]])
+    mask = (torch.arange(32) < 7).long()[None]
     with torch.no_grad():
         expected = tiny_model("llama").base_model(input_ids=tokens, attention_mask=mask).last_hidden_state[:, -1]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

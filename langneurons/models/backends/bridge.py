@@ -11,12 +11,17 @@ from jaxtyping import Int
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from langneurons.errors import HookSiteError, ModelError, TrainingError
+from langneurons.errors import HookSiteError, ModelError, TrainingError, in_short
 from langneurons.models import internals, projections
-from langneurons.models.checkpoints import activation_of, architecture_of
+from langneurons.models.checkpoints import activation_of, architecture_of, ends_of
 from langneurons.models.running import GeneratedRows
 
 _MLP_NAMES = {"up": "in", "down": "out"}
+# Architectures that TransformerLens does not know, though it knows another with the same modules.
+_SAME_MODULES = {
+    "MinistralForCausalLM": "MistralForCausalLM",
+    "HeliumForCausalLM": "LlamaForCausalLM",
+}
 
 
 def transformer_bridge(
@@ -39,16 +44,42 @@ def transformer_bridge(
 
     if tokenizer is None:
         raise ModelError(f"Cannot load {name!r} as TransformerBridge without a tokenizer: give one as tokenizer=.")
+    # A folder may be called "opt": under its own name TransformerLens would take it for an alias of another model.
+    settings = {"hf_model": hf_model, "tokenizer": tokenizer, "dtype": hf_model.dtype, "device": hf_model.device}
+    settings["hf_config_overrides"] = _config_overrides(hf_model.config)
     try:
-        # A folder may be called "opt": under its own name TransformerLens would take it for an alias of another model.
-        bridge = TransformerBridge.boot_transformers(
-            "langneurons/local", hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype, device=hf_model.device
-        )
-    except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
-        architecture = architecture_of(hf_model.config)
-        raise ModelError(f"TransformerLens cannot wrap {name!r} ({architecture}): {error}") from error
+        with internals.without_processors(), _undeclared_norms_hidden(hf_model):
+            bridge = TransformerBridge.boot_transformers("langneurons/local", **settings)
+    except (ValueError, NotImplementedError, KeyError, AttributeError, RuntimeError) as error:
+        raise ModelError(
+            f"TransformerLens cannot wrap {name!r} ({architecture_of(hf_model.config)}): {in_short(error)}"
+        ) from error
     bridge.cfg.model_name = name
     return bridge.eval()
+
+
+def _config_overrides(config: transformers.PretrainedConfig) -> dict[str, Any]:
+    """What TransformerLens must read in a configuration to know a model's modules."""
+    overrides: dict[str, Any] = {}
+    if (same := _SAME_MODULES.get(architecture_of(config))) is not None:
+        overrides["architectures"] = [same]
+    if getattr(config, "new_decoder_architecture", False):
+        overrides["multi_query"] = False  # a Falcon of this kind has groups of queries whatever it says here
+    return overrides
+
+
+@contextmanager
+def _undeclared_norms_hidden(hf_model: "transformers.PreTrainedModel") -> Iterator[None]:
+    """Hide norms of queries and keys that TransformerLens does not know of Cohere, and would refuse the model for."""
+    names = ("q_norm", "k_norm") if hf_model.config.model_type == "cohere" else ()
+    hidden = [(part, name, getattr(part, name)) for part in hf_model.modules() for name in names if hasattr(part, name)]
+    try:
+        for part, name, _ in hidden:
+            delattr(part, name)
+        yield
+    finally:
+        for part, name, norm in hidden:
+            setattr(part, name, norm)
 
 
 class Bridge:
@@ -64,6 +95,9 @@ class Bridge:
         act_fn_name: The activation function's name in the Hugging Face configuration.
         generators: The objects whose ``generate`` may be called.
         hf_config: The configuration of the Hugging Face model inside.
+        end_ids: The ids that end what it generates.
+        attention: The implementation that ``native_attention`` runs, such as ``"sdpa"``; None where it does nothing.
+        generation_fault: What is wrong with what it generates, or None.
     """
 
     name, adds_bias = "bridge", False
@@ -74,6 +108,11 @@ class Bridge:
         self.hf_config = self._hugging_face.config
         self.act_fn_name = activation_of(self.hf_config)
         self.generators = [model, self._hugging_face]
+        self.end_ids = ends_of(self._hugging_face)
+        self.attention: str | None = None
+        self.generation_fault: str | None = None
+        self._native = self._attention_is_wrong = False
+        self._uncached: set[bool] = set()
 
     def check_internals(self) -> None:
         """Refuse a version of TransformerLens or transformers that has moved what langneurons relies on."""
@@ -117,7 +156,9 @@ class Bridge:
 
     def generate(self, tokens: torch.Tensor, mask: torch.Tensor, rows: GeneratedRows) -> None:
         """Generate from left-padded prompts until every row has ended, with transformers' own generate."""
-        settings = transformers.GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=rows.max_new_tokens)
+        settings = transformers.GenerationConfig(
+            do_sample=False, use_cache=self._native not in self._uncached, max_new_tokens=rows.max_new_tokens
+        )
         with internals.plain_generation(self._hugging_face):
             self._hugging_face.generate(
                 tokens,
@@ -128,22 +169,40 @@ class Bridge:
             )
 
     @contextmanager
-    def native_attention(self, implementation: str) -> Iterator[None]:
-        """Let transformers' attention modules run instead of the bridge's eager copies of them, inside the block.
+    def native_attention(self) -> Iterator[None]:
+        """Let transformers' attention modules run instead of the bridge's copies of them, inside the block.
 
         About as fast as the plain model. ``hook_z`` still fires; ``hook_pattern`` and ``hook_attn_scores`` do not.
-
-        Args:
-            implementation: The attention that transformers uses inside the block, such as ``"sdpa"``.
         """
+        if self.attention is None or self._native:
+            yield
+            return
         try:
-            for block in self.model.blocks:
-                internals.install_attention(block, native=True)
-            with internals.attention(self._hugging_face, implementation):
+            self._install_attention(native=True)
+            with internals.attention(self._hugging_face, self.attention):
                 yield
         finally:
-            for block in self.model.blocks:
-                internals.install_attention(block, native=False)
+            self._install_attention(native=False)
+
+    def keep_native_attention(self, implementation: str | None) -> None:
+        """Let transformers' attention modules run from now on, because the bridge's copies of them are wrong.
+
+        Args:
+            implementation: The attention that transformers uses, such as ``"sdpa"``; None leaves it as it is.
+        """
+        self._install_attention(native=True)
+        self._attention_is_wrong = True
+        if implementation is not None:
+            self._hugging_face.set_attn_implementation(implementation)
+
+    def _install_attention(self, native: bool) -> None:
+        for block in self.model.blocks:
+            internals.install_attention(block, native)
+        self._native = native
+
+    def leave_out_cache(self) -> None:
+        """Generate without a key-value cache from now on, with the attention modules that run at this moment."""
+        self._uncached.add(self._native)
 
     def projection(self, gated: bool, layer: int, target: str) -> projections.Projection:
         """Find a projection that the model has.
@@ -172,6 +231,10 @@ class Bridge:
         path, size = internals.path_of(block, parent, component), len(weights[0].read())
         module = projections.HuggingFaceModule(path, size, ((0, size),), internals.is_conv1d(linear))
         if (fused := _fused(parent, target)) is not None:
+            if self._attention_is_wrong and target in projections.ATTENTION_TARGETS:
+                raise TrainingError(
+                    f"{target!r} is fused with other projections in an order that TransformerLens mistakes."
+                )
             name, whole = fused
             runs = _runs(_stored(whole).read(), parent, target, self.model.cfg.n_heads)
             rows = projections.rows_of(runs)

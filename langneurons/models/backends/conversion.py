@@ -60,6 +60,7 @@ def _obstacles(config: PretrainedConfig) -> list[tuple[object, str]]:
     rope_type, width = rope.get("rope_type", "default"), get("hidden_size", None)
     return [
         (activation_of(config) not in _ACTIVATIONS | {"gelu_fast"}, f"it cannot compute {activation_of(config)!r}"),
+        (context_length_of(config) > 1 << 20, "its tables of rotary positions would fill the memory"),
         (get("attention_bias", False) and not is_qwen2, "its attention has biases"),
         (get("mlp_bias", False), "its MLP has biases"),
         (rope_type not in ("default", "llama3"), f"it does not scale rotary positions by {rope_type!r}"),

@@ -1,6 +1,7 @@
 """HookedTransformer: how it runs, and its projections, which are products between hook points inside a layer."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -65,6 +66,8 @@ class Hooked:
         act_fn_name: The activation function's name in its configuration.
         generators: The objects whose ``generate`` may be called.
         hf_config: The configuration of the Hugging Face model that runs inside; none does.
+        end_ids: The ids that end what it generates; the tokenizer alone knows them.
+        generation_fault: What is wrong with what it generates, or None.
     """
 
     name, adds_bias, hf_config = "hooked", True, None
@@ -73,6 +76,8 @@ class Hooked:
         self.model: Any = model
         self.act_fn_name: str = self.model.cfg.act_fn
         self.generators = [model]
+        self.end_ids: tuple[int, ...] = ()
+        self.generation_fault: str | None = None
 
     def check_internals(self) -> None:
         """Refuse a version of TransformerLens that has moved what langneurons relies on."""
@@ -117,6 +122,10 @@ class Hooked:
             tokens = rows.allowed(model.unembed(model.ln_final(residual[:, -1:]))[:, 0]).argmax(-1, keepdim=True)
             mask = torch.ones_like(tokens)
             rows.extend(tokens[:, 0])
+
+    def native_attention(self) -> AbstractContextManager[None]:
+        """Do nothing: a HookedTransformer has no attention of transformers."""
+        return nullcontext()
 
     def projection(self, gated: bool, layer: int, target: str) -> Projection:
         """Find a projection that the model has.
