@@ -34,7 +34,7 @@ test-transformerlens-4:
 	$(PYTHON) -m venv $(VENV_4)
 	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(VENV_4)/constraints.txt
 	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt torch
-	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt -e '.[large]' \
+	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt -e '.[large,gguf]' \
 		beartype hypothesis peft pytest pytest-timeout pytest-xdist
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_4)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS_4)
 

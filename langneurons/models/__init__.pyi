@@ -6,6 +6,7 @@ from .dictionaries import add_dictionary as add_dictionary
 from .dictionaries import remove_dictionary as remove_dictionary
 from .feature_sites import Dictionary as Dictionary
 from .feature_sites import FeatureSite as FeatureSite
+from .gguf import convert_gguf as convert_gguf
 from .loading import load_model as load_model
 from .model_view import ModelView as ModelView
 from .model_view import view as view

@@ -113,7 +113,7 @@ def load_config(name: str | Path, revision: str | None = None) -> PretrainedConf
         ModelError: If it cannot be found or read, or the model is a mixture of experts or an encoder.
     """
     source = source_of(name)
-    with _said_plainly(name, "configuration"):
+    with reading(name, "configuration"):
         content, _ = PretrainedConfig.get_config_dict(source, revision=revision)
         for field, number in _numbers(content):
             if number > _LIMITS.get(field, number):
@@ -184,7 +184,7 @@ def load_weights(
         ModelError: If weights are missing, of another shape, corrupt or unreachable.
     """
     source = source_of(name)
-    with _said_plainly(name, "weights"):
+    with reading(name, "weights"):
         if Path(source).is_dir():
             _check_size(Path(source), config)
         loaded: Any = model_class(config).from_pretrained(
@@ -247,7 +247,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         raise ModelError(
             f"The folder {str(source)!r} has no tokenizer.json: add one, or give a tokenizer as tokenizer=."
         )
-    with _said_plainly(name, "tokenizer"):
+    with reading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=False)
         tokenizer("a")  # some damage shows only then
     if str(name) == "babel":  # trained with a token in front that its tokenizer leaves to the caller
@@ -308,7 +308,7 @@ def fitting_tokenizer(
 
 
 @contextmanager
-def _said_plainly(name: str | Path, what: str) -> Iterator[None]:
+def reading(name: str | Path, what: str) -> Iterator[None]:
     """Silence transformers' load report and turn its many exceptions into one sentence."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -15,6 +15,7 @@ from langneurons.models.checkpoints import (
     load_config,
     weights_on_meta,
 )
+from langneurons.models.gguf import converted_folder, is_gguf, stored_as
 from langneurons.models.loading import choose_backend, parse_dtype
 
 _INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner")
@@ -34,6 +35,7 @@ class ModelDescription:
         dtype: The dtype it loads in by default.
         memory_to_load: Bytes of weights in memory after loading, for each backend it can load with.
         backend: The backend that ``auto`` takes.
+        stored_as: How a GGUF file held the weights, "" for other checkpoints.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ModelDescription:
     dtype: torch.dtype
     memory_to_load: dict[str, int]
     backend: str
+    stored_as: str = ""
 
     def __str__(self) -> str:
         neurons = ", ".join(f"{site} {self.layers * width:,}" for site, width in self.neurons.items())
@@ -54,15 +57,19 @@ class ModelDescription:
             f"{self.context_length:,}, {str(self.dtype).removeprefix('torch.')}\n"
             f"neurons: {neurons}\n"
             f"memory for the weights: {memory}; auto takes {self.backend}"
+            + (f"\nquantised: {self.stored_as}; the weights are approximations" if self.stored_as else "")
         )
 
 
-def describe(name: str | Path, hf_config: PretrainedConfig | None = None) -> ModelDescription:
+def describe(
+    name: str | Path, hf_config: PretrainedConfig | None = None, gguf_file: str | None = None
+) -> ModelDescription:
     """Describe a model from its configuration.
 
     Args:
-        name: ``"babel"``, a local folder, or a hub id; with ``hf_config``, what to call it.
+        name: ``"babel"``, a local folder, a GGUF file, or a hub id; with ``hf_config``, what to call it.
         hf_config: A configuration in memory instead.
+        gguf_file: Name of a GGUF file in the folder or hub repository.
 
     Returns:
         The description.
@@ -70,7 +77,8 @@ def describe(name: str | Path, hf_config: PretrainedConfig | None = None) -> Mod
     Raises:
         ModelError: If the model cannot be found or is not supported.
     """
-    config = load_config(name) if hf_config is None else hf_config
+    folder = converted_folder(name, gguf_file) if hf_config is None and is_gguf(name, gguf_file) else name
+    config = load_config(folder) if hf_config is None else hf_config
     check_supported(config, str(name))
     backend = choose_backend(config, str(name))
     text = config.get_text_config()
@@ -96,6 +104,7 @@ def describe(name: str | Path, hf_config: PretrainedConfig | None = None) -> Mod
         dtype=dtype,
         memory_to_load=memory,
         backend=backend,
+        stored_as="" if folder is name else stored_as(folder),
     )
 
 

@@ -12,6 +12,7 @@ from langneurons.errors import LangNeuronsError, ModelError, in_short, unknown
 from langneurons.models import checkpoints, internals
 from langneurons.models.backends.bridge import transformer_bridge
 from langneurons.models.backends.conversion import hooked_transformer, reason_against_hooked
+from langneurons.models.gguf import converted_folder, is_gguf
 from langneurons.models.model_view import ModelView
 from langneurons.models.probing import probe_of, settle_attention, settle_generation
 from langneurons.models.weights import module_fingerprint
@@ -33,14 +34,15 @@ def load_model(
     device: Device = None,
     device_map: DeviceMap = None,
     revision: str | None = None,
+    gguf_file: str | None = None,
 ) -> Any:
     """Load a language model as a HookedTransformer or a TransformerBridge, weights unprocessed.
 
     One forward at load compares its logits with the Hugging Face model's and checks every site's hook.
 
     Args:
-        name: ``"babel"`` (the embedded model), a local folder of any name, or a hub id; with ``hf_model``, what to
-            call it.
+        name: ``"babel"`` (the embedded model), a local folder of any name, a GGUF file, or a hub id; with
+            ``hf_model``, what to call it. A GGUF file is converted to float32 once, and then read from the cache.
         hf_model: A Hugging Face model in memory instead. As HookedTransformer it is copied, as TransformerBridge it is
             wrapped in place.
         tokenizer: A tokenizer instead of the checkpoint's.
@@ -51,6 +53,7 @@ def load_model(
         device: The device to load to; by default a GPU where there is one.
         device_map: Placement over several devices, as in transformers; the backend is then TransformerBridge.
         revision: Branch, tag or commit of a model on the hub.
+        gguf_file: Name of a GGUF file in the folder or hub repository, to read instead of the checkpoint.
 
     Returns:
         The HookedTransformer or TransformerBridge itself.
@@ -61,15 +64,17 @@ def load_model(
     """
     label = str(name) if hf_model is None or str(name) != "babel" else hf_model.name_or_path or "hf_model"
     wanted_dtype = parse_dtype(dtype)
+    loaded_as = None
+    if hf_model is None:
+        loaded_as = {"name": _from_anywhere(name), "revision": revision, "gguf_file": gguf_file}
+        if is_gguf(name, gguf_file):
+            label, name, revision = gguf_file or label, converted_folder(name, gguf_file, revision), None
     config = checkpoints.load_config(name, revision) if hf_model is None else hf_model.config
     checkpoints.check_supported(config, label)
     backend = choose_backend(config, label, backend, device_map)
-    loaded_as = None
-    if hf_model is None:
-        placement = {"device": None if device is None else str(device), "device_map": device_map, "revision": revision}
-        folder = Path(name).expanduser()
-        from_anywhere = str(folder.resolve()) if str(name) != "babel" and folder.is_dir() else str(name)
-        loaded_as = {"name": from_anywhere, "tokenizer": tokenizer, "backend": backend, "dtype": dtype, **placement}
+    if loaded_as is not None:
+        placement = {"device": None if device is None else str(device), "device_map": device_map}
+        loaded_as |= {"tokenizer": tokenizer, "backend": backend, "dtype": dtype, **placement}
     source = name if hf_model is None else hf_model.name_or_path
     if tokenizer is None and source:
         tokenizer = checkpoints.load_tokenizer(source, revision if hf_model is None else None)
@@ -94,6 +99,12 @@ def load_model(
         ) from error
     model_view.loaded_as = loaded_as
     return model_view.model
+
+
+def _from_anywhere(name: str | Path) -> str:
+    """The name under which a process in another folder finds the same model."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if str(name) != "babel" and path.exists() else str(name)
 
 
 def choose_backend(config: PretrainedConfig, name: str, backend: str = "auto", device_map: DeviceMap = None) -> str:

@@ -185,7 +185,7 @@ class Study:
         models = {}
         for name, part in self.config.models.items():
             with suppress(ModelError):  # not on this machine; its steps are listed all the same
-                models[name] = ln.describe(part.name)
+                models[name] = ln.describe(part.name, gguf_file=part.gguf_file)
         earlier = self.folder.seconds_by_name() if speed is None else {}
         reached = _operations_per_second() * EFFICIENCY if speed is None else speed
         rows = []

@@ -79,6 +79,7 @@ class ModelOptions(Settings):
         None, description="Type of the weights; by default the checkpoint's own."
     )
     device: str | None = Field(None, description="Device, such as cpu or cuda; by default a GPU where there is one.")
+    gguf_file: str | None = Field(None, description="A GGUF file in the model's folder or hub repository.")
 
     def load(self, name: str) -> "torch.nn.Module":
         """Load a model: babel, a local folder, or a hub name."""
