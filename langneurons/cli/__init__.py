@@ -11,14 +11,14 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NoReturn, cast, get_args, get_origin
+from typing import Annotated, Any, NoReturn, cast, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
 import langneurons as ln
 from langneurons.errors import LangNeuronsError, LangNeuronsWarning
-from langneurons.settings import Settings, literal_choices, with_options
+from langneurons.settings import Settings, literal_choices, plain_types, with_options
 from langneurons.study.tables import python_only
 from langneurons.study.wording import parsed
 
@@ -96,7 +96,7 @@ def options_of(groups: Mapping[str, Settings], required: Sequence[str] = ()) -> 
         values = [getattr(group, name) for group in groups.values() if name in type(group).model_fields]
         texts = [type(group).model_fields[name].description for group in groups.values() if hasattr(group, name)]
         default = "" if name in required else _shown(values[0])
-        kinds, spelled = _kinds(field.annotation), _spelled(name)
+        kinds, spelled = plain_types(field.annotation), _spelled(name)
         option = typer.Option(
             f"{spelled}/--no-{spelled[2:]}" if bool in kinds else spelled,
             help=" ".join(filter(None, [*dict.fromkeys(texts), f"[default: {default}]" if default else ""])),
@@ -155,21 +155,12 @@ def _metavar(annotation: object, kinds: set[type]) -> str | None:
     return next((name for kind, name in names.items() if kind in kinds), usual)
 
 
-def _kinds(annotation: object) -> set[type]:
-    """The plain types in an annotation; a choice among words counts as text."""
-    origin, arguments = getattr(annotation, "__origin__", annotation), get_args(annotation)
-    if origin is Literal:
-        return {type(word) for word in arguments}
-    inner = {kind for argument in arguments for kind in _kinds(argument)}
-    return inner | {origin} if isinstance(origin, type) else inner
-
-
 def _value(text: object, annotation: object) -> object:
     """The value of an option from its text; several texts, or one with commas, give several values."""
-    kinds = _kinds(annotation)
+    kinds = plain_types(annotation)
     if isinstance(text, list):
         parts = [part.strip() for words in text for part in words.split(",") if part.strip()]
-        values = tuple(part if str in kinds else parsed(part) for part in parts)
+        values = [parsed(part) if {int, float} & kinds else part for part in parts]
         return values[0] if int in kinds and len(values) == 1 and get_origin(annotation) is not tuple else values
     if not isinstance(text, str) or (text == "none" and NoneType not in kinds):
         return text

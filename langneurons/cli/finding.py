@@ -10,7 +10,7 @@ from pydantic import Field
 import langneurons as ln
 from langneurons.cli import command
 from langneurons.errors import LangNeuronsError, NeuronSetError, PatchError, StatisticsError, StudyError
-from langneurons.settings import Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
+from langneurons.settings import ContextLength, Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
 from langneurons.study.tables import ModelOptions, PatchPart
 from langneurons.study.wording import METHODS, PUBLISHED_METHODS, make_method, options_of, parsed
 
@@ -58,7 +58,7 @@ class HeldoutOptions(TextOptions):
     tokens_per_language: Count | None = Field(
         None, description="Counted tokens of each language; by default as many as the smallest has."
     )
-    context_length: Count | None = Field(
+    context_length: ContextLength | None = Field(
         None, description="Positions read at once, a multiple of 16; by default 512, or the model's context if shorter."
     )
     each: Literal["block", "document"] = Field("block", description="block for running text, document for sentences.")

@@ -35,7 +35,7 @@ class AskedOptions(Settings):
     error: ClassVar[type[LangNeuronsError]] = TaskError
 
     languages: tuple[str, ...] | None = Field(None, description="Language codes, such as en,hi; by default all.")
-    items: int = Field(200, description="Premises, questions or prompts per language.")
+    items: Count = Field(200, description="Premises, questions or prompts per language.")
     seed: Seed = Field(0, description="Seed for the choice of items.")
     max_new_tokens: Count = Field(32, description="Maximum number of tokens of an answer or a continuation.")
     beginnings: str | None = Field(None, description="Language of all prompts; by default each language's own.")
@@ -58,7 +58,7 @@ class AblationOptions(NeuronFiles):
     metric: str = Field("nll", description="nll, or a score of the task such as accuracy.")
     value: str = Field("0", description="What ablated neurons are set to: a number, or mean.")
     each: Literal["neuron", "group", "cumulative"] = Field("neuron", description="neuron, group or cumulative.")
-    items: int = Field(100, description="Items of the task.")
+    items: Count = Field(100, description="Items of the task.")
     show: Count = Field(20, description="Effects to print.")
     min_effect: float = Field(0.0, ge=0, description="Smaller effects are not printed; 0.01 is 1 % or one point.")
     latex: Path | None = Field(None, description="A file for the table in LaTeX.")

@@ -17,7 +17,7 @@ from tomlkit.items import Item, Table
 from langneurons import storage
 from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StudyError, unknown
 from langneurons.replication.published import beside
-from langneurons.settings import Settings, sentence
+from langneurons.settings import Settings, sentence, shown
 from langneurons.study.stages import Stage, misnamed
 from langneurons.study.stages.ablation import AblationStage
 from langneurons.study.stages.factorial import FactorialStage
@@ -232,7 +232,7 @@ def _problem(error: ErrorDetails) -> tuple[str, str]:
             said = sentence({**error, "loc": error["loc"][depth:]}, group)
             return ".".join(places[: depth + 1]), f"{'.'.join(places[:depth])}: {said}"
     message = error["msg"].removeprefix("Value error, ")
-    return where, f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}."
+    return where, f"{where} = {shown(error['input'])}: {message[0].lower()}{message[1:]}."
 
 
 def _classes_at(places: list[str]) -> dict[int, type[Part | Settings]]:

@@ -9,7 +9,7 @@ import langneurons as ln
 from langneurons import cli
 from langneurons.cli import finding, measuring
 from langneurons.errors import LangNeuronsError, StudyError
-from langneurons.settings import Controls, Settings, controls_of, literal_choices
+from langneurons.settings import Controls, Settings, controls_of, literal_choices, plain_types
 from langneurons.study.config import STAGES, parse_config
 from langneurons.study.tables import StudyConfig, python_only
 from tests.study.small import SMALL
@@ -84,7 +84,7 @@ def test_every_function_that_has_a_stage_has_a_command_but_one():
 def wrong(group: type[Settings], name: str) -> Any:
     """A number or word that a field does not allow; None where it takes any text, or is a switch."""
     annotation = group.model_fields[name].annotation
-    kinds = cli._kinds(annotation)
+    kinds = plain_types(annotation)
     if bool in kinds or not (literal_choices(annotation) or {int, float} & kinds):
         return None
     value = "nonsense" if literal_choices(annotation) else -1
