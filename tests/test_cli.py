@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons import cli
+from langneurons.cli import commands as cli
 from langneurons.errors import LangNeuronsError
 from langneurons.study import demo
 from langneurons.study.wording import patch_maker

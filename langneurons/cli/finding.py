@@ -8,7 +8,7 @@ import typer
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.cli import command
+from langneurons.cli.commands import command
 from langneurons.errors import LangNeuronsError, NeuronSetError, PatchError, StatisticsError, StudyError
 from langneurons.settings import ContextLength, Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
 from langneurons.study.tables import ModelOptions, PatchPart
@@ -138,7 +138,7 @@ def statistics_of(path: Path, site: str | None, languages: Sequence[str] | None)
 
 
 def keep(result: "Result", run: Run, name: str) -> None:
-    """Save a result in a folder of the run, if it has one, and say where.
+    """Save a result in a folder of the run, if it has one, and say where; before it is shown, which may fail.
 
     Args:
         result: What was computed.
@@ -269,8 +269,8 @@ def compare_methods(
     about = compared.model_dump(exclude={"heldout"}) | testing.model_dump()
     settings: dict[str, Any] = {"controls": controls, "recording": recording, "run": run}
     comparison = ln.compare_methods(methods, options.load(model), texts, heldout, **about, **settings)
-    print(comparison)
     keep(comparison, run, "comparison")
+    print(comparison)
 
 
 @command(old={"--texts": "--k"}, required=("neurons", "out"))
@@ -298,8 +298,8 @@ def profile(
         neurons = clearest_neurons(neurons, stats, most)
     texts = text.load(corpus, shuffled=False)
     profiles = ln.profile(options.load(model), neurons, texts, stats, profiling=profiling, run=run)
-    print(profiles)
     keep(profiles, run, "profiles")
+    print(profiles)
     print(f"Next: langneurons report {run.out}")
 
 

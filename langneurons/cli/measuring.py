@@ -9,7 +9,7 @@ from pydantic import Field
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.cli import command
+from langneurons.cli.commands import command
 from langneurons.cli.finding import HeldoutOptions, Model, NeuronFiles, PatchOptions, Texts, keep, listed, method_of
 from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskError, TrainingError
 from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, Run, Seed, Settings, Testing, Training
@@ -139,10 +139,10 @@ def perplexity_matrix(
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
     packed = text.pack(loaded, texts)
     matrix = ln.perplexity_matrix(loaded, packed, neurons, languages=text.languages, patch=patch, **settings)
+    keep(matrix, run, "matrix")
     print(matrix)
     if matrix.selectivity is not None and len(matrix.selectivity):
         print(f"\n{matrix.selectivity_table()}")
-    keep(matrix, run, "matrix")
 
 
 @command(old=OLD_TASKS | {"--prompts": "--task generation=", "--source": "--beginnings"})
@@ -175,10 +175,10 @@ def evaluate(
     head = None if asked_items.head is None else ln.tasks.ClassificationHead.load(asked_items.head)
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
     evaluation = ln.evaluate(options.load(model), tasks, languages, patches, head=head, **settings)
+    keep(evaluation, run, "evaluation")
     print(evaluation)
     for each in tasks if patches else []:
         print(f"\n{evaluation.effects(each.name)}")
-    keep(evaluation, run, "evaluation")
 
 
 @command(old={"--xnli": "--kind xnli", "--rows": "--batch-size"})
@@ -219,10 +219,10 @@ def ablate(
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
     ablation = ln.ablate(loaded, neurons, data, files.metric, value, each=files.each, **settings)
     table = ablation.table(files.show, files.min_effect)
+    keep(ablation, run, "ablation")
     print(table)
     if files.latex is not None:
         storage.write_text(files.latex, table.latex())
-    keep(ablation, run, "ablation")
 
 
 @command(old=OLD_TASKS | {"--items": "--max-items"}, required=("out",))
@@ -252,10 +252,10 @@ def polysemanticity(
     neuron_set, stats = NeuronFiles(neurons=neurons, statistics=statistics).load(codes)
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "probing": probing, "run": run}
     result = ln.polysemanticity(options.load(model), neuron_set, labelled, codes, **settings)
+    keep(result, run, "polysemanticity")
     print(f"{result}\n\n{result.table(top=10)}")
     if len(result.probes):
         print(f"\n{result.probes_table()}")
-    keep(result, run, "polysemanticity")
 
 
 @command(required=("out",))
@@ -288,10 +288,10 @@ def finetune(
     update = None if trained is None and not adapter.attention else ln.MaskedLoRA(trained, *parts)
     loaded = options.load(model)
     tuned = ln.finetune(loaded, train, update, languages=[items.source], training=training, run=run)
+    keep(tuned, run, "finetuned")
     print(tuned)
     evaluated = list(dict.fromkeys([items.source, *languages]))
     print(tuned.evaluate(loaded, test, evaluated, batch_size=training.batch_size))
-    keep(tuned, run, "finetuned")
 
 
 @command(old={"--draws": "--controls"}, required=("out", "targets"))
@@ -315,8 +315,8 @@ def transfer_experiment(
     settings: dict[str, Any] = {"experiment": experiment, "controls": controls, "stats": stats, "training": training}
     settings |= {"patches": patches or None, "testing": testing, "run": run}
     transfer = ln.transfer_experiment(options.load(model), train, test, neurons, **settings)
-    print(transfer)
     keep(transfer, run, "transfer")
+    print(transfer)
     if len(transfer.conditions) > 1:
         print(f"\n{transfer.effects(transfer.reference)}")
     if patches:

@@ -27,7 +27,7 @@ from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.run import PIECES_PER_WORKER, Cost, Executor, chosen_executor, say
+from langneurons.run import PIECES_PER_WORKER, Cost, Executor, alone_in_out, chosen_executor, say
 from langneurons.settings import Run, RunOptions, Testing, with_options
 
 BATCH_SIZE = 8
@@ -53,6 +53,7 @@ class Job:
     generates: bool = False
 
 
+@alone_in_out
 def perplexity(
     model: torch.nn.Module, text: HeldoutText | Corpus, *, run: Run = Run(), **options: Unpack[RunOptions]
 ) -> pd.DataFrame:

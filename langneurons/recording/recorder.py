@@ -30,7 +30,7 @@ from langneurons.recording.sums import (
     observing_caches,
     recorded_model,
 )
-from langneurons.run import chosen_executor
+from langneurons.run import alone_in_out, chosen_executor
 from langneurons.settings import Recording, RecordingOptions, Run, with_options
 
 BATCH_SIZE = 8
@@ -38,6 +38,7 @@ BACKWARD = 5  # a forward, and one more with the unembedding and its backward pa
 Caches = Sequence[tuple[Tensor, Any]]
 
 
+@alone_in_out
 def record(
     model: torch.nn.Module,
     corpus: Corpus,

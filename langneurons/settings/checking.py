@@ -17,10 +17,27 @@ UNSAID = 1000  # an upper bound from here on is named only to who exceeds it
 LONGEST = 200  # letters of a value in a message
 
 
-class Checked(BaseModel):
-    """Fields that take values of their own kind only: no text or switch for a number, no number that is not finite."""
+class _Raising(type(BaseModel)):
+    """Makes what is built in Python raise the errors of langneurons."""
+
+    if not TYPE_CHECKING:
+
+        def __call__(cls, *arguments: Any, **options: Any) -> Any:
+            try:
+                return super().__call__(*arguments, **options)
+            except ValidationError as error:
+                raise cls.error(sentence(error.errors()[0], cls)) from None
+
+
+class Checked(BaseModel, metaclass=_Raising):
+    """Fields that take values of their own kind only: no text or switch for a number, no number that is not finite.
+
+    Attributes:
+        error: The exception that a wrong value raises.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    error: ClassVar[type[LangNeuronsError]] = LangNeuronsError
 
     @field_validator("*", mode="before")
     @classmethod
@@ -49,28 +66,14 @@ def _fits(value: object, kinds: set[Any]) -> bool:
     return numbers and abs(value) <= sys.float_info.max
 
 
-class _Raising(type(BaseModel)):
-    """Makes a settings object that is built in Python raise the errors of langneurons."""
-
-    if not TYPE_CHECKING:
-
-        def __call__(cls, *arguments: Any, **options: Any) -> Any:
-            try:
-                return super().__call__(*arguments, **options)
-            except ValidationError as error:
-                raise cls.error(sentence(error.errors()[0], cls)) from None
-
-
-class Settings(Checked, metaclass=_Raising):
+class Settings(Checked):
     """A group of options: frozen, checked, with a default and a sentence for each.
 
     Attributes:
-        error: The exception that a wrong option raises.
         old_names: Names of an earlier version, which go on working, and what they are called.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
-    error: ClassVar[type[LangNeuronsError]] = LangNeuronsError
     old_names: ClassVar[Mapping[str, str]] = {}
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from langneurons import cli
+from langneurons.cli import commands as cli
 from langneurons.errors import LangNeuronsError, StudyError
 from langneurons.settings import Controls, Settings, literal_choices, plain_types
 from langneurons.study.config import SEVERAL, _Complete, _parts_in, _problem, parse_config

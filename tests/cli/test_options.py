@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import langneurons as ln
-from langneurons import cli
+from langneurons.cli import commands as cli
 from langneurons.cli import finding, measuring
 from langneurons.errors import LangNeuronsError, StudyError
 from langneurons.settings import Controls, Settings, controls_of, literal_choices, plain_types
