@@ -1,15 +1,23 @@
 """Commands that record, name and show neurons, and those that run a whole study."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import langneurons as ln
 from langneurons.cli.commands import command
-from langneurons.errors import LangNeuronsError, NeuronSetError, PatchError, StatisticsError, StudyError
+from langneurons.errors import (
+    LangNeuronsError,
+    LangNeuronsWarning,
+    NeuronSetError,
+    PatchError,
+    StatisticsError,
+    StudyError,
+)
 from langneurons.settings import ContextLength, Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
 from langneurons.study.tables import ModelOptions, PatchPart
 from langneurons.study.wording import METHODS, PUBLISHED_METHODS, make_method, options_of, parsed
@@ -61,7 +69,15 @@ class HeldoutOptions(TextOptions):
     context_length: ContextLength | None = Field(
         None, description="Positions read at once, a multiple of 16; by default 512, or the model's context if shorter."
     )
-    each: Literal["block", "document"] = Field("block", description="block for running text, document for sentences.")
+    each: Literal["block", "text"] = Field("block", description="block for running text, text for sentences.")
+
+    @field_validator("each", mode="before")
+    @classmethod
+    def _by_its_current_name(cls, each: object) -> object:
+        if each != "document":
+            return each
+        warnings.warn("--each document is called --each text.", LangNeuronsWarning, stacklevel=2)
+        return "text"
 
     def pack(self, model: "torch.nn.Module", corpus: "ln.Corpus") -> "ln.HeldoutText":
         """Tokenise a text for a model."""

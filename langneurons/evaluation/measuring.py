@@ -78,7 +78,7 @@ def perplexity(
     Example:
         >>> from langneurons.evaluation.measuring import perplexity
         >>> phrases = ln.load_corpus("babel", ["en", "hi"]).take(20)
-        >>> text = ln.HeldoutText.of(model, phrases, each="document")
+        >>> text = ln.HeldoutText.of(model, phrases, each="text")
         >>> perplexity(model, text, progress=False).columns.tolist()
         ['language', 'nll', 'perplexity', 'bits_per_byte', 'bits_per_item', 'tokens', 'bytes', 'documents']
     """

@@ -120,7 +120,9 @@ def parse_config(content: Mapping[str, object], name: str = "The study") -> Stud
         problems: dict[str, str] = {}
         for problem in error.errors():
             problems.setdefault(*_problem(problem))
-        raise StudyError(f"{name} cannot be run: {'; '.join(problems.values())}") from error
+        raise StudyError(
+            f"{name} cannot be run: {'; '.join(said.removesuffix('.') for said in problems.values())}."
+        ) from error
     except LangNeuronsError as error:
         raise StudyError(f"{name} cannot be run: {error}") from error
     return config
