@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 import langneurons as ln
 from langneurons.cli import say
 from langneurons.errors import LangNeuronsError, LangNeuronsWarning
-from langneurons.settings import Settings, literal_choices, plain_types, with_options
+from langneurons.settings import Run, Settings, literal_choices, plain_types, with_options
 from langneurons.study.tables import python_only
 from langneurons.study.wording import parsed
 
@@ -63,7 +63,11 @@ def command(
 
         def call(**values: object) -> None:
             texts = {key: values.pop(key) for key in options}
-            function(**values, **collected(groups, texts))
+            settings = collected(groups, texts)
+            for run in settings.values():
+                if isinstance(run, Run) and run.out is not None:
+                    _check_free(run.out, name)
+            function(**values, **settings)
 
         own = [about for key, about in parameters.items() if key not in groups]
         signature = [about.replace(kind=inspect.Parameter.KEYWORD_ONLY) for about in (*own, *options.values())]
@@ -76,6 +80,15 @@ def command(
         return function
 
     return register
+
+
+def _check_free(out: Path, name: str) -> None:
+    """Refuse a folder in which another process works, before a model is loaded for nothing."""
+    if (out / ".lock").exists():
+        from langneurons.run import working_in
+
+        with working_in(out, f"running langneurons {name}"):
+            pass
 
 
 def options_of(groups: Mapping[str, Settings], required: Sequence[str] = ()) -> dict[str, inspect.Parameter]:

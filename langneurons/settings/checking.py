@@ -118,7 +118,7 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
 
 
-def literal_choices(annotation: Any) -> list[Any]:
+def literal_choices(annotation: object) -> list[Any]:
     """The words that a field allows; empty where it is no choice among words."""
     if getattr(annotation, "__origin__", None) is Literal:
         return list(get_args(annotation))
@@ -157,7 +157,7 @@ def possible_values(field: Any, exceeded: bool = False) -> str:
     return text + (", or None" if text and type(None) in kinds else "")
 
 
-def plain_types(annotation: Any) -> set[Any]:
+def plain_types(annotation: object) -> set[Any]:
     """The plain types in an annotation, but for choices among words.
 
     Example:
@@ -173,10 +173,11 @@ def plain_types(annotation: Any) -> set[Any]:
     return inner | {origin} if isinstance(origin, type) or origin is Any else inner
 
 
-def limits_of(annotation: Any, metadata: Iterable[Any] = ()) -> list[Any]:
+def limits_of(annotation: object, metadata: Iterable[object] = ()) -> list[object]:
     """The bounds that stand anywhere in an annotation, but not in those of the parts of a tuple."""
     limits = [limit for part in metadata for limit in getattr(part, "metadata", None) or [part]]
-    if hasattr(annotation, "__metadata__"):
-        return limits_of(annotation.__origin__, [*limits, *annotation.__metadata__])
-    parts = () if getattr(annotation, "__origin__", None) is tuple else get_args(annotation)
+    origin, own = getattr(annotation, "__origin__", None), getattr(annotation, "__metadata__", ())
+    if own:
+        return limits_of(origin, [*limits, *own])
+    parts = () if origin is tuple else get_args(annotation)
     return limits + [limit for part in parts for limit in limits_of(part)]

@@ -77,7 +77,7 @@ def _over(default: Settings, value: object) -> object:
     return default.model_dump(exclude_unset=True) | _with_none(type(default), value)
 
 
-def _with_none(part: type[BaseModel], content: dict[str, Any]) -> dict[str, Any]:
+def _with_none(part: type[BaseModel], content: dict[str, object]) -> dict[str, object]:
     """Options with None where "none" is written, which TOML has no other word for."""
     optional = {name for name, field in part.model_fields.items() if NoneType in plain_types(field.annotation)}
     return {name: None if name in optional and option == "none" else option for name, option in content.items()}

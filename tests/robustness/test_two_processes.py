@@ -8,6 +8,7 @@ import torch
 
 import langneurons as ln
 from langneurons.errors import StorageError
+from tests.robustness.commands import ran
 from tests.robustness.verbs import hold_all, started, verbs
 
 
@@ -44,3 +45,10 @@ def test_the_folder_is_free_when_the_first_has_ended(tmp_path):
     text = verbs()["perplexity"](tmp_path)
     assert verbs()["perplexity"](tmp_path).equals(text)
     assert len(verbs()["screen"](tmp_path).neurons["hi"]) == 2  # which ablates in the same folder
+
+
+def test_a_command_is_refused_before_its_model_is_loaded(held, monkeypatch):
+    monkeypatch.setattr(ln, "load_model", lambda *arguments, **options: pytest.fail("a model was loaded"))
+    outcome = ran(["record", "babel", "babel", "--out", held / "record"])
+    assert outcome.status == 2
+    assert "Another process is running langneurons record" in outcome.said
