@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -169,18 +170,15 @@ def kill() -> bool:
 
 def twice() -> bool:
     """Call every function in one folder from two processes: one works, the other is refused or finds it done."""
-    from tests.robustness.verbs import meet, verbs
+    from tests.robustness.verbs import meetings
 
     fine = True
-    for name in verbs():
-        with tempfile.TemporaryDirectory() as folder:
-            answers = meet(name, Path(folder), MEETINGS, SEED)
-        counts = (
-            pd.Series([answer.partition(" in ")[0] for pair in answers for answer in pair]).value_counts().to_dict()
-        )
-        print(f"{name}: {counts}", flush=True)
-        fine &= all("done" in pair for pair in answers)
-        fine &= all(answer == "done" or answer.startswith("Another process is ") for pair in answers for answer in pair)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, pairs in meetings(Path(folder), MEETINGS, SEED):
+            answers = [answer for pair in pairs for answer in pair]
+            print(f"{name}: {dict(Counter(answer.partition(' in ')[0] for answer in answers))}", flush=True)
+            fine &= all("done" in pair for pair in pairs)
+            fine &= all(answer == "done" or answer.startswith("Another process is ") for answer in answers)
     return fine
 
 

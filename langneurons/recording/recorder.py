@@ -70,7 +70,7 @@ def record(
         The statistics.
 
     Raises:
-        CorpusError: If a language has too few tokens, or ``context_length`` is no multiple of 16.
+        CorpusError: If a language has too few tokens.
         ModelError: If the context is longer than the model's, or the model has no tokenizer.
         HookSiteError: If the model has no such site.
         StaleArtefactError: If ``out`` holds another recording, or ``like`` is of another model, site or context length.

@@ -3,7 +3,7 @@
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -86,38 +86,38 @@ def started(function: Callable[..., None], *arguments: Any) -> multiprocessing.p
     return process
 
 
-def meet(name: str, folder: Path, times: int, seed: int = 0) -> list[list[str]]:
-    """Call a function in one folder from two processes, the second at a random moment of the first.
+def meetings(folder: Path, times: int, seed: int = 0) -> Iterator[tuple[str, list[list[str]]]]:
+    """Call every function in one folder from two processes, the second at a random moment of the first.
 
-    Returns:
-        What became of each of the two, every time: "done", or the sentence that refused it.
+    Yields:
+        The function's name, and what became of each of the two, every time: "done", or the sentence that refused it.
     """
-    spawn, random = multiprocessing.get_context("spawn"), Random(f"{name} {seed}")
-    outcomes = []
-    calls = [(spawn.Pipe(), spawn.Pipe()) for _ in range(2)]
-    workers = [started(answer, name, orders[1], answers[1]) for orders, answers in calls]
-    longest = 0.0
-    for number in range(times + 1):  # alone at first, to know how long it takes
-        began = time.monotonic()
-        for place, (orders, _) in enumerate(calls[: 1 if number == 0 else 2]):
-            orders[0].send((str(folder / str(number)), place * random.uniform(0, longest)))
-        became = [answers[0].recv() for _, answers in calls[: 1 if number == 0 else 2]]
-        longest = longest or time.monotonic() - began
-        outcomes += [became] if number else []
+    spawn, random = multiprocessing.get_context("spawn"), Random(seed)
+    pipes = [(spawn.Pipe(), spawn.Pipe()) for _ in range(2)]
+    workers = [started(answer, orders[1], answers[1]) for orders, answers in pipes]
+    for name in verbs():
+        longest, outcomes = 0.0, []
+        for number in range(times + 1):  # alone at first, to know how long it takes
+            began, both = time.monotonic(), pipes[: 1 if number == 0 else 2]
+            for place, (orders, _) in enumerate(both):
+                orders[0].send((name, str(folder / name / str(number)), place * random.uniform(0, longest)))
+            became = [answers[0].recv() for _, answers in both]
+            longest = longest or time.monotonic() - began
+            outcomes += [became] if number else []
+        yield name, outcomes
     for worker in workers:
         worker.kill()
         worker.join()
-    return outcomes
 
 
-def answer(name: str, orders: Any, answers: Any) -> None:
-    """In a process: call a function again and again, in the folder and after the time that is ordered."""
-    verb = verbs()[name]
+def answer(orders: Any, answers: Any) -> None:
+    """In a process: call the function that is ordered, in the folder and after the time that is ordered."""
+    calls = verbs()
     while True:
-        out, wait = orders.recv()
+        name, out, wait = orders.recv()
         time.sleep(wait)
         try:
-            verb(Path(out))
+            calls[name](Path(out))
         except StorageError as error:
             answers.send(str(error))
         else:
