@@ -19,10 +19,11 @@ demo: install
 
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
+RAY := tests/test_run.py tests/test_cluster.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 test: install
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore tests/test_run.py
-	$(PYTEST) tests/test_run.py || $(PYTEST) tests/test_run.py
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(RAY:%=--ignore %)
+	for file in $(RAY); do $(PYTEST) $$file || $(PYTEST) $$file || exit 1; done
 
 # TransformerLens 4 has TransformerBridge alone: what faces models is tested under it too, in an environment of its own.
 VENV_4 ?= build/transformer-lens-4
@@ -68,7 +69,7 @@ wheel: install
 benchmark: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(OPTIONS)
 
-# Every loader damaged, every step killed, 200 steps without a leak; or some of it: make soak PARTS=fuzz
+# Every loader damaged, every step killed, two processes in every folder, 200 steps without a leak; or some of it: make soak PARTS=fuzz
 soak: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m scripts.soak $(PARTS)
 

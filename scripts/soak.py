@@ -1,6 +1,6 @@
-"""`make soak`: 200 steps of mixed work in one process that must not leak, every loader fuzzed, every step killed.
+"""`make soak`: 200 steps of mixed work that must not leak, loaders fuzzed, steps killed, folders fought over.
 
-python -m scripts.soak [fuzz | kill | steps] ...    all three without an argument; exit status 1 when one fails
+python -m scripts.soak [fuzz | kill | twice | steps] ...    all without an argument; exit status 1 when one fails
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -23,6 +24,7 @@ STEPS, WARM_UP = int(os.environ.get("SOAK_STEPS", "200")), 60
 GROWTH_MB = 8.0  # over the steps after the warm-up: less is the allocator's
 MUTATIONS, SEED = 600, 0  # of an artefact
 KILLS = 10  # of a kind of step
+MEETINGS = 5  # of two processes in the folder of each function
 
 
 def soak() -> bool:
@@ -166,6 +168,20 @@ def kill() -> bool:
     return fine
 
 
+def twice() -> bool:
+    """Call every function in one folder from two processes: one works, the other is refused or finds it done."""
+    from tests.robustness.verbs import meetings
+
+    fine = True
+    with tempfile.TemporaryDirectory() as folder:
+        for name, pairs in meetings(Path(folder), MEETINGS, SEED):
+            answers = [answer for pair in pairs for answer in pair]
+            print(f"{name}: {dict(Counter(answer.partition(' in ')[0] for answer in answers))}", flush=True)
+            fine &= all("done" in pair for pair in pairs)
+            fine &= all(answer == "done" or answer.startswith("Another process is ") for answer in answers)
+    return fine
+
+
 @contextmanager
 def _own_cache() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="langneurons-soak-") as folder:
@@ -175,7 +191,7 @@ def _own_cache() -> Iterator[None]:
 
 if __name__ == "__main__":
     with _own_cache():
-        asked = sys.argv[1:] or ["fuzz", "kill", "steps"]  # fuzz forks, which a process that computed cannot
-        results = {name: {"steps": soak, "fuzz": fuzz, "kill": kill}[name]() for name in asked}
+        asked = sys.argv[1:] or ["fuzz", "kill", "twice", "steps"]  # fuzz forks, which a process that computed cannot
+        results = {name: {"steps": soak, "fuzz": fuzz, "kill": kill, "twice": twice}[name]() for name in asked}
     print(", ".join(f"{name}: {'fine' if fine else 'FAILED'}" for name, fine in results.items()))
     sys.exit(not all(results.values()))

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons import cli
+from langneurons.cli import commands as cli
+from langneurons.cli import main
 from langneurons.errors import LangNeuronsError
 from langneurons.study import demo
 from langneurons.study.wording import patch_maker
@@ -24,7 +25,7 @@ def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
     """Run the command line in this process: exit status, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["langneurons", *arguments])
     try:
-        cli.main()
+        main()
         status = 0
     except SystemExit as exit:
         status = int(exit.code or 0)
@@ -84,7 +85,7 @@ def test_a_parquet_folder_in_the_schema_of_wikipedia_gives_the_same(texts, recor
         (["identify", "{out}", "--set", "top"], "field=value"),
         (["identify", "{out}", "--set", "top=7"], "top"),
         (["identify", "{out}", "--set", "top=many"], "takes a number"),
-        (["identify", "{out}", "--set", "interpolation=3"], "takes a word"),
+        (["identify", "{out}", "--set", "interpolation=3"], "Unknown interpolation 3. Possible: kthvalue, linear"),
         (["identify", "{out}", "--languages", "hin"], "did you mean 'hi'"),
         (["identify", "{out}", "--site", "post"], "site"),
         (["record", "babel", "{texts}", "--out", "{new}", "--languages", "en,hii"], "did you mean 'hi'"),
@@ -295,7 +296,7 @@ def test_evaluate_asks_whatever_tasks_are_given(capsys, monkeypatch, texts, pair
         (["evaluate", "babel", "--xnli", "PAIRS", "--patch", "0"], "give --neurons too"),
         (["evaluate", "babel", "--xnli", "PAIRS", "--languages", "fr"], "Unknown language 'fr'"),
         (["evaluate", "babel", "--xnli", "PAIRS", "--calibration", "some"], "Unknown calibration 'some'"),
-        (["evaluate", "babel", "--xnli", "PAIRS", "--items", "0"], "least is 1"),
+        (["evaluate", "babel", "--xnli", "PAIRS", "--items", "0"], "at least 1, given 0"),
         (["evaluate", "babel", "--xnli", "PAIRS", "--head", "nowhere"], "no such file"),
     ],
 )

@@ -78,7 +78,7 @@ def test_single_options_are_the_fields_of_the_settings(typed, groups):
             TrainingError,
             "Unknown schedule 'lineer': did you mean 'linear'? Possible: linear, constant.",
         ),
-        (lambda: ln.Training(clip=-1), TrainingError, "clip must be above 0, or None, given -1."),
+        (lambda: ln.Training(clip=-1), TrainingError, "clip must be above 0 and finite, or None, given -1."),
         (lambda: ln.Testing(margin=0), EffectError, "margin must be above 0 and finite, given 0."),
         (
             lambda: ln.Testing(margin=float("nan")),

@@ -23,6 +23,7 @@ from langneurons.identification.controls import matched_by, statistics_at
 from langneurons.identification.neurons import report_balance, united
 from langneurons.models import view
 from langneurons.patches.patch import Value
+from langneurons.run import alone_in_out
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
 
 EACH = {  # what is ablated -> the key columns of its effects, and what it is called
@@ -40,6 +41,7 @@ EARLIER_OPTIONS = {  # options of version 0.1.0 -> what they are called
 }
 
 
+@alone_in_out
 def ablate(
     model: torch.nn.Module,
     neurons: NeuronSet,

@@ -31,6 +31,7 @@ from langneurons.identification.controls import random_stream
 from langneurons.patches.patch import Value
 from langneurons.recording.records import check_optional
 from langneurons.recording.statistics import ActivationStats
+from langneurons.run import alone_in_out
 from langneurons.settings import (
     ControlledOptions,
     Controls,
@@ -107,6 +108,7 @@ class Comparison(Result, kind="comparison", tables={"rows": "methods", "overlap"
         return self.table()._repr_html_() + self.overlap_table()._repr_html_()
 
 
+@alone_in_out
 def compare_methods(
     methods: Mapping[str, object] | Sequence[object],
     model: torch.nn.Module,

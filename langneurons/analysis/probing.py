@@ -29,6 +29,7 @@ from langneurons.identification.neurons import NeuronSet, report_balance, united
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo
+from langneurons.run import alone_in_out
 from langneurons.settings import Controls, Probing, ProbingOptions, Run, controls_of, with_options
 
 FINEST = 10_000  # exchanges of one neuron: enough for a family of 250 in which it stands alone
@@ -40,6 +41,7 @@ PROBE_COLUMNS = ["language", "predicts", "k", "accuracy", "chance"]
 AUROC_COLUMNS = ["language", "layer", "neuron", "factor", "level", "auroc"]
 
 
+@alone_in_out
 def polysemanticity(
     model: torch.nn.Module,
     neurons: NeuronSet,

@@ -22,6 +22,7 @@ from langneurons.models import ModelView, view
 from langneurons.models.sites import SITES
 from langneurons.recording.looking import examples, token_values
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
+from langneurons.run import alone_in_out
 from langneurons.settings import Profiling, ProfilingOptions, Run, with_options
 
 BATCH_SIZE = 16
@@ -31,6 +32,7 @@ OTHER = "other"
 REPLACEMENT = "�"  # what decoding gives for bytes that are no character by themselves
 
 
+@alone_in_out
 def profile(
     model: torch.nn.Module,
     neurons: NeuronSet,

@@ -16,7 +16,7 @@ from langneurons.analysis.decomposition import Decomposition, Moments
 from langneurons.analysis.texts import LabelledTexts, Text
 from langneurons.errors import PatchError, StorageError, TaskError
 from langneurons.models import ModelView, view
-from langneurons.run import chosen_executor
+from langneurons.run import alone_in_out, chosen_executor
 from langneurons.settings import Probing, ProbingOptions, Run, with_options
 from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids
 from langneurons.tasks.heads import pair_tokens
@@ -53,6 +53,7 @@ class Readings:
         return Decomposition.of(together, self.texts.languages, self.texts.labels, self.shape, self.site)
 
 
+@alone_in_out
 def decompose(
     model: torch.nn.Module,
     task: object,

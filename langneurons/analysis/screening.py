@@ -33,6 +33,7 @@ from langneurons.models import ModelView, view
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo, Value
 from langneurons.recording.statistics import ActivationStats
+from langneurons.run import alone_in_out
 from langneurons.settings import Run, RunOptions, with_options
 from langneurons.storage import Column, JsonObject, Result, Table
 from langneurons.tasks.batching import scoring
@@ -102,6 +103,7 @@ class Screen(Result, kind="screen", tables=("agreement", "sample")):
         return {**super()._read(folder, content), "predicted": tensors["predicted"]}
 
 
+@alone_in_out
 def screen(
     model: torch.nn.Module,
     text: object,

@@ -1,270 +1,62 @@
-"""The command line: the same names as in Python, with options that are generated from the settings objects.
+"""The command line.
 
-Exit status: 0 done; 2 the user can mend it (one or two lines on standard error); 130 interrupted, run again to go on.
+Exit status: 0 done; 1 the reader of the output went away; 2 the user can mend it (one or two lines on standard error);
+130 interrupted, run again to go on.
 """
 
-import inspect
+# Nothing but what starts at once: Ctrl-C is understood from main() on, and what commands need takes seconds to import.
+import errno
+import os
+import signal
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
-from importlib import import_module
-from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, NoReturn, cast, get_args, get_origin
-
-import typer
-from pydantic.fields import FieldInfo
-
-import langneurons as ln
-from langneurons.errors import LangNeuronsError, LangNeuronsWarning
-from langneurons.settings import Settings, literal_choices, with_options
-from langneurons.study.tables import python_only
-from langneurons.study.wording import parsed
+from contextlib import suppress
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
-SPELLED = {"draws": "controls"}  # fields that have another name on the command line, as in Python
-OLD_COMMANDS = {
-    "compare": "compare-methods",
-    "models": "describe",
-    "probe": "polysemanticity",
-    "transfer": "transfer-experiment",
-}
-GROUPS: dict[str, dict[str, Settings]] = {}  # command -> its parameters that are settings objects, with their defaults
-OLD_OPTIONS: dict[str, dict[str, str]] = {}  # command -> options of 0.1.0, and what they are called
-
-app = typer.Typer(
-    help="Find the language-specific neurons of multilingual language models.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def command(
-    old: Mapping[str, str] | None = None, required: Sequence[str] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function as the command of its name.
-
-    A parameter that is a settings object becomes as many options as it has fields; its default gives theirs.
-
-    Args:
-        old: Options of 0.1.0 and what they are called; after a name that ends in "=", the value follows at once.
-        required: Fields of settings objects that must be given.
-    """
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        name = function.__name__.replace("_", "-")
-        parameters = inspect.signature(function).parameters
-        groups = {
-            key: about.annotation() if about.default is about.empty else about.default
-            for key, about in parameters.items()
-            if isinstance(about.annotation, type) and issubclass(about.annotation, Settings)
-        }
-        options = options_of(groups, required)
-
-        def call(**values: object) -> None:
-            texts = {key: values.pop(key) for key in options}
-            function(**values, **collected(groups, texts))
-
-        own = [about for key, about in parameters.items() if key not in groups]
-        signature = [about.replace(kind=inspect.Parameter.KEYWORD_ONLY) for about in (*own, *options.values())]
-        call.__signature__ = inspect.Signature(signature)  # pyright: ignore[reportFunctionMemberAccess]
-        call.__annotations__ = {about.name: about.annotation for about in signature}
-        call.__doc__ = function.__doc__
-        app.command(name)(call)
-        renamed = {_spelled(key): _spelled(new) for group in groups.values() for key, new in group.old_names.items()}
-        GROUPS[name], OLD_OPTIONS[name] = groups, renamed | dict(old or {})
-        return function
-
-    return register
-
-
-def options_of(groups: Mapping[str, Settings], required: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
-    """Turn the fields of settings objects into options, each with its description and default.
-
-    Args:
-        groups: Settings objects whose values are the defaults.
-        required: Fields that must be given.
-
-    Returns:
-        Field name -> a parameter that typer understands; its value is text as it was given, or None.
-    """
-    options: dict[str, inspect.Parameter] = {}
-    for name, field in fields_of(groups).items():
-        values = [getattr(group, name) for group in groups.values() if name in type(group).model_fields]
-        texts = [type(group).model_fields[name].description for group in groups.values() if hasattr(group, name)]
-        default = "" if name in required else _shown(values[0])
-        kinds, spelled = _kinds(field.annotation), _spelled(name)
-        option = typer.Option(
-            f"{spelled}/--no-{spelled[2:]}" if bool in kinds else spelled,
-            help=" ".join(filter(None, [*dict.fromkeys(texts), f"[default: {default}]" if default else ""])),
-            metavar=_metavar(field.annotation, kinds),
-        )
-        kind: Any = bool if bool in kinds else list[str] if tuple in kinds else str
-        annotation = Annotated[kind if name in required else kind | None, option]
-        missing = inspect.Parameter.empty if name in required else None
-        options[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=missing, annotation=annotation)
-    return options
-
-
-def fields_of(groups: Mapping[str, Settings]) -> dict[str, FieldInfo]:
-    """The fields of settings objects that the command line can fill, each name once."""
-    return {
-        name: field
-        for group in map(type, groups.values())
-        for name, field in group.model_fields.items()
-        if name not in python_only(group)
-    }
-
-
-def collected(groups: Mapping[str, Settings], texts: Mapping[str, object]) -> dict[str, Settings]:
-    """Fill options into settings objects; an option that several of them have is for all.
-
-    Args:
-        groups: Settings objects whose values are the defaults.
-        texts: Field name -> what was given, None where nothing was.
-
-    Raises:
-        LangNeuronsError: If a value is out of its bounds; the sentence is the one that Python says, after the option.
-    """
-    fields, settings = fields_of(groups), tuple(groups.values())
-    for name, text in texts.items():
-        if text is not None:
-            try:
-                settings = with_options({name: _value(text, fields[name].annotation)}, *settings)
-            except LangNeuronsError as error:
-                raise type(error)(f"{_spelled(name)}: {error}") from None
-    return dict(zip(groups, settings, strict=True))
-
-
-def _spelled(name: str) -> str:
-    return "--" + SPELLED.get(name, name).replace("_", "-")
-
-
-def _shown(default: object) -> str:
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return "" if default is None or isinstance(default, bool) else str(default)
-
-
-def _metavar(annotation: object, kinds: set[type]) -> str | None:
-    names = {tuple: "A,B,...", bool: None, int: "INTEGER", float: "NUMBER", Path: "PATH"}
-    usual = "|".join(map(str, literal_choices(annotation))) or "TEXT"
-    return next((name for kind, name in names.items() if kind in kinds), usual)
-
-
-def _kinds(annotation: object) -> set[type]:
-    """The plain types in an annotation; a choice among words counts as text."""
-    origin, arguments = getattr(annotation, "__origin__", annotation), get_args(annotation)
-    if origin is Literal:
-        return {type(word) for word in arguments}
-    inner = {kind for argument in arguments for kind in _kinds(argument)}
-    return inner | {origin} if isinstance(origin, type) else inner
-
-
-def _value(text: object, annotation: object) -> object:
-    """The value of an option from its text; several texts, or one with commas, give several values."""
-    kinds = _kinds(annotation)
-    if isinstance(text, list):
-        parts = [part.strip() for words in text for part in words.split(",") if part.strip()]
-        values = tuple(part if str in kinds else parsed(part) for part in parts)
-        return values[0] if int in kinds and len(values) == 1 and get_origin(annotation) is not tuple else values
-    if not isinstance(text, str) or (text == "none" and NoneType not in kinds):
-        return text
-    return parsed(text) if text == "none" or {int, float} & kinds else text
-
-
-def modernised(arguments: Sequence[str]) -> list[str]:
-    """Command-line words with names of 0.1.0 replaced; each of them is said once on standard error.
-
-    Args:
-        arguments: Words after the program's name.
-
-    Raises:
-        LangNeuronsError: If there is no such command; the nearest are named as they are called today.
-    """
-    words = list(arguments)
-    place = next((index for index, word in enumerate(words) if not word.startswith("-")), None)
-    if place is None:
-        return words
-    name = words[place]
-    current = OLD_COMMANDS.get(name, name)
-    if name == "perplexity" and any(word.startswith(("--neurons", "--value", "--statistics")) for word in words):
-        current = "perplexity-matrix"
-    if current not in GROUPS and "--help" not in words[:place]:
-        near = get_close_matches(name, [*GROUPS, *OLD_COMMANDS])
-        listed = ", ".join(repr(word) for word in dict.fromkeys(OLD_COMMANDS.get(word, word) for word in near))
-        hint = f" Did you mean {listed}?" if near else ""
-        raise LangNeuronsError(f"No such command {name!r}.{hint} langneurons --help lists all commands.")
-    if current != name:
-        _say(f"the command {name} is called {current}.")
-    result = [*words[:place], current]
-    rest = iter(words[place + 1 :])
-    for word in rest:
-        option, equals, value = word.partition("=")
-        renamed = OLD_OPTIONS.get(current, {}).get(option)
-        if renamed is None:
-            result.append(word)
-            continue
-        _say(f"the option {option} is called {renamed}.")
-        *before, last = renamed.split(" ")
-        if last.endswith("="):
-            last += value if equals else next(rest, "")
-        elif equals:
-            last += f"={value}"
-        result += [*before, last]
-    return result
-
-
-@app.callback()
-def _common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version, and nothing else.", is_eager=True)] = (
-        False
-    ),
-) -> None:
-    """Find the language-specific neurons of multilingual language models."""
+READER_GONE = 1  # what typer makes of a closed pipe
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main() -> None:
     """Run the command line and turn errors into a sentence and an exit status."""
-    debug = "--debug" in sys.argv
-    warnings.showwarning = _warn
-    if sys.argv[1:2] == ["--version"]:
-        print(f"langneurons {ln.__version__}")
-        sys.exit(0)
-    for module in ("measuring", "finding"):
-        import_module(f"langneurons.cli.{module}")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the program began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # such as a path that is no text
     try:
-        # Not standalone: typer would answer Ctrl-C itself, without saying that the work goes on.
-        status = app(args=modernised(sys.argv[1:]), prog_name="langneurons", standalone_mode=False)
-    except LangNeuronsError as error:
-        if debug:
-            raise
-        _fail(str(error), 2)
-    except typer.TyperException as error:
-        cast(Any, error).show()
-        sys.exit(2)
+        status = _ran()
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     if status == INTERRUPTED:
-        _fail("interrupted. Run the same command again to go on from here.", INTERRUPTED)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _warn(
-    message: Warning | str, category: type, filename: str, lineno: int, file: object = None, line: object = None
-) -> None:
-    """Print our own warnings as a sentence, others as Python does."""
-    ours = issubclass(category, LangNeuronsWarning)
-    said = f"langneurons: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno)
-    sys.stderr.write(said)
-
-
-def _say(message: str) -> None:
-    print(f"langneurons: {message}", file=sys.stderr)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    _say(message)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for what is being put away
+        say("interrupted. Run the same command again to go on from here.")
     sys.exit(status)
+
+
+def _ran() -> int:
+    """Run the command, see that its output arrives, and give the exit status."""
+    try:
+        from langneurons.cli.commands import run
+
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in (*FULL, errno.EPIPE) or "--debug" in sys.argv:
+            raise
+        with suppress(OSError, ValueError):  # or Python would try to write the rest when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            return READER_GONE
+        say(f"Cannot write the output: {error.strerror}. What is kept in a folder is not lost.")
+        return 2
+    return status
+
+
+def say(message: str) -> None:
+    """Write a sentence to standard error.
+
+    Args:
+        message: The sentence.
+    """
+    with suppress(OSError):
+        print(f"langneurons: {message}", file=sys.stderr)

@@ -1,16 +1,24 @@
 """Commands that record, name and show neurons, and those that run a whole study."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import langneurons as ln
-from langneurons.cli import command
-from langneurons.errors import LangNeuronsError, NeuronSetError, PatchError, StatisticsError, StudyError
-from langneurons.settings import Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
+from langneurons.cli.commands import command
+from langneurons.errors import (
+    LangNeuronsError,
+    LangNeuronsWarning,
+    NeuronSetError,
+    PatchError,
+    StatisticsError,
+    StudyError,
+)
+from langneurons.settings import ContextLength, Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
 from langneurons.study.tables import ModelOptions, PatchPart
 from langneurons.study.wording import METHODS, PUBLISHED_METHODS, make_method, options_of, parsed
 
@@ -58,10 +66,18 @@ class HeldoutOptions(TextOptions):
     tokens_per_language: Count | None = Field(
         None, description="Counted tokens of each language; by default as many as the smallest has."
     )
-    context_length: Count | None = Field(
+    context_length: ContextLength | None = Field(
         None, description="Positions read at once, a multiple of 16; by default 512, or the model's context if shorter."
     )
-    each: Literal["block", "document"] = Field("block", description="block for running text, document for sentences.")
+    each: Literal["block", "text"] = Field("block", description="block for running text, text for sentences.")
+
+    @field_validator("each", mode="before")
+    @classmethod
+    def _by_its_current_name(cls, each: object) -> object:
+        if each != "document":
+            return each
+        warnings.warn("--each document is called --each text.", LangNeuronsWarning, stacklevel=2)
+        return "text"
 
     def pack(self, model: "torch.nn.Module", corpus: "ln.Corpus") -> "ln.HeldoutText":
         """Tokenise a text for a model."""
@@ -138,7 +154,7 @@ def statistics_of(path: Path, site: str | None, languages: Sequence[str] | None)
 
 
 def keep(result: "Result", run: Run, name: str) -> None:
-    """Save a result in a folder of the run, if it has one, and say where.
+    """Save a result in a folder of the run, if it has one, and say where; before it is shown, which may fail.
 
     Args:
         result: What was computed.
@@ -269,8 +285,8 @@ def compare_methods(
     about = compared.model_dump(exclude={"heldout"}) | testing.model_dump()
     settings: dict[str, Any] = {"controls": controls, "recording": recording, "run": run}
     comparison = ln.compare_methods(methods, options.load(model), texts, heldout, **about, **settings)
-    print(comparison)
     keep(comparison, run, "comparison")
+    print(comparison)
 
 
 @command(old={"--texts": "--k"}, required=("neurons", "out"))
@@ -298,8 +314,8 @@ def profile(
         neurons = clearest_neurons(neurons, stats, most)
     texts = text.load(corpus, shuffled=False)
     profiles = ln.profile(options.load(model), neurons, texts, stats, profiling=profiling, run=run)
-    print(profiles)
     keep(profiles, run, "profiles")
+    print(profiles)
     print(f"Next: langneurons report {run.out}")
 
 

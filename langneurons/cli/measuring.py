@@ -9,7 +9,7 @@ from pydantic import Field
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.cli import command
+from langneurons.cli.commands import command
 from langneurons.cli.finding import HeldoutOptions, Model, NeuronFiles, PatchOptions, Texts, keep, listed, method_of
 from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskError, TrainingError
 from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, Run, Seed, Settings, Testing, Training
@@ -36,7 +36,7 @@ class AskedOptions(Settings):
     error: ClassVar[type[LangNeuronsError]] = TaskError
 
     languages: tuple[str, ...] | None = Field(None, description="Language codes, such as en,hi; by default all.")
-    items: int = Field(200, description="Premises, questions or prompts per language.")
+    items: Count = Field(200, description="Premises, questions or prompts per language.")
     seed: Seed = Field(0, description="Seed for the choice of items.")
     max_new_tokens: Count = Field(32, description="Maximum number of tokens of an answer or a continuation.")
     beginnings: str | None = Field(None, description="Language of all prompts; by default each language's own.")
@@ -59,7 +59,7 @@ class AblationOptions(NeuronFiles):
     metric: str = Field("nll", description="nll, or a score of the task such as accuracy.")
     value: str = Field("0", description="What ablated neurons are set to: a number, or mean.")
     each: Literal["neuron", "group", "cumulative"] = Field("neuron", description="neuron, group or cumulative.")
-    items: int = Field(100, description="Items of the task.")
+    items: Count = Field(100, description="Items of the task.")
     show: Count = Field(20, description="Effects to print.")
     min_effect: float = Field(0.0, ge=0, description="Smaller effects are not printed; 0.01 is 1 % or one point.")
     latex: Path | None = Field(None, description="A file for the table in LaTeX.")
@@ -140,10 +140,10 @@ def perplexity_matrix(
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
     packed = text.pack(loaded, texts)
     matrix = ln.perplexity_matrix(loaded, packed, neurons, languages=text.languages, patch=patch, **settings)
+    keep(matrix, run, "matrix")
     print(matrix)
     if matrix.selectivity is not None and len(matrix.selectivity):
         print(f"\n{matrix.selectivity_table()}")
-    keep(matrix, run, "matrix")
 
 
 @command(required=("neurons",))
@@ -200,10 +200,10 @@ def evaluate(
     head = None if asked_items.head is None else ln.tasks.ClassificationHead.load(asked_items.head)
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
     evaluation = ln.evaluate(options.load(model), tasks, languages, patches, head=head, **settings)
+    keep(evaluation, run, "evaluation")
     print(evaluation)
     for each in tasks if patches else []:
         print(f"\n{evaluation.effects(each.name)}")
-    keep(evaluation, run, "evaluation")
 
 
 @command(old={"--xnli": "--kind xnli", "--rows": "--batch-size"})
@@ -244,10 +244,10 @@ def ablate(
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
     ablation = ln.ablate(loaded, neurons, data, files.metric, value, each=files.each, **settings)
     table = ablation.table(files.show, files.min_effect)
+    keep(ablation, run, "ablation")
     print(table)
     if files.latex is not None:
         storage.write_text(files.latex, table.latex())
-    keep(ablation, run, "ablation")
 
 
 @command(old=OLD_TASKS | {"--items": "--max-items"}, required=("out",))
@@ -277,10 +277,10 @@ def polysemanticity(
     neuron_set, stats = NeuronFiles(neurons=neurons, statistics=statistics).load(codes)
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "probing": probing, "run": run}
     result = ln.polysemanticity(options.load(model), neuron_set, labelled, codes, **settings)
+    keep(result, run, "polysemanticity")
     print(f"{result}\n\n{result.table(top=10)}")
     if len(result.probes):
         print(f"\n{result.probes_table()}")
-    keep(result, run, "polysemanticity")
 
 
 @command(required=("out",))
@@ -313,10 +313,10 @@ def finetune(
     update = None if trained is None and not adapter.attention else ln.MaskedLoRA(trained, *parts)
     loaded = options.load(model)
     tuned = ln.finetune(loaded, train, update, languages=[items.source], training=training, run=run)
+    keep(tuned, run, "finetuned")
     print(tuned)
     evaluated = list(dict.fromkeys([items.source, *languages]))
     print(tuned.evaluate(loaded, test, evaluated, batch_size=training.batch_size))
-    keep(tuned, run, "finetuned")
 
 
 @command(old={"--draws": "--controls"}, required=("out", "targets"))
@@ -340,8 +340,8 @@ def transfer_experiment(
     settings: dict[str, Any] = {"experiment": experiment, "controls": controls, "stats": stats, "training": training}
     settings |= {"patches": patches or None, "testing": testing, "run": run}
     transfer = ln.transfer_experiment(options.load(model), train, test, neurons, **settings)
-    print(transfer)
     keep(transfer, run, "transfer")
+    print(transfer)
     if len(transfer.conditions) > 1:
         print(f"\n{transfer.effects(transfer.reference)}")
     if patches:

@@ -19,6 +19,7 @@ from langneurons.identification.neurons import NeuronSet, report_balance, united
 from langneurons.models import view
 from langneurons.patches.patch import Add, DiffMean, Patch, Scale, SetTo, control_patches
 from langneurons.recording.statistics import ActivationStats
+from langneurons.run import alone_in_out
 from langneurons.settings import (
     ControlledOptions,
     Controls,
@@ -46,6 +47,7 @@ OPERATIONS: dict[str, MakePatch] = {
 }
 
 
+@alone_in_out
 def evaluate(
     model: torch.nn.Module,
     tasks: Task | Sequence[Task],
@@ -172,6 +174,7 @@ class FactorialOptions(MeasuringOptions, MatchingOptions, total=False):
     run: Run
 
 
+@alone_in_out
 def factorial(
     model: torch.nn.Module,
     neurons: NeuronSet,

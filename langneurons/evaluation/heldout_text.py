@@ -28,7 +28,8 @@ from langneurons.models import ModelView, view
 from langneurons.run import Cost, timed
 from langneurons.tasks.batching import scoring, tokenizer_of
 
-EACH = ("block", "document")
+EACH = ("block", "text")
+EARLIER_EACH = {"document": "text"}  # words of version 0.1.0 -> what they are called
 COLUMNS = ["language", "item", "cluster", "nll", "tokens", "bytes"]
 USUAL_CONTEXT_LENGTH = 512
 
@@ -38,7 +39,7 @@ class HeldoutText:
     """Held-out text, tokenised once and scored as often as wanted; ``HeldoutText.of`` makes it.
 
     Args:
-        each: Unit that is read at once: a "block" of the packed stream, or a "document" alone.
+        each: Unit that is read at once: a "block" of the packed stream, or a "text" alone.
         context_length: Largest number of positions read at once.
         tokenizer: The tokenizer of the text.
         packed: Each language's tokens.
@@ -68,8 +69,8 @@ class HeldoutText:
             corpus: Text the model was not trained on, and from which no neuron was chosen.
             tokens_per_language: Counted tokens of each language in blocks; by default as many as the smallest has.
             context_length: Positions read at once, a multiple of 16; by default 512, or the model's context if shorter.
-            each: "block" packs documents one after the other, for running text. "document" reads every document alone
-                from its beginning and cuts it at the context length, for parallel sentences.
+            each: "block" packs texts one after the other, for running text. "text" reads every text alone from its
+                beginning and cuts it at the context length, for parallel sentences.
             folder: Folder for the tokens; by default a temporary one that lives as long as the held-out text.
 
         Returns:
@@ -91,7 +92,7 @@ class HeldoutText:
                     "A HeldoutText is tokenised already: its tokens, context length and each= cannot change."
                 )
             return corpus
-        model_view = view(model)
+        model_view, each = view(model), current_each(each)
         context_length = _context_length(model_view, context_length)
         _check(corpus, each, tokens_per_language)
         with ExitStack() as stack:
@@ -154,7 +155,8 @@ class HeldoutText:
         about = [(name, packed.about[name]) for name, packed in self.packed.items()]
         parts = [part for name, of in about for part in (name, of.source, of.fingerprint)]
         tokenizer = str(next(iter(self.packed.values())).made_from["tokenizer"])
-        return storage.fingerprint(self.each, str(self.context_length), tokenizer, *parts)
+        each = "document" if self.each == "text" else self.each  # as what was measured by 0.1.0 is kept
+        return storage.fingerprint(each, str(self.context_length), tokenizer, *parts)
 
     def score(
         self,
@@ -186,7 +188,7 @@ class HeldoutText:
 
         Example:
             >>> from langneurons.evaluation.heldout_text import HeldoutText
-            >>> text = HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]).take(10), each="document")
+            >>> text = HeldoutText.of(model, ln.load_corpus("babel", ["en", "hi"]).take(10), each="text")
             >>> text.score(model, languages=["hi"])[["language", "item", "cluster", "tokens", "bytes"]].head(2)
               language  item  cluster  tokens  bytes
             0       hi     0        0 ...
@@ -245,7 +247,7 @@ class HeldoutText:
         block, text, packed = block[starts], text[starts], self.packed[language]
         in_blocks = [f"{b}:{t}" for b, t in zip(block, text, strict=True)]
         rows = pd.DataFrame({"start": starts, "block": block, "text": text})
-        rows = rows.assign(item=text if self.each == "document" else in_blocks, cluster=packed.groups(language)[text])
+        rows = rows.assign(item=text if self.each == "text" else in_blocks, cluster=packed.groups(language)[text])
         sources = packed.about[language].levels
         return rows.assign(source=packed.groups(language, "source")[text]) if "source" in sources else rows
 
@@ -272,7 +274,7 @@ class HeldoutText:
                 )
 
     def _check_whole(self) -> None:
-        for language, packed in self.packed.items() if self.each == "document" else ():
+        for language, packed in self.packed.items() if self.each == "text" else ():
             lengths = packed.lengths(language) + (packed.format.bos is not None)
             if cut := int((lengths > self.context_length).sum()):
                 warnings.warn(
@@ -332,10 +334,18 @@ def _context_length(model_view: ModelView, context_length: int | None) -> int:
     return context_length
 
 
+def current_each(each: str) -> str:
+    """What is read at once, by its current name; a warning says what that of version 0.1.0 is called."""
+    if each in EARLIER_EACH:
+        message = f"each={each!r} is called each={EARLIER_EACH[each]!r}; the old word goes with 1.0."
+        warnings.warn(message, LangNeuronsWarning, stacklevel=3)
+    return EARLIER_EACH.get(each, each)
+
+
 def _check(corpus: Corpus, each: str, tokens_per_language: int | None) -> None:
     if each not in EACH:
         raise CorpusError(unknown("each", each, EACH))
     if not corpus.languages:
         raise CorpusError("The corpus is empty: it has no language.")
-    if each == "document" and tokens_per_language is not None:
+    if each == "text" and tokens_per_language is not None:
         raise CorpusError("Documents are read whole: take fewer of them with corpus.take(), not tokens_per_language.")

@@ -24,12 +24,14 @@ from langneurons.evaluation.measuring import LanguageRows, loss_effects, measure
 from langneurons.identification.controls import matched_by, reported_balance, statistics_at
 from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.patch import Patch, SetTo, Value
+from langneurons.run import alone_in_out
 from langneurons.settings import ControlledOptions, Controls, Run, Testing, controls_of, with_options
 
 UNPATCHED = ("unpatched",)
 MakePatch = Callable[[NeuronSet, str], Patch]
 
 
+@alone_in_out
 def perplexity_matrix(
     model: torch.nn.Module,
     text: HeldoutText | Corpus,

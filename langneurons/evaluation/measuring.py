@@ -27,7 +27,7 @@ from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.models import ModelView, start_token, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.run import PIECES_PER_WORKER, Cost, Executor, chosen_executor, say
+from langneurons.run import PIECES_PER_WORKER, Cost, Executor, alone_in_out, chosen_executor, say
 from langneurons.settings import Run, RunOptions, Testing, with_options
 
 BATCH_SIZE = 8
@@ -53,6 +53,7 @@ class Job:
     generates: bool = False
 
 
+@alone_in_out
 def perplexity(
     model: torch.nn.Module, text: HeldoutText | Corpus, *, run: Run = Run(), **options: Unpack[RunOptions]
 ) -> pd.DataFrame:
@@ -77,7 +78,7 @@ def perplexity(
     Example:
         >>> from langneurons.evaluation.measuring import perplexity
         >>> phrases = ln.load_corpus("babel", ["en", "hi"]).take(20)
-        >>> text = ln.HeldoutText.of(model, phrases, each="document")
+        >>> text = ln.HeldoutText.of(model, phrases, each="text")
         >>> perplexity(model, text, progress=False).columns.tolist()
         ['language', 'nll', 'perplexity', 'bits_per_byte', 'bits_per_item', 'tokens', 'bytes', 'documents']
     """

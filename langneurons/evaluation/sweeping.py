@@ -22,6 +22,7 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.patches.intervening import unreachable
 from langneurons.patches.patch import Patch, Scale, SetTo
 from langneurons.recording.statistics import ActivationStats
+from langneurons.run import alone_in_out
 from langneurons.settings import MeasuringOptions, Run, Testing, with_options
 
 Kind = Literal["set", "quantile", "scale", "cumulative"]
@@ -98,6 +99,7 @@ def deactivation_doses() -> tuple[Dose, ...]:
     return tuple(Dose(kind, amount) for kind, amounts in by_kind.items() for amount in amounts)
 
 
+@alone_in_out
 def sweep(
     model: torch.nn.Module,
     text: HeldoutText | Corpus,

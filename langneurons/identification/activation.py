@@ -61,7 +61,7 @@ class ActivationProbability(Ranking):
         is_quantile = isinstance(self.threshold, str) and pooled_share(self.threshold) is not None
         if not is_quantile and not (isinstance(self.threshold, float | int) and math.isfinite(self.threshold)):
             possible = "a finite number, or 'pooled-pNN' such as 'pooled-p90'"
-            raise StatisticsError(f"threshold must be {possible}, given {self.threshold!r}.")
+            raise StatisticsError(f"threshold must be {possible}, given {self.threshold!r:.100}.")
         if self.magnitude_threshold is not None and self.threshold != 0:
             raise StatisticsError("Give threshold= or magnitude_threshold=, not both.")
 
@@ -210,7 +210,7 @@ class Random(Ranking):
     """
 
     top: float = share(0.01)
-    seed: int = 0
+    seed: int = option(Field(0, ge=0, le=2**32 - 1))
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Uniform random numbers; they have no standard error."""

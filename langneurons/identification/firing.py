@@ -59,7 +59,7 @@ def check_magnitude_threshold(threshold: float | str | None) -> None:
         if pooled_share(threshold) is None:
             raise StatisticsError(
                 "magnitude_threshold must be a number above 0, 'pooled-pNN' such as 'pooled-p75', or None, given "
-                f"{threshold!r}."
+                f"{threshold!r:.100}."
             )
     elif threshold is not None and not threshold > 0:
         raise StatisticsError(f"magnitude_threshold must be a number above 0, or None, given {threshold}.")

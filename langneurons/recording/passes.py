@@ -24,6 +24,7 @@ from langneurons.recording.accumulation import FOLDS, Grid, GroupedSums
 from langneurons.recording.records import GRADIENT, SENTENCE, LanguageRecord, Sentences, held
 from langneurons.recording.statistics import ActivationStats
 from langneurons.recording.sums import Calibration, LanguageSums, recorded_model, relevance_units
+from langneurons.run import working_in
 from langneurons.settings import Recording
 
 PLAN = "langneurons/recording/1"
@@ -49,7 +50,7 @@ class RecordingFolder:
     def opened(cls, out: Path | None) -> Iterator["RecordingFolder"]:
         """Give the folder to record in, and keep others out; a temporary one where ``out`` is None."""
         if out is not None:
-            with storage.alone(out, "recording"):
+            with working_in(out, "recording"):
                 yield cls(out, resumable=True)
             return
         with storage.temporary_folder() as folder:

@@ -30,7 +30,7 @@ from langneurons.recording.sums import (
     observing_caches,
     recorded_model,
 )
-from langneurons.run import chosen_executor
+from langneurons.run import alone_in_out, chosen_executor
 from langneurons.settings import Recording, RecordingOptions, Run, with_options
 
 BATCH_SIZE = 8
@@ -38,6 +38,7 @@ BACKWARD = 5  # a forward, and one more with the unembedding and its backward pa
 Caches = Sequence[tuple[Tensor, Any]]
 
 
+@alone_in_out
 def record(
     model: torch.nn.Module,
     corpus: Corpus,
@@ -69,7 +70,7 @@ def record(
         The statistics.
 
     Raises:
-        CorpusError: If a language has too few tokens, or ``context_length`` is no multiple of 16.
+        CorpusError: If a language has too few tokens.
         ModelError: If the context is longer than the model's, or the model has no tokenizer.
         HookSiteError: If the model has no such site.
         StaleArtefactError: If ``out`` holds another recording, or ``like`` is of another model, site or context length.

@@ -19,6 +19,7 @@ from langneurons.evaluation.results import UNPATCHED
 from langneurons.models import view
 from langneurons.replication import answers
 from langneurons.replication.published import PUBLISHED_METRICS
+from langneurons.run import alone_in_out
 from langneurons.settings import MeasuringOptions, Run, Testing, with_options
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import P_VALUE, Column, Table
@@ -93,6 +94,7 @@ class ProtocolComparison(Result, kind="protocol-comparison", file="protocols", t
         return {**fields, "settings": with_current_names(fields["settings"])}
 
 
+@alone_in_out
 def compare_protocols(
     model: torch.nn.Module,
     task: Task,

@@ -20,7 +20,7 @@ from langneurons.corpora.corpus import batches
 from langneurons.errors import CorpusError, LanguageError, StatisticsError, unknown
 from langneurons.models import ModelView, view
 from langneurons.recording.site_values import SiteValues
-from langneurons.run import chosen_executor
+from langneurons.run import alone_in_out, chosen_executor
 from langneurons.settings import Recording, RecordingOptions, Run, with_options
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.result import Result
@@ -114,6 +114,7 @@ class PublishedStatistics(Result, kind="published-statistics"):
 ARRAYS = tuple(field.name for field in fields(PublishedStatistics) if field.name.startswith(("mean_", "act_")))
 
 
+@alone_in_out
 def published_statistics(
     model: torch.nn.Module,
     corpus: Corpus,

@@ -1,7 +1,6 @@
 from .checksums import checksum as checksum
 from .checksums import fingerprint as fingerprint
 from .checksums import verify as verify
-from .files import alone as alone
 from .files import append_line as append_line
 from .files import check_writable as check_writable
 from .files import locked as locked

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from langneurons.errors import CorruptArtefactError, StorageError, in_short
 
 DISK_FULL = "the disk is full. Free some space and run again; nothing was lost"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks says
 _LONGEST = 100  # bytes, of the 255 that a file system allows for a name
 
 
@@ -120,34 +121,25 @@ def locked(path: Path) -> Iterator[bool]:
     Yields:
         Whether the lock is held; False where another process, or another block of this one, holds it.
     """
-    from filelock import FileLock, Timeout  # takes long to import
+    from filelock import FileLock, SoftFileLock, Timeout  # takes long to import
 
     with said_plainly(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        with suppress(Timeout):
-            lock.acquire(blocking=False)
+        try:
+            with suppress(Timeout):
+                lock.acquire(blocking=False)
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+                raise
+            # Some network drives: what a file's presence says is all there is.
+            lock = SoftFileLock(path.with_name(f"{path.name}.held"))
+            with suppress(Timeout):
+                lock.acquire(blocking=False)
     try:
         yield lock.is_locked
     finally:
         lock.release()
-
-
-@contextmanager
-def alone(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other processes from working in a folder inside the block; the lock ends with the process.
-
-    Args:
-        folder: The folder; it is made.
-        doing: What is done there, for the message: "recording".
-
-    Raises:
-        StorageError: If another process, or another block of this one, works there.
-    """
-    with locked(folder / ".lock") as free:
-        if not free:
-            raise StorageError(f"Another process is {doing} in {folder}: wait for it, or use another folder.")
-        yield
 
 
 def make_temporary_folder() -> Path:

@@ -17,7 +17,7 @@ from tomlkit.items import Item, Table
 from langneurons import storage
 from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StudyError, unknown
 from langneurons.replication.published import beside
-from langneurons.settings import Settings, sentence
+from langneurons.settings import Settings, sentence, shown
 from langneurons.study.stages import Stage, misnamed
 from langneurons.study.stages.ablation import AblationStage
 from langneurons.study.stages.factorial import FactorialStage
@@ -122,7 +122,9 @@ def parse_config(content: Mapping[str, object], name: str = "The study") -> Stud
         problems: dict[str, str] = {}
         for problem in error.errors():
             problems.setdefault(*_problem(problem))
-        raise StudyError(f"{name} cannot be run: {'; '.join(problems.values())}") from error
+        raise StudyError(
+            f"{name} cannot be run: {'; '.join(said.removesuffix('.') for said in problems.values())}."
+        ) from error
     except LangNeuronsError as error:
         raise StudyError(f"{name} cannot be run: {error}") from error
     return config
@@ -234,7 +236,7 @@ def _problem(error: ErrorDetails) -> tuple[str, str]:
             said = sentence({**error, "loc": error["loc"][depth:]}, group)
             return ".".join(places[: depth + 1]), f"{'.'.join(places[:depth])}: {said}"
     message = error["msg"].removeprefix("Value error, ")
-    return where, f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}."
+    return where, f"{where} = {shown(error['input'])}: {message[0].lower()}{message[1:]}."
 
 
 def _classes_at(places: list[str]) -> dict[int, type[Part | Settings]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from langneurons import storage
 from langneurons.babel import FOLDER
-from langneurons.errors import CorruptArtefactError, StorageError, StudyError
+from langneurons.errors import StorageError, StudyError
 from langneurons.replication.published import SHIPPED
 from langneurons.study.stages import Step
 
@@ -45,7 +45,7 @@ class RunFolder:
         """Whether a step's result is whole."""
         file = self.result(step) / "step.json"
         if file.exists():
-            with suppress(CorruptArtefactError):
+            with suppress(StorageError):
                 return storage.read_json(file, SCHEMA).get("key") == step.key
         return False
 
@@ -67,7 +67,9 @@ class RunFolder:
         Raises:
             StorageError: If the step is not done.
         """
-        return storage.read_json(self.result(step) / "step.json", SCHEMA)["files"]
+        file = self.result(step) / "step.json"
+        with storage.understood(file):
+            return {str(name): str(checksum) for name, checksum in storage.read_json(file, SCHEMA)["files"].items()}
 
     def check(self, step: Step) -> None:
         """Verify every byte of a result.
@@ -87,7 +89,12 @@ class RunFolder:
     def failure(self, step: Step) -> str | None:
         """Why a step failed as it is, None if it did not."""
         file = self._failure(step)
-        return storage.read_json(file, FAILURE)["why"] if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return str(storage.read_json(file, FAILURE).get("why"))
+        except StorageError as error:
+            return str(error)
 
     def state(self, step: Step) -> str:
         """What became of a step, whatever becomes of its inputs."""
@@ -128,21 +135,23 @@ class RunFolder:
         if not file.exists():
             return None
         with storage.locked(self.path / "lock") as free:
-            return None if free else file.read_text("utf-8")
+            return None if free else file.read_text("utf-8", "replace")
 
     def seconds(self) -> dict[str, float]:
         """How long steps took here, by key."""
-        return {line["key"]: line["seconds"] for line in self._log()}
+        return {key: seconds for _, key, seconds in self._log()}
 
     def seconds_by_name(self) -> dict[str, float]:
         """How long steps took here when they last ran, with whatever settings, by name."""
-        return {line["step"]: line["seconds"] for line in self._log()}
+        return {name: seconds for name, _, seconds in self._log()}
 
-    def _log(self) -> Iterator[dict[str, Any]]:
+    def _log(self) -> Iterator[tuple[str, str, float]]:
+        """Name, key and seconds of every step that ran here; lines that were cut short or damaged are left out."""
         file = self.path / "log.jsonl"
-        for line in file.read_text("utf-8").splitlines() if file.exists() else []:
-            with suppress(ValueError):  # the last line may be cut short
-                yield json.loads(line)
+        for line in file.read_bytes().splitlines() if file.exists() else []:
+            with suppress(ValueError, RecursionError, TypeError, KeyError, OverflowError):
+                content = json.loads(line)
+                yield str(content["step"]), str(content["key"]), float(content["seconds"])
 
     def _of(self, step: Step) -> Path:
         return self.path.joinpath("steps", *step.name.split("/"))
@@ -159,8 +168,9 @@ class Sources:
         self._files: dict[str, list[Any]] = {}
         self._names: dict[str, str] = {}
         if memory.exists():
-            content = storage.read_json(memory, SOURCES)
-            self._files, self._names = content["files"], content["names"]
+            with storage.understood(memory):
+                content = storage.read_json(memory, SOURCES)
+                self._files, self._names = dict(content["files"]), dict(content["names"])
 
     def __call__(self, kind: str, name: str) -> str:
         """The hash of a source: of its files, or of its name where it lies on the hub.

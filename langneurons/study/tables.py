@@ -1,13 +1,26 @@
 """What may stand in a study's file: the tables that every study has; each stage adds its own."""
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 import langneurons as ln
 from langneurons.errors import LangNeuronsError, ModelError
-from langneurons.settings import PYTHON_ONLY, Controls, Count, Recording, Run, Seed, Settings, Testing
+from langneurons.settings import (
+    PYTHON_ONLY,
+    Checked,
+    ContextLength,
+    Controls,
+    Count,
+    Recording,
+    Run,
+    Seed,
+    Settings,
+    Testing,
+    plain_types,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +47,7 @@ Languages = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 Names = Annotated[list[str], BeforeValidator(_listed)]
 
 
-class Part(BaseModel):
+class Part(Checked):
     """A table of the file.
 
     Attributes:
@@ -42,7 +55,7 @@ class Part(BaseModel):
             colon.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(validate_default=True)
     old_names: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
@@ -52,20 +65,22 @@ class Part(BaseModel):
         if not isinstance(content, dict):
             return content
         defaults = {name: part.default for name, part in cls.model_fields.items() if isinstance(part.default, Settings)}
-        return content | {name: _over(defaults[name], content[name]) for name in defaults if name in content}
+        over = {name: _over(defaults[name], content[name]) for name in defaults if name in content}
+        return _with_none(cls, content | over)
 
 
 def _over(default: Settings, value: object) -> object:
-    if isinstance(default, Controls) and isinstance(value, int):
+    if isinstance(default, Controls) and not isinstance(value, dict | Controls):
         value = {"draws": value}
     if not isinstance(value, dict):
         return value
-    options = default.model_dump(exclude_unset=True)
-    for name, option in value.items():
-        field = type(default).model_fields.get(name)
-        several = field is not None and "tuple" in str(field.annotation)
-        options[name] = [option] if several and isinstance(option, str) else None if option == "none" else option
-    return options
+    return default.model_dump(exclude_unset=True) | _with_none(type(default), value)
+
+
+def _with_none(part: type[BaseModel], content: dict[str, object]) -> dict[str, object]:
+    """Options with None where "none" is written, which TOML has no other word for."""
+    optional = {name for name, field in part.model_fields.items() if NoneType in plain_types(field.annotation)}
+    return {name: None if name in optional and option == "none" else option for name, option in content.items()}
 
 
 class ModelOptions(Settings):
@@ -89,7 +104,7 @@ class ModelOptions(Settings):
 class ModelPart(ModelOptions):
     """A model to study."""
 
-    name: str = Field(description="babel, a local folder, or a hub name")
+    name: str = Field(min_length=1, description="babel, a local folder, or a hub name")
     published_as: str | None = Field(
         None, description="the model whose published numbers stand beside; as it is called here"
     )
@@ -110,20 +125,22 @@ class TextPart(Part):
         "batch_size": ":run.batch_size",
     }
 
-    source: str = Field(description="a folder of <language>*.{txt,jsonl,parquet}, babel, or a hub data set")
+    source: str = Field(
+        min_length=1, description="a folder of <language>*.{txt,jsonl,parquet}, babel, or a hub data set"
+    )
     text_column: str = "text"
     revision: str | None = None
     heldout: Share | Literal["files"] = Field(
         "files", description="'files': those with heldout in their name; or a share of the documents to hold out"
     )
     heldout_tokens: Count | None = Field(6000, description="of each language to patch and ablate on")
-    heldout_context: Count = 128
+    heldout_context: ContextLength = 128
 
 
 class MethodPart(Part):
     """A way to find neurons: its name and options, as ``langneurons identify`` takes them."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="allow")
     method: str = Field(description="such as lape, or published-lape; further keys are its options")
     site: str | None = Field(None, description="a recorded site; the first by default")
     published_as: str | None = Field(

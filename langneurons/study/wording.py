@@ -1,14 +1,17 @@
 """What a user writes, in a study or at the command line, made into methods, patches and values."""
 
 import inspect
+import math
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, TypeGuard, get_args
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import langneurons as ln
 from langneurons.errors import PatchError, StatisticsError, unknown
+from langneurons.settings import literal_choices, plain_types, shown
 from langneurons.study.tables import PUBLISHED, PatchPart
 
 if TYPE_CHECKING:
@@ -61,11 +64,11 @@ def patch_of(text: str) -> tuple[str, str]:
     elif operation not in OPERATIONS:
         raise PatchError(unknown("operation", operation, OPERATIONS))
     elif operation in ("scale", "diffmean") and not _is_number(parsed(value)):
-        raise PatchError(f"A {'factor' if operation == 'scale' else 'strength'} is a number, not {value!r}.")
+        raise PatchError(f"A {'factor' if operation == 'scale' else 'strength'} is a number, not {shown(value)}.")
     elif value != "mean" and not _is_number(parsed(value)):
         percentile = parsed(value[1:]) if value.startswith("p") else None
         if not _is_number(percentile) or not 0 <= percentile <= 100:
-            raise StatisticsError(f"A value is a number, mean, or a percentile from p0 to p100, not {value!r}.")
+            raise StatisticsError(f"A value is a number, mean, or a percentile from p0 to p100, not {shown(value)}.")
     return operation, value
 
 
@@ -161,11 +164,17 @@ def _checked_options(name: str, options: Mapping[str, object]) -> dict[str, obje
     for key, value in options.items():
         if key not in types:
             raise StatisticsError(unknown(f"option of {name}", key, types))
-        kinds = get_args(types[key]) or (types[key],)
-        if isinstance(value, str) and {float, int} & set(kinds) and str not in kinds:
-            raise StatisticsError(f"{key} takes a number, not {value!r}.")
-        if _is_number(value) and not {float, int} & set(kinds):
-            raise StatisticsError(f"{key} takes a word, not {value!r}.")
+        kinds, choices = plain_types(types[key]), literal_choices(types[key])
+        numbers = bool({float, int} & kinds)
+        if choices and value not in choices:
+            raise StatisticsError(unknown(key, value, choices))
+        number = _is_number(value) and (float in kinds or (int in kinds and isinstance(value, int)))
+        other = value in choices or (type(value) in kinds and type(value) not in (int, float))
+        if not (number or other):
+            taken = "a number" if numbers else "true or false" if bool in kinds else "a word"
+            raise StatisticsError(f"{key} takes {taken}, not {shown(value)}.")
+        if name not in METHODS and not (_is_number(value) and 0 <= value <= 1):
+            raise StatisticsError(f"{key} is a share from 0 to 1, not {shown(value)}.")
         checked[key] = float(value) if _is_number(value) and int not in kinds else value
     return checked
 
@@ -175,11 +184,14 @@ def parsed(text: str) -> Any:
     named = {"true": True, "false": False, "none": None}
     if text.lower() in named:
         return named[text.lower()]
-    for kind in (int, float):
+    with suppress(ValueError, OverflowError):
+        number = float(text)
         with suppress(ValueError):
-            return kind(text)
+            return int(text) if math.isfinite(number) else number
+        return number
     return text
 
 
 def _is_number(value: object) -> TypeGuard[float | int]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -16,7 +16,7 @@ from langneurons.errors import LangNeuronsWarning, LanguageError, TrainingError,
 from langneurons.models import ModelView, view
 from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits
-from langneurons.run import chosen_executor
+from langneurons.run import chosen_executor, working_in
 from langneurons.settings import FinetuningOptions, Run, Training, with_options
 from langneurons.tasks.heads import Head
 from langneurons.tasks.task import Objective, Task
@@ -125,7 +125,7 @@ def finetune(
         "patches": [patch.fingerprint for patch in patches],
         "dev": None if dev is None else f"{dev.fingerprint} in {', '.join(dev_languages)}",
     }
-    with nullcontext() if run.out is None else storage.alone(run.out.expanduser(), "fine-tuning"):
+    with nullcontext() if run.out is None else working_in(run.out, "fine-tuning"):
         folder = None if run.out is None else _folder(model_view, run.out, identity)
         loop = Loop(model_view, objective, updates, training, patches, evaluate, folder)
         loop.restore()

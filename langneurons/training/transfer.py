@@ -19,7 +19,7 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.run import chosen_executor
+from langneurons.run import alone_in_out, chosen_executor
 from langneurons.settings import (
     Controls,
     Experiment,
@@ -40,6 +40,7 @@ from langneurons.training.transfer_table import ROWS, TRAININGS, Transfer
 TEXTS = ("premise", "hypothesis", "context", "question")
 
 
+@alone_in_out
 def transfer_experiment(
     model: torch.nn.Module,
     task: Task,

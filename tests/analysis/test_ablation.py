@@ -84,7 +84,7 @@ def test_an_mlp_output_that_is_normed_before_it_is_added_is_noticed():
     assert all(writes_directly(view(tiny(*pair)), 1) == (pair[0] != "gemma2") for pair in loadable(PAIRS))
 
 
-@pytest.mark.parametrize("each", ["block", "document"])
+@pytest.mark.parametrize("each", ["block", "text"])
 def test_losses_and_effects_are_those_of_intervene_and_score(model, each):
     neurons = neurons_at(model)
     text = ln.HeldoutText.of(model, texts(), context_length=32, each=each)

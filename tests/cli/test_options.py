@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 import langneurons as ln
-from langneurons import cli
+from langneurons.cli import commands as cli
 from langneurons.cli import finding, measuring
-from langneurons.errors import LangNeuronsError, StudyError
-from langneurons.settings import Controls, Settings, controls_of, literal_choices
+from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StudyError
+from langneurons.settings import Controls, Settings, controls_of, literal_choices, plain_types
 from langneurons.study.config import STAGES, parse_config
 from langneurons.study.tables import StudyConfig, python_only
 from tests.study.small import SMALL
@@ -84,7 +84,7 @@ def test_every_function_that_has_a_stage_has_a_command_but_one():
 def wrong(group: type[Settings], name: str) -> Any:
     """A number or word that a field does not allow; None where it takes any text, or is a switch."""
     annotation = group.model_fields[name].annotation
-    kinds = cli._kinds(annotation)
+    kinds = plain_types(annotation)
     if bool in kinds or not (literal_choices(annotation) or {int, float} & kinds):
         return None
     value = "nonsense" if literal_choices(annotation) else -1
@@ -153,6 +153,7 @@ def test_every_option_can_be_given_in_a_study_as_its_default_is_written(verb):
         ({"targets": ["nan", "hi,ur"]}, {"experiment": ln.settings.Experiment()}, {"targets": ("nan", "hi", "ur")}),
         ({"draws": "3"}, {"controls": Controls(draws=1, match="layer")}, {"draws": 3, "match": "layer"}),
         ({"seed": "7"}, {"controls": Controls(draws=1), "testing": ln.Testing()}, {"draws": 1, "seed": 7}),
+        ({"each": "text"}, {"text": finding.HeldoutOptions()}, {"each": "text"}),
         ({"executor": "ray"}, {"run": ln.Run()}, {"executor": "ray"}),
     ],
 )
@@ -162,6 +163,12 @@ def test_text_becomes_the_value_that_an_option_takes(texts, groups, expected):
         for name, value in expected.items():
             if name in type(group).model_fields:
                 assert getattr(group, name) == value
+
+
+def test_a_text_alone_was_called_a_document():
+    with pytest.warns(LangNeuronsWarning, match="--each document is called --each text"):
+        options = cli.collected({"text": finding.HeldoutOptions()}, {"each": "document"})
+    assert options["text"] == finding.HeldoutOptions(each="text")
 
 
 def test_a_misspelt_option_names_the_nearest_everywhere():

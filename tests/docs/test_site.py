@@ -11,7 +11,8 @@ import typer.main
 import yaml
 
 import langneurons as ln
-from langneurons import cli, errors
+from langneurons import errors
+from langneurons.cli import commands as cli
 from langneurons.cli import finding, measuring  # noqa: F401 (they register the commands)
 
 ROOT = Path(__file__).parents[2]

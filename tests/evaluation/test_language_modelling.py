@@ -73,7 +73,7 @@ def test_losses_in_blocks_equal_those_of_the_hugging_face_model(pair, corpus, tm
 
 def test_losses_of_documents_alone_equal_those_of_the_unpadded_documents(pair, parallel):
     model, hf_model = pair
-    rows = HeldoutText.of(model, parallel, context_length=CONTEXT, each="document").score(model, batch_size=3)
+    rows = HeldoutText.of(model, parallel, context_length=CONTEXT, each="text").score(model, batch_size=3)
     tokenizer = tiny_tokenizer()
     assert rows["item"].tolist() == [*range(12)] * 2
     for row in rows.itertuples():
@@ -85,7 +85,7 @@ def test_losses_of_documents_alone_equal_those_of_the_unpadded_documents(pair, p
         assert row.nll == pytest.approx(hugging_face_loss(hf_model, tokens, wanted), rel=1e-5)
 
 
-@pytest.mark.parametrize("each", ["block", "document"])
+@pytest.mark.parametrize("each", ["block", "text"])
 def test_rows_do_not_depend_on_the_batch_size(pair, parallel, each):
     model, _ = pair
     text = HeldoutText.of(model, parallel, context_length=CONTEXT, each=each)
@@ -121,20 +121,20 @@ def test_what_is_attached_to_the_model_is_measured_and_leaves_no_trace(tiny, par
 
 def test_rows_hold_every_byte_of_documents_read_whole(tiny):
     texts = ["w4  w5\tw6 ", "\u3000w7\u2003w8", "w9"]
-    text = HeldoutText.of(tiny, ln.load_corpus({"xx": texts}), context_length=16, each="document")
+    text = HeldoutText.of(tiny, ln.load_corpus({"xx": texts}), context_length=16, each="text")
     assert text.score(tiny)["bytes"].tolist() == [len(document.encode()) for document in texts]
 
 
 def test_rows_of_blocks_hold_every_byte_of_a_language_that_is_read_whole(babel):
     corpus = ln.load_corpus("babel", ["hi", "zh"]).take(25)
-    smallest = min(corpus.languages, key=HeldoutText.of(babel, corpus, each="document").tokens.__getitem__)
+    smallest = min(corpus.languages, key=HeldoutText.of(babel, corpus, each="text").tokens.__getitem__)
     rows = HeldoutText.of(babel, corpus, context_length=128).score(babel, languages=[smallest])
     expected = [len(document.encode()) for document in corpus[smallest]]
     assert rows.groupby("cluster")["bytes"].sum().tolist() == expected
 
 
 def test_rows_have_the_columns_and_types_that_effects_read(tiny, parallel):
-    for each, item in (("block", str), ("document", int)):
+    for each, item in (("block", str), ("text", int)):
         rows = HeldoutText.of(tiny, parallel, context_length=CONTEXT, each=each).score(tiny)
         assert rows.columns.tolist() == ["language", "item", "cluster", "nll", "tokens", "bytes"]
         assert [str(rows[name].dtype) for name in rows.columns[2:]] == ["int64", "float64", "int64", "int64"]
@@ -152,19 +152,19 @@ def test_only_the_languages_asked_for_are_scored_and_their_rows_stay_the_same(ti
 
 
 def test_bits_per_item_compare_languages_only_where_their_items_are_the_same_documents(tiny, parallel, corpus):
-    table = perplexity(tiny, HeldoutText.of(tiny, parallel, context_length=CONTEXT, each="document"), progress=False)
+    table = perplexity(tiny, HeldoutText.of(tiny, parallel, context_length=CONTEXT, each="text"), progress=False)
     bits = table["nll"] * table["tokens"] / math.log(2) / 12
     assert table["documents"].tolist() == [12, 12]
     assert table["bits_per_item"].tolist() == pytest.approx(bits.tolist())
     blocks = perplexity(tiny, HeldoutText.of(tiny, parallel, context_length=CONTEXT), progress=False)
     assert "bits_per_item" not in blocks.columns
-    unequal = HeldoutText.of(tiny, corpus, context_length=64, each="document")
+    unequal = HeldoutText.of(tiny, corpus, context_length=64, each="text")
     assert "bits_per_item" not in perplexity(tiny, unequal, progress=False).columns
 
 
 def test_documents_longer_than_the_context_are_cut_and_said_to_be(tiny, corpus):
     with pytest.warns(LangNeuronsWarning) as warned:
-        text = HeldoutText.of(tiny, corpus, context_length=16, each="document")
+        text = HeldoutText.of(tiny, corpus, context_length=16, each="text")
     lengths = [len(document.split()) for document in corpus["hi"]]
     cut = sum(length > 15 for length in lengths)
     assert str(warned[1].message).startswith(f"'hi': {cut} of 9 documents exceed 16 positions and are cut")
@@ -177,16 +177,16 @@ def test_without_a_token_in_front_the_first_of_a_document_is_not_predicted(paral
     words = tiny_tokenizer().backend_tokenizer
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>")
     model = ln.load_model("no bos", hf_model=tiny_model("llama"), tokenizer=tokenizer)
-    rows = HeldoutText.of(model, parallel, context_length=CONTEXT, each="document").score(model, languages=["hi"])
+    rows = HeldoutText.of(model, parallel, context_length=CONTEXT, each="text").score(model, languages=["hi"])
     lengths = [len(document.split()) for document in parallel["hi"]]
     assert rows["tokens"].tolist() == [length - 1 for length in lengths if length > 1]
     assert rows["item"].tolist() == [item for item, length in enumerate(lengths) if length > 1]
     with pytest.raises(CorpusError, match="'en' has no token to predict"):
-        HeldoutText.of(model, ln.load_corpus({"en": ["w4", "w5"]}), context_length=CONTEXT, each="document")
+        HeldoutText.of(model, ln.load_corpus({"en": ["w4", "w5"]}), context_length=CONTEXT, each="text")
 
 
 def test_special_tokens_written_in_a_text_are_counted_neither_as_tokens_nor_as_bytes(tiny):
-    text = HeldoutText.of(tiny, ln.load_corpus({"xx": ["w4 </s> w5 नमस्ते"]}), context_length=16, each="document")
+    text = HeldoutText.of(tiny, ln.load_corpus({"xx": ["w4 </s> w5 नमस्ते"]}), context_length=16, each="text")
     assert text.score(tiny)[["tokens", "bytes"]].to_numpy().tolist() == [[2, len("w4") + len(" w5")]]
 
 
@@ -197,17 +197,19 @@ def test_the_fingerprint_tells_texts_and_ways_of_reading_apart(tiny, parallel):
     same = fingerprint(parallel)
     assert same == fingerprint(parallel)
     others = [
-        fingerprint(parallel, each="document"),
+        fingerprint(parallel, each="text"),
         fingerprint(parallel, context_length=48),
         fingerprint(parallel, tokens_per_language=40),
         fingerprint(parallel.take(5)),
         fingerprint(parallel.select(["hi"])),
     ]
     assert len({same, *others}) == 6
+    with pytest.warns(LangNeuronsWarning, match="each='document' is called each='text'"):
+        assert fingerprint(parallel, each="document") == others[0]
 
 
 def test_a_temporary_folder_lives_as_long_as_the_text_and_a_given_one_longer(tiny, parallel, tmp_path):
-    text = HeldoutText.of(tiny, parallel, context_length=CONTEXT, each="document")
+    text = HeldoutText.of(tiny, parallel, context_length=CONTEXT, each="text")
     place = text.packed["en"].folder
     assert place.exists()
     del text
@@ -268,12 +270,12 @@ def test_babel_predicts_its_phrasebook_far_better_than_a_guess_among_its_tokens(
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"each": "documents"}, CorpusError, "did you mean 'document'"),
+        ({"each": "texts"}, CorpusError, "did you mean 'text'"),
         ({"context_length": 20}, CorpusError, "multiple of 16, given 20"),
         ({"context_length": 128}, ModelError, "128 positions is longer than .* which is 96"),
         ({"tokens_per_language": 10**6}, CorpusError, "fewer than the 1000000 asked for"),
         ({"tokens_per_language": 0}, CorpusError, "at least 1, given 0"),
-        ({"tokens_per_language": 10, "each": "document"}, CorpusError, "corpus.take"),
+        ({"tokens_per_language": 10, "each": "text"}, CorpusError, "corpus.take"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_sentence(tiny, parallel, options, error, sentence):

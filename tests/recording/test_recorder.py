@@ -251,7 +251,7 @@ def test_impossible_requests_are_refused_in_one_sentence(tiny, corpus):
     cases = [
         (CorpusError, "hi|en|zh", {"tokens_per_language": 10**6}),
         (ModelError, "longer than", {"context_length": 4096}),
-        (CorpusError, "multiple of 16", {"context_length": 33}),
+        (StatisticsError, "multiple of 16", {"context_length": 33}),
         (HookSiteError, "did you mean 'post'", {"sites": ("pos",)}),
         (StatisticsError, r"sites must be at least one site, given \(\)", {"sites": ()}),
         (ExecutorError, "batch_size must be a whole number of at least 1, or None, given 0", {"batch_size": 0}),

@@ -144,7 +144,7 @@ def test_a_changed_file_is_noticed(published, tmp_path):
     ("settings", "error", "said"),
     [
         ({"languages": ["fr"]}, LanguageError, "fr"),
-        ({"context_length": 257}, CorpusError, "256"),
+        ({"context_length": 272}, CorpusError, "256"),
         ({"batch_size": 0}, ExecutorError, "at least 1"),
         ({"context_lenght": 64}, StatisticsError, "did you mean 'context_length'"),
         ({"tokens_per_language": 10**6}, CorpusError, "give tokens_per_language from 256 to"),

@@ -1,17 +1,17 @@
 """Studies killed at random moments end as if they had not been; two processes do not write in one folder."""
 
+import errno
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import langneurons as ln
 from langneurons import storage
 from langneurons.errors import StorageError
-from tests.robustness.artefacts import DOCUMENTS, model
+from langneurons.run import working_in
 from tests.robustness.killing import STEPS, killed
-from tests.training.small import pairs
 
 QUICK = ("record", "matrix", "report")
 
@@ -29,29 +29,14 @@ def test_a_long_step_killed_at_random_moments_ends_with_the_same_files(kind, tmp
     assert killed(kind, tmp_path, kills=2).equal
 
 
-def test_a_recording_that_another_process_makes_is_left_alone(tmp_path):
-    with (
-        storage.alone(tmp_path / "out", "recording"),
-        pytest.raises(StorageError, match="Another process is recording"),
-    ):
-        ln.record(model(), ln.load_corpus(DOCUMENTS), context_length=16, out=tmp_path / "out", progress=False)
-    assert ln.record(model(), ln.load_corpus(DOCUMENTS), context_length=16, out=tmp_path / "out", progress=False)
-
-
-def test_a_fine_tuning_that_another_process_makes_is_left_alone(tmp_path):
-    lora = ln.MaskedLoRA(ln.NeuronSet.of({"hi": [(0, 3)]}, (2, 48), "act"), rank=1, attention=())
-    with storage.alone(tmp_path / "out", "fine-tuning"), pytest.raises(StorageError, match="process is fine-tuning"):
-        ln.finetune(model(), pairs(6), update=lora, steps=1, out=tmp_path / "out", progress=False)
-
-
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
     program = (
-        "import os, signal; from pathlib import Path; from langneurons import storage\n"
-        f"with storage.alone(Path({str(tmp_path)!r}), 'recording'): os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal; from pathlib import Path; from langneurons.run import working_in\n"
+        f"with working_in(Path({str(tmp_path)!r}), 'recording'): os.kill(os.getpid(), signal.SIGKILL)"
     )
     ended = subprocess.run([sys.executable, "-c", program], check=False)
     assert ended.returncode == -9
-    with storage.alone(tmp_path, "recording"):
+    with working_in(tmp_path, "recording"):
         pass
 
 
@@ -63,6 +48,17 @@ def test_two_blocks_of_one_process_do_not_hold_one_lock(tmp_path):
         with ThreadPoolExecutor(1) as other_thread:
             assert other_thread.submit(_is_free, lock).result() is False
     assert _is_free(lock)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_files_cannot_be_locked_their_presence_keeps_others_out(tmp_path, monkeypatch, code):
+    def refuse(handle, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with storage.locked(tmp_path / "lock") as first, storage.locked(tmp_path / "lock") as second:
+        assert (first, second) == (True, False)
+    assert _is_free(tmp_path / "lock")
 
 
 def test_a_lock_in_a_place_that_cannot_be_is_said_plainly(tmp_path):

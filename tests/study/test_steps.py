@@ -1,6 +1,10 @@
+from contextlib import suppress
+
 import pytest
 
-from langneurons.study.study import steps_of
+from langneurons import storage
+from langneurons.errors import LangNeuronsError
+from langneurons.study.study import Study, steps_of
 from tests.study.small import SMALL, small
 
 
@@ -117,3 +121,27 @@ def test_a_step_reads_published_statistics_and_a_tuned_model_only_where_it_needs
 def test_only_what_depends_on_a_change_runs_again(part, changes, kinds):
     before, after = keys(**PAPER), keys(**(PAPER | {part: changes}))
     assert {name.split("/")[0] for name in before if before[name] != after[name]} == {*kinds, "report"}
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "at-work", "sources.json", "study.toml", "step.json", "failed.json"])
+@pytest.mark.parametrize("damage", [b"\xff", b"{}", b"[1]\n", b'{"step": []}\n', b"[" * 100_000, b""])
+def test_a_study_says_how_it_stands_though_one_of_its_files_is_damaged(tmp_path, name, damage):
+    study = Study(small(), tmp_path)
+    step = study._plan["record/babel"]
+    study.folder.result(step).mkdir(parents=True)
+    study.folder.finish(step, 1.0)
+    study.folder.fail(study._plan["report"], "why", "where")
+    study._sources.remember()
+    (tmp_path / "study.toml").write_text(study.show())
+    places = {"step.json": study.folder.result(step), "failed.json": study.folder.result(study._plan["report"]).parent}
+    folder = places.get(name, tmp_path)
+    file = next(folder.glob("*failed.json"), None) if name == "failed.json" else folder / name
+    before = file.read_bytes() if file.exists() else b""
+    for content in (damage, before[: len(before) // 2] + damage, before + damage):
+        file.write_bytes(content)
+        with storage.locked(tmp_path / "lock"), suppress(LangNeuronsError):
+            again = Study.from_toml(tmp_path)
+            if name not in ("study.toml", "sources.json"):
+                assert len(again.status()) == len(again.steps)
+            again.forecast(1e9)
+            again.files()

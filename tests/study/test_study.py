@@ -135,7 +135,7 @@ def test_tuned_tasks_protocols_and_published_statistics_are_the_same_wherever_th
 
 
 def test_what_is_no_executor_is_said_once_before_any_step(tmp_path, monkeypatch, capsys):
-    with pytest.raises(ExecutorError, match="not 'rai'"):
+    with pytest.raises(ExecutorError, match="given 'rai'"):
         Study(small(), tmp_path / "run").run(progress=False, executor="rai")
     (tmp_path / "study.toml").write_text(Study(small(), tmp_path / "run").show(), "utf-8")
     given = ["study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "run"), "--executor", "rai"]
@@ -145,7 +145,7 @@ def test_what_is_no_executor_is_said_once_before_any_step(tmp_path, monkeypatch,
     said = capsys.readouterr()
     assert ended.value.code == 2
     assert said.out == ""
-    assert said.err.count("not 'rai'") == 1
+    assert said.err.count("given 'rai'") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -19,6 +19,7 @@ from langneurons.errors import CorpusError, unknown
 from langneurons.identification import Method
 from langneurons.models import view
 from langneurons.recording.recorder import record
+from langneurons.run import alone_in_out
 from langneurons.settings import Recording, RecordingOptions, Run, with_options
 
 NULLS = ("shuffled", "source", "topic")
@@ -37,6 +38,7 @@ class Recordings:
     nulls: Mapping[str, Halves]
 
 
+@alone_in_out
 def nulls(
     method: Method,
     model: torch.nn.Module,
@@ -89,6 +91,7 @@ def nulls(
     return nulls_of(method, recorded.real, recorded.nulls, limit)
 
 
+@alone_in_out
 def record_nulls(
     model: torch.nn.Module,
     corpus: Corpus,
@@ -137,6 +140,7 @@ def record_nulls(
     return Recordings(recorded.pop(REAL), recorded)
 
 
+@alone_in_out
 def record_halves(
     model: torch.nn.Module,
     halves: tuple[Corpus, Corpus],

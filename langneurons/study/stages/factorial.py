@@ -20,7 +20,7 @@ class FactorialPart(Grid):
 
     tasks: Names = Field(min_length=1, description="which of the tasks, one a protocol")
     languages: Languages | None = Field(None, description="of the language set; those that the tasks have by default")
-    operations: Names = list(OPERATIONS)
+    operations: Names = Field(list(OPERATIONS), min_length=1)
     sites: Names | None = Field(None, description="recorded sites; all by default")
     controls: Controls = Controls(draws=0)
 

@@ -16,7 +16,9 @@ DOCUMENTS = 2000  # that are looked through per language, where all are
 class ReportPart(Part):
     """The page that a study ends with."""
 
-    profiles: int = Field(0, ge=0, description="neurons with a page, the clearest of the first method and set")
+    profiles: int = Field(
+        0, ge=0, le=10**4, description="neurons with a page, the clearest of the first method and set"
+    )
     profiling: Profiling = Profiling()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.settings import Count, Recording
+from langneurons.settings import ContextLength, Count, Recording
 from langneurons.study.stages import Plan, Stage, Step, Units, keyed
 from langneurons.study.tables import MethodPart, Part, StudyConfig
 from langneurons.study.wording import make_method
@@ -55,7 +55,7 @@ class PublishedStatisticsPart(Part):
     tokens: Count | None = Field(
         None, description="each of two passes reads a language; recording.tokens_per_language by default"
     )
-    context_length: Count | None = Field(None, description="recording.context_length by default")
+    context_length: ContextLength | None = Field(None, description="recording.context_length by default")
     batch_size: Count = Field(4, description="chunks a batch, on which the percentiles depend")
 
 

@@ -31,7 +31,7 @@ class TaskPart(PatchedGrid):
     languages: Languages | None = Field(None, description="in a language set those that it has; all by default")
     items: Count = Field(200, description="premises, questions or prompts a language")
     max_new_tokens: Count = 32
-    min_new_tokens: int = Field(0, ge=0, description="generation: before which no text ends")
+    min_new_tokens: int = Field(0, ge=0, le=10**12, description="generation: before which no text ends")
     prompt_tokens: Count = Field(16, description="generation: of a document that the model goes on from")
     beginnings: str | None = Field(
         None, description="generation: the language of all prompts; the measured one by default"
@@ -66,8 +66,10 @@ class TasksStage(
         """Unknown kinds and names, missing sources, and a task of another kind than what was tuned."""
         finetuning = config.tables("finetuning")
         yield from check_kind(where, part.kind)
-        yield from misnamed("finetuning", where, filter(None, [part.tuned]), finetuning)
-        yield from misnamed("language", f"{where}.beginnings", filter(None, [part.beginnings]), config.languages)
+        yield from misnamed("finetuning", where, [] if part.tuned is None else [part.tuned], finetuning)
+        yield from misnamed(
+            "language", f"{where}.beginnings", [] if part.beginnings is None else [part.beginnings], config.languages
+        )
         if not part.source and not ln.tasks.KINDS[part.kind].reads_text:
             yield f"{where}.source is missing."
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:

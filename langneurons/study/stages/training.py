@@ -24,7 +24,7 @@ class TrainedPart(Part):
     """The task that is trained on."""
 
     kind: str = "xnli"
-    source: str = Field(description="the task's files: a folder, the hub's name, or babel")
+    source: str = Field(min_length=1, description="the task's files: a folder, the hub's name, or babel")
     revision: str | None = None
 
 
@@ -33,7 +33,7 @@ class FinetuningPart(TrainedPart):
 
     split: Split = Field("train", description="such as train, or train[:25%]")
     items: Count | None = Field(None, description="premises or questions; all by default")
-    language: str = "en"
+    language: str = Field("en", min_length=1)
     adapter: Adapter = Adapter()
     training: Training = Training()
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ValidityPart(Grid):
     """Is the score real? Split halves of the text, and nulls in which there is no language to find."""
 
-    splits: int = Field(20, ge=2, description="random halvings of the text")
+    splits: int = Field(20, ge=2, le=10**4, description="random halvings of the text")
     nulls: list[str] = Field(["shuffled"], description="shuffled, source, topic; each is a recording of its own")
     tokens: Count | None = Field(None, description="of each label of a null; as many as the smallest has")
 

@@ -1,4 +1,4 @@
-"""Where work runs and what it will cost: in this process, or on a Ray cluster, cut in pieces with the same results.
+"""Where work runs: in this process, or on a Ray cluster, cut in pieces with the same results.
 
 A job may refer to the model. To another process the model is sent by its name: the process loads it once, as it was
 loaded here, and its weights must have the same fingerprint.
@@ -9,19 +9,20 @@ import logging
 import math
 import os
 import pickle
-import sys
-import time
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from tqdm import tqdm
 
-from langneurons.errors import ExecutorError, StaleArtefactError
+from langneurons.errors import ExecutorError, StaleArtefactError, in_short
 from langneurons.models import ModelView, add_dictionary, load_model, remove_dictionary, view
+from langneurons.settings import EXECUTORS
 
 JobType = TypeVar("JobType")
 ResultType = TypeVar("ResultType")
@@ -29,88 +30,9 @@ Work = Callable[[torch.nn.Module, JobType], ResultType]
 PIECES_PER_WORKER = 4  # so that a slow or lost worker costs a fraction of its share
 RETRIES = 4  # of a piece whose worker died
 MODEL, VIEW = "model", "view"
-TRIALS, TRIAL_SECONDS = 3, 2.0  # by which work is timed before it starts
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What work will take; 0 is not said.
-
-    Attributes:
-        work: What is done, such as "Measuring 85 conditions".
-        tokens: Tokens that go through the model.
-        passes: Forward passes per token; a backward pass counts as about two.
-        memory: Bytes of memory beside the model.
-        disk: Bytes on disk.
-        seconds: Time in seconds.
-
-    Example:
-        >>> from langneurons.run import Cost
-        >>> str(Cost("Recording 2 languages", tokens=40_000, memory=12e6).at(rate=200))
-        'Recording 2 languages: 40,000 tokens through the model, 12 MB of memory beside it, about 3 minutes.'
-    """
-
-    work: str = ""
-    tokens: float | int = 0
-    passes: float | int = 1
-    memory: float | int = 0
-    disk: float | int = 0
-    seconds: float | int = 0
-
-    def at(self, rate: float | int) -> "Cost":
-        """The cost with its time, where the model reads so many tokens per second in forward passes."""
-        return replace(self, seconds=self.tokens * self.passes / rate)
-
-    def times(self, number: int, workers: int = 1) -> "Cost":
-        """The cost of doing the same several times, by some workers at once; memory is that of one worker."""
-        return replace(
-            self, tokens=self.tokens * number, disk=self.disk * number, seconds=self.seconds * number / workers
-        )
-
-    def __str__(self) -> str:
-        parts = [
-            f"{self.tokens:,.0f} tokens through the model" if self.tokens else "",
-            f"{_bytes(self.memory)} of memory beside {'it' if self.tokens else 'the model'}" if self.memory else "",
-            f"{_bytes(self.disk)} on disk" if self.disk else "",
-            f"about {_duration(self.seconds)}" if self.seconds else "",
-        ]
-        said = ", ".join(part for part in parts if part)
-        return f"{self.work}: {said}." if said else f"{self.work}."
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Time work in seconds: the quickest of three times, or fewer where they take long; the first also warms up.
-
-    Args:
-        work: Work such as one forward pass, by whose time that of the whole is foretold.
-    """
-    seconds: list[float] = []
-    while len(seconds) < TRIALS and sum(seconds) < TRIAL_SECONDS:
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def say(text: object, progress: object = True) -> None:
-    """Write a line to standard error, above progress bars.
-
-    Args:
-        text: What is written.
-        progress: Whether to write it.
-    """
-    if progress:
-        tqdm.write(str(text), file=sys.stderr)
-
-
-def _bytes(number: float | int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB" if number >= 1e6 else "1 MB"
-
-
-def _duration(seconds: float | int) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} seconds" if seconds >= 1.5 else "1 second"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+REACHED_WITHIN = 5.0  # seconds
+ORPHANED_WITHIN = 60.0  # seconds after which a worker of a lost machine has ended
+patience: ContextVar[float] = ContextVar("seconds to wait for a folder in which another process works", default=0.0)
 
 
 @runtime_checkable
@@ -197,7 +119,7 @@ class RayExecutor:
             raise ExecutorError(
                 f"Something is attached to {model_view.name!r}, such as a patch: leave the block first."
             )
-        ray, together = self._started(), self._together(model)
+        ray, together = self.connect(), self._together(model)
         size = math.ceil(len(jobs) / (PIECES_PER_WORKER * together))
         run = ray.remote(num_cpus=self._threads, num_gpus=self._gpus(model), max_retries=RETRIES)(_computed)
         recipe = ray.put(Recipe.of(model_view, self._threads))
@@ -211,7 +133,8 @@ class RayExecutor:
                 yield from _received(ray, waiting)
         finally:
             for piece in waiting:
-                ray.cancel(piece, force=True)
+                with suppress(ray.exceptions.RayError, ConnectionError):  # with the cluster, its pieces are gone, too
+                    ray.cancel(piece, force=True)
 
     @property
     def _threads(self) -> int:
@@ -226,12 +149,16 @@ class RayExecutor:
         """How many pieces are computed at once."""
         if self.workers is not None:
             return self.workers
-        resources, gpus = self._started().cluster_resources(), self._gpus(model)
+        resources, gpus = self.connect().cluster_resources(), self._gpus(model)
         room = resources.get("CPU", 1) / self._threads
         return max(1, int(min(room, resources.get("GPU", 0) / gpus) if gpus else room))
 
-    def _started(self) -> Any:
-        """Ray, connected."""
+    def connect(self) -> Any:
+        """Give Ray, connected to the cluster.
+
+        Raises:
+            ExecutorError: If Ray is not installed, or the cluster does not answer within seconds.
+        """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a study tells nobody that it runs
         here = self.address is None and "RAY_ADDRESS" not in os.environ
         if here:  # Ray talks over the loopback then: a network that goes away would end this process without a word
@@ -243,16 +170,38 @@ class RayExecutor:
                 "executor='ray' needs Ray, which is not installed: pip install 'langneurons[ray]'."
             ) from error
         if not ray.is_initialized():
+            address = self.address or os.environ.get("RAY_ADDRESS", "")
+            _check_answers(address)
             options: dict[str, Any] = {"num_cpus": self.workers * self._threads} if here and self.workers else {}
             if here:
                 options["include_dashboard"] = False
             try:
                 ray.init(self.address, logging_level=logging.ERROR, log_to_driver=False, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ExecutorError(
-                    f"Cannot reach a Ray cluster at {self.address or 'this machine'}: {error}."
-                ) from error
+                raise ExecutorError(_out_of_reach(address or "this machine", in_short(error))) from error
         return ray
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a cluster's address, as host and port, where nothing listens: Ray itself would try for minutes.
+
+    Raises:
+        ExecutorError: If nothing listens there.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_WITHIN).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ExecutorError(_out_of_reach(address, getattr(error, "strerror", None) or str(error))) from error
+
+
+def _out_of_reach(address: str, why: str) -> str:
+    return (
+        f"There is no Ray cluster at {address} ({why}): start one there, give another address, or leave executor= away "
+        "to work in this process."
+    )
 
 
 def chosen_executor(executor: "str | Executor | None") -> Executor:
@@ -270,10 +219,7 @@ def chosen_executor(executor: "str | Executor | None") -> Executor:
     if isinstance(executor, str) and (executor == "ray" or executor.startswith("ray://")):
         return RayExecutor(None if executor == "ray" else executor)
     if isinstance(executor, str) or not isinstance(executor, Executor):
-        raise ExecutorError(
-            f"executor is None (this process), 'ray', a cluster's address such as 'ray://head:10001', or a "
-            f"ln.run.RayExecutor, not {executor!r}."
-        )
+        raise ExecutorError(f"executor must be {EXECUTORS}, given {executor!r:.100}.")
     return executor
 
 
@@ -358,14 +304,18 @@ def _received(ray: ModuleType, waiting: deque) -> Sequence:
         results = ray.get(waiting[0])
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except (ray.exceptions.RaySystemError, ConnectionError) as error:
+        ray.shutdown()  # so that the next call connects anew
+        raise ExecutorError(f"The Ray cluster was lost ({in_short(error)}): make the same call again.") from error
     except ray.exceptions.RayError as error:
-        raise ExecutorError(f"A piece of work was lost {RETRIES + 1} times: {error}") from error
+        raise ExecutorError(f"A piece of work was lost {RETRIES + 1} times ({in_short(error)}).") from error
     waiting.popleft()
     return pickle.loads(results)
 
 
 def _computed(sent: bytes, recipe: Recipe) -> bytes:
     """In a worker: compute a piece."""
+    patience.set(ORPHANED_WITHIN)  # who computed it before, on a machine that was lost, may not have ended yet
     model = recipe.model()
     named = {MODEL: model, VIEW: view(model)}
 

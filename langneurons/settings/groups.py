@@ -1,65 +1,25 @@
-"""Settings: groups of options that Python, TOML and the command line share, each declared once.
+"""The groups of options, each declared once for Python, a study's file and the command line."""
 
-Nothing heavy is imported here, so that the command line knows its options and their bounds at once.
-"""
-
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, TypeVar, TypeVarTuple, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, StrictBool, field_validator
 
-from langneurons.errors import (
-    EffectError,
-    ExecutorError,
-    LangNeuronsError,
-    LangNeuronsWarning,
-    StatisticsError,
-    TrainingError,
-    unknown,
-)
+from langneurons.errors import EffectError, ExecutorError, LangNeuronsError, StatisticsError, TrainingError
+from langneurons.settings.checking import ContextLength, Count, Few, Seed, Settings
 
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
+Resamples = Annotated[int, Field(ge=100, le=10**7)]
 Match = Literal["write", "dose", "layer", "layer+magnitude"]
 Resampled = Literal["auto", "clusters", "sources"]
 RESAMPLES = 5000
 RESAMPLES_PER_TEST = 100
 RESAMPLED_EFFECTS = 500_000_000  # at most, of a family: a few minutes
 CONDITIONS = ("none", "source", "target", "source+target", "random", "all")
+EXECUTORS = "None (this process), 'ray', a cluster's address such as 'ray://head:10001', or a ln.run.RayExecutor"
 PYTHON_ONLY: dict[str, JsonValue] = {"python_only": True}  # fields that only a Python object can fill
-
-
-class _Checked(type(BaseModel)):
-    """Makes a settings object that is built in Python raise the errors of langneurons."""
-
-    if not TYPE_CHECKING:
-
-        def __call__(cls, *arguments: Any, **options: Any) -> Any:
-            try:
-                return super().__call__(*arguments, **options)
-            except ValidationError as error:
-                raise cls.error(sentence(error.errors()[0], cls)) from None
-
-
-class Settings(BaseModel, metaclass=_Checked):
-    """A group of options: frozen, checked, with a default and a sentence for each.
-
-    Attributes:
-        error: The exception that a wrong option raises.
-        old_names: Names of an earlier version, which go on working, and what they are called.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-    error: ClassVar[type[LangNeuronsError]] = LangNeuronsError
-    old_names: ClassVar[Mapping[str, str]] = {}
-
-
-SettingsType = TypeVar("SettingsType", bound=Settings)
-Groups = TypeVarTuple("Groups")  # several settings objects, each of its own class
 
 
 class Training(Settings):
@@ -77,7 +37,7 @@ class Training(Settings):
     batch_size: Count = Field(8, description="Examples per forward pass.")
     accumulate: Count = Field(1, description="Forward passes per optimiser step.")
     learning_rate: Positive = Field(1e-4, description="Highest learning rate.")
-    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False, description="AdamW's decay of every trained parameter.")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's decay of every trained parameter.")
     betas: tuple[DecayRate, DecayRate] = Field(
         (0.9, 0.999),
         description="AdamW's decay rates of the gradient's mean and square.",
@@ -122,7 +82,7 @@ class Controls(Settings):
 
     error: ClassVar[type[LangNeuronsError]] = EffectError
 
-    draws: int = Field(20, ge=0, description="Number of control draws; 0 draws none.")
+    draws: int = Field(20, ge=0, le=10**4, description="Number of control draws; 0 draws none.")
     match: Match | None = Field(
         None,
         description="What controls share with the neurons they stand for, beside the layer. write: each stands for one "
@@ -166,9 +126,8 @@ class Testing(Settings):
     margin: Positive = Field(
         0.01, description="Largest difference of no interest; 0.01 is one point of a score, or 1 % of a loss."
     )
-    resamples: int | None = Field(
+    resamples: Resamples | None = Field(
         None,
-        ge=100,
         description="Resamples of every effect; by default 5000, and 100 for each test of a larger family.",
     )
     level: float = Field(0.95, gt=0, lt=1, description="Confidence of intervals.")
@@ -215,9 +174,17 @@ class Run(Settings):
         None, description='Where to run: None for this process, "ray" or an address for a Ray cluster.'
     )
     batch_size: Count | None = Field(None, description="Texts per forward pass; by default what suits the function.")
-    progress: bool | Literal["notebook"] = Field(
+    progress: StrictBool | Literal["notebook"] = Field(
         True, description='Whether to show progress bars on standard error; "notebook" adds a curve of the loss.'
     )
+
+    @field_validator("executor")
+    @classmethod
+    def _runs_work(cls, executor: object) -> object:
+        by_name = isinstance(executor, str) and (executor == "ray" or executor.startswith("ray://"))
+        if executor is None or by_name or callable(getattr(executor, "map", None)):
+            return executor
+        raise ValueError(EXECUTORS)
 
 
 class Recording(Settings):
@@ -234,7 +201,7 @@ class Recording(Settings):
     tokens_per_language: Count | None = Field(
         None, description="Counted tokens of each language; by default as many as the smallest language has."
     )
-    context_length: Count = Field(512, description="Positions per block, a multiple of 16.")
+    context_length: ContextLength = Field(512, description="Positions per block, a multiple of 16.")
     sites: tuple[str, ...] = Field(
         ("act",),
         min_length=1,
@@ -259,8 +226,8 @@ class Adapter(Settings):
 
     error: ClassVar[type[LangNeuronsError]] = TrainingError
 
-    rank: Count = Field(8, description="Rank of the update.")
-    alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="Scale of the update, divided by the rank.")
+    rank: Few = Field(8, description="Rank of the update.")
+    alpha: float = Field(16.0, gt=0, description="Scale of the update, divided by the rank.")
     projections: tuple[Literal["gate", "up", "down"], ...] = Field(
         ("gate",), description="Projections of the MLP whose rows or columns are trained at the chosen neurons."
     )
@@ -285,8 +252,10 @@ class Experiment(Adapter):
         Literal["none", "source", "target", "source+target", "random", "random target", "random source+target", "all"],
         ...,
     ] = Field(CONDITIONS, min_length=1, description="Training conditions to compare.")
-    seeds: Annotated[int, Field(ge=1)] | tuple[int, ...] = Field(
-        6, description="Number of training seeds; with fewer than six no difference gets a p-value."
+    seeds: Few | tuple[Seed, ...] = Field(
+        6,
+        description="Number of training seeds; with fewer than six no difference gets a p-value.",
+        json_schema_extra={"possible": "a whole number from 1 to 10,000, or seeds of at least 0"},
     )
     update: Any = Field(
         None,
@@ -316,11 +285,13 @@ class Profiling(Settings):
 
     error: ClassVar[type[LangNeuronsError]] = StatisticsError
 
-    k: Count = Field(5, description="Texts of each kind (top, median, random) per language and neuron.")
+    k: Few = Field(5, description="Texts of each kind (top, median, random) per language and neuron.")
     context_length: Count = Field(64, description="Tokens read per text, special ones included.")
     documents: Count | None = Field(2000, description="Random documents to look through per language; None takes all.")
-    output_tokens: Count = Field(10, description="Promoted tokens to list, and as many suppressed ones.")
-    similar: int = Field(8, ge=0, description="Similar neurons to list by activity, and as many by output direction.")
+    output_tokens: Few = Field(10, description="Promoted tokens to list, and as many suppressed ones.")
+    similar: int = Field(
+        8, ge=0, le=10**4, description="Similar neurons to list by activity, and as many by output direction."
+    )
     seed: Seed = Field(0, description="Seed for the choice of documents and of random texts.")
 
 
@@ -337,7 +308,7 @@ class Probing(Settings):
     position: Literal["mean", "last"] = Field(
         "mean", description="A neuron's value on a text: its mean over counted tokens, or its value at the last one."
     )
-    permutations: int = Field(1000, ge=100, description="Exchanges per test; finer p-values take more.")
+    permutations: Resamples = Field(1000, description="Exchanges per test; finer p-values take more.")
     max_items: Count | None = Field(None, description="Items to read at most, in whole clusters; by default all.")
     probe_sizes: tuple[Count, ...] = Field(
         (1, 2, 4, 8, 16),
@@ -350,171 +321,6 @@ class Probing(Settings):
     seed: Seed = Field(0, description="Seed for items, exchanges and probes.")
 
 
-class TrainingOptions(TypedDict, total=False):
-    """The fields of ``Training``, for functions that take them one by one."""
-
-    epochs: int
-    steps: int | None
-    batch_size: int
-    accumulate: int
-    learning_rate: float
-    weight_decay: float
-    betas: tuple[float, float]
-    warmup: float
-    schedule: Literal["linear", "constant"]
-    clip: float | None
-    loss_on: Literal["answer", "all"]
-    position: Literal["last", "padding"]
-    positions: int
-    bfloat16: bool | None
-    gradient_checkpointing: bool
-    evaluate_every: int | None
-    patience: int | None
-    save_every: float
-    tensorboard: bool
-    seed: int
-
-
-class TestingOptions(TypedDict, total=False):
-    """The fields of ``Testing``, for functions that take them one by one."""
-
-    margin: float
-    resamples: int | None
-    level: float
-    resampled: Resampled
-    seed: int
-
-
-class RunOptions(TypedDict, total=False):
-    """The fields of ``Run``, for functions that take them one by one."""
-
-    out: str | Path | None
-    executor: Any
-    batch_size: int | None
-    progress: bool | Literal["notebook"]
-
-
-class MeasuringOptions(TestingOptions, RunOptions, total=False):
-    """Single options of ``Testing`` and ``Run``."""
-
-
-class MatchingOptions(TypedDict, total=False):
-    """The fields of ``Controls`` that say what is matched, for functions that take them one by one."""
-
-    match: Match | None
-    caliper: float
-    firing: bool
-    spare: float
-
-
-class ControlledOptions(MeasuringOptions, MatchingOptions, total=False):
-    """Single options of ``Controls``, ``Testing`` and ``Run``."""
-
-    stats: Any
-
-
-class RecordingOptions(RunOptions, total=False):
-    """Single options of ``Recording`` and ``Run``."""
-
-    tokens_per_language: int | None
-    context_length: int
-    sites: Sequence[str]
-    also: Sequence[str]
-    sentences: int
-
-
-class FinetuningOptions(TrainingOptions, total=False):
-    """Single options of ``Training`` and ``Run``."""
-
-    out: str | Path | None
-    executor: Any
-    progress: bool | Literal["notebook"]
-
-
-class ExperimentOptions(FinetuningOptions, MatchingOptions, total=False):
-    """Single options of ``Experiment``, ``Training``, ``Controls``, ``Testing`` and ``Run``."""
-
-    source: str
-    targets: Sequence[str] | None
-    conditions: Sequence[str]
-    seeds: int | Sequence[int]
-    update: Any
-    dev: Any
-    head: Any
-    training_patches: Any
-    rank: int
-    alpha: float
-    projections: Sequence[str]
-    attention: Sequence[str]
-    stats: Any
-    margin: float
-    resamples: int | None
-    level: float
-    resampled: Resampled
-
-
-class ProfilingOptions(RunOptions, total=False):
-    """Single options of ``Profiling`` and ``Run``."""
-
-    k: int
-    context_length: int
-    documents: int | None
-    output_tokens: int
-    similar: int
-    seed: int
-
-
-class ProbingOptions(RunOptions, MatchingOptions, total=False):
-    """Single options of ``Probing``, ``Controls`` and ``Run``."""
-
-    position: Literal["mean", "last"]
-    permutations: int
-    max_items: int | None
-    probe_sizes: Sequence[int]
-    least_share: float
-    stats: Any
-    seed: int
-
-
-def with_options(options: Mapping[str, Any], *settings: *Groups) -> tuple[*Groups]:
-    """Fill in options that were given one by one; an option that several settings have, such as the seed, is for all.
-
-    Args:
-        options: Option names and values.
-        settings: The settings objects that a function takes.
-
-    Returns:
-        The settings objects with the options.
-
-    Raises:
-        LangNeuronsError: If no settings object has an option, or a value is out of its bounds.
-
-    Example:
-        >>> from langneurons.settings import with_options
-        >>> testing, run = with_options({"margin": 0.05, "progress": False}, ln.Testing(), ln.Run())
-        >>> testing.margin, run.progress
-        (0.05, False)
-    """
-    groups = cast(tuple[Settings, ...], settings)
-    for name in options:
-        if not any(name in type(group).model_fields or name in group.old_names for group in groups):
-            possible = dict.fromkeys(field for group in groups for field in type(group).model_fields)
-            raise groups[0].error(unknown("option", name, possible))
-    return cast(tuple[*Groups], tuple(_filled(group, options) for group in groups))
-
-
-def _filled(group: SettingsType, options: Mapping[str, Any]) -> SettingsType:
-    changes = {}
-    for name, value in options.items():
-        if name in group.old_names:
-            current = group.old_names[name]
-            warnings.warn(f"The option {name} is called {current}.", LangNeuronsWarning, stacklevel=5)
-            changes[current] = value
-        elif name in type(group).model_fields:
-            changes[name] = value
-    return type(group)(**{**dict(group), **changes}) if changes else group
-
-
 def controls_of(controls: int | Controls) -> Controls:
     """Controls from their number of draws, the shorthand.
 
@@ -522,68 +328,3 @@ def controls_of(controls: int | Controls) -> Controls:
         EffectError: If the number is negative.
     """
     return controls if isinstance(controls, Controls) else Controls(draws=controls)
-
-
-def sentence(error: Any, model: type[BaseModel]) -> str:
-    """Say what is wrong with one option: its name, what is possible, and what was given.
-
-    Args:
-        error: One of pydantic's errors.
-        model: The class whose field it is about.
-
-    Example:
-        >>> ln.Training(warmup=1)
-        Traceback (most recent call last):
-        langneurons.errors.TrainingError: warmup must be at least 0 and below 1, given 1.
-    """
-    if not error["loc"]:
-        return str(error["msg"]).removeprefix("Value error, ")
-    name, value = str(error["loc"][0]), error["input"]
-    if error["type"] == "extra_forbidden":
-        return unknown("option", name, model.model_fields)
-    if error["type"] == "missing" and len(error["loc"]) == 1:
-        return f"{name} is missing."
-    field = model.model_fields[name]
-    if choices := literal_choices(field.annotation):
-        return unknown(name, value, choices)
-    possible = possible_values(field) or str(error["msg"]).removeprefix("Value error, ")
-    return f"{name} must be {possible}, given {value!r}."
-
-
-def literal_choices(annotation: Any) -> list[Any]:
-    """The words that a field allows; empty where it is no choice among words."""
-    if getattr(annotation, "__origin__", None) is Literal:
-        return list(get_args(annotation))
-    return [choice for part in get_args(annotation) for choice in literal_choices(part)]
-
-
-def possible_values(field: Any) -> str:
-    """What a field allows, in words; "" where its type has none."""
-    if isinstance(field.json_schema_extra, dict) and "possible" in field.json_schema_extra:
-        return str(field.json_schema_extra["possible"])
-    kinds, metadata = _kinds(field.annotation, field.metadata)
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    limits = [
-        f"{text} {getattr(limit, bound):g}"
-        for limit in metadata
-        for bound, text in words.items()
-        if getattr(limit, bound, None) is not None
-    ]
-    if any(getattr(limit, "allow_inf_nan", None) is False for limit in metadata):
-        limits.append("finite")
-    by_kind = {int: "a whole number", float: "" if limits else "a number", bool: "true or false", Path: "a path"}
-    kind = next((text for kind, text in by_kind.items() if kind in kinds), "")
-    text = " of ".join(part for part in (kind, " and ".join(limits)) if part)
-    return text + (", or None" if text and type(None) in kinds else "")
-
-
-def _kinds(annotation: Any, metadata: Iterable[Any]) -> tuple[set[Any], list[Any]]:
-    """The plain types inside an annotation, and the bounds that stand anywhere in it."""
-    limits = [limit for part in metadata for limit in getattr(part, "metadata", None) or [part]]
-    origin = getattr(annotation, "__origin__", None)
-    if hasattr(annotation, "__metadata__"):
-        return _kinds(origin, [*limits, *annotation.__metadata__])
-    if get_args(annotation) and origin is not tuple:
-        parts = [_kinds(part, ()) for part in get_args(annotation)]
-        return set().union(*(kinds for kinds, _ in parts)), limits + [limit for _, inner in parts for limit in inner]
-    return {annotation}, limits
