@@ -547,7 +547,7 @@ def sentence(error: Any, model: type[BaseModel]) -> str:
     if choices := literal_choices(field.annotation):
         return unknown(name, value, choices)
     possible = possible_values(field) or str(error["msg"]).removeprefix("Value error, ")
-    return f"{name} must be {possible}, given {value!r}."
+    return f"{name} must be {possible}, given {value!r:.100}."
 
 
 def literal_choices(annotation: Any) -> list[Any]:

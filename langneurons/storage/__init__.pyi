@@ -12,6 +12,7 @@ from .files import replacing as replacing
 from .files import temporary_folder as temporary_folder
 from .files import understood as understood
 from .files import write_text as write_text
+from .layouts import layout as layout
 from .objects import JsonObject as JsonObject
 from .objects import read_json as read_json
 from .objects import read_object as read_object

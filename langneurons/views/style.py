@@ -15,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Real
 from markupsafe import Markup
+from plotly.basedatatypes import BasePlotlyType
 
 from langneurons import storage
 from langneurons.errors import LangNeuronsError, unknown
@@ -164,14 +165,14 @@ def _make_plain(figure: go.Figure) -> None:
         _replace(annotation, ("text",))
 
 
-def _replace(properties: Any, names: Iterable[str], labels: dict[str, str] | None = None) -> None:
+def _replace(properties: BasePlotlyType, names: Iterable[str], labels: dict[str, str] | None = None) -> None:
     """Put plain texts in the place of some of a plotly object's properties, as far as it has them and they hold any."""
     for name in names:
         if name in properties and (texts := _plain_values(properties[name], labels)) is not properties[name]:
             properties[name] = texts
 
 
-def _plain_values(values: Any, labels: dict[str, str] | None) -> Any:
+def _plain_values(values: object, labels: dict[str, str] | None) -> object:
     """Texts in a value of a trace, letter for letter but for our own tags; the value itself where it holds none.
 
     Args:
