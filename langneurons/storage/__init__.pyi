@@ -8,6 +8,7 @@ from .files import locked as locked
 from .files import make_temporary_folder as make_temporary_folder
 from .files import names_a_file as names_a_file
 from .files import remove_folder as remove_folder
+from .files import remove_orphans as remove_orphans
 from .files import replacing as replacing
 from .files import temporary_folder as temporary_folder
 from .files import understood as understood

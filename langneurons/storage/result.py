@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, unknown
-from langneurons.storage.files import understood
+from langneurons.storage.files import check_regular, understood
 from langneurons.storage.layouts import Layout, check_fields
 from langneurons.storage.objects import JsonObject, read_json, schema_of, write_json
 from langneurons.storage.presenting import Table
@@ -232,9 +232,10 @@ def result_kinds() -> list[str]:
 def _file_in(folder: Path) -> Path:
     """The JSON file of the one result in a folder."""
     if not folder.is_dir():
+        check_regular(folder)
         raise StorageError(f"Cannot read {folder}: there is no such file or folder.")
     kinds = result_kinds()
-    files = [file for file in sorted(folder.glob("*.json")) if _kind_of(file) in kinds]
+    files = [file for file in sorted(folder.glob("*.json")) if file.is_file() and _kind_of(file) in kinds]
     if not files:
         raise StorageError(
             f"{folder} holds no result: none of its JSON files has a schema such as 'langneurons/ablation/1'. Kinds of "
