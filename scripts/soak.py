@@ -175,11 +175,10 @@ def _tried(attempt: Callable[[str, int, int, Path], "Outcome"], counts: dict[str
             process.join()
         failures += failed
         rows.append({"kind": name, **outcomes, "seconds": time.monotonic() - begun})
-        print(rows[-1], flush=True)
+        print(rows[-1], *failed, sep="\n", flush=True)
     table = pd.DataFrame(rows).fillna(0)
     counted = table.drop(columns=["kind", "seconds"]).astype(int)
     print(table.round(1).to_string(index=False), f"\n{counted.to_numpy().sum():,} tries: {counted.sum().to_dict()}")
-    print("\n".join(failures))
     return not failures
 
 

@@ -21,7 +21,7 @@ from langneurons.effects.table import (
     with_current_names,
 )
 from langneurons.errors import EffectError
-from langneurons.storage import Column, JsonObject, Result, Table, layout
+from langneurons.storage import Column, JsonObject, Result, Table, all_of, layout
 from langneurons.storage.layouts import Layout
 
 LEAST_CONTROLS = 19  # fewer give no rank p-value of 0.05
@@ -169,9 +169,9 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         return fields | {"rows": rows, "settings": with_current_names(fields["settings"])}
 
     def _check_parts(self) -> None:
-        placed = " control_draws control_pool" if "control_position" in self.rows.columns else ""
-        alone = " layer neuron" if self.settings["each"] == "neuron" else " neurons"
-        layout(mark=" ".join(self.settings["keys"]) + placed + alone).check("the ablation", self.rows)
+        placed = ["control_draws", "control_pool"] if "control_position" in self.rows.columns else []
+        which = ["layer", "neuron"] if self.settings["each"] == "neuron" else ["neurons"]
+        all_of("mark", [*self.settings["keys"], *placed, *which]).check("the ablation", self.rows)
         check_balance(self.settings)
         if self.rows.empty or len(set(self.settings["keys"])) < len(self.settings["keys"]):
             raise ValueError("it has no rows, or a key stands there twice")

@@ -41,7 +41,7 @@ from langneurons.settings import (
     controls_of,
     with_options,
 )
-from langneurons.storage import Column, Result, Table, layout
+from langneurons.storage import Column, Result, Table, all_of, layout
 from langneurons.storage.layouts import Layout
 
 RESAMPLES = 500
@@ -108,8 +108,8 @@ class Comparison(Result, kind="comparison", tables={"rows": "methods", "overlap"
         return Table(frame, title="Shared neurons (Jaccard, mean over languages)")
 
     def _check_parts(self) -> None:
-        names = [str(name) for name in self.rows.columns if name != "method"]
-        layout(number=" ".join(names)).check("the methods", self.rows.dropna(axis=1, how="all"))
+        figures = self.rows.drop(columns="method").dropna(axis=1, how="all")
+        all_of("number", figures.columns).check("the methods", figures)
         methods = set(self.rows["method"])
         if len(methods) < len(self.rows) or not set(self.overlap["first"]) | set(self.overlap["second"]) <= methods:
             raise ValueError("every method has one row, and only those overlap")

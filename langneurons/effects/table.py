@@ -16,7 +16,7 @@ from langneurons.effects.pairing import BASELINE
 from langneurons.effects.resampling import SIGNIFICANCE, least_p
 from langneurons.errors import EffectError, LangNeuronsWarning, unknown
 from langneurons.settings import Testing
-from langneurons.storage.layouts import Layout, layout
+from langneurons.storage.layouts import Layout, all_of, layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import P_VALUE, Column, Table
 from langneurons.storage.result import Result
@@ -236,7 +236,7 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
     def _check_parts(self) -> None:
         for table in (self.rows, self.controls):
             if table is not None:
-                layout(mark=" ".join(self.keys)).check("the effect table", table)
+                all_of("mark", self.keys).check("the effect table", table)
         if len(set(self.keys)) < len(self.keys):
             raise ValueError("a key stands there twice")
         if not self.keys or self.rows.empty or bool(self.rows.duplicated(self.keys).any()):
@@ -314,7 +314,7 @@ def check_numbers(numbers: Mapping[str, object]) -> None:
     Raises:
         CorruptArtefactError: If one is none.
     """
-    layout(finite=" ".join(numbers)).check("the settings", numbers)
+    all_of("finite", numbers).check("the settings", numbers)
 
 
 def dominance(rows: pd.DataFrame) -> str:

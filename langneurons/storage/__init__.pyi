@@ -13,6 +13,7 @@ from .files import replacing as replacing
 from .files import temporary_folder as temporary_folder
 from .files import understood as understood
 from .files import write_text as write_text
+from .layouts import all_of as all_of
 from .layouts import layout as layout
 from .objects import JsonObject as JsonObject
 from .objects import read_json as read_json

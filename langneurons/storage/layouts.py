@@ -1,6 +1,6 @@
 """What the tables and settings of each kind of result must hold; checked once for all kinds, when a result is read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,16 @@ def layout(choices: Mapping[str, tuple[str, ...]] | None = None, **names: str) -
     kinds |= {name: kind for kind, listed in names.items() for name in listed.split()}
     bare = {name.removesuffix("?"): kind for name, kind in kinds.items()}
     return Layout(bare, frozenset(name[:-1] for name in kinds if name.endswith("?")))
+
+
+def all_of(kind: str, names: Iterable[str]) -> Layout:
+    """Say that some columns or settings, whatever their names hold, must be there and be of one kind.
+
+    Example:
+        >>> all_of("number", ["a b", ""]).kinds
+        {'a b': 'number', '': 'number'}
+    """
+    return Layout(dict.fromkeys(names, kind), frozenset())
 
 
 def check_fields(file: Path, layouts: Mapping[str, Layout], fields: Mapping[str, object]) -> None:

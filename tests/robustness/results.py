@@ -103,7 +103,7 @@ def polysemanticity() -> Polysemanticity:
 
 
 def comparison() -> Comparison:
-    rows = pd.DataFrame({"method": ["LAPE", "mean"], "chosen": [3, 4], "jaccard": [0.5, np.nan]})
+    rows = pd.DataFrame({"method": ["LAPE", "mean"], "chosen": [3, 4], "jaccard": [0.5, np.nan], "spearman": np.nan})
     rows = rows.assign(jaccard_low=[0.4, np.nan], jaccard_high=[0.6, np.nan], selectivity=[0.1, 0.2])
     overlap = pd.DataFrame({"first": "LAPE", "second": "mean", "language": LANGUAGES, "jaccard": 0.25})
     return Comparison(rows, overlap.assign(jaccard_chance=0.1), {**ABOUT, "notes": ["mean has no halves"]})

@@ -14,7 +14,7 @@ from langneurons.analysis.validity.reliability import Halves, Selection, SplitHa
 from langneurons.errors import StatisticsError
 from langneurons.identification import Method
 from langneurons.recording.statistics import ActivationStats
-from langneurons.storage import Column, JsonObject, Result, Table, layout
+from langneurons.storage import Column, JsonObject, Result, Table, all_of, layout
 from langneurons.storage.layouts import Layout
 
 LIMIT = 0.05  # estimated share of false discoveries that a method may have
@@ -268,9 +268,9 @@ class ValidityTable(Result, kind="validity-table", file="validity", tables={"row
         about = layout(text="column title", finite="bar", flag="least")
         for check in self.checks:
             about.check("a check", asdict(check))
-            layout(number=f"{check.column} {check.column}_chance?", tick=f"{check.column}_passes").check(
-                "the validity table", self.rows
-            )
+            chance = {f"{check.column}_chance"} & set(self.rows.columns)
+            all_of("number", [check.column, *chance]).check("the validity table", self.rows)
+            all_of("tick", [f"{check.column}_passes"]).check("the validity table", self.rows)
         if len({check.column for check in self.checks}) < len(self.checks):
             raise ValueError("a check stands there twice")
 
