@@ -170,6 +170,7 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
 
     def _check_parts(self) -> None:
         placed = ["control_draws", "control_pool"] if "control_position" in self.rows.columns else []
+        placed += [] if self.controls is None else ["control_low", "control_high"]
         which = ["layer", "neuron"] if self.settings["each"] == "neuron" else ["neurons"]
         all_of("mark", [*self.settings["keys"], *placed, *which]).check("the ablation", self.rows)
         check_balance(self.settings)

@@ -131,7 +131,7 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         """The table with what every patch changed beyond its controls, as they are and at equal dose."""
         assert table.controls is not None
         changes = parts_of(table.controls, table.keys)
-        balance = self.settings.get("balance", {"rows": []})["rows"]
+        balance = (self.settings.get("balance") or {"rows": []})["rows"]
         ratio_of = {row["language"]: row["write_ratio"] or 1.0 for row in balance}
         as_drawn, at_equal_dose = [], []
         for cell in table.rows[table.keys].itertuples(index=False, name=None):

@@ -176,7 +176,7 @@ class StoredTensors(Mapping[str, Tensor]):
         tensors = storage.read_tensors(self.path, self.checksum)
         shape = tensors["active"].shape[1:] if "active" in tensors else ()
         expected = {"active": (self.folds, *shape), "sum": (self.folds, *shape)}
-        expected |= dict.fromkeys(("absolute", "squares", *LOWS, *HIGHS), shape)
+        expected |= dict.fromkeys(("absolute", "squares", WRITTEN, *LOWS, *HIGHS, *GRID), shape)
         if len(shape) != 2 or any(tensors[name].shape != size for name, size in expected.items() if name in tensors):
             raise CorruptArtefactError(f"{self.path} holds no counts of {self.folds} folds, or sums of other neurons.")
         if any(name in tensors and tensors[name].is_floating_point() for name in (*COUNTS, *SUMS, WRITTEN)):
