@@ -43,7 +43,7 @@ def _edited(path, change):
         ({"shape": [2.5, 4]}, "no whole number"),
         ({"shape": "24"}, "'shape', which must be a list of numbers"),
         ({"site": 3}, "'site', which must be text"),
-        ({"members": [["en", [1.5]]]}, "no whole number"),
+        ({"members": [["en", [1.5]]], "scores": []}, "no whole number"),
         ({"members": [["en", [True]]]}, "'values', which must be a list of numbers"),
         ({"members": [["en", [1]], ["en", [2]]], "scores": []}, "stands there twice"),
         ({"members": [["en", [99]]], "scores": []}, "outside 0 to 7"),
