@@ -34,7 +34,7 @@ def test_a_study_runs_and_says_where_its_report_is(file, tmp_path, monkeypatch, 
     page = tmp_path / "page.html"
     status, printed, _ = run(capsys, monkeypatch, "report", str(out), "--out", str(page), "--question", "Whose?")
     assert (status, f"Report: {page} (open it in a browser)" in printed) == (0, True)
-    assert "<h1>Whose?</h1>" in page.read_text("utf-8")
+    assert "Whose?</h1>" in page.read_text("utf-8")
     assert "Which neurons belong to which language" in page.read_text("utf-8")
 
 
