@@ -1,12 +1,16 @@
 """`make soak`: 200 steps of mixed work that must not leak, loaders fuzzed, steps killed, folders fought over.
 
-python -m scripts.soak [fuzz | kill | twice | steps] ...    all without an argument; exit status 1 when one fails
+Every kind of result is forged a thousand times, and shown in a browser with an attack in every text.
+
+python -m scripts.soak [fuzz | forge | browser | kill | twice | steps] ...    all without an argument; exit status 1
+when one fails
 """
 
 import ctypes
 import gc
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,14 +20,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+if TYPE_CHECKING:
+    from tests.robustness.fuzzing import Outcome
+
 STEPS, WARM_UP = int(os.environ.get("SOAK_STEPS", "200")), 60
 GROWTH_MB = 8.0  # over the steps after the warm-up: less is the allocator's
 MUTATIONS, SEED = 600, 0  # of an artefact
-KILLS = 10  # of a kind of step
+KILLS = int(os.environ.get("SOAK_KILLS", "10"))  # of a kind of step
+FORGERIES = int(os.environ.get("SOAK_FORGERIES", "1000"))  # of a kind of result
 MEETINGS = 5  # of two processes in the folder of each function
 
 
@@ -121,36 +130,57 @@ def _judged(held: pd.DataFrame) -> bool:
 
 
 def fuzz() -> bool:
-    """Damage every kind of artefact, each in a process of its own, so that a crash is seen."""
+    """Damage every kind of artefact."""
     from tests.robustness.artefacts import ARTEFACTS, model
     from tests.robustness.fuzzing import fuzz as fuzzed
 
+    model()  # loaded once, before the processes fork
+    return _tried(fuzzed, {name: round(MUTATIONS * artefact.share) for name, artefact in ARTEFACTS.items()})
+
+
+def forge() -> bool:
+    """Edit and seal again every kind of result, and use it."""
+    from tests.robustness.forging import forged
+    from tests.robustness.results import RESULTS
+
+    return _tried(forged, dict.fromkeys(RESULTS, FORGERIES))
+
+
+def browser() -> bool:
+    """Show every kind of result, with an attack in every text, in a real browser."""
+    tests = [sys.executable, "-m", "pytest", "-q", "-rs", "tests/browser/test_results.py"]
+    return subprocess.run(tests, check=False).returncode == 0
+
+
+def _tried(attempt: Callable[[str, int, int, Path], "Outcome"], counts: dict[str, int]) -> bool:
+    """Damage artefacts or results, each kind in a process of its own, so that a crash is seen."""
+
     def work(name: str, count: int, folder: str, answer: Connection) -> None:
-        outcome = fuzzed(name, SEED, count, Path(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outcome = attempt(name, SEED, count, Path(folder))
         answer.send((outcome.counts, outcome.failures))
 
-    model()  # loaded once, before the processes fork
     rows, failures, forking = [], [], multiprocessing.get_context("fork")
-    for name, artefact in ARTEFACTS.items():
-        count, begun = round(MUTATIONS * artefact.share), time.monotonic()
+    for name, count in counts.items():
+        begun = time.monotonic()
         answer, ask = forking.Pipe(duplex=False)
         with tempfile.TemporaryDirectory() as folder:
             process = forking.Process(target=work, args=(name, count, folder, ask))
             process.start()
             ask.close()
             try:
-                counts, failed = answer.recv()
+                outcomes, failed = answer.recv()
             except EOFError:
                 process.join()
-                counts, failed = {}, [f"{name}: the process ended with {process.exitcode}"]
+                outcomes, failed = {}, [f"{name}: the process ended with {process.exitcode}"]
             process.join()
         failures += failed
-        rows.append({"artefact": name, **counts, "seconds": time.monotonic() - begun})
-        print(rows[-1], flush=True)
+        rows.append({"kind": name, **outcomes, "seconds": time.monotonic() - begun})
+        print(rows[-1], *failed, sep="\n", flush=True)
     table = pd.DataFrame(rows).fillna(0)
-    counted = table.drop(columns=["artefact", "seconds"]).astype(int)
-    print(table.round(1).to_string(index=False), f"\n{counted.to_numpy().sum():,} mutations: {counted.sum().to_dict()}")
-    print("\n".join(failures))
+    counted = table.drop(columns=["kind", "seconds"]).astype(int)
+    print(table.round(1).to_string(index=False), f"\n{counted.to_numpy().sum():,} tries: {counted.sum().to_dict()}")
     return not failures
 
 
@@ -164,7 +194,7 @@ def kill() -> bool:
         with tempfile.TemporaryDirectory() as folder:
             found = killed(kind, Path(folder), KILLS, seed=SEED)
         print(f"{kind}: {found}", flush=True)
-        fine &= found.equal
+        fine &= found.equal and not found.orphans
     return fine
 
 
@@ -191,7 +221,8 @@ def _own_cache() -> Iterator[None]:
 
 if __name__ == "__main__":
     with _own_cache():
-        asked = sys.argv[1:] or ["fuzz", "kill", "twice", "steps"]  # fuzz forks, which a process that computed cannot
-        results = {name: {"steps": soak, "fuzz": fuzz, "kill": kill, "twice": twice}[name]() for name in asked}
+        parts = {"fuzz": fuzz, "forge": forge, "browser": browser, "kill": kill, "twice": twice, "steps": soak}
+        names = sys.argv[1:] or list(parts)  # those that fork first, which a process that computed cannot
+        results = {name: parts[name]() for name in names}
     print(", ".join(f"{name}: {'fine' if fine else 'FAILED'}" for name, fine in results.items()))
     sys.exit(not all(results.values()))

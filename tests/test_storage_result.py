@@ -233,6 +233,16 @@ def test_title_and_caption_stand_around_the_table():
     assert Table(EFFECTS.head(0)).to_string() == "(no rows)"
 
 
+def test_no_tag_link_or_formula_of_a_text_is_one_on_a_page():
+    hostile = "<img src=x onerror=alert(1)> [a](javascript:alert(1)) $x$\n"
+    table = Table(pd.DataFrame({hostile: [hostile]}), title=hostile, caption=hostile)
+    assert table._repr_html_().count("&lt;img") == 4
+    assert "<img" not in table._repr_html_() + table.to_markdown()
+    assert 'class="tex2jax_ignore mathjax_ignore"' in table._repr_html_()
+    assert "](" not in table.to_markdown()
+    assert len(table.to_markdown().splitlines()) == 7
+
+
 def test_html_latex_and_markdown_say_signs_as_they_are():
     odd = pd.DataFrame({"a_b": ["<b>", "50 % & $x_1$ | {y}"], "n": [1.5, np.inf]})
     table = Table(odd, caption="p < 0.05 & more_so")
@@ -242,6 +252,7 @@ def test_html_latex_and_markdown_say_signs_as_they_are():
     assert r"50 \% \& \$x\_1\$ | \{y\} & $\infty$ \\" in latex
     assert r"\caption{p $<$ 0.05 \& more\_so}" in latex
     assert r"\begin{tabular}{lr}" in latex
+    assert table.to_markdown().splitlines()[2] == "| &lt;b> | 1.5 |"
     assert table.to_markdown().splitlines()[3] == "| 50 % & $x_1$ \\| {y} | ∞ |"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,18 @@ from langneurons.effects.estimation import LOSSES, Effect, benjamini_hochberg
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.resampling import least_p
-from langneurons.effects.table import balance_sentence, current_verdicts, spreads_of, with_current_names
+from langneurons.effects.table import (
+    CONTROL_NUMBERS,
+    VERDICTS,
+    balance_sentence,
+    check_balance,
+    current_verdicts,
+    spreads_of,
+    with_current_names,
+)
 from langneurons.errors import EffectError
-from langneurons.storage import Column, JsonObject, Result, Table
+from langneurons.storage import Column, JsonObject, Result, Table, all_of, layout
+from langneurons.storage.layouts import Layout
 
 LEAST_CONTROLS = 19  # fewer give no rank p-value of 0.05
 SHOWN = 20  # effects that are printed
@@ -41,6 +50,26 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         controls: Each control's effect: label, layer, neuron (or draw), language, effect.
         settings: How it was measured.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(
+            text="label language control_pool?",
+            whole="items clusters layer? neuron? neurons?",
+            number=f"effect low high detectable unpatched patched {CONTROL_NUMBERS}",
+            share="p p_adjusted control_p? control_p_adjusted?",
+            choices=VERDICTS,
+        ),
+        "controls": layout(text="label language", number="effect"),
+        "settings": layout(
+            text="model metric patch site per",
+            texts="keys",
+            finite="margin min_effect?",
+            whole="resamples",
+            flag="own_unit?",
+            mapping="balance?",
+            choices={"each": ("neuron", "group", "cumulative")},
+        ),
+    }
 
     rows: pd.DataFrame
     controls: pd.DataFrame | None
@@ -139,6 +168,15 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         verdicts = current_verdicts(fields["rows"], lower_is_better, "effect", "p_adjusted")
         rows = fields["rows"].assign(verdict=verdicts)
         return fields | {"rows": rows, "settings": with_current_names(fields["settings"])}
+
+    def _check_parts(self) -> None:
+        placed = ["control_draws", "control_pool"] if "control_position" in self.rows.columns else []
+        placed += [] if self.controls is None else ["control_low", "control_high"]
+        which = ["layer", "neuron"] if self.settings["each"] == "neuron" else ["neurons"]
+        all_of("mark", [*self.settings["keys"], *placed, *which]).check("the ablation", self.rows)
+        check_balance(self.settings)
+        if self.rows.empty or len(set(self.settings["keys"])) < len(self.settings["keys"]):
+            raise ValueError("it has no rows, or a key stands there twice")
 
 
 def _placed(rows: pd.DataFrame, controls: pd.DataFrame, spreads: Mapping[str, float | None]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,8 @@ from langneurons.settings import (
     controls_of,
     with_options,
 )
-from langneurons.storage import Column, Result, Table
+from langneurons.storage import Column, Result, Table, all_of, layout
+from langneurons.storage.layouts import Layout
 
 RESAMPLES = 500
 SAMPLED = "sampled"
@@ -70,6 +71,12 @@ class Comparison(Result, kind="comparison", tables={"rows": "methods", "overlap"
         settings: How it was measured, and ``notes`` on what could not be.
     """
 
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(text="method"),
+        "overlap": layout(text="first second", mark="language", number="jaccard jaccard_chance?"),
+        "settings": layout(text="site", texts="notes"),
+    }
+
     rows: pd.DataFrame
     overlap: pd.DataFrame
     settings: Mapping[str, Any]
@@ -89,7 +96,7 @@ class Comparison(Result, kind="comparison", tables={"rows": "methods", "overlap"
         columns = {
             name: Column(bounds=(f"{name}_low", f"{name}_high"))
             for name in frame.columns
-            if f"{name}_low" in frame.columns
+            if {f"{name}_low", f"{name}_high"} <= set(frame.columns)
         }
         points = {name: "points" for name in ("selectivity", "selectivity_control")}
         columns |= {name: replace(columns.get(name, Column()), unit=unit) for name, unit in points.items()}
@@ -100,6 +107,13 @@ class Comparison(Result, kind="comparison", tables={"rows": "methods", "overlap"
         """Share of neurons that every pair of methods has in common."""
         frame = self.jaccard().rename_axis("method").reset_index()
         return Table(frame, title="Shared neurons (Jaccard, mean over languages)")
+
+    def _check_parts(self) -> None:
+        figures = self.rows.drop(columns="method").dropna(axis=1, how="all")
+        all_of("number", figures.columns).check("the methods", figures)
+        methods = set(self.rows["method"])
+        if len(methods) < len(self.rows) or not set(self.overlap["first"]) | set(self.overlap["second"]) <= methods:
+            raise ValueError("every method has one row, and only those overlap")
 
     def __repr__(self) -> str:
         return f"{self.table()}\n{self.overlap_table()}"

@@ -184,6 +184,18 @@ class Decomposition(Result, kind="decomposition"):
         caption = "Share of a neuron's variance over texts that each source explains, the mean over a layer's neurons."
         return Table(frame, columns, title, caption)
 
+    def _check_parts(self) -> None:
+        layers, width = self.squares["total"].shape
+        texts = all(isinstance(name, str) for name in (*self.languages, *self.labels, self.site))
+        if not texts or self.counts.shape != (len(self.languages), len(self.labels)) or (self.counts < 0).any():
+            raise ValueError("it needs a count of texts for each language and label")
+        for name in ("total", "residual", *SOURCES, "language_first", "task_first"):
+            values = self.squares[name]
+            if values.shape != (layers, width) or values.dtype.kind != "f" or not np.isfinite(values).all():
+                raise ValueError(
+                    f"the squares {name!r} are no finite numbers, one for each of {layers} x {width} neurons"
+                )
+
     def _write(self, folder: Path) -> JsonObject:
         tensors = {name: torch.from_numpy(values) for name, values in self.squares.items()}
         return {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,10 @@ from langneurons.analysis.decomposition import Decomposition
 from langneurons.effects.estimation import benjamini_hochberg, holm
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.resampling import POWER, SIGNIFICANCE
-from langneurons.effects.table import balance_sentence
+from langneurons.effects.table import balance_sentence, check_balance
 from langneurons.errors import LanguageError, unknown
-from langneurons.storage import Column, JsonObject, Result, Table
+from langneurons.storage import Column, JsonObject, Result, Table, layout
+from langneurons.storage.layouts import Layout
 
 SHOWN = ["language", "layer", "neuron", "language_share", "task_share", "interaction_share"]
 SHOWN += ["language_p_adjusted", "task_p_adjusted", "task_detectable", "task_bits", "verdict"]
@@ -25,6 +26,7 @@ CONTROL_COLUMNS = {
     "p_adjusted": Column("p (Holm)", digits=2),
     "detectable": Column(unit="points", scale=100),
 }
+BESIDE_CONTROLS = "control_mean? control_low? control_high? p_adjusted? detectable?"
 CONTROLS = ["control_mean", "control_low", "control_high", "p_adjusted", "detectable", "verdict"]
 
 
@@ -47,6 +49,30 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
         decomposition: The decomposition of every neuron of the model.
         settings: How it was measured: task, items, clusters, position, draws, ...
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(
+            text="language",
+            whole="layer neuron",
+            number="language_share task_share interaction_share language_partial task_partial interaction_partial "
+            "language_excess task_excess interaction_excess task_detectable language_bits? task_bits",
+            share="language_p_adjusted task_p_adjusted",
+            choices={"verdict": ("both", "language", "task", "neither")},
+        ),
+        "sets": layout(
+            text="language carries", whole="neurons count", share="share", number=BESIDE_CONTROLS, note="verdict?"
+        ),
+        "probes": layout(
+            text="language predicts", whole="k", number=f"accuracy chance {BESIDE_CONTROLS}", note="verdict?"
+        ),
+        "auroc": layout(text="language factor", mark="level", whole="layer neuron", share="auroc"),
+        "settings": layout(
+            text="model? site task",
+            whole="items clusters cut controls finest",
+            finite="least_share",
+            mapping="balance?",
+        ),
+    }
 
     rows: pd.DataFrame
     sets: pd.DataFrame
@@ -121,6 +147,19 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
                 "carry the task cannot be found: raise permutations."
             )
         return limits
+
+    def _check_parts(self) -> None:
+        check_balance(self.settings)
+        self.decomposition._check_parts()
+        if self.settings["controls"]:
+            for name in ("sets", "probes"):
+                if len(table := getattr(self, name)):
+                    layout(mark=" ".join(CONTROLS[:-1])).check(name, table)
+        layers, width = self.decomposition.shape
+        if self.rows.empty or bool((self.rows["layer"] >= layers).any() or (self.rows["neuron"] >= width).any()):
+            raise ValueError(f"it has no neuron, or one outside {layers} layers x {width}")
+        if self.decomposition.site != self.settings["site"]:
+            raise ValueError("the decomposition is of another site")
 
     def _write(self, folder: Path) -> JsonObject:
         content = super()._write(folder)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,8 @@ from langneurons.errors import NeuronSetError, StaleArtefactError
 from langneurons.identification import NeuronSet
 from langneurons.identification.controls import fitting_statistics
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
-from langneurons.storage import Result, Table
+from langneurons.storage import Result, Table, layout
+from langneurons.storage.layouts import Layout
 
 PARTS = ("examples", "outputs", "similar")
 TEXTS = ["text", "language", "document", "pieces", "cut"]
@@ -54,6 +55,34 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
             folds; "direction": cosine of what they write) and rank: other_layer, other_neuron, similarity.
         settings: Model, site, corpus, and how the neurons were looked at.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "texts": layout(whole="text document", text="language", texts="pieces"),
+        "examples": layout(
+            text="language",
+            whole="layer neuron rank text",
+            finite="activation",
+            numbers="values",
+            choices={"kind": ("top", "median", "random")},
+        ),
+        "outputs": layout(
+            text="token script",
+            whole="layer neuron rank",
+            finite="change",
+            choices={"effect": ("promoted", "suppressed")},
+        ),
+        "similar": layout(
+            whole="layer neuron rank other_layer other_neuron",
+            number="similarity",
+            choices={"by": ("activity", "direction")},
+        ),
+        "settings": layout(
+            text="model fingerprint site method? corpus",
+            texts="languages",
+            whole="context_length documents? seed",
+            flag="gated",
+        ),
+    }
 
     texts: pd.DataFrame
     examples: pd.DataFrame
@@ -147,6 +176,16 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
         )
         names = ["layer", "neuron", "most active in", "at", "promotes"]
         return Table(pd.DataFrame(rows, columns=pd.Index(names)), title=title, limit=SHOWN)
+
+    def _check_parts(self) -> None:
+        neurons = pd.DataFrame(list(self.neurons), columns=pd.Index(["layer", "neuron"]))
+        layout(whole="layer neuron").check("the profiled neurons", neurons)
+        if list(self.texts["text"]) != list(range(len(self.texts))):
+            raise ValueError("the texts are not numbered from 0 on")
+        lengths = [len(pieces) for pieces in self.texts["pieces"]]
+        for text, values in zip(self.examples["text"], self.examples["values"], strict=True):
+            if text >= len(lengths) or not lengths[int(text)] == len(values) > 0:
+                raise ValueError("an example has not one value for each token of its text")
 
     @cached_property
     def _own(self) -> frozenset[tuple[int, int]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,8 @@ from langneurons.patches.patch import SetTo, Value
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import alone_in_out
 from langneurons.settings import Run, RunOptions, with_options
-from langneurons.storage import Column, JsonObject, Result, Table
+from langneurons.storage import Column, JsonObject, Result, Table, layout
+from langneurons.storage.layouts import Layout
 from langneurons.tasks.batching import scoring
 
 SHARE = 0.1  # of the sample that counts as its top
@@ -59,6 +60,12 @@ class Screen(Result, kind="screen", tables=("agreement", "sample")):
         sample: The sample: language, layer, neuron, predicted, exact.
         settings: How it was made: model, site, languages, value, top, seed.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "agreement": layout(text="language", number="spearman low high recall recall_low recall_high", whole="k n"),
+        "sample": layout(text="language", whole="layer neuron", number="predicted exact"),
+        "settings": layout(text="model site value", texts="languages", whole="top seed"),
+    }
 
     predicted: Float[Tensor, "language layer neuron"]
     agreement: pd.DataFrame
@@ -92,6 +99,18 @@ class Screen(Result, kind="screen", tables=("agreement", "sample")):
         title = f"{self.neurons!r}\nAgreement of the screen with exact ablation of {n} neurons drawn at random:"
         caption = f"Spearman: rank correlation; recall: of the k largest effects; [{LEVEL:.0%} intervals]."
         return Table(self.agreement, columns, title, caption)
+
+    def _check_parts(self) -> None:
+        languages, shape = self.languages, self.predicted.shape
+        if (
+            len(shape) != 3
+            or not len(languages) == len(set(languages)) == shape[0]
+            or self.agreement.empty
+            or not self.settings["top"]
+        ):
+            raise ValueError("it needs predictions of every neuron for each language, and their agreement")
+        if not self.predicted.is_floating_point() or not bool(self.predicted.isfinite().all()):
+            raise ValueError("a prediction is no finite number")
 
     def _write(self, folder: Path) -> JsonObject:
         checksum = storage.write_tensors(folder / "predicted.safetensors", {"predicted": self.predicted})

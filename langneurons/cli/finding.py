@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -326,12 +327,23 @@ def report(
     question: Annotated[str, typer.Option(help="Title of the report.")] = QUESTION,
 ) -> None:
     """Write everything that a folder holds as one HTML file that opens anywhere."""
+    from langneurons.study.config import CONFIG
     from langneurons.study.stages.report import read_folder
+    from langneurons.study.study import Study
     from langneurons.views.findings import provenance
 
-    findings, left_out = read_folder(folder, question)
-    path = ln.write_report(out or folder / "report.html", findings)
-    print("\n".join([*left_out, *provenance(findings), f"Report: {path} (open it in a browser)"]))
+    if (folder / CONFIG).is_file():
+        pages, left_out = Study.from_toml(folder).findings(), []
+        pages = (
+            pages if question == QUESTION else {name: replace(each, question=question) for name, each in pages.items()}
+        )
+    else:
+        findings, left_out = read_folder(folder, question)
+        pages = {"": findings}
+    first = out or folder / "report.html"
+    for number, (model, findings) in enumerate(pages.items()):
+        page = ln.write_report(first if number == 0 else first.with_stem(f"{first.stem}-{model}"), findings)
+        print("\n".join([*left_out, *provenance(findings), f"Report: {page} (open it in a browser)"]))
 
 
 @command()

@@ -207,4 +207,4 @@ def _shown(value: object) -> str:
     """A value of a table as a user writes it, not as NumPy does."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_shown, value))})"
-    return repr(value.item() if isinstance(value, np.generic) else value)
+    return f"{value.item() if isinstance(value, np.generic) else value!r:.60}"

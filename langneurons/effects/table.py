@@ -6,16 +6,17 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
 
-from langneurons.effects.estimation import LOSSES, Effect, holm, verdict_of
+from langneurons.effects.estimation import LOSSES, Effect, Verdict, holm, verdict_of
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.resampling import SIGNIFICANCE, least_p
 from langneurons.errors import EffectError, LangNeuronsWarning, unknown
 from langneurons.settings import Testing
+from langneurons.storage.layouts import Layout, all_of, layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import P_VALUE, Column, Table
 from langneurons.storage.result import Result
@@ -40,6 +41,8 @@ COLUMNS = (
     "baseline",
     "condition",
 )
+CONTROL_NUMBERS = "control_mean? control_sd? control_low? control_high? control_position? control_draws?"
+VERDICTS = {"verdict": get_args(Verdict)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,6 +68,28 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         >>> table.matrix("verdict").loc["hi"].tolist()
         ['worse', 'no effect']
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(
+            number="estimate low high minimal_detectable seeds? seed_sd? beyond? beyond_low? beyond_high? "
+            + CONTROL_NUMBERS,
+            share="p p_holm largest_cluster? control_p? control_p_adjusted?",
+            whole="items clusters",
+            note="beyond_verdict? unit?",
+            choices=VERDICTS,
+        ),
+        "settings": layout(
+            text="family value per model? source? measured? against?",
+            texts="keys",
+            finite="margin",
+            share="level",
+            whole="resamples",
+            flag="lower_is_better",
+            mapping="nats_per_token? balance?",
+        ),
+        "controls": layout(number="estimate"),
+        "selectivity": layout(number=f"selectivity low high {CONTROL_NUMBERS}", share="control_p? control_p_adjusted?"),
+    }
 
     rows: pd.DataFrame
     settings: Mapping[str, Any]
@@ -208,6 +233,17 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         rows = fields["rows"].assign(verdict=current_verdicts(fields["rows"], fields["settings"]["lower_is_better"]))
         return fields | {"rows": rows, "settings": with_current_names(fields["settings"])}
 
+    def _check_parts(self) -> None:
+        for table in (self.rows, self.controls):
+            if table is not None:
+                all_of("mark", self.keys).check("the effect table", table)
+        if len(set(self.keys)) < len(self.keys):
+            raise ValueError("a key stands there twice")
+        if not self.keys or self.rows.empty or bool(self.rows.duplicated(self.keys).any()):
+            raise ValueError(f"one effect for each value of {', '.join(self.keys) or 'its keys'} is needed")
+        check_numbers(self.settings.get("nats_per_token") or {})
+        check_balance(self.settings)
+
     @property
     def _unit(self) -> str:
         """What was resampled, in one word; version 0.1.0 knew clusters only."""
@@ -265,6 +301,30 @@ def spreads_of(settings: Mapping[str, Any]) -> dict[str, float | None]:
     """
     rows = settings.get("balance", {"rows": []})["rows"]
     return {row["language"]: row.get("spread", 1.0) for row in rows}
+
+
+def check_balance(settings: Mapping[str, object]) -> None:
+    """Refuse stored settings whose balance of controls has no sentence or no rows.
+
+    Raises:
+        CorruptArtefactError: If it has none.
+    """
+    balance: Any = settings.get("balance")
+    if balance:
+        layout(text="sentence").check("the controls' balance", balance)
+        rows = layout(text="language", number="write_ratio? spread?")
+        for row in balance["rows"]:
+            rows.check("the controls' balance", row)
+            _ = row["write_ratio"]
+
+
+def check_numbers(numbers: Mapping[str, object]) -> None:
+    """Refuse stored numbers by name, of which one is no number.
+
+    Raises:
+        CorruptArtefactError: If one is none.
+    """
+    all_of("finite", numbers).check("the settings", numbers)
 
 
 def dominance(rows: pd.DataFrame) -> str:

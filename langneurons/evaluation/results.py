@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pandas as pd
 
 from langneurons.effects.estimation import Effect, Verdict, effect
 from langneurons.effects.placement import LEVEL, beyond_columns, beyond_controls, placement_columns
-from langneurons.effects.table import EffectTable, spreads_of, with_current_names
+from langneurons.effects.table import EffectTable, check_balance, spreads_of, with_current_names
 from langneurons.errors import CorruptArtefactError, EffectError, unknown
 from langneurons.settings import Testing
+from langneurons.storage.layouts import Layout, layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import Column, Table
 from langneurons.storage.result import Result
@@ -39,6 +40,14 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         control_means: Each item's mean value over the control draws, in the columns of ``rows`` up to value.
         settings: Model, patches, fingerprints of the tasks, options of the effects.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(text="task protocol patch language metric", mark="item cluster", finite="value"),
+        "references": layout(text="task protocol metric language reference", finite="value"),
+        "controls": layout(text="task protocol metric patch language", whole="draw", finite="estimate"),
+        "control_means": layout(text="task protocol metric patch language", mark="item cluster", finite="value"),
+        "settings": layout(text="model", whole="control_draws?", mapping="options balance?"),
+    }
 
     rows: pd.DataFrame
     references: pd.DataFrame
@@ -123,7 +132,7 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         """The table with what every patch changed beyond its controls, as they are and at equal dose."""
         assert table.controls is not None
         changes = parts_of(table.controls, table.keys)
-        balance = self.settings.get("balance", {"rows": []})["rows"]
+        balance = (self.settings.get("balance") or {"rows": []})["rows"]
         ratio_of = {row["language"]: row["write_ratio"] or 1.0 for row in balance}
         spreads = spreads_of(self.settings)
         as_drawn, at_equal_dose = [], []
@@ -176,6 +185,24 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         settings = fields["settings"]
         return fields | {"settings": {**settings, "options": with_current_names(settings["options"])}}
 
+    def _check_parts(self) -> None:
+        check_balance(self.settings)
+        _ = self._testing
+        if self.rows.empty:
+            raise ValueError("it has no rows")
+        cell = [*MEASURED, "language"]
+        check_measured(self.rows, cell, UNPATCHED, "patch")
+        if self.controls is None or self.control_means is None:
+            return
+        _ = self.settings["control_draws"]
+        unpatched = self.rows.loc[self.rows["patch"] == UNPATCHED]
+        check_measured(pd.concat([unpatched, self.control_means]), cell, UNPATCHED, "patch")
+        estimates, means = (set(parts_of(table, [*cell, "patch"])) for table in (self.controls, self.control_means))
+        metrics = [metric for _, _, metric, *_ in estimates]
+        patched = self.rows.loc[(self.rows["patch"] != UNPATCHED) & self.rows["metric"].isin(metrics)]
+        if estimates != means or not set(parts_of(patched, [*cell, "patch"])) <= means:
+            raise ValueError("controls were not drawn for every patch and language")
+
     def _select(
         self, task: str | None, protocol: str | None, metric: str | None
     ) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -222,6 +249,26 @@ def _against(chance: float | None, low: float | None, high: float | None, margin
 def parts_of(rows: pd.DataFrame, keys: Sequence[str]) -> dict[tuple, pd.DataFrame]:
     """The rows of each combination of values in some columns, in the order in which they first stand there."""
     return {key: part for key, part in rows.groupby(list(keys), sort=False) if isinstance(key, tuple)}
+
+
+def check_measured(rows: pd.DataFrame, cell: Sequence[str], baseline: str, column: str) -> None:
+    """Refuse rows in which what was changed was not measured unchanged too, or not on the same items.
+
+    Args:
+        rows: One row per item.
+        cell: Columns within which conditions are compared.
+        baseline: The value of ``column`` that stands for the unchanged model.
+        column: Column of the conditions.
+
+    Raises:
+        ValueError: If there is such a condition, or a condition measured an item twice.
+    """
+    if bool(rows.duplicated([*cell, column, "item"]).any()):
+        raise ValueError("an item was measured twice")
+    for key, part in parts_of(rows, cell).items():
+        items = {name: set(of_name["item"]) for name, of_name in part.groupby(column)}
+        if any(own != items.get(baseline) for own in items.values()):
+            raise ValueError(f"{', '.join(map(str, key))} was not measured {baseline} on the same items")
 
 
 def beside_controls(

@@ -16,6 +16,7 @@ from torch import Tensor
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
 
 Shape = tuple[int, int]
+MOST_LAYERS, MOST_NEURONS = 4096, 2**28  # no model has so many, and a mask of them would fill the memory
 AnyNeurons = TypeVar("AnyNeurons", bound="LabelledNeurons")
 
 
@@ -25,8 +26,8 @@ def checked_shape(shape: Sequence[int]) -> Shape:
     Raises:
         NeuronSetError: If they are not two positive numbers.
     """
-    if len(shape) != 2 or min(shape) < 1:
-        raise NeuronSetError(f"A shape is (layers, neurons per layer), such as (32, 14336), not {tuple(shape)}.")
+    if len(shape) != 2 or min(shape) < 1 or shape[0] > MOST_LAYERS or shape[0] * shape[1] > MOST_NEURONS:
+        raise NeuronSetError(f"A shape is (layers, neurons per layer), such as (32, 14336), not {tuple(shape)!r:.100}.")
     return int(shape[0]), int(shape[1])
 
 

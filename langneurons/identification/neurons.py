@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from langneurons.identification.scores import Scores
 from langneurons.recording.site_values import basis_note
 from langneurons.recording.statistics import ActivationStats
 from langneurons.settings import Controls
+from langneurons.storage.layouts import layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import Table
 from langneurons.storage.result import Result
@@ -301,14 +303,25 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
 
     @classmethod
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
-        about: Any = content
+        layout(text="site method model?", numbers="shape").check("the neuron set", content)
+        members, scores = ([(label, *values) for label, *values in content[name]] for name in ("members", "scores"))
+        labelled = pd.DataFrame([*members, *scores], columns=["label", "values"])
+        layout(text="label", numbers="values").check("the neuron set", labelled)
+        if (
+            len(dict(members)) < len(members)
+            or len(dict(scores)) < len(scores)
+            or not dict(scores).keys() <= dict(members).keys()
+        ):
+            raise ValueError("a label stands there twice, or has scores but no neurons")
+        if any(value != int(value) for value in (*content["shape"], *chain(*(flat for _, flat in members)))):
+            raise ValueError("a layer or an index is no whole number")
         return {
-            "members": {label: np.array(flat, dtype=np.int64) for label, flat in about["members"]},
-            "shape": tuple(about["shape"]),
-            "site": about["site"],
-            "model": about["model"],
-            "method": about["method"],
-            "scores": {label: np.array(values, dtype=np.float64) for label, values in about["scores"]},
+            "members": {label: np.array(flat, dtype=np.int64) for label, flat in members},
+            "shape": checked_shape(content["shape"]),
+            "site": content["site"],
+            "model": content["model"],
+            "method": content["method"],
+            "scores": {label: np.array(values, dtype=np.float64) for label, values in scores},
         }
 
     def _rows(self, label: str) -> pd.DataFrame:

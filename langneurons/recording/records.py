@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons import storage
-from langneurons.errors import StatisticsError, unknown
+from langneurons.errors import CorruptArtefactError, StatisticsError, unknown
 from langneurons.recording.accumulation import FOLDS, Accumulators, Grid, count_dtype
 from langneurons.recording.distributions import ActivationFunction
+from langneurons.storage.layouts import layout
 
 COUNTS = ("histogram", "active")
 SUMS = ("sum", "absolute", "squares")
@@ -166,13 +167,23 @@ class RecordedModel:
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of one file, verified and memory-mapped at first use."""
 
-    def __init__(self, path: Path, checksum: str):
-        self.path, self.checksum = path, checksum
+    def __init__(self, path: Path, checksum: str, folds: int):
+        self.path, self.checksum, self.folds = path, checksum, folds
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Everything in the file."""
-        return storage.read_tensors(self.path, self.checksum)
+        tensors = storage.read_tensors(self.path, self.checksum)
+        shape = tensors["active"].shape[1:] if "active" in tensors else ()
+        expected = {"active": (self.folds, *shape), "sum": (self.folds, *shape)}
+        expected |= dict.fromkeys(("absolute", "squares", WRITTEN, *LOWS, *HIGHS, *GRID), shape)
+        if len(shape) != 2 or any(tensors[name].shape != size for name, size in expected.items() if name in tensors):
+            raise CorruptArtefactError(f"{self.path} holds no counts of {self.folds} folds, or sums of other neurons.")
+        if any(name in tensors and tensors[name].is_floating_point() for name in (*COUNTS, *SUMS, WRITTEN)):
+            raise CorruptArtefactError(f"{self.path} holds counts or sums that are no whole numbers.")
+        if (histogram := tensors.get("histogram")) is not None and histogram.shape[:-1] != shape:
+            raise CorruptArtefactError(f"{self.path} holds histograms of other neurons than it counts.")
+        return tensors
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -187,7 +198,31 @@ class StoredTensors(Mapping[str, Tensor]):
 def stored_record(path: Path, checksum: str, about: Mapping[str, Any]) -> LanguageRecord:
     """The record of a saved file, which is opened when it is first used."""
     sources = {source: tuple((start, stop) for start, stop in ranges) for source, ranges in about["sources"].items()}
-    return LanguageRecord(torch.tensor(about["tokens"]), StoredTensors(path, checksum), sources)
+    tokens = torch.tensor(about["tokens"])
+    return LanguageRecord(tokens, StoredTensors(path, checksum, len(tokens)), sources)
+
+
+def check_manifest(about: storage.JsonObject) -> None:
+    """Refuse a manifest of statistics that leads out of its folder, or does not say what was counted.
+
+    Raises:
+        CorruptArtefactError: If a part is missing, or of another kind.
+        ValueError: If a language or a site cannot be a file's name, or counts do not fit each other.
+    """
+    layout(texts="sites order", whole="context_length", mapping="model languages checksums").check("it", about)
+    layout(text="name fingerprint dtype", flag="gated", mapping="of_features?").check("its model", about["model"])
+    for names in (about["order"], about["sites"]):
+        if not names or len(set(names)) < len(names) or not all(map(storage.names_a_file, names)):
+            raise ValueError(f"{names!r:.100} are no names of files, each once")
+    folds = set()
+    for language in about["order"]:
+        layout(numbers="tokens", mapping="sources").check(language, about["languages"][language])
+        tokens = about["languages"][language]["tokens"]
+        folds.add(len(tokens))
+        if any(not isinstance(count, int) or count < 0 for count in tokens):
+            raise ValueError(f"the tokens of {language!r} are no counts")
+    if len(folds) != 1 or folds == {0}:
+        raise ValueError("languages have different numbers of folds, or none")
 
 
 def check_counts(

@@ -29,6 +29,7 @@ from langneurons.recording.records import (
     LanguageRecord,
     RecordedModel,
     check_counts,
+    check_manifest,
     held,
     stored_record,
     weighted_mean,
@@ -418,6 +419,7 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
         """Open the files: a language's is verified and memory-mapped when it is first used."""
         about: Any = content
+        check_manifest(about)
         checksums = about["checksums"]
         tensors = storage.read_tensors(folder / "model.safetensors", checksums["model.safetensors"])
         records = {

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, ClassVar, Unpack, cast
 
 import pandas as pd
 import torch
 
 from langneurons.effects.estimation import effect
-from langneurons.effects.table import EffectTable, with_current_names
+from langneurons.effects.table import VERDICTS, EffectTable, with_current_names
 from langneurons.errors import EffectError, LangNeuronsWarning, TaskError
 from langneurons.evaluation.evaluating import Patches, chosen_languages, task_jobs, written_patches
 from langneurons.evaluation.measuring import BATCH_SIZE, measure_jobs
@@ -21,6 +21,7 @@ from langneurons.replication import answers
 from langneurons.replication.published import PUBLISHED_METRICS
 from langneurons.run import alone_in_out
 from langneurons.settings import MeasuringOptions, Run, Testing, with_options
+from langneurons.storage.layouts import Layout, layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import P_VALUE, Column, Table
 from langneurons.storage.result import Result
@@ -48,6 +49,18 @@ class ProtocolComparison(Result, kind="protocol-comparison", file="protocols", t
             ``p_holm``, ``verdict``, ``detectable``, ``items``. And ``changes``: whether the conclusion does.
         settings: Task, model, margin and the rest of the testing.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(
+            text="metric patch language",
+            number="published_base published_patched published_change base patched change low high detectable",
+            share="p_holm",
+            whole="published_items items",
+            flag="changes",
+            choices={**VERDICTS, "published_conclusion": tuple(AGREE)},
+        ),
+        "settings": layout(text="task"),
+    }
 
     rows: pd.DataFrame
     settings: Mapping[str, Any]

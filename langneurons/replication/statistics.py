@@ -22,6 +22,7 @@ from langneurons.models import ModelView, view
 from langneurons.recording.site_values import SiteValues
 from langneurons.run import alone_in_out, chosen_executor
 from langneurons.settings import Recording, RecordingOptions, Run, with_options
+from langneurons.storage.layouts import layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.result import Result
 from langneurons.tasks.batching import scoring
@@ -98,6 +99,16 @@ class PublishedStatistics(Result, kind="published-statistics"):
             if language not in self.languages:
                 raise LanguageError(unknown("language", language, self.languages))
         return getattr(self, name)[[self.languages.index(language) for language in languages]]
+
+    def _check_parts(self) -> None:
+        layout(text="model", texts="languages", mapping="about").check("the statistics", vars(self))
+        shape = self.mean_mu_act.shape
+        for name in ARRAYS:
+            values = getattr(self, name)
+            if len(shape) != 3 or values.shape != shape or not bool(values.isfinite().all()):
+                raise ValueError(f"{name} is no finite number for each language and neuron")
+        if not len(self.languages) == len(set(self.languages)) == shape[0] or not min(shape):
+            raise ValueError("the arrays do not fit the languages")
 
     def _write(self, folder: Path) -> JsonObject:
         arrays = {name: getattr(self, name) for name in ARRAYS}

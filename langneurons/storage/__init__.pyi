@@ -7,10 +7,13 @@ from .files import locked as locked
 from .files import make_temporary_folder as make_temporary_folder
 from .files import names_a_file as names_a_file
 from .files import remove_folder as remove_folder
+from .files import remove_orphans as remove_orphans
 from .files import replacing as replacing
 from .files import temporary_folder as temporary_folder
 from .files import understood as understood
 from .files import write_text as write_text
+from .layouts import all_of as all_of
+from .layouts import layout as layout
 from .objects import JsonObject as JsonObject
 from .objects import read_json as read_json
 from .objects import read_object as read_object

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from langneurons.errors import CorruptArtefactError
-from langneurons.storage.files import replacing, said_plainly, write_text
+from langneurons.storage.files import check_regular, replacing, said_plainly, write_text
 
 _BYTES = 16
 _SEAL = b"langneurons-seal:"  # in files of 0.1.0, before their own checksum, in which its digits count as zeros
@@ -36,6 +36,8 @@ def fingerprint(*parts: str | bytes) -> str:
 
 def checksum(path: Path) -> str:
     """Hash a file's bytes (BLAKE2b, 32 hexadecimal digits), as ``b2sum -l 128`` does."""
+    with said_plainly(path, "read"):
+        check_regular(path)
     with said_plainly(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_BYTES)).hexdigest()
 

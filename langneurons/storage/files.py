@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from langneurons.errors import CorruptArtefactError, StorageError, in_short
 DISK_FULL = "the disk is full. Free some space and run again; nothing was lost"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks says
 _LONGEST = 100  # bytes, of the 255 that a file system allows for a name
+_PARTIAL = ".partial"  # ends the hidden name under which a file is written before it is whole
 
 
 @contextmanager
@@ -27,8 +29,12 @@ def said_plainly(path: Path, verb: str) -> Iterator[None]:
         verb: What is done with it: "read", "write" or "remove".
 
     Raises:
-        StorageError: If the system refuses.
+        StorageError: If the system refuses, or the name is no UTF-8, which not every library here can open.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise StorageError(f"Cannot {verb} {os.fsencode(path)!r:.200}: give a name that is UTF-8.") from error
     try:
         yield
     except FileNotFoundError as error:
@@ -58,15 +64,22 @@ def understood(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder, moved to ``path`` when the block ends without an exception.
 
+    A process that is killed in the block leaves ``.<name>.partial`` behind, which the next one to write the file takes.
+
     Raises:
         StorageError: If the disk is full or the folder cannot be written; what stood at ``path`` still does.
     """
     with said_plainly(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}{_PARTIAL}")
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o600)
+        if not _held(handle, temporary):  # another process writes the same file
+            os.close(handle)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
+            temporary = Path(name)
+            _held(handle, temporary)
         try:
+            os.ftruncate(handle, 0)
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -74,6 +87,53 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _held(handle: int, path: Path) -> bool:
+    """Lock an open file until it is closed; whether it is locked, and still the one at its path."""
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock  # not on every system
+
+        flock(handle, LOCK_EX | LOCK_NB)
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except (ImportError, OSError):
+        return False
+
+
+def remove_orphans(folder: Path) -> None:
+    """Delete what killed processes left half-written in a folder and the folders in it.
+
+    Files that a process still writes are locked, and stay.
+
+    Raises:
+        StorageError: If the system refuses.
+    """
+    with said_plainly(folder, "write"):
+        for path in folder.rglob(f".*{_PARTIAL}"):
+            with suppress(OSError):  # what another user left stays
+                if path.is_file() and not path.is_symlink():
+                    _remove_unheld(path)
+
+
+def _remove_unheld(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        if _held(handle, path):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse to read a pipe or a device, which may have no end, before it is opened.
+
+    Raises:
+        StorageError: If it is one.
+    """
+    if path.exists() and not stat.S_ISREG(mode := path.stat().st_mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a link to one"
+        raise StorageError(f"Cannot read {path}: it is {what}, not a file.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,6 +169,7 @@ def check_writable(folder: Path) -> None:
     with said_plainly(folder, "write"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+    remove_orphans(folder)
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from langneurons.errors import CorruptArtefactError, LangNeuronsError, StaleArtefactError
+from langneurons.errors import CorruptArtefactError, LangNeuronsError, StaleArtefactError, StorageError
 from langneurons.storage.checksums import seal, unseal
-from langneurons.storage.files import said_plainly, write_text
+from langneurons.storage.files import check_regular, said_plainly, write_text
 
 JsonObject = dict[str, Any]
 
@@ -74,8 +74,11 @@ def read_toml(path: Path, what: str, wrong: type[LangNeuronsError]) -> JsonObjec
         LangNeuronsError: The error ``wrong``, if the file cannot be read, is no TOML, no UTF-8, or nested too deep.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             return tomllib.load(file)
+    except StorageError as error:
+        raise wrong(str(error)) from error
     except OSError as error:
         raise wrong(f"Cannot read {what} {path}: {error.strerror or error}.") from error
     except RecursionError:
@@ -90,6 +93,7 @@ def _dumped(content: Mapping[str, Any]) -> str:
 
 def _parsed(path: Path) -> JsonObject:
     with said_plainly(path, "read"):
+        check_regular(path)
         data = path.read_bytes()
     try:
         content = json.loads(data)

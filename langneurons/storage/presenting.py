@@ -1,7 +1,7 @@
 """Tables as readers see them: values in the unit of the text beside them, with the digits that their size deserves."""
 
-import html
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -9,6 +9,7 @@ from typing import SupportsFloat
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 MISSING = "–"
 INDICES = {  # columns that are indices wherever they are printed
@@ -25,6 +26,7 @@ INDICES = {  # columns that are indices wherever they are printed
 SMALLEST_EXPONENT = -5  # smaller numbers are printed with an exponent
 _LATEX = {char: f"\\{char}" for char in "%&_#${}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MISSING: "--"}
+_MARKUP = re.compile(r"<(?=[a-z/!?])|(?<=\])(?=[(\[])", re.IGNORECASE)  # where a tag, or the target of a link, begins
 _LATEX |= {"∞": r"$\infty$", "±": r"$\pm$", "−": "$-$", "≤": r"$\leq$", "<": "$<$", ">": "$>$"}
 
 
@@ -132,8 +134,9 @@ class Table:
         """The table in Markdown, with title and caption."""
         texts = self.texts()
         lines = [list(texts.columns), ["---"] * len(texts.columns), *texts.to_numpy().tolist()]
-        table = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return "\n\n".join(part for part in (self.title, table, self.caption) if part)
+        cells = ([_markdown(str(cell)).replace("|", "\\|") for cell in line] for line in lines)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        return "\n\n".join(part for part in (_markdown(self.title), table, _markdown(self.caption)) if part)
 
     def latex(self) -> str:
         """The table in LaTeX, with title and caption as its caption."""
@@ -147,11 +150,11 @@ class Table:
         return self.to_string()
 
     def _repr_html_(self) -> str:
-        table = self.texts().head(self.limit).to_html(index=False, border=0)
-        title, *below = (
-            f"<p>{html.escape(part)}</p>" if part else "" for part in (self.title, self._cut(), self.caption)
-        )
-        return "".join([title, table, *below])
+        table = Markup(self.texts().head(self.limit).to_html(index=False, border=0, escape=True))  # noqa: S704
+        around = (self.title, self._cut(), self.caption)
+        title, *below = (Markup("<p>{}</p>").format(part) if part else "" for part in around)
+        # The classes keep a notebook from setting text between dollar signs as formulas, which can hold links.
+        return Markup('<div class="tex2jax_ignore mathjax_ignore">{}{}{}{}</div>').format(title, table, *below)
 
     def _cut(self) -> str:
         return f"The first {self.limit:,} of {len(self):,} rows." if len(self) > self.limit else ""
@@ -210,6 +213,16 @@ def _cell(column: Column, value: object) -> str:
     if value is None or (isinstance(value, SupportsFloat) and pd.api.types.is_scalar(value)):  # arrays support it, too
         return column.text(value)
     return str(value)
+
+
+def _markdown(text: str) -> str:
+    """A text in which no tag and no link of Markdown begins, on one line.
+
+    Example:
+        >>> _markdown("p <= 0.1, <img src=x> at [1, 2]")
+        'p <= 0.1, &lt;img src=x> at [1, 2]'
+    """
+    return _MARKUP.sub(lambda match: "&lt;" if match[0] else "\\", " ".join(text.split("\n")))
 
 
 def _latex(text: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, unknown
-from langneurons.storage.files import understood
+from langneurons.storage.files import check_regular, understood
+from langneurons.storage.layouts import Layout, check_fields
 from langneurons.storage.objects import JsonObject, read_json, schema_of, write_json
 from langneurons.storage.presenting import Table
 from langneurons.storage.tables import read_table, write_table
@@ -52,7 +53,9 @@ class Result:
 
     Saved, it is a folder with ``<file>.json`` (schema, settings, the tables' checksums) and a parquet file for each
     table. A class that holds more than tables and settings overrides ``_write`` and ``_read``. A class that prints
-    more than its first table overrides ``table`` or ``__repr__``.
+    more than its first table overrides ``table`` or ``__repr__``. Its ``layouts`` say which columns its tables have and
+    what its settings hold; files of another layout are refused when they are read, and so are those whose parts do not
+    fit each other, by ``_check_parts``.
 
     Attributes:
         kind: Short name of the class in the schema of its files, "" where it is not saved by itself.
@@ -60,6 +63,7 @@ class Result:
         file: Name of its JSON file without the ending; None where a path names the file itself, not its folder.
         tables: Attribute -> name of its parquet file without the ending.
         optional: Those of the tables that may be None.
+        layouts: Attribute -> what the table or the settings must hold.
     """
 
     kind: ClassVar[str] = ""
@@ -67,6 +71,7 @@ class Result:
     file: ClassVar[str | None] = None
     tables: ClassVar[Mapping[str, str]] = {}
     optional: ClassVar[frozenset[str]] = frozenset()
+    layouts: ClassVar[Mapping[str, Layout]] = {}
 
     def __init_subclass__(
         cls,
@@ -124,7 +129,11 @@ class Result:
         file = path if cls.file is None or path.is_file() else path / f"{cls.file}.json"
         content = read_json(file, cls.schema)
         with understood(file):
-            return cls(**cls._read(file.parent, content))
+            fields = cls._read(file.parent, content)
+            check_fields(file, cls.layouts, fields)
+            result = cls(**fields)
+            result._check_parts()
+        return result
 
     def table(self) -> Table:
         """The table to print; by default the first of its tables, all columns.
@@ -163,6 +172,9 @@ class Result:
     def _repr_html_(self) -> str | None:
         plain = not self.tables and type(self).table is Result.table
         return None if plain else self.table()._repr_html_()
+
+    def _check_parts(self) -> None:
+        """Raise a ValueError or KeyError where what was read does not fit together; by default everything does."""
 
     def _write(self, folder: Path) -> JsonObject:
         """Write every file but the JSON file, and say what that holds."""
@@ -220,9 +232,10 @@ def result_kinds() -> list[str]:
 def _file_in(folder: Path) -> Path:
     """The JSON file of the one result in a folder."""
     if not folder.is_dir():
+        check_regular(folder)
         raise StorageError(f"Cannot read {folder}: there is no such file or folder.")
     kinds = result_kinds()
-    files = [file for file in sorted(folder.glob("*.json")) if _kind_of(file) in kinds]
+    files = [file for file in sorted(folder.glob("*.json")) if file.is_file() and _kind_of(file) in kinds]
     if not files:
         raise StorageError(
             f"{folder} holds no result: none of its JSON files has a schema such as 'langneurons/ablation/1'. Kinds of "

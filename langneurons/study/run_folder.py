@@ -118,6 +118,7 @@ class RunFolder:
                 raise StudyError(
                     f"Another process is running the study in {self.path}: wait for it, or use another directory."
                 )
+            storage.remove_orphans(self.path)
             yield
 
     @contextmanager

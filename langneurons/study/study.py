@@ -21,7 +21,7 @@ from langneurons.settings import RunOptions, with_options
 from langneurons.study.config import CONFIG, STAGES, as_toml, read_study
 from langneurons.study.run_folder import BLOCKED, DONE, FAILED, RunFolder, Sources
 from langneurons.study.stages import Plan, Source, Step
-from langneurons.study.stages.report import REPORT
+from langneurons.study.stages.report import REPORT, findings_of
 from langneurons.study.tables import StudyConfig
 from langneurons.study.work import Work
 
@@ -225,6 +225,11 @@ class Study:
             StudyError: If it is not written yet.
         """
         return self.path("report") / "report.html"
+
+    def findings(self) -> dict[str, ln.Findings]:
+        """What the steps that are done found in each model, by its name."""
+        report, work = self._plan["report"], Work(self.config, self.folder)
+        return {model: findings_of(report, work, model) for model in self.config.models}
 
     def files(self) -> dict[str, str]:
         """Every file of every step that is done, and its checksum."""

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from langneurons import storage
 from langneurons.errors import LanguageError, TaskError, unknown
 from langneurons.models import ModelView, view
+from langneurons.storage.layouts import layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.result import Result
 from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids, tokenizer_of
@@ -103,6 +104,8 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
             )
         if self.position not in PLACES:
             raise TaskError(unknown("position", self.position, PLACES))
+        if self.positions < 1:
+            raise TaskError(f"Texts are padded to 1 or more tokens, not to {self.positions}.")
 
     @classmethod
     def fit(
@@ -266,7 +269,10 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
     @classmethod
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
         tensors = storage.read_tensors(folder / "head.safetensors", content["checksum"])
+        layout(text="model position?", whole="positions?", texts="labels").check("the head", content)
         optional = {name: content[name] for name in ("position", "positions") if name in content}
+        if any(not values.is_floating_point() or not bool(values.isfinite().all()) for values in tensors.values()):
+            raise ValueError("a weight is no finite number")
         return {**tensors, "labels": tuple(content["labels"]), "model": content["model"], **optional}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -16,7 +16,8 @@ from langneurons import storage
 from langneurons.errors import LangNeuronsWarning, TrainingError, unknown
 from langneurons.evaluation.evaluating import evaluate
 from langneurons.evaluation.results import Evaluation
-from langneurons.storage import JsonObject, Result, Table
+from langneurons.storage import JsonObject, Result, Table, layout
+from langneurons.storage.layouts import Layout
 from langneurons.tasks.heads import ClassificationHead, Head
 from langneurons.tasks.task import Task
 from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows, Update
@@ -36,6 +37,11 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
         about: What else there is to say: steps, best_step (whose parameters these are), metric (the name of dev's),
             stopped_early, model and settings.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "history": layout(whole="step", number="loss dev epoch? learning_rate? grad_norm?"),
+        "about": layout(text="metric?", whole="steps? best_step?", mapping="settings?"),
+    }
 
     update: Update | tuple[Update, ...] | None
     head: Head | None
@@ -140,6 +146,12 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
         """
         with self.attach(model):
             return evaluate(model, task, *arguments, head=self.head, **options)
+
+    def _check_parts(self) -> None:
+        settings = layout(number="learning_rate? batch_size?", texts="updates?")
+        settings.check("the settings of the training", self.about.get("settings") or {})
+        if self.history["dev"].notna().to_numpy().any():
+            layout(text="metric", whole="best_step").check("what is said of the training", self.about)
 
     def _write(self, folder: Path) -> JsonObject:
         """Write each update as an adapter of its own, the head, the history.

@@ -5,22 +5,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from langneurons.effects.estimation import LEAST_SEEDS, Effect, difference, effect
 from langneurons.effects.table import EffectTable, balance_sentence, with_current_names
 from langneurons.errors import EffectError, unknown
-from langneurons.evaluation.results import UNPATCHED, beside_controls, parts_of, score_from_zero
+from langneurons.evaluation.results import UNPATCHED, beside_controls, check_measured, parts_of, score_from_zero
 from langneurons.settings import Testing
-from langneurons.storage import Column, JsonObject, Result, Table
+from langneurons.storage import Column, JsonObject, Result, Table, layout
+from langneurons.storage.layouts import Layout
 from langneurons.training.conditions import ALL, CONTROL_OF, NONE
 
 ROWS = ["condition", "target", "seed", "draw", "patch", "language", "item", "cluster", "metric", "value"]
 ROWS += ["prediction", "gold"]
 TRAININGS = ["condition", "target", "seed", "draw", "neurons", "parameters", "loss"]
 CELL = ["condition", "target", "language", "patch"]
+TRAINING = ["condition", "target", "seed", "draw"]
 SIGNIFICANT = ("better", "worse", "slightly better", "slightly worse")
 RANDOM, EVERY = "random", "every"
 NAMES = {
@@ -43,6 +45,15 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         references: What the task is worth without a model, such as chance: language, reference, value.
         settings: Model, source, targets, task, protocol, options of the effects, and how everything was trained.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(
+            text="condition target patch language metric", mark="item cluster", whole="seed draw", finite="value"
+        ),
+        "trainings": layout(text="condition target", whole="seed draw neurons parameters", number="loss"),
+        "references": layout(text="language reference", finite="value"),
+        "settings": layout(text="model source task protocol", texts="targets", mapping="options"),
+    }
 
     rows: pd.DataFrame
     trainings: pd.DataFrame
@@ -204,6 +215,25 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         fields = super()._read(folder, content)
         settings = fields["settings"]
         return {**fields, "settings": {**settings, "options": with_current_names(settings["options"])}}
+
+    def _check_parts(self) -> None:
+        _ = self._testing
+        if self.rows.empty or not self.settings["targets"]:
+            raise ValueError("it has no rows, or no language to transfer to")
+        check_measured(self.rows, ["metric", *TRAINING, "language"], UNPATCHED, "patch")
+        trained = set(self.trainings[TRAINING].itertuples(index=False, name=None))
+        if trained != set(self.rows[TRAINING].itertuples(index=False, name=None)) or bool(
+            self.trainings.duplicated(TRAINING).any()
+        ):
+            raise ValueError("the trainings are not those of the rows, each once")
+        cells = self.rows[["metric", "condition", "target", "language"]].drop_duplicates()
+        for metric, condition, target in {tuple(cell[:3]) for cell in cells.itertuples(index=False, name=None)}:
+            of_training = cells.loc[
+                (cells[["metric", "condition", "target"]] == [metric, condition, target]).all(axis=1)
+            ]
+            needed = {self.settings["source"], *([target] if target else self.settings["targets"])}
+            if missing := needed - set(of_training["language"]):
+                raise ValueError(f"{condition} was not measured in {', '.join(sorted(missing))}")
 
     def _effect(self, condition: pd.DataFrame, baseline: pd.DataFrame, family: int = 1) -> Effect:
         return effect(condition, baseline, "value", "row", False, testing=self._testing.in_family(family))

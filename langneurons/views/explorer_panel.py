@@ -137,7 +137,9 @@ class Panel:
 
     def _cell_clicked(self, trace: object, points: Points, state: object) -> None:
         if points.xs:
-            self._do(self._explorer.click, str(points.ys[0]), int(points.xs[0]))
+            rows: Any = self.heatmap.data[0]
+            language = self._languages[list(rows.y).index(points.ys[0])]
+            self._do(self._explorer.click, language, int(points.xs[0]))
 
     def _cell_chosen(self, change: object) -> None:
         language, layer = self.language.value, self.layer.value

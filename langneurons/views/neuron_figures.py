@@ -105,7 +105,8 @@ def layer_profile(neurons: NeuronSet | Mapping[str, NeuronSet]) -> go.Figure:
             mode="lines+markers",
             line=line_of(place),
             marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8},
-            hovertemplate=f"{name}, layer %{{x}}<br>%{{y}} neurons<br>%{{customdata:.2%}} of the layer<extra></extra>",
+            meta=name,
+            hovertemplate="%{meta}, layer %{x}<br>%{y} neurons<br>%{customdata:.2%} of the layer<extra></extra>",
         )
     figure.update_xaxes(title="layer", tickmode="linear" if layers <= 40 else "auto")
     figure.update_yaxes(title=f"neurons (of {width:,} per layer)", rangemode="tozero")
@@ -151,7 +152,8 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
             **_steps(edges, share / np.maximum(np.diff(edges), 1e-12), {**line_of(position), "width": 2}),
             customdata=share,
             name=f"{language}  {float(stats.probability()[position, layer, index]):.0%} > 0",
-            hovertemplate=language + "<br>at %{x:.3f}<br>%{customdata:.2%} of its tokens in this bin<extra></extra>",
+            meta=language,
+            hovertemplate="%{meta}<br>at %{x:.3f}<br>%{customdata:.2%} of its tokens in this bin<extra></extra>",
         )
     figure.add_vline(x=0, line=DOTTED)
     quantity = "pre-activation z" if stats.site in ("pre", "act") else f"activation at {stats.site}"
@@ -282,7 +284,8 @@ def _add_curve(figure: go.Figure, name: str, cells: pd.DataFrame, colour: str, s
         mode="lines+markers",
         marker={"symbol": symbol, "size": 7},
         line={"color": colour, "width": 2 if constants else 1, "dash": "solid" if constants else "dot"},
-        hovertemplate=name + "<br>%{customdata}<br>wrote %{x:.3g}: %{y:+.2f} %<extra></extra>",
+        meta=name,
+        hovertemplate="%{meta}<br>%{customdata}<br>wrote %{x:.3g}: %{y:+.2f} %<extra></extra>",
         row=1,
         col=1,
     )

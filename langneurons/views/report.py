@@ -29,7 +29,7 @@ from langneurons.views import plot
 from langneurons.views.findings import Findings, answers, provenance
 from langneurons.views.pages import ANCHOR, own_files, page_content, rendered
 from langneurons.views.report_tables import PageTable, neuron_map, neuron_table, table_of
-from langneurons.views.style import TEMPLATES, layout_of, texts_below
+from langneurons.views.style import TEMPLATES, layout_of, plain, texts_below, title_of
 from langneurons.views.tokens import whole_characters
 
 STYLES = ("base.css", "report.css", "neuron_page.css")
@@ -167,8 +167,8 @@ class Section:
             return
         layout, caption = layout_of(content), " ".join(texts_below(content))
         if name:
-            layout.title.text = f"{name}: {layout.title.text}"
-        title = (layout.title.text or self.title).replace("<br>", " ")
+            layout.title.text = f"{plain(name)}: {layout.title.text}"
+        title = title_of(content) or self.title
         text = Markup(str(content.to_json()).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
         anchor = f"figure-{self.anchor}-{len(self.figures) + 1}"
         self.figures.append(Figure(anchor, title, caption, int(layout.height or 400), text))

@@ -2,6 +2,8 @@
 
 import html
 import math
+import operator
+import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Real
 from markupsafe import Markup
+from plotly.basedatatypes import BasePlotlyType
 
 from langneurons import storage
 from langneurons.errors import LangNeuronsError, unknown
@@ -42,6 +45,11 @@ LEFT, RIGHT = 70, 30  # margins
 TITLE_LETTERS, SUBTITLE_LETTERS = 0.11, 0.16  # letters per pixel of width, at sizes 17 and 12
 LEGEND_LETTER, LEGEND_KEY, LEGEND_ROW = 7, 52, 22  # pixels, at size 12
 LABEL_LETTER = 7.4  # pixels, of an axis' labels
+LONGEST_LABEL = 60  # letters; longer labels lose their middle
+LEAST_ACROSS = 300  # pixels left for the drawing beside long labels
+MOST_LINES = 12  # of a title
+OWN_TAGS = re.compile(r"(<br>|</?b>)")  # the markup that figures here write into their texts
+PLAIN = {"&": "&amp;", "<": "&lt;", "$": "&#36;", "%{": "&#37;{"}
 DOTTED = {"color": FAINT, "width": 1, "dash": "dot"}
 BAND = {"fillcolor": "#999999", "opacity": 0.15, "line_width": 0, "layer": "below"}  # what counts as no change
 
@@ -98,9 +106,11 @@ def styled(
         >>> figure.layout.meta
         {'caption': 'Of babel.', 'provenance': ''}
     """
+    width = max(width, left + LEAST_ACROSS + RIGHT)
     across = width - left - RIGHT
-    heading = broken(title, round(across * TITLE_LETTERS))
-    under = broken(subtitle, round(across * SUBTITLE_LETTERS))
+    heading = [plain(line) for line in broken(title, round(across * TITLE_LETTERS))[:MOST_LINES]]
+    under = [plain(line) for line in broken(subtitle, round(across * SUBTITLE_LETTERS))[:MOST_LINES]]
+    _make_plain(figure)
     top = 34 + 22 * len(heading) + (6 + 16 * len(under) if under else 0)
     total = max(height, 280) + top - 60
     # plotly sets the first of several lines higher than a single one: down with the title, up with the subtitle.
@@ -119,6 +129,77 @@ def styled(
         margin={"l": left, "r": RIGHT, "t": top, "b": 60},
         meta={"caption": caption, "provenance": provenance},
     )
+
+
+def plain(text: str) -> str:
+    """A text that plotly shows letter for letter: it takes tags, entities, formulas and ``%{...}`` for more than text.
+
+    Example:
+        >>> plain("<a href='https://x.org'>AT&T</a>")
+        "&lt;a href='https://x.org'>AT&amp;T&lt;/a>"
+    """
+    for sign, entity in PLAIN.items():
+        text = text.replace(sign, entity)
+    return text
+
+
+def title_of(figure: go.Figure) -> str:
+    """The title of a figure as a reader sees it, on one line; "" where there is none."""
+    return html.unescape((layout_of(figure).title.text or "").replace("<br>", " "))
+
+
+def _make_plain(figure: go.Figure) -> None:
+    """Show names and labels in a figure letter for letter, very long ones without their middle."""
+    labels: dict[str, str] = {}
+    traces: list[Any] = list(figure.select_traces())
+    axes = [*figure.select_xaxes(), *figure.select_yaxes()]
+    for trace in traces:
+        _replace(trace, ("x", "y", "name"), labels)
+        _replace(trace, ("text", "customdata", "meta"))
+    for axis in axes:
+        _replace(axis, ("ticktext",), labels)
+    colorbars = [trace.colorbar for trace in traces if "colorbar" in trace]
+    for titled in (*axes, *colorbars):
+        _replace(titled.title, ("text",))
+    for annotation in layout_of(figure).annotations:
+        _replace(annotation, ("text",))
+
+
+def _replace(properties: BasePlotlyType, names: Iterable[str], labels: dict[str, str] | None = None) -> None:
+    """Put plain texts in the place of some of a plotly object's properties, as far as it has them and they hold any."""
+    for name in names:
+        if name in properties and (texts := _plain_values(properties[name], labels)) is not properties[name]:
+            properties[name] = texts
+
+
+def _plain_values(values: object, labels: dict[str, str] | None) -> object:
+    """Texts in a value of a trace, letter for letter but for our own tags; the value itself where it holds none.
+
+    Args:
+        values: A text, an array or a nested list.
+        labels: Labels of axes -> what is shown of them, which stay different; None where texts are no labels.
+    """
+    if isinstance(values, str):
+        if labels is not None and values not in labels:
+            labels[values] = _short_label(values, set(labels.values()))
+        shown = values if labels is None else labels[values]
+        return "".join(part if OWN_TAGS.fullmatch(part) else plain(part) for part in OWN_TAGS.split(shown))
+    if isinstance(values, np.ndarray) and values.dtype.kind in "OU":
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        return values
+    plain_values = [_plain_values(value, labels) for value in values]
+    return values if all(map(operator.is_, plain_values, values)) else plain_values
+
+
+def _short_label(label: str, others: set[str]) -> str:
+    if len(label) <= LONGEST_LABEL:
+        return label
+    half, number, short = LONGEST_LABEL // 2 - 4, 1, ""
+    while not short or short in others:
+        short = f"{label[:half]} … {label[-half:]}" + (f" ({number})" if number > 1 else "")
+        number += 1
+    return short
 
 
 def legend_above(figure: go.Figure) -> go.Figure:
@@ -179,12 +260,13 @@ def span(counts: Iterable[float]) -> str:
 
 def label_room(labels: Iterable[str], title: bool = False) -> int:
     """Left margin in pixels that labels of the vertical axis need; ``title`` says whether the axis has a title too."""
-    return max(LEFT, round(LABEL_LETTER * max(map(len, labels), default=0)) + (44 if title else 20))
+    letters = min(max(map(len, labels), default=0), LONGEST_LABEL)
+    return max(LEFT, round(LABEL_LETTER * letters) + (44 if title else 20))
 
 
 def broken(text: str, letters: int) -> list[str]:
     """Lines of a text; a per cent sign stays with its number."""
-    return textwrap.wrap(text.replace(" %", "\u00a0%"), letters, break_long_words=False)
+    return textwrap.wrap(text.replace(" %", "\u00a0%"), letters)
 
 
 def layout_of(figure: go.Figure) -> Any:
@@ -253,7 +335,7 @@ def save(figure: go.Figure, path: str | Path, caption: bool = True) -> Path:
 
 def _page(figure: go.Figure, caption: bool) -> str:
     return TEMPLATES.get_template("figure.html.jinja").render(
-        title=(layout_of(figure).title.text or "A figure").replace("<br>", " "),
+        title=title_of(figure) or "A figure",
         caption=texts_below(figure) if caption else [],
         figure=Markup(figure.to_html(full_html=False, include_plotlyjs=True, config=TOOLS)),  # noqa: S704
         style=Markup(f"body {{ font-family: {FONT}; }}\nfigcaption {{ color: {FAINT}; }}"),  # noqa: S704
@@ -283,7 +365,7 @@ def _with_caption(figure: go.Figure) -> go.Figure:
     room, bottom = LINE * len(lines) + 12, 80 if layout.margin.b is None else layout.margin.b
     copied = go.Figure(figure)
     copied.add_annotation(
-        text="<br>".join(html.escape(line, quote=False) for line in lines),
+        text="<br>".join(map(plain, lines)),
         font={"size": 11, "color": FAINT},
         align="left",
         showarrow=False,

@@ -163,5 +163,6 @@ def _add_references(figure: go.Figure, rows: pd.DataFrame, scores: pd.DataFrame,
             mode="markers",
             name=str(name),
             marker={"color": "#555555", "size": 9, "symbol": symbols[number % len(symbols)]},
-            hovertemplate=f"%{{y}}<br>{name}: %{{x:.1f}} %<extra></extra>",
+            meta=str(name),
+            hovertemplate="%{y}<br>%{meta}: %{x:.1f} %<extra></extra>",
         )

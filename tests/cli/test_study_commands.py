@@ -31,6 +31,11 @@ def test_a_study_runs_and_says_where_its_report_is(file, tmp_path, monkeypatch, 
     assert (status, "at 1.6e+14 operations a second" in printed) == (0, True)
     status, printed, _ = run(capsys, monkeypatch, "study", str(out), "--compare", str(out))
     assert printed.count("same") == 4
+    page = tmp_path / "page.html"
+    status, printed, _ = run(capsys, monkeypatch, "report", str(out), "--out", str(page), "--question", "Whose?")
+    assert (status, f"Report: {page} (open it in a browser)" in printed) == (0, True)
+    assert "Whose?</h1>" in page.read_text("utf-8")
+    assert "Which neurons belong to which language" in page.read_text("utf-8")
 
 
 def test_what_is_wrong_is_said_in_a_line(file, tmp_path, monkeypatch, capsys):

@@ -29,11 +29,13 @@ class Killed:
         kills: How many hit the study at work.
         equal: Whether every step was done in the end, with the files of an unkilled run.
         failed: Why steps were not done.
+        orphans: Files that an unkilled run does not leave, hidden ones too.
     """
 
     kills: int
     equal: bool
     failed: tuple[str, ...]
+    orphans: tuple[str, ...]
 
 
 def study_of(at: Path, kinds: tuple[str, ...] = STEPS) -> dict[str, Any]:
@@ -90,7 +92,12 @@ def killed(kind: str, folder: Path, kills: int, seed: int = 0) -> Killed:
     resumed = Study(parse_config(content), run)
     resumed.check()
     left = resumed.status().query("state != 'done'")
-    return Killed(hit, resumed.files() == whole.files() and left.empty, tuple(left["why"]))
+    orphans = sorted(_files(run) - _files(folder / "whole") - {f"begun-{kind}"})
+    return Killed(hit, resumed.files() == whole.files() and left.empty, tuple(left["why"]), tuple(orphans))
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def _killed_once(content: dict[str, Any], run: Path, kind: str, after: float) -> bool:

@@ -1,6 +1,7 @@
 """Input made to do harm does none: nothing in it runs, leaves its folder, fills the memory, or becomes code."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from langneurons.errors import (
 )
 from langneurons.models.checkpoints import load_config, load_tokenizer
 from langneurons.study.config import read_config
+from langneurons.study.stages.report import read_folder
 from langneurons.tasks.likelihood import read_templates
 from langneurons.tasks.xquad import read_prompts
 from tests.tiny_models import tiny_config, tiny_tokenizer
@@ -120,3 +122,53 @@ def test_names_and_texts_never_become_code_of_a_page(tmp_path):
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     assert "script-src 'sha256-" in page
+
+
+@pytest.fixture(params=["pipe", "endless", "folder"])
+def no_file(request, tmp_path):
+    """A path in a folder with a result, that is no file."""
+    made_up.matrix().save(tmp_path / "results")
+    path = tmp_path / "results" / "x.json"
+    if request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    return path
+
+
+def test_a_pipe_or_an_endless_device_is_refused_before_it_is_opened(no_file):
+    for read in (storage.read_object, storage.schema_of, storage.checksum, ln.load, ln.NeuronSet.load):
+        with pytest.raises(StorageError, match=r"a pipe, a device|a folder|no result"):
+            read(no_file)
+    with pytest.raises(StudyError, match="Cannot read"):
+        read_config(no_file)
+
+
+def test_a_report_leaves_out_what_is_no_file(no_file):
+    findings, left_out = read_folder(no_file.parent, "Why?")
+    assert isinstance(findings.matrix, ln.effects.EffectTable)
+    assert left_out == []
+    assert isinstance(ln.load(no_file.parent), ln.effects.EffectTable)
+
+
+def test_an_output_path_that_is_not_utf_8_is_refused_in_a_sentence(tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xff")
+    for write in (storage.check_writable, made_up.matrix().save, made_up.statistics().save, made_up.neuron_set().save):
+        with pytest.raises(StorageError, match="give a name that is UTF-8"):
+            write(odd)
+    with pytest.raises(StorageError, match="give a name that is UTF-8") as caught:
+        ln.write_report(odd, made_up.findings(4))
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("letters", [95, 500])
+def test_a_report_with_long_labels_is_written(letters, tmp_path):
+    label = "long " + "l" * letters
+    flat = np.arange(3)
+    neurons = ln.NeuronSet({label: flat, label + "2": flat + 40}, made_up.SHAPE, "act", made_up.MODEL, "made up")
+    methods = {label: neurons, "m" * letters: neurons}
+    page = ln.write_report(tmp_path / "report.html", made_up.findings(4, neurons=methods)).read_text("utf-8")
+    assert label in page
+    assert "No figure" not in page

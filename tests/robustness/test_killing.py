@@ -20,13 +20,69 @@ QUICK = ("record", "matrix", "report")
 def test_a_step_killed_at_random_moments_ends_with_the_same_files(kind, tmp_path):
     found = killed(kind, tmp_path, kills=3)
     assert found.equal
+    assert found.orphans == ()
     assert found.kills > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in STEPS if kind not in QUICK])
 def test_a_long_step_killed_at_random_moments_ends_with_the_same_files(kind, tmp_path):
-    assert killed(kind, tmp_path, kills=2).equal
+    found = killed(kind, tmp_path, kills=2)
+    assert found.equal
+    assert found.orphans == ()
+
+
+KILLED_WHILE_WRITING = """
+import os, signal
+from pathlib import Path
+from langneurons import storage
+
+folder = Path({folder!r})
+with storage.replacing(folder / "deep" / "x.json") as temporary:
+    temporary.write_text("half")
+    if {unlocked}:
+        temporary.rename(folder / "deep" / ".x.json.abcdefgh.partial")  # as version 0.1.0 called it
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _killed_while_writing(folder, times=1, unlocked=False):
+    for _ in range(times):
+        program = KILLED_WHILE_WRITING.format(folder=str(folder), unlocked=unlocked)
+        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_many_kills_while_writing_leave_one_file_that_the_next_write_takes(tmp_path):
+    _killed_while_writing(tmp_path, times=3)
+    assert _names(tmp_path) == [".x.json.partial"]
+    storage.write_text(tmp_path / "deep" / "x.json", "whole")
+    assert _names(tmp_path) == ["x.json"]
+    assert (tmp_path / "deep" / "x.json").read_text() == "whole"
+
+
+@pytest.mark.parametrize("unlocked", [False, True])
+def test_a_folder_that_is_opened_loses_what_killed_processes_left_half_written(unlocked, tmp_path):
+    _killed_while_writing(tmp_path, unlocked=unlocked)
+    (tmp_path / "deep" / "mine.partial").touch()
+    with storage.replacing(tmp_path / "deep" / "y.json") as being_written:
+        storage.check_writable(tmp_path)
+        assert being_written.exists()
+        assert _names(tmp_path) == [".y.json.partial", "mine.partial"]
+    with storage.alone(tmp_path, "testing"):
+        assert _names(tmp_path) == [".lock", "mine.partial", "y.json"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    with storage.replacing(tmp_path / "x") as first, storage.replacing(tmp_path / "x") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "x").read_text() == "first"
+    assert _names(tmp_path) == ["x"]
 
 
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):

@@ -42,7 +42,7 @@ def test_pictures_get_room_for_their_caption_below_the_drawing(figure):
     assert longer.layout.margin.b == figure.layout.margin.b + room
     assert note.yshift == -figure.layout.margin.b
     assert note.text.count("<br>") + 1 <= room / exporting.LINE
-    assert "&lt;script&gt;" in note.text
+    assert "&lt;script>" in note.text
     assert not figure.layout.annotations
 
 

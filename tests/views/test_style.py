@@ -1,6 +1,8 @@
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from langneurons.views import style
 from langneurons.views.style import TEMPLATE, label_room, legend_above, signed, span, styled
 
 
@@ -52,3 +54,36 @@ def test_numbers_have_a_true_minus_and_zero_has_no_sign():
 def test_long_labels_widen_the_margin():
     assert label_room(["en", "hi"]) == 70
     assert label_room(["ActivationProbability > pooled-p90"]) > 240
+
+
+LINK = "<a href='https://x.org'>&amp; $x$ %{y}</a>"
+SHOWN = "&lt;a href='https://x.org'>&amp;amp; &#36;x&#36; &#37;{y}&lt;/a>"
+
+
+def test_names_and_texts_in_a_figure_are_shown_letter_for_letter():
+    figure = go.Figure(
+        go.Bar(x=[LINK, "en"], y=[1, 2], name=LINK, text=[f"<b>{LINK}</b><br>", ""], customdata=[[LINK]])
+    )
+    figure.add_annotation(text=LINK)
+    figure.update_yaxes(title=LINK, ticktext=[LINK], tickvals=[1])
+    figure = style.styled(figure, LINK, 300, LINK)
+    (bar,), layout = figure.data, figure.layout
+    assert list(bar.x) == [SHOWN, "en"]
+    assert (bar.name, list(bar.text), bar.customdata[0][0]) == (SHOWN, [f"<b>{SHOWN}</b><br>", ""], SHOWN)
+    for text in (layout.title.text, layout.title.subtitle.text, layout.annotations[0].text, layout.yaxis.title.text):
+        assert text.replace("\u00a0", " ").removesuffix("<br> ") == SHOWN
+    assert layout.yaxis.ticktext == (SHOWN,)
+    assert style.title_of(figure).replace("\u00a0", " ") == LINK
+
+
+@pytest.mark.parametrize("letters", [95, 400, 100_000])
+def test_labels_of_any_length_leave_room_for_the_drawing_and_stay_different(letters):
+    names = ["x" * letters + end for end in "ab"] + ["y" * letters + "z" * letters + end for end in ("", "y" * letters)]
+    figure = style.heatmap(np.eye(4), names, names)
+    figure = style.styled(figure, " ".join(names), 300, names[0], left=style.label_room(names, title=True))
+    (drawn,) = figure.data
+    assert len(set(drawn.y)) == 4
+    assert list(drawn.x) == list(drawn.y)
+    assert max(map(len, drawn.y)) <= style.LONGEST_LABEL
+    assert figure.layout.width - figure.layout.margin.l - figure.layout.margin.r >= style.LEAST_ACROSS
+    assert figure.layout.height < 1000

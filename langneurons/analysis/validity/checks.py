@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ from langneurons.analysis.validity.reliability import Halves, Selection, SplitHa
 from langneurons.errors import StatisticsError
 from langneurons.identification import Method
 from langneurons.recording.statistics import ActivationStats
-from langneurons.storage import Column, JsonObject, Result, Table
+from langneurons.storage import Column, JsonObject, Result, Table, all_of, layout
+from langneurons.storage.layouts import Layout
 
 LIMIT = 0.05  # estimated share of false discoveries that a method may have
 REAL = "real"
@@ -34,6 +35,11 @@ class Nulls(Result, kind="nulls", tables=("rows", "per_language")):
             (the mean over the null's labels), and their ``share``.
         limit: The largest share that passes.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(text="null", number="share chosen jaccard jaccard_chance", tick="passes"),
+        "per_language": layout(text="null", mark="language", number="cutoff_low? cutoff_high? chosen beyond share"),
+    }
 
     method: str
     rows: pd.DataFrame
@@ -67,7 +73,9 @@ class Nulls(Result, kind="nulls", tables=("rows", "per_language")):
     @classmethod
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
         fields = super()._read(folder, content)
-        return {**fields.pop("settings"), **fields}
+        settings = fields.pop("settings")
+        layout(text="method", finite="limit").check("the nulls", settings)
+        return {**settings, **fields}
 
     def _value(self, null: str, column: str) -> float:
         values = self.rows.loc[self.rows["null"] == null, column]
@@ -251,8 +259,20 @@ class ValidityTable(Result, kind="validity-table", file="validity", tables={"row
         checks: What passes.
     """
 
+    layouts: ClassVar[Mapping[str, Layout]] = {"rows": layout(text="method")}
+
     rows: pd.DataFrame
     checks: tuple[Check, ...] = CHECKS
+
+    def _check_parts(self) -> None:
+        about = layout(text="column title", finite="bar", flag="least")
+        for check in self.checks:
+            about.check("a check", asdict(check))
+            chance = {f"{check.column}_chance"} & set(self.rows.columns)
+            all_of("number", [check.column, *chance]).check("the validity table", self.rows)
+            all_of("tick", [f"{check.column}_passes"]).check("the validity table", self.rows)
+        if len({check.column for check in self.checks}) < len(self.checks):
+            raise ValueError("a check stands there twice")
 
     @property
     def measured(self) -> list[Check]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,8 @@ from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsErro
 from langneurons.identification import Method
 from langneurons.recording.accumulation import FOLDS
 from langneurons.recording.statistics import ActivationStats
-from langneurons.storage import Column, JsonObject, Result, Table
+from langneurons.storage import Column, JsonObject, Result, Table, layout
+from langneurons.storage.layouts import Layout
 
 ONE_SIDED = 0.9  # share of the choice on one side of the median score, from which on the other side is an accident
 EVERY = "overall"  # stands in tables for all languages together
@@ -115,6 +116,14 @@ class SplitHalf(Result, kind="split-half", tables=("rows",)):
         level: Level of the intervals.
     """
 
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(
+            text="language",
+            number=" ".join(f"{name} {name}_low {name}_high" for name in FIGURES)
+            + " jaccard_chance chosen_first chosen_second",
+        )
+    }
+
     method: str
     rows: pd.DataFrame
     interval: str
@@ -141,7 +150,13 @@ class SplitHalf(Result, kind="split-half", tables=("rows",)):
     @classmethod
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
         fields = super()._read(folder, content)
-        return {**fields.pop("settings"), **fields}
+        settings = fields.pop("settings")
+        layout(text="method interval", share="level").check("the split halves", settings)
+        return {**settings, **fields}
+
+    def _check_parts(self) -> None:
+        if self.rows["language"].tolist().count(EVERY) != 1:
+            raise ValueError(f"one row is needed for {EVERY}")
 
 
 def split_half(

@@ -138,7 +138,9 @@ def read_folder(folder: Path, question: str) -> tuple[ln.Findings, list[str]]:
         raise StorageError(f"Cannot read {folder}: there is no such folder.")
     sections: dict[str, Any] = {}
     left_out = []
-    files = [file for file in folder.rglob("*.json") if len(file.relative_to(folder).parts) <= DEEPEST]
+    files = [
+        file for file in folder.rglob("*.json") if len(file.relative_to(folder).parts) <= DEEPEST and file.is_file()
+    ]
     for file in sorted(files, key=lambda path: (len(path.parts), path)):
         kind = storage.schema_of(file).removeprefix("langneurons/").partition("/")[0]
         if kind not in SECTIONS:
