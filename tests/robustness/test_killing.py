@@ -72,7 +72,7 @@ def test_a_folder_that_is_opened_loses_what_killed_processes_left_half_written(u
         storage.check_writable(tmp_path)
         assert being_written.exists()
         assert _names(tmp_path) == [".y.json.partial", "mine.partial"]
-    with storage.alone(tmp_path, "testing"):
+    with working_in(tmp_path, "testing"):
         assert _names(tmp_path) == [".lock", "mine.partial", "y.json"]
 
 
