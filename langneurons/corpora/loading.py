@@ -17,7 +17,8 @@ from datasets.utils import logging as datasets_logging
 
 from langneurons import babel
 from langneurons.corpora.corpus import Corpus, batches
-from langneurons.errors import CorpusError, LanguageError, in_short, unknown
+from langneurons.errors import CorpusError, CorruptArtefactError, LanguageError, in_short, unknown
+from langneurons.storage.tables import check_expansion
 
 Row = dict[str, str | None]
 KINDS = (".txt", ".jsonl", ".parquet")
@@ -282,6 +283,7 @@ def _place_columns(columns: Iterable[str], text_column: str) -> dict[str, str]:
 
 def _cells(path: Path, text_column: str) -> Iterator[Row]:
     try:
+        check_expansion(path)
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             if text_column not in file.schema_arrow.names:
                 raise _missing_column(str(path), text_column, file.schema_arrow.names)
@@ -292,6 +294,8 @@ def _cells(path: Path, text_column: str) -> Iterator[Row]:
                     yield {"text": text, **_places(row, text_column)}
     except CorpusError:
         raise
+    except CorruptArtefactError as error:
+        raise CorpusError(str(error)) from error
     except Exception as error:  # the reader of a damaged file has no one kind of error
         raise CorpusError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
 

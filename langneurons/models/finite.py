@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol, cast, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -27,6 +28,8 @@ class Runs(Protocol):
 
     @property
     def sites(self) -> tuple[str, ...]: ...  # noqa: D102 (as ModelView's)
+
+    def layer(self, index: int) -> Any: ...  # noqa: D102
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor | None: ...  # noqa: D102
 
@@ -101,18 +104,22 @@ def first_origin(
     Returns:
         Where it is in words, its row and its position; None where every site's values are finite.
     """
+    from langneurons.models.sites import attached  # not above: it imports TransformerLens, which pure code does without
+
     origins: list[tuple[str, int, int]] = []
 
+    def look(where: str, values: Tensor) -> None:
+        units = values.flatten(2)
+        if not origins and (sentence := units_in_words(units, counted)) is not None:
+            row, position = first_wrong(units, counted)[:2]
+            origins.append((f"{where}, {sentence}", row, position))
+
     def reader(site: str) -> Callable[[int, Tensor], None]:
-        def read(layer: int, values: Tensor) -> None:
-            units = values.flatten(2)
-            if not origins and (sentence := units_in_words(units, counted)) is not None:
-                row, position = first_wrong(units, counted)[:2]
-                origins.append((f"at site {site!r} of layer {layer}, {sentence}", row, position))
+        return lambda layer, values: look(f"at site {site!r} of layer {layer}", values)
 
-        return read
-
-    with model_view.reading({site: reader(site) for site in model_view.sites}):
+    # In this order: a token whose embedding is not finite spoils the heads of all positions, also before it.
+    embedded = (model_view.layer(0).input_point, partial(look, "before layer 0"))
+    with attached([embedded]), model_view.reading({site: reader(site) for site in model_view.sites}):
         run()
     return origins[0] if origins else None
 

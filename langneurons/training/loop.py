@@ -363,9 +363,9 @@ class Loop:
         elif self._folder.checkpoint.exists():
             checkpoint = f"The last good checkpoint is {self._folder.checkpoint}"
         return (
-            f"At step {step + 1} of {self.steps} the loss is {loss} and its gradient's norm {norm}, which is not finite "
-            f"(learning rate {rate(self._training, step, self.steps):.3g}{self._origin(step)}). {checkpoint}; a lower "
-            "learning_rate or clip may help."
+            f"At step {step + 1} of {self.steps} the loss is {loss} and its gradient's norm {norm}, which is not "
+            f"finite (learning rate {rate(self._training, step, self.steps):.3g}{self._origin(step)}). {checkpoint}; a "
+            "lower learning_rate or clip may help."
         )
 
     def _origin(self, step: int) -> str:

@@ -1,5 +1,6 @@
-"""Puts NaN, infinity and overflow into a running model, and calls every verb: refused, or what comes out is unchanged."""
+"""Puts NaN, infinity and overflow into a model and calls every verb: refused, or what comes out is unchanged."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,10 +31,8 @@ WEIGHTS = {"embedding": "embed.W_E", "norm": "ln_final.w", "unembedding": "unemb
 PLACES = (*(f"{site} {layer}" for site in SITES for layer in (0, 1)), *WEIGHTS)
 WORD = 21  # a token of most texts
 DOCUMENTS = {
-    language: [
-        " ".join(f"w{WORD if i % 5 == 0 else 4 + (7 * n + i) % 90}" for i in range(6 + n % 7)) for n in range(30)
-    ]
-    for language in ("en", "hi")
+    language: [" ".join(f"w{word}" for word in (WORD, *range(at, at + 5 + at % 7))) for at in range(first, first + 30)]
+    for language, first in (("en", 4), ("hi", 50))
 }
 TEMPLATE = Template("w21 {premise} {hypothesis} {label}", dict(zip(LABELS, ("w5", "w6 w21", "w7"), strict=True)))
 ALONE = ("dose", "equal_dose")  # verbs that refuse a model to which something is attached
@@ -171,7 +170,7 @@ def attempt(verb: str, dtype: str, place: str, damage: str, outcome: Outcome) ->
     case = f"{verb}, {dtype}, {damage} at {place}"
     try:
         with damaged(at.model, place, damage):
-            result = numbers(VERBS[verb](at))
+            result = _numbers(verb, at)
     except LangNeuronsError as error:
         said = str(error)
         plain = len(said) < 900 and ("finite" in said or "too large" in said or "does not lie between" in said)
@@ -193,7 +192,13 @@ def attempt(verb: str, dtype: str, place: str, damage: str, outcome: Outcome) ->
 
 @cache
 def _whole(verb: str, dtype: str) -> np.ndarray:
-    return numbers(VERBS[verb](setting(dtype)))
+    return _numbers(verb, setting(dtype))
+
+
+def _numbers(verb: str, at: Setting) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return numbers(VERBS[verb](at))
 
 
 def numbers(result: object) -> np.ndarray:
