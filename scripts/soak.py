@@ -1,10 +1,11 @@
-"""`make soak`: 200 steps of mixed work in one process that must not leak, every loader fuzzed, every step killed.
+"""`make soak`: 200 steps without a leak, every loader fuzzed, every step killed, NaN and overflow through every verb.
 
-python -m scripts.soak [fuzz | kill | steps] ...    all three without an argument; exit status 1 when one fails
+python -m scripts.soak [fuzz | kill | numbers | steps] ...    all without an argument; exit status 1 when one fails
 """
 
 import ctypes
 import gc
+import itertools
 import multiprocessing
 import os
 import sys
@@ -23,6 +24,7 @@ STEPS, WARM_UP = int(os.environ.get("SOAK_STEPS", "200")), 60
 GROWTH_MB = 8.0  # over the steps after the warm-up: less is the allocator's
 MUTATIONS, SEED = 600, 0  # of an artefact
 KILLS = 10  # of a kind of step
+EVERY = int(os.environ.get("SOAK_EVERY", "1"))  # of so many cases of numbers that are not finite, one is tried
 
 
 def soak() -> bool:
@@ -166,6 +168,26 @@ def kill() -> bool:
     return fine
 
 
+def numbers() -> bool:
+    """Put numbers that are not finite, or too large, into a model, and call every verb."""
+    from tests.robustness.numbers import DAMAGES, DTYPES, PLACES, VERBS, Outcome, attempt
+
+    cases = itertools.product(VERBS, DTYPES, PLACES, DAMAGES)
+    rows, failures = [], []
+    for verb, of_verb in itertools.groupby(itertools.islice(cases, 0, None, EVERY), key=lambda case: case[0]):
+        outcome, begun = Outcome(), time.monotonic()
+        for case in of_verb:
+            attempt(*case, outcome)
+        failures += outcome.failures
+        rows.append({"verb": verb, **outcome.counts, "seconds": time.monotonic() - begun})
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows).fillna(0)
+    counted = table.drop(columns=["verb", "seconds"]).astype(int)
+    print(table.round(1).to_string(index=False), f"\n{counted.to_numpy().sum():,} cases: {counted.sum().to_dict()}")
+    print("\n".join(failures))
+    return not failures
+
+
 @contextmanager
 def _own_cache() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="langneurons-soak-") as folder:
@@ -175,7 +197,7 @@ def _own_cache() -> Iterator[None]:
 
 if __name__ == "__main__":
     with _own_cache():
-        asked = sys.argv[1:] or ["fuzz", "kill", "steps"]  # fuzz forks, which a process that computed cannot
-        results = {name: {"steps": soak, "fuzz": fuzz, "kill": kill}[name]() for name in asked}
+        parts = {"fuzz": fuzz, "kill": kill, "numbers": numbers, "steps": soak}  # fuzz forks, so it must come first
+        results = {name: parts[name]() for name in sys.argv[1:] or parts}
     print(", ".join(f"{name}: {'fine' if fine else 'FAILED'}" for name, fine in results.items()))
     sys.exit(not all(results.values()))

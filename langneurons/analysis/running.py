@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -201,12 +201,13 @@ class _RememberedTexts:
 
 def _check_finite(table: pd.DataFrame, width: int, items: Sequence[object], language: str) -> None:
     """Refuse what nothing can be concluded from, at the first texts that give it."""
-    wrong = ~np.isfinite(table.to_numpy(float))
-    names = table.columns[wrong.any(0)]
-    if len(names):
-        item = items[int(wrong[:, table.columns.get_loc(names[0])].argmax())]
+    wrong: Bool[np.ndarray, "item column"] = ~np.isfinite(table.to_numpy(float))
+    columns = np.flatnonzero(wrong.any(0)).tolist()
+    if columns:
+        item = items[int(wrong[:, columns[0]].argmax())]
+        neuron = divmod(int(str(table.columns[columns[0]])), width)
         raise EffectError(
-            f"Without {len(names)} of {table.shape[1] - 1} neurons, such as {divmod(int(names[0]), width)}, what is "
+            f"Without {len(columns)} of {table.shape[1] - 1} neurons, such as {neuron}, what is "
             f"measured is no finite number on some texts, such as item {item!r} of {language!r}: give another value=, "
             "or a dtype of larger range."
         )

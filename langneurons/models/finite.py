@@ -139,7 +139,7 @@ def units_in_words(values: Tensor, counted: Tensor | None = None) -> str | None:
     if not bool(wrong.any()):
         return None
     *_, unit = place = first_wrong(values, counted)
-    units = int(wrong.flatten(0, -2).any(0).sum())
+    units = int(wrong.reshape(-1, values.shape[-1]).any(0).sum())
     return f"unit {unit} is {float(values[place])} ({units:,} of {values.shape[-1]:,} units are not finite)"
 
 

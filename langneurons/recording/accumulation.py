@@ -353,7 +353,7 @@ def _sum_magnitudes(values, folds, scale, totals):
 
 
 @cache
-def _compiled(loop: Callable[..., bool]) -> Callable[..., bool]:
+def _compiled(loop: Callable[..., object]) -> Callable[..., object]:
     """A loop, compiled at its first call and kept on disk for other processes where numba finds a folder for that."""
     # Unwrapped: where tests check shapes at run time every function is wrapped, and a wrapper cannot be compiled.
     compiled = numba.njit(parallel=True, error_model="numpy")(inspect.unwrap(loop))
@@ -362,7 +362,7 @@ def _compiled(loop: Callable[..., bool]) -> Callable[..., bool]:
     return compiled
 
 
-def _run(loop: Callable[..., bool], *arguments: object) -> bool:
+def _run(loop: Callable[..., object], *arguments: object) -> bool:
     try:
         return bool(_compiled(loop)(*arguments))
     except OSError:  # the loop was compiled, but could not be kept, and has not run

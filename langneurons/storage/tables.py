@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.compute
 import pyarrow.parquet
+from pyarrow.compute import call_function
 
 from langneurons.errors import CorruptArtefactError, in_short
 from langneurons.storage.checksums import check_whole, write_summed
@@ -87,8 +87,8 @@ def _bytes(column: pyarrow.Array) -> int:
     """How much the values of a column take, each by itself."""
     if not isinstance(column, pyarrow.DictionaryArray):
         return int(column.nbytes)
-    lengths = pyarrow.compute.binary_length(column.dictionary)
-    return pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0
+    lengths = call_function("binary_length", [column.dictionary])
+    return call_function("sum", [lengths.take(column.indices)]).as_py() or 0
 
 
 def write_result(path: Path, schema: str, settings: Mapping[str, Any], tables: Mapping[str, Any]) -> Path:
