@@ -24,7 +24,7 @@ STEPS, WARM_UP = int(os.environ.get("SOAK_STEPS", "200")), 60
 GROWTH_MB = 8.0  # over the steps after the warm-up: less is the allocator's
 MUTATIONS, SEED = 600, 0  # of an artefact
 KILLS = 10  # of a kind of step
-EVERY = int(os.environ.get("SOAK_EVERY", "1"))  # of so many cases of numbers that are not finite, one is tried
+EVERY = int(os.environ.get("SOAK_EVERY", "1"))  # of so many cases one is tried: odd, or some damages are never met
 
 
 def soak() -> bool:
