@@ -8,7 +8,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import ModelError
 
@@ -24,7 +23,7 @@ class Runs(Protocol):
     """What is needed of a model: a ModelView, which is not imported here because pure code needs this module too."""
 
     name: str
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: Any
 
     @property
     def sites(self) -> tuple[str, ...]: ...  # noqa: D102 (as ModelView's)
