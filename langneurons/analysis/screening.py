@@ -24,13 +24,13 @@ from langneurons.analysis.ablating import ablate, with_current_options
 from langneurons.analysis.metrics import AblationValue, measured_languages
 from langneurons.analysis.validity.reliability import known_quantiles
 from langneurons.corpora import Blocks, Corpus
-from langneurons.errors import EffectError, TaskError
+from langneurons.errors import FINITE_ADVICE, EffectError, TaskError
 from langneurons.evaluation.heldout_text import HeldoutText, losses
 from langneurons.evaluation.measuring import Job, measure_jobs
 from langneurons.identification import NeuronSet
 from langneurons.identification.controls import random_stream
 from langneurons.models import ModelView, view
-from langneurons.models.finite import ADVICE, check_finite, units_in_words
+from langneurons.models.finite import check_finite, units_in_words
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo, Value
 from langneurons.recording.statistics import ActivationStats
@@ -223,7 +223,7 @@ def _first_order(
         moved = ((after - before[layer]) * slope).double()
         change[layer] = moved.sum([0, 1, *range(3, slope.ndim)]).cpu()
         if (sentence := units_in_words(change[layer])) is not None:
-            raise EffectError(f"Predicted effects are not finite: in layer {layer}, {sentence}. {ADVICE}")
+            raise EffectError(f"Predicted effects are not finite: in layer {layer}, {sentence}. {FINITE_ADVICE}")
     return change, float(nll.detach())
 
 

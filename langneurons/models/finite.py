@@ -2,25 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from langneurons.errors import ModelError
+from langneurons.errors import FINITE_ADVICE, ModelError
 
-ADVICE = (
-    "Check its weights and what is written into it; float16 overflows in many models, so load them with "
-    "dtype='float32' or 'bfloat16'."
-)
 SHOWN_TOKENS, SHOWN_CHARACTERS = 12, 60
 
 
 @runtime_checkable
 class Runs(Protocol):
-    """What is needed of a model: a ModelView, which is not imported here because pure code needs this module too."""
+    """What is needed of a model: a ModelView, or what looks like one."""
 
     name: str
     tokenizer: Any
@@ -53,7 +48,7 @@ def check_finite(
         ModelError: If a number is not finite; it names the first layer, site and unit that gave one, and the text.
     """
     if not bool(outcome.isfinite().all()):
-        of_logits = f"What {model_view.name!r} predicts is not finite, though its logits are. {ADVICE}"
+        of_logits = f"What {model_view.name!r} predicts is not finite, though its logits are. {FINITE_ADVICE}"
         raise ModelError(refusal(model_view, tokens, attention_mask) or of_logits)
 
 
@@ -86,7 +81,7 @@ def refusal(
     where, row, position = origin
     start = 0 if attention_mask is None else int(attention_mask[row].argmax())
     text = _decoded(model_view, tokens[row, start : position + 1])
-    return f"{model_view.name!r} does not compute finite numbers: {where}, on the text {text!r}. {ADVICE}"
+    return f"{model_view.name!r} does not compute finite numbers: {where}, on the text {text!r}. {FINITE_ADVICE}"
 
 
 @torch.no_grad()
@@ -103,8 +98,6 @@ def first_origin(
     Returns:
         Where it is in words, its row and its position; None where every site's values are finite.
     """
-    from langneurons.models.sites import attached  # not above: it imports TransformerLens, which pure code does without
-
     origins: list[tuple[str, int, int]] = []
 
     def look(where: str, values: Tensor) -> None:
@@ -117,9 +110,13 @@ def first_origin(
         return lambda layer, values: look(f"at site {site!r} of layer {layer}", values)
 
     # In this order: a token whose embedding is not finite spoils the heads of all positions, also before it.
-    embedded = (model_view.layer(0).input_point, partial(look, "before layer 0"))
-    with attached([embedded]), model_view.reading({site: reader(site) for site in model_view.sites}):
-        run()
+    embedded: torch.nn.Module = model_view.layer(0).input_point
+    handle = embedded.register_forward_hook(lambda module, inputs, output: look("before layer 0", output))
+    try:
+        with model_view.reading({site: reader(site) for site in model_view.sites}):
+            run()
+    finally:
+        handle.remove()
     return origins[0] if origins else None
 
 

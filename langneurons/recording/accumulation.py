@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from langneurons.errors import StatisticsError
-from langneurons.models.finite import ADVICE, units_in_words
+from langneurons.errors import FINITE_ADVICE, StatisticsError
 
 FOLDS = 20
 BINS = 128
@@ -222,13 +221,14 @@ class GroupedSums:
 
 def _not_summed(layer: int, values: Tensor, groups: Tensor, coordinate: Tensor | None = None) -> StatisticsError:
     """Say which of a layer's values cannot be summed."""
-    sentences = (units_in_words(of, groups >= 0) for of in (values, coordinate) if of is not None)
-    if sentence := next(filter(None, sentences), None):
-        return StatisticsError(f"Activations are not finite: in layer {layer}, {sentence}. {ADVICE}")
+    for of in (values, values if coordinate is None else coordinate):
+        wrong = ~of.isfinite() & (groups >= 0)[:, None]
+        if bool(wrong.any()):
+            place = tuple(wrong.nonzero()[0].tolist())
+            said = f"in layer {layer}, unit {place[1]} is {float(of[place])}"
+            return StatisticsError(f"Activations are not finite: {said}. {FINITE_ADVICE}")
     largest, unit = values[groups >= 0].abs().amax(0).max(0)
-    return StatisticsError(
-        f"Layer {layer} is too large to sum: unit {int(unit)} reaches {float(largest):.3g}. {ADVICE}"
-    )
+    return StatisticsError(f"Layer {layer} is too large to sum: unit {unit} reaches {largest:.3g}. {FINITE_ADVICE}")
 
 
 def count_dtype(tokens: int) -> torch.dtype:

@@ -9,9 +9,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from langneurons.errors import ModelError, TaskError
+from langneurons.errors import FINITE_ADVICE, ModelError, TaskError
 from langneurons.models import ModelView, view
-from langneurons.models.finite import ADVICE, refusal
+from langneurons.models.finite import refusal
 from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
 from langneurons.tasks.batching import groups, scoring, tokenizer_of
@@ -178,7 +178,7 @@ def _completed(
     try:
         generated = model_view.generate(tokens, mask, max_new_tokens, ends if stop else None, eos, min_new_tokens)
     except FloatingPointError as error:
-        later = f"{model_view.name!r} does not compute finite numbers for what it generates itself. {ADVICE}"
+        later = f"{model_view.name!r} does not compute finite numbers for what it generates itself. {FINITE_ADVICE}"
         raise ModelError(refusal(model_view, tokens, mask) or later) from error
     for ids in generated:
         text, cut = _cut(_text(tokenizer, ids), stop)
