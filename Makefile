@@ -69,8 +69,8 @@ wheel: install
 benchmark: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(OPTIONS)
 
-# Every loader damaged, every result forged and shown in a browser, every step killed, two processes in every folder, 200
-# steps without a leak; or some of it: make soak PARTS=fuzz
+# Every loader damaged, every result forged and shown in a browser, every step killed, two processes in every folder, no
+# number that is not finite let through, 200 steps without a leak; or some of it: make soak PARTS=fuzz
 soak: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m scripts.soak $(PARTS)
 

@@ -3,6 +3,11 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+FINITE_ADVICE = (
+    "Check the model's weights and what is written into it; float16 overflows in many models, so load them with "
+    "dtype='float32' or 'bfloat16'."
+)
+
 
 class LangNeuronsError(Exception):
     """Anything langneurons refuses to do; its text is one or two sentences for the user."""

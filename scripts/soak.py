@@ -1,13 +1,15 @@
 """`make soak`: 200 steps of mixed work that must not leak, loaders fuzzed, steps killed, folders fought over.
 
-Every kind of result is forged a thousand times, and shown in a browser with an attack in every text.
+Every kind of result is forged a thousand times, and shown in a browser with an attack in every text; NaN and overflow
+go through every verb.
 
-python -m scripts.soak [fuzz | forge | browser | kill | twice | steps] ...    all without an argument; exit status 1
-when one fails
+python -m scripts.soak [fuzz | forge | browser | kill | twice | numbers | steps] ...    all without an argument; exit
+status 1 when one fails
 """
 
 import ctypes
 import gc
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -34,6 +36,7 @@ MUTATIONS, SEED = 600, 0  # of an artefact
 KILLS = int(os.environ.get("SOAK_KILLS", "10"))  # of a kind of step
 FORGERIES = int(os.environ.get("SOAK_FORGERIES", "1000"))  # of a kind of result
 MEETINGS = 5  # of two processes in the folder of each function
+EVERY = int(os.environ.get("SOAK_EVERY", "1"))  # of so many cases one is tried: odd, or some damages are never met
 
 
 def soak() -> bool:
@@ -212,6 +215,26 @@ def twice() -> bool:
     return fine
 
 
+def numbers() -> bool:
+    """Put numbers that are not finite, or too large, into a model, and call every verb."""
+    from tests.robustness.numbers import DAMAGES, DTYPES, PLACES, VERBS, Outcome, attempt
+
+    cases = itertools.product(VERBS, DTYPES, PLACES, DAMAGES)
+    rows, failures = [], []
+    for verb, of_verb in itertools.groupby(itertools.islice(cases, 0, None, EVERY), key=lambda case: case[0]):
+        outcome, begun = Outcome(), time.monotonic()
+        for case in of_verb:
+            attempt(*case, outcome)
+        failures += outcome.failures
+        rows.append({"verb": verb, **outcome.counts, "seconds": time.monotonic() - begun})
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows).fillna(0)
+    counted = table.drop(columns=["verb", "seconds"]).astype(int)
+    print(table.round(1).to_string(index=False), f"\n{counted.to_numpy().sum():,} cases: {counted.sum().to_dict()}")
+    print("\n".join(failures))
+    return not failures
+
+
 @contextmanager
 def _own_cache() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="langneurons-soak-") as folder:
@@ -221,7 +244,15 @@ def _own_cache() -> Iterator[None]:
 
 if __name__ == "__main__":
     with _own_cache():
-        parts = {"fuzz": fuzz, "forge": forge, "browser": browser, "kill": kill, "twice": twice, "steps": soak}
+        parts = {
+            "fuzz": fuzz,
+            "forge": forge,
+            "browser": browser,
+            "kill": kill,
+            "twice": twice,
+            "numbers": numbers,
+            "steps": soak,
+        }
         names = sys.argv[1:] or list(parts)  # those that fork first, which a process that computed cannot
         results = {name: parts[name]() for name in names}
     print(", ".join(f"{name}: {'fine' if fine else 'FAILED'}" for name, fine in results.items()))

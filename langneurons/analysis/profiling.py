@@ -15,7 +15,7 @@ from langneurons import storage
 from langneurons.analysis.profiles import EXAMPLES, OUTPUTS, SIMILAR, TEXTS, Profiles
 from langneurons.corpora import Corpus
 from langneurons.corpora.purity import script
-from langneurons.errors import NeuronSetError, SiteMismatchError, StaleArtefactError
+from langneurons.errors import FINITE_ADVICE, ModelError, NeuronSetError, SiteMismatchError, StaleArtefactError
 from langneurons.evaluation.measuring import Job, measure_jobs
 from langneurons.identification import NeuronSet
 from langneurons.models import ModelView, view
@@ -355,6 +355,10 @@ def token_changes(
     rest = _unembedded(model_view, torch.zeros_like(normed[:1]))
     parts = [(_unembedded(model_view, part) - rest).float().cpu() for part in normed.split(AT_ONCE)]
     changes = torch.cat(parts)
+    if not bool(changes.isfinite().all()):
+        raise ModelError(
+            f"What layer {layer} writes at {site!r} changes some logits by no finite number. {FINITE_ADVICE}"
+        )
     return changes - changes.mean(1, keepdim=True)
 
 

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from langneurons import storage
 from langneurons.analysis.decomposition import Decomposition, Moments
 from langneurons.analysis.texts import LabelledTexts, Text
-from langneurons.errors import PatchError, StorageError, TaskError
+from langneurons.errors import ModelError, PatchError, StorageError, TaskError
 from langneurons.models import ModelView, view
+from langneurons.models.finite import refusal
 from langneurons.run import alone_in_out, chosen_executor
 from langneurons.settings import Probing, ProbingOptions, Run, with_options
 from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids
@@ -234,7 +235,10 @@ def _run(model: torch.nn.Module, job: _Job) -> dict[str, Tensor]:
             lengths, absent = torch.tensor([len(job.sequences[row]) for row in rows]), torch.zeros(len(tokens), width)
             weights = _weights(tokens, lengths, special, job.position)
             model_view.forward(tokens, logits=False)
-            means = torch.cat([held.pop(layer, absent) for layer in range(layers)], dim=1).numpy()
+            by_layer = [held.pop(layer, absent) for layer in range(layers)]
+            if not all(bool(of_layer.isfinite().all()) for of_layer in by_layer):
+                raise ModelError(str(refusal(model_view, tokens, counted=weights > 0)))
+            means = torch.cat(by_layer, dim=1).numpy()
             moments = moments + Moments.of(means, job.labels[rows], job.label_count)
             values[rows] = means[:, job.neurons]
     return {name: torch.from_numpy(array) for name, array in {**vars(moments), "values": values}.items()}

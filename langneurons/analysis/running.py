@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from langneurons import storage
-from langneurons.analysis.metrics import TEXTS, AblationValue, Metric, TextMetric
-from langneurons.errors import EffectError
+from langneurons.analysis.metrics import TEXTS, AblationValue, Batch, Metric, TextMetric
+from langneurons.errors import EffectError, LangNeuronsError, ModelError
 from langneurons.evaluation.measuring import Job, measure_jobs
 from langneurons.identification import NeuronSet
 from langneurons.models import ModelView, view
+from langneurons.models.finite import refusal
 from langneurons.models.sites import written
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import Patch
@@ -130,17 +131,31 @@ class Runner:
                 memory.forget()
                 with memory.remembering():
                     columns = [batch.read(model_view, 1)]
+                if not np.isfinite(columns[0]).all():
+                    raise self._refusal(model_view, batch, columns[0][0], language)
                 for layer, layer_values in values.items():
                     for places in torch.arange(len(layer_values)).split(max(1, self.rows // len(batch.tokens))):
                         with memory.ablated(layer, places, layer_values[places]):
                             columns.append(batch.read(model_view, len(places)))
                 table = pd.DataFrame(np.concatenate(columns).T, columns=pd.Index([UNPATCHED, *names]))
-                _check_finite(table, width)
+                _check_finite(table, width, batch.items, language)
                 table.insert(0, "item", batch.items)
                 table.insert(1, "cluster", batch.clusters)
                 tables.append(table)
         # Texts of one length share a batch; in this order clusters are resampled as those of the whole text are.
         return pd.concat(tables).sort_values("cluster", kind="stable", ignore_index=True)
+
+    def _refusal(
+        self, model_view: ModelView, batch: Batch, values: Float[np.ndarray, " text"], language: str
+    ) -> LangNeuronsError:
+        """Say what is wrong with an unpatched model, or with a metric, that gives what is no finite number."""
+        if (where := refusal(model_view, batch.tokens)) is not None:
+            return ModelError(where)
+        wrong = np.flatnonzero(~np.isfinite(values))
+        return EffectError(
+            f"The metric {self.metric.name!r} is {values[wrong[0]]} on {len(wrong)} of the first {len(values)} texts "
+            f"of {language!r}, such as item {batch.items[wrong[0]]!r}: metrics must give finite numbers."
+        )
 
     def _one_by_one(self, neurons: NeuronSet) -> dict[tuple, Job]:
         flat = neurons.members["all"]
@@ -184,17 +199,17 @@ class _RememberedTexts:
             return self._runner.rows_of(language, name)
 
 
-def _check_finite(table: pd.DataFrame, width: int) -> None:
+def _check_finite(table: pd.DataFrame, width: int, items: Sequence[object], language: str) -> None:
     """Refuse what nothing can be concluded from, at the first texts that give it."""
-    wrong = [str(name) for name in table.columns if not np.isfinite(table[name].to_numpy(float)).all()]
-    if UNPATCHED in wrong:
+    wrong: Bool[np.ndarray, "item column"] = ~np.isfinite(table.to_numpy(float))
+    columns = np.flatnonzero(wrong.any(0)).tolist()
+    if columns:
+        item = items[int(wrong[:, columns[0]].argmax())]
+        neuron = divmod(int(str(table.columns[columns[0]])), width)
         raise EffectError(
-            "The unpatched model gives what is no finite number on some texts: a metric must give finite numbers."
-        )
-    if wrong:
-        raise EffectError(
-            f"Without {len(wrong)} of {table.shape[1] - 1} neurons, such as {divmod(int(wrong[0]), width)}, what is "
-            "measured is no finite number on some texts: give another value=, or a dtype of larger range."
+            f"Without {len(columns)} of {table.shape[1] - 1} neurons, such as {neuron}, what is "
+            f"measured is no finite number on some texts, such as item {item!r} of {language!r}: give another value=, "
+            "or a dtype of larger range."
         )
 
 

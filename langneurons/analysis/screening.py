@@ -24,12 +24,13 @@ from langneurons.analysis.ablating import ablate, with_current_options
 from langneurons.analysis.metrics import AblationValue, measured_languages
 from langneurons.analysis.validity.reliability import known_quantiles
 from langneurons.corpora import Blocks, Corpus
-from langneurons.errors import EffectError, TaskError
+from langneurons.errors import FINITE_ADVICE, EffectError, TaskError
 from langneurons.evaluation.heldout_text import HeldoutText, losses
 from langneurons.evaluation.measuring import Job, measure_jobs
 from langneurons.identification import NeuronSet
 from langneurons.identification.controls import random_stream
 from langneurons.models import ModelView, view
+from langneurons.models.finite import check_finite, units_in_words
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo, Value
 from langneurons.recording.statistics import ActivationStats
@@ -233,6 +234,7 @@ def _first_order(
 
     with model_view.writing(every.site, every.per_layer(), add):
         nll = losses(model_view, blocks).sum()
+        check_finite(model_view, nll, blocks.tokens)
         slopes = torch.autograd.grad(nll, [addends[layer] for layer in range(every.shape[0])])
     change = torch.zeros(every.shape, dtype=torch.float64)
     for layer, slope in enumerate(slopes):
@@ -241,6 +243,8 @@ def _first_order(
             after = after.to(slope).view(-1, *[1] * (slope.ndim - 3))
         moved = ((after - before[layer]) * slope).double()
         change[layer] = moved.sum([0, 1, *range(3, slope.ndim)]).cpu()
+        if (sentence := units_in_words(change[layer])) is not None:
+            raise EffectError(f"Predicted effects are not finite: in layer {layer}, {sentence}. {FINITE_ADVICE}")
     return change, float(nll.detach())
 
 

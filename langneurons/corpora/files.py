@@ -15,7 +15,8 @@ from typing import BinaryIO, cast
 
 import pyarrow.parquet
 
-from langneurons.errors import CorpusError, in_short, unknown
+from langneurons.errors import CorpusError, CorruptArtefactError, in_short, unknown
+from langneurons.storage.tables import check_expansion
 
 Row = dict[str, str | None]
 # What data call the columns that say where a text stands.
@@ -191,6 +192,7 @@ def place_columns(columns: Iterable[str], text_column: str) -> dict[str, str]:
 
 def _cells(path: Path, text_column: str) -> Iterator[Row]:
     try:
+        check_expansion(path)
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             if text_column not in file.schema_arrow.names:
                 raise missing_column(str(path), text_column, file.schema_arrow.names)
@@ -200,6 +202,8 @@ def _cells(path: Path, text_column: str) -> Iterator[Row]:
                     yield row_of(row, text_column, str(path))
     except CorpusError:
         raise
+    except CorruptArtefactError as error:
+        raise CorpusError(str(error)) from error
     except Exception as error:  # the reader of a damaged file has no one kind of error
         raise CorpusError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
 

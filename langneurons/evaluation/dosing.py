@@ -17,6 +17,7 @@ from langneurons.errors import EffectError, LanguageError, PatchError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.measuring import check_reads_text
 from langneurons.models import ModelView, view
+from langneurons.models.finite import check_finite
 from langneurons.patches.intervening import check_fits, patching, reachable_range
 from langneurons.patches.patch import Patch
 
@@ -157,7 +158,9 @@ def _log_probabilities(model_view: ModelView, batch: Blocks) -> Float[Tensor, "c
     logits = model_view.forward(batch.tokens)
     assert logits is not None
     block, position = batch.counted.nonzero(as_tuple=True)
-    return logits[block.to(logits.device), position.to(logits.device) - 1].float().log_softmax(-1)
+    predicted = logits[block.to(logits.device), position.to(logits.device) - 1].float().log_softmax(-1)
+    check_finite(model_view, predicted.amin(-1), batch.tokens)  # NaN where one of a token's numbers is
+    return predicted
 
 
 @contextmanager

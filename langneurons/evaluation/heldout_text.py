@@ -25,6 +25,7 @@ from langneurons.corpora.blocks import LENGTHS
 from langneurons.corpora.packing import stream_bytes
 from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
 from langneurons.models import ModelView, view
+from langneurons.models.finite import check_finite
 from langneurons.run import Cost, timed
 from langneurons.tasks.batching import scoring, tokenizer_of
 
@@ -183,7 +184,7 @@ class HeldoutText:
 
         Raises:
             LanguageError: If the text has no such language.
-            ModelError: If the model's context is too short, or its vocabulary another.
+            ModelError: If the model's context is too short, or its vocabulary another; or if a loss is not finite.
             CorpusError: If ``batch_size`` is below 1.
 
         Example:
@@ -217,8 +218,10 @@ class HeldoutText:
         parts = []
         for ordinals, batch in self.batches(language, batch_size):
             stretches, counted = self.stretches(language, ordinals, batch), batch.counted.numpy()
+            nll = losses(model_view, batch)
+            check_finite(model_view, nll, batch.tokens)
             sums = {
-                "nll": losses(model_view, batch).numpy(),
+                "nll": nll.numpy(),
                 "tokens": np.ones(int(counted.sum()), np.int64),
                 "bytes": self._bytes(language, batch)[counted],
             }

@@ -73,7 +73,7 @@ def perplexity(
 
     Raises:
         CorpusError: If the corpus is empty or has too few tokens.
-        ModelError: If the context is longer than the model's, or the model has no tokenizer.
+        ModelError: If the context is longer than the model's, the model has no tokenizer, or a loss is not finite.
 
     Example:
         >>> from langneurons.evaluation.measuring import perplexity
@@ -101,7 +101,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         sentence if the documents are translations of one another.
 
     Raises:
-        EffectError: If there are no rows.
+        EffectError: If there are no rows, or a loss is not finite.
 
     Example:
         >>> import pandas as pd
@@ -112,6 +112,10 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """
     if not len(rows):
         raise EffectError("There are no rows to summarise.")
+    if lacking := int((~np.isfinite(rows["nll"].to_numpy(float))).sum()):
+        raise EffectError(
+            f"{lacking} of {len(rows)} rows have a loss that is not finite: no mean can be taken of them."
+        )
     sums = {"nats": ("nll", "sum"), "tokens": ("tokens", "sum"), "bytes": ("bytes", "sum")}
     table = rows.groupby("language", sort=False).agg(**sums, documents=("cluster", "nunique")).reset_index()
     bits = table["nats"] / np.log(2)

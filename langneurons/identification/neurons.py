@@ -109,8 +109,12 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
         if shape is None or site is None:
             raise NeuronSetError("The table does not say its model's shape or site: give shape=(layers, width), site=.")
         labels = dict.fromkeys((*table.attrs.get("languages", ()), *table["language"]))
-        if odd := [label for label in labels if not isinstance(label, str)]:
-            raise NeuronSetError(f"The column 'language' holds languages' names, but one is {odd[0]!r:.40}.")
+        if odd := [place for place, label in enumerate(table["language"]) if not isinstance(label, str)]:
+            label = table["language"].iloc[odd[0]]
+            raise NeuronSetError(
+                f"The column 'language' holds languages' names, but {len(odd)} of its {len(table)} rows do not, "
+                f"such as row {odd[0]}: {label!r:.40}."
+            )
         rows = {label: table.loc[table["language"] == label, ["layer", "neuron"]].to_numpy() for label in labels}
         shape = checked_shape(shape)
         members = {label: flat_indices(label, pairs, shape) for label, pairs in rows.items()}

@@ -13,6 +13,7 @@ from torch import Tensor
 from langneurons.errors import LangNeuronsWarning, NeuronSetError, StorageError
 
 WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+WIDEST = 2**31  # neurons of a layer
 EXPECTED = "a list over languages of a list over layers of neuron indices"
 
 
@@ -33,12 +34,7 @@ def read_rucaibox(
         StorageError: If the file cannot be read safely.
         NeuronSetError: If it holds something else, or does not fit.
     """
-    content = _checked(_load(path), path)
-    if len(content) != len(languages):
-        raise NeuronSetError(
-            f"{path} holds {len(content)} languages, but {len(languages)} were named ({', '.join(languages)}): "
-            "name them in the file's order."
-        )
+    content = _checked(_load(path), path, languages)
     layers = len(content[0])
     every = [indices for of_language in content for indices in of_language]
     largest = max((int(indices.max()) for indices in every if indices.numel()), default=-1)
@@ -80,17 +76,34 @@ def _check_zip(path: Path) -> None:
             raise ValueError
 
 
-def _checked(content: object, path: Path) -> list[list[Tensor]]:
+def _checked(content: object, path: Path, languages: Sequence[str]) -> list[list[Tensor]]:
     if not (isinstance(content, list) and content and all(isinstance(of_language, list) for of_language in content)):
         raise NeuronSetError(f"{path} does not hold {EXPECTED}.")
+    if len(content) != len(languages):
+        raise NeuronSetError(
+            f"{path} holds {len(content)} languages, but {len(languages)} were named ({', '.join(languages):.100}): "
+            "name them in the file's order."
+        )
     if len({len(of_language) for of_language in content}) != 1:
         raise NeuronSetError(f"{path} holds languages with different numbers of layers.")
+    numbers, stored = 0, path.stat().st_size
     for indices in (indices for of_language in content for indices in of_language):
-        whole = isinstance(indices, Tensor) and indices.ndim == 1 and indices.dtype in WHOLE_NUMBERS
-        # A tensor can be said to be larger than what is stored of it: one number, repeated 10^12 times.
-        if not whole or not indices.is_contiguous() or (indices.numel() and int(indices.min()) < 0):
+        if not _holds_whole_numbers(indices):
             raise NeuronSetError(f"{path} does not hold {EXPECTED}.")
+        numbers += indices.numel()
+        if numbers > stored:  # one tensor can stand in the lists as often as one likes
+            raise NeuronSetError(f"{path} lists more neurons than its {stored:,} bytes can hold.")
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < WIDEST:
+            raise NeuronSetError(f"{path} holds indices outside 0 to {WIDEST - 1:,}, which no layer has.")
     return content
+
+
+def _holds_whole_numbers(indices: object) -> bool:
+    """Whether something is a list of whole numbers that are there, not a tensor that only claims a shape."""
+    if not isinstance(indices, Tensor) or indices.device.type != "cpu" or indices.layout != torch.strided:
+        return False
+    # A tensor can be said to be larger than what is stored of it: one number, repeated 10^12 times.
+    return indices.ndim == 1 and indices.dtype in WHOLE_NUMBERS and indices.is_contiguous()
 
 
 def _flat(layers: list[Tensor], width: int) -> np.ndarray:

@@ -55,7 +55,13 @@ class GeneratedRows:
         return all(self.ended)
 
     def allowed(self, logits: Float[torch.Tensor, "row token"]) -> Float[torch.Tensor, "row token"]:
-        """The logits of the next token, without what ends a row where it is too early."""
+        """The logits of the next token, without what ends a row where it is too early.
+
+        Raises:
+            FloatingPointError: If the largest is not finite: nothing can be chosen by it.
+        """
+        if not bool(logits.amax(1).isfinite().all()):
+            raise FloatingPointError
         if not self._ends or self.steps >= self._min_new_tokens:
             return logits
         return logits.index_fill(1, torch.tensor(self._ends, device=logits.device), -torch.inf)

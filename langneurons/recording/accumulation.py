@@ -7,8 +7,10 @@ through torch operations that give the same integers.
 
 import inspect
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numba
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from langneurons.errors import StatisticsError
+from langneurons.errors import FINITE_ADVICE, StatisticsError
 
 FOLDS = 20
 BINS = 128
@@ -25,6 +27,7 @@ SQUARE_UNITS = 8  # a sum of squares counts in width^2 * 2^-8
 FAR = 256  # bins from zero
 TILE = 64
 EXACT = float(2**53)  # above this a float64 no longer holds every integer
+LARGEST = 2.0**63  # unit, whose square a float32 still holds
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,10 @@ class Accumulators:
     ) -> "Accumulators":
         """Empty sums; counts are 32 bits wide where ``tokens`` fit."""
         count = count_dtype(tokens)
-        shape = (layers, neurons)
+        shape, infinite = (layers, neurons), torch.full((layers, neurons), math.inf, device=device)
 
         def integers(*size: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
-
-        def extremes(value: float) -> Tensor:
-            return torch.full(shape, value, device=device)
 
         return cls(
             histogram=integers(*shape, BINS, dtype=count),
@@ -120,10 +120,10 @@ class Accumulators:
             absolute=integers(*shape),
             squares=integers(*shape),
             post_absolute=integers(layers if written else 0, neurons),
-            minimum=extremes(math.inf),
-            maximum=extremes(-math.inf),
-            coordinate_minimum=extremes(math.inf),
-            coordinate_maximum=extremes(-math.inf),
+            minimum=infinite.clone(),
+            maximum=-infinite,
+            coordinate_minimum=infinite.clone(),
+            coordinate_maximum=-infinite,
         )
 
     def add(
@@ -147,8 +147,8 @@ class Accumulators:
             StatisticsError: If a value is not finite, or a sum leaves the integers.
         """
         add = _add_fused if values.device.type == "cpu" else _add_with_torch
-        if not add(self, layer, coordinate, values, folds, grid):
-            raise _not_finite(layer)
+        if not (grid.units[layer] < LARGEST).all() or not add(self, layer, coordinate, values, folds, grid):
+            raise _not_summed(layer, values, folds, coordinate)
 
     def add_written(
         self, layer: int, values: Float[Tensor, "token neuron"], folds: Int[Tensor, " token"], grid: Grid
@@ -168,13 +168,13 @@ class Accumulators:
         if values.device.type == "cpu":
             _share_threads(torch.get_num_threads())
             arrays = (values.float().contiguous(), folds, scale, total)
-            fits = bool(_fused_magnitudes(*(array.numpy() for array in arrays)))
+            fits = _run(_sum_magnitudes, *(array.numpy() for array in arrays))
         else:
             rounded = torch.round(values[folds >= 0].double().abs() * scale)
             fits = bool((rounded.sum(0) < EXACT).all())
             total += rounded.long().sum(0) if fits else 0
         if not fits or not bool((total >= 0).all()):
-            raise _not_finite(layer)
+            raise _not_summed(layer, values, folds)
 
 
 @dataclass(frozen=True)
@@ -215,15 +215,20 @@ class GroupedSums:
         grouped = groups >= 0
         rounded = torch.round(values[grouped].double() / self.unit[layer] * 2.0**SUM_UNITS)
         if not bool((rounded.abs() < EXACT).all()):
-            raise _not_finite(layer)
+            raise _not_summed(layer, values, groups)
         self.sum[:, layer].index_add_(0, groups[grouped], rounded.long())
 
 
-def _not_finite(layer: int) -> StatisticsError:
-    return StatisticsError(
-        f"Layer {layer} produced activations that are not finite or too large to sum. "
-        "Load the model with dtype='float32' (or 'bfloat16'); float16 overflows in many models."
-    )
+def _not_summed(layer: int, values: Tensor, groups: Tensor, coordinate: Tensor | None = None) -> StatisticsError:
+    """Say which of a layer's values cannot be summed."""
+    for of in (values, values if coordinate is None else coordinate):
+        wrong = ~of.isfinite() & (groups >= 0)[:, None]
+        if bool(wrong.any()):
+            place = tuple(wrong.nonzero()[0].tolist())
+            said = f"in layer {layer}, unit {place[1]} is {float(of[place])}"
+            return StatisticsError(f"Activations are not finite: {said}. {FINITE_ADVICE}")
+    largest, unit = values[groups >= 0].abs().amax(0).max(0)
+    return StatisticsError(f"Layer {layer} is too large to sum: unit {unit} reaches {largest:.3g}. {FINITE_ADVICE}")
 
 
 def count_dtype(tokens: int) -> torch.dtype:
@@ -233,17 +238,16 @@ def count_dtype(tokens: int) -> torch.dtype:
 
 def _add_fused(sums: Accumulators, layer: int, coordinate: Tensor, values: Tensor, folds: Tensor, grid: Grid) -> bool:
     _share_threads(torch.get_num_threads())
-    return bool(
-        _fused(
-            coordinate.float().contiguous().numpy(),
-            values.float().contiguous().numpy(),
-            folds.numpy(),
-            ((1 / grid.width[layer]).numpy(), grid.first[layer].numpy(), (1 / grid.units[layer]).numpy()),
-            (sums.histogram[layer].numpy(), sums.active[:, layer].numpy()),
-            (sums.sum[:, layer].numpy(), sums.absolute[layer].numpy(), sums.squares[layer].numpy()),
-            (sums.minimum[layer].numpy(), sums.maximum[layer].numpy()),
-            (sums.coordinate_minimum[layer].numpy(), sums.coordinate_maximum[layer].numpy()),
-        )
+    return _run(
+        _loop,
+        coordinate.float().contiguous().numpy(),
+        values.float().contiguous().numpy(),
+        folds.numpy(),
+        ((1 / grid.width[layer]).numpy(), grid.first[layer].numpy(), (1 / grid.units[layer]).numpy()),
+        (sums.histogram[layer].numpy(), sums.active[:, layer].numpy()),
+        (sums.sum[:, layer].numpy(), sums.absolute[layer].numpy(), sums.squares[layer].numpy()),
+        (sums.minimum[layer].numpy(), sums.maximum[layer].numpy()),
+        (sums.coordinate_minimum[layer].numpy(), sums.coordinate_maximum[layer].numpy()),
     )
 
 
@@ -269,15 +273,11 @@ def _loop(coordinate, values, folds, grid, counts, totals, extremes, coordinate_
         count = min(TILE, neurons - start)
         scale = per_unit[start : start + count] * 2.0**SUM_UNITS
         square_scale = per_unit[start : start + count] ** 2 * 2.0**SQUARE_UNITS
-        inverse = per_width[start : start + count]
-        offset = first[start : start + count]
-        total = np.zeros(TILE)
-        total_absolute = np.zeros(TILE)
-        total_squares = np.zeros(TILE)
-        positive = np.zeros(TILE, np.int64)
+        inverse, offset = per_width[start : start + count], first[start : start + count]
+        total, total_absolute, total_squares = np.zeros(TILE), np.zeros(TILE), np.zeros(TILE)
+        positive, bins = np.zeros(TILE, np.int64), np.zeros(TILE, np.int32)
         low, high = np.full(TILE, np.inf, np.float32), np.full(TILE, -np.inf, np.float32)
         coordinate_low, coordinate_high = np.full(TILE, np.inf, np.float32), np.full(TILE, -np.inf, np.float32)
-        bins = np.zeros(TILE, np.int32)
         token = 0
         while token < tokens:
             fold = folds[token]
@@ -303,7 +303,10 @@ def _loop(coordinate, values, folds, grid, counts, totals, extremes, coordinate_
                     high[j] = max(high[j], value)
                     coordinate_low[j] = min(coordinate_low[j], place[j])
                     coordinate_high[j] = max(coordinate_high[j], place[j])
-                    bins[j] = np.int32(min(max(np.floor(place[j] * inverse[j]) - offset[j], 0.0), BINS - 1.0))
+                    # Compared this way round, NaN goes to the first bin: nothing is written outside the histogram.
+                    bin_index = np.floor(place[j] * inverse[j]) - offset[j]
+                    bin_index = bin_index if bin_index > 0.0 else 0.0
+                    bins[j] = np.int32(bin_index if bin_index < BINS - 1.0 else BINS - 1.0)
                 for j in range(count):
                     histogram[start + j, bins[j]] += 1
                 token += 1
@@ -318,6 +321,8 @@ def _loop(coordinate, values, folds, grid, counts, totals, extremes, coordinate_
                 if absolute[start + j] < 0 or squares[start + j] < 0:
                     fine[tile] = False
         for j in range(count):
+            if not (coordinate_low[j] > -np.inf and coordinate_high[j] < np.inf):
+                fine[tile] = False
             minimum[start + j] = min(minimum[start + j], low[j])
             maximum[start + j] = max(maximum[start + j], high[j])
             coordinate_minimum[start + j] = min(coordinate_minimum[start + j], coordinate_low[j])
@@ -331,8 +336,7 @@ def _sum_magnitudes(values, folds, scale, totals):
     tiles = (neurons + TILE - 1) // TILE
     fine = np.ones(tiles, np.bool_)
     for tile in numba.prange(tiles):
-        start = tile * TILE
-        count = min(TILE, neurons - start)
+        start, count = tile * TILE, min(TILE, neurons - tile * TILE)
         per_unit = scale[start : start + count]
         total = np.zeros(TILE)
         for token in range(tokens):
@@ -348,11 +352,21 @@ def _sum_magnitudes(values, folds, scale, totals):
     return fine.all()
 
 
-# Unwrapped: where tests check shapes at run time every function is wrapped, and a wrapper cannot be compiled.
-_fused, _fused_magnitudes = (
-    numba.njit(parallel=True, cache=True, error_model="numpy")(inspect.unwrap(loop))
-    for loop in (_loop, _sum_magnitudes)
-)
+@cache
+def _compiled(loop: Callable[..., object]) -> Callable[..., object]:
+    """A loop, compiled at its first call and kept on disk for other processes where numba finds a folder for that."""
+    # Unwrapped: where tests check shapes at run time every function is wrapped, and a wrapper cannot be compiled.
+    compiled = numba.njit(parallel=True, error_model="numpy")(inspect.unwrap(loop))
+    with suppress(RuntimeError):
+        compiled.enable_caching()
+    return compiled
+
+
+def _run(loop: Callable[..., object], *arguments: object) -> bool:
+    try:
+        return bool(_compiled(loop)(*arguments))
+    except OSError:  # the loop was compiled, but could not be kept, and has not run
+        return bool(_compiled(loop)(*arguments))
 
 
 def _add_with_torch(
@@ -367,7 +381,9 @@ def _add_with_torch(
     wide = values.double()
     rounded = torch.round(wide / units * 2.0**SUM_UNITS)
     squares = torch.round(wide * wide / units**2 * 2.0**SQUARE_UNITS)
-    if not bool((rounded.abs().sum(0) < EXACT).all() & (squares.sum(0) < EXACT).all()):
+    low, high = coordinate.amin(0), coordinate.amax(0)
+    fits = (rounded.abs().sum(0) < EXACT).all() & (squares.sum(0) < EXACT).all()
+    if not bool(fits & low.isfinite().all() & high.isfinite().all()):
         return False
     bins = (torch.floor(coordinate * (1 / grid.width[layer])) - grid.first[layer]).clamp(0, BINS - 1).long()
     histogram = sums.histogram[layer]
@@ -377,11 +393,8 @@ def _add_with_torch(
     sums.sum[:, layer].index_add_(0, folds, rounded.long())
     sums.absolute[layer] += rounded.abs().long().sum(0)
     sums.squares[layer] += squares.long().sum(0)
-    for extreme, reduced in (
-        (sums.minimum, torch.minimum(sums.minimum[layer], values.amin(0))),
-        (sums.maximum, torch.maximum(sums.maximum[layer], values.amax(0))),
-        (sums.coordinate_minimum, torch.minimum(sums.coordinate_minimum[layer], coordinate.amin(0))),
-        (sums.coordinate_maximum, torch.maximum(sums.coordinate_maximum[layer], coordinate.amax(0))),
-    ):
-        extreme[layer] = reduced
+    sums.minimum[layer] = torch.minimum(sums.minimum[layer], values.amin(0))
+    sums.maximum[layer] = torch.maximum(sums.maximum[layer], values.amax(0))
+    sums.coordinate_minimum[layer] = torch.minimum(sums.coordinate_minimum[layer], low)
+    sums.coordinate_maximum[layer] = torch.maximum(sums.coordinate_maximum[layer], high)
     return bool((sums.absolute[layer] >= 0).all() & (sums.squares[layer] >= 0).all())

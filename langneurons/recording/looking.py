@@ -14,6 +14,7 @@ from tqdm import tqdm
 from langneurons.corpora import Corpus
 from langneurons.errors import CorpusError, ModelError, NeuronSetError
 from langneurons.models import ModelView, start_token, view
+from langneurons.models.finite import check_finite
 
 LENGTHS = 16  # rows are padded to a multiple of this
 ONE_LANGUAGE_SAMPLE = 2000
@@ -47,7 +48,7 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
 
     Raises:
         NeuronSetError: If the set is empty.
-        ModelError: If the text is empty or longer than the model's context.
+        ModelError: If the text is empty or longer than the model's context, or a value is not finite.
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
@@ -66,7 +67,9 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
             f"{model_view.context_length - len(start)}."
         )
     with _values_of(model_view, neurons.site, indices) as read:
-        values = read(torch.tensor([[*start, *ids]]))[0, len(start) :]
+        tokens = torch.tensor([[*start, *ids]])
+        values = read(tokens)[0, len(start) :]
+        check_finite(model_view, values, tokens)
     rows = pd.MultiIndex.from_arrays([range(len(ids)), pieces], names=["position", "token"])
     columns = pd.MultiIndex.from_arrays(indices.T.tolist(), names=["layer", "neuron"])
     return pd.DataFrame(values.cpu().numpy(), index=rows, columns=columns)
@@ -105,6 +108,7 @@ def examples(
     Raises:
         NeuronSetError: If the set is empty.
         CorpusError: If ``k`` is below 1.
+        ModelError: If a value is not finite.
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
@@ -211,6 +215,7 @@ def token_values(
             values = read(rows).cpu().numpy()
             for row, ids in enumerate(token_ids):
                 own = values[row, len(start) : len(start) + len(ids)]
+                check_finite(model_view, torch.from_numpy(own), rows[row : row + 1, : len(start) + len(ids)])
                 yield encoded["offset_mapping"][row][: len(ids)], own
 
 

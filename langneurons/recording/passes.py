@@ -18,8 +18,9 @@ from tqdm import tqdm
 from langneurons import storage
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, purity_warnings
 from langneurons.corpora.corpus import UNGROUPED
-from langneurons.errors import StaleArtefactError, StorageError
+from langneurons.errors import StaleArtefactError, StatisticsError, StorageError
 from langneurons.models import ModelView
+from langneurons.models.finite import refusal
 from langneurons.recording.accumulation import FOLDS, Grid, GroupedSums
 from langneurons.recording.records import GRADIENT, SENTENCE, LanguageRecord, Sentences, held
 from langneurons.recording.statistics import ActivationStats
@@ -271,10 +272,14 @@ class Pass:
         folds, sentences = self._here(self._folds(language, batch)), None
         if SENTENCE in self.recording.also:
             sentences = self._here(self._sentences(language).rows(batch.text).flatten())
-        with torch.no_grad(), state.adding(self.model_view, folds.flatten(), sentences):
-            self._forward(batch)
-        if GRADIENT in self.recording.also:
-            state.add_relevance(self.model_view, batch, folds)
+        try:
+            with torch.no_grad(), state.adding(self.model_view, folds.flatten(), sentences):
+                self._forward(batch)
+            if GRADIENT in self.recording.also:
+                state.add_relevance(self.model_view, batch, folds)
+        except StatisticsError as error:
+            where = refusal(self.model_view, batch.tokens, counted=batch.counted)
+            raise StatisticsError(f"{language!r} cannot be recorded. {where or error}") from error
 
     def _forward(self, batch: Blocks) -> None:
         self.model_view.forward(self._here(batch.tokens), logits=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from langneurons import storage
@@ -63,10 +63,10 @@ class LanguageRecord:
                     "These statistics have different histogram edges and cannot be added: "
                     "record the second part with like=<the first statistics>."
                 )
-        tokens = self.tokens + other.tokens
+        tokens = _added(self.tokens, other.tokens)
         count = count_dtype(int(tokens.sum()))
         merged = {name: self.tensors[name] for name in GRID if name in self.tensors}
-        merged |= {n: (self.tensors[n].long() + other.tensors[n]).to(count) for n in COUNTS if n in self.tensors}
+        merged |= {n: _added(self.tensors[n].long(), other.tensors[n]).to(count) for n in COUNTS if n in self.tensors}
         merged |= {name: _added(self.tensors[name], other.tensors[name]) for name in SUMS if name in self.tensors}
         merged |= {n: torch.minimum(self.tensors[n], other.tensors[n]) for n in LOWS if n in self.tensors}
         merged |= {n: torch.maximum(self.tensors[n], other.tensors[n]) for n in HIGHS if n in self.tensors}
@@ -96,7 +96,7 @@ class LanguageRecord:
 def _added(left: Tensor, right: Tensor) -> Tensor:
     total = left + right
     if bool((((left ^ total) & (right ^ total)) < 0).any()):
-        raise StatisticsError("A sum of activations left the 64-bit integers: record fewer tokens per language.")
+        raise StatisticsError("A sum does not fit into 64 bits: add statistics of fewer tokens.")
     return total
 
 
@@ -225,22 +225,56 @@ def check_manifest(about: storage.JsonObject) -> None:
         raise ValueError("languages have different numbers of folds, or none")
 
 
-def check_counts(
-    active: Int[Tensor, "language layer neuron"], tokens: Int[Tensor, " language"], languages: Sequence[str]
-) -> None:
-    """Refuse counts that are impossible.
+def checked_counts(
+    active: Num[Tensor, "language layer neuron"],
+    tokens: Num[Tensor, " language"],
+    languages: Sequence[str],
+    clip: bool = False,
+) -> tuple[Int[Tensor, "language layer neuron"], Int[Tensor, " language"]]:
+    """Give counts and tokens as whole numbers.
+
+    Args:
+        active: Number of tokens on which each neuron was above zero.
+        tokens: Counted tokens of each language.
+        languages: Their codes.
+        clip: Whether a count above its language's tokens becomes that number.
 
     Raises:
-        StatisticsError: If a neuron was active on more tokens than there are, or on fewer than none.
+        StatisticsError: If a number is not whole, a language has no token, or a neuron was active on fewer tokens than
+            none, or on more than there are and ``clip`` is False.
     """
-    impossible = (active > tokens[:, None, None]) | (active < 0)
-    if bool(impossible.any()):
-        row, layer, neuron = impossible.nonzero()[0].tolist()
-        language, count = languages[row], int(active[row, layer, neuron])
+    totals = [f"{language!r} has {float(n):.10g} tokens" for language, n in zip(languages, tokens, strict=True)]
+    if bool((usable := _whole(tokens) & (tokens >= 1)).logical_not().any()):
+        raise StatisticsError(f"{totals[int(usable.long().argmin())]}: tokens are a whole number above 0.")
+    if (place := _first(~_whole(active))) is not None:
         raise StatisticsError(
-            f"Neuron ({layer}, {neuron}) of {language!r} has {count:,} activations but {language!r} has "
-            f"{int(tokens[row]):,} tokens: a count must lie between 0 and the tokens of its language."
+            f"{_counted(active, languages, *place)}: counts are whole numbers of tokens. Multiply probabilities by the "
+            "tokens that they are shares of, round them, and give those tokens."
         )
+    most, impossible = tokens[:, None, None], active < 0
+    if (place := _first(impossible | (active > most) & (not clip))) is not None:
+        above = int((active > most).sum())
+        many = f" ({above:,} of {active.numel():,} counts exceed their tokens)" if above else ""
+        advice = "A count is not negative" if bool(impossible.any()) else "Check the counts, or pass clip=True"
+        raise StatisticsError(f"{_counted(active, languages, *place)}, but {totals[place[0]]}{many}. {advice}.")
+    return torch.minimum(active.long(), most.long()), tokens.long()
+
+
+def _counted(active: Tensor, languages: Sequence[str], row: int, layer: int, neuron: int) -> str:
+    count = active[row, layer, neuron].item()
+    shown = f"{count:.10g}" if isinstance(count, float) else f"{count:,}"
+    return f"Neuron ({layer}, {neuron}) of {languages[row]!r} has {shown} activations"
+
+
+def _whole(values: Tensor) -> Bool[Tensor, "*place"]:
+    """Which numbers are whole and fit 64 bits."""
+    if not values.is_floating_point():
+        return torch.ones_like(values, dtype=torch.bool)
+    return (values == values.round()) & (values.abs() < 2.0**63)
+
+
+def _first(wrong: Tensor) -> tuple[int, int, int] | None:
+    return tuple(wrong.nonzero()[0].tolist()) if bool(wrong.any()) else None  # pyright: ignore[reportReturnType]
 
 
 def weighted_mean(
@@ -367,7 +401,7 @@ def added(left: Mapping, right: Mapping) -> dict[str, Tensor]:
                 "second part with like=<the first statistics>."
             )
         merged["relevance_unit"] = left["relevance_unit"]
-        merged["relevance_sum"] = left["relevance_sum"] + right["relevance_sum"]
+        merged["relevance_sum"] = _added(left["relevance_sum"], right["relevance_sum"])
     return merged
 
 

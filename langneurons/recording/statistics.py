@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from langneurons import storage
@@ -28,8 +28,8 @@ from langneurons.recording.distributions import Histogram, ValueCdf
 from langneurons.recording.records import (
     LanguageRecord,
     RecordedModel,
-    check_counts,
     check_manifest,
+    checked_counts,
     held,
     stored_record,
     weighted_mean,
@@ -359,10 +359,12 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
     @classmethod
     def from_counts(
         cls,
-        active: Int[Tensor, "language layer neuron"],
-        tokens: Int[Tensor, " language"],
+        active: Num[Tensor, "language layer neuron"],
+        tokens: Num[Tensor, " language"],
         languages: Sequence[str],
         site: str = "act",
+        *,
+        clip: bool = False,
     ) -> "ActivationStats":
         """Statistics from published counts.
 
@@ -371,9 +373,11 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
             tokens: Counted tokens of each language.
             languages: Their codes.
             site: The site of the counts.
+            clip: Whether a count above its language's tokens, as a few in published data are, becomes that number.
 
         Raises:
-            StatisticsError: If shapes do not fit or a count exceeds its tokens.
+            StatisticsError: If shapes do not fit, a number is not whole or not possible, or a count exceeds its tokens
+                without ``clip``.
 
         Example:
             >>> counts = torch.tensor([[[3, 0]], [[1, 4]]])
@@ -385,9 +389,9 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
                 f"Counts for {len(active)} languages, tokens for {len(tokens)} and {len(languages)} language codes "
                 "were given: their numbers must agree."
             )
-        check_counts(active, tokens, languages)
+        active, tokens = checked_counts(active, tokens, languages, clip)
         records = {
-            language: LanguageRecord(tokens[i : i + 1].long(), {"active": active[i : i + 1]})
+            language: LanguageRecord(tokens[i : i + 1], {"active": active[i : i + 1]})
             for i, language in enumerate(languages)
         }
         return cls(RecordedModel(PUBLISHED, PUBLISHED, "unknown", gated=True), 0, {site: records})

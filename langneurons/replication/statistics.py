@@ -19,6 +19,7 @@ from langneurons.corpora import Corpus
 from langneurons.corpora.corpus import batches
 from langneurons.errors import CorpusError, LanguageError, StatisticsError, unknown
 from langneurons.models import ModelView, view
+from langneurons.models.finite import check_finite
 from langneurons.recording.site_values import SiteValues
 from langneurons.run import alone_in_out, chosen_executor
 from langneurons.settings import Recording, RecordingOptions, Run, with_options
@@ -167,6 +168,7 @@ def published_statistics(
     Raises:
         CorpusError: If a language has too few tokens, or the context is longer than the model's.
         LanguageError: If the corpus lacks a language.
+        ModelError: If an activation is not finite.
 
     Example:
         >>> from langneurons.replication.statistics import published_statistics
@@ -297,4 +299,5 @@ def _summed(
     with model_view.reading({"pre": read}):
         for tokens in batches:
             model_view.forward(tokens, logits=False)
+            check_finite(model_view, sums, tokens)
     return sums

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet
+from pyarrow.compute import call_function
 
 from langneurons.errors import CorruptArtefactError, in_short
 from langneurons.storage.checksums import check_whole, write_summed
 from langneurons.storage.files import said_plainly
 from langneurons.storage.objects import read_json, write_json
+
+EXPANSION, LEAST_LIMIT = 100, 2**28  # times its size in bytes, and at least so many, that a table may unpack to
+ROWS_AT_ONCE = 256
 
 
 def write_table(path: Path, table: pd.DataFrame, sidecar: bool = False) -> str:
@@ -42,11 +47,48 @@ def read_table(path: Path, expected_checksum: str | None = None, foreign: bool =
     check_whole(path, expected_checksum, foreign)
     with said_plainly(path, "read"), path.open("rb") as file:
         try:
+            check_expansion(path)
             table = pd.read_parquet(file)
+        except CorruptArtefactError:
+            raise
         except Exception as error:  # a damaged file of another program: its reader has no one kind of error
             raise CorruptArtefactError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
     table.attrs.pop("langneurons", None)  # 0.1.0 kept the checksum there
     return table
+
+
+def check_expansion(path: Path) -> None:
+    """Refuse a parquet file that unpacks to far more than it holds, before it is unpacked.
+
+    Text that repeats is stored once, and a number that repeats as how often: a few bytes can stand for any size.
+
+    Raises:
+        CorruptArtefactError: If it does.
+    """
+    limit = max(LEAST_LIMIT, EXPANSION * path.stat().st_size)
+    with pyarrow.parquet.ParquetFile(path) as file:
+        rows, fields = file.metadata.num_rows, list(file.schema_arrow)
+    expanded = 8 * rows * len(fields)
+    long = [field.name for field in fields if not pyarrow.types.is_primitive(field.type)]
+    if expanded <= limit and long:
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=long) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=long):
+                expanded += sum(map(_bytes, batch.columns))
+                if expanded > limit:
+                    break
+    if expanded > limit:
+        raise CorruptArtefactError(
+            f"{path} unpacks to over {limit / 1e6:,.0f} MB ({rows:,} rows) from {path.stat().st_size / 1e6:,.1f} MB, "
+            "which no table of measurements or texts does: write it anew from its source."
+        )
+
+
+def _bytes(column: pyarrow.Array) -> int:
+    """How much the values of a column take, each by itself."""
+    if not isinstance(column, pyarrow.DictionaryArray):
+        return int(column.nbytes)
+    lengths = call_function("binary_length", [column.dictionary])
+    return call_function("sum", [lengths.take(column.indices)]).as_py() or 0
 
 
 def write_result(path: Path, schema: str, settings: Mapping[str, Any], tables: Mapping[str, Any]) -> Path:

@@ -9,8 +9,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from langneurons.errors import TaskError
+from langneurons.errors import FINITE_ADVICE, ModelError, TaskError
 from langneurons.models import ModelView, start_token, view
+from langneurons.models.finite import refusal
 from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
 from langneurons.tasks.batching import groups, scoring, tokenizer_of
@@ -86,6 +87,7 @@ def complete(
     Raises:
         TaskError: If a prompt is empty or leaves no room for the completion, the model has no tokenizer, or a number
             is below 1.
+        ModelError: If the model's logits are not finite.
 
     Example:
         >>> from langneurons.tasks.completing import complete, prompt_ids
@@ -174,7 +176,12 @@ def _completed(
     def stops(ids: Sequence[int]) -> bool:
         return _cut(_text(tokenizer, ids), stop)[1]
 
-    for ids in model_view.generate(tokens, mask, max_new_tokens, stops if stop else None, ends, min_new_tokens):
+    try:
+        generated = model_view.generate(tokens, mask, max_new_tokens, stops if stop else None, ends, min_new_tokens)
+    except FloatingPointError as error:
+        later = f"{model_view.name!r} does not compute finite numbers for what it generates itself. {FINITE_ADVICE}"
+        raise ModelError(refusal(model_view, tokens, mask) or later) from error
+    for ids in generated:
         ended = ids[-1] in ends
         text, cut = _cut(_text(tokenizer, ids[:-1] if ended else ids), stop)
         yield Completion(ids, text, cut or ended)

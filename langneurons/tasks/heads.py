@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from langneurons import storage
 from langneurons.errors import LanguageError, TaskError, unknown
 from langneurons.models import ModelView, view
+from langneurons.models.finite import check_finite
 from langneurons.storage.layouts import layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.result import Result
@@ -106,6 +107,8 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
             raise TaskError(unknown("position", self.position, PLACES))
         if self.positions < 1:
             raise TaskError(f"Texts are padded to 1 or more tokens, not to {self.positions}.")
+        if wrong := sum(int((~tensor.isfinite()).sum()) for tensor in (self.weight, self.bias)):
+            raise TaskError(f"{wrong} of the head's numbers are not finite: fit it again.")
 
     @classmethod
     def fit(
@@ -296,7 +299,7 @@ def last_hidden(
         The residual stream after the final norm, in single precision, on CPU; a row does not depend on the others.
 
     Raises:
-        ModelError: If the model has no tokenizer.
+        ModelError: If the model has no tokenizer, or a hidden state is not finite.
         TaskError: If the tokenizer has no token to put between two texts, a hypothesis alone exceeds the context, or
             the model takes fewer positions.
 
@@ -317,8 +320,10 @@ def last_hidden(
     with scoring(model):
         for rows, tokens in batches(distinct, batch_size, longest):
             last = torch.tensor([len(distinct[row]) - 1 for row in rows])
-            states = model_view.hidden(tokens, None if mask is None else mask[rows])
+            mask_of_rows = None if mask is None else mask[rows]
+            states = model_view.hidden(tokens, mask_of_rows)
             hidden[rows] = states[torch.arange(len(rows)), last.to(states.device)].float().cpu()
+            check_finite(model_view, hidden[rows], tokens, mask_of_rows)
     if mask is not None:
         return hidden
     place = {tokens: index for index, tokens in enumerate(distinct)}

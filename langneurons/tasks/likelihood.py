@@ -16,6 +16,7 @@ from scipy.special import log_softmax
 from langneurons import storage
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView, view
+from langneurons.models.finite import check_finite
 from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids
 from langneurons.tasks.heads import Pair
 
@@ -214,6 +215,7 @@ def alternative_scores(
 
     Raises:
         TaskError: If alternatives share all tokens of one, or not even the first.
+        ModelError: If a likelihood is not finite.
     """
     reads: dict[Tokens, list[Read]] = {}
     for index, alternatives in enumerate(items):
@@ -232,6 +234,8 @@ def alternative_scores(
             logits = model_view.logits_at(tokens, [place - 1 for place in places])
             for own_reads, row in zip(reads_of_rows, logits, strict=True):
                 _score(dict(zip(places, row, strict=True)), items, own_reads, scores)
+            of_rows = [scores[index, which] for own_reads in reads_of_rows for index, which, _ in own_reads]
+            check_finite(model_view, torch.tensor(of_rows), tokens)
     return scores
 
 

@@ -14,7 +14,8 @@ from langneurons.babel.miniature import mini_xquad
 from langneurons.corpora.languages import canonical, code_in_name, distinct
 from langneurons.corpora.loading import hub_tables, is_hub_id
 from langneurons.corpora.purity import labels_of
-from langneurons.errors import LanguageError, TaskError, in_short, unknown
+from langneurons.errors import CorruptArtefactError, LanguageError, TaskError, in_short, unknown
+from langneurons.storage.tables import check_expansion
 
 Source = TypeVar("Source")
 Read = Callable[[Path], pd.DataFrame]
@@ -163,8 +164,11 @@ def _of_split(paths: list[Path], folder: Path, split: str) -> list[Path]:
 
 def _parquet(path: Path) -> pd.DataFrame:
     try:
+        check_expansion(path)
         table = pyarrow.parquet.read_table(path)
         return _named_labels(table.to_pandas(), Features.from_arrow_schema(table.schema))
+    except CorruptArtefactError as error:
+        raise TaskError(str(error)) from error
     except Exception as error:  # the reader of a damaged file has no one kind of error
         raise TaskError(f"{path} is not a whole parquet file ({in_short(error)}).") from error
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 
 from langneurons.errors import TrainingError
 from langneurons.models import ModelView
+from langneurons.models.finite import first_origin
 from langneurons.patches import Patch, intervene
 from langneurons.settings import Training
 from langneurons.storage import understood
@@ -361,9 +363,18 @@ class Loop:
         elif self._folder.checkpoint.exists():
             checkpoint = f"The last good checkpoint is {self._folder.checkpoint}"
         return (
-            f"At step {step + 1} of {self.steps} the loss is {loss} and its gradient's norm {norm} (learning rate "
-            f"{rate(self._training, step, self.steps):.3g}). {checkpoint}; a lower learning_rate or clip may help."
+            f"At step {step + 1} of {self.steps} the loss is {loss} and its gradient's norm {norm}, which is not "
+            f"finite (learning rate {rate(self._training, step, self.steps):.3g}{self._origin(step)}). {checkpoint}; a "
+            "lower learning_rate or clip may help."
         )
+
+    def _origin(self, step: int) -> str:
+        """Where in the model the numbers of a step stop being finite."""
+        for rows in self._order.batches(step):
+            if (origin := first_origin(self._view, partial(self._objective.loss, self._view, rows))) is not None:
+                where, row, _ = origin
+                return f"; {where}, on training item {int(rows[row])}"
+        return ""
 
 
 def trained_parameters(objective: Objective, updates: Sequence[Update]) -> dict[str, nn.Parameter]:

@@ -138,6 +138,14 @@ def test_a_table_of_something_else_is_refused():
             NeuronSet.from_dataframe(table.assign(neuron=column))
 
 
+@pytest.mark.parametrize("absent", [None, float("nan"), pd.NA])
+@pytest.mark.parametrize("dtype", ["object", "str", "category"])
+def test_a_row_without_a_language_is_refused_and_not_dropped(absent, dtype):
+    table = pd.DataFrame({"language": ["hi", absent], "layer": [0, 1], "neuron": [3, 2]}).astype({"language": dtype})
+    with pytest.raises(NeuronSetError, match="1 of its 2 rows do not, such as row 1"):
+        NeuronSet.from_dataframe(table, shape=SHAPE, site="act")
+
+
 def test_what_is_no_shape_is_refused():
     with pytest.raises(NeuronSetError, match="A shape is"):
         NeuronSet.from_dataframe(example().to_dataframe(), shape=(0, 8))

@@ -6,6 +6,7 @@ import torch
 from langneurons.errors import StatisticsError
 from langneurons.identification.activation import ActivationProbability, MeanActivation, MeanDifference
 from langneurons.identification.detection import AUROC, TokenAP
+from langneurons.identification.firing import jackknife_variance
 from langneurons.identification.lape import LAPE, EntropyLambda
 from langneurons.recording.accumulation import FOLDS
 from langneurons.recording.statistics import ActivationStats
@@ -34,20 +35,29 @@ def without(values, documents, language, fold):
 
 
 def brute_force(method, values, documents):
-    """Variance by recording anew without every fold of every language (Busing et al.'s pseudo-values, in full)."""
+    """Variance by recording anew without every fold of every language."""
     whole = method.scores(statistics_from(values, documents)).values
     variance = torch.zeros_like(whole)
     for language in LANGUAGES:
-        total = len(documents[language])
-        pseudo, h = [], []
         for fold in range(FOLDS):
             part = method.scores(statistics_from(*without(values, documents, language, fold))).values
-            h.append(total / int((documents[language] % FOLDS == fold).sum()))
-            pseudo.append(h[-1] * whole - (h[-1] - 1) * part)
-        estimate = sum(one / ratio for one, ratio in zip(pseudo, h, strict=True))
-        squares = sum((one - estimate) ** 2 / (ratio - 1) for one, ratio in zip(pseudo, h, strict=True))
-        variance += squares / FOLDS
+            variance += (part - whole) ** 2 * (FOLDS - 1) / FOLDS
     return variance
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.8, 1.2], ids=lambda spread: f"lengths lognormal {spread}")
+def test_the_jackknife_is_as_large_as_the_sampling_error_however_documents_differ_in_length(spread):
+    """4,000 draws of 123 documents, each with a level of its own: the planted truth is how much their means vary."""
+    random = torch.Generator().manual_seed(0)
+    lengths = (100 * torch.exp(spread * torch.randn(123, 4000, generator=random, dtype=torch.float64))).ceil()
+    levels = torch.randn(123, 4000, generator=random, dtype=torch.float64)
+    folds = torch.arange(123) % FOLDS
+    tokens = torch.zeros(FOLDS, 4000, dtype=torch.float64).index_add_(0, folds, lengths)
+    sums = torch.zeros(FOLDS, 4000, dtype=torch.float64).index_add_(0, folds, lengths * levels)
+    whole = (sums.sum(0) / tokens.sum(0))[None]
+    left_out = [((sums.sum(0) - own) / (tokens.sum(0) - n))[None] for own, n in zip(sums, tokens, strict=True)]
+    error = jackknife_variance(whole, left_out).mean().sqrt()
+    assert 0.97 < float(error / whole.std()) < 1.08
 
 
 @pytest.mark.parametrize(

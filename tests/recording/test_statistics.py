@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_published_counts_answer_probabilities_and_nothing_else():
     for question in (published.mean, lambda: published.quantile(0.5), lambda: published.probability(1.0)):
         with pytest.raises(StatisticsError, match="published counts"):
             question()
-    with pytest.raises(StatisticsError, match=r"Neuron \(0, 0\) of 'en' has 5 activations but 'en' has 4 tokens"):
+    with pytest.raises(StatisticsError, match=r"Neuron \(0, 0\) of 'en' has 5 activations, but 'en' has 4 tokens"):
         ActivationStats.from_counts(torch.tensor([[[5]]]), torch.tensor([4]), ["en"])
 
 
@@ -237,3 +238,43 @@ def test_statistics_print_their_languages(stats):
     rows = stats.table().frame
     assert rows["language"].tolist() == list(stats.languages)
     assert rows["counted tokens"].tolist() == stats.tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("active", "tokens", "said"),
+    [
+        ([[[0.25, 0.0]]], [1], r"Neuron \(0, 0\) of 'en' has 0\.25 activations: counts are whole .* probabilities"),
+        ([[[1.0, math.nan]]], [4], r"Neuron \(0, 1\) of 'en' has nan activations: counts are whole numbers"),
+        ([[[1.0, math.inf]]], [4], r"\(0, 1\) of 'en' has inf activations"),
+        ([[[1.0, 1e30]]], [4], r"\(0, 1\) of 'en' has 1\.0.*e\+30 activations"),
+        ([[[1, -3]]], [4], r"\(0, 1\) of 'en' has -3 activations, but 'en' has 4 tokens\. A count is not negative"),
+        ([[[0, 0]]], [0], r"'en' has 0 tokens: tokens are a whole number above 0"),
+        ([[[0, 0]]], [math.nan], "'en' has nan tokens"),
+        ([[[0, 0]]], [0.5], "'en' has 0.5 tokens"),
+        ([[[5, 7]]], [4], r"has 5 activations, but 'en' has 4 tokens \(2 of 2 counts exceed their .*clip=True"),
+    ],
+)
+def test_what_is_no_count_is_refused_where_it_stands(active, tokens, said):
+    with pytest.raises(StatisticsError, match=said):
+        ActivationStats.from_counts(torch.tensor(active), torch.tensor(tokens), ["en"])
+
+
+def test_counts_above_their_tokens_can_be_clipped():
+    active, tokens = torch.tensor([[[5, 2]], [[1, 9]]]), torch.tensor([4, 8])
+    clipped = ActivationStats.from_counts(active, tokens, ["en", "hi"], clip=True)
+    assert clipped.probability().tolist() == [[[1.0, 0.5]], [[0.125, 1.0]]]
+    with pytest.raises(StatisticsError, match="negative"):
+        ActivationStats.from_counts(-active, tokens, ["en", "hi"], clip=True)
+
+
+def test_whole_counts_may_be_floating_point_numbers():
+    counts = torch.tensor([[[3.0, 0.0]]])
+    assert ActivationStats.from_counts(counts, torch.tensor([4.0]), ["en"]).probability().tolist() == [[[0.75, 0.0]]]
+
+
+def test_counts_that_leave_64_bits_when_added_are_refused():
+    most = torch.tensor([2**63 - 1])
+    large = ActivationStats.from_counts(most[None, None], most, ["en"])
+    assert float(large.probability()) == 1.0
+    with pytest.raises(StatisticsError, match="does not fit into 64 bits"):
+        large + large
