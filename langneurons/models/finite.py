@@ -111,7 +111,7 @@ def first_origin(
 
     # In this order: a token whose embedding is not finite spoils the heads of all positions, also before it.
     embedded: torch.nn.Module = model_view.layer(0).input_point
-    handle = embedded.register_forward_hook(lambda module, inputs, output: look("before layer 0", output))
+    handle = embedded.register_forward_hook(lambda module, inputs, output: look("before layer 0", cast(Tensor, output)))
     try:
         with model_view.reading({site: reader(site) for site in model_view.sites}):
             run()
