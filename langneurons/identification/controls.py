@@ -253,11 +253,11 @@ def _spread(
     members = np.zeros((len(draws), len(weights)), dtype=bool)
     for draw, neurons in enumerate(draws):
         members[draw, neurons] = True
-    drawn = members[:, members.any(0)]
-    shared = (drawn * weights[members.any(0)]) @ drawn.T
+    taken = members[:, members.any(0)]
+    shared = (taken * weights[members.any(0)]) @ taken.T
     total, pairs = float(np.trace(shared)), len(draws) * (len(draws) - 1)
     overlap = float((shared.sum() - total) / pairs / (total / len(draws))) if pairs and total else 0.0
-    squares = (drawn * weights[members.any(0)] ** 2).sum() / max(1, len(draws))
+    squares = (taken * weights[members.any(0)] ** 2).sum() / max(1, len(draws))
     if overlap >= 1 or not squares:
         return {"overlap": overlap, "spread": float("inf") if overlap >= 1 else 1.0}
     spread = np.sqrt((weights[flat] ** 2).sum() / squares * (1 + overlap) / (1 - overlap))
