@@ -26,7 +26,7 @@ _MAGIC = b"GGUF"
 
 def is_gguf(name: str | Path, gguf_file: str | None = None) -> bool:
     """Whether a model is to be read from a GGUF file."""
-    return gguf_file is not None or (str(name).lower().endswith(".gguf") and not Path(name).expanduser().is_dir())
+    return gguf_file is not None or (str(name).lower().endswith(".gguf") and not os.path.isdir(name))
 
 
 def convert_gguf(name: str | Path, out: str | Path, gguf_file: str | None = None, revision: str | None = None) -> Path:
@@ -98,11 +98,11 @@ def stored_as(folder: str | Path) -> str:
 def _located(name: str | Path, gguf_file: str | None, revision: str | None) -> Path:
     """The file on this machine, downloaded where it is on the hub."""
     place = Path(name).expanduser()
-    if gguf_file is None or place.is_file():
-        if not place.is_file():
-            raise ModelError(f"There is no file {str(place)!r}.")
+    if gguf_file is None or os.path.isfile(place):
+        if not os.path.isfile(place):
+            raise ModelError(f"There is no file {str(place)!r:.200}.")
         return place
-    if place.is_dir():
+    if os.path.isdir(place):
         if not (place / gguf_file).is_file():
             files = ", ".join(sorted(path.name for path in place.glob("*.gguf"))) or "none"
             raise ModelError(f"The folder {str(place)!r} has no file {gguf_file!r}; its GGUF files: {files}.")

@@ -64,15 +64,15 @@ def load_model(
     """
     label = str(name) if hf_model is None or str(name) != "babel" else hf_model.name_or_path or "hf_model"
     wanted_dtype = parse_dtype(dtype)
-    loaded_as = None
-    if hf_model is None:
-        loaded_as = {"name": _from_anywhere(name), "revision": revision, "gguf_file": gguf_file}
-        if is_gguf(name, gguf_file):
-            label, name, revision = gguf_file or label, converted_folder(name, gguf_file, revision), None
+    asked_name, asked_revision = name, revision
+    if hf_model is None and is_gguf(name, gguf_file):
+        label, name, revision = gguf_file or label, converted_folder(name, gguf_file, revision), None
     config = checkpoints.load_config(name, revision) if hf_model is None else hf_model.config
     checkpoints.check_supported(config, label)
     backend = choose_backend(config, label, backend, device_map)
-    if loaded_as is not None:
+    loaded_as = None
+    if hf_model is None:
+        loaded_as = {"name": _from_anywhere(asked_name), "revision": asked_revision, "gguf_file": gguf_file}
         placement = {"device": None if device is None else str(device), "device_map": device_map}
         loaded_as |= {"tokenizer": tokenizer, "backend": backend, "dtype": dtype, **placement}
     source = name if hf_model is None else hf_model.name_or_path

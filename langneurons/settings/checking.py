@@ -134,7 +134,8 @@ def possible_values(field: Any, exceeded: bool = False) -> str:
     """
     if isinstance(field.json_schema_extra, dict) and "possible" in field.json_schema_extra:
         return str(field.json_schema_extra["possible"])
-    kinds, metadata = plain_types(field.annotation), limits_of(field.annotation, field.metadata)
+    kinds, several = plain_types(field.annotation), _part_of_a_list(field.annotation)
+    metadata = limits_of(field.annotation if several is None else several, field.metadata)
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
     bounds = [
         (bound, value) for limit in metadata for bound in words if (value := getattr(limit, bound, None)) is not None
@@ -147,14 +148,23 @@ def possible_values(field: Any, exceeded: bool = False) -> str:
     if float in kinds and not {"le", "lt"} & {bound for bound, _ in bounds}:
         limits.append("finite")
     if str in kinds:
-        return "a text or a finite number" if {int, float} & kinds else ""
+        if {int, float} & kinds:
+            return "a text or a finite number"
+        return f"a list of texts{', or None' if type(None) in kinds else ''}" if tuple in kinds else ""
     if float in kinds:
         text = "a finite number" if limits == ["finite"] else " and ".join(limits)
     else:
         by_kind = {int: "a whole number", bool: "true or false", Path: "a path"}
         kind = next((text for kind, text in by_kind.items() if kind in kinds), "")
         text = " of ".join(part for part in (kind, " and ".join(limits)) if part)
+    text = f"a list, each {text}" if text and several is not None else text
     return text + (", or None" if text and type(None) in kinds else "")
+
+
+def _part_of_a_list(annotation: object) -> object | None:
+    """The annotation of every part, where any number of them is allowed; None where not."""
+    parts = get_args(annotation)
+    return parts[0] if getattr(annotation, "__origin__", None) is tuple and parts[1:] == (...,) else None
 
 
 def plain_types(annotation: object) -> set[Any]:

@@ -67,11 +67,14 @@ def check_expansion(path: Path) -> None:
     """
     limit = max(LEAST_LIMIT, EXPANSION * path.stat().st_size)
     with pyarrow.parquet.ParquetFile(path) as file:
-        rows, fields = file.metadata.num_rows, list(file.schema_arrow)
-    expanded = 8 * rows * len(fields)
+        about, fields = file.metadata, list(file.schema_arrow)
+    rows, leaves = about.num_rows, range(about.num_columns)
+    groups = map(about.row_group, range(about.num_row_groups))
+    expanded = 8 * sum(group.column(leaf).num_values for group in groups for leaf in leaves)
+    texts = [column.path for column in map(about.schema.column, leaves) if column.physical_type == "BYTE_ARRAY"]
     long = [field.name for field in fields if not pyarrow.types.is_primitive(field.type)]
     if expanded <= limit and long:
-        with pyarrow.parquet.ParquetFile(path, read_dictionary=long) as file:
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=long):
                 expanded += sum(map(_bytes, batch.columns))
                 if expanded > limit:
@@ -85,6 +88,10 @@ def check_expansion(path: Path) -> None:
 
 def _bytes(column: pyarrow.Array) -> int:
     """How much the values of a column take, each by itself."""
+    if isinstance(column, pyarrow.ListArray | pyarrow.LargeListArray):
+        return _bytes(column.flatten())
+    if isinstance(column, pyarrow.StructArray):
+        return sum(map(_bytes, column.flatten()))
     if not isinstance(column, pyarrow.DictionaryArray):
         return int(column.nbytes)
     lengths = call_function("binary_length", [column.dictionary])

@@ -163,10 +163,10 @@ def _overlap(answer: list[str], gold: list[str]) -> float:
 def _fold(text: str, language: str) -> str:
     visible = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
     typed = unicodedata.normalize("NFC", visible.translate(_AS_TYPED)).translate(_TYPED_AS.get(language, {}))
-    folded = typed.casefold().replace("i\u0307", "i")  # what İ folds to
-    digits = "".join(str(unicodedata.decimal(letter, letter)) for letter in folded)
+    digits = "".join(str(unicodedata.decimal(letter, letter)) for letter in typed.casefold())
     # A vowel sign may stand between a letter and the mark that makes one character with it.
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", digits).translate(_LEFT_OUT))
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", digits).translate(_LEFT_OUT))
+    return folded.replace("i\u0307", "i")  # what İ folds to
 
 
 def _is_silent(letter: str) -> bool:

@@ -50,7 +50,7 @@ def test_record_keeps_what_methods_need_and_identify_uses_it(capsys, monkeypatch
     [
         (["--method", "lap"], "did you mean 'lape'"),
         (["--method", "lape:tops=1"], "did you mean 'top'"),
-        (["--value", "mean"], "--value: value must be a number, given 'mean'"),
+        (["--value", "mean"], "--value: value must be a finite number, given 'mean'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(capsys, monkeypatch, places, tmp_path, arguments, message):

@@ -50,7 +50,10 @@ def test_polysemanticity_prints_counts_neurons_and_probes_and_keeps_the_result(c
         ((), "exactly one of --task and --texts, not 0"),
         (("--xnli", "a", "--xquad", "b"), "not 2"),
         (("--texts", "{folder}/texts.parquet", "--position", "first"), "Unknown position 'first'"),
-        (("--texts", "{folder}/texts.parquet", "--probe-sizes", "1,x"), "given 'x'"),
+        (
+            ("--texts", "{folder}/texts.parquet", "--probe-sizes", "1,x"),
+            "probe_sizes must be whole numbers of at least 1",
+        ),
         (("--texts", "{folder}/texts.parquet", "--languages", "en"), "at least two"),
         (("--texts", "{folder}/nothing.parquet"), "no such file"),
     ],

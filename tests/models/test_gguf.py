@@ -111,6 +111,9 @@ def test_what_cannot_be_read_is_refused_in_a_sentence_and_leaves_nothing(file, t
 def test_a_missing_file_or_package_is_named(file, monkeypatch):
     with pytest.raises(ModelError, match="no file .*nothing.gguf"):
         ln.load_model(file.parent / "nothing.gguf")
+    with pytest.raises(ModelError) as error:
+        ln.load_model("x" * 10_000 + ".gguf")
+    assert len(str(error.value)) < 300
     with pytest.raises(ModelError, match="'other.gguf'; its GGUF files: tiny.gguf"):
         ln.load_model(file.parent, gguf_file="other.gguf")
     monkeypatch.setattr(gguf, "find_spec", lambda name: None)

@@ -17,7 +17,6 @@ from torch import nn
 import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.comparison import Comparison
-from langneurons.analysis.decomposition import Decomposition
 from langneurons.analysis.validity.checks import Evidence, ValidityTable, validity_table
 from langneurons.cli.measuring import labelled_texts
 from langneurons.corpora import PackedCorpus, pack
@@ -31,6 +30,7 @@ from langneurons.tasks.likelihood import read_templates
 from langneurons.tasks.xquad import read_prompts
 from langneurons.training.resuming import RunFolder
 from tests.planted.transfer import simulated
+from tests.robustness import results
 from tests.tiny_models import tiny_config, tiny_model, tiny_tokenizer
 from tests.training.small import pairs
 from tests.views.report import made_up
@@ -278,12 +278,6 @@ def _read_neuron_table(folder: Path) -> Any:
     return ln.NeuronSet.from_dataframe(table, (3, 40), "act").members
 
 
-def _polysemanticity() -> Any:
-    squares = {name: np.arange(8.0).reshape(2, 4) for name in ("language", "task", "total")}
-    whole = Decomposition(LANGUAGES, ("no", "yes"), np.full((2, 2), 3), "act", squares)
-    return ln.analysis.Polysemanticity(TABLE, TABLE, TABLE, TABLE, whole, {"site": "act", "items": 6})
-
-
 def _published(folder: Path) -> None:
     arrays = {name: torch.full((2, 2, 4), float(place)) for place, name in enumerate(ARRAYS)}
     PublishedStatistics(LANGUAGES, "m", {"tokens": 5}, **arrays).save(folder)
@@ -313,16 +307,16 @@ ARTEFACTS: dict[str, Artefact] = {
     "published mask": Artefact(_make_pth, _read_pth),
     "effect table": Artefact(lambda f: made_up.matrix().save(f), ln.effects.EffectTable.load),
     "evaluation": Artefact(
-        lambda f: ln.evaluation.Evaluation(TABLE, TABLE, None, {"model": "m", "options": {"margin": 0.01}}).save(f),
+        lambda f: results.evaluation().save(f),
         ln.evaluation.Evaluation.load,
     ),
     "transfer": Artefact(
         lambda f: simulated({"none": 0.0, "source": 0.1}, seeds=2, clusters=4).save(f), ln.training.Transfer.load
     ),
     "ablation": Artefact(lambda f: made_up.ablation(made_up.neuron_set(3)).save(f), ln.analysis.Ablation.load),
-    "polysemanticity": Artefact(lambda f: _polysemanticity().save(f), ln.analysis.Polysemanticity.load),
+    "polysemanticity": Artefact(lambda f: results.polysemanticity().save(f), ln.analysis.Polysemanticity.load),
     "profiles": Artefact(lambda f: made_up.profiles(made_up.neuron_set(3)).save(f), ln.analysis.Profiles.load),
-    "comparison": Artefact(lambda f: Comparison(TABLE, TABLE, {"site": "act", "notes": []}).save(f), Comparison.load),
+    "comparison": Artefact(lambda f: results.comparison().save(f), Comparison.load),
     "validity table": Artefact(lambda f: _validity().save(f), ValidityTable.load),
     "head": Artefact(
         lambda f: ln.tasks.ClassificationHead(torch.eye(3, 32), torch.ones(3), ("a", "b", "c"), "m").save(f), _read_head

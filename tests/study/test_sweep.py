@@ -32,8 +32,8 @@ def test_a_sweep_that_lists_no_values_is_the_deactivation_sweep():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"doses": {"quantiles": [1.5]}}, "quantiles"),
-        ({"doses": {"shares": [0]}}, "shares"),
+        ({"doses": {"quantiles": [1.5]}}, "quantiles must be a list, each at least 0 and at most 1, given 1.5"),
+        ({"doses": {"shares": [0]}}, "shares must be a list, each above 0 and at most 1, given 0"),
         ({"doses": {"constants": [float("nan")]}}, "constants.*nan"),
         ({"languages": ["hy"]}, "'hi'"),
         ({"amounts": [1]}, "amounts"),

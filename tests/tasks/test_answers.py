@@ -1,7 +1,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from langneurons.errors import TaskError
@@ -176,6 +176,7 @@ def test_an_exact_match_has_full_f1_and_another_gold_never_lowers_a_score(predic
 
 
 @given(TEXTS, LANGUAGES)
+@example("İْ", "en")  # a mark between i and its dot
 def test_case_width_and_marks_around_an_answer_make_no_difference(text, language):
     assert exact_match(text, [text], language) == 1
     assert normalise(f"«{text}»。", language) == normalise(text, language) == normalise(f" {text}\n", language)

@@ -334,7 +334,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(model, tmp_path):
         ({"schedule": "cosine"}, "Unknown schedule 'cosine'"),
         ({"position": "first"}, "Unknown position 'first'"),
         ({"warmup": 1.0}, "warmup must be at least 0 and below 1, given 1.0"),
-        ({"clip": 0}, "clip must be above 0, or None, given 0"),
+        ({"clip": 0}, "clip must be above 0 and finite, or None, given 0"),
         ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
         ({"patience": 2}, "need something to evaluate on"),
         ({"tensorboard": True}, "needs a folder"),
