@@ -1,6 +1,7 @@
 """Files and folders: written whole or not at all, locked, and what the system refuses said in one sentence."""
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -64,7 +65,7 @@ def understood(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder, moved to ``path`` when the block ends without an exception.
 
-    A process that is killed in the block leaves ``.<name>.partial`` behind, which the next one to write the file takes.
+    A process that is killed in the block leaves ``.<name>.partial`` behind; the next one to write the file removes it.
 
     Raises:
         StorageError: If the disk is full or the folder cannot be written; what stood at ``path`` still does.
@@ -72,57 +73,66 @@ def replacing(path: Path) -> Iterator[Path]:
     with said_plainly(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}{_PARTIAL}")
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o600)
-        if not _held(handle, temporary):  # another process writes the same file
+        if temporary.exists():
+            _remove_orphans_in(path.parent, f".{glob.escape(path.name)}*{_PARTIAL}")
+        # Of the folder, not the file: what writes a file may put another one in its place.
+        with _folder_held(path.parent, exclusive=False):
+            try:
+                handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:  # another process writes the same file
+                handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
+                temporary = Path(name)
             os.close(handle)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
-            temporary = Path(name)
-            _held(handle, temporary)
-        try:
-            os.ftruncate(handle, 0)
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-            os.close(handle)
+            try:
+                yield temporary
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                temporary.chmod(0o644)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
-def _held(handle: int, path: Path) -> bool:
-    """Lock an open file until it is closed; whether it is locked, and still the one at its path."""
+@contextmanager
+def _folder_held(folder: Path, exclusive: bool) -> Iterator[bool]:
+    """Hold a folder inside the block, with others who write in it or alone; whether that succeeded."""
     try:
-        from fcntl import LOCK_EX, LOCK_NB, flock  # not on every system
+        from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock  # not on every system
 
-        flock(handle, LOCK_EX | LOCK_NB)
-        return os.path.samestat(os.fstat(handle), path.stat())
+        handle = os.open(folder, os.O_RDONLY)
     except (ImportError, OSError):
-        return False
+        yield False
+        return
+    try:
+        try:
+            flock(handle, LOCK_EX | LOCK_NB if exclusive else LOCK_SH)
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)
 
 
 def remove_orphans(folder: Path) -> None:
     """Delete what killed processes left half-written in a folder and the folders in it.
 
-    Files that a process still writes are locked, and stay.
+    Nothing is deleted in a folder in which a process is writing: that is left to the next one.
 
     Raises:
         StorageError: If the system refuses.
     """
     with said_plainly(folder, "write"):
-        for path in folder.rglob(f".*{_PARTIAL}"):
+        for parent in {path.parent for path in folder.rglob(f".*{_PARTIAL}")}:
+            _remove_orphans_in(parent, f".*{_PARTIAL}")
+
+
+def _remove_orphans_in(folder: Path, pattern: str) -> None:
+    with _folder_held(folder, exclusive=True) as held:
+        for path in folder.glob(pattern) if held else ():
             with suppress(OSError):  # what another user left stays
                 if path.is_file() and not path.is_symlink():
-                    _remove_unheld(path)
-
-
-def _remove_unheld(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR)
-    try:
-        if _held(handle, path):
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
+                    path.unlink(missing_ok=True)
 
 
 def check_regular(path: Path) -> None:

@@ -7,6 +7,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from langneurons import storage
 from langneurons.errors import StorageError
@@ -56,7 +58,7 @@ def _names(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_many_kills_while_writing_leave_one_file_that_the_next_write_takes(tmp_path):
+def test_many_kills_while_writing_leave_one_file_that_the_next_write_removes(tmp_path):
     _killed_while_writing(tmp_path, times=3)
     assert _names(tmp_path) == [".x.json.partial"]
     storage.write_text(tmp_path / "deep" / "x.json", "whole")
@@ -71,9 +73,33 @@ def test_a_folder_that_is_opened_loses_what_killed_processes_left_half_written(u
     with storage.replacing(tmp_path / "deep" / "y.json") as being_written:
         storage.check_writable(tmp_path)
         assert being_written.exists()
-        assert _names(tmp_path) == [".y.json.partial", "mine.partial"]
     with working_in(tmp_path, "testing"):
         assert _names(tmp_path) == [".lock", "mine.partial", "y.json"]
+
+
+REMOVES = """
+import sys
+from pathlib import Path
+from langneurons import storage
+print("ready", flush=True)
+while not Path(sys.argv[1], "stop").exists():
+    storage.remove_orphans(Path(sys.argv[1]))
+"""
+
+
+def test_what_is_being_written_is_never_taken_for_an_orphan(tmp_path):
+    """Also where the writer puts another file in the temporary one's place, as that of safetensors does."""
+    remover = subprocess.Popen([sys.executable, "-c", REMOVES, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert remover.stdout is not None
+        assert remover.stdout.readline() == b"ready\n"
+        for number in range(300):
+            with storage.replacing(tmp_path / "deep" / f"{number % 3}.safetensors") as temporary:
+                save_file({"weight": torch.full((10,), float(number))}, temporary)
+            assert load_file(tmp_path / "deep" / f"{number % 3}.safetensors")["weight"][0] == number
+    finally:
+        (tmp_path / "stop").touch()
+        assert remover.wait(timeout=60) == 0
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
