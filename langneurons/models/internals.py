@@ -183,10 +183,17 @@ def without_processors() -> Iterator[None]:
     """
     names = ("AutoProcessor", "AutoFeatureExtractor", "AutoImageProcessor")
     adapter = import_module("transformer_lens.model_bridge.architecture_adapter").ArchitectureAdapter
+    source = import_module("transformer_lens.model_bridge.sources.transformers")
+    helpers = getattr(source, "helpers", source)  # version 4 has them in a file of their own
+    # Version 4 asks the library as it was when TransformerLens was imported, version 3 as it is.
+    libraries = {id(library): library for library in (import_module("transformers"), vars(helpers).get("transformers"))}
+    refused = [(library, name, _NoProcessor) for library in libraries.values() if library for name in names]
+    if "_ensure_torchvision" in vars(helpers):
+        refused.append((helpers, "_ensure_torchvision", lambda: False))
     check = adapter._check_required_libraries
     adapter._check_required_libraries = lambda adapter: None
     try:
-        with replaced([(import_module("transformers"), name, _NoProcessor) for name in names]):
+        with replaced(refused):
             yield
     finally:
         adapter._check_required_libraries = check
