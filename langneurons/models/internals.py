@@ -187,7 +187,9 @@ def without_processors() -> Iterator[None]:
     helpers = getattr(source, "helpers", source)  # version 4 has them in a file of their own
     # Version 4 asks the library as it was when TransformerLens was imported, version 3 as it is.
     libraries = {id(library): library for library in (import_module("transformers"), vars(helpers).get("transformers"))}
-    refused = [(library, name, _NoProcessor) for library in libraries.values() if library for name in names]
+    refused: list[tuple[object, str, Callable[..., object]]] = [
+        (library, name, _NoProcessor) for library in libraries.values() if library for name in names
+    ]
     if "_ensure_torchvision" in vars(helpers):
         refused.append((helpers, "_ensure_torchvision", lambda: False))
     check = adapter._check_required_libraries
