@@ -97,6 +97,8 @@ def complete(
         (' the word.', True)
     """
     model_view = view(model)
+    for text in (prompt for prompt in prompts if isinstance(prompt, str)):
+        raise TaskError(f"A prompt is token ids, not the text {text!r:.60}: prompt_ids(tokenizer, text) makes them.")
     _check(model_view, prompts, max_new_tokens, stop, batch_size)
     by_prompt: dict[int, Completion] = {}
     bar = tqdm(total=len(prompts), unit="prompt", disable=not progress, smoothing=0.1)

@@ -1,5 +1,6 @@
 """Completions in order, whatever batch they were in, ending where they should."""
 
+import inspect
 import warnings
 
 import pytest
@@ -106,6 +107,11 @@ def test_a_prompt_may_fill_the_context_and_no_more(tiny):
 def test_what_cannot_be_completed_is_refused(tiny, prompts, options, message):
     with pytest.raises(TaskError, match=message):
         complete(tiny, prompts, **{"max_new_tokens": 4, **options})
+
+
+def test_a_text_in_place_of_token_ids_is_refused_with_what_makes_them(tiny):
+    with pytest.raises(TaskError, match="not the text 'It rains.': prompt_ids"):
+        inspect.unwrap(complete)(tiny, ["It rains."], max_new_tokens=4)
 
 
 def test_dropout_is_off_and_the_model_is_left_as_it_was(tiny):
