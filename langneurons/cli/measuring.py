@@ -161,13 +161,14 @@ def sweep(
 ) -> None:
     """Measure every language while a language's neurons are given many values."""
     texts = text.load(corpus)
+    # What can be wrong with the small files is found before the model is loaded.
     neurons, stats = files.load()
     loaded = options.load(model)
     settings: dict[str, Any] = {"stats": stats, "testing": testing, "run": run}
     languages = None if label is None else [label]
     table = ln.sweep(loaded, text.pack(loaded, texts), neurons, doses.listed(), languages=languages, **settings)
-    print(table)
     keep(table, run, "sweep")
+    print(table)
 
 
 @command(old=OLD_TASKS | {"--prompts": "--task generation=", "--source": "--beginnings"})

@@ -114,7 +114,8 @@ def perplexity_matrix(
     changes = _changes_of_controls(conditions, baseline)
     rows_beside = _beside_controls(table.rows, changes, testing.level, spreads)
     if controls.draws > 1:
-        rows_beside = rows_beside.assign(**_beyond_controls(conditions, baseline, balance, testing))
+        ratio_of = dict(zip(balance["language"], balance["write_ratio"].fillna(1.0), strict=True))
+        rows_beside = rows_beside.assign(**_beyond_controls(conditions, baseline, ratio_of, spreads, testing))
     return replace(
         table,
         rows=rows_beside,
@@ -147,11 +148,13 @@ def _neurons_of_conditions(
 
 
 def _beyond_controls(
-    conditions: Mapping[tuple, LanguageRows], baseline: LanguageRows, balance: pd.DataFrame, testing: Testing
+    conditions: Mapping[tuple, LanguageRows],
+    baseline: LanguageRows,
+    ratio_of: Mapping[str, float],
+    spreads: Mapping[str, float | None],
+    testing: Testing,
 ) -> dict[str, object]:
     """What each set changed beyond its matched controls, as it is and at equal dose, in the order of the effects."""
-    ratio_of = dict(zip(balance["language"], balance["write_ratio"].fillna(1.0), strict=True))
-    spread_of = dict(zip(balance["language"], balance["spread"], strict=True))
     as_drawn, at_equal_dose = [], []
     for label in (name[1] for name in conditions if name[0] == "set"):
         draws = [rows for name, rows in conditions.items() if name[:2] == ("matched", label)]
@@ -160,7 +163,7 @@ def _beyond_controls(
             changes = [difference(draw, unpatched) for draw in of_language]
             mean = unpatched.assign(nll=np.mean([draw["nll"].to_numpy() for draw in of_language], axis=0))
             compared = conditions["set", label][language], mean, changes, unpatched
-            options = {"spread": spread_of[label], "testing": testing}
+            options = {"spread": spreads[label], "testing": testing}
             as_drawn.append(beyond_controls(*compared, **options))
             at_equal_dose.append(beyond_controls(*compared, ratio_of[label], **options))
     return {

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,14 +71,23 @@ def converted_folder(name: str | Path, gguf_file: str | None = None, revision: s
     with file.open("rb") as content:
         checksum = hashlib.file_digest(content, "sha256").hexdigest()
     folder = Path(constants.HF_HOME) / "langneurons" / "gguf" / checksum
-    if not (folder / ORIGIN).is_file():
-        partial = folder.with_name(f"{checksum}.{os.getpid()}.partial")
-        storage.remove_folder(partial)
-        _write(file, _origin(file), partial)
-        storage.remove_folder(folder)
-        with said_plainly(folder, "write"):
-            partial.rename(folder)
+    while not (folder / ORIGIN).is_file():
+        with storage.locked(folder.with_name(f"{checksum}.lock")) as free:
+            if free and not (folder / ORIGIN).is_file():
+                _convert(file, folder)
+        if not free:  # another process converts it
+            time.sleep(0.2)
     return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    """Write the folder under another name first, which a killed conversion leaves behind for the next one to remove."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    storage.remove_folder(partial)
+    _write(file, _origin(file), partial)
+    storage.remove_folder(folder)
+    with said_plainly(folder, "write"):
+        partial.rename(folder)
 
 
 def stored_as(folder: str | Path) -> str:
