@@ -10,7 +10,9 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from types import FrameType
 
+AGAIN = "interrupted. Run the same command again to go on from here."
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 READER_GONE = 1  # what typer makes of a closed pipe
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -23,14 +25,31 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         if hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # such as a path that is no text
+    with suppress(ValueError):  # only the main thread may
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
     try:
         status = _ran()
     except KeyboardInterrupt:
         status = INTERRUPTED
     if status == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for what is being put away
-        say("interrupted. Run the same command again to go on from here.")
+        say(AGAIN)
     sys.exit(status)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; end at once inside an import, where compiled libraries abort on an exception.
+
+    Raises:
+        KeyboardInterrupt: Outside imports.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            say(AGAIN)
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _ran() -> int:
