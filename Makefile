@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: install demo test test-transformerlens-4 lint types contracts wheel notebooks docs figures benchmark soak clean
+.PHONY: install demo test test-transformerlens-4 test-pretrained lint types contracts wheel notebooks docs figures pretrained \
+	benchmark soak clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +23,7 @@ demo: install
 RAY := tests/test_run.py tests/test_cluster.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 test: install
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(RAY:%=--ignore %)
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(RAY:%=--ignore %) --ignore tests/pretrained
 	for file in $(RAY); do $(PYTEST) $$file || $(PYTEST) $$file || exit 1; done
 
 # TransformerLens 4 has TransformerBridge alone: what faces models is tested under it too, in an environment of its own.
@@ -38,6 +39,10 @@ test-transformerlens-4:
 	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt -e '.[large,gguf]' \
 		beartype hypothesis peft pytest pytest-timeout pytest-xdist
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_4)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS_4)
+
+# A cut of `make pretrained` in three minutes: skipped, with the reason, where the model cannot be downloaded.
+test-pretrained: install
+	$(PYTEST) -rs tests/pretrained
 
 lint: install
 	$(BIN)/ruff check .
@@ -64,6 +69,11 @@ docs: install
 wheel: install
 	rm -rf dist
 	$(BIN)/python -m build --wheel --sdist --outdir dist
+
+# Everything that langneurons finds in a pretrained model, in about two hours of two cores; the same command goes on.
+DATA ?= ../shared/data
+pretrained: install
+	$(BIN)/python -m scripts.pretrained $(if $(wildcard $(DATA)/articles),--data $(DATA))
 
 # One table, on the processor and on a GPU where there is one; or some of it: make benchmark OPTIONS='--only record'
 benchmark: install

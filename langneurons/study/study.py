@@ -27,6 +27,7 @@ from langneurons.study.work import Work
 
 EFFICIENCY = 0.5  # of a large matrix product's speed that a model's forward reaches
 LEAST_DISK = 1e6  # bytes of any result
+BYTES_PER_TOKEN = 3  # of text in several scripts, about
 HOURS = 180  # minutes from which on hours are printed
 Say = Callable[[str], Any]
 
@@ -186,6 +187,7 @@ class Study:
         for name, part in self.config.models.items():
             with suppress(ModelError):  # not on this machine; its steps are listed all the same
                 models[name] = ln.describe(part.name, gguf_file=part.gguf_file)
+        config = self._with_sizes()
         earlier = self.folder.seconds_by_name() if speed is None else {}
         reached = _operations_per_second() * EFFICIENCY if speed is None else speed
         rows = []
@@ -194,9 +196,9 @@ class Study:
             tokens = memory = disk = seconds = 0.0
             if state != DONE:
                 units = {site: model.layers * width for site, width in model.neurons.items()} if model else {}
-                part = step.stage.part_of(self.config, step)
-                tokens = step.stage.tokens(step, part, self.config, units)
-                disk = max(step.stage.disk(step, part, self.config, units), LEAST_DISK)
+                part = step.stage.part_of(config, step)
+                tokens = step.stage.tokens(step, part, config, units)
+                disk = max(step.stage.disk(step, part, config, units), LEAST_DISK)
                 if tokens:
                     memory = max(model.memory_to_load.values()) if model else math.nan
                     seconds = 2 * model.parameters * tokens / reached if model else math.nan
@@ -205,6 +207,19 @@ class Study:
             rows.append((step.name, state, tokens / 1e6, memory / 1e9, disk / 1e9, seconds / 60, ran_here))
         columns = ["step", "state", "million tokens", "GB memory", "GB disk", "minutes", "measured"]
         return pd.DataFrame(rows, columns=pd.Index(columns))
+
+    def _with_sizes(self) -> StudyConfig:
+        """The study with a number of tokens wherever it reads all of a text that is on this machine."""
+        text, recording = self.config.text, self.config.recording
+        if text.source != "babel" and not Path(text.source).expanduser().is_dir():
+            return self.config
+        work = Work(self.config, self.folder)
+        if text.heldout_tokens is None:
+            text = text.model_copy(update={"heldout_tokens": _tokens_of(work.ordered_text(heldout=True))})
+        if recording.tokens_per_language is None:
+            tokens = _tokens_of(work.ordered_text(heldout=False))
+            recording = recording.model_copy(update={"tokens_per_language": tokens})
+        return self.config.model_copy(update={"text": text, "recording": recording})
 
     def path(self, step: str) -> Path:
         """The folder of a step's result.
@@ -295,6 +310,12 @@ def _difference(mine: Step, here: RunFolder, theirs: Step, there: RunFolder) -> 
     own, other = (pd.json_normalize(dict(step.settings)).to_dict("records")[0] for step in (mine, theirs))
     names = [name for name in sorted({*own, *other}) if own.get(name) != other.get(name)]
     return "; ".join(f"{name}: {own.get(name)!r} and {other.get(name)!r}" for name in names) or "inputs"
+
+
+def _tokens_of(corpus: ln.Corpus) -> int:
+    """About how many tokens a language of a corpus has, in the mean."""
+    texts = [corpus.texts(language) for language in corpus.languages]
+    return sum(len(text.encode()) for of_language in texts for text in of_language) // BYTES_PER_TOKEN // len(texts)
 
 
 def _operations_per_second() -> float:

@@ -7,8 +7,8 @@ from pydantic import Field
 
 import langneurons as ln
 from langneurons.settings import Controls, Probing
-from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, keyed, misnamed
-from langneurons.study.stages.tasks import FEW, item_tokens, task_of, task_settings
+from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
+from langneurons.study.stages.tasks import item_tokens, task_of, task_settings
 from langneurons.study.tables import Grid, StudyConfig
 from langneurons.study.work import Work
 
@@ -53,5 +53,6 @@ class PolysemanticityStage(
 
     def tokens(self, step: Step, part: PolysemanticityPart, config: StudyConfig, units: Units) -> float:
         """Every text once."""
-        items = (part.probing.max_items or FEW) * len(step.settings["languages"])
-        return items * item_tokens(config.tables("tasks")[part.task])
+        task = config.tables("tasks")[part.task]
+        items = min(part.probing.max_items or task.items, task.items)
+        return items * len(among(task.languages, step.settings["languages"])) * item_tokens(task)
