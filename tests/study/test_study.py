@@ -274,6 +274,16 @@ def test_what_is_left_is_forecast_without_running_anything(tmp_path):
     assert not (tmp_path / "run" / "steps").exists()
 
 
+def test_a_forecast_knows_how_much_text_there_is_where_all_of_it_is_read(tmp_path):
+    for name in ("en.txt", "hi.txt", "en.heldout.txt", "hi.heldout.txt"):
+        (tmp_path / name).write_text("A sentence of thirty-one bytes\n" * (1000 if "heldout" in name else 3000))
+    text = {"source": str(tmp_path), "heldout_tokens": "none", "heldout_context": 32}
+    study = Study(small(text=text, recording={"context_length": 64}), tmp_path / "run")
+    tokens = study.forecast().set_index("step")["million tokens"]
+    assert 0.03 < tokens["record/babel"] < 0.12
+    assert tokens["matrix/babel/two/lape/zero"] == pytest.approx(tokens["record/babel"] / 3 * 5, rel=0.01)
+
+
 def test_a_given_speed_tells_the_time_and_nothing_that_ran_here(done, tmp_path):
     study = Study(small(), tmp_path / "run")
     slow, fast = (study.forecast(speed).set_index("step")["minutes"] for speed in (1e9, 1e12))
