@@ -1,4 +1,4 @@
-"""The text of the pretrained study: whole articles to find neurons on, a sentence of each of some others to judge them on."""
+"""The text of the pretrained study: articles to find neurons on, and a sentence of each of others to judge them on."""
 
 import json
 
