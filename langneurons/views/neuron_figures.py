@@ -268,6 +268,11 @@ def _cells(table: EffectTable, language: str, method: str | None, layers: str) -
     cells = table.rows.query(
         "kind in ['set', 'quantile'] and method == @method and patched == @language and layers == @layers"
     )
+    if not len(cells):
+        raise EffectError(
+            "No dose of this sweep writes a constant or a quantile, and only those are drawn: its doses are "
+            f"{', '.join(sorted(set(table.rows['kind'])))}."
+        )
     return cells.assign(**{name: 100 * cells[name] for name in ("estimate", "low", "high")})
 
 

@@ -218,10 +218,16 @@ def _matrix(section: Section, matrix: EffectTable, _: Findings) -> None:
 
 
 def _sweep(section: Section, sweep: EffectTable, findings: Findings) -> None:
-    stats, neurons = findings.stats, next(iter(findings.neurons.values()), None)
-    if stats is not None and neurons is not None:
-        for language in sweep.rows["patched"].unique():
-            section.draw(lambda language=language: plot.dose_response(sweep, stats, neurons, str(language)))
+    stats, by_method = findings.stats, {neurons.method: neurons for neurons in findings.neurons.values()}
+    for name, method in sweep.settings.get("methods", {}).items():
+        if stats is None or method not in by_method:
+            continue
+        for language in sweep.rows.query("method == @name")["patched"].unique():
+            section.draw(
+                lambda name=name, method=method, language=str(language): plot.dose_response(
+                    sweep, stats, by_method[method], language, name
+                )
+            )
     section.add(sweep.table(), "sweep", "Every dose")
 
 

@@ -16,7 +16,16 @@ PAPER = ["paper-llama-3.1-8b", "paper-mistral-nemo"]
 
 
 def test_there_is_one_format_and_a_study_for_every_paper():
-    assert set(STUDIES) == {"babel", "demo", "factorial", "language-arithmetics", "paper-babel", *PAPER, "tang"}
+    assert set(STUDIES) == {
+        "babel",
+        "demo",
+        "factorial",
+        "language-arithmetics",
+        "paper-babel",
+        *PAPER,
+        "smollm2",
+        "tang",
+    }
     assert not [path for path in FOLDER.iterdir() if path.is_dir()]
 
 

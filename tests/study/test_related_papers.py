@@ -2,6 +2,8 @@
 
 import pytest
 
+from langneurons.study.study import Study
+from tests.study.hub_files import shrunk
 from tests.study.papers import PAPERS, check_study
 
 
@@ -9,3 +11,10 @@ from tests.study.papers import PAPERS, check_study
 @pytest.mark.parametrize("name", [name for name in PAPERS if not name.startswith("paper-")])
 def test_a_relatives_study_runs_and_shows_published_against_measured(name, hub, tmp_path):
     check_study(name, hub, tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore::langneurons.errors.LangNeuronsWarning")
+@pytest.mark.parametrize("name", ["babel", "smollm2"])
+def test_what_is_measured_of_our_own_models_runs(name, hub, tmp_path):
+    states = Study(shrunk(name, hub), tmp_path).run(progress=False)
+    assert set(states["state"]) == {"done"}, states.query("state != 'done'")[["step", "why"]].to_string()

@@ -9,6 +9,7 @@ import langneurons as ln
 from langneurons.errors import EffectError, LangNeuronsWarning
 from langneurons.storage.result import Result
 from langneurons.views.plot import FIGURES
+from langneurons.views.report import sections
 from tests.planted.statistics import statistics_from
 
 
@@ -184,6 +185,23 @@ def test_tables_of_another_kind_are_refused(matrix, swept, recorded):
         ln.plot.dose_response(matrix, *recorded, "hi")
     with pytest.raises(EffectError, match="no columns patched and measured"):
         ln.plot.perplexity_matrix(ln.effects.EffectTable(swept.rows.drop(columns="patched"), swept.settings))
+
+
+def test_doses_that_write_no_value_are_not_drawn(swept, recorded):
+    scaled = replace(swept, rows=swept.rows.query("kind == 'scale'"))
+    with pytest.raises(EffectError, match="writes a constant or a quantile.*its doses are scale"):
+        ln.plot.dose_response(scaled, *recorded, "hi")
+
+
+def test_a_report_draws_a_sweep_over_the_values_of_the_neurons_that_were_swept(swept, recorded):
+    stats, neurons = recorded
+    swept = replace(swept, settings=swept.settings | {"methods": {"given": "wide"}})
+    sets = {"narrow": replace(neurons["hi"], method="narrow"), "wide": replace(neurons, method="wide")}
+    for by_name, drawn in ((sets, ["wide"]), ({"narrow": sets["narrow"]}, [])):
+        findings = ln.Findings("Which?", stats=stats, neurons=by_name, sweep=swept)
+        figures = [figure for section in sections(findings) for figure in section.figures]
+        captions = [figure.caption for figure in figures if figure.title.startswith("What values written")]
+        assert [caption.rpartition("neurons: ")[2].split()[0] for caption in captions] == drawn
 
 
 def test_a_result_given_to_effects_draws_itself_and_warns(matrix):
