@@ -266,6 +266,8 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         return wide.reindex(index=rows[down].unique(), columns=rows[across].unique())
 
     def _caption(self, unit: str, scale: int) -> str:
+        if not len(self.rows):
+            return f"Family: {self.family} (Holm). None of its effects is shown."
         size, column = Column(scale=scale), f" {unit}" if unit else ""
         bounds = dict.fromkeys(size.text(bound) for bound in self.rows["minimal_detectable"].agg(["min", "max"]))
         metric = self.settings.get("measured", self.settings["value"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -75,6 +77,12 @@ def test_trained_effects_show_their_seeds():
     assert np.isnan(table.rows["p_holm"][0])
     assert table.rows["p_holm"][1] == table.rows["p"][1]
     assert " – " in repr(table)
+
+
+def test_a_table_of_which_no_effect_is_left_prints(table):
+    empty = replace(table, rows=table.rows.query("patched == 'ur'"))
+    for text in (repr(empty), empty._repr_html_(), empty.table().latex(), empty.table().to_markdown()):
+        assert "None of its effects is shown" in text
 
 
 def test_saved_tables_load_equal(table, tmp_path):

@@ -1,0 +1,80 @@
+"""Pages of results say what the saved results beside them hold."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import langneurons as ln
+from scripts.fill_results import PageError, filled, steps_of
+
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*.md"))
+PAGE = """# Do they matter?
+<!-- results: matrix = matrix/m/all/lape/zero -->
+Hindi loses <!-- value matrix hi hi: effect (%) -->1<!-- end --> %, <!-- cell matrix hi hi: effect (%) --><!-- end -->.
+
+<!-- table matrix: patched == measured -->
+an older table
+<!-- end -->
+"""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_says_what_its_results_hold(page):
+    assert steps_of(page.read_text("utf-8")) or page.stem == "index"
+    assert filled(page) == page.read_text("utf-8"), "run: python -m scripts.fill_results docs/results/*.md"
+
+
+@pytest.fixture
+def page(tmp_path):
+    def rows(factor):
+        return pd.DataFrame({"item": range(60), "cluster": np.arange(60) // 2, "nll": 2.0 * factor, "tokens": 10})
+
+    spread = np.linspace(0.9, 1.1, 60)
+    effects = {
+        (patched, measured): ln.effects.effect(rows((1.5 if patched == measured else 1.1) * spread), rows(spread))
+        for patched in ("hi", "zh")
+        for measured in ("hi", "zh")
+    }
+    ln.effects.EffectTable.of(effects, ("patched", "measured"), "made up").save(tmp_path / "page" / "matrix")
+    path = tmp_path / "page.md"
+    path.write_text(PAGE, "utf-8")
+    return path
+
+
+def test_markers_are_filled_and_filling_again_changes_nothing(page):
+    text = filled(page)
+    sentence = text.splitlines()[2]
+    assert sentence.startswith("Hindi loses <!-- value matrix hi hi: effect (%) -->+50<!-- end --> %")
+    assert "<!-- cell matrix hi hi: effect (%) -->+50 [" in sentence
+    assert "an older table" not in text
+    assert text.count("\n| hi | hi |") == text.count("\n| zh | zh |") == 1
+    assert "| hi | zh |" not in text
+    page.write_text(text, "utf-8")
+    assert filled(page) == text
+
+
+@pytest.mark.parametrize(
+    ("marker", "sentence"),
+    [
+        ("<!-- value matrix hi: effect (%) --><!-- end -->", "2 rows begin with hi"),
+        ("<!-- value matrix hi hi: effect --><!-- end -->", "no column 'effect': there are patched, measured, effect"),
+        ("<!-- value sweep hi hi: effect (%) --><!-- end -->", "does not name the result 'sweep'"),
+        ("<!-- table matrix: patched == 'ur' --><!-- end -->", "No row of 'matrix'"),
+    ],
+)
+def test_what_the_results_do_not_hold_is_refused(page, marker, sentence):
+    page.write_text(PAGE + marker, "utf-8")
+    with pytest.raises(PageError, match=sentence):
+        filled(page)
+
+
+def test_a_changed_result_is_noticed(page):
+    page.write_text(filled(page), "utf-8")
+    table = ln.load(page.with_suffix("") / "matrix")
+    changed = replace(table, rows=table.rows.assign(estimate=2 * table.rows["estimate"]))
+    ln.storage.remove_folder(page.with_suffix("") / "matrix")
+    changed.save(page.with_suffix("") / "matrix")
+    assert filled(page) != page.read_text("utf-8")
