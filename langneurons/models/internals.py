@@ -351,8 +351,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @private("torch", "Module._forward_hooks and its like")
 def listens(*modules: nn.Module) -> bool:
-    """Whether a hook of any kind is attached to a module or to one inside it."""
-    return any(getattr(part, hooks) for module in modules for part in module.modules() for hooks in _HOOKS)
+    """Whether a hook of any kind is attached to a module or to one inside it, or to all there are."""
+    return bool(nn.modules.module._has_any_global_hook()) or any(
+        getattr(part, hooks) for module in modules for part in module.modules() for hooks in _HOOKS
+    )
 
 
 @private("torch", "Tensor._version")

@@ -220,8 +220,8 @@ class ModelView:
             positions: The positions to unembed.
         """
         states, unembed = self._states(tokens)
-        chosen = states[:, torch.tensor(list(positions), device=states.device)]
-        return chosen if unembed is None else unembed(chosen)
+        states = states[:, torch.tensor(list(positions), device=states.device)]
+        return states if unembed is None else unembed(states)
 
     def predictions(
         self, tokens: Int[torch.Tensor, "batch position"], counted: Bool[torch.Tensor, "batch position"]

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from langneurons.errors import TrainingError
 from langneurons.models import internals
+from langneurons.models.backends import fused
 from langneurons.models.projections import (
     MLP_TARGETS,
     Change,
@@ -82,6 +83,10 @@ class Hooked:
     def check_internals(self) -> None:
         """Refuse a version of TransformerLens that has moved what langneurons relies on."""
         internals.check_hooked(self.model)
+
+    def fuse(self, on: bool) -> None:
+        """Let layers compute in one step what nothing listens inside of, or leave them to TransformerLens."""
+        (fused.fuse if on else fused.unfuse)(self.model)
 
     @property
     def embedding(self) -> nn.Module:
