@@ -16,6 +16,7 @@ from benchmarks.rows import HEADER
 MODULES = (
     "record",
     "forward",
+    "losses",
     "patches",
     "ablation",
     "lora",

@@ -25,6 +25,7 @@ class Shape:
 
 
 LLAMA_44M = Shape(layers=8, d_model=512, d_mlp=1536)
+SMOLLM2 = Shape(layers=30, d_model=576, d_mlp=1536, heads=9, key_value_heads=3, vocabulary=49152, context=2048)
 TINY = Shape(layers=2, d_model=64, d_mlp=200)
 # Llama 3.1 takes 131,072 tokens; HookedTransformer would hold a mask of as many rows and columns.
 LLAMA_8B = Shape(32, 4096, 14336, heads=32, key_value_heads=8, vocabulary=128256, context=2048)
@@ -34,6 +35,11 @@ BACKENDS = {"hooked": "HookedTransformer", "bridge": "Bridge"}
 def chosen(tiny: bool) -> Shape:
     """The model that is measured on a processor."""
     return TINY if tiny else LLAMA_44M
+
+
+def of_processors(tiny: bool) -> dict[str, Shape]:
+    """The models that are measured on a processor where both kinds matter: few wide layers, and many narrow ones."""
+    return {"44M": chosen(tiny), "SmolLM2-135M's shape": TINY if tiny else SMOLLM2}
 
 
 def shapes(tiny: bool) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -18,6 +18,7 @@ from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.measuring import check_reads_text
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
+from langneurons.models.running import Predictions
 from langneurons.patches.intervening import check_fits, patching, reachable_range
 from langneurons.patches.patch import Patch
 
@@ -137,11 +138,10 @@ def _dose(
     ranges = {id(patch): reachable_range(model_view, patch.neurons.site) for patch in patches}
     for _, batch in text.batches(language, batch_size):
         counted, values = batch.counted.to(model_view.device), []
-        predicted = _log_probabilities(model_view, batch)
+        predicted = model_view.predictions(batch.tokens, batch.counted)
         with _writes(model_view, patches, lambda patch, new, values=values: values.append((patch, new))) as squares:
-            changed = _log_probabilities(model_view, batch)
-        kl = (predicted.exp() * (predicted - changed)).sum(-1).clamp(min=0)
-        sums["kl"] += float(kl.double().sum())
+            changed = model_view.predictions(batch.tokens, batch.counted)
+            sums["kl"] += _divergence(model_view, batch, predicted, changed)
         for name, of_layers in squares.items():
             sums[name] += float(torch.stack(of_layers).sum(0)[counted].sqrt().sum())
         tokens += int(counted.sum())
@@ -153,14 +153,15 @@ def _dose(
     return {**means, "unreachable": outside / values_written if values_written else math.nan, "tokens": tokens}
 
 
-def _log_probabilities(model_view: ModelView, batch: Blocks) -> Float[Tensor, "counted token"]:
-    """The model's prediction of every counted token of a batch."""
-    logits = model_view.forward(batch.tokens)
-    assert logits is not None
-    block, position = batch.counted.nonzero(as_tuple=True)
-    predicted = logits[block.to(logits.device), position.to(logits.device) - 1].float().log_softmax(-1)
-    check_finite(model_view, predicted.amin(-1), batch.tokens)  # NaN where one of a token's numbers is
-    return predicted
+def _divergence(model_view: ModelView, batch: Blocks, predicted: Predictions, changed: Predictions) -> float:
+    """The sum over a batch's counted tokens of the divergence of one prediction from the other, in nats."""
+    total = 0.0
+    for logits, other_logits in zip(predicted.logits(), changed.logits(), strict=True):
+        before, after = logits.log_softmax(-1), other_logits.log_softmax(-1)
+        for log_probabilities in (before, after):  # NaN where one of a token's numbers is
+            check_finite(model_view, log_probabilities.amin(-1), batch.tokens)
+        total += float((before.exp() * (before - after)).sum(-1).clamp(min=0).double().sum())
+    return total
 
 
 @contextmanager

@@ -145,10 +145,9 @@ class HeldoutText:
         self._check_score(view(model), batch_size, self.languages)
         _, batch = next(self.batches(self.languages[0], batch_size))
         with scoring(model) as model_view:
-            logits = model_view.forward(batch.tokens)
-            assert logits is not None
-            seconds = timed(lambda: model_view.forward(batch.tokens))
-        return Cost(tokens=self.positions, memory=logits.nbytes).at(batch.tokens.numel() / seconds)
+            memory = model_view.predictions(batch.tokens, batch.counted).bytes
+            seconds = timed(lambda: losses(model_view, batch))
+        return Cost(tokens=self.positions, memory=memory).at(batch.tokens.numel() / seconds)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -314,15 +313,8 @@ def losses(model_view: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
     Returns:
         -log p(token | the tokens before it) in nats, in double precision on CPU, block after block.
     """
-    logits = model_view.forward(batch.tokens)
-    assert logits is not None
-    nll = []
-    # Block by block: the softmax then needs one block's logits again in single precision, never a batch's.
-    for scores, tokens, counted in zip(logits, batch.tokens, batch.counted, strict=True):
-        places = counted.nonzero()[:, 0]
-        predicted = scores[(places - 1).to(scores.device)].float()
-        nll.append(torch.nn.functional.cross_entropy(predicted, tokens[places].to(scores.device), reduction="none"))
-    return torch.cat(nll).cpu().double()
+    predictions = model_view.predictions(batch.tokens, batch.counted)
+    return predictions.losses(batch.tokens[batch.counted]).cpu().double()
 
 
 def _context_length(model_view: ModelView, context_length: int | None) -> int:

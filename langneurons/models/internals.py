@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from langneurons.errors import ModelError
 
@@ -132,6 +133,22 @@ def declares_start(tokenizer: PreTrainedTokenizerBase) -> bool:
 def accepts(hf_model: nn.Module, option: str) -> bool:
     """Whether a Hugging Face model's forward takes an option, such as ``logits_to_keep``."""
     return option in inspect.signature(hf_model.forward).parameters
+
+
+@private("transformers", "get_decoder()")
+def decoder_of(hf_model: nn.Module) -> nn.Module:
+    """The part of a Hugging Face model that computes what its unembedding reads."""
+    model: Any = hf_model
+    return model.get_decoder()
+
+
+@contextmanager
+def decoding(hf_model: nn.Module, states: torch.Tensor) -> Iterator[None]:
+    """Let a Hugging Face model unembed given states inside the block, whatever tokens it is run on."""
+    outputs: Any = BaseModelOutputWithPastAndCrossAttentions()
+    outputs.last_hidden_state = states
+    with replaced([(decoder_of(hf_model), "forward", lambda *inputs, **options: outputs)]):
+        yield
 
 
 @contextmanager
@@ -329,6 +346,17 @@ def run_at(module: nn.Module, handle: RemovableHandle, last: bool) -> None:
     hooks.move_to_end(handle.id, last=last)
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@private("torch", "Module._forward_hooks and its like")
+def listens(*modules: nn.Module) -> bool:
+    """Whether a hook of any kind is attached to a module or to one inside it, or to all there are."""
+    return bool(nn.modules.module._has_any_global_hook()) or any(
+        getattr(part, hooks) for module in modules for part in module.modules() for hooks in _HOOKS
+    )
+
+
 @private("torch", "Tensor._version")
 def times_changed(weights: Sequence[torch.Tensor]) -> list[int]:
     """Count how often each tensor was changed in place."""
@@ -366,6 +394,7 @@ def check_hugging_face(hf_model: nn.Module) -> None:
     """
     attention_of(hf_model)
     accepts(hf_model, "use_cache")
+    decoder_of(hf_model)
     times_changed(list(hf_model.parameters())[:1])
 
 

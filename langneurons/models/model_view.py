@@ -5,14 +5,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import HookSiteError, ModelError, unknown
 from langneurons.models import running, sites
 from langneurons.models.backends import backend_of, layers_of
 from langneurons.models.feature_sites import FeatureSite
-from langneurons.models.internals import count_hooks
+from langneurons.models.internals import count_hooks, listens
 from langneurons.models.projections import Projection, check_target
 from langneurons.models.sites import SITES, Change, Layer, Reader
 from langneurons.models.weights import Weights
@@ -77,6 +77,7 @@ class ModelView:
         self.feature_sites: dict[str, FeatureSite] = {}
         self.loaded_as: dict[str, Any] | None = None
         self._widths: dict[str, int] = {}
+        self._unembeds = False
         self._checkpointing = running.Checkpointing()
         self._act_range: tuple[float, float] | None = None
         self._projections: dict[tuple[int, str], Projection] = {}
@@ -218,7 +219,29 @@ class ModelView:
             tokens: Token ids, special tokens included, padding on the right.
             positions: The positions to unembed.
         """
-        return self.runner.logits_at(self._placed(tokens), torch.tensor(list(positions), device=self.device))
+        states, unembed = self._states(tokens)
+        states = states[:, torch.tensor(list(positions), device=states.device)]
+        return states if unembed is None else unembed(states)
+
+    def predictions(
+        self, tokens: Int[torch.Tensor, "batch position"], counted: Bool[torch.Tensor, "batch position"]
+    ) -> running.Predictions:
+        """Run the model, and give what it predicts in place of some tokens, without unembedding the other positions.
+
+        Args:
+            tokens: Token ids, special tokens included, padding on the right.
+            counted: Tokens that are predicted, none the first of its row.
+        """
+        row, position = counted.nonzero(as_tuple=True)
+        states, unembed = self._states(tokens)
+        at = states[row.to(states.device), (position - 1).to(states.device)]
+        return running.Predictions(at, unembed, self.model.cfg.d_vocab)
+
+    def _states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, running.Unembed | None]:
+        """What the unembedding reads, and the unembedding; or the logits where those do not give them."""
+        if self._unembeds and not listens(self.model.unembed):
+            return self.hidden(tokens), self.runner.unembed
+        return cast(torch.Tensor, self.forward(tokens)), None
 
     @torch.no_grad()
     def generate(
@@ -374,6 +397,7 @@ class ModelView:
             HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
         """
         logits, self._widths = sites.check_fires(self.name, self._layers, lambda: self.forward(tokens))
+        self._unembeds = running.unembeds(self.hidden, self.runner.unembed, tokens, logits)
         return logits
 
     @property

@@ -92,9 +92,10 @@ def _largest_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def settle_attention(model_view: ModelView, probe: Probe, implementation: str | None) -> None:
-    """Make sure that a wrapped model is right, and find out whether a bridge is with transformers' own attention.
+    """Make sure that a wrapped model is right, and find out whether it is with faster layers too.
 
-    That then runs inside ``native_attention``, or always where TransformerLens' copy of it is wrong or does not run.
+    Those of a HookedTransformer are fused. Those of a bridge are transformers' own attention, which then runs inside
+    ``native_attention``, or always where TransformerLens' copy of it is wrong or does not run.
 
     Args:
         model_view: The wrapped model.
@@ -110,6 +111,9 @@ def settle_attention(model_view: ModelView, probe: Probe, implementation: str | 
     if not isinstance(runner, Bridge):
         if fault is not None:
             raise fault
+        runner.fuse(True)
+        if _fault(lambda: probe.check(model_view)) is not None:
+            runner.fuse(False)
         return
     if fault is None:
         runner.attention = implementation
@@ -139,8 +143,8 @@ def settle_generation(model_view: ModelView, probe: Probe) -> None:
 def _settle_generation(model_view: ModelView, probe: Probe) -> None:
     runner = model_view.runner
     fault = _fault(lambda: probe.check_generating(model_view))
-    if fault is not None and isinstance(runner, Bridge):
-        runner.leave_out_cache()
+    if fault is not None:
+        runner.leave_out_cache() if isinstance(runner, Bridge) else runner.fuse(False)
         fault = _fault(lambda: probe.check_generating(model_view))
     if fault is not None:
         runner.generation_fault = in_short(fault) if not isinstance(fault, ModelError) else str(fault)

@@ -20,8 +20,13 @@ from langneurons.models.sites import Reader, attached
 
 Stop = Callable[[Sequence[int]], bool]
 ResidualOf = Callable[[torch.Tensor], torch.Tensor | None]
+Unembed = Callable[[torch.Tensor], torch.Tensor]
 
 GENERATE = ("generate", "generate_stream")
+
+_LOGITS = 1 << 24  # as many at once, unless 16 positions have more
+_ROWS = 16
+_PROBED, _ROUNDING_STEPS = 64, 16
 
 
 class GeneratedRows:
@@ -173,6 +178,75 @@ def _followed(generate: Callable[..., object], progress: Following) -> Callable[
         return progress.streamed(out) if isgenerator(out) else out
 
     return followed
+
+
+class Predictions:
+    """What a model predicts at some positions, unembedded a few at a time: all logits at once could fill the memory.
+
+    Args:
+        states: What the unembedding reads at each position; or the logits themselves.
+        unembed: Makes logits of states; None where ``states`` are logits.
+        vocabulary: Number of logits of a position.
+    """
+
+    def __init__(
+        self, states: Float[torch.Tensor, "prediction number"], unembed: Unembed | None, vocabulary: int
+    ) -> None:
+        self._states, self._unembed, self._count = states, unembed, len(states)
+        # Whole multiples of 16 rows: the bits of a product's row then do not depend on the number of rows.
+        self._size = max(_ROWS, _LOGITS // vocabulary // _ROWS * _ROWS)
+        if unembed is not None and (lacking := -self._count % _ROWS):
+            self._states = torch.cat([states, states.new_zeros(lacking, states.shape[1])])
+        self.bytes = 4 * min(self._size, self._count) * vocabulary + self._states.nbytes
+
+    def logits(self) -> Iterator[Float[torch.Tensor, "prediction token"]]:
+        """The logits in single precision, in order, as many at once as fit in 64 MB."""
+        for start in range(0, self._count, self._size):
+            yield self._logits_of(self._states[start : start + self._size], self._count - start)
+
+    def losses(self, tokens: Int[torch.Tensor, " prediction"]) -> Float[torch.Tensor, " prediction"]:
+        """-log p of the token that follows each position, in nats; a backward pass unembeds again.
+
+        Args:
+            tokens: The tokens that follow.
+        """
+        targets = tokens.to(self._states.device).split(self._size)
+        parts = zip(self._states.split(self._size), targets, strict=False)
+        if torch.is_grad_enabled() and len(targets) > 1:
+            return torch.cat([checkpoint(self._losses_of, *part, use_reentrant=False) for part in parts])
+        return torch.cat([self._losses_of(*part) for part in parts])
+
+    def _losses_of(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self._logits_of(states, len(targets)), targets, reduction="none")
+
+    def _logits_of(self, states: torch.Tensor, count: int) -> torch.Tensor:
+        return (states if self._unembed is None else self._unembed(states))[:count].float()
+
+
+@torch.no_grad()
+def unembeds(
+    hidden: Callable[[torch.Tensor], torch.Tensor],
+    unembed: Unembed,
+    tokens: Int[torch.Tensor, "batch position"],
+    logits: Float[torch.Tensor, "batch position token"],
+) -> bool:
+    """Whether a model's logits are what its unembedding makes of its hidden states.
+
+    Args:
+        hidden: The states of some tokens.
+        unembed: Makes logits of states.
+        tokens: Tokens.
+        logits: The model's logits of them.
+    """
+    tokens, logits = tokens[:, :_PROBED], logits[:, :_PROBED].float()
+    try:
+        states = hidden(tokens)
+        difference = (unembed(states).float() - logits).abs().max()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:
+        return False  # transformers' models differ in every way there is; whole logits are always right
+    return bool(difference <= _ROUNDING_STEPS * torch.finfo(states.dtype).eps * logits.abs().max())
 
 
 def check_tokens(tokens: Int[torch.Tensor, "batch position"], embedding: nn.Module, name: str) -> None:

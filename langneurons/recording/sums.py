@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons.corpora import Blocks
@@ -324,10 +324,9 @@ def relevance(model_view: ModelView, batch: Blocks, sites: Sequence[str]) -> Ite
     """
     for row in range(len(batch.tokens)):
         with _factors(model_view, sites) as factors, torch.enable_grad():
-            tokens = batch.tokens[row : row + 1].to(model_view.device)
-            logits = model_view.forward(tokens)
-            assert logits is not None
-            loss = _loss(logits[0], tokens[0], batch.counted[row].to(model_view.device))
+            tokens, predicted = batch.tokens[row : row + 1], batch.counted[row : row + 1].clone()
+            predicted[:, 0] = False
+            loss = model_view.predictions(tokens, predicted).losses(tokens[predicted]).sum()
             slopes = torch.autograd.grad(loss, list(factors.values()))
         for (site, layer), slope in zip(factors, slopes, strict=True):
             yield row, site, layer, slope[0].flatten(1).abs().float()
@@ -362,10 +361,3 @@ def _factors(model_view: ModelView, sites: Sequence[str]) -> Iterator[dict[tuple
             everything = {layer: torch.arange(width) for layer in range(layers)}
             stack.enter_context(model_view.writing(site, everything, scaled(site)))
         yield factors
-
-
-def _loss(
-    logits: Float[Tensor, "position token"], tokens: Int[Tensor, " position"], counted: Bool[Tensor, " position"]
-) -> Float[Tensor, ""]:
-    predicted = counted[1:]
-    return torch.nn.functional.cross_entropy(logits[:-1][predicted].float(), tokens[1:][predicted], reduction="sum")

@@ -180,10 +180,9 @@ def try_out(model: torch.nn.Module, patch: Patch, text: str, about: str, new_tok
 def _losses(model_view: ModelView, ids: list[int], tokens: int) -> Float[np.ndarray, " token"]:
     """The loss of each of the last ``tokens`` ids, NaN where nothing comes before."""
     with scoring(model_view.model):
-        logits = model_view.forward(torch.tensor([ids]))
-        assert logits is not None
-        targets = torch.tensor(ids[1:], device=logits.device)
-        losses = torch.nn.functional.cross_entropy(logits[0, :-1].float(), targets, reduction="none")
+        text = torch.tensor([ids])
+        follows = torch.arange(len(ids))[None] > 0
+        losses = model_view.predictions(text, follows).losses(text[follows])
     return np.concatenate([[math.nan], losses.double().cpu().numpy()])[-tokens:]
 
 

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib import metadata
 
 import pytest
@@ -116,6 +117,21 @@ def test_only_a_wrong_cache_is_left_out(load, pair):
         model_view.generate(*padded(prompts()), 3)
     width = max(LENGTHS) + 2
     assert lengths == ([width, width + 1, width + 2] if (pair[0], False) in UNCACHED else [width, 1, 1])
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_losses_need_no_whole_logits_and_equal_their_cross_entropy(load, pair, monkeypatch):
+    model_view, generator = load(*pair), torch.Generator().manual_seed(4)
+    tokens = torch.randint(4, 96, (3, 48), generator=generator)
+    counted = torch.rand(3, 48, generator=generator) > 0.3
+    counted[:, 0] = False
+    for attention in (model_view.native_attention, nullcontext):
+        with torch.inference_mode(), attention(), monkeypatch.context() as patch:
+            logits = model_view.forward(tokens)[:, :-1][counted[:, 1:]].float()
+            patch.setattr(model_view, "forward", lambda *_, **__: pytest.fail("all positions are unembedded"))
+            losses = model_view.predictions(tokens, counted).losses(tokens[counted])
+        expected = torch.nn.functional.cross_entropy(logits, tokens[counted], reduction="none")
+        torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.hooked

@@ -144,15 +144,18 @@ class Bridge:
 
     def hidden(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Compute the residual stream after the final norm."""
-        return self._hugging_face.base_model(tokens, attention_mask=mask).last_hidden_state
+        base = self._hugging_face.base_model
+        options = {"use_cache": False} if internals.accepts(base, "use_cache") else {}
+        return base(tokens, attention_mask=mask, **options).last_hidden_state
 
-    def logits_at(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Compute the logits of some positions."""
-        if self._accepts("logits_to_keep"):
-            return self.model(tokens, use_cache=False, logits_to_keep=positions)
-        logits = self.forward(tokens, None, logits=True)
-        assert logits is not None
-        return logits[:, positions]
+    def unembed(self, states: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of states that ``hidden`` gave, by all that the Hugging Face model does after it."""
+        options = {"use_cache": False} if self._accepts("use_cache") else {}
+        rows = states.reshape(-1, 1, states.shape[-1])  # one position each: there may be more than a context has
+        tokens = torch.zeros(rows.shape[:2], dtype=torch.int64, device=next(self.embedding.parameters()).device)
+        with internals.decoding(self._hugging_face, rows):
+            logits = self._hugging_face(tokens, **options).logits
+        return logits.reshape(*states.shape[:-1], logits.shape[-1])
 
     def generate(self, tokens: torch.Tensor, mask: torch.Tensor, rows: GeneratedRows) -> None:
         """Generate from left-padded prompts until every row has ended, with transformers' own generate."""

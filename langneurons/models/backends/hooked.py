@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from langneurons.errors import TrainingError
 from langneurons.models import internals
+from langneurons.models.backends import fused
 from langneurons.models.projections import (
     MLP_TARGETS,
     Change,
@@ -83,6 +84,10 @@ class Hooked:
         """Refuse a version of TransformerLens that has moved what langneurons relies on."""
         internals.check_hooked(self.model)
 
+    def fuse(self, on: bool) -> None:
+        """Let layers compute in one step what nothing listens inside of, or leave them to TransformerLens."""
+        (fused.fuse if on else fused.unfuse)(self.model)
+
     @property
     def embedding(self) -> nn.Module:
         """The module that turns token ids into the residual stream."""
@@ -105,13 +110,12 @@ class Hooked:
             residual = self.model(
                 tokens, attention_mask=self._mask(tokens, None), stop_at_layer=self.model.cfg.n_layers
             )
-        return self.model.ln_final(residual)
+        return self._normed(residual)
 
-    def logits_at(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Compute the logits of some positions."""
-        if self.model.cfg.output_logits_soft_cap > 0:
-            return self.model(tokens, attention_mask=self._mask(tokens, None))[:, positions]
-        return self.model.unembed(self.hidden(tokens, None)[:, positions])
+    def unembed(self, states: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of states that ``hidden`` gave."""
+        logits, cap = self.model.unembed(states), self.model.cfg.output_logits_soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def generate(self, tokens: torch.Tensor, mask: torch.Tensor, rows: GeneratedRows) -> None:
         """Generate from left-padded prompts until every row has ended."""
@@ -119,7 +123,7 @@ class Hooked:
         while not rows.done:
             residual = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
             # Logits of the last position alone; a soft cap would not change which is the largest.
-            tokens = rows.allowed(model.unembed(model.ln_final(residual[:, -1:]))[:, 0]).argmax(-1, keepdim=True)
+            tokens = rows.allowed(model.unembed(self._normed(residual[:, -1:]))[:, 0]).argmax(-1, keepdim=True)
             mask = torch.ones_like(tokens)
             rows.extend(tokens[:, 0])
 
@@ -140,6 +144,9 @@ class Hooked:
         biases = [Stored(parent.b_in)] if target == "gate" and not gated else []
         module = self._hugging_face_module(gated, layer, target, len(weight.read()))
         return Projection(layer, target, [weight], biases, [_installing(parent, target)], module)
+
+    def _normed(self, residual: torch.Tensor) -> torch.Tensor:
+        return residual if self.model.cfg.normalization_type is None else self.model.ln_final(residual)
 
     def _mask(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
         if mask is None and getattr(self.model.tokenizer, "padding_side", "right") == "left":
