@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
+from langneurons.corpora.languages import label_of, spelled
+from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError
 
 Shape = tuple[int, int]
 MOST_LAYERS, MOST_NEURONS = 4096, 2**28  # no model has so many, and a mask of them would fill the memory
@@ -128,11 +129,31 @@ class LabelledNeurons:
         Raises:
             LanguageError: If one is not there.
         """
-        labels = list(languages)
-        for label in labels:
-            self._check_label(label)
+        labels = [label_of(language, self.members) for language in languages]
         scores = {label: self.scores[label] for label in labels if label in self.scores}
         return replace(self, members={label: self.members[label] for label in labels}, scores=scores)
+
+    def spelled_like(self: AnyNeurons, languages: Iterable[str]) -> AnyNeurons:
+        """Call each label as the language that it means is called elsewhere; other labels stay as they are.
+
+        Args:
+            languages: Languages as a text, a task or statistics spell them.
+
+        Raises:
+            LanguageError: If two labels mean the same of them.
+
+        Example:
+            >>> neurons = ln.NeuronSet.of({"hin": [(0, 3)], "all": [(1, 2)]}, shape=(2, 8), site="act")
+            >>> neurons.spelled_like(["en", "hi"]).languages
+            ('hi', 'all')
+        """
+        languages = list(languages)
+        names = {label: spelled(label, languages) or label for label in self.members}
+        if len(set(names.values())) < len(names):
+            twice = [label for label, name in names.items() if list(names.values()).count(name) > 1]
+            raise LanguageError(f"The labels {twice[0]!r:.60} and {twice[1]!r:.60} are both {names[twice[0]]!r:.60}.")
+        members = {names[label]: flat for label, flat in self.members.items()}
+        return replace(self, members=members, scores={names[label]: values for label, values in self.scores.items()})
 
     def __and__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
         return self._combined(other, "&", lambda mine, theirs: np.intersect1d(mine, theirs, assume_unique=True))
@@ -152,9 +173,7 @@ class LabelledNeurons:
         Raises:
             LanguageError: If there is no such label.
         """
-        if language is not None:
-            self._check_label(language)
-        flat = self.union() if language is None else self.members[language]
+        flat = self.union() if language is None else self.members[label_of(language, self.members)]
         mask = torch.zeros(self.shape, dtype=torch.bool)
         mask.view(-1)[torch.from_numpy(flat.copy())] = True
         return mask
@@ -244,7 +263,3 @@ class LabelledNeurons:
             raise SiteMismatchError(f"These sets belong to different sites: {self.site!r} and {other.site!r}.")
         if self.model and other.model and self.model != other.model:
             raise NeuronSetError(f"These sets belong to different models: {self.model[:8]} and {other.model[:8]}.")
-
-    def _check_label(self, language: str) -> None:
-        if language not in self.members:
-            raise LanguageError(unknown("language", language, self.languages))
