@@ -18,7 +18,7 @@ from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError
 
 Shape = tuple[int, int]
 MOST_LAYERS, MOST_NEURONS = 4096, 2**28  # no model has so many, and a mask of them would fill the memory
-AnyNeurons = TypeVar("AnyNeurons", bound="LabelledNeurons")
+Labelled = TypeVar("Labelled", bound="LabelledNeurons")
 
 
 def checked_shape(shape: Sequence[int]) -> Shape:
@@ -115,7 +115,7 @@ class LabelledNeurons:
         members = tuple(sorted((label, flat.tobytes()) for label, flat in self.members.items()))
         return self.shape, self.site, self.model, members
 
-    def __getitem__(self: AnyNeurons, language: str) -> AnyNeurons:
+    def __getitem__(self: Labelled, language: str) -> Labelled:
         """The neurons of one label.
 
         Raises:
@@ -123,7 +123,7 @@ class LabelledNeurons:
         """
         return self.select([language])
 
-    def select(self: AnyNeurons, languages: Iterable[str]) -> AnyNeurons:
+    def select(self: Labelled, languages: Iterable[str]) -> Labelled:
         """Keep some labels, in the order given.
 
         Raises:
@@ -133,7 +133,7 @@ class LabelledNeurons:
         scores = {label: self.scores[label] for label in labels if label in self.scores}
         return replace(self, members={label: self.members[label] for label in labels}, scores=scores)
 
-    def spelled_like(self: AnyNeurons, languages: Iterable[str]) -> AnyNeurons:
+    def spelled_like(self: Labelled, languages: Iterable[str]) -> Labelled:
         """Call each label as the language that it means is called elsewhere; other labels stay as they are.
 
         Args:
@@ -155,16 +155,16 @@ class LabelledNeurons:
         members = {names[label]: flat for label, flat in self.members.items()}
         return replace(self, members=members, scores={names[label]: values for label, values in self.scores.items()})
 
-    def __and__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+    def __and__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "&", lambda mine, theirs: np.intersect1d(mine, theirs, assume_unique=True))
 
-    def __or__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+    def __or__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "|", np.union1d)
 
-    def __sub__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+    def __sub__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "-", lambda mine, theirs: np.setdiff1d(mine, theirs, assume_unique=True))
 
-    def __xor__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+    def __xor__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "^", lambda mine, theirs: np.setxor1d(mine, theirs, assume_unique=True))
 
     def mask(self, language: str | None = None) -> Bool[Tensor, "layer neuron"]:
@@ -226,7 +226,7 @@ class LabelledNeurons:
             return next(iter(self.members.values()))
         return np.unique(np.concatenate([np.empty(0, np.int64), *self.members.values()]))
 
-    def _combined(self: AnyNeurons, other: AnyNeurons, sign: str, combine: Callable[..., np.ndarray]) -> AnyNeurons:
+    def _combined(self: Labelled, other: Labelled, sign: str, combine: Callable[..., np.ndarray]) -> Labelled:
         if not isinstance(other, LabelledNeurons):
             return NotImplemented
         self.check_comparable(other)
