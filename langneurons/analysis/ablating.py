@@ -15,6 +15,7 @@ from langneurons.analysis import metrics
 from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.metrics import AblationValue, MetricFunction
 from langneurons.analysis.running import UNPATCHED, Runner
+from langneurons.corpora.languages import spelled
 from langneurons.effects.estimation import many_effects
 from langneurons.effects.pairing import BASELINE
 from langneurons.errors import EffectError, LangNeuronsWarning, NeuronSetError, unknown
@@ -219,7 +220,8 @@ def _added(
 
 def _single_sizes(runner: Runner, tables: Tables, neurons: NeuronSet, label: str) -> Float[np.ndarray, " neuron"]:
     """Size of each neuron's single effect in its own language, or on average; 0 for neurons without the label."""
-    languages = [label] if label in runner.languages else list(runner.languages)
+    own = spelled(label, runner.languages)
+    languages = list(runner.languages) if own is None else [own]
     sizes, flat = np.zeros(neurons.shape).ravel(), neurons.members[label]
     sizes[flat] = np.mean([np.abs(_changes(runner, tables[language], flat)) for language in languages], axis=0)
     return sizes

@@ -23,7 +23,7 @@ from langneurons.analysis.texts import LabelledTexts
 from langneurons.corpora import Blocks, Corpus
 from langneurons.corpora.languages import distinct
 from langneurons.effects.pairing import BASELINE, ROW
-from langneurons.errors import EffectError, LanguageError, StatisticsError, TaskError, unknown
+from langneurons.errors import EffectError, StatisticsError, TaskError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText, losses
 from langneurons.identification import NeuronSet
 from langneurons.models import ModelView, view
@@ -230,11 +230,7 @@ def measured_languages(available: Iterable[str], languages: Iterable[str] | None
         LanguageError: If there is none, or one is not among the data's.
     """
     possible = list(available)
-    languages = possible if languages is None else distinct(languages)
-    for language in languages:
-        if language not in possible:
-            raise LanguageError(unknown("language", language, possible))
-    return languages
+    return possible if languages is None else distinct(languages, possible)
 
 
 def check_clusters(metric: Metric, model_view: ModelView, languages: Sequence[str]) -> None:

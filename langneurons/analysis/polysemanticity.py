@@ -10,11 +10,11 @@ import pandas as pd
 from scipy import stats
 
 from langneurons.analysis.decomposition import Decomposition
+from langneurons.corpora.languages import label_of
 from langneurons.effects.estimation import benjamini_hochberg, holm
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.resampling import POWER, SIGNIFICANCE
 from langneurons.effects.table import balance_sentence, check_balance
-from langneurons.errors import LanguageError, unknown
 from langneurons.storage import Column, JsonObject, Result, Table, layout
 from langneurons.storage.layouts import Layout
 
@@ -96,8 +96,8 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
         Raises:
             LanguageError: If there is no such label.
         """
-        if language is not None and language not in self.languages:
-            raise LanguageError(unknown("language", language, self.languages))
+        if language is not None:
+            language = label_of(language, self.languages)
         rows = self.rows if language is None else self.rows.loc[self.rows["language"] == language]
         carried = rows["task_excess"] + rows["interaction_excess"]
         ordered = rows.iloc[np.argsort(-carried.to_numpy(), kind="stable")]

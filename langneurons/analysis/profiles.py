@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from langneurons.corpora.languages import spelled
 from langneurons.errors import NeuronSetError, StaleArtefactError
 from langneurons.identification import NeuronSet
 from langneurons.identification.controls import fitting_statistics
@@ -224,8 +225,8 @@ def clearest_neurons(neurons: NeuronSet, stats: ActivationStats, count: int) -> 
     ordered = {}
     for label, flat in neurons.members.items():
         ordered[label] = flat
-        if label in stats.languages and len(stats.languages) > 1:
-            own = stats.languages.index(label)
+        if (language := spelled(label, stats.languages)) and len(stats.languages) > 1:
+            own = stats.languages.index(language)
             others = torch.cat([probability[:own], probability[own + 1 :]]).amax(0)
             ahead = (probability[own] - others).numpy()[flat]
             ordered[label] = flat[np.argsort(-ahead, kind="stable")]

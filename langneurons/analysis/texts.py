@@ -9,7 +9,7 @@ import pandas as pd
 
 from langneurons import storage
 from langneurons.corpora.languages import distinct
-from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.errors import TaskError, unknown
 
 COLUMNS = ["item", "cluster", "text", "label"]
 THIRDS = ("beginning", "middle", "end")
@@ -155,10 +155,7 @@ class LabelledTexts:
             LanguageError: If a language is not there.
             TaskError: If a label does not occur in two clusters of what is left.
         """
-        languages = self.languages if languages is None else distinct(languages)
-        for language in languages:
-            if language not in self.items:
-                raise LanguageError(unknown("language", language, self.languages))
+        languages = self.languages if languages is None else distinct(languages, self.items)
         return replace(self, items={language: self.items[language] for language in languages})
 
     def take(self, items: int, seed: int = 0) -> "LabelledTexts":

@@ -11,6 +11,7 @@ import langneurons as ln
 from langneurons import storage
 from langneurons.cli.commands import command
 from langneurons.cli.finding import HeldoutOptions, Model, NeuronFiles, PatchOptions, Texts, keep, listed, method_of
+from langneurons.corpora.languages import spelled
 from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskError, TrainingError
 from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, Run, Seed, Settings, Testing, Training
 from langneurons.study.stages.sweep import Doses
@@ -197,7 +198,7 @@ def evaluate(
     if files.neurons is not None:
         neurons, _ = files.load()
         patches = language_patches(neurons, files.patches(), stats)
-        languages = languages or [name for name in chosen_languages(tasks, None) if name in neurons.languages]
+        languages = languages or [name for name in chosen_languages(tasks, None) if spelled(name, neurons.languages)]
     head = None if asked_items.head is None else ln.tasks.ClassificationHead.load(asked_items.head)
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
     evaluation = ln.evaluate(options.load(model), tasks, languages, patches, head=head, **settings)

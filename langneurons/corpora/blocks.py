@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Int
 
 from langneurons.corpora.corpus import LEVELS
-from langneurons.errors import CorpusError, CorruptArtefactError, LanguageError, StorageError, unknown
+from langneurons.corpora.languages import label_of
+from langneurons.errors import CorpusError, CorruptArtefactError, StorageError
 from langneurons.storage import read_json, understood, verify
 
 SCHEMA = "langneurons/packed-corpus/2"
@@ -179,11 +180,12 @@ class PackedCorpus:
 
     def n_blocks(self, language: str) -> int:
         """The number of blocks that a language fills, the short last one included."""
-        return -(-self._of(language).stop // self.format.stride)
+        return -(-self.about[label_of(language, self.about)].stop // self.format.stride)
 
     def text_count(self, language: str) -> int:
         """The number of a language's texts, from its first, that the counted tokens reach into."""
-        last = self._verified(language).stop - 1
+        language, about = self._verified(language)
+        last = about.stop - 1
         return int(np.searchsorted(self._ends[language], last, side="right")) + 1
 
     def blocks(self, language: str, indices: Sequence[int] | np.ndarray) -> Blocks:
@@ -200,7 +202,7 @@ class PackedCorpus:
             LanguageError: If the packed corpus has no such language.
             CorpusError: If it has no such block.
         """
-        about, indices = self._verified(language), np.asarray(indices, np.int64)
+        (language, about), indices = self._verified(language), np.asarray(indices, np.int64)
         _check_ordinals(language, "blocks", indices, self.n_blocks(language))
         places = indices[:, None] * self.format.stride + np.arange(self.format.stride)
         return self._read(language, places, places < about.stop)
@@ -215,7 +217,7 @@ class PackedCorpus:
         Raises:
             LanguageError: If the packed corpus has no such language.
         """
-        about = self._verified(language)
+        language, about = self._verified(language)
         return np.arange(about.texts) if level not in about.levels else self._levels[language, level]
 
     def lengths(self, language: str) -> Int[np.ndarray, " text"]:
@@ -224,7 +226,7 @@ class PackedCorpus:
         Raises:
             LanguageError: If the packed corpus has no such language.
         """
-        self._verified(language)
+        language, _ = self._verified(language)
         return np.diff(self._ends[language], prepend=0) - (self.format.separator is not None)
 
     def texts(self, language: str, ordinals: Sequence[int] | np.ndarray) -> Blocks:
@@ -241,7 +243,7 @@ class PackedCorpus:
             LanguageError: If the packed corpus has no such language.
             CorpusError: If its files have no such text.
         """
-        about, ordinals = self._verified(language), np.asarray(ordinals, np.int64)
+        (language, about), ordinals = self._verified(language), np.asarray(ordinals, np.int64)
         _check_ordinals(language, "packed texts", ordinals, about.texts)
         lengths = self.lengths(language)[ordinals]
         starts = np.concatenate([[0], self._ends[language]])[ordinals]
@@ -264,17 +266,13 @@ class PackedCorpus:
         pairs = zip(tensors, fronts, strict=True)
         return Blocks(*(torch.nn.functional.pad(tensor, (1, 0), value=front) for tensor, front in pairs))
 
-    def _verified(self, language: str) -> PackedLanguage:
-        """What the manifest says of a language, once every byte of its files was compared with its checksum."""
-        about = self._of(language)
+    def _verified(self, language: str) -> tuple[str, PackedLanguage]:
+        """A language's label and what the manifest says of it, once its files were compared with their checksums."""
+        language = label_of(language, self.about)
+        about = self.about[language]
         for file, expected in zip(self._unverified.pop(language, ()), about.checksums, strict=False):
             verify(file, expected)
-        return about
-
-    def _of(self, language: str) -> PackedLanguage:
-        if language not in self.about:
-            raise LanguageError(unknown("language", language, self.about))
-        return self.about[language]
+        return language, about
 
 
 def stream_file(folder: Path, language: str) -> Path:

@@ -17,9 +17,9 @@ import pandas as pd
 from datasets import Dataset
 from jaxtyping import Int
 
-from langneurons.corpora.languages import spelled
+from langneurons.corpora.languages import label_of, spelled
 from langneurons.corpora.purity import purity
-from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, unknown
+from langneurons.errors import CorpusError, LangNeuronsWarning
 from langneurons.storage import fingerprint
 
 READ_AT_ONCE = 1000  # texts
@@ -159,7 +159,7 @@ class Corpus(Mapping[str, Sequence[str]]):
         Raises:
             LanguageError: If the corpus lacks one of them.
         """
-        return Corpus({spelled(language, self.tables) or language: self._table(language) for language in languages})
+        return Corpus({label_of(language, self.tables): self._table(language) for language in languages})
 
     def take(self, documents: int) -> "Corpus":
         """Keep the first ``documents`` of each language, whole, or all where there are fewer; shuffle first.
@@ -239,9 +239,7 @@ class Corpus(Mapping[str, Sequence[str]]):
         return fingerprint(*(part for pair in sorted(self.fingerprints.items()) for part in pair))
 
     def _table(self, language: str) -> Dataset:
-        if (name := spelled(language, self.tables)) is None:
-            raise LanguageError(unknown("language", language, self.tables))
-        return self.tables[name]
+        return self.tables[label_of(language, self.tables)]
 
     def _count(self, language: str, level: str) -> int:
         """Number of documents or sources; of sources 0, where they are not known."""

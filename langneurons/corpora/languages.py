@@ -5,10 +5,10 @@ the same languages. ``canonical`` gives each one spelling, and whatever depends 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from langneurons.errors import LanguageError
+from langneurons.errors import LanguageError, unknown
 
 Value = TypeVar("Value")
 
@@ -176,15 +176,67 @@ def is_code(name: str) -> bool:
     return parts is not None and code_in_name(name) is not None and not (parts[2] and parts[2].title() not in _LETTERS)
 
 
-def spelled(code: str, names: Iterable[str]) -> str | None:
-    """The one of some names that stands for the language of a code, however both are spelled; None without one.
+def label_of(code: object, labels: Iterable[str], what: str = "language") -> str:
+    """The one label that a code means, however both are spelled. Every lookup by language asks here.
+
+    A label that is spelled like the code is meant before all others, then another spelling of the same code, then one
+    that differs only by a script or a region that one of the two leaves out. A script that a label leaves out is the
+    usual one: "zh" is found as "zh-Hans", not as "zh-Hant".
+
+    Args:
+        code: The code.
+        labels: The labels that are there.
+        what: What a label names, for messages.
+
+    Raises:
+        LanguageError: If no label is meant, or several may be.
 
     Example:
-        >>> spelled("zho_Hans", ["en", "zh-Hans"]), spelled("hi", ["en"])
-        ('zh-Hans', None)
+        >>> [label_of(code, ["en", "hi", "zh-Hans"]) for code in ("hin_Deva", "HI", "zho_Hans", "zh", "en-GB")]
+        ['hi', 'hi', 'zh-Hans', 'zh-Hans', 'en']
     """
-    by_code = {canonical(name): name for name in names}
-    return code if code in by_code.values() else by_code.get(canonical(code))
+    labels = list(dict.fromkeys(labels))
+    meant = _meant(code, labels)
+    if len(meant) > 1:
+        choices = ", ".join(repr(label) for label in meant[:9])
+        raise LanguageError(f"The {what} {code!r:.100} may be any of {choices}: give one of these.")
+    if not meant:
+        raise LanguageError(unknown(what, code, labels))
+    return meant[0]
+
+
+def spelled(code: object, labels: Iterable[str]) -> str | None:
+    """The label that ``label_of`` gives; None where it gives none.
+
+    Example:
+        >>> spelled("zho_Hans", ["en", "zh-Hans"]), spelled("zh", ["zh-Hans", "zh-Hant"]), spelled("hi", ["en"])
+        ('zh-Hans', None, None)
+    """
+    meant = _meant(code, list(dict.fromkeys(labels)))
+    return meant[0] if len(meant) == 1 else None
+
+
+def _meant(code: object, labels: Sequence[str]) -> list[str]:
+    """The labels that a code may mean; several where none of them is nearer than the others."""
+    if not isinstance(code, str) or code in labels:
+        return [label for label in labels if label == code]
+    same = [label for label in labels if canonical(label) == canonical(code)]
+    return same or [label for label in labels if _fits(_parts(canonical(code)), _parts(canonical(label)))]
+
+
+def _parts(code: str) -> tuple[str, str, str] | None:
+    """Language, script and region of a canonical code, the last two "" where it leaves them out."""
+    parts = _CODE.fullmatch(code)
+    return None if parts is None else (parts[1], parts[2] or "", parts[3] or "")
+
+
+def _fits(code: tuple[str, str, str] | None, label: tuple[str, str, str] | None) -> bool:
+    """Whether a code and a label differ only by what one of them leaves out."""
+    if code is None or label is None or code[0] != label[0] or code[0] not in _LANGUAGE_OF:
+        return False
+    usual = _SEVERAL.get(code[0], ("",))
+    same_script = code[1] == label[1] or (not code[1] and len(usual) > 1) or (not label[1] and code[1] == usual[0])
+    return same_script and (code[2] == label[2] or not (code[2] and label[2]))
 
 
 def for_languages(values: Mapping[str, Value], languages: Iterable[str]) -> dict[str, Value]:
@@ -198,15 +250,36 @@ def for_languages(values: Mapping[str, Value], languages: Iterable[str]) -> dict
     return {**values, **{language: value for language, value in others.items() if value is not None}}
 
 
-def distinct(languages: Iterable[str]) -> list[str]:
-    """The languages, each once; a text instead of a list, and an empty list, are refused."""
+def distinct(languages: object, labels: Iterable[str] | None = None) -> list[str]:
+    """The languages, each once; a text instead of a list, and an empty list, are refused.
+
+    Args:
+        languages: Codes of languages.
+        labels: The labels that are there; with them each language is spelled as its label is.
+
+    Raises:
+        LanguageError: If there is no language, or it is not among the labels.
+
+    Example:
+        >>> distinct(["hin", "en", "hi"]), distinct(["hin_Deva", "en"], labels=["en", "hi"])
+        (['hin', 'en'], ['hi', 'en'])
+    """
     if isinstance(languages, str):
-        raise LanguageError(f"Give the languages as a list, such as [{languages!r}], not as the text {languages!r}.")
+        raise LanguageError(
+            f"Give the languages as a list, such as [{languages!r:.60}], not as the text {languages!r:.60}."
+        )
+    if not isinstance(languages, Iterable):
+        raise LanguageError(f"Languages are a list of codes, such as ['en', 'hi'], not {languages!r:.60}.")
     unique: dict[str, str] = {}
+    labels = None if labels is None else list(labels)
     for language in languages:
-        unique.setdefault(canonical(language), language)
+        if not isinstance(language, str):
+            raise LanguageError(f"A language is a code such as 'hi', not {language!r:.60}.")
+        label = language if labels is None else label_of(language, labels)
+        unique.setdefault(canonical(language) if labels is None else label, label)
     if not unique:
-        raise LanguageError("Give at least one language, or leave the argument out to take all.")
+        possible = f" Possible: {', '.join(labels[:30])}." if labels else " Leave the argument out to take all."
+        raise LanguageError(f"No language was given.{possible}")
     return list(unique.values())
 
 

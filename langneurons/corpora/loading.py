@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from langneurons import babel
 from langneurons.corpora.corpus import Corpus
 from langneurons.corpora.files import COMPRESSIONS, KINDS, Row, kind_of, texts_of
-from langneurons.corpora.languages import by_canonical_code, canonical, code_in_name, distinct, is_code
+from langneurons.corpora.languages import by_canonical_code, canonical, code_in_name, distinct, is_code, label_of
 from langneurons.corpora.tables import (
     FEATURES,
     Table,
@@ -31,7 +31,7 @@ from langneurons.corpora.tables import (
     text_of,
     with_known_places,
 )
-from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, unknown
+from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError
 
 _SPLITS = {"train", "heldout", "test", "dev", "valid", "validation"}
 _LANGUAGE = re.compile(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*")
@@ -120,12 +120,8 @@ def _choose(wanted: list[str] | None, available: Iterable[str]) -> dict[str, str
         return dict(sorted(by_canonical_code(names, "The source").items()))
     choice = {}
     for language in wanted:
-        # A name that is spelled as it was asked for is meant, whatever else stands for the same language.
-        same = [language] if language in names else [name for name in names if canonical(name) == canonical(language)]
-        name = by_canonical_code(same, "The source").get(canonical(language))
-        if name is None:
-            raise LanguageError(unknown("language", language, names))
-        choice[canonical(language)] = name
+        name = label_of(language, names)
+        choice[canonical(name)] = name
     return choice
 
 

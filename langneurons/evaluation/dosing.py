@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons.corpora import Blocks
-from langneurons.errors import EffectError, LanguageError, PatchError, unknown
+from langneurons.corpora.languages import label_of
+from langneurons.errors import EffectError, PatchError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.measuring import check_reads_text
 from langneurons.models import ModelView, view
@@ -111,8 +112,8 @@ def equal_dose(
     """
     if measure not in get_args(Measure):
         raise EffectError(unknown("measure of dose", measure, get_args(Measure)))
-    if language is not None and language not in text.languages:
-        raise LanguageError(unknown("language", language, text.languages))
+    if language is not None:
+        language = label_of(language, text.languages)
 
     def excess(amount: float) -> float:
         table = dose(model, make(float(amount)), text)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from langneurons.corpora.languages import distinct
+from langneurons.corpora.languages import distinct, spelled
 from langneurons.effects.estimation import difference
 from langneurons.errors import LanguageError, PatchError, TaskError, unknown
 from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs
@@ -233,10 +233,11 @@ def factorial(
         for site, where in at_site.items()
     }
     if languages is None:
-        several = tasks if isinstance(tasks, Sequence) else [tasks]
-        others = [stats.languages, *(task.languages for task in several)]
-        labels = [label for label in neurons.languages if len(neurons[label])]
-        languages = [label for label in labels if all(label in names for names in others)]
+        shared = chosen_languages(_tasks(tasks, None), None)
+        of_neurons = [spelled(label, shared) for label in neurons.languages if len(neurons[label])]
+        languages = [language for language in of_neurons if language and spelled(language, stats.languages)]
+        if not languages:
+            raise LanguageError("The neurons, the statistics and the tasks have no language in common.")
     recorded = [stats_at_site for _, stats_at_site in at_site.values()]
     evaluation = evaluate(model, tasks, languages, patches, stats=recorded, **options)
     return Factorial(evaluation, design_of((name, site) for name in operations for site in at_site))
@@ -278,8 +279,9 @@ def chosen_languages(tasks: Sequence[Task], languages: Iterable[str] | None) -> 
         if not shared:
             raise LanguageError("The tasks have no language in common: give languages=, or evaluate them apart.")
         return shared
-    languages = distinct(languages)
-    for language, task in product(languages, tasks):
+    first, *others = tasks
+    languages = distinct(languages, first.languages)
+    for language, task in product(languages, others):
         if language not in task.languages:
             raise LanguageError(f"Task {task.name!r}: {unknown('language', language, task.languages)}")
     return languages

@@ -22,8 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from langneurons import storage
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
 from langneurons.corpora.blocks import LENGTHS
+from langneurons.corpora.languages import distinct
 from langneurons.corpora.packing import stream_bytes
-from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, ModelError, unknown
+from langneurons.errors import CorpusError, LangNeuronsWarning, ModelError, unknown
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
 from langneurons.run import Cost, timed
@@ -142,7 +143,7 @@ class HeldoutText:
             model: The model the text was tokenised for.
             batch_size: Blocks, or documents, per forward pass.
         """
-        self._check_score(view(model), batch_size, self.languages)
+        self._check_score(view(model), batch_size)
         _, batch = next(self.batches(self.languages[0], batch_size))
         with scoring(model) as model_view:
             memory = model_view.predictions(batch.tokens, batch.counted).bytes
@@ -194,9 +195,9 @@ class HeldoutText:
             0       hi     0        0 ...
             1       hi     1        1 ...
         """
-        languages = self.languages if languages is None else tuple(languages)
+        languages = self.languages if languages is None else distinct(languages, self.languages)
         model_view = view(model)
-        self._check_score(model_view, batch_size, languages)
+        self._check_score(model_view, batch_size)
         total = sum(len(group) for language in languages for group in self._groups(language))
         bar = tqdm(total=total, unit=self.each, disable=not progress, smoothing=0.1)
         with bar, scoring(model):
@@ -286,12 +287,7 @@ class HeldoutText:
                     stacklevel=3,
                 )
 
-    def _check_score(self, model_view: ModelView, batch_size: int, languages: Sequence[str]) -> None:
-        if not languages:
-            raise LanguageError(f"No language was given. Possible: {', '.join(self.languages)}.")
-        for language in languages:
-            if language not in self.packed:
-                raise LanguageError(unknown("language", language, self.languages))
+    def _check_score(self, model_view: ModelView, batch_size: int) -> None:
         if batch_size < 1:
             raise CorpusError(f"A batch has at least one {self.each}, not {batch_size}.")
         _context_length(model_view, self.context_length)

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from langneurons.corpora import Corpus
+from langneurons.corpora.languages import distinct
 from langneurons.effects.estimation import difference
 from langneurons.effects.placement import (
     beyond_columns,
@@ -93,9 +94,9 @@ def perplexity_matrix(
     if patch is not None and (layers is not None or not isinstance(value, int | float) or value != 0):
         raise PatchError("Give either patch=, which says what is written where, or value= and layers=.")
     make = patch or (lambda neurons, language: SetTo(neurons, value, layers=layers))
-    sets, balance = _neurons_of_conditions(neurons, languages, controls)
-    patches = {name: make(members, name[1]) for name, members in sets.items()}
     text = HeldoutText.of(model, text)
+    sets, balance = _neurons_of_conditions(neurons.spelled_like(text.languages), languages, controls)
+    patches = {name: make(members, name[1]) for name, members in sets.items()}
     rows = measure(model, text, {UNPATCHED: []} | {name: [patch] for name, patch in patches.items()}, run)
     conditions = {name: split_by_language(rows_of_all) for name, rows_of_all in rows.items()}
     baseline = conditions.pop(UNPATCHED)
@@ -128,7 +129,8 @@ def _neurons_of_conditions(
     neurons: NeuronSet, languages: Iterable[str] | None, controls: Controls
 ) -> tuple[dict[tuple, NeuronSet], pd.DataFrame]:
     """The neurons of every condition, ("set", label), ("matched", label, draw) and ("neutral", label), and balance."""
-    labels = [label for label in languages or neurons.languages if len(neurons[label])]
+    labels = list(neurons.languages) if languages is None else distinct(languages, neurons.languages)
+    labels = [label for label in labels if len(neurons[label])]
     if not labels:
         raise EffectError(f"No label of {neurons!r} has a neuron: there is nothing to patch.")
     patched = neurons.select(labels)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, get_args
 
 import pandas as pd
 
+from langneurons.corpora.languages import label_of
 from langneurons.effects.estimation import Effect, Verdict, effect
 from langneurons.effects.placement import LEVEL, beyond_columns, beyond_controls, placement_columns
 from langneurons.effects.table import EffectTable, check_balance, spreads_of, with_current_names
@@ -161,12 +162,12 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
             One row per item: item, gold, and one column per patch.
 
         Raises:
-            EffectError: If the choice is not unique, there is no such task, or the language was not evaluated.
+            EffectError: If the choice is not unique, or there is no such task.
+            LanguageError: If the language was not evaluated.
         """
         rows, _ = self._select(task, protocol, None)
+        language = label_of(language, rows["language"].unique())
         rows = rows.query("language == @language")
-        if rows.empty:
-            raise EffectError(unknown("language", language, self.rows["language"].unique()))
         wide = rows.pivot(index=["item", "gold"], columns="patch", values="prediction")
         return wide.reindex(columns=rows["patch"].unique()).rename_axis(columns=None).reset_index().head(items)
 

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from langneurons.corpora import Corpus
+from langneurons.corpora.languages import distinct, label_of
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, PatchError, StatisticsError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText
@@ -153,8 +154,9 @@ def sweep(
     ranges: dict[str, tuple[int, ...] | None] = (
         {EVERY_LAYER: None} if layers is None else {name: tuple(members) for name, members in layers.items()}
     )
-    patches = _patches(by_method, deactivation_doses() if doses is None else doses, stats, languages, ranges)
     text = HeldoutText.of(model, text)
+    by_method = {name: members.spelled_like(text.languages) for name, members in by_method.items()}
+    patches = _patches(by_method, deactivation_doses() if doses is None else doses, stats, languages, ranges)
     rows = measure(model, text, {(): []} | {name: [patch] for name, patch in patches.items()}, run)
     conditions = {name: split_by_language(rows_of_all) for name, rows_of_all in rows.items()}
     baseline = conditions.pop(())
@@ -174,7 +176,8 @@ def _patches(
 ) -> dict[tuple, Patch]:
     patches: dict[tuple, Patch] = {}
     for method, neurons in by_method.items():
-        for language in languages or [label for label in neurons.languages if len(neurons[label])]:
+        labels = [label for label in neurons.languages if len(neurons[label])]
+        for language in labels if languages is None else distinct(languages, neurons.languages):
             own = neurons[language]
             for layers_name, layers in ranges.items():
                 if layers is not None and not set(own.per_layer()) & set(layers):
@@ -195,7 +198,8 @@ def _patches(
 
 def _furthest_ahead(neurons: NeuronSet, language: str, stats: ActivationStats, share: float) -> NeuronSet:
     """The share of a language's neurons whose mean activation x output norm is furthest above the other languages'."""
-    others = stats.select([other for other in stats.languages if other != language]).pooled().mean().values
+    recorded = label_of(language, stats.languages)
+    others = stats.select([other for other in stats.languages if other != recorded]).pooled().mean().values
     ahead = (stats[language].mean().values - others).double() * stats.output_norm().double()
     flat = neurons.members[language]
     order = np.argsort(-ahead.flatten().numpy()[flat], kind="stable")

@@ -16,6 +16,7 @@ from einops import reduce
 from jaxtyping import Bool, Float, Int
 
 from langneurons import storage
+from langneurons.corpora.languages import spelled
 from langneurons.errors import LangNeuronsWarning, LanguageError, NeuronSetError, SiteMismatchError, unknown
 from langneurons.identification.firing import check_sign_means_something, sign_means_something
 from langneurons.identification.indices import shape_text
@@ -99,7 +100,8 @@ class Candidates:
         eligible, stratum = np.ones(layers * width, dtype=bool), np.repeat(np.arange(layers), width)
         eligible[taken] = False
         layer_is_enough = matched_by(controls) == "layer" and not controls.spare and not controls.firing
-        if stats is None or label not in stats.languages:
+        language = None if stats is None else spelled(label, stats.languages)
+        if stats is None or language is None:
             if layer_is_enough:
                 return cls(label, shape, eligible, stratum)
             if stats is None:
@@ -109,15 +111,15 @@ class Candidates:
                 + " A label that was not recorded can be matched by 'layer' only."
             )
         if matched_by(controls) == "layer+magnitude":
-            magnitude = stats[label].mean_magnitude().values.double() * stats.output_norm().double()
+            magnitude = stats[language].mean_magnitude().values.double() * stats.output_norm().double()
             rank = magnitude.numpy().argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
             stratum = stratum * DECILES + (rank * DECILES // width).ravel()
         if controls.spare or controls.firing:
             check_sign_means_something(stats)
-        active = stats[label].probability().values.double().numpy().ravel() if sign_means_something(stats) else None
+        active = stats[language].probability().values.double().numpy().ravel() if sign_means_something(stats) else None
         if controls.spare:
-            eligible &= ~_most_specific(stats, label, controls.spare)
-        return cls(label, shape, eligible, stratum, stats.write(label).numpy().ravel(), active)
+            eligible &= ~_most_specific(stats, language, controls.spare)
+        return cls(label, shape, eligible, stratum, stats.write(language).numpy().ravel(), active)
 
     def draw(self, flat: Int[np.ndarray, " n"], controls: Controls, seed: int) -> Int[np.ndarray, " drawn"]:
         """Draw neurons that stand for a label's neurons.

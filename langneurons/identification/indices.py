@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown
+from langneurons.corpora.languages import label_of, spelled
+from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError
 
 Shape = tuple[int, int]
 MOST_LAYERS, MOST_NEURONS = 4096, 2**28  # no model has so many, and a mask of them would fill the memory
-AnyNeurons = TypeVar("AnyNeurons", bound="LabelledNeurons")
+Labelled = TypeVar("Labelled", bound="LabelledNeurons")
 
 
 def checked_shape(shape: Sequence[int]) -> Shape:
@@ -114,7 +115,7 @@ class LabelledNeurons:
         members = tuple(sorted((label, flat.tobytes()) for label, flat in self.members.items()))
         return self.shape, self.site, self.model, members
 
-    def __getitem__(self: AnyNeurons, language: str) -> AnyNeurons:
+    def __getitem__(self: Labelled, language: str) -> Labelled:
         """The neurons of one label.
 
         Raises:
@@ -122,28 +123,48 @@ class LabelledNeurons:
         """
         return self.select([language])
 
-    def select(self: AnyNeurons, languages: Iterable[str]) -> AnyNeurons:
+    def select(self: Labelled, languages: Iterable[str]) -> Labelled:
         """Keep some labels, in the order given.
 
         Raises:
             LanguageError: If one is not there.
         """
-        labels = list(languages)
-        for label in labels:
-            self._check_label(label)
+        labels = [label_of(language, self.members) for language in languages]
         scores = {label: self.scores[label] for label in labels if label in self.scores}
         return replace(self, members={label: self.members[label] for label in labels}, scores=scores)
 
-    def __and__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+    def spelled_like(self: Labelled, languages: Iterable[str]) -> Labelled:
+        """Call each label as the language that it means is called elsewhere; other labels stay as they are.
+
+        Args:
+            languages: Languages as a text, a task or statistics spell them.
+
+        Raises:
+            LanguageError: If two labels mean the same of them.
+
+        Example:
+            >>> neurons = ln.NeuronSet.of({"hin": [(0, 3)], "all": [(1, 2)]}, shape=(2, 8), site="act")
+            >>> neurons.spelled_like(["en", "hi"]).languages
+            ('hi', 'all')
+        """
+        languages = list(languages)
+        names = {label: spelled(label, languages) or label for label in self.members}
+        if len(set(names.values())) < len(names):
+            twice = [label for label, name in names.items() if list(names.values()).count(name) > 1]
+            raise LanguageError(f"The labels {twice[0]!r:.60} and {twice[1]!r:.60} are both {names[twice[0]]!r:.60}.")
+        members = {names[label]: flat for label, flat in self.members.items()}
+        return replace(self, members=members, scores={names[label]: values for label, values in self.scores.items()})
+
+    def __and__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "&", lambda mine, theirs: np.intersect1d(mine, theirs, assume_unique=True))
 
-    def __or__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+    def __or__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "|", np.union1d)
 
-    def __sub__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+    def __sub__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "-", lambda mine, theirs: np.setdiff1d(mine, theirs, assume_unique=True))
 
-    def __xor__(self: AnyNeurons, other: AnyNeurons) -> AnyNeurons:
+    def __xor__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "^", lambda mine, theirs: np.setxor1d(mine, theirs, assume_unique=True))
 
     def mask(self, language: str | None = None) -> Bool[Tensor, "layer neuron"]:
@@ -152,9 +173,7 @@ class LabelledNeurons:
         Raises:
             LanguageError: If there is no such label.
         """
-        if language is not None:
-            self._check_label(language)
-        flat = self.union() if language is None else self.members[language]
+        flat = self.union() if language is None else self.members[label_of(language, self.members)]
         mask = torch.zeros(self.shape, dtype=torch.bool)
         mask.view(-1)[torch.from_numpy(flat.copy())] = True
         return mask
@@ -207,7 +226,7 @@ class LabelledNeurons:
             return next(iter(self.members.values()))
         return np.unique(np.concatenate([np.empty(0, np.int64), *self.members.values()]))
 
-    def _combined(self: AnyNeurons, other: AnyNeurons, sign: str, combine: Callable[..., np.ndarray]) -> AnyNeurons:
+    def _combined(self: Labelled, other: Labelled, sign: str, combine: Callable[..., np.ndarray]) -> Labelled:
         if not isinstance(other, LabelledNeurons):
             return NotImplemented
         self.check_comparable(other)
@@ -244,7 +263,3 @@ class LabelledNeurons:
             raise SiteMismatchError(f"These sets belong to different sites: {self.site!r} and {other.site!r}.")
         if self.model and other.model and self.model != other.model:
             raise NeuronSetError(f"These sets belong to different models: {self.model[:8]} and {other.model[:8]}.")
-
-    def _check_label(self, language: str) -> None:
-        if language not in self.members:
-            raise LanguageError(unknown("language", language, self.languages))

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from langneurons.errors import LanguageError, StatisticsError, unknown
+from langneurons.corpora.languages import label_of
+from langneurons.errors import StatisticsError
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,5 @@ class Scores:
         return values if self.languages is None else values[self._position(language)]
 
     def _position(self, language: str) -> int:
-        if self.languages is None or language not in self.languages:
-            raise LanguageError(unknown("language", language, self.languages or ()))
-        return self.languages.index(language)
+        languages = self.languages or ()
+        return languages.index(label_of(language, languages))

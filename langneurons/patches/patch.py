@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons import storage
+from langneurons.corpora.languages import label_of
 from langneurons.errors import LanguageError, PatchError, SiteMismatchError, unknown
 from langneurons.identification.controls import statistics_of
 from langneurons.identification.neurons import NeuronSet, united
@@ -344,12 +345,11 @@ class DiffMean(Patch):
     def difference(self) -> SiteValues:
         """The language's mean minus the mean of the other languages' means."""
         stats = self.stats.at(self.neurons.site)
-        others = [language for language in stats.languages if language != self.language]
-        if self.language not in stats.languages:
-            raise LanguageError(unknown("language", self.language, stats.languages))
+        own = label_of(self.language, stats.languages)
+        others = [language for language in stats.languages if language != own]
         if not others:
-            raise LanguageError(f"Only {self.language!r} was recorded: DiffMean needs another language to differ from.")
-        return stats[self.language].mean() - stats.select(others).pooled().mean()
+            raise LanguageError(f"Only {own!r} was recorded: DiffMean needs another language to differ from.")
+        return stats[own].mean() - stats.select(others).pooled().mean()
 
     @property
     def values(self) -> dict[str, Value]:

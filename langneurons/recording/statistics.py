@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from langneurons import storage
+from langneurons.corpora.languages import label_of
 from langneurons.errors import (
     LangNeuronsWarning,
     LanguageError,
@@ -134,10 +135,7 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
         Raises:
             LanguageError: If one was not recorded.
         """
-        languages = list(languages)
-        for language in languages:
-            if language not in self.languages:
-                raise LanguageError(unknown("language", language, self.languages))
+        languages = [label_of(language, self.languages) for language in languages]
         if not languages:
             raise LanguageError(f"No language was given. Possible: {', '.join(self.languages)}.")
         records = {site: {language: of[language] for language in languages} for site, of in self.records.items()}
@@ -184,7 +182,7 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
             >>> bool((stats.write("hi") > 0).all())
             True
         """
-        responses = self.select([language])._of(language)
+        responses = self._of(language)
         magnitude = responses.mean_written()
         if magnitude is None:
             warnings.warn(
@@ -215,10 +213,10 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
             Bin edges and counts: in z at ``pre`` and ``act``, in activation values at ``post`` and ``head``.
         """
         layer, index = self.check_neuron(neuron)
-        whole = self.select([language])._of(language).histogram(layer)
+        whole = self._of(language).histogram(layer)
         histogram = Histogram(*(getattr(whole, field.name)[index : index + 1] for field in fields(whole)))
         edges = histogram.edges()[0]
-        scale = self.records[self.site][language].tensors.get("scale")
+        scale = self._of(language).record.tensors.get("scale")
         return (edges if scale is None else torch.sinh(edges) * scale[layer, index].double()), histogram.counts[0]
 
     def cdfs(self, layer: int) -> list[ValueCdf]:
@@ -263,7 +261,7 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
 
     def fold_tokens(self, language: str) -> Int[Tensor, " fold"]:
         """Counted tokens of each document fold."""
-        return self.records[self.site][language].tokens
+        return self._of(language).record.tokens
 
     def fold_probability(self, language: str) -> Float[Tensor, "fold layer neuron"]:
         """P(activation > 0) in each document fold; NaN in a fold without tokens."""
@@ -439,4 +437,5 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
         return {"model": model, "context_length": about["context_length"], "records": records}
 
     def _of(self, language: str) -> RecordedResponses:
-        return RecordedResponses(self.records[self.site][language], self.site, self.model)
+        records = self.records[self.site]
+        return RecordedResponses(records[label_of(language, records)], self.site, self.model)

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from langneurons import storage
 from langneurons.corpora import Corpus
 from langneurons.corpora.corpus import batches
-from langneurons.errors import CorpusError, LanguageError, StatisticsError, unknown
+from langneurons.corpora.languages import label_of
+from langneurons.errors import CorpusError, StatisticsError, unknown
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
 from langneurons.recording.site_values import SiteValues
@@ -95,11 +96,7 @@ class PublishedStatistics(Result, kind="published-statistics"):
         """
         if name not in ARRAYS:
             raise StatisticsError(unknown("published statistic", name, ARRAYS))
-        languages = tuple(languages)
-        for language in languages:
-            if language not in self.languages:
-                raise LanguageError(unknown("language", language, self.languages))
-        return getattr(self, name)[[self.languages.index(language) for language in languages]]
+        return getattr(self, name)[[self.languages.index(label_of(code, self.languages)) for code in languages]]
 
     def _check_parts(self) -> None:
         layout(text="model", texts="languages", mapping="about").check("the statistics", vars(self))

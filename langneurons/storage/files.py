@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,6 +20,9 @@ DISK_FULL = "the disk is full. Free some space and run again; nothing was lost"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks says
 _LONGEST = 100  # bytes, of the 255 that a file system allows for a name
 _PARTIAL = ".partial"  # ends the hidden name under which a file is written before it is whole
+# Drives that no other machine writes to. Network drives keep the lock of a folder on each machine apart.
+LOCAL_DRIVES = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
+_WRITER = re.compile(r"\.([0-9a-f-]{36}-\d+)-(\d+)-(\d+)(?:\.\w{8})?" + re.escape(_PARTIAL))
 
 
 @contextmanager
@@ -66,22 +70,26 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder, moved to ``path`` when the block ends without an exception.
 
     A process that is killed in the block leaves ``.<name>.partial`` behind; the next one to write the file removes it.
+    On a drive that several machines may write to, the name says which process of which machine wrote it, and whoever
+    opens the folder on that machine removes it.
 
     Raises:
         StorageError: If the disk is full or the folder cannot be written; what stood at ``path`` still does.
     """
     with said_plainly(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}{_PARTIAL}")
-        if temporary.exists():
+        local = _is_local(path.parent.resolve())
+        name = f".{path.name}" if local else f".{path.name}.{_writer()}"
+        temporary = path.with_name(f"{name}{_PARTIAL}")
+        if local and temporary.exists():
             _remove_orphans_in(path.parent, f".{glob.escape(path.name)}*{_PARTIAL}")
         # Of the folder, not the file: what writes a file may put another one in its place.
         with _folder_held(path.parent, exclusive=False):
             try:
                 handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             except FileExistsError:  # another process writes the same file
-                handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
-                temporary = Path(name)
+                handle, temporary = tempfile.mkstemp(prefix=f"{name}.", suffix=_PARTIAL, dir=path.parent)
+                temporary = Path(temporary)
             os.close(handle)
             try:
                 yield temporary
@@ -117,7 +125,8 @@ def _folder_held(folder: Path, exclusive: bool) -> Iterator[bool]:
 def remove_orphans(folder: Path) -> None:
     """Delete what killed processes left half-written in a folder and the folders in it.
 
-    Nothing is deleted in a folder in which a process is writing: that is left to the next one.
+    Nothing is deleted in a folder in which a process is writing: that is left to the next one. On a drive that several
+    machines may write to, only what a process of this machine left is deleted, if it ended since this machine started.
 
     Raises:
         StorageError: If the system refuses.
@@ -129,10 +138,57 @@ def remove_orphans(folder: Path) -> None:
 
 def _remove_orphans_in(folder: Path, pattern: str) -> None:
     with _folder_held(folder, exclusive=True) as held:
-        for path in folder.glob(pattern) if held else ():
+        unwritten = held and _is_local(folder.resolve())
+        for path in folder.glob(pattern):
             with suppress(OSError):  # what another user left stays
-                if path.is_file() and not path.is_symlink():
+                if (unwritten or _writer_ended(path.name)) and path.is_file() and not path.is_symlink():
                     path.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1024)
+def _is_local(folder: Path) -> bool:
+    """Whether a folder lies on a drive that no other machine writes to."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:  # not Linux
+        return True
+    drives = {}
+    for line in lines:
+        mount, _, drive = line.partition(" - ")
+        point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), mount.split(" ")[4])
+        drives[Path(point)] = drive.split(" ")[0]
+    return next((drives[part] for part in (folder, *folder.parents) if part in drives), "") in LOCAL_DRIVES
+
+
+def _writer() -> str:
+    """Name this process: the machine's start, its table of processes, number and start of the process."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}-{os.getpid()}-{_start_of(os.getpid())}"
+    return "unknown"
+
+
+def _writer_ended(name: str) -> bool:
+    """Whether a file's name says that a process wrote it that ran here, since this machine started, and has ended."""
+    writer = _WRITER.search(name)
+    if writer is None or writer[1] != _writer().rsplit("-", 2)[0]:
+        return False
+    number = int(writer[2])
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return _start_of(number) not in ("", writer[3])
+
+
+def _start_of(process: int) -> str:
+    """When a process started, in ticks since the machine did; "" where that cannot be read."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def check_regular(path: Path) -> None:

@@ -18,7 +18,7 @@ from langneurons import storage
 from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StudyError, unknown
 from langneurons.replication.published import beside
 from langneurons.settings import Settings, sentence, shown
-from langneurons.study.stages import Stage, misnamed
+from langneurons.study.stages import Stage, misnamed, misnamed_languages
 from langneurons.study.stages.ablation import AblationStage
 from langneurons.study.stages.factorial import FactorialStage
 from langneurons.study.stages.matrix import MatrixStage
@@ -137,7 +137,7 @@ def _mistakes(config: StudyConfig) -> Iterator[str]:
         LangNeuronsError: If a method or a patch is wrong.
     """
     for name, patch in config.patches.items():
-        yield from misnamed("language", f"patches.{name}.also", patch.also, config.languages)
+        yield from misnamed_languages(f"patches.{name}.also", patch.also, config.languages)
     for stage in STAGES:
         yield from stage.mistakes(config)
     for patch in config.patches.values():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 import langneurons as ln
+from langneurons.corpora.languages import canonical
 from langneurons.errors import LangNeuronsError, ModelError
 from langneurons.settings import (
     PYTHON_ONLY,
@@ -37,10 +38,11 @@ def _listed(value: object) -> object:
 
 
 def _distinct(codes: list[str]) -> list[str]:
-    twice = [code for code in dict.fromkeys(codes) if codes.count(code) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} stands there twice")
-    return codes
+    languages = [canonical(code) for code in codes]
+    for code, language in zip(codes, languages, strict=True):
+        if languages.count(language) > 1:
+            raise ValueError(f"{code} stands there twice")
+    return languages
 
 
 Languages = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]

@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import langneurons as ln
+from langneurons.corpora.languages import spelled
 from langneurons.errors import PatchError, StatisticsError, unknown
 from langneurons.settings import literal_choices, plain_types, shown
 from langneurons.study.tables import PUBLISHED, PatchPart
@@ -123,7 +124,7 @@ def language_patches(
         own = patch_maker(str(patch.write), stats, published)
         also = {code: patch_maker(str(value), stats, published) for code, value in patch.also.items()}
         return lambda language: [
-            *(make(neurons[code], code) for code, make in also.items() if code != language),
+            *(make(neurons[code], code) for code, make in also.items() if spelled(code, [language]) is None),
             own(neurons[language], language),
         ]
 

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from langneurons import storage
 from langneurons.corpora import Corpus, load_corpus
-from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.corpora.languages import distinct, label_of
+from langneurons.errors import TaskError
 from langneurons.models import view
 from langneurons.tasks.answers import UNKNOWN, identify
 from langneurons.tasks.batching import front, token_ids, tokenizer_of
 from langneurons.tasks.completing import complete
 from langneurons.tasks.heads import Head
-from langneurons.tasks.reading import table_of
 from langneurons.tasks.task import Task
 
 SCORING = "generation/1"  # raised with every change of scoring, so that rows scored otherwise are not used again
@@ -133,8 +133,8 @@ class Generation:
             )
         if not 0 <= min_new_tokens <= max_new_tokens:
             raise TaskError(f"min_new_tokens is 0 to max_new_tokens ({max_new_tokens}), given {min_new_tokens}.")
-        if source is not None and source not in corpus:
-            raise LanguageError(unknown("source", source, corpus.languages))
+        if source is not None:
+            source = label_of(source, corpus.languages, "source")
         identify([], corpus.languages)  # says now which language cannot be identified
         tables = {language: _documents(language, texts, documents, seed) for language, texts in corpus.items()}
         return cls(tables, source, prompt_tokens, max_new_tokens, min_new_tokens)
@@ -181,8 +181,8 @@ class Generation:
         Raises:
             LanguageError: If the task does not have a language.
         """
-        names = _with_source(languages, self.source)
-        return replace(self, documents={language: table_of(self.documents, language) for language in names})
+        names = _with_source(distinct(languages, self.documents), self.source)
+        return replace(self, documents={language: self.documents[language] for language in names})
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Let a model continue every prompt, with whatever is attached to it at this moment.
@@ -202,8 +202,8 @@ class Generation:
             TaskError: If prompt and continuation exceed the model's context.
             ModelError: If the model has no tokenizer.
         """
-        table_of(self.documents, language)  # is the language there?
-        table = table_of(self.documents, self.source or language)
+        language = label_of(language, self.documents)
+        table = self.documents[self.source or language]
         model_view = view(model)
         tokenizer = tokenizer_of(model_view)
         prompts = [_prompt(tokenizer, ids, self.prompt_tokens) for ids in token_ids(model_view, list(table["text"]))]
@@ -234,7 +234,7 @@ class Generation:
         Raises:
             LanguageError: If the task does not have the language.
         """
-        table_of(self.documents, language)  # is the language there?
+        language = label_of(language, self.documents)
         others = {} if self.source in (None, language) else {f"{self.source} text": self.source}
         return {name: self._share(code, language) for name, code in {"own text": language, **others}.items()}
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from langneurons import storage
-from langneurons.errors import LanguageError, TaskError, unknown
+from langneurons.corpora.languages import distinct
+from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
 from langneurons.storage.layouts import layout
@@ -379,12 +380,7 @@ def items_of(task: LabelledPairs, languages: Iterable[str] | None = None) -> pd.
     Raises:
         LanguageError: If the task has no such language, or none is given.
     """
-    names = list(task.items) if languages is None else list(languages)
-    for language in names:
-        if language not in task.items:
-            raise LanguageError(unknown("language", language, task.items))
-    if not names:
-        raise LanguageError("No language was given to fit a head on.")
+    names = list(task.items) if languages is None else distinct(languages, task.items)
     return pd.concat([task.items[language] for language in names], ignore_index=True)
 
 

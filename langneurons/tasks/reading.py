@@ -11,10 +11,10 @@ import pyarrow.parquet
 from datasets import ClassLabel, Features
 
 from langneurons.babel.miniature import mini_xquad
-from langneurons.corpora.languages import canonical, code_in_name, distinct
+from langneurons.corpora.languages import canonical, code_in_name, distinct, label_of
 from langneurons.corpora.loading import hub_tables, is_hub_id
 from langneurons.corpora.purity import labels_of
-from langneurons.errors import CorruptArtefactError, LanguageError, TaskError, in_short, unknown
+from langneurons.errors import CorruptArtefactError, TaskError, in_short, unknown
 from langneurons.storage.tables import check_expansion
 
 Source = TypeVar("Source")
@@ -57,9 +57,7 @@ def table_of(items: Mapping[str, pd.DataFrame], language: str) -> pd.DataFrame:
     Raises:
         LanguageError: If there are none.
     """
-    if language not in items:
-        raise LanguageError(unknown("language", language, items))
-    return items[language]
+    return items[label_of(language, items)]
 
 
 def read_items(
@@ -139,10 +137,7 @@ def _split(name: str) -> str:
 
 
 def _selected(sources: Mapping[str, Source], names: Sequence[str]) -> dict[str, Source]:
-    for language in names:
-        if language not in sources:
-            raise LanguageError(unknown("language", language, sorted(sources)))
-    return {language: sources[language] for language in names}
+    return {language: sources[language] for language in distinct(names, sorted(sources))}
 
 
 def _language_of(path: Path) -> str | None:

@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 
 from langneurons import storage
 from langneurons.babel.miniature import mini_xnli
-from langneurons.corpora.languages import by_canonical_code, distinct, for_languages
+from langneurons.corpora.languages import by_canonical_code, distinct, for_languages, label_of
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
 from langneurons.settings import Training
@@ -132,7 +132,7 @@ class XNLI:
         """
         split, part = sliced(split)
         if isinstance(source, Mapping):
-            names = source if languages is None else distinct(languages)
+            names = source if languages is None else distinct(languages, source)
             tables = {code: table_of(source, name) for code, name in by_canonical_code(names, "The source").items()}
         else:
             tables = read_items(source, languages, split, {".tsv": _read_tsv}, COLUMNS, mini_xnli, revision)
@@ -219,7 +219,7 @@ class XNLI:
         Raises:
             LanguageError: If it has no items in a language.
         """
-        return replace(self, items={language: table_of(self.items, language) for language in languages})
+        return replace(self, items={language: self.items[language] for language in distinct(languages, self.items)})
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Score a model on the items of one language, with whatever is attached to it at this moment.
@@ -238,7 +238,8 @@ class XNLI:
             ModelError: If the model has no tokenizer.
             TaskError: If an item does not fit the model even without its premise, or the head does not fit.
         """
-        table = table_of(self.items, language)
+        language = label_of(language, self.items)
+        table = self.items[language]
         pairs = pairs_of(table)
         if self.head is None:
             orders = [order_of(self.seed, item) for item in table["item"]]

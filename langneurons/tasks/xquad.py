@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from langneurons import storage
-from langneurons.corpora.languages import for_languages
-from langneurons.errors import LanguageError, TaskError, TrainingError, unknown
+from langneurons.corpora.languages import distinct, for_languages, label_of
+from langneurons.errors import TaskError, TrainingError, unknown
 from langneurons.models import ModelView, view
 from langneurons.settings import Training
 from langneurons.tasks import reading
@@ -169,9 +169,7 @@ class XQuAD:
         """The loss of the first right answer to every question and of its end, see ``Task.objective``."""
         if head is not None:
             raise TrainingError("A task that generates has no head to start from: leave head= away.")
-        names = self.languages if languages is None else tuple(languages)
-        if not names:
-            raise LanguageError("No language was given to train on.")
+        names = self.languages if languages is None else distinct(languages, self.items)
         return Answering((example for name in names for example in self._examples(model_view, name)), training)
 
     def with_head(self, head: Head) -> "XQuAD":
@@ -210,7 +208,7 @@ class XQuAD:
         Raises:
             LanguageError: If the task has no such language.
         """
-        return replace(self, items={language: reading.table_of(self.items, language) for language in languages})
+        return replace(self, items={language: self.items[language] for language in distinct(languages, self.items)})
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Let a model answer the questions of one language, with whatever is attached to it at this moment.
@@ -232,7 +230,8 @@ class XQuAD:
             LanguageError: If the task has no such language.
             TaskError: If the model has no tokenizer, or its context no room for a question.
         """
-        table, model_view = reading.table_of(self.items, language), view(model)
+        language, model_view = label_of(language, self.items), view(model)
+        table = self.items[language]
         questions = zip(table["item"], table["context"], table["question"], strict=True)
         prompts, cut = zip(*(self.prompt(model_view, language, *question) for question in questions), strict=True)
         completions = complete(model, prompts, self.max_new_tokens, batch_size=batch_size)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from langneurons.corpora.languages import spelled
 from langneurons.errors import TrainingError, unknown
 from langneurons.identification.controls import reported_balance
 from langneurons.identification.neurons import NeuronSet, united
@@ -177,7 +178,7 @@ def _check(names: Sequence[str], source: str, targets: Sequence[str], seeds: Seq
     if not names or (needed and not targets) or not seeds:
         what = "condition" if not names else "training seed" if not seeds else "target language"
         raise TrainingError(f"A transfer experiment needs at least one {what}, none was given.")
-    if needed and source in targets:
+    if needed and spelled(source, targets):
         raise TrainingError(f"{source!r} is both the source and a target: transfer is to another language.")
     if draws < 1 and set(names) & set(CONTROL_OF.values()):
         raise TrainingError(f"A random condition needs at least one draw per seed, given {draws}.")

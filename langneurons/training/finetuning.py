@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from langneurons import storage
-from langneurons.errors import LangNeuronsWarning, LanguageError, TrainingError, unknown
+from langneurons.corpora.languages import distinct, label_of
+from langneurons.errors import LangNeuronsWarning, TrainingError
 from langneurons.models import ModelView, view
 from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits
@@ -88,7 +89,7 @@ def finetune(
         update = fields.pop("lora")
     training, run = with_options(fields, training, run)
     check_task(task)
-    languages = None if languages is None else list(languages)
+    languages = None if languages is None else distinct(languages, task.languages)
     patches = [patches] if isinstance(patches, Patch) else list(patches)
     if run.executor is not None:
         out = None if run.out is None else run.out.expanduser().resolve()  # workers are in other folders
@@ -159,12 +160,7 @@ def _dev_languages(dev: Task | None, languages: list[str], training: Training) -
         if training.patience is not None or training.evaluate_every is not None:
             raise TrainingError("patience and evaluate_every need something to evaluate on: give dev=.")
         return []
-    for language in languages:
-        if language not in dev.languages:
-            raise LanguageError(
-                f"dev lacks a language that is trained on. {unknown('language', language, dev.languages)}"
-            )
-    return languages
+    return [label_of(language, dev.languages, "dev language") for language in languages]
 
 
 def _scorer(

@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from langneurons import storage
-from langneurons.corpora.languages import distinct
-from langneurons.errors import LanguageError, TrainingError, unknown
-from langneurons.evaluation.evaluating import Patches, chosen_languages, long_rows, references_of, written_patches
+from langneurons.corpora.languages import distinct, label_of
+from langneurons.errors import LanguageError, TrainingError
+from langneurons.evaluation.evaluating import Patches, long_rows, references_of, written_patches
 from langneurons.evaluation.measuring import Job, check_reads_text, measure_jobs
 from langneurons.evaluation.results import UNPATCHED
 from langneurons.identification.neurons import NeuronSet
@@ -113,6 +113,7 @@ def transfer_experiment(
     check_task(task)
     check_task(test)
     languages = _languages(test, experiment)
+    experiment, neurons = experiment.model_copy(update={"source": languages[0]}), neurons.spelled_like(languages)
     for name, items in (("training", task), ("dev", experiment.dev)):
         if items is not None:
             check_apart(items, test, experiment.source, name)
@@ -274,9 +275,10 @@ def _planned(
 
 
 def _languages(test: Task, experiment: Experiment) -> list[str]:
-    """The source and the targets."""
-    source, targets = experiment.source, experiment.targets
-    targets = [name for name in test.languages if name != source] if targets is None else distinct(targets)
+    """The source and the targets, as the test spells them."""
+    source, targets = label_of(experiment.source, test.languages), experiment.targets
+    others = [name for name in test.languages if name != source]
+    targets = others if targets is None else distinct(targets, test.languages)
     if not targets or source in targets:
         names = f"given {', '.join(targets)}" if targets else "none was given"
         raise TrainingError(f"A transfer experiment needs at least one target beside the source {source!r}, {names}.")
@@ -286,7 +288,7 @@ def _languages(test: Task, experiment: Experiment) -> list[str]:
                 f"Targets become names of folders, which {target!r:.60} cannot be: a name has 1 to 100 bytes, "
                 "no slash, and no dot in front."
             )
-    return chosen_languages([test], [source]) + chosen_languages([test], targets)
+    return [source, *targets]
 
 
 def check_apart(task: Task, test: Task, source: str, name: str) -> None:
@@ -302,9 +304,8 @@ def check_apart(task: Task, test: Task, source: str, name: str) -> None:
         LanguageError: If the task has no items in that language.
         TrainingError: If it shares items with the test.
     """
-    if source not in task.languages:
-        raise LanguageError(f"The task has no {name} data. {unknown('language', source, task.languages)}")
-    test_items, items = (getattr(part, "items", {}).get(source) for part in (test, task))
+    label = label_of(source, task.languages, f"{name} language")
+    test_items, items = (getattr(part, "items", {}).get(code) for part, code in ((test, source), (task, label)))
     if test_items is None or items is None:
         return
     shared = [column for column in TEXTS if column in test_items.columns and column in items.columns]

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.polysemanticity import Polysemanticity
 from langneurons.analysis.validity.checks import Check, ValidityTable
-from langneurons.errors import EffectError, StatisticsError, unknown
+from langneurons.corpora.languages import distinct
+from langneurons.errors import StatisticsError
 from langneurons.storage import Column
 from langneurons.views import style
 from langneurons.views.effect_figures import MARKS, SYMBOLS, provenance_of
@@ -45,10 +46,7 @@ def ablation(result: Ablation, top: int = 30, languages: list[str] | None = None
         'en'
     """
     measured_in = list(dict.fromkeys(result.rows["language"]))
-    languages = measured_in if languages is None else languages
-    for language in languages:
-        if language not in measured_in:
-            raise EffectError(unknown("language of the ablation", language, measured_in))
+    languages = measured_in if languages is None else distinct(languages, measured_in)
     rows = result.rows.loc[result.rows["language"].isin(languages)]
     rows = rows.assign(**{name: result.scale * rows[name] for name in SCALED if name in rows.columns})
     if result.settings["each"] == "cumulative":

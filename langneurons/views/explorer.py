@@ -143,6 +143,7 @@ class Explorer:
             LanguageError: If there is no such label.
             NeuronSetError: If there is no such layer, or none of these neurons in it.
         """
+        (language,) = self._neurons[language].languages
         table = ranked(self._neurons, self._stats.languages, self._responses, language, layer)
         self.language, self.layer = language, layer
         self._take_sample(language)

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
+from langneurons.corpora.languages import spelled
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, NeuronSetError, unknown
 from langneurons.identification.indices import shape_text
@@ -298,8 +299,9 @@ def _add_curve(figure: go.Figure, name: str, cells: pd.DataFrame, colour: str, s
 
 def _add_natural(figure: go.Figure, stats: ActivationStats, neurons: NeuronSet, language: str) -> None:
     """Draw the distribution of the neurons' natural values, without the rarest at both ends."""
-    others = [other for other in stats.languages if other != language]
-    curves = [(language, [language], OWN)] if language in stats.languages else []
+    own = spelled(language, stats.languages)
+    others = [other for other in stats.languages if other != own]
+    curves = [] if own is None else [(language, [own], OWN)]
     curves += [("the others", others, OTHER)] if others else []
     for name, languages, colour in curves:
         values, share = _natural(stats, neurons[language], languages)

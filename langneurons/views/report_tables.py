@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from langneurons.analysis.profiles import Profiles
+from langneurons.corpora.languages import spelled
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.storage.presenting import MISSING, Column, Table
@@ -156,9 +157,10 @@ def _activity(
     stats: ActivationStats, site: str, language: str, layer: int, index: int
 ) -> tuple[float | None, float | None, str | None]:
     """Share active in the language, most in another one, and which one that is; None where it was not recorded."""
-    if site not in stats.sites or language not in stats.languages:
+    label = spelled(language, stats.languages)
+    if site not in stats.sites or label is None:
         return None, None, None
     shares = dict(zip(stats.languages, numbers(stats, site)[0][:, layer, index].tolist(), strict=True))
-    own = shares.pop(language)
+    own = shares.pop(label)
     where, elsewhere = max(shares.items(), key=operator.itemgetter(1), default=(None, None))
     return own, elsewhere, where

@@ -234,7 +234,8 @@ def test_impossible_budgets_blocks_and_languages_are_refused(tmp_path):
         pack(corpus, TOKENIZERS["eos"], 16, tmp_path, 0)
     packed = pack(corpus, TOKENIZERS["eos"], 16, tmp_path)
     with pytest.raises(LanguageError, match="did you mean 'en'"):
-        packed.n_blocks("eng")
+        packed.n_blocks("enx")
+    assert packed.lengths("eng").tolist() == packed.lengths("en").tolist()
     for indices in ([packed.n_blocks("en")], [-1], []):
         with pytest.raises(CorpusError, match=rf"blocks 0 to {packed.n_blocks('en') - 1}"):
             packed.blocks("en", indices)

@@ -8,9 +8,11 @@ from langneurons.corpora.languages import (
     canonical,
     code_in_name,
     distinct,
+    label_of,
     language_of,
     nearest,
     scripts_of,
+    spelled,
 )
 from langneurons.errors import LanguageError
 
@@ -87,3 +89,69 @@ def test_two_spellings_of_one_language_are_refused_and_lists_have_each_once():
     with pytest.raises(LanguageError, match="'zh_CN' and 'cmn', which are both 'zh-Hans'"):
         by_canonical_code(["zh_CN", "en", "cmn"], "The dict")
     assert distinct(["eng", "en", "hin_Deva"]) == ["eng", "hin_Deva"]
+
+
+MEANT = [
+    ("hin", ["en", "hi"], "hi"),
+    ("hin_Deva", ["en", "hi"], "hi"),
+    ("HI", ["en", "hi"], "hi"),
+    ("hi", ["eng_Latn", "hin_Deva"], "hin_Deva"),
+    ("zh-CN", ["zh-Hans", "zh-Hant"], "zh-Hans"),
+    ("zho_Hans", ["en", "zh"], "zh"),
+    ("cmn", ["zh"], "zh"),
+    ("zh", ["en", "zh-Hant"], "zh-Hant"),
+    ("zh", ["zh", "zh-Hans", "zh-Hant"], "zh"),
+    ("zh_HK", ["zh-Hans", "zh-Hant"], "zh-Hant"),
+    ("en-GB", ["en", "hi"], "en"),
+    ("pt", ["pt-BR"], "pt-BR"),
+    ("pt_PT", ["pt-BR", "pt"], "pt"),
+    ("hin", ["hin", "hi"], "hin"),
+    ("hi&ur", ["hi&ur", "hi"], "hi&ur"),
+    ("srp_Cyrl", ["sr"], "sr"),
+]
+
+
+@pytest.mark.parametrize(("code", "labels", "label"), MEANT)
+def test_a_lookup_finds_the_one_label_that_a_code_means(code, labels, label):
+    assert label_of(code, labels) == spelled(code, labels) == label
+
+
+@pytest.mark.parametrize(
+    ("code", "labels"),
+    [
+        ("zh-Hant", ["zh"]),  # a label without a script is the usual one
+        ("srp_Latn", ["sr"]),
+        ("hi_Latn", ["hi"]),
+        ("hi", ["hi-Latn"]),
+        ("pt-BR", ["pt-PT"]),
+        ("hi", ["hi&ur"]),
+        ("xx", ["xx-YY"]),
+        ("hi", []),
+        ("", ["hi"]),
+    ],
+)
+def test_a_lookup_never_finds_another_language_script_or_region(code, labels):
+    assert spelled(code, labels) is None
+    with pytest.raises(LanguageError, match="Unknown language"):
+        label_of(code, labels)
+
+
+@pytest.mark.parametrize(
+    ("code", "labels"), [("zh", ["zh-Hans", "zh-Hant"]), ("pt", ["pt-BR", "pt-PT"]), ("hin_Deva", ["hi", "hin"])]
+)
+def test_a_lookup_never_guesses_between_two_labels(code, labels):
+    assert spelled(code, labels) is None
+    with pytest.raises(LanguageError, match=f"may be any of '{labels[0]}', '{labels[1]}'"):
+        label_of(code, labels)
+
+
+@pytest.mark.parametrize("languages", ["hi", 5, [None], [b"hi"], [["hi"]], []])
+def test_what_is_no_list_of_codes_is_said(languages):
+    for labels in (None, ["en", "hi"]):
+        with pytest.raises(LanguageError):
+            distinct(languages, labels)
+
+
+def test_two_spellings_of_one_label_are_one():
+    assert distinct(["hin", "en", "hi"], ["en", "hi"]) == ["hi", "en"]
+    assert distinct(["zh", "zho_Hans"], ["zh-Hans"]) == ["zh-Hans"]

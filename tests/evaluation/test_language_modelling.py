@@ -286,7 +286,7 @@ def test_bad_arguments_are_refused_in_one_sentence(tiny, parallel, options, erro
 def test_bad_questions_to_a_text_are_refused_in_one_sentence(tiny, parallel, babel):
     text = HeldoutText.of(tiny, parallel, context_length=CONTEXT)
     with pytest.raises(LanguageError, match="did you mean 'hi'"):
-        text.score(tiny, languages=["hin"])
+        text.score(tiny, languages=["hix"])
     with pytest.raises(LanguageError, match="No language was given. Possible: en, hi"):
         text.score(tiny, languages=[])
     with pytest.raises(CorpusError, match="at least one block, not 0"):

@@ -49,7 +49,7 @@ def test_a_set_knows_its_labels_size_mask_indices_layers_and_profile():
 
 
 def test_an_unknown_label_is_refused_with_the_nearest_one():
-    for ask in (lambda: example()["hin"], lambda: example().mask("hin")):
+    for ask in (lambda: example()["hix"], lambda: example().mask("hix")):
         with pytest.raises(LanguageError, match="did you mean 'hi'"):
             ask()
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from langneurons import storage
 from langneurons.errors import StorageError
 from langneurons.run import working_in
+from langneurons.storage import files
 from tests.robustness.killing import STEPS, killed
 
 QUICK = ("record", "matrix", "report")
@@ -100,6 +101,51 @@ def test_what_is_being_written_is_never_taken_for_an_orphan(tmp_path):
     finally:
         (tmp_path / "stop").touch()
         assert remover.wait(timeout=60) == 0
+
+
+KILLED_ON_A_NETWORK_DRIVE = """
+import os, signal, sys
+from pathlib import Path
+from langneurons import storage
+from langneurons.storage import files
+
+files.LOCAL_DRIVES = ()
+with storage.replacing(Path(sys.argv[1], "deep", "x.json")) as temporary:
+    print(temporary.name, flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_on_a_network_drive_only_what_an_ended_process_of_this_machine_left_is_removed(tmp_path, monkeypatch):
+    """There the lock of a folder says nothing of other machines, so that their files are never touched."""
+    program = [sys.executable, "-c", KILLED_ON_A_NETWORK_DRIVE, str(tmp_path)]
+    writer = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    name = writer.stdout.readline().strip()
+    others = [
+        name.replace(name[8:16], "0" * 8),  # a process of that number on another machine, or before this one restarted
+        name.replace(f"-{writer.pid}-", f"-{os.getpid()}-"),  # a number that another process has since been given
+        ".x.json.partial",  # as a local drive calls it
+    ]
+    for other in others:
+        (tmp_path / "deep" / other).touch()
+    monkeypatch.setattr(files, "LOCAL_DRIVES", ())
+    files._is_local.cache_clear()
+    storage.remove_orphans(tmp_path)
+    assert _names(tmp_path) == sorted([name, others[0], others[2]])
+    writer.communicate("go\n")
+    storage.check_writable(tmp_path)
+    assert _names(tmp_path) == sorted([others[0], others[2]])
+    storage.write_text(tmp_path / "deep" / "x.json", "whole")
+    with storage.replacing(tmp_path / "deep" / "y") as first, storage.replacing(tmp_path / "deep" / "y") as second:
+        storage.remove_orphans(tmp_path)
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert _names(tmp_path) == sorted([others[0], others[2], "x.json", "y"])
+    files._is_local.cache_clear()
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

@@ -401,7 +401,7 @@ def test_a_question_that_leaves_no_room_and_a_model_without_tokenizer_are_refuse
     with pytest.raises(TaskError, match="'0-0-0' in 'en' takes 8 tokens without its paragraph"):
         task.measure(tiny, "en")
     with pytest.raises(LanguageError, match="did you mean 'en'"):
-        task.measure(tiny, "eng")
+        task.measure(tiny, "enx")
     monkeypatch.setattr(view(tiny), "tokenizer", None)
     with pytest.raises(TaskError, match="no tokenizer"):
         task.measure(tiny, "en")

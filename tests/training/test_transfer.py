@@ -197,7 +197,7 @@ def test_answers_that_are_generated_need_no_head(model, neurons):
     ("given", "error", "said"),
     [
         ({"task": "test"}, TrainingError, "18 of the test items in 'en' are among the training items"),
-        ({"source": "hi", "targets": ["zh"]}, LanguageError, "no training data. Unknown language 'hi'"),
+        ({"source": "hi", "targets": ["zh"]}, LanguageError, "Unknown training language 'hi'"),
         ({"targets": ["fr"]}, LanguageError, "Unknown language 'fr'"),
         ({"rank": 0}, TrainingError, "rank must be a whole number of at least 1, given 0"),
         ({"conditions": ["sorce"]}, TrainingError, "did you mean 'source'"),

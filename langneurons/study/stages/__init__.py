@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.errors import unknown
+from langneurons.corpora.languages import label_of, spelled
+from langneurons.errors import LanguageError, unknown
 from langneurons.settings import Settings
 from langneurons.study.tables import Grid, MethodPart, Part, PatchedGrid, PatchPart, StudyConfig, python_only
 
@@ -167,7 +168,7 @@ class Stage(Generic[PartType]):
             if isinstance(part, PatchedGrid):
                 yield from misnamed("patch", where, part.patches, config.patches)
             languages = [code for name in getattr(part, "sets", None) or config.sets for code in config.sets[name]]
-            yield from misnamed("language", f"{where}.languages", getattr(part, "languages", None), languages)
+            yield from misnamed_languages(f"{where}.languages", getattr(part, "languages", None), languages)
             yield from self.mistakes_in(config, where, part)
 
     def mistakes_in(self, config: StudyConfig, where: str, part: PartType) -> Iterator[str]:
@@ -272,6 +273,16 @@ def misnamed(what: str, where: str, names: Iterable[str] | None, possible: Itera
     yield from (unknown(f"{what} in {where}", name, choices) for name in names or () if name not in choices)
 
 
+def misnamed_languages(where: str, codes: Iterable[str] | None, possible: Iterable[str]) -> Iterator[str]:
+    """Say of every language that does not exist, however it is spelled, what is possible."""
+    languages = list(dict.fromkeys(possible))
+    for code in codes or ():
+        try:
+            label_of(code, languages, f"language in {where}")
+        except LanguageError as error:
+            yield str(error)
+
+
 def among(wanted: Sequence[str] | None, languages: Sequence[str]) -> list[str]:
     """Those of the wanted languages that are in a language set, all of it where none are named."""
-    return [code for code in (languages if wanted is None else wanted) if code in languages]
+    return [label for code in (languages if wanted is None else wanted) if (label := spelled(code, languages))]

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.corpora.languages import spelled
 from langneurons.settings import Controls
 from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
 from langneurons.study.stages.tasks import TaskPart, asked_tokens, patchable, task_of, task_settings, tuned_inputs
@@ -52,7 +53,7 @@ class FactorialStage(
         """Patch each language's neurons in every way and place, and ask in every way."""
         neurons, stats = work.neurons(step)
         tasks = [task_of(task, step, work) for task in _tasks(work.config, part).values()]
-        common = [code for code in step.settings["languages"] if all(code in task.languages for task in tasks)]
+        common = [code for code in step.settings["languages"] if all(spelled(code, task.languages) for task in tasks)]
         languages = patchable(among(part.languages, common), neurons)
         design = {"languages": languages, "operations": part.operations, "sites": step.settings["sites"]}
         options = {**self.settings(part, step, work), **design}

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.corpora.languages import spelled
 from langneurons.settings import Controls, Count
 from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
 from langneurons.study.tables import Languages, PatchedGrid, Split, StudyConfig
@@ -138,7 +139,7 @@ def check_kind(where: str, kind: str, trained: bool = False) -> Iterator[str]:
 
 def patchable(languages: Sequence[str], neurons: "ln.NeuronSet") -> list[str]:
     """The languages that have neurons to patch."""
-    return [name for name in languages if name in neurons.languages and len(neurons[name])]
+    return [name for name in languages if spelled(name, neurons.languages) and len(neurons[name])]
 
 
 def task_settings(plan: Plan, part: TaskPart) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 import langneurons as ln
+from langneurons.corpora.languages import spelled
 from langneurons.settings import Adapter, Controls, Count, Experiment, Run, Training
-from langneurons.study.stages import NeuronStage, Piece, Plan, Stage, Step, Units, among, keyed, misnamed
+from langneurons.study.stages import NeuronStage, Piece, Plan, Stage, Step, Units, among, keyed, misnamed_languages
 from langneurons.study.stages.record import BACKWARD
 from langneurons.study.stages.tasks import check_kind, examples, pair_tokens
 from langneurons.study.tables import Names, Part, PatchedGrid, Split, StudyConfig
@@ -105,7 +106,7 @@ class TransferStage(
         """A kind of task that cannot be trained on, and languages that no set has."""
         yield from check_kind(where, part.kind, trained=True)
         languages = [code for name in part.sets or config.sets for code in config.sets[name]]
-        yield from misnamed("language", f"{where}.targets", part.experiment.targets, languages)
+        yield from misnamed_languages(f"{where}.targets", part.experiment.targets, languages)
 
     def run(self, step: Step, part: TransferPart, work: Work) -> None:
         """Train under every condition and seed, and evaluate."""
@@ -132,8 +133,8 @@ class TransferStage(
 
 def _targets(part: TransferPart, languages: Sequence[str]) -> list[str]:
     """The targets in a language set; none where it lacks the language of the training data."""
-    source = part.experiment.source
-    return [code for code in among(part.experiment.targets, languages) if code != source] if source in languages else []
+    source = spelled(part.experiment.source, languages)
+    return [code for code in among(part.experiment.targets, languages) if code != source] if source else []
 
 
 def _trained_tokens(kind: str, training: Training, number: float) -> float:
