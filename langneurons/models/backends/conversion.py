@@ -184,7 +184,7 @@ def hooked_transformer(
     """Turn a Hugging Face model into a HookedTransformer with the same weights, unprocessed.
 
     Every matrix is stored so that the transpose a forward asks for is already contiguous: TransformerLens then copies
-    nothing, and the logits stay equal to the bit.
+    nothing, and the logits of its own forward stay equal to the bit.
 
     Args:
         hf_model: The model, on any device.
