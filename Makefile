@@ -19,7 +19,7 @@ demo: install
 
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
-RAY := tests/test_run.py tests/test_cluster.py
+RAY := tests/running/test_run.py tests/running/test_cluster.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 test: install
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(RAY:%=--ignore %)
