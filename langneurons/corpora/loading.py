@@ -116,10 +116,9 @@ def load_corpus(
 
 def _choose(wanted: list[str] | None, available: Iterable[str]) -> dict[str, str]:
     """The canonical code of each language that is loaded -> what the source calls it."""
-    names = list(available)
+    names = sorted(available, key=str)
     if wanted is None:
         return dict(sorted(by_canonical_code(names, "The source").items()))
-    names.sort()
     choice = {}
     for language in wanted:
         name = label_of(language, names)
