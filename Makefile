@@ -20,7 +20,7 @@ demo: install
 
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
-RAY := tests/test_run.py tests/test_cluster.py
+RAY := tests/running/test_run.py tests/running/test_cluster.py
 # Whole studies, command lines and pages run without the check of shapes, which the rooms' own tests make: it takes a third
 # of their time.
 WHOLE := tests/study tests/robustness tests/browser tests/cli tests/test_cli.py

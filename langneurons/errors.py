@@ -91,6 +91,23 @@ def in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+def check_text(name: object, what: str, wrong: type[LangNeuronsError]) -> None:
+    """Refuse a name that is no text, or that no file can hold.
+
+    Raises:
+        LangNeuronsError: The error ``wrong``.
+
+    Example:
+        >>> check_text(1, "label", LangNeuronsError)
+        Traceback (most recent call last):
+        langneurons.errors.LangNeuronsError: A label is a text, not 1.
+    """
+    if not isinstance(name, str):
+        raise wrong(f"A {what} is a text, not {name!r:.60}.")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise wrong(f"The {what} {name!r:.60} is not valid Unicode: it holds half a surrogate pair.")
+
+
 def unknown(what: str, given: object, possible: Iterable[object]) -> str:
     """Say that a name is unknown, with the nearest match and what is possible.
 

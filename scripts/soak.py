@@ -3,8 +3,8 @@
 Every kind of result is forged a thousand times, and shown in a browser with an attack in every text; NaN and overflow
 go through every verb.
 
-python -m scripts.soak [fuzz | forge | browser | kill | twice | numbers | steps] ...    all without an argument; exit
-status 1 when one fails
+python -m scripts.soak [fuzz | forge | browser | kill | twice | numbers | steps] ...    all without an argument, each in
+a process of its own, so that one that dies or hangs is a failure and the others still run; exit status 1 when one fails
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
 
 STEPS, WARM_UP = int(os.environ.get("SOAK_STEPS", "200")), 60
 GROWTH_MB = 8.0  # over the steps after the warm-up: less is the allocator's
-MUTATIONS, SEED = 600, 0  # of an artefact
+SEED = int(os.environ.get("SOAK_SEED", "0"))
+MUTATIONS = int(os.environ.get("SOAK_MUTATIONS", "600"))  # of an artefact
 KILLS = int(os.environ.get("SOAK_KILLS", "10"))  # of a kind of step
 FORGERIES = int(os.environ.get("SOAK_FORGERIES", "1000"))  # of a kind of result
 MEETINGS = 5  # of two processes in the folder of each function
+LONGEST_S = int(os.environ.get("SOAK_LONGEST_S", "7200"))  # of a part; one that hangs does not keep the others waiting
 EVERY = int(os.environ.get("SOAK_EVERY", "1"))  # of so many cases one is tried: odd, or some damages are never met
 
 
@@ -242,18 +245,38 @@ def _own_cache() -> Iterator[None]:
         yield
 
 
+def _apart(name: str) -> str:
+    """Run a part in processes of its own, which end with it, and say what came of it."""
+    begun = time.monotonic()
+    part = subprocess.Popen([sys.executable, "-m", "scripts.soak", name], start_new_session=True)
+    try:
+        came = "fine" if part.wait(LONGEST_S) == 0 else "FAILED"
+    except subprocess.TimeoutExpired:
+        came = f"FAILED, stopped after {LONGEST_S} s"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(part.pid, signal.SIGKILL)
+    return f"{name}: {came} ({time.monotonic() - begun:.0f} s)"
+
+
+PARTS = {
+    "fuzz": fuzz,
+    "forge": forge,
+    "browser": browser,
+    "kill": kill,
+    "twice": twice,
+    "numbers": numbers,
+    "steps": soak,
+}
+
 if __name__ == "__main__":
+    names = sys.argv[1:] or list(PARTS)
+    if wrong := [name for name in names if name not in PARTS]:
+        sys.exit(f"There is no part {wrong[0]!r}: possible are {', '.join(PARTS)}.")
     with _own_cache():
-        parts = {
-            "fuzz": fuzz,
-            "forge": forge,
-            "browser": browser,
-            "kill": kill,
-            "twice": twice,
-            "numbers": numbers,
-            "steps": soak,
-        }
-        names = sys.argv[1:] or list(parts)  # those that fork first, which a process that computed cannot
-        results = {name: parts[name]() for name in names}
-    print(", ".join(f"{name}: {'fine' if fine else 'FAILED'}" for name, fine in results.items()))
-    sys.exit(not all(results.values()))
+        if len(names) == 1:
+            results = [f"{names[0]}: {'fine' if PARTS[names[0]]() else 'FAILED'}"]
+        else:
+            results = [_apart(name) for name in names]
+    print(*results, sep="\n")
+    sys.exit(any("FAILED" in result for result in results))

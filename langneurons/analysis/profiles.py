@@ -14,6 +14,7 @@ from langneurons.errors import NeuronSetError, StaleArtefactError
 from langneurons.identification import NeuronSet
 from langneurons.identification.controls import fitting_statistics
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
+from langneurons.settings import whole_number
 from langneurons.storage import Result, Table, layout
 from langneurons.storage.layouts import Layout
 
@@ -218,7 +219,7 @@ def clearest_neurons(neurons: NeuronSet, stats: ActivationStats, count: int) -> 
         >>> len(clearest_neurons(neurons, stats, 6)) <= 6
         True
     """
-    if count < 1:
+    if whole_number(count, "count", NeuronSetError) < 1:
         raise NeuronSetError(f"At least one neuron is to be looked at, not {count}.")
     stats = fitting_statistics(stats, neurons.shape, neurons.site, neurons.model)
     probability = stats.probability().flatten(1)

@@ -10,6 +10,7 @@ import pandas as pd
 from langneurons import storage
 from langneurons.corpora.languages import distinct
 from langneurons.errors import TaskError, unknown
+from langneurons.settings import whole_number
 
 COLUMNS = ["item", "cluster", "text", "label"]
 THIRDS = ("beginning", "middle", "end")
@@ -119,7 +120,11 @@ class LabelledTexts:
                         f"There are {len(values)} {what} for the {len(part)} texts of {language!r}: give one per text."
                     )
             columns = {"cluster": list(grouped), "text": list(part), "label": list(labels)}
-            tables[language] = pd.DataFrame({"item": range(len(part)), **columns})
+            try:
+                tables[language] = pd.DataFrame({"item": range(len(part)), **columns})
+            except UnicodeEncodeError as error:
+                message = f"The texts of {language!r} are not valid Unicode: one holds half a surrogate pair."
+                raise TaskError(message) from error
         return cls(tables, name)
 
     def __repr__(self) -> str:
@@ -168,6 +173,7 @@ class LabelledTexts:
         Raises:
             TaskError: If ``items`` is below 1, or a label does not occur in two of the clusters drawn.
         """
+        items, seed = whole_number(items, "items", TaskError), whole_number(seed, "seed", TaskError, least=0)
         if items < 1:
             raise TaskError(f"Cannot take {items} items: the least is 1.")
         sizes = self.known["cluster"].value_counts(sort=False)

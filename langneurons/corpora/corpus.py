@@ -20,6 +20,7 @@ from jaxtyping import Int
 from langneurons.corpora.languages import label_of, spelled
 from langneurons.corpora.purity import purity
 from langneurons.errors import CorpusError, LangNeuronsWarning
+from langneurons.settings import finite_number, whole_number
 from langneurons.storage import fingerprint
 
 READ_AT_ONCE = 1000  # texts
@@ -99,10 +100,10 @@ class Corpus(Mapping[str, Sequence[str]]):
             LanguageError: If the corpus has no such language.
             CorpusError: If the language has no such text.
         """
-        table = self._table(language)
+        table, index = self._table(language), whole_number(index, "index", CorpusError)
         if not 0 <= index < len(table):
             raise CorpusError(f"{language!r} has no text {index}: it has 0 to {len(table) - 1}.")
-        return table[int(index)]["text"]
+        return table[index]["text"]
 
     def documents(self, language: str) -> Iterator[str]:
         """The old name of ``texts``."""
@@ -167,12 +168,14 @@ class Corpus(Mapping[str, Sequence[str]]):
         Raises:
             CorpusError: If ``documents`` is below 1.
         """
+        documents = whole_number(documents, "documents", CorpusError)
         if documents < 1:
             raise CorpusError(f"Cannot take {documents} documents per language: take at least 1.")
         return self._where({language: self.groups(language) < documents for language in self.tables})
 
     def first_texts(self, texts: int) -> "Corpus":
         """Keep the first texts of each language, whatever documents they stand in."""
+        texts = whole_number(texts, "texts", CorpusError, least=1)
         return Corpus(
             {language: table.select(range(min(texts, len(table)))) for language, table in self.tables.items()}
         )
@@ -182,6 +185,7 @@ class Corpus(Mapping[str, Sequence[str]]):
 
         Languages with equally many documents get the same order, so parallel documents stay side by side.
         """
+        seed = whole_number(seed, "seed", CorpusError, least=0)
         return Corpus({language: self._shuffled(language, seed) for language in self.tables})
 
     def split(self, heldout: float = 0.1, seed: int = 0) -> tuple["Corpus", "Corpus"]:
@@ -206,6 +210,7 @@ class Corpus(Mapping[str, Sequence[str]]):
             >>> len(train["en"]), len(heldout["en"])
             (18, 2)
         """
+        heldout, seed = finite_number(heldout, "heldout", CorpusError), whole_number(seed, "seed", CorpusError)
         if not 0 < heldout < 1:
             raise CorpusError(f"The share to hold out must lie between 0 and 1, given {heldout}.")
         masks = {language: _heldout_mask(language, table, heldout, seed) for language, table in self.tables.items()}
@@ -226,7 +231,7 @@ class Corpus(Mapping[str, Sequence[str]]):
 
     def purity(self, sample: int = 2000, seed: int = 0) -> pd.DataFrame:
         """Look for other scripts, duplicates and other languages; see ``purity``."""
-        return purity(self, sample, seed)
+        return purity(self, whole_number(sample, "sample", CorpusError, 0), whole_number(seed, "seed", CorpusError, 0))
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

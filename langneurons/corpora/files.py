@@ -91,7 +91,7 @@ def _objects(path: Path, text_column: str) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CorpusError(f"Line {number} of {path} is not JSON ({error}).") from error
+            raise CorpusError(f"Line {number} of {path} is not JSON ({in_short(error)}).") from error
         if not isinstance(row, dict):
             raise CorpusError(f"Line {number} of {path} is not a JSON object but {line[:40]!r}.")
         yield row_of(row, text_column, f"line {number} of {path}")
@@ -105,7 +105,7 @@ def _json(path: Path, text_column: str) -> Iterator[Row]:
         if error.msg == "Extra data" and error.lineno > 1:
             yield from _objects(path, text_column)
             return
-        raise CorpusError(f"{path} is not JSON ({error}).") from error
+        raise CorpusError(f"{path} is not JSON ({in_short(error)}).") from error
     except RecursionError as error:
         raise CorpusError(f"{path} is not JSON that can be read: it is nested too deep.") from error
     if isinstance(content, dict):
@@ -145,10 +145,10 @@ def row_of(row: object, text_column: str, where: str) -> Row:
         raise CorpusError(f"{where[0].upper()}{where[1:]} is of type {type(row).__name__}, not text.")
     if text_column not in row:
         raise missing_column(where, text_column, map(str, row))
-    text = _text(row[text_column], f"{text_column!r} in {where}")
-    if any("\ud800" <= letter <= "\udfff" for letter in set(text)):
+    entry = {"text": _text(row[text_column], f"{text_column!r} in {where}"), **places(row, text_column)}
+    if any("\ud800" <= letter <= "\udfff" for text in entry.values() if text for letter in set(text)):
         raise CorpusError(f"{where[0].upper()}{where[1:]} is not valid Unicode: it holds half a surrogate pair.")
-    return {"text": text, **places(row, text_column)}
+    return entry
 
 
 def _separated(path: Path, text_column: str) -> Iterator[Row]:
@@ -172,7 +172,7 @@ def _separated(path: Path, text_column: str) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 ({error.reason}).") from error
     except csv.Error as error:
-        raise CorpusError(f"{path} is not a whole {path.suffix[1:]} file ({error}).") from error
+        raise CorpusError(f"{path} is not a whole {path.suffix[1:]} file ({in_short(error)}).") from error
     finally:
         csv.field_size_limit(limit)
 

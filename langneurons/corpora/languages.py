@@ -71,7 +71,7 @@ _IN_NAME = re.compile(
 )
 
 
-def canonical(code: str) -> str:
+def canonical(code: object) -> str:
     """Spell a language code in the one way in which langneurons does.
 
     The language is named by two letters where ISO 639-1 has them. A script is kept where it is not the usual one of the
@@ -86,6 +86,8 @@ def canonical(code: str) -> str:
         >>> [canonical(code) for code in ("tha", "hin_Deva", "hin_Latn", "arb_Arab", "pt_br", "my own")]
         ['th', 'hi', 'hi-Latn', 'ar', 'pt-BR', 'my own']
     """
+    if not isinstance(code, str):
+        raise LanguageError(f"A language is a code such as 'hi', not {code!r:.60}.")
     parts = _CODE.fullmatch(code)
     if parts is None:
         return code
@@ -273,13 +275,13 @@ def distinct(languages: object, labels: Iterable[str] | None = None) -> list[str
     unique: dict[str, str] = {}
     labels = None if labels is None else list(labels)
     for language in languages:
-        if not isinstance(language, str):
-            raise LanguageError(f"A language is a code such as 'hi', not {language!r:.60}.")
+        code = canonical(language)
         label = language if labels is None else label_of(language, labels)
-        unique.setdefault(canonical(language) if labels is None else label, label)
+        unique.setdefault(code if labels is None else label, label)
     if not unique:
-        possible = f" Possible: {', '.join(labels[:30])}." if labels else " Leave the argument out to take all."
-        raise LanguageError(f"No language was given.{possible}")
+        all_of_them = "Give at least one language, or leave the argument out."
+        possible = f"Possible: {', '.join(labels[:30])}." if labels else all_of_them
+        raise LanguageError(f"No language was given. {possible}")
     return list(unique.values())
 
 

@@ -31,7 +31,8 @@ from langneurons.corpora.tables import (
     text_of,
     with_known_places,
 )
-from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError
+from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, StorageError, in_short
+from langneurons.storage.files import check_regular, path_of
 
 _SPLITS = {"train", "heldout", "test", "dev", "valid", "validation"}
 _LANGUAGE = re.compile(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*")
@@ -94,7 +95,7 @@ def load_corpus(
     elif isinstance(source, str) and is_hub_id(source):
         tables = _from_hub(source, wanted, text_column, split, revision)
     elif isinstance(source, str | Path):
-        tables, left_out = _from_files(Path(source).expanduser(), wanted, text_column, split)
+        tables, left_out = _from_files(path_of(source), wanted, text_column, split)
     else:
         raise CorpusError(f"A corpus is loaded from a dict, a table, a path or a name, not from {source!r:.60}.")
     for language, table in tables.items():
@@ -115,7 +116,7 @@ def load_corpus(
 
 def _choose(wanted: list[str] | None, available: Iterable[str]) -> dict[str, str]:
     """The canonical code of each language that is loaded -> what the source calls it."""
-    names = sorted(available)
+    names = sorted(available, key=str)
     if wanted is None:
         return dict(sorted(by_canonical_code(names, "The source").items()))
     choice = {}
@@ -180,6 +181,7 @@ def _from_files(
 
 def _from_path(language: str, path: Path, text_column: str, split: str) -> Dataset:
     """The texts of one language in a file, or in all files of a folder."""
+    path = path_of(path)
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and kind_of(file)]
         return _read(_of_split(f"{language!r}", files, path, split)[0], text_column)
@@ -231,6 +233,11 @@ def _of_split(language: str, files: list[Path], folder: Path, split: str) -> tup
 
 def _read(files: list[Path], text_column: str) -> Dataset:
     # What files hold is part of what names the cache, so one that changes is read again.
+    for file in files:
+        try:
+            check_regular(file)
+        except StorageError as error:
+            raise CorpusError(str(error)) from error
     hashes = [(str(file.resolve()), _content_hash(file)) for file in files]
     try:
         with quiet():
@@ -274,7 +281,7 @@ def _from_hub(
 
 def is_hub_id(source: str) -> bool:
     """Whether a text looks like the id of a hub data set, and is no path that exists."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source)) and not Path(source).exists()
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source)) and not path_of(source).exists()
 
 
 def hub_tables(name: str, wanted: list[str] | None, split: str, revision: str | None) -> dict[str, Dataset]:
@@ -299,7 +306,9 @@ def hub_tables(name: str, wanted: list[str] | None, split: str, revision: str | 
             for language, code in _choose(wanted, configs).items()
         }
     except (DatasetNotFoundError, DatasetGenerationError, OSError, ValueError) as error:
-        raise CorpusError(f"{name} is neither a folder here nor a hub data set that can be read: {error}") from error
+        raise CorpusError(
+            f"{name} is neither a folder here nor a hub data set that can be read: {in_short(error)}"
+        ) from error
 
 
 def _configs_by_language(configs: Iterable[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from langneurons.corpora.corpus import LEVELS, READ_AT_ONCE, Corpus, batches
 from langneurons.corpora.long_texts import PIECE, pieces_of
 from langneurons.errors import CorpusError, StaleArtefactError, StorageError
 from langneurons.models import start_token
+from langneurons.settings import whole_number
 from langneurons.storage import checksum, fingerprint, replacing, write_json
 
 TOKENS_AT_ONCE = 1 << 20
@@ -61,7 +62,7 @@ def pack(
     folder = Path(folder)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CorpusError(f"{type(tokenizer).__name__} is not a fast tokenizer; load it with AutoTokenizer.")
-    _check(context_length, tokens_per_language)
+    context_length, tokens_per_language = _checked(context_length, tokens_per_language)
     how = _format_of(tokenizer, context_length)
     made_from = {"tokenizer": tokenizer_fingerprint(tokenizer), "tokens_per_language": tokens_per_language}
     try:
@@ -81,11 +82,15 @@ def pack(
     return PackedCorpus(folder)
 
 
-def _check(context_length: int, tokens_per_language: int | None) -> None:
+def _checked(context_length: int, tokens_per_language: int | None) -> tuple[int, int | None]:
+    context_length = whole_number(context_length, "context_length", CorpusError)
+    if tokens_per_language is not None:
+        tokens_per_language = whole_number(tokens_per_language, "tokens_per_language", CorpusError)
     if context_length < 16 or context_length % 16:
         raise CorpusError(f"The context length must be a multiple of 16, given {context_length}.")
     if tokens_per_language is not None and tokens_per_language < 1:
         raise CorpusError(f"The counted tokens per language must be at least 1, given {tokens_per_language}.")
+    return context_length, tokens_per_language
 
 
 def _format_of(tokenizer: PreTrainedTokenizerFast, context_length: int) -> BlockFormat:

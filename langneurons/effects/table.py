@@ -14,7 +14,7 @@ import pandas as pd
 from langneurons.effects.estimation import LOSSES, Effect, Verdict, holm, verdict_of
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.resampling import SIGNIFICANCE, least_p
-from langneurons.errors import EffectError, LangNeuronsWarning, unknown
+from langneurons.errors import EffectError, LangNeuronsWarning, in_short, unknown
 from langneurons.settings import Testing
 from langneurons.storage.layouts import Layout, all_of, layout
 from langneurons.storage.objects import JsonObject
@@ -441,7 +441,7 @@ def _storable(settings: Mapping[str, object]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(settings))
     except (TypeError, ValueError) as error:
-        raise EffectError(f"The settings of a table are stored as JSON: {error}.") from error
+        raise EffectError(f"The settings of a table are stored as JSON: {in_short(error)}.") from error
 
 
 def _span(counts: Sequence[int]) -> str:

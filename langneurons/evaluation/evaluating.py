@@ -12,7 +12,7 @@ import torch
 
 from langneurons.corpora.languages import distinct, spelled
 from langneurons.effects.estimation import difference
-from langneurons.errors import LanguageError, PatchError, TaskError, unknown
+from langneurons.errors import LanguageError, PatchError, TaskError, check_text, unknown
 from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs
 from langneurons.evaluation.results import AT, UNPATCHED, Evaluation, Factorial, design_of
 from langneurons.identification.neurons import NeuronSet, report_balance, united
@@ -302,6 +302,8 @@ def written_patches(patches: Mapping[str, object], languages: Sequence[str]) -> 
     """
     if not isinstance(patches, Mapping):
         raise PatchError(f"patches maps names to patches, such as {{'zero': patch}}, not {type(patches).__name__}.")
+    for name in patches:
+        check_text(name, "patch's name", PatchError)
     if UNPATCHED in patches:
         raise PatchError(f"{UNPATCHED!r} is the model without patches: give the patch another name.")
     return {

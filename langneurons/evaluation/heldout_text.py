@@ -28,6 +28,7 @@ from langneurons.errors import CorpusError, LangNeuronsWarning, ModelError, unkn
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
 from langneurons.run import Cost, timed
+from langneurons.settings import whole_number
 from langneurons.tasks.batching import scoring, tokenizer_of
 
 EACH = ("block", "text")
@@ -143,7 +144,7 @@ class HeldoutText:
             model: The model the text was tokenised for.
             batch_size: Blocks, or documents, per forward pass.
         """
-        self._check_score(view(model), batch_size)
+        batch_size = self._checked(view(model), batch_size)
         _, batch = next(self.batches(self.languages[0], batch_size))
         with scoring(model) as model_view:
             memory = model_view.predictions(batch.tokens, batch.counted).bytes
@@ -197,7 +198,7 @@ class HeldoutText:
         """
         languages = self.languages if languages is None else distinct(languages, self.languages)
         model_view = view(model)
-        self._check_score(model_view, batch_size)
+        batch_size = self._checked(model_view, batch_size)
         total = sum(len(group) for language in languages for group in self._groups(language))
         bar = tqdm(total=total, unit=self.each, disable=not progress, smoothing=0.1)
         with bar, scoring(model):
@@ -287,7 +288,9 @@ class HeldoutText:
                     stacklevel=3,
                 )
 
-    def _check_score(self, model_view: ModelView, batch_size: int) -> None:
+    def _checked(self, model_view: ModelView, batch_size: int) -> int:
+        """The batch size, if a model can read the text in such batches."""
+        batch_size = whole_number(batch_size, "batch_size", CorpusError)
         if batch_size < 1:
             raise CorpusError(f"A batch has at least one {self.each}, not {batch_size}.")
         _context_length(model_view, self.context_length)
@@ -297,6 +300,7 @@ class HeldoutText:
                 f"The text was tokenised with another vocabulary than {model_view.name}'s: make another with "
                 "HeldoutText.of."
             )
+        return batch_size
 
 
 def losses(model_view: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
@@ -317,6 +321,7 @@ def _context_length(model_view: ModelView, context_length: int | None) -> int:
     tokenizer_of(model_view)  # says if there is none
     if context_length is None:
         return min(USUAL_CONTEXT_LENGTH, model_view.context_length // LENGTHS * LENGTHS)
+    context_length = whole_number(context_length, "context_length", CorpusError)
     if context_length > model_view.context_length:
         raise ModelError(
             f"A context of {context_length} positions is longer than {model_view.name}'s, which is "
@@ -336,6 +341,8 @@ def current_each(each: str) -> str:
 def _check(corpus: Corpus, each: str, tokens_per_language: int | None) -> None:
     if each not in EACH:
         raise CorpusError(unknown("each", each, EACH))
+    if not isinstance(corpus, Corpus):
+        raise CorpusError(f"A text is a Corpus, such as ln.load_corpus() gives, not of type {type(corpus).__name__}.")
     if not corpus.languages:
         raise CorpusError("The corpus is empty: it has no language.")
     if each == "text" and tokens_per_language is not None:

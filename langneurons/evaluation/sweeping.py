@@ -24,7 +24,7 @@ from langneurons.patches.intervening import unreachable
 from langneurons.patches.patch import Patch, Scale, SetTo
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import alone_in_out
-from langneurons.settings import MeasuringOptions, Run, Testing, with_options
+from langneurons.settings import MeasuringOptions, Run, Testing, finite_number, with_options
 
 Kind = Literal["set", "quantile", "scale", "cumulative"]
 EVERY_LAYER = "all"
@@ -48,8 +48,7 @@ class Dose:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise PatchError(unknown("kind of dose", self.kind, get_args(Kind)))
-        if not math.isfinite(self.amount):
-            raise PatchError(f"The amount of a dose is a finite number, not {self.amount}.")
+        finite_number(self.amount, "amount", PatchError)
         if self.kind == "quantile" and not 0 <= self.amount <= 1:
             raise PatchError(f"A quantile lies between 0 and 1, not at {self.amount}.")
         if self.kind == "cumulative" and not 0 < self.amount <= 1:

@@ -21,7 +21,7 @@ from langneurons.errors import LangNeuronsWarning, LanguageError, NeuronSetError
 from langneurons.identification.firing import check_sign_means_something, sign_means_something
 from langneurons.identification.indices import shape_text
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
-from langneurons.settings import Controls, Match
+from langneurons.settings import Controls, Match, whole_number
 
 DECILES = 10
 FREQUENT = 0.75  # quantile of a layer's activation probabilities above which a neuron is called frequent
@@ -34,7 +34,7 @@ UNEVEN, UNEVEN_RATIO = 0.1, 0.1  # standard deviations, and share, beyond which 
 
 def draw_seed(controls: Controls, draw: int) -> int:
     """The seed of one draw."""
-    return controls.seed * SEEDS_APART + draw
+    return controls.seed * SEEDS_APART + whole_number(draw, "draw", NeuronSetError, least=0)
 
 
 def matched_by(controls: Controls) -> Match:

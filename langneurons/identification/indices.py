@@ -14,7 +14,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from langneurons.corpora.languages import label_of, spelled
-from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError
+from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, check_text
+from langneurons.settings import whole_number
 
 Shape = tuple[int, int]
 MOST_LAYERS, MOST_NEURONS = 4096, 2**28  # no model has so many, and a mask of them would fill the memory
@@ -27,9 +28,10 @@ def checked_shape(shape: Sequence[int]) -> Shape:
     Raises:
         NeuronSetError: If they are not two positive numbers.
     """
+    shape = tuple(whole_number(size, "A size in shape", NeuronSetError) for size in shape)
     if len(shape) != 2 or min(shape) < 1 or shape[0] > MOST_LAYERS or shape[0] * shape[1] > MOST_NEURONS:
-        raise NeuronSetError(f"A shape is (layers, neurons per layer), such as (32, 14336), not {tuple(shape)!r:.100}.")
-    return int(shape[0]), int(shape[1])
+        raise NeuronSetError(f"A shape is (layers, neurons per layer), such as (32, 14336), not {shape!r:.100}.")
+    return shape
 
 
 def shape_text(shape: Shape) -> str:
@@ -98,6 +100,7 @@ class LabelledNeurons:
 
     def __post_init__(self):
         for label, flat in self.members.items():
+            check_text(label, "label", NeuronSetError)
             check_flat(label, flat, self.shape)
             if label in self.scores and len(self.scores[label]) != len(flat):
                 raise NeuronSetError(f"{label!r} has {len(flat)} neurons but {len(self.scores[label])} scores.")

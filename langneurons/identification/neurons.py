@@ -105,6 +105,8 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
         missing = [column for column in COLUMNS if column not in table.columns]
         if missing:
             raise NeuronSetError(f"The table has no column {missing[0]!r}; it needs {', '.join(COLUMNS)}.")
+        if twice := [column for column in COLUMNS if list(table.columns).count(column) > 1]:
+            raise NeuronSetError(f"The table has several columns {twice[0]!r}.")
         shape, site = shape or table.attrs.get("shape"), site or table.attrs.get("site")
         if shape is None or site is None:
             raise NeuronSetError("The table does not say its model's shape or site: give shape=(layers, width), site=.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from langneurons.errors import LangNeuronsWarning, NeuronSetError, StorageError
+from langneurons.storage.files import check_regular, path_of
 
 WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 WIDEST = 2**31  # neurons of a layer
@@ -54,6 +55,8 @@ def read_rucaibox(
 
 
 def _load(path: Path) -> object:
+    path_of(path)
+    check_regular(path)
     try:
         if zipfile.is_zipfile(path):
             _check_zip(path)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from langneurons.corpora.languages import label_of
 from langneurons.errors import StatisticsError
+from langneurons.settings import finite_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ class Scores:
         Raises:
             StatisticsError: If ``level`` is no share, or the statistics carry no document folds.
         """
+        level = finite_number(level, "level", StatisticsError)
         if not 0 < level < 1:
             raise StatisticsError(f"The level of an interval lies between 0 and 1, not at {level}.")
         error = self.standard_error()

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from langneurons import babel
+from langneurons import babel, storage
 from langneurons.errors import ModelError, in_short
 from langneurons.models import internals
 
@@ -44,7 +44,7 @@ def source_of(name: str | Path) -> str:
     """
     if not 0 < len(str(name)) < _LONGEST_NAME:
         raise ModelError(f"A model needs a name: 'babel', a folder, or a hub id, not {str(name)!r:.80}.")
-    folder = babel.FOLDER if str(name) == "babel" else Path(name).expanduser()
+    folder = babel.FOLDER if str(name) == "babel" else storage.path_of(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"No model in folder {str(folder)!r}: it has no config.json.")
@@ -337,7 +337,7 @@ def reading(name: str | Path, what: str) -> Iterator[None]:
 
 def _first_sentence(error: Exception) -> str:
     if isinstance(error, SafetensorError):
-        return f"they are corrupt or truncated ({error}); fetch the file again."
+        return f"they are corrupt or truncated ({in_short(error)}); fetch the file again."
     if not isinstance(error, OSError | ValueError | RuntimeError):  # nothing that was said to a user
         return f"its files are damaged or incomplete ({in_short(error)}); fetch them again."
     text = " ".join(str(error).split()) or type(error).__name__

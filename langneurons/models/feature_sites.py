@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import nn
 
-from langneurons.errors import HookSiteError
+from langneurons.errors import HookSiteError, in_short
 from langneurons.models.internals import HookPoint, times_changed
 from langneurons.models.sites import Change, Hook, Layer, Reader, attached, written
 from langneurons.models.weights import weights_fingerprint
@@ -278,7 +278,7 @@ class FeatureSite:
                 shapes = {name: tuple(weight.shape) for name, weight in self.placed[0].tensors().items()}
                 raise HookSiteError(
                     f"A dictionary of site {self.name!r} cannot take what {self.reads} gives, or cannot decode to its "
-                    f"shape: {error}. Weights of the first: {shapes}."
+                    f"shape: {in_short(error)}. Weights of the first: {shapes}."
                 ) from error
         if silent := [placed.layer.index for placed in self.placed if not placed.width]:
             raise HookSiteError(

@@ -23,7 +23,7 @@ from langneurons.identification.controls import statistics_of
 from langneurons.identification.neurons import NeuronSet, united
 from langneurons.recording.site_values import SiteValues
 from langneurons.recording.statistics import ActivationStats
-from langneurons.settings import Controls
+from langneurons.settings import Controls, finite_number, whole_number
 
 Positions = Literal["all", "prompt", "generated"]
 POSITIONS = get_args(Positions)
@@ -141,7 +141,8 @@ class Patch(ABC):
         depth = self.neurons.shape[0]
         if self.layers is None:
             return
-        if outside := sorted(layer for layer in self.layers if not 0 <= layer < depth):
+        layers = [whole_number(layer, "layer", PatchError) for layer in self.layers]
+        if outside := sorted(layer for layer in layers if not 0 <= layer < depth):
             raise PatchError(f"There is no layer {outside[0]}: the model has layers 0 to {depth - 1}.")
         if not self.by_layer:
             has = ", ".join(str(int(layer)) for layer in self.neurons.indices()[:, 0].unique())
@@ -156,7 +157,7 @@ class Patch(ABC):
             if value.ndim:
                 self._check_site(self.site)
             return self._gathered(value if value.ndim else value.expand(len(self.neurons)))
-        if not isinstance(value, Real):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise PatchError(f"A value is a number, SiteValues or a tensor, not {type(value).__name__}.")
         if not math.isfinite(value):
             raise PatchError(f"A neuron cannot be given the value {value}: a finite number is needed.")
@@ -354,9 +355,7 @@ class DiffMean(Patch):
     @property
     def values(self) -> dict[str, Value]:
         """The difference times the strength."""
-        if not math.isfinite(self.strength):
-            raise PatchError(f"A strength is a finite number, not {self.strength}.")
-        return {"difference": self.difference * self.strength}
+        return {"difference": self.difference * finite_number(self.strength, "strength", PatchError)}
 
     def written(self, current: Tensor, **values: Tensor | float) -> Tensor:
         """What they have plus the difference."""

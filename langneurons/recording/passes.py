@@ -72,7 +72,7 @@ class RecordingFolder:
             return
         stored = storage.read_json(file, PLAN)
         differing = [
-            f"{key} (there {stored.get(key)}, here {plan.get(key)})"
+            f"{key} (there {stored.get(key)!s:.80}, here {plan.get(key)!s:.80})"
             for key in {**plan, **stored}
             if stored.get(key) != plan.get(key)
         ]

@@ -85,6 +85,8 @@ def record(
     recording, run = with_options(options, recording, run)
     recording = recording.model_copy(update={"also": check_optional(recording.also)})
     model_view, executor, progress = view(model), chosen_executor(run.executor), bool(run.progress)
+    if not isinstance(corpus, Corpus):
+        raise CorpusError(f"A text is a Corpus, such as ln.load_corpus() gives, not of type {type(corpus).__name__}.")
     _check_fits(recording, model_view)
     _check_shard(shard)
     if like is not None:
@@ -279,7 +281,7 @@ def _check_like(like: ActivationStats, model_view: ModelView, recording: Recordi
         "context length": recording.context_length,
     }
     differing = [
-        f"{what} ({theirs} there, {here[what]} here)"
+        f"{what} ({theirs!s:.80} there, {here[what]!s:.80} here)"
         for what, theirs in like.comparable().items()
         if theirs != here[what]
     ]

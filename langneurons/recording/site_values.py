@@ -12,6 +12,7 @@ from langneurons.errors import SiteMismatchError, StatisticsError
 from langneurons.recording.accumulation import SQUARE_UNITS, SUM_UNITS
 from langneurons.recording.distributions import Histogram, ValueCdf, quantile, rank_error_bound
 from langneurons.recording.records import TENSORS, WRITTEN, LanguageRecord, RecordedModel, check_held
+from langneurons.settings import finite_number
 
 # Rotating the residual stream, and all weights with it, gives the same model with other coordinates. Neurons behind an
 # activation function have no such freedom; a head's norm is the same however the head's own coordinates are turned.
@@ -191,9 +192,13 @@ class RecordedResponses:
                     f"these statistics to site {self.site!r} of model {self.fingerprint[:8]}."
                 )
             threshold = threshold.values
+        if not isinstance(threshold, Tensor):
+            threshold = finite_number(threshold, "threshold", StatisticsError)
         values = torch.as_tensor(threshold, dtype=torch.float64)
         if values.ndim and tuple(values.shape) != self.shape:
             raise StatisticsError(f"A threshold is a number or has shape {self.shape}, not {tuple(values.shape)}.")
+        if not bool(values.isfinite().all()):
+            raise StatisticsError("A threshold must be finite, given NaN or infinity.")
         return values.expand(self.shape)
 
 
@@ -283,5 +288,6 @@ class Responses:
 
 
 def _check_share(share: float) -> None:
+    share = finite_number(share, "share", StatisticsError)
     if not 0 <= share <= 1:
         raise StatisticsError(f"A quantile lies between 0 and 1, not at {share}.")

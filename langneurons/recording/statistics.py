@@ -36,6 +36,7 @@ from langneurons.recording.records import (
     weighted_mean,
 )
 from langneurons.recording.site_values import RecordedResponses, Responses, Threshold
+from langneurons.settings import whole_number
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import Table
 from langneurons.storage.result import Result
@@ -243,7 +244,10 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
         Raises:
             StatisticsError: If the model has no such neuron.
         """
-        (layer, index), (layers, neurons) = neuron, self.shape
+        if not isinstance(neuron, Sequence) or len(neuron) != 2:
+            raise StatisticsError(f"A neuron is given as (layer, index), not as {neuron!r:.60}.")
+        layer, index = (whole_number(part, "neuron", StatisticsError) for part in neuron)
+        layers, neurons = self.shape
         if not (0 <= layer < layers and 0 <= index < neurons):
             last = (layers - 1, neurons - 1)
             raise StatisticsError(f"There is no neuron {(layer, index)}: possible are (0, 0) to {last}.")
@@ -317,6 +321,7 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
             StatisticsError: If ``n`` does not divide the recorded folds.
         """
         recorded = len(self.fold_tokens(self.languages[0]))
+        n = whole_number(n, "n", StatisticsError)
         if n < 1 or recorded % n:
             raise StatisticsError(f"{recorded} document folds were recorded: they cannot be grouped into {n} parts.")
         return [self._fold(range(part, recorded, n)) for part in range(n)]

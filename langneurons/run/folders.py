@@ -1,5 +1,6 @@
 """Who works in a folder: one process at a time, which is refused before it has done anything."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,7 @@ def working_in(folder: Path, doing: str) -> Iterator[None]:
     Raises:
         StorageError: If another process works there, or the folder cannot be written.
     """
-    folder = folder.expanduser().resolve()
+    folder = Path(os.path.realpath(storage.path_of(folder)))  # a link to itself is said when the folder is made
     if folder in _folders.get():
         yield
         return

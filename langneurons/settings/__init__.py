@@ -9,11 +9,13 @@ from langneurons.settings.checking import Count as Count
 from langneurons.settings.checking import Few as Few
 from langneurons.settings.checking import Seed as Seed
 from langneurons.settings.checking import Settings as Settings
+from langneurons.settings.checking import finite_number as finite_number
 from langneurons.settings.checking import literal_choices as literal_choices
 from langneurons.settings.checking import plain_types as plain_types
 from langneurons.settings.checking import possible_values as possible_values
 from langneurons.settings.checking import sentence as sentence
 from langneurons.settings.checking import shown as shown
+from langneurons.settings.checking import whole_number as whole_number
 from langneurons.settings.groups import CONDITIONS as CONDITIONS
 from langneurons.settings.groups import EXECUTORS as EXECUTORS
 from langneurons.settings.groups import PYTHON_ONLY as PYTHON_ONLY

@@ -1,5 +1,7 @@
 """What every group of options shares: it is frozen and checked, and what is wrong with a value is one sentence."""
 
+import math
+import operator
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -57,13 +59,69 @@ class Checked(BaseModel, metaclass=_Raising):
 def _fits(value: object, kinds: set[Any]) -> bool:
     """Whether a plain value is of one of the kinds; what is no plain value is for pydantic to check."""
     numbers = bool({int, float} & kinds)
-    if Any in kinds or not (numbers or bool in kinds) or not isinstance(value, bool | int | float | str):
+    if Any in kinds or not (numbers or bool in kinds):
         return True
-    if isinstance(value, bool):
+    if _is_switch(value):
         return bool in kinds
     if isinstance(value, str):
         return str in kinds
+    if not isinstance(value, int | float):
+        return True
     return numbers and abs(value) <= sys.float_info.max
+
+
+def _is_switch(value: object) -> bool:
+    """Whether a value is true or false, of Python or numpy, which both take for a number."""
+    return type(value).__name__ in ("bool", "bool_")
+
+
+def whole_number(value: object, name: str, error: type[LangNeuronsError], least: int | None = None) -> int:
+    """Check a whole number that is given by itself, of Python, numpy or torch.
+
+    Args:
+        value: The number.
+        name: Name of the argument, for messages.
+        error: The error to raise.
+        least: The least that is possible; by default there is none.
+
+    Raises:
+        LangNeuronsError: The error ``error``, if it is no whole number, or too small.
+
+    Example:
+        >>> whole_number(2.0, "seed", LangNeuronsError)
+        2
+    """
+    number = None
+    if isinstance(value, float) and value.is_integer():
+        number = int(value)
+    elif not _is_switch(value):
+        try:
+            number = operator.index(cast(Any, value))
+        except (TypeError, ValueError):  # the second of a tensor of several numbers
+            number = None
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise error(f"{name} must be a whole number{bound}, given {shown(value)}.")
+    return number
+
+
+def finite_number(value: object, name: str, error: type[LangNeuronsError]) -> float:
+    """Check a number that is given by itself, of Python, numpy or torch.
+
+    Raises:
+        LangNeuronsError: The error ``error``, if it is no number, or not finite.
+
+    Example:
+        >>> finite_number(1, "level", LangNeuronsError)
+        1.0
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes) or _is_switch(value) else float(cast(Any, value))
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise error(f"{name} must be a finite number, given {shown(value)}.")
+    return number
 
 
 class Settings(Checked):

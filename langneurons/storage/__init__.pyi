@@ -6,6 +6,7 @@ from .files import check_writable as check_writable
 from .files import locked as locked
 from .files import make_temporary_folder as make_temporary_folder
 from .files import names_a_file as names_a_file
+from .files import path_of as path_of
 from .files import remove_folder as remove_folder
 from .files import remove_orphans as remove_orphans
 from .files import replacing as replacing

@@ -25,6 +25,25 @@ LOCAL_DRIVES = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", 
 _WRITER = re.compile(r"\.([0-9a-f-]{36}-\d+)-(\d+)-(\d+)(?:\.\w{8})?" + re.escape(_PARTIAL))
 
 
+def path_of(given: object) -> Path:
+    """The path that a user gave; ``~`` is the home folder.
+
+    Raises:
+        StorageError: If no file or folder can be called so, as when a text is given in a path's place.
+    """
+    if not isinstance(given, str | Path):
+        raise StorageError(f"A path is a text or a Path, not {given!r:.60}.")
+    try:
+        parts = [len(os.fsencode(part)) for part in Path(given).parts]
+        if "\0" not in str(given) and max(parts, default=0) <= 255 and sum(parts) + len(parts) <= 4096:
+            return Path(given).expanduser()
+    except (UnicodeEncodeError, RuntimeError):  # the second for the home folder of nobody
+        pass
+    raise StorageError(
+        f"No file or folder can be called {str(given)!r:.60} ({len(str(given)):,} letters): give a path."
+    )
+
+
 @contextmanager
 def said_plainly(path: Path, verb: str) -> Iterator[None]:
     """Turn what the system refuses inside the block into a sentence.
@@ -36,6 +55,7 @@ def said_plainly(path: Path, verb: str) -> Iterator[None]:
     Raises:
         StorageError: If the system refuses, or the name is no UTF-8, which not every library here can open.
     """
+    path_of(path)
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -49,7 +69,7 @@ def said_plainly(path: Path, verb: str) -> Iterator[None]:
         raise StorageError(f"Cannot {verb} {path}: {why}.") from error
     except SafetensorError as error:
         full = "no space left" in str(error).lower() or "StorageFull" in str(error)
-        raise StorageError(f"Cannot {verb} {path}: {DISK_FULL if full else error}.") from error
+        raise StorageError(f"Cannot {verb} {path}: {DISK_FULL if full else in_short(error)}.") from error
 
 
 @contextmanager
@@ -197,6 +217,8 @@ def check_regular(path: Path) -> None:
     Raises:
         StorageError: If it is one.
     """
+    if path.is_symlink() and not path.exists():
+        raise StorageError(f"Cannot read {path}: it is a link to nothing, or to itself.")
     if path.exists() and not stat.S_ISREG(mode := path.stat().st_mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a link to one"
         raise StorageError(f"Cannot read {path}: it is {what}, not a file.")

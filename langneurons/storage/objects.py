@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from langneurons.errors import CorruptArtefactError, LangNeuronsError, StaleArtefactError, StorageError
+from langneurons.errors import CorruptArtefactError, LangNeuronsError, StaleArtefactError, StorageError, in_short
 from langneurons.storage.checksums import seal, unseal
-from langneurons.storage.files import check_regular, said_plainly, write_text
+from langneurons.storage.files import check_regular, path_of, said_plainly, write_text
 
 JsonObject = dict[str, Any]
 
@@ -74,7 +74,7 @@ def read_toml(path: Path, what: str, wrong: type[LangNeuronsError]) -> JsonObjec
         LangNeuronsError: The error ``wrong``, if the file cannot be read, is no TOML, no UTF-8, or nested too deep.
     """
     try:
-        check_regular(path)
+        check_regular(path_of(path))
         with path.open("rb") as file:
             return tomllib.load(file)
     except StorageError as error:
@@ -84,7 +84,7 @@ def read_toml(path: Path, what: str, wrong: type[LangNeuronsError]) -> JsonObjec
     except RecursionError:
         raise wrong(f"{path} is no TOML file that can be read: it is nested too deep.") from None
     except ValueError as error:
-        raise wrong(f"{path} is no TOML file: {error}.") from error
+        raise wrong(f"{path} is no TOML file: {in_short(error)}.") from error
 
 
 def _dumped(content: Mapping[str, Any]) -> str:
@@ -98,7 +98,7 @@ def _parsed(path: Path) -> JsonObject:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptArtefactError(f"{path} is not whole JSON ({error}). Write it again.") from error
+        raise CorruptArtefactError(f"{path} is not whole JSON ({in_short(error)}). Write it again.") from error
     if not isinstance(content, dict):
         raise CorruptArtefactError(f"{path} holds no JSON object but {content!r:.40}.")
     return content

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, unknown
-from langneurons.storage.files import check_regular, understood
+from langneurons.storage.files import check_regular, path_of, understood
 from langneurons.storage.layouts import Layout, check_fields
 from langneurons.storage.objects import JsonObject, read_json, schema_of, write_json
 from langneurons.storage.presenting import Table
@@ -108,7 +108,7 @@ class Result:
         Returns:
             The path.
         """
-        path = Path(path).expanduser()
+        path = path_of(path)
         file = path if self.file is None else path / f"{self.file}.json"
         write_json(file, self.schema, self._write(path))
         return path
@@ -125,7 +125,7 @@ class Result:
             CorruptArtefactError: If it is another kind of file, or was truncated or changed.
             StaleArtefactError: If it was written in another version of its schema.
         """
-        path = Path(path).expanduser()
+        path = path_of(path)
         file = path if cls.file is None or path.is_file() else path / f"{cls.file}.json"
         content = read_json(file, cls.schema)
         with understood(file):
@@ -214,7 +214,7 @@ def load(path: str | Path) -> Result:
         CorruptArtefactError: If it was truncated or changed.
         StaleArtefactError: If it was written in another version of its schema.
     """
-    path = Path(path).expanduser()
+    path = path_of(path)
     file = path if path.is_file() else _file_in(path)
     kind = _kind_of(file)
     if kind not in (kinds := result_kinds()):

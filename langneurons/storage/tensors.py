@@ -7,9 +7,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from langneurons.errors import CorruptArtefactError
+from langneurons.errors import CorruptArtefactError, in_short
 from langneurons.storage.checksums import check_whole, write_summed
-from langneurons.storage.files import said_plainly
+from langneurons.storage.files import check_regular, said_plainly
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], sidecar: bool = False) -> str:
@@ -39,6 +39,7 @@ def read_tensors(path: Path, expected_checksum: str | None = None, foreign: bool
         StorageError: If the file is missing.
         CorruptArtefactError: If it is truncated, differs from its checksum, or has none.
     """
+    check_regular(path)
     check_whole(path, expected_checksum, foreign)
     with said_plainly(path, "read"):
         try:
@@ -46,5 +47,5 @@ def read_tensors(path: Path, expected_checksum: str | None = None, foreign: bool
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except SafetensorError as error:
             raise CorruptArtefactError(
-                f"{path} is not a whole safetensors file ({error}); record or save it again."
+                f"{path} is not a whole safetensors file ({in_short(error)}); record or save it again."
             ) from error

@@ -77,7 +77,7 @@ def read_config(path: str | Path) -> StudyConfig:
     Raises:
         StudyError: If it is no TOML, a key is unknown, a value does not fit, or a name that is used does not exist.
     """
-    path = Path(path)
+    path = storage.path_of(path)
     path = path / CONFIG if path.is_dir() else path
     content = storage.read_toml(path, "the study", StudyError)
     if isinstance(content.get("published"), str):

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from langneurons.corpora.blocks import LENGTHS
 from langneurons.errors import LangNeuronsError, ModelError, TaskError
 from langneurons.models import ModelView, start_token, view
+from langneurons.settings import whole_number
 
 Tokens = tuple[int, ...]
 
@@ -60,6 +61,7 @@ def groups(
     Yields:
         The padded length of a batch, and the ordinals of its sequences.
     """
+    batch_size = whole_number(batch_size, "batch_size", TaskError, least=1)
     lengths = np.array([len(tokens) for tokens in inputs], np.int64)
     padded = np.minimum(-(-lengths // LENGTHS) * LENGTHS, longest)
     for length in np.unique(padded)[::-1].tolist():

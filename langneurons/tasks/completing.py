@@ -14,6 +14,7 @@ from langneurons.models import ModelView, start_token, view
 from langneurons.models.finite import refusal
 from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
+from langneurons.settings import whole_number
 from langneurons.tasks.batching import groups, scoring, tokenizer_of
 
 
@@ -206,6 +207,8 @@ def _check(
     model_view: ModelView, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: Sequence[str], batch_size: int
 ) -> None:
     tokenizer_of(model_view, TaskError)  # says if there is none
+    max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", TaskError)
+    batch_size = whole_number(batch_size, "batch_size", TaskError)
     if max_new_tokens < 1 or batch_size < 1:
         raise TaskError(
             f"max_new_tokens and batch_size are at least 1, given {max_new_tokens} and {batch_size} (in this order)."

@@ -16,6 +16,7 @@ from langneurons.corpora import Corpus, load_corpus
 from langneurons.corpora.languages import distinct, label_of
 from langneurons.errors import TaskError
 from langneurons.models import view
+from langneurons.settings import whole_number
 from langneurons.tasks.answers import UNKNOWN, identify
 from langneurons.tasks.batching import front, token_ids, tokenizer_of
 from langneurons.tasks.completing import complete
@@ -126,6 +127,13 @@ class Generation:
             >>> task.name, task.languages
             ('language forcing', ('en', 'hi'))
         """
+        prompt_tokens = whole_number(prompt_tokens, "prompt_tokens", TaskError)
+        max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", TaskError)
+        min_new_tokens = whole_number(min_new_tokens, "min_new_tokens", TaskError)
+        documents, seed = (
+            whole_number(documents, "documents", TaskError),
+            whole_number(seed, "seed", TaskError, least=0),
+        )
         if min(prompt_tokens, max_new_tokens, documents) < 1:
             raise TaskError(
                 f"prompt_tokens, max_new_tokens and documents are at least 1, given {prompt_tokens}, "
@@ -171,6 +179,7 @@ class Generation:
         Raises:
             TaskError: If ``count`` is below 1.
         """
+        count = whole_number(count, "count", TaskError)
         if count < 1:
             raise TaskError(f"Cannot take {count} documents: the least is 1.")
         return replace(self, documents={language: table[:count] for language, table in self.documents.items()})
@@ -256,7 +265,7 @@ def _documents(language: str, texts: Sequence[str], count: int, seed: int) -> pd
     """Documents that are long enough, drawn at random."""
     order = np.random.default_rng(seed).permutation(len(texts)).tolist()
     long = (index for index in order if len(str(texts[index]).encode()) >= LEAST_DOCUMENT)
-    if not (indices := list(islice(long, count))):
+    if not (indices := list(islice(long, min(count, len(order))))):
         raise TaskError(f"{language!r} has no document of at least {LEAST_DOCUMENT} bytes to go on from.")
     return pd.DataFrame({"item": indices, "cluster": indices, "text": [texts[index] for index in indices]})
 

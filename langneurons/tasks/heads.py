@@ -19,6 +19,7 @@ from langneurons.corpora.languages import distinct
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
+from langneurons.settings import finite_number
 from langneurons.storage.layouts import layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.result import Result
@@ -179,6 +180,7 @@ class ClassificationHead(Result, kind="classification-head", file="head"):
                 f"A head is fitted on one label an item and at least two different ones, not on {len(labels)} labels "
                 f"({', '.join(sorted(set(labels)))}) of {len(features)} items."
             )
+        penalty = finite_number(penalty, "penalty", TaskError)
         if not penalty > 0 or not bool(features.isfinite().all()):
             raise TaskError(f"A head is fitted on finite hidden states with a penalty above 0, given {penalty}.")
         scaler = StandardScaler()

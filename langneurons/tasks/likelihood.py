@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from scipy.special import log_softmax
 
 from langneurons import storage
-from langneurons.errors import TaskError, unknown
+from langneurons.errors import TaskError, in_short, unknown
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
 from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids
@@ -52,7 +52,7 @@ class Template:
         try:
             fields = placeholders(self.text)
         except ValueError as error:
-            raise TaskError(f"The template {self.text!r} is malformed: {error}.") from error
+            raise TaskError(f"The template {self.text!r:.100} is malformed: {in_short(error)}.") from error
         for field in fields:
             if field not in POSSIBLE:
                 raise TaskError(f"In the template {self.text!r}: {unknown('placeholder', field, POSSIBLE)}")

@@ -15,6 +15,7 @@ from langneurons.corpora.languages import canonical, code_in_name, distinct, lab
 from langneurons.corpora.loading import hub_tables, is_hub_id
 from langneurons.corpora.purity import labels_of
 from langneurons.errors import CorruptArtefactError, TaskError, in_short, unknown
+from langneurons.storage.files import path_of
 from langneurons.storage.tables import check_expansion
 
 Source = TypeVar("Source")
@@ -104,7 +105,7 @@ def read_items(
         tables = _selected(tables, names or list(tables))
     else:
         readers = {".parquet": _parquet, **readers}
-        files = _files(Path(source).expanduser(), names, split, readers)
+        files = _files(path_of(source), names, split, readers)
         tables = {
             language: pd.concat([readers[path.suffix](path) for path in paths], ignore_index=True)
             for language, paths in files.items()
@@ -183,6 +184,8 @@ def check_table(language: str, table: pd.DataFrame, columns: Sequence[str], wher
     Raises:
         TaskError: If not.
     """
+    if not isinstance(table, pd.DataFrame):
+        raise TaskError(f"The items of {language!r}{where} are a DataFrame, not of type {type(table).__name__}.")
     for column in columns:
         if column not in table.columns:
             raise TaskError(f"The items of {language!r}{where} lack a column. {unknown('column', column, table)}")
@@ -269,12 +272,15 @@ def _squad(path: Path) -> pd.DataFrame:
             for question in paragraph["qas"]
         ]
     except (OSError, ValueError, RecursionError) as error:
-        raise TaskError(f"{path} is not whole JSON in UTF-8 ({error}).") from error
+        raise TaskError(f"{path} is not whole JSON in UTF-8 ({in_short(error)}).") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise TaskError(
-            f"{path} is not laid out as SQuAD 1.1, data > paragraphs > context and qas: {type(error).__name__} {error}."
+            f"{path} is not laid out as SQuAD 1.1, data > paragraphs > context and qas: {in_short(error)}."
         ) from error
-    return pd.DataFrame(rows, columns=None if rows else _HUB_COLUMNS)
+    try:
+        return pd.DataFrame(rows, columns=None if rows else _HUB_COLUMNS)
+    except UnicodeEncodeError as error:
+        raise TaskError(f"{path} is not valid Unicode: it holds half a surrogate pair.") from error
 
 
 def _with_answers(language: str, table: pd.DataFrame) -> pd.DataFrame:

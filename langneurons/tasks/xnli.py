@@ -20,9 +20,9 @@ from sklearn.model_selection import GroupKFold
 from langneurons import storage
 from langneurons.babel.miniature import mini_xnli
 from langneurons.corpora.languages import by_canonical_code, distinct, for_languages, label_of
-from langneurons.errors import TaskError, unknown
+from langneurons.errors import TaskError, in_short, unknown
 from langneurons.models import ModelView
-from langneurons.settings import Training
+from langneurons.settings import Training, whole_number
 from langneurons.tasks.heads import Head, items_of, pairs_of
 from langneurons.tasks.likelihood import CALIBRATIONS, LABELS, Templates, label_scores, order_of, read_templates
 from langneurons.tasks.objectives import Classifying
@@ -206,6 +206,7 @@ class XNLI:
         Raises:
             TaskError: If ``count`` is below 1.
         """
+        count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
         if count < 1:
             raise TaskError(f"Cannot take {count} premises: the least is 1.")
         clusters = np.unique(next(iter(self.items.values()))["cluster"])
@@ -275,7 +276,7 @@ def _read_tsv(path: Path) -> pd.DataFrame:
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (ValueError, OSError) as error:
-        raise TaskError(f"{path} is not a table of tab-separated UTF-8 text ({str(error).strip()}).") from error
+        raise TaskError(f"{path} is not a table of tab-separated UTF-8 text ({in_short(error)}).") from error
     header, *rows = [line.removesuffix("\r").split("\t") for line in lines if line.strip()] or [[]]
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):

@@ -15,9 +15,9 @@ import torch
 
 from langneurons import storage
 from langneurons.corpora.languages import distinct, for_languages, label_of
-from langneurons.errors import TaskError, TrainingError, unknown
+from langneurons.errors import TaskError, TrainingError, in_short, unknown
 from langneurons.models import ModelView, view
-from langneurons.settings import Training
+from langneurons.settings import Training, whole_number
 from langneurons.tasks import reading
 from langneurons.tasks.answers import exact_match, f1
 from langneurons.tasks.batching import tokenizer_of
@@ -191,6 +191,7 @@ class XQuAD:
         Raises:
             TaskError: If ``count`` is below 1.
         """
+        count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
         if count < 1:
             raise TaskError(f"Cannot take {count} questions: the least is 1.")
         order = np.random.default_rng(seed).permutation(len(self._first))
@@ -332,7 +333,9 @@ def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:
     try:
         fields = placeholders(prompts[language])
     except ValueError as error:
-        raise TaskError(f"The prompt of {language!r} is malformed ({error}): double braces that are text.") from error
+        raise TaskError(
+            f"The prompt of {language!r} is malformed ({in_short(error)}): double braces that are text."
+        ) from error
     for name in fields:
         if name not in PLACEHOLDERS:
             raise TaskError(

@@ -12,6 +12,8 @@ from langneurons.errors import LangNeuronsWarning, TrainingError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
+from langneurons.settings import whole_number
+from langneurons.storage import path_of
 from langneurons.training import peft_format
 from langneurons.training.masked import MaskedUpdate
 from langneurons.training.pieces import Direct, Form, LowRank, Piece, ScaledInputs, ScaledOutputs
@@ -120,6 +122,7 @@ class MaskedLoRA(MaskedUpdate):
         attention: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
+        rank = whole_number(rank, "rank", TrainingError, least=1)
         if neurons is not None and 0 < len(neurons) < rank:
             warnings.warn(
                 f"Rank {rank} is larger than the selection of {len(neurons)} neurons and is lowered to it.",
@@ -148,12 +151,13 @@ class MaskedLoRA(MaskedUpdate):
             CorruptArtefactError: If a file that langneurons wrote was changed since.
             TrainingError: If keys or shapes are not the model's, or it is of another class.
         """
-        if peft_format.is_ours(Path(folder)):
+        folder = path_of(folder)
+        if peft_format.is_ours(folder):
             return super().load(folder, model)
         if model is None:
             raise TrainingError(f"{folder} was written by peft: give model=, to find what its keys stand for.")
         model_view = view(model)
-        neurons, pieces = peft_format.read(Path(folder), model_view)
+        neurons, pieces = peft_format.read(folder, model_view)
         update = cls(neurons, *_settings(pieces))
         update.pieces, update._model = pieces, model_view.fingerprint
         return update

@@ -1,6 +1,5 @@
 """The machinery of every masked update: parameters for a model, attaching, merging, keeping."""
 
-import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from langneurons.errors import SiteMismatchError, TrainingError, unknown
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
+from langneurons.settings import finite_number, whole_number
 from langneurons.storage import fingerprint, understood
 from langneurons.training import peft_format
 from langneurons.training.pieces import Form, LowRank, Piece
@@ -62,10 +62,8 @@ class MaskedUpdate:
         _check_names("projection of the MLP", targets, MLP_TARGETS)
         _check_names("projection of attention", attention, ATTENTION_TARGETS)
         _check_selection(neurons, targets, attention)
-        if rank < 1 or rank != int(rank):
-            raise TrainingError(f"The rank is a whole number from 1 on, given {rank}.")
-        if not math.isfinite(alpha):
-            raise TrainingError(f"alpha is a finite number, given {alpha}.")
+        rank = whole_number(rank, "rank", TrainingError, least=1)
+        finite_number(alpha, "alpha", TrainingError)
         self.neurons = neurons
         self.rank = rank
         self.alpha = alpha

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from langneurons import storage
-from langneurons.errors import CorruptArtefactError, StorageError, TrainingError
+from langneurons.errors import CorruptArtefactError, StorageError, TrainingError, in_short
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import ModelView, Projection
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS, HuggingFaceModule, rows_of
@@ -156,6 +156,9 @@ def _read_modules(folder: Path) -> dict[str, FullSize]:
         raise TrainingError(
             f"{folder / WEIGHTS} should hold lora_A and lora_B of every module; odd: {', '.join(odd[:3])}."
         )
+    for key, tensor in tensors.items():
+        if tensor.ndim != 2 or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise TrainingError(f"{key[:100]} of {folder / WEIGHTS} is no matrix of finite numbers.")
     modules = {}
     for name in names:
         A, B = (tensors[f"{_PREFIX}{name}.lora_{factor}.weight"] for factor in "AB")
@@ -208,7 +211,9 @@ def _as_peft_reads(path: Path) -> Iterator[None]:
         with storage.understood(path):
             yield
     except re.error as error:
-        raise CorruptArtefactError(f"{path} holds {error.pattern!r:.60}, no regular expression ({error}).") from error
+        raise CorruptArtefactError(
+            f"{path} holds {error.pattern!r:.60}, no regular expression ({in_short(error)})."
+        ) from error
 
 
 def _alpha(config: storage.JsonObject, name: str, rank: int, path: Path) -> float:
@@ -256,7 +261,7 @@ def _block(module: FullSize, projection: Projection) -> FullSize:
     """The part of a module's adapter that belongs to one of the projections fused in it."""
     outputs, inputs = projection.shape
     name, size = projection.hugging_face.name, projection.hugging_face.size
-    if module.A.shape[1] != inputs or module.B.shape != (size, module.rank):
+    if module.A.shape != (module.rank, inputs) or module.B.shape != (size, module.rank):
         raise TrainingError(
             f"The adapter of {name} is {tuple(module.B.shape)} x {tuple(module.A.shape)}; the model's weight is "
             f"{size} x {inputs}."

@@ -109,6 +109,8 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
             Effects by ``trained`` and ``language`` (on the source: ``trained`` and ``target``), differences of scores,
             one Holm family. Against anything but random, sets that have random ones are placed among them: the mean
             effect over seeds among the means, over as many seeds, of every draw of random neurons.
+            A draw holds other neurons for every seed, so that their luck is averaged and the set's own is not: where
+            sets of neurons differ much beside the seeds, a set is placed outside more often than the level says.
 
         Raises:
             EffectError: If that condition was not trained, or nothing can be compared with it.

@@ -331,7 +331,7 @@ def test_options_go_by_their_earlier_names_for_a_version():
         ({"value": torch.zeros(6), "controls": 2}, EffectError, "control neurons"),
         ({"languages": ["fr"]}, LanguageError, "Possible: en, hi"),
         ({"languages": "en"}, LanguageError, "as a list"),
-        ({"languages": []}, LanguageError, "at least one language"),
+        ({"languages": []}, LanguageError, "No language was given"),
         ({"metric": mean_logit, "out": "folder"}, EffectError, "fingerprint"),
         ({"metric": lambda logits, tokens, mask, labels: logits}, EffectError, "one number per row"),
         ({"each": torch.zeros(3, 4)}, EffectError, "one number per neuron"),

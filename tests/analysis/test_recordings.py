@@ -17,7 +17,7 @@ from langneurons.analysis.validity import (
 from langneurons.errors import CorpusError
 from tests.planted.model import planted_model
 from tests.recording.conftest import same
-from tests.test_run import PiecesHere
+from tests.running.conftest import PiecesHere
 
 LAPE = ln.LAPE(top=0.1, filter_quantile=0.75)
 ROOT = Path(__file__).parents[2]

@@ -127,7 +127,7 @@ def test_other_languages_are_joined_and_selected_in_the_order_given(raw):
     assert joined.languages == ("en", "hi")
     assert joined.select(["hi", "en"]).languages == ("hi", "en")
     with pytest.raises(LanguageError, match="did you mean 'hi'"):
-        joined.select(["hin"])
+        joined.select(["hix"])
 
 
 def test_folds_partition_the_tokens_and_their_counts_add_up(stats):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from langneurons.errors import CorruptArtefactError, StorageError, TrainingError
 from langneurons.models import view
@@ -116,6 +117,27 @@ def test_keys_and_shapes_that_do_not_fit_are_named(tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
         with pytest.raises(TrainingError, match=message):
             MaskedLoRA.load(tmp_path, llama)
+
+
+@pytest.mark.parametrize("damage", ["nan", "inf", "whole", "cube", "row", "number"])
+def test_weights_that_are_no_matrix_of_finite_numbers_are_refused(damage, tmp_path):
+    llama = fresh("llama", "bridge")
+    trained(MaskedLoRA(some_neurons(llama), rank=2), llama).save(tmp_path)
+    (tmp_path / "langneurons.json").unlink()
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    name, weight = next(iter(tensors.items()))
+    tensors[name] = {
+        "nan": torch.full_like(weight, float("nan")),
+        "inf": torch.full_like(weight, float("inf")),
+        "whole": torch.ones_like(weight, dtype=torch.int64),
+        "cube": weight[..., None].contiguous(),
+        "row": weight[0].clone(),
+        "number": torch.tensor(1.0),
+    }[damage]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors.sum").unlink(missing_ok=True)
+    with pytest.raises(TrainingError, match="is no matrix of finite numbers"):
+        MaskedLoRA.load(tmp_path, llama)
 
 
 def _wider(architecture):

@@ -343,7 +343,7 @@ def test_bad_selections_are_refused():
         "Nothing would be trained": {"neurons": None},
         "is empty": {"neurons": nothing},
         "'head' have no rows": {"neurons": heads},
-        "a whole number from 1 on": {"neurons": neurons, "rank": 0},
+        "rank must be a whole number of at least 1": {"neurons": neurons, "rank": 0},
         "did you mean 'gate'": {"neurons": neurons, "rank": 1, "targets": ("gaet",)},
         "as a tuple": {"neurons": neurons, "rank": 1, "targets": "gate"},
         "at least one": {"neurons": neurons, "rank": 1, "targets": ()},

@@ -59,7 +59,7 @@ def test_what_is_no_task_is_refused(model, neurons):
 
 
 def test_an_alpha_that_is_no_number_is_refused(neurons):
-    with pytest.raises(TrainingError, match="alpha is a finite number, given nan"):
+    with pytest.raises(TrainingError, match="alpha must be a finite number, given nan"):
         ln.MaskedLoRA(neurons, rank=2, alpha=float("nan"))
 
 

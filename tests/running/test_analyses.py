@@ -1,7 +1,5 @@
 """Profiles, screens and polysemanticity are the same wherever they are computed, and are kept in a folder."""
 
-import importlib
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -9,32 +7,7 @@ from pandas.testing import assert_frame_equal
 
 import langneurons as ln
 from langneurons.analysis.texts import LabelledTexts
-from tests.recording.conftest import documents
-from tests.test_run import WIDTH, NeverCalled
-from tests.tiny_models import save_tiny
-
-
-@pytest.fixture(scope="module")
-def ray():
-    if find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install 'langneurons[ray]'")
-    yield ln.run.RayExecutor(workers=2)
-    importlib.import_module("ray").shutdown()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return ln.load_model(save_tiny(tmp_path_factory.mktemp("checkpoint"), "llama"))
-
-
-@pytest.fixture(scope="module")
-def corpus():
-    return ln.load_corpus(documents())
-
-
-@pytest.fixture(scope="module")
-def neurons():
-    return ln.NeuronSet.of({"en": [(0, 1), (1, 3)], "hi": [(0, 2), (1, 40)]}, shape=(2, WIDTH), site="act")
+from tests.running.conftest import NeverCalled
 
 
 def profile(model, corpus, neurons, **run: Any):

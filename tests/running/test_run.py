@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,49 +19,18 @@ from langneurons.models.dictionaries import SparseDictionaryConfig
 from langneurons.recording import passes
 from langneurons.run import Cost, ThisProcess, chosen_executor, timed
 from langneurons.study.study import Study
-from tests.recording.conftest import documents, same
+from tests.recording.conftest import same
+from tests.running.conftest import STATISTICS, NeverCalled, PiecesHere
 from tests.study.small import small
-from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny_models import tiny_model, tiny_tokenizer
 from tests.training.small import pairs
 
-WIDTH = 48
-STATISTICS: dict[str, Any] = {"context_length": 32, "progress": False}
 MEASURED: dict[str, Any] = {"resamples": 600, "progress": False}
-
-
-@pytest.fixture(scope="module")
-def ray():
-    """Two workers on this machine, as long as this file is tested."""
-    if find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install 'langneurons[ray]'")
-    yield ln.run.RayExecutor(workers=2)
-    importlib.import_module("ray").shutdown()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("checkpoint"), "llama")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return ln.load_model(folder)
-
-
-@pytest.fixture(scope="module")
-def corpus():
-    return ln.load_corpus(documents())
 
 
 @pytest.fixture(scope="module")
 def text(tiny, corpus):
     return ln.HeldoutText.of(tiny, corpus, 300, 32)
-
-
-@pytest.fixture(scope="module")
-def neurons():
-    members = {"en": [(0, 1), (0, 7), (1, 3)], "hi": [(0, 2), (1, 5), (1, 40)]}
-    return ln.NeuronSet.of(members, shape=(2, WIDTH), site="act")
 
 
 @dataclass(frozen=True)
@@ -133,16 +101,6 @@ def killed(run: Any, stats: Any) -> None:
     raise KeyboardInterrupt
 
 
-@dataclass(frozen=True)
-class PiecesHere(ThisProcess):
-    """An executor that cuts, and computes everything here."""
-
-    number: int
-
-    def pieces(self, model: Any) -> int:
-        return self.number
-
-
 @pytest.mark.parametrize("number", [2, 3, 50])
 def test_any_number_of_pieces_gives_the_same_statistics(tiny, corpus, number):
     whole = ln.record(tiny, corpus, **STATISTICS)
@@ -158,14 +116,6 @@ def test_effects_of_patches_are_the_same(tiny, text, neurons, ray, tmp_path):
     assert_frame_equal(here.rows, there.rows)
     again = ln.perplexity_matrix(tiny, text, neurons, out=tmp_path, executor=NeverCalled(), **options)
     assert_frame_equal(again.rows, there.rows)
-
-
-class NeverCalled(ThisProcess):
-    """An executor that must find everything done."""
-
-    def map(self, model, work, jobs):
-        assert not list(jobs)
-        return iter(())
 
 
 def test_evaluations_ablations_and_sweeps_are_the_same(tiny, text, neurons, ray):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from pandas.testing import assert_frame_equal
 
 import langneurons as ln
 from langneurons.errors import ExecutorError
-from tests.recording.conftest import documents, same
-from tests.tiny_models import save_tiny
+from tests.recording.conftest import same
+from tests.running.conftest import STATISTICS, imported_ray
 
 STORE = 100_000_000  # bytes of a machine's object store
-STATISTICS: dict[str, Any] = {"context_length": 32, "progress": False}
 RECORD = """
 import sys, langneurons as ln
 from tests.recording.conftest import documents
@@ -44,10 +42,8 @@ def _one_thread():
 @pytest.fixture
 def cluster():
     """Two machines of one processor each; whoever computes must fetch what lies on the other."""
-    if find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install 'langneurons[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray, utils = importlib.import_module("ray"), importlib.import_module("ray.cluster_utils")
+    ray, utils = imported_ray(), importlib.import_module("ray.cluster_utils")
     ray.shutdown()
     machines = utils.Cluster(
         initialize_head=True,
@@ -57,21 +53,6 @@ def cluster():
     yield machines
     ray.shutdown()
     machines.shutdown()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("checkpoint"), "llama")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return ln.load_model(folder)
-
-
-@pytest.fixture(scope="module")
-def corpus():
-    return ln.load_corpus(documents())
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -106,7 +87,7 @@ def test_two_machines_give_the_same_results_and_lose_nothing_when_one_is_lost(cl
 
 
 def test_a_recording_whose_cluster_was_lost_goes_on_when_it_is_called_again(cluster, folder, tmp_path):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     whole, out = tmp_path / "whole", tmp_path / "run"
     program = [sys.executable, "-c", RECORD, str(folder)]
     subprocess.run([*program, str(whole), "here"], check=True, cwd=root)
