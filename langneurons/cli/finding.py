@@ -26,8 +26,6 @@ from langneurons.study.wording import METHODS, PUBLISHED_METHODS, make_method, o
 if TYPE_CHECKING:
     import torch
 
-    from langneurons.storage import Result
-
 QUESTION = "Which neurons belong to which language, and what do they do?"
 
 Model = Annotated[str, typer.Argument(help="babel, a local folder, or a hub name.")]
@@ -154,7 +152,7 @@ def statistics_of(path: Path, site: str | None, languages: Sequence[str] | None)
     return stats if languages is None else stats.select(languages)
 
 
-def keep(result: "Result", run: Run, name: str) -> None:
+def keep(result: "ln.storage.Result", run: Run, name: str) -> None:
     """Save a result in a folder of the run, if it has one, and say where; before it is shown, which may fail.
 
     Args:

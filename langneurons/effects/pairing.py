@@ -55,11 +55,6 @@ class Paired:
         shares = ((self.baseline >= 0) & (self.baseline <= 1)).all()
         return bool(shares and (self.condition == self.baseline).all())
 
-    @property
-    def single_rows(self) -> bool:
-        """Whether every cluster is one row."""
-        return int(self.clusters.max()) + 1 == len(self.clusters)
-
 
 def pair(
     condition: pd.DataFrame, baseline: pd.DataFrame, value: str, per: str, resampled: Resampled = "auto"

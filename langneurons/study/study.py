@@ -19,11 +19,10 @@ from langneurons.replication.published import read_published
 from langneurons.run import chosen_executor, timed
 from langneurons.settings import RunOptions, with_options
 from langneurons.study.config import CONFIG, STAGES, as_toml, read_study
-from langneurons.study.run_folder import BLOCKED, DONE, FAILED, RunFolder, Sources
 from langneurons.study.stages import Plan, Source, Step
 from langneurons.study.stages.report import REPORT, findings_of
 from langneurons.study.tables import StudyConfig
-from langneurons.study.work import Work
+from langneurons.study.work import BLOCKED, DONE, FAILED, RunFolder, Sources, Work
 
 EFFICIENCY = 0.5  # of a large matrix product's speed that a model's forward reaches
 LEAST_DISK = 1e6  # bytes of any result

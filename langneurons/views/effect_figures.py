@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from langneurons.effects.table import EffectTable
+from langneurons.effects.table import EffectTable, span
 from langneurons.errors import EffectError, LangNeuronsWarning
 from langneurons.storage import Column, Result
 from langneurons.views import style
-from langneurons.views.style import COLOURS, interval, signed, span, styled
+from langneurons.views.style import COLOURS, interval, signed, styled
 
 STARS = {
     "worse": "*",

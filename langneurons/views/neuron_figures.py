@@ -8,13 +8,13 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from langneurons.effects.table import EffectTable
+from langneurons.effects.table import EffectTable, span
 from langneurons.errors import EffectError, NeuronSetError, unknown
 from langneurons.identification.indices import shape_text
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.effect_figures import provenance_of
-from langneurons.views.style import COLOURS, DOTTED, error_bars, heatmap, legend_above, line_of, span, styled
+from langneurons.views.style import COLOURS, DOTTED, error_bars, heatmap, legend_above, line_of, styled
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "circle-open")
 MANY_LAYERS = 24  # more, and a cell is too narrow for its number

@@ -247,17 +247,6 @@ def line_of(place: int) -> dict[str, str]:
     return {"color": COLOURS[place % len(COLOURS)], "dash": DASHES[place // len(COLOURS) % len(DASHES)]}
 
 
-def span(counts: Iterable[float]) -> str:
-    """Counts as one number, or from the least to the most.
-
-    Example:
-        >>> span([1200, 1200]), span([3, 1])
-        ('1,200', '1 to 3')
-    """
-    least, most = int(min(counts)), int(max(counts))
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
 def label_room(labels: Iterable[str], title: bool = False) -> int:
     """Left margin in pixels that labels of the vertical axis need; ``title`` says whether the axis has a title too."""
     letters = min(max(map(len, labels), default=0), LONGEST_LABEL)

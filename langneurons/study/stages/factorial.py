@@ -25,9 +25,7 @@ class FactorialPart(Grid):
     controls: Controls = Controls(draws=0)
 
 
-class FactorialStage(
-    NeuronStage[FactorialPart], name="factorial", table="factorial", verb="factorial", section="factorial", judged=True
-):
+class FactorialStage(NeuronStage[FactorialPart], name="factorial", judged=True):
     """Factorial experiments."""
 
     def work_on(self, plan: Plan, part: FactorialPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
@@ -48,7 +46,7 @@ class FactorialStage(
         yield from misnamed("operation", where, part.operations, OPERATIONS)
         yield from misnamed("site", where, part.sites, config.recording.sites)
 
-    def run(self, step: Step, part: FactorialPart, work: Work) -> None:
+    def run(self, step: Step, part: FactorialPart, work: Work) -> Any:
         """Patch each language's neurons in every way and place, and ask in every way."""
         neurons, stats = work.neurons(step)
         tasks = [task_of(task, step, work) for task in _tasks(work.config, part).values()]
@@ -56,7 +54,7 @@ class FactorialStage(
         languages = patchable(among(part.languages, common), neurons)
         design = {"languages": languages, "operations": part.operations, "sites": step.settings["sites"]}
         options = {**self.settings(part, step, work), **design}
-        ln.factorial(work.model(step), neurons, stats, tasks, **options).save(work.result(step))
+        return ln.factorial(work.model(step), neurons, stats, tasks, **options)
 
     def load(self, folder: Path) -> Any:
         """The factorial, not the evaluation that it is saved with."""

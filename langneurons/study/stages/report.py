@@ -60,7 +60,7 @@ class ReportStage(Stage[Part], name="report"):
             settings |= {"numbers": plan.source("numbers", config.published), "published_as": names}
         yield Step(self, settings, tuple(plan.steps.values()), model)
 
-    def run(self, step: Step, part: Part, work: Work) -> None:
+    def run(self, step: Step, part: Part, work: Work) -> Any:
         """Write the report of every model; that of the first is ``report.html``.
 
         Raises:

@@ -44,13 +44,7 @@ class TaskPart(PatchedGrid):
 
 
 class TasksStage(
-    NeuronStage[TaskPart],
-    name="evaluate",
-    table="tasks",
-    several=True,
-    verb="evaluate",
-    section="evaluation",
-    judged=True,
+    NeuronStage[TaskPart], name="evaluate", table="tasks", several=True, section="evaluation", judged=True
 ):
     """Scores of tasks."""
 
@@ -75,13 +69,13 @@ class TasksStage(
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
-    def run(self, step: Step, part: TaskPart, work: Work) -> None:
+    def run(self, step: Step, part: TaskPart, work: Work) -> Any:
         """Score the model as it is and under every patch."""
         neurons, stats = work.neurons(step)
         task, patches = task_of(part, step, work), work.patches(step, work.config.patches_of(part))
         options = {**self.settings(part, step, work), "stats": stats}
         languages = patchable(task.languages, neurons)
-        ln.evaluate(work.model(step), task, languages, patches, **options).save(work.result(step))
+        return ln.evaluate(work.model(step), task, languages, patches, **options)
 
     def tokens(self, step: Step, part: TaskPart, config: StudyConfig, units: Units) -> float:
         """Every item unpatched, under every patch and its controls."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -37,19 +37,16 @@ class NullsStage(Stage[ValidityPart], name="nulls", table="validity"):
                 methods = [each for name, each in plan.config.methods.items() if part.covers(name, language_set)]
                 if part.nulls and methods:
                     recording = recording_for(plan.config, methods)
-                    settings = {
-                        **plan.text_settings(model),
-                        **keyed(recording.model_copy(update={"tokens_per_language": part.tokens})),
-                        "languages": languages,
-                        "nulls": part.nulls,
-                    }
+                    recording = recording.model_copy(update={"tokens_per_language": part.tokens})
+                    settings = plan.text_settings(model) | keyed(recording)
+                    settings |= {"languages": languages, "nulls": part.nulls}
                     yield Step(self, settings, model=model, language_set=language_set)
 
     def mistakes(self, config: StudyConfig) -> Iterator[str]:
         """None of its own: the table is that of ``validity``."""
         return iter(())
 
-    def run(self, step: Step, part: ValidityPart, work: Work) -> None:
+    def run(self, step: Step, part: ValidityPart, work: Work) -> Any:
         """Record every null in two halves."""
         from langneurons.analysis.validity import record_nulls
 
@@ -96,7 +93,7 @@ class ValidityStage(Stage[ValidityPart], name="validity", table="validity", sect
                     "its methods (own-p90 is what published-act-prob-90p is but for its batches)."
                 )
 
-    def run(self, step: Step, part: ValidityPart, work: Work) -> None:
+    def run(self, step: Step, part: ValidityPart, work: Work) -> Any:
         """Check one method."""
         from langneurons.analysis.validity import Evidence, nulls_of, split_half, validity_table
 
@@ -114,7 +111,7 @@ class ValidityStage(Stage[ValidityPart], name="validity", table="validity", sect
                 raise
             reliability = split_half(method, halves["real"], seed=work.config.seed)
         evidence = Evidence(f"{step.method}, {step.language_set}", split_half=reliability, nulls=nulls)
-        validity_table([evidence]).save(work.result(step))
+        return validity_table([evidence])
 
 
 def _halves(folder: Path, site: str | None) -> "dict[str, Halves]":
