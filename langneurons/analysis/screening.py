@@ -195,8 +195,7 @@ def screen(
         jobs[(language,)] = Job((), about, partial(_predicted, model, text, language, patch, run))
     predictions = measure_jobs(model, jobs, run)
     predicted = {name: torch.tensor(table["predicted"]).view(shape) for (name,), table in predictions.items()}
-    random = random_stream(seed, "screened sample").choice(total, min(sample, total), replace=False)
-    sampled = replace(every, members={"sample": np.sort(random)}, method="uniform sample")
+    sampled = uniform_sample(replace(every, method="uniform sample"), sample, seed, "screened sample")
     rows = ablate(model, sampled, text, "nll", value, languages=languages, run=run, stats=stats).rows
     places = zip(rows["language"], rows["layer"], rows["neuron"], strict=True)
     guesses = [float(predicted[language][layer, unit]) for language, layer, unit in places]
@@ -205,6 +204,20 @@ def screen(
     about = {"model": fingerprint, "site": site, "languages": languages, "value": str(ablation_value)}
     settings = {**about, "top": top, "seed": seed}
     return Screen(torch.stack(list(predicted.values())), agreement, beside.reset_index(drop=True), settings)
+
+
+def uniform_sample(every: NeuronSet, size: int, seed: int, purpose: str) -> NeuronSet:
+    """Draw neurons uniformly from all of a model; all where there are fewer.
+
+    Args:
+        every: A neuron set of the model's shape and site.
+        size: Number of neurons.
+        seed: Seed of the draw.
+        purpose: What the sample is for; other purposes draw independently.
+    """
+    total = int(np.prod(every.shape))
+    flat = random_stream(seed, purpose).choice(total, min(size, total), replace=False)
+    return replace(every, members={"sampled": np.sort(flat)})
 
 
 def _predicted(model: torch.nn.Module, text: HeldoutText, language: str, patch: SetTo, run: Run) -> pd.DataFrame:

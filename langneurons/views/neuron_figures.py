@@ -46,14 +46,14 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         counts,
         neurons.languages,
         range(layers),
+        ("language", "layer"),
         customdata=counts / width,
         zmax=None,
         texttemplate="%{z}" if layers <= MANY_LAYERS else None,
         hovertemplate="%{y}, layer %{x}<br>%{z} neurons<br>%{customdata:.2%} of the layer<extra></extra>",
         colorbar={"title": "neurons"},
     )
-    figure.update_xaxes(title="layer", type="linear", tickmode="linear" if layers <= 40 else "auto")
-    figure.update_yaxes(title="language")
+    figure.update_xaxes(type="linear", tickmode="linear" if layers <= 40 else "auto")
     return styled(
         figure,
         f"Neurons per language and layer ({len(neurons):,} of {layers * width:,})",
@@ -158,8 +158,8 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
     figure.add_vline(x=0, line=DOTTED)
     quantity = "pre-activation z" if stats.site in ("pre", "act") else f"activation at {stats.site}"
     figure.update_xaxes(title=quantity)
-    figure.update_yaxes(title=f"density, per unit of {quantity.split()[-1] if 'z' in quantity else 'activation'}")
-    figure.update_yaxes(rangemode="tozero")
+    unit = quantity.split()[-1] if "z" in quantity else "activation"
+    figure.update_yaxes(title=f"density, per unit of {unit}", rangemode="tozero")
     return styled(
         figure,
         f"Neuron {index} of layer {layer}: {quantity} in each language",

@@ -41,13 +41,12 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
         jaccard,
         neurons.languages,
         columns.languages,
+        (names[0] or "language", names[1] or "language"),
         customdata=shared,
         texttemplate="%{z:.2f}",
         hovertemplate="%{y} and %{x}<br>Jaccard %{z:.3f}<br>%{customdata} shared neurons<extra></extra>",
         colorbar={"title": "Jaccard"},
     )
-    figure.update_xaxes(title=names[1] or "language")
-    figure.update_yaxes(title=names[0] or "language")
     sizes, title = f"{len(neurons):,} neurons", "Overlap between the languages' neurons"
     if other is not None:
         sizes = f"{len(neurons):,} and {len(columns):,} neurons"
@@ -85,14 +84,14 @@ def sets(
         >>> list(ln.plot.sets(neurons, {"Europe": ["en", "fr"], "all": ["en", "hi", "zh"]}).data[0].y)
         ['all']
     """
-    if isinstance(neurons, NeuronSet):
-        named = {name: set(group) for name, group in (languages or PUBLISHED_SETS).items()}
-        groups = {
-            name: neurons.select([label for label in neurons.languages if label in group])
-            for name, group in named.items()
+    groups = (
+        dict(neurons)
+        if not isinstance(neurons, NeuronSet)
+        else {
+            name: neurons.select([label for label in neurons.languages if label in set(group)])
+            for name, group in (languages or PUBLISHED_SETS).items()
         }
-    else:
-        groups = dict(neurons)
+    )
     groups = {name: group for name, group in groups.items() if len(group.languages) > 1}
     if not groups:
         raise NeuronSetError(
@@ -109,14 +108,13 @@ def sets(
         (own / size).to_numpy(),
         groups,
         labels,
+        ("language set", "language"),
         text=texts.where(size.notna(), "").to_numpy(),
         texttemplate="%{text}",
         textfont={"size": 12 if len(labels) <= 10 else 10},
         hovertemplate="%{y}, %{x}<br>%{z:.0%} of its neurons: %{text}<extra></extra>",
         colorbar={"title": "share its own", "tickformat": ".0%"},
     )
-    figure.update_xaxes(title="language")
-    figure.update_yaxes(title="language set")
     compared = "; ".join(f"{name}: {' '.join(group.languages)}" for name, group in groups.items())
     return styled(
         figure,

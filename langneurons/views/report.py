@@ -108,10 +108,8 @@ def packed_texts(profiles: Profiles) -> str:
     examples = {}
     for neuron in profiles.neurons:
         table, rows = profiles[neuron].examples, []
-        scale = (
-            max((abs(value) for values in table["values"] for value in values if np.isfinite(value)), default=0.0)
-            or 1.0
-        )
+        sizes = [abs(value) for values in table["values"] for value in values if np.isfinite(value)]
+        scale = max(sizes, default=0.0) or 1.0
         for row in table.to_dict("records"):
             whole = whole_characters(profiles.pieces(row["text"]), list(row["values"]))
             texts.setdefault(str(row["text"]), [piece for piece, _ in whole])
