@@ -147,8 +147,7 @@ def statistics_of(path: Path, site: str | None, languages: Sequence[str] | None)
         site: A recorded site; by default the first.
         languages: Languages to keep; by default all.
     """
-    stats = ln.ActivationStats.load(path)
-    stats = stats if site is None else stats.at(site)
+    stats = ln.ActivationStats.load(path) if site is None else ln.ActivationStats.load(path).at(site)
     return stats if languages is None else stats.select(languages)
 
 
@@ -332,9 +331,8 @@ def report(
 
     if (folder / CONFIG).is_file():
         pages, left_out = Study.from_toml(folder).findings(), []
-        pages = (
-            pages if question == QUESTION else {name: replace(each, question=question) for name, each in pages.items()}
-        )
+        if question != QUESTION:
+            pages = {name: replace(each, question=question) for name, each in pages.items()}
     else:
         findings, left_out = read_folder(folder, question)
         pages = {"": findings}
