@@ -171,7 +171,7 @@ def compare_methods(
         warnings.warn("The option site= is called sites=, a list of one.", LangNeuronsWarning, stacklevel=2)
         current = {"sites": [current["site"]], **{name: part for name, part in current.items() if name != "site"}}
     controls, testing, recording, run = with_options(current, controls_of(controls), Testing(), recording, run)
-    named = _named(methods)
+    by_name = _named(methods)
     heldout = None if text is None else _checked_text(text, recorded)
     if sample < 0:
         raise StatisticsError(f"The number of neurons to ablate cannot be negative, given {sample}.")
@@ -181,14 +181,14 @@ def compare_methods(
     seed = controls.seed
     testing = testing.model_copy(update={"seed": seed})
     if isinstance(recorded, Corpus):
-        also = check_optional([*recording.also, *(need for method in named.values() for need in method.needs)])
+        also = check_optional([*recording.also, *(need for method in by_name.values() for need in method.needs)])
         recording = recording.model_copy(update={"also": also})
         recorded = record_nulls(
             model, recorded, which=nulls, seed=seed, recording=recording, run=inside(run, "recordings")
         )
     real, null = (recorded.real, recorded.nulls) if isinstance(recorded, Recordings) else (recorded.at(site), {})
     stats, notes = whole(real), []
-    rows = {name: {"method": name, **_on_paper(name, method, real, null, notes)} for name, method in named.items()}
+    rows = {name: {"method": name, **_on_paper(name, method, real, null, notes)} for name, method in by_name.items()}
     if heldout is not None:
         heldout, ablated = HeldoutText.of(model, heldout), None
         if sample:
@@ -201,7 +201,7 @@ def compare_methods(
             table = rows_of_neurons.assign(flat=flat).pivot(index="flat", columns="language", values="effect")
             ablated = table.reindex(columns=[language for language in stats.languages if language in table.columns])
         matched, folder = controls.model_copy(update={"stats": controls.stats or stats}), inside(run, "matrix")
-        for name, method in named.items():
+        for name, method in by_name.items():
             neurons, matrix = _identified(method, stats), None
             patched = [label for label, flat in neurons.members.items() if len(flat) and label in heldout.languages]
             if patched and len(heldout.languages) > 1:
@@ -216,24 +216,24 @@ def compare_methods(
         "model": stats.model.fingerprint,
         "languages": list(stats.languages),
         "tokens": stats.tokens.tolist(),
-        "methods": {name: repr(method) for name, method in named.items()},
+        "methods": {name: repr(method) for name, method in by_name.items()},
         "value": repr(value),
         "seed": seed,
         "notes": notes,
     }
-    return Comparison(pd.DataFrame(list(rows.values())), _overlap(named, stats), settings)
+    return Comparison(pd.DataFrame(list(rows.values())), _overlap(by_name, stats), settings)
 
 
 def _named(methods: Mapping[str, object] | Sequence[object]) -> dict[str, Method]:
     pairs = methods.items() if isinstance(methods, Mapping) else [(repr(method), method) for method in methods]
-    named = {}
+    by_name = {}
     for name, method in pairs:
         if not isinstance(method, Method):
             raise StatisticsError(f"{name!r} is no method such as ln.LAPE(top=0.01), but a {type(method).__name__}.")
-        named[name] = method
-    if not named or len(named) < len(methods):
+        by_name[name] = method
+    if not by_name or len(by_name) < len(methods):
         raise StatisticsError(f"A comparison needs methods, each with a name of its own, not {list(methods)}.")
-    return named
+    return by_name
 
 
 def _checked_text(text: object, recorded: Corpus | Recordings | ActivationStats) -> Corpus | HeldoutText:
@@ -268,8 +268,8 @@ def _on_paper(
         notes.append(f"{name} cannot be split in halves: {error}")
         figures = {}
     row |= {figure: figures.get(figure, np.nan) for figure in ("spearman", "jaccard", "jaccard_chance")}
-    checked = nulls_of(method, real, null) if null else None
-    return row | {f"null_{kind}": checked.share(kind) for kind in null if checked is not None}
+    null_shares = nulls_of(method, real, null) if null else None
+    return row | {f"null_{kind}": null_shares.share(kind) for kind in null if null_shares is not None}
 
 
 def _overlap(methods: Mapping[str, Method], stats: ActivationStats) -> pd.DataFrame:

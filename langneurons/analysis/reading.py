@@ -174,17 +174,17 @@ def read(
         key = storage.fingerprint(READING, *of_site, *of_texts)
         paths[language] = None if run.out is None else run.out / "readings" / f"{key}.safetensors"
         jobs[language] = (sequences, labels)
-    stored = {language: _kept(path) for language, path in paths.items()}
-    to_do = [job for language, job in jobs.items() if stored[language] is None]
+    kept_readings = {language: _kept(path) for language, path in paths.items()}
+    to_do = [job for language, job in jobs.items() if kept_readings[language] is None]
     batch_size, label_count = run.batch_size or BATCH_SIZE, len(texts.labels)
     read_language = partial(_run, neurons=neurons, how=(site, position, batch_size, label_count))
-    fresh = chosen_executor(run.executor).map(model, read_language, to_do)
+    new_readings = chosen_executor(run.executor).map(model, read_language, to_do)
     moments, values = {}, {}
     with tqdm(total=sum(map(len, texts.items.values())), unit="text", disable=not run.progress) as bar:
         for language, path in paths.items():
-            tensors = stored[language]
+            tensors = kept_readings[language]
             if tensors is None:
-                tensors = next(fresh)
+                tensors = next(new_readings)
                 if path is not None:
                     storage.write_tensors(path, tensors, sidecar=True)
                     tensors = storage.read_tensors(path)  # memory-mapped
@@ -220,13 +220,13 @@ def _run(
     """
     (sequences, labels), (site, position, batch_size, label_count) = texts, how
     values = np.empty((len(labels), len(neurons)), np.float32)
-    held: dict[int, Tensor] = {}
+    by_layer_held: dict[int, Tensor] = {}
 
     def keep(layer: int, activations: Tensor) -> None:
         numbers = activations.float()
         if numbers.ndim == 4:  # a head is worth the norm of its output
             numbers = torch.linalg.vector_norm(numbers, dim=-1)
-        held[layer] = torch.einsum("bp,bpn->bn", weights.to(numbers.device), numbers).cpu()
+        by_layer_held[layer] = torch.einsum("bp,bpn->bn", weights.to(numbers.device), numbers).cpu()
 
     with scoring(model) as model_view, model_view.reading({site: keep}):
         layers, width = model_view.shape(site)
@@ -237,7 +237,7 @@ def _run(
             lengths, absent = torch.tensor([len(sequences[row]) for row in rows]), torch.zeros(len(tokens), width)
             weights = _weights(tokens, lengths, special, position)
             model_view.forward(tokens, logits=False)
-            by_layer = [held.pop(layer, absent) for layer in range(layers)]
+            by_layer = [by_layer_held.pop(layer, absent) for layer in range(layers)]
             if not all(bool(of_layer.isfinite().all()) for of_layer in by_layer):
                 raise ModelError(str(refusal(model_view, tokens, counted=weights > 0)))
             means = torch.cat(by_layer, dim=1).numpy()

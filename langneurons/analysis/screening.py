@@ -199,11 +199,11 @@ def screen(
     rows = ablate(model, sampled, text, "nll", value, languages=languages, run=run, stats=stats).rows
     places = zip(rows["language"], rows["layer"], rows["neuron"], strict=True)
     guesses = [float(predicted[language][layer, unit]) for language, layer, unit in places]
-    beside = rows[["language", "layer", "neuron"]].assign(predicted=guesses, exact=rows["effect"])
-    agreement = pd.DataFrame([_agreement(language, beside, seed) for language in languages])
+    sampled_neurons = rows[["language", "layer", "neuron"]].assign(predicted=guesses, exact=rows["effect"])
+    agreement = pd.DataFrame([_agreement(language, sampled_neurons, seed) for language in languages])
     about = {"model": fingerprint, "site": site, "languages": languages, "value": str(ablation_value)}
     settings = {**about, "top": top, "seed": seed}
-    return Screen(torch.stack(list(predicted.values())), agreement, beside.reset_index(drop=True), settings)
+    return Screen(torch.stack(list(predicted.values())), agreement, sampled_neurons.reset_index(drop=True), settings)
 
 
 def uniform_sample(every: NeuronSet, size: int, seed: int, purpose: str) -> NeuronSet:

@@ -214,9 +214,9 @@ def _effects(
 ) -> list[Effect]:
     """Estimate the effects of conditions that share one baseline; all are resampled alike."""
     sums = [sums_of(rows, per, value) for rows in paired]
-    varied = spreads(sums, testing.samples, testing.seed)
+    bootstrapped = spreads(sums, testing.samples, testing.seed)
     lower = value in LOSSES if lower_is_better is None else lower_is_better
-    return [_effect(*parts, value, per, lower, testing) for parts in zip(paired, sums, varied, strict=True)]
+    return [_effect(*parts, value, per, lower, testing) for parts in zip(paired, sums, bootstrapped, strict=True)]
 
 
 def _effect(

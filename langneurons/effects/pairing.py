@@ -186,10 +186,10 @@ def _check_equal(after: pd.DataFrame, before: pd.DataFrame, column: str) -> None
 def _check_languages(condition: pd.DataFrame, baseline: pd.DataFrame) -> None:
     if "language" not in condition.columns or "language" not in baseline.columns:
         return
-    mine, theirs = (sorted(map(str, rows["language"].unique())) for rows in (condition, baseline))
-    if mine != theirs:
+    languages, baseline_languages = (sorted(map(str, rows["language"].unique())) for rows in (condition, baseline))
+    if languages != baseline_languages:
         raise EffectError(
-            f"The condition was measured in {', '.join(mine)}, the baseline in {', '.join(theirs)}: "
+            f"The condition was measured in {', '.join(languages)}, the baseline in {', '.join(baseline_languages)}: "
             "an effect compares rows of one language."
         )
 

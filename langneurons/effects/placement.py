@@ -128,12 +128,8 @@ def placement_columns(
         placed(value, draws, level, spread) if len(draws) else None
         for value, draws, spread in zip(estimates, controls, spreads or [1.0] * len(estimates), strict=True)
     ]
-    columns = {
-        f"control_{name}": np.array(
-            [np.nan if place is None else getattr(place, name) for place in places], dtype=float
-        )
-        for name in MEASURES
-    }
+    columns = {f"control_{name}": [getattr(place, name, np.nan) for place in places] for name in MEASURES}
+    columns = {name: np.array(values, dtype=float) for name, values in columns.items()}
     return columns | {"control_p_adjusted": adjust(columns["control_p"])}
 
 

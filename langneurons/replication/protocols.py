@@ -168,8 +168,8 @@ def compare_protocols(
     conditions = {(UNPATCHED, language): [] for language in languages} | by_cell
     jobs = {
         (protocol, *name): job
-        for protocol, asked_task in tasks.items()
-        for name, job in task_jobs(model, asked_task, conditions, run.batch_size or BATCH_SIZE).items()
+        for protocol, protocol_task in tasks.items()
+        for name, job in task_jobs(model, protocol_task, conditions, run.batch_size or BATCH_SIZE).items()
     }
     by_job = measure_jobs(model, jobs, run)
     rows = {(patch, language): by_job["sound", patch, language] for patch, language in conditions}
@@ -223,7 +223,7 @@ def compared(
         "published_items": [len(scores[cell]) for cell in effects],
         "published_conclusion": conclusions,
     }
-    agreeing = [verdict in AGREE[said] for said, verdict in zip(conclusions, sound["verdict"], strict=True)]
+    agreeing = [verdict in AGREE[conclusion] for conclusion, verdict in zip(conclusions, sound["verdict"], strict=True)]
     about = {"metric": metric, "patch": sound["patch"], "language": sound["language"]}
     sound_columns = {name: sound[name] for name in SOUND}
     return pd.DataFrame({**about, **published_columns, **sound_columns, "changes": ~np.array(agreeing, dtype=bool)})

@@ -262,14 +262,14 @@ def _cut_chunks(
 
 def _batches_a_pass(language: str, chunks: np.ndarray, batch_size: int, tokens: int | None) -> int:
     n_chunks, context_length = chunks.shape
-    wanted = n_chunks // 2 if tokens is None else tokens // context_length
-    if not batch_size <= wanted <= n_chunks:
+    chunks_per_pass = n_chunks // 2 if tokens is None else tokens // context_length
+    if not batch_size <= chunks_per_pass <= n_chunks:
         raise CorpusError(
-            f"{language!r} has {n_chunks} chunks of {context_length} tokens, and a pass would read {wanted} in batches "
-            f"of {batch_size}: give tokens_per_language from {batch_size * context_length} to "
+            f"{language!r} has {n_chunks} chunks of {context_length} tokens, and a pass would read {chunks_per_pass} "
+            f"in batches of {batch_size}: give tokens_per_language from {batch_size * context_length} to "
             f"{n_chunks * context_length}, a smaller batch_size or context_length, or more text."
         )
-    return wanted // batch_size
+    return chunks_per_pass // batch_size
 
 
 def _random_batches(

@@ -118,7 +118,7 @@ def parse_config(content: Mapping[str, object], name: str = "The study") -> Stud
         for problem in error.errors():
             problems.setdefault(*_problem(problem))
         raise StudyError(
-            f"{name} cannot be run: {'; '.join(said.removesuffix('.') for said in problems.values())}."
+            f"{name} cannot be run: {'; '.join(problem.removesuffix('.') for problem in problems.values())}."
         ) from error
     except LangNeuronsError as error:
         raise StudyError(f"{name} cannot be run: {error}") from error

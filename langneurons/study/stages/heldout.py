@@ -95,9 +95,9 @@ class SweepStage(NeuronStage[SweepPart], name="sweep", judged=True):
     def run(self, step: Step, part: SweepPart, work: Work) -> Any:
         """Measure every language under every dose of each language's neurons."""
         neurons, stats = work.neurons(step)
-        wanted = part.languages or [name for name in neurons.languages if len(neurons[name])]
+        languages = part.languages or [name for name in neurons.languages if len(neurons[name])]
         options = {"testing": work.config.testing, "run": work.measuring, "stats": stats}
-        options |= {"languages": among(wanted, neurons.languages)}
+        options |= {"languages": among(languages, neurons.languages)}
         return ln.sweep(work.model(step), work.heldout(step), neurons, part.doses.listed(), **options)
 
     def tokens(self, step: Step, part: SweepPart, config: StudyConfig, units: Units) -> float:
@@ -126,8 +126,8 @@ class AblationStage(NeuronStage[AblationPart], name="ablate", table="ablation", 
     def run(self, step: Step, part: AblationPart, work: Work) -> Any:
         """Ablate every neuron."""
         neurons, stats = work.neurons(step)
-        wanted = part.languages or [name for name in neurons.languages if len(neurons[name])]
-        neurons = neurons.select(among(wanted, neurons.languages))
+        languages = part.languages or [name for name in neurons.languages if len(neurons[name])]
+        neurons = neurons.select(among(languages, neurons.languages))
         options = {**self.settings(part, step, work), "value": part.value, "stats": stats}
         return ln.ablate(work.model(step), neurons, work.heldout(step), **options)
 

@@ -53,7 +53,7 @@ class PublishedStatisticsPart(Part):
         None, description="each of two passes reads a language; recording.tokens_per_language by default"
     )
     context_length: ContextLength | None = Field(None, description="recording.context_length by default")
-    batch_size: Count = Field(4, description="chunks a batch, on which the percentiles depend")
+    batch_size: Count = Field(4, description="chunks per batch, on which the percentiles depend")
 
 
 class PublishedStage(Stage[PublishedStatisticsPart], name="published", table="published_statistics", always=True):

@@ -33,7 +33,7 @@ class TaskPart(PatchedGrid):
     revision: str | None = None
     split: Split | None = Field(None, description="the task's usual one by default; such as validation[80%:]")
     languages: Languages | None = Field(None, description="in a language set those that it has; all by default")
-    items: Count = Field(200, description="premises, questions or prompts a language")
+    items: Count = Field(200, description="premises, questions or prompts per language")
     max_new_tokens: Count = 32
     min_new_tokens: int = Field(0, ge=0, le=10**12, description="generation: before which no text ends")
     prompt_tokens: Count = Field(16, description="generation: of a document that the model goes on from")
@@ -180,7 +180,7 @@ def examples(kind: str, split: str, items: int | None) -> float:
 class FactorialPart(Grid):
     """Operation x site x protocol: which choice turns the sign of an effect around?"""
 
-    tasks: Names = Field(min_length=1, description="which of the tasks, one a protocol")
+    tasks: Names = Field(min_length=1, description="which of the tasks, one per protocol")
     languages: Languages | None = Field(None, description="of the language set; those that the tasks have by default")
     operations: Names = Field(list(OPERATIONS), min_length=1)
     sites: Names | None = Field(None, description="recorded sites; all by default")
