@@ -79,7 +79,7 @@ def ablate(
             where that is not measured). A tensor with one number per neuron of the model is another order for
             cumulative ablation, the largest first.
         controls: Control neurons per label, of the same layers and, with ``stats``, deciles of mean magnitude x output
-            norm as the label's own; fewer where so many are not there (for groups: so many whole control sets).
+            norm as the label's own; fewer where there are not enough (for groups: that number of whole control sets).
         languages: Languages to measure; by default all of the data's.
         testing: The margin of equivalence (0.01 is 1 % of the loss, or one point; of a function's numbers, 0.01 of
             their own unit), intervals and resampling.

@@ -229,7 +229,7 @@ def _named(methods: Mapping[str, object] | Sequence[object]) -> dict[str, Method
     by_name = {}
     for name, method in pairs:
         if not isinstance(method, Method):
-            raise StatisticsError(f"{name!r} is no method such as ln.LAPE(top=0.01), but a {type(method).__name__}.")
+            raise StatisticsError(f"{name!r} is not a method such as ln.LAPE(top=0.01), but a {type(method).__name__}.")
         by_name[name] = method
     if not by_name or len(by_name) < len(methods):
         raise StatisticsError(f"A comparison needs methods, each with a name of its own, not {list(methods)}.")

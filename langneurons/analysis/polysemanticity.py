@@ -91,7 +91,7 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
 
         Args:
             language: Label of the neurons; by default every label.
-            top: Number of neurons; None is all.
+            top: Number of neurons to print; all where None is given.
 
         Raises:
             LanguageError: If there is no such label.

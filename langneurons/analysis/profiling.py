@@ -357,7 +357,7 @@ def token_changes(
     changes = torch.cat(parts)
     if not bool(changes.isfinite().all()):
         raise ModelError(
-            f"What layer {layer} writes at {site!r} changes some logits by no finite number. {FINITE_ADVICE}"
+            f"What layer {layer} writes at {site!r} changes some logits by values that are not finite. {FINITE_ADVICE}"
         )
     return changes - changes.mean(1, keepdim=True)
 

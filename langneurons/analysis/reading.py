@@ -159,7 +159,7 @@ def read(
     if run.out is not None and model_view.hooked:
         raise PatchError(
             f"Something is attached to {model_view.name!r}, such as a patch, so what is read cannot be kept for the "
-            "model as it is: leave the block first, or leave out= away."
+            "model as it is: leave the block first, or do not give out=."
         )
     shape = model_view.shape(site)
     if run.out is not None:

@@ -103,15 +103,11 @@ class Screen(Result, kind="screen", tables=("agreement", "sample")):
 
     def _check_parts(self) -> None:
         languages, shape = self.languages, self.predicted.shape
-        if (
-            len(shape) != 3
-            or not len(languages) == len(set(languages)) == shape[0]
-            or self.agreement.empty
-            or not self.settings["top"]
-        ):
+        for_each_language = len(shape) == 3 and len(languages) == len(set(languages)) == shape[0]
+        if not for_each_language or self.agreement.empty or not self.settings["top"]:
             raise ValueError("it needs predictions of every neuron for each language, and their agreement")
         if not self.predicted.is_floating_point() or not bool(self.predicted.isfinite().all()):
-            raise ValueError("a prediction is no finite number")
+            raise ValueError("a prediction is not finite")
 
     def _write(self, folder: Path) -> JsonObject:
         checksum = storage.write_tensors(folder / "predicted.safetensors", {"predicted": self.predicted})
@@ -163,7 +159,7 @@ def screen(
 
     Raises:
         EffectError: If ``top`` or ``sample`` is out of range.
-        TaskError: If the data is no text.
+        TaskError: If the data is not a text.
         LangNeuronsError: If ``ablate`` refuses the value, the languages or the text.
 
     Example:

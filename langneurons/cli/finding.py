@@ -246,7 +246,7 @@ def validity(
     stats = statistics_of(statistics, site, text.languages)
     if model is not None and stats.site != "act":
         raise StatisticsError(
-            f"The nulls are recorded at 'act', these statistics at {stats.site!r}: leave --model away."
+            f"The nulls are recorded at 'act', these statistics at {stats.site!r}: do not give --model."
         )
     checked_method = method_of(method, option or [])
     print(ln.split_half(checked_method, stats, splits, text.seed))

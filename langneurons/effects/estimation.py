@@ -197,7 +197,7 @@ def many_effects(
     if wrong := np.argwhere(~np.isfinite(conditions)).tolist():
         affected, (condition, row) = len({number for number, _ in wrong}), wrong[0]
         raise EffectError(
-            f"{affected} of {len(conditions)} conditions hold values of {value!r} that are no finite number, such as "
+            f"{affected} of {len(conditions)} conditions hold values of {value!r} that are not finite, such as "
             f"condition {condition} at item {baseline['item'].tolist()[row]!r}."
         )
     effects = []

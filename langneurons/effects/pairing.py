@@ -151,7 +151,7 @@ def _check_numbers(rows: pd.DataFrame, name: str, column: str) -> None:
     wrong = np.flatnonzero(~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan)))
     if len(wrong):
         raise EffectError(
-            f"{len(wrong)} of the {name}'s {len(rows)} values of {column!r} are no finite number, "
+            f"{len(wrong)} of the {name}'s {len(rows)} values of {column!r} are not finite numbers, "
             f"such as that of item {_shown(rows['item'].iloc[wrong[0]])}."
         )
 

@@ -107,7 +107,7 @@ class PublishedStatistics(Result, kind="published-statistics"):
         for name in ARRAYS:
             values = getattr(self, name)
             if len(shape) != 3 or values.shape != shape or not bool(values.isfinite().all()):
-                raise ValueError(f"{name} is no finite number for each language and neuron")
+                raise ValueError(f"{name} is not a finite number for each language and neuron")
         if not len(self.languages) == len(set(self.languages)) == shape[0] or not min(shape):
             raise ValueError("the arrays do not fit the languages")
 

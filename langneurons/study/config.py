@@ -70,7 +70,7 @@ def read_config(path: str | Path) -> StudyConfig:
         path: The file, or the directory of an earlier run.
 
     Raises:
-        StudyError: If it is no TOML, a key is unknown, a value does not fit, or a name that is used does not exist.
+        StudyError: If it is not TOML, a key is unknown, a value does not fit, or a name that is used does not exist.
     """
     path = Path(path)
     path = path / CONFIG if path.is_dir() else path

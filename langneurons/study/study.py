@@ -232,10 +232,8 @@ class Study:
 
     def files(self) -> dict[str, str]:
         """Every file of every step that is done, and its checksum."""
-        finished = [step for step in self._plan.values() if self.folder.is_done(step)]
-        return {
-            f"{step.name}/{name}": checksum for step in finished for name, checksum in self.folder.files(step).items()
-        }
+        checksums = {step.name: self.folder.files(step) for step in self._plan.values() if self.folder.is_done(step)}
+        return {f"{step}/{name}": digest for step, files in checksums.items() for name, digest in files.items()}
 
     def check(self) -> None:
         """Verify every byte of what is done.

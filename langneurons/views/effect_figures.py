@@ -41,7 +41,7 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
         Hovering shows the verdict, the minimal detectable effect and what the controls did.
 
     Raises:
-        EffectError: If the table is no matrix of patched and measured languages.
+        EffectError: If the table is not a matrix of patched and measured languages.
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)

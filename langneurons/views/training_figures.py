@@ -33,7 +33,7 @@ def training(history: pd.DataFrame, about: Mapping[str, object] | None = None) -
         The loss of every step, faint, its running mean, and the development score on an axis of its own.
 
     Raises:
-        TrainingError: If it is no history, or holds no step.
+        TrainingError: If it is not a history, or holds no step.
 
     Example:
         >>> history = pd.DataFrame({"step": [1, 2, 3], "loss": [1.1, 0.9, 0.8], "dev": [float("nan"), 0.4, 0.5]})

@@ -112,7 +112,7 @@ def test_impossible_comparisons_are_refused(model, texts):
         compare_methods([ln.LAPE(), ln.LAPE()], model, texts[0])
     with pytest.raises(StatisticsError, match="name of its own"):
         compare_methods({}, model, texts[0])
-    with pytest.raises(StatisticsError, match="is no method"):
+    with pytest.raises(StatisticsError, match="is not a method"):
         compare_methods({"LAPE": "lape"}, model, texts[0])
     with pytest.raises(TaskError, match="not on a str"):
         compare_methods([ln.LAPE()], model, texts[0], "heldout")

@@ -169,7 +169,7 @@ def pair_tokens(kind: str) -> int:
 
 
 def examples(kind: str, split: str, items: int | None) -> float:
-    """Examples in a split, or in so many items of it."""
+    """Number of examples in a split, or in a number of its items."""
     if items is not None:
         return items * PAIRS.get(kind, 1)
     name, _, part = split.rstrip("]").partition("[")
