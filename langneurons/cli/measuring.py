@@ -50,7 +50,7 @@ class AblationOptions(NeuronFiles):
 
     label: str | None = Field(None, description="Language whose neurons are ablated; by default all.")
     top: Count | None = Field(
-        None, description="Instead of --neurons: how many per language a gradient predicts from half of the text."
+        None, description="Instead of --neurons: neurons per language that a gradient names on half of the text."
     )
     kind: str = Field("text", description="text to measure a loss, or a kind of task, such as xnli.")
     metric: str = Field("nll", description="nll, or a score of the task such as accuracy.")
