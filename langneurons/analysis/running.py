@@ -208,8 +208,8 @@ def _check_finite(table: pd.DataFrame, width: int, items: Sequence[object], lang
         neuron = divmod(int(str(table.columns[columns[0]])), width)
         raise EffectError(
             f"Without {len(columns)} of {table.shape[1] - 1} neurons, such as {neuron}, what is "
-            f"measured is not a finite number on some texts, such as item {item!r} of {language!r}: give another value=, "
-            "or a dtype of larger range."
+            f"measured is not a finite number on some texts, such as item {item!r} of {language!r}: give another "
+            "value=, or a dtype of larger range."
         )
 
 
