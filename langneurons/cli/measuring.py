@@ -13,7 +13,7 @@ from langneurons.cli.commands import command
 from langneurons.cli.finding import HeldoutOptions, Model, NeuronFiles, PatchOptions, Texts, keep, listed, method_of
 from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskError, TrainingError
 from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, Run, Seed, Settings, Testing, Training
-from langneurons.study.stages.heldout import Doses
+from langneurons.study.stages.sweep import Doses
 from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import language_patches, parsed, patch_maker
 

@@ -19,10 +19,15 @@ from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StudyError,
 from langneurons.replication.published import beside
 from langneurons.settings import Settings, sentence, shown
 from langneurons.study.stages import Stage, misnamed
-from langneurons.study.stages.heldout import AblationStage, MatrixStage, SweepStage
+from langneurons.study.stages.ablation import AblationStage
+from langneurons.study.stages.factorial import FactorialStage
+from langneurons.study.stages.matrix import MatrixStage
+from langneurons.study.stages.polysemanticity import PolysemanticityStage
 from langneurons.study.stages.profile import ProfileStage
+from langneurons.study.stages.protocols import ProtocolsStage
 from langneurons.study.stages.record import IdentifyStage, PublishedStage, RecordStage
-from langneurons.study.stages.tasks import FactorialStage, PolysemanticityStage, ProtocolsStage, TasksStage
+from langneurons.study.stages.sweep import SweepStage
+from langneurons.study.stages.tasks import TasksStage
 from langneurons.study.stages.training import FinetuneStage, TransferStage
 from langneurons.study.stages.validity import NullsStage, ValidityStage
 from langneurons.study.tables import Name, Part, StudyConfig, python_only

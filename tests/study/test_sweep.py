@@ -3,7 +3,7 @@ import pytest
 import langneurons as ln
 from langneurons.errors import StudyError
 from langneurons.evaluation import Dose
-from langneurons.study.stages.heldout import Doses
+from langneurons.study.stages.sweep import Doses
 from langneurons.study.study import Study
 from tests.study.small import small
 

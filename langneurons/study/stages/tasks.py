@@ -1,19 +1,15 @@
-"""Stages that ask tasks: under every patch, in every way of patching, in the published protocol, of neurons' values."""
+"""Tasks: scored unpatched and under every patch; also what other stages ask of tasks."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
-from langneurons.replication.published import PUBLISHED_METRICS
-from langneurons.settings import Controls, Count, Probing
+from langneurons.settings import Controls, Count
 from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
-from langneurons.study.tables import Grid, Languages, Names, PatchedGrid, Split, StudyConfig
-from langneurons.study.wording import OPERATIONS
+from langneurons.study.tables import Languages, PatchedGrid, Split, StudyConfig
 from langneurons.study.work import Work
 
 PAIR_TOKENS = {"xnli": 60, "xquad": 230}  # of a premise and a hypothesis, of a paragraph and a question
@@ -175,152 +171,3 @@ def examples(kind: str, split: str, items: int | None) -> float:
     name, _, part = split.rstrip("]").partition("[")
     low, _, high = part.replace("%", "").partition(":")
     return ITEMS.get(kind, {}).get(name, FEW) * (int(high or 100) - int(low or 0)) / 100
-
-
-class FactorialPart(Grid):
-    """Operation x site x protocol: which choice turns the sign of an effect around?"""
-
-    tasks: Names = Field(min_length=1, description="which of the tasks, one per protocol")
-    languages: Languages | None = Field(None, description="of the language set; those that the tasks have by default")
-    operations: Names = Field(list(OPERATIONS), min_length=1)
-    sites: Names | None = Field(None, description="recorded sites; all by default")
-    controls: Controls = Controls(draws=0)
-
-
-class FactorialStage(NeuronStage[FactorialPart], name="factorial", judged=True):
-    """Factorial experiments."""
-
-    def work_on(self, plan: Plan, part: FactorialPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
-        """One, if it is about languages of the set."""
-        if among(part.languages, languages):
-            tasks = _tasks(plan.config, part)
-            settings = {
-                **keyed(part, "methods", "sets", "languages"),
-                "of": part.languages,
-                "tasks": {name: task_settings(plan, task) for name, task in tasks.items()},
-                "sites": part.sites or list(plan.config.recording.sites),
-            }
-            yield "", settings, tuned_inputs(model, *tasks.values())
-
-    def mistakes_in(self, config: StudyConfig, where: str, part: FactorialPart) -> Iterator[str]:
-        """Unknown tasks, operations and sites."""
-        yield from misnamed("task", where, part.tasks, config.tables("tasks"))
-        yield from misnamed("operation", where, part.operations, OPERATIONS)
-        yield from misnamed("site", where, part.sites, config.recording.sites)
-
-    def run(self, step: Step, part: FactorialPart, work: Work) -> Any:
-        """Patch each language's neurons in every way and place, and ask in every way."""
-        neurons, stats = work.neurons(step)
-        tasks = [task_of(task, step, work) for task in _tasks(work.config, part).values()]
-        common = [code for code in step.settings["languages"] if all(code in task.languages for task in tasks)]
-        languages = patchable(among(part.languages, common), neurons)
-        design = {"languages": languages, "operations": part.operations, "sites": step.settings["sites"]}
-        options = {**self.settings(part, step, work), **design}
-        return ln.factorial(work.model(step), neurons, stats, tasks, **options)
-
-    def load(self, folder: Path) -> Any:
-        """The factorial, not the evaluation that it is saved with."""
-        from langneurons.evaluation.results import Factorial
-
-        return Factorial.load(folder)
-
-    def tokens(self, step: Step, part: FactorialPart, config: StudyConfig, units: Units) -> float:
-        """Every item of every task unpatched, and in every cell with its controls."""
-        conditions = 1 + len(part.operations) * len(step.settings["sites"]) * (1 + part.controls.draws)
-        languages = among(part.languages, step.settings["languages"])
-        return conditions * sum(asked_tokens(task, languages) for task in _tasks(config, part).values())
-
-
-def _tasks(config: StudyConfig, part: FactorialPart) -> dict[str, TaskPart]:
-    return {name: config.tables("tasks")[name] for name in part.tasks}
-
-
-class ProtocolsPart(PatchedGrid):
-    """A task in the protocol of Mondal et al. 2025 and in the sound one, under the same patches."""
-
-    task: str = Field(description="which of the tasks: xquad, or xnli that is answered by a head")
-    head_items: Count = Field(400, description="xnli: premises that the published head is fitted on")
-    positions: Count = Field(256, description="xnli: the published head reads the last of as many, padded")
-
-
-class ProtocolsStage(
-    NeuronStage[ProtocolsPart], name="protocols", several=True, section="answer", judged=True, verb=""
-):
-    """Comparisons of protocols."""
-
-    def work_on(self, plan: Plan, part: ProtocolsPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
-        """One for each table whose task has languages of the set."""
-        task, patches = plan.config.tables("tasks")[part.task], plan.config.patches_of(part)
-        if among(task.languages, languages):
-            settings = {**keyed(part, "methods", "sets"), "patches": plan.patch_settings(patches)}
-            further = plan.published(model, *patches.values()) + tuned_inputs(model, task)
-            yield "", {**settings, "task": task_settings(plan, task)}, further
-
-    def mistakes_in(self, config: StudyConfig, where: str, part: ProtocolsPart) -> Iterator[str]:
-        """Tasks that the paper has not, or answers otherwise."""
-        tasks = config.tables("tasks")
-        yield from misnamed("task", where, [part.task], tasks)
-        task = tasks[part.task]
-        kind = ln.tasks.KINDS[task.kind]
-        if kind.metrics[0] not in PUBLISHED_METRICS:
-            yield f"{where}: both protocols ask xnli or xquad, and {part.task!r} is {task.kind}."
-        if not kind.generates and task.head is None and task.tuned is None:
-            yield f"{where}: the published protocol answers by a head; give tasks.{part.task} head or tuned."
-
-    def run(self, step: Step, part: ProtocolsPart, work: Work) -> Any:
-        """Ask in both protocols."""
-        neurons, _ = work.neurons(step)
-        table = work.config.tables("tasks")[part.task]
-        task, model, head = task_of(table, step, work), work.model(step), None
-        if not task.generates:
-            with nullcontext() if table.tuned is None else work.tuned(step, table.tuned).attach(model):
-                options = {"batch_size": work.run().batch_size or 8, "position": "padding", "positions": part.positions}
-                head = ln.tasks.ClassificationHead.fit(model, head_items(table, part.head_items, work), **options)
-        patches, languages = work.patches(step, work.config.patches_of(part)), patchable(task.languages, neurons)
-        options = self.settings(part, step, work)
-        return ln.replication.compare_protocols(model, task, patches, languages, published_head=head, **options)
-
-    def tokens(self, step: Step, part: ProtocolsPart, config: StudyConfig, units: Units) -> float:
-        """Every item in both protocols, unpatched and under every patch, and what the head is fitted on."""
-        task = config.tables("tasks")[part.task]
-        padded = PAIRS.get(task.kind, 0) * part.positions
-        conditions = 1 + len(config.patches_of(part))
-        items = task.items * len(among(task.languages, step.settings["languages"])) * conditions
-        return items * (item_tokens(task) + padded) + part.head_items * padded
-
-
-class PolysemanticityPart(Grid):
-    """What else the neurons carry: language against the labels of a task."""
-
-    old_names: ClassVar = {"items": "probing.max_items"}
-
-    task: str = Field(description="which of the tasks")
-    controls: Controls = Controls()
-    probing: Probing = Probing()
-
-
-class PolysemanticityStage(NeuronStage[PolysemanticityPart], name="polysemanticity", own="values"):
-    """Shares of language and task in neurons."""
-
-    def work_on(self, plan: Plan, part: PolysemanticityPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
-        """One for each neuron set."""
-        settings = keyed(part, "methods", "sets", "task")
-        yield "", {**settings, "task": task_settings(plan, plan.config.tables("tasks")[part.task])}, []
-
-    def mistakes_in(self, config: StudyConfig, where: str, part: PolysemanticityPart) -> Iterator[str]:
-        """A task that does not exist, or is asked of a fine-tuned model."""
-        yield from misnamed("task", where, [part.task], config.tables("tasks"))
-        if config.tables("tasks")[part.task].tuned is not None:
-            yield f"polysemanticity looks at the model as it is, and tasks.{part.task} asks a tuned one."
-
-    def run(self, step: Step, part: PolysemanticityPart, work: Work) -> Any:
-        """Read the neurons' values on the task's texts."""
-        neurons, stats = work.neurons(step)
-        task = task_of(work.config.tables("tasks")[part.task], step, work)
-        options = {**self.settings(part, step, work), "stats": stats}
-        return ln.polysemanticity(work.model(step), neurons, task, **options)
-
-    def tokens(self, step: Step, part: PolysemanticityPart, config: StudyConfig, units: Units) -> float:
-        """Every text once."""
-        items = (part.probing.max_items or FEW) * len(step.settings["languages"])
-        return items * item_tokens(config.tables("tasks")[part.task])
