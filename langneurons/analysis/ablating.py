@@ -80,7 +80,7 @@ def ablate(
             where that is not measured). A tensor with one number per neuron of the model is another order for
             cumulative ablation, the largest first.
         controls: Control neurons per label, of the same layers and, with ``stats``, deciles of mean magnitude x output
-            norm as the label's own; fewer where so many are not there (for groups: so many whole control sets).
+            norm as the label's own; fewer where there are not enough (for groups: that number of whole control sets).
         languages: Languages to measure; by default all of the data's.
         testing: The margin of equivalence (0.01 is 1 % of the loss, or one point; of a function's numbers, 0.01 of
             their own unit), intervals and resampling.
@@ -124,19 +124,19 @@ def ablate(
         table = tables[language]
         after = table[list(conditions.values())].to_numpy().T
         before = table[["item", "cluster"]].assign(**{measured_metric.name: table[UNPATCHED]})
-        judged = many_effects(after, before, measured_metric.name, measured_metric.per, testing=testing)
-        effects |= {(*key, language): effect for key, effect in zip(conditions, judged, strict=True)}
+        effects_of_language = many_effects(after, before, measured_metric.name, measured_metric.per, testing=testing)
+        effects |= {(*key, language): effect for key, effect in zip(conditions, effects_of_language, strict=True)}
     control_effects = [
         pd.DataFrame({**about, "language": language, "effect": _changes(runner, tables[language], columns)})
         for about, columns in control_columns
         for language in languages
     ]
-    keys, called = EACH[each]
+    keys, description = EACH[each]
     settings = {
         "model": f"{model_view.name} ({model_view.fingerprint[:8]}, {model_view.backend})",
         "metric": measured_metric.name,
         "data": measured_metric.fingerprint,
-        "patch": f"{called} {ablation_value} at {neurons.site}",
+        "patch": f"{description} {ablation_value} at {neurons.site}",
         "neurons": neurons.method,
         "site": neurons.site,
         "each": each,
@@ -149,8 +149,8 @@ def ablate(
         "own_unit": isinstance(measured_metric, metrics.FunctionMetric),
         **printed,
     }
-    beside = pd.concat(control_effects, ignore_index=True) if control_effects else None
-    return Ablation.of(effects, keys, beside, settings)
+    all_controls = pd.concat(control_effects, ignore_index=True) if control_effects else None
+    return Ablation.of(effects, keys, all_controls, settings)
 
 
 def with_current_options(options: Mapping[str, object]) -> dict[str, Any]:

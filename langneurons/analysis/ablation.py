@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from langneurons.effects.estimation import LOSSES, Effect, benjamini_hochberg
+from langneurons.effects.estimation import LOSSES, Effect, benjamini_hochberg, current_verdicts
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.placement import placement_columns
 from langneurons.effects.resampling import least_p
@@ -17,7 +17,6 @@ from langneurons.effects.table import (
     VERDICTS,
     balance_sentence,
     check_balance,
-    current_verdicts,
     spreads_of,
     with_current_names,
 )

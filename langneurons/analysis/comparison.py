@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from langneurons.analysis.ablating import ablate
-from langneurons.analysis.screening import rank_correlation
+from langneurons.analysis.screening import rank_correlation, uniform_sample
 from langneurons.analysis.validity import reliability
 from langneurons.analysis.validity.checks import nulls_of
 from langneurons.analysis.validity.recordings import Recordings, inside, record_nulls
@@ -27,7 +27,6 @@ from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsErro
 from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.matrix import perplexity_matrix
 from langneurons.identification import Method, NeuronSet
-from langneurons.identification.controls import random_stream
 from langneurons.patches.patch import Value
 from langneurons.recording.records import check_optional
 from langneurons.recording.statistics import ActivationStats
@@ -46,7 +45,6 @@ from langneurons.storage import Column, Result, Table, all_of, layout
 from langneurons.storage.layouts import Layout
 
 RESAMPLES = 500
-SAMPLED = "sampled"
 
 
 class ComparisonOptions(RecordingOptions, ControlledOptions, total=False):
@@ -173,7 +171,7 @@ def compare_methods(
         warnings.warn("The option site= is called sites=, a list of one.", LangNeuronsWarning, stacklevel=2)
         current = {"sites": [current["site"]], **{name: part for name, part in current.items() if name != "site"}}
     controls, testing, recording, run = with_options(current, controls_of(controls), Testing(), recording, run)
-    named = _named(methods)
+    by_name = _named(methods)
     heldout = None if text is None else _checked_text(text, recorded)
     if sample < 0:
         raise StatisticsError(f"The number of neurons to ablate cannot be negative, given {sample}.")
@@ -183,24 +181,27 @@ def compare_methods(
     seed = controls.seed
     testing = testing.model_copy(update={"seed": seed})
     if isinstance(recorded, Corpus):
-        also = check_optional([*recording.also, *(need for method in named.values() for need in method.needs)])
+        also = check_optional([*recording.also, *(need for method in by_name.values() for need in method.needs)])
         recording = recording.model_copy(update={"also": also})
         recorded = record_nulls(
             model, recorded, which=nulls, seed=seed, recording=recording, run=inside(run, "recordings")
         )
     real, null = (recorded.real, recorded.nulls) if isinstance(recorded, Recordings) else (recorded.at(site), {})
     stats, notes = whole(real), []
-    rows = {name: {"method": name, **_on_paper(name, method, real, null, notes)} for name, method in named.items()}
+    rows = {name: {"method": name, **_on_paper(name, method, real, null, notes)} for name, method in by_name.items()}
     if heldout is not None:
         heldout, ablated = HeldoutText.of(model, heldout), None
         if sample:
-            neurons = _uniform_sample(stats, sample, seed)
+            every = NeuronSet({}, stats.shape, stats.site, stats.model.fingerprint, "a uniform random sample")
+            neurons = uniform_sample(every, sample, seed, "compared")
             # A batch of texts of the other measurements is no number of rows of this one.
             alone = inside(run, "ablation").model_copy(update={"batch_size": None})
-            ablation = ablate(model, neurons, heldout, value=value, testing=testing, run=alone)
-            ablated = AblatedSample.of(ablation.rows, stats)
+            rows_of_neurons = ablate(model, neurons, heldout, value=value, testing=testing, run=alone).rows
+            flat = rows_of_neurons["layer"] * stats.shape[1] + rows_of_neurons["neuron"]
+            table = rows_of_neurons.assign(flat=flat).pivot(index="flat", columns="language", values="effect")
+            ablated = table.reindex(columns=[language for language in stats.languages if language in table.columns])
         matched, folder = controls.model_copy(update={"stats": controls.stats or stats}), inside(run, "matrix")
-        for name, method in named.items():
+        for name, method in by_name.items():
             neurons, matrix = _identified(method, stats), None
             patched = [label for label, flat in neurons.members.items() if len(flat) and label in heldout.languages]
             if patched and len(heldout.languages) > 1:
@@ -208,30 +209,31 @@ def compare_methods(
                     model, heldout, neurons, value, controls=matched, testing=testing, run=folder
                 )
             rows[name] |= _selectivity(matrix)
-            rows[name] |= ablated.agreement(reliability.deciding(method, stats), seed) if ablated else {}
+            if ablated is not None:
+                rows[name] |= agreement(ablated, reliability.deciding(method, stats), seed)
     settings = {
         "site": site,
         "model": stats.model.fingerprint,
         "languages": list(stats.languages),
         "tokens": stats.tokens.tolist(),
-        "methods": {name: repr(method) for name, method in named.items()},
+        "methods": {name: repr(method) for name, method in by_name.items()},
         "value": repr(value),
         "seed": seed,
         "notes": notes,
     }
-    return Comparison(pd.DataFrame(list(rows.values())), _overlap(named, stats), settings)
+    return Comparison(pd.DataFrame(list(rows.values())), _overlap(by_name, stats), settings)
 
 
 def _named(methods: Mapping[str, object] | Sequence[object]) -> dict[str, Method]:
     pairs = methods.items() if isinstance(methods, Mapping) else [(repr(method), method) for method in methods]
-    named = {}
+    by_name = {}
     for name, method in pairs:
         if not isinstance(method, Method):
-            raise StatisticsError(f"{name!r} is no method such as ln.LAPE(top=0.01), but a {type(method).__name__}.")
-        named[name] = method
-    if not named or len(named) < len(methods):
+            raise StatisticsError(f"{name!r} is not a method such as ln.LAPE(top=0.01), but a {type(method).__name__}.")
+        by_name[name] = method
+    if not by_name or len(by_name) < len(methods):
         raise StatisticsError(f"A comparison needs methods, each with a name of its own, not {list(methods)}.")
-    return named
+    return by_name
 
 
 def _checked_text(text: object, recorded: Corpus | Recordings | ActivationStats) -> Corpus | HeldoutText:
@@ -266,8 +268,8 @@ def _on_paper(
         notes.append(f"{name} cannot be split in halves: {error}")
         figures = {}
     row |= {figure: figures.get(figure, np.nan) for figure in ("spearman", "jaccard", "jaccard_chance")}
-    checked = nulls_of(method, real, null) if null else None
-    return row | {f"null_{kind}": checked.share(kind) for kind in null if checked is not None}
+    null_shares = nulls_of(method, real, null) if null else None
+    return row | {f"null_{kind}": null_shares.share(kind) for kind in null if null_shares is not None}
 
 
 def _overlap(methods: Mapping[str, Method], stats: ActivationStats) -> pd.DataFrame:
@@ -294,56 +296,35 @@ def _selectivity(matrix: EffectTable | None) -> dict[str, float]:
     return {name: 100 * float(row[column]) for name, column in columns.items()}
 
 
-def _uniform_sample(stats: ActivationStats, size: int, seed: int) -> NeuronSet:
-    total = int(np.prod(stats.shape))
-    flat = np.sort(random_stream(seed, "compared").choice(total, min(size, total), replace=False))
-    return NeuronSet({SAMPLED: flat}, stats.shape, stats.site, stats.model.fingerprint, "a uniform random sample")
+def agreement(effects: pd.DataFrame, decided: Mapping[str, Selection], seed: int) -> dict[str, float]:
+    """Rank correlation of a method's scores with exact effects, mean over languages, and intervals.
 
+    Args:
+        effects: Relative change of every language's loss without each of some neurons: a row per flat index, a column
+            per language.
+        decided: Selections by which the method decides, see ``deciding``.
+        seed: Seed of the bootstrap over neurons.
 
-@dataclass(frozen=True, eq=False)
-class AblatedSample:
-    """Some neurons' exact effects on the loss of every language.
-
-    Attributes:
-        neurons: Flat indices.
-        effects: Relative change of the loss.
-        languages: Languages of the columns.
+    Returns:
+        ``ablated``, ``ablation`` and ``ablation_selective``, as ``Comparison.rows`` has them.
     """
-
-    neurons: Int[np.ndarray, " neuron"]
-    effects: Float[np.ndarray, "neuron language"]
-    languages: tuple[str, ...]
-
-    @classmethod
-    def of(cls, rows: pd.DataFrame, stats: ActivationStats) -> "AblatedSample":
-        """Effects of neurons that were ablated one by one, in the languages that were recorded."""
-        rows = rows.assign(flat=rows["layer"] * stats.shape[1] + rows["neuron"])
-        table = rows.pivot(index="flat", columns="language", values="effect")
-        languages = tuple(language for language in stats.languages if language in table.columns)
-        return cls(table.index.to_numpy(), table[list(languages)].to_numpy(dtype=float), languages)
-
-    def agreement(self, decided: Mapping[str, Selection], seed: int) -> dict[str, float]:
-        """Rank correlation of a method's scores with the effects, mean over languages, and intervals."""
-        by_language = {name: selection for name, selection in decided.items() if name in self.languages} or decided
-        scores = np.stack([_strength(selection)[self.neurons] for selection in by_language.values()])
-        draws = np.random.default_rng(seed).integers(0, len(self.neurons), (RESAMPLES, len(self.neurons)))
-        row = {"ablated": float(len(self.neurons))}
-        sizes = np.abs(self.effects)
-        others = (self.effects.sum(1, keepdims=True) - self.effects) / max(len(self.languages) - 1, 1)
-        beyond = self.effects - others
-        for name, effects, overall in (
-            ("ablation", sizes, sizes.mean(1)),
-            ("ablation_selective", beyond, beyond.max(1)),
-        ):
-            of_language = dict(zip(self.languages, effects.T, strict=True))
-            # A score that knows no language should agree with the effects over all of them.
-            targets = np.stack([of_language.get(language, overall) for language in by_language])
-            # Over neurons, the mean over languages; missing where nothing varies.
-            mean = known_mean(rank_correlation(scores, targets), 0)
-            sampled = known_mean(rank_correlation(scores[:, draws], targets[:, draws]), 0)
-            low, high = known_quantiles(sampled, [0.025, 0.975])
-            row |= {name: float(mean), f"{name}_low": low, f"{name}_high": high}
-        return row
+    by_language = {name: selection for name, selection in decided.items() if name in effects.columns} or decided
+    scores = np.stack([_strength(selection)[effects.index] for selection in by_language.values()])
+    draws = np.random.default_rng(seed).integers(0, len(effects), (RESAMPLES, len(effects)))
+    row, values = {"ablated": float(len(effects))}, effects.to_numpy(dtype=float)
+    sizes = np.abs(values)
+    beyond = values - (values.sum(1, keepdims=True) - values) / max(values.shape[1] - 1, 1)
+    measures = {"ablation": (sizes, sizes.mean(1)), "ablation_selective": (beyond, beyond.max(1))}
+    for name, (of_languages, overall) in measures.items():
+        of_language = dict(zip(effects.columns, of_languages.T, strict=True))
+        # A score that knows no language should agree with the effects over all of them.
+        targets = np.stack([of_language.get(language, overall) for language in by_language])
+        # Over neurons, the mean over languages; missing where nothing varies.
+        mean = known_mean(rank_correlation(scores, targets), 0)
+        resampled = known_mean(rank_correlation(scores[:, draws], targets[:, draws]), 0)
+        low, high = known_quantiles(resampled, [0.025, 0.975])
+        row |= {name: float(mean), f"{name}_low": low, f"{name}_high": high}
+    return row
 
 
 def _strength(selection: Selection) -> Float[np.ndarray, " neuron"]:

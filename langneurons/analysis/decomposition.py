@@ -193,7 +193,7 @@ class Decomposition(Result, kind="decomposition"):
             values = self.squares[name]
             if values.shape != (layers, width) or values.dtype.kind != "f" or not np.isfinite(values).all():
                 raise ValueError(
-                    f"the squares {name!r} are no finite numbers, one for each of {layers} x {width} neurons"
+                    f"the squares {name!r} are not finite numbers, one for each of {layers} x {width} neurons"
                 )
 
     def _write(self, folder: Path) -> JsonObject:

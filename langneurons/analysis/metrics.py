@@ -224,7 +224,7 @@ def metric_of(model: torch.nn.Module, data: object, metric: str | MetricFunction
 
 
 def measured_languages(available: Iterable[str], languages: Iterable[str] | None) -> list[str]:
-    """The languages to measure, among those of the data; None is all.
+    """The languages to measure, among those of the data; by default all.
 
     Raises:
         LanguageError: If there is none, or one is not among the data's.

@@ -185,16 +185,16 @@ class ExchangeTest:
         observed = _squares(self.design, totals, self.design.levels[None].astype(np.int16))
         null = _squares(self.design, totals, self._draws)
         extreme = (null >= observed - ties).sum(1)
-        tried = np.full(extreme.shape[1], self.permutations)
+        exchanges = np.full(extreme.shape[1], self.permutations)
         coarse = np.flatnonzero((extreme < COARSE).any(0))
         if self.finest > self.permutations and len(coarse):
             more = _squares(self.design, totals[..., coarse], self._finer_draws)
             extreme[:, coarse] += (more >= (observed - ties)[..., coarse]).sum(1)
-            tried[coarse] = self.finest
+            exchanges[coarse] = self.finest
         expected = null.mean(1)
         within_reach = (null[0] >= null[0].max(0) - ties).mean(0) < SIGNIFICANCE
         detectable = np.where(within_reach, self._times_null * expected[0], np.inf)
-        return Tested((1 + extreme) / (1 + tried), expected, detectable)
+        return Tested((1 + extreme) / (1 + exchanges), expected, detectable)
 
     @cached_property
     def _draws(self) -> Int16[np.ndarray, "draw unit"]:

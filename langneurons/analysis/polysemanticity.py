@@ -91,7 +91,7 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
 
         Args:
             language: Label of the neurons; by default every label.
-            top: Number of neurons; None is all.
+            top: Number of neurons to print; all where None is given.
 
         Raises:
             LanguageError: If there is no such label.
@@ -256,16 +256,17 @@ def beside_controls(
     if table.empty:
         return table
     of_rows = [1.0] * len(table) if spreads is None else [spreads.get(label, 1.0) for label in table["language"]]
-    placed = placement_columns(table[value].tolist(), controls, spreads=of_rows)
-    draws, sd = placed["control_draws"], np.maximum(placed["control_sd"], least_sd)
+    placements = placement_columns(table[value].tolist(), controls, spreads=of_rows)
+    draws, sd = placements["control_draws"], np.maximum(placements["control_sd"], least_sd)
     widened = np.array([np.inf if spread is None else spread for spread in of_rows])
-    difference, error = table[value].to_numpy(float) - placed["control_mean"], sd * np.sqrt(widened**2 + 1 / draws)
+    difference, error = table[value].to_numpy(float) - placements["control_mean"], sd * np.sqrt(widened**2 + 1 / draws)
     width = stats.t.isf(SIGNIFICANCE / 2, draws - 1) * error
-    placed |= {"control_low": placed["control_mean"] - width, "control_high": placed["control_mean"] + width}
+    mean = placements["control_mean"]
+    placements |= {"control_low": mean - width, "control_high": mean + width}
     p = 2 * stats.t.sf(np.abs(difference) / error, draws - 1)
     adjusted = holm(p)
     detectable = width + stats.t.isf(1 - POWER, draws - 1) * error
     verdict = np.select([~(adjusted < SIGNIFICANCE), difference > 0], ["inconclusive", "above"], "below")
     return table.assign(
-        **placed, difference=difference, p=p, p_adjusted=adjusted, detectable=detectable, verdict=verdict
+        **placements, difference=difference, p=p, p_adjusted=adjusted, detectable=detectable, verdict=verdict
     )

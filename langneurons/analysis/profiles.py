@@ -125,9 +125,8 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
             NeuronSetError: If it was not looked at.
         """
         self.check_neuron(neuron)
-        tables = {name: self._parts[name].get(tuple(neuron)) for name in PARTS}
-        none = {name: getattr(self, name).iloc[:0] for name in PARTS}
-        parts = {name: none[name] if table is None else table for name, table in tables.items()}
+        key = tuple(neuron)
+        parts = {name: of[key] if key in of else getattr(self, name).iloc[:0] for name, of in self._parts.items()}
         return NeuronProfile(**{name: part.reset_index(drop=True) for name, part in parts.items()})
 
     def check_neuron(self, neuron: tuple[int, int]) -> None:

@@ -74,11 +74,11 @@ def profile(
     profiling, run = with_options(options, profiling, run)
     model_view = view(model)
     _check_fits(model_view, neurons, stats)
-    looked_at = profiling.model_dump(include={"k", "context_length", "documents", "seed"})
+    choices = profiling.model_dump(include={"k", "context_length", "documents", "seed"})
     jobs = {}
     for language in corpus.languages:
         texts = corpus.select([language])
-        about = PROCEDURE, texts.fingerprint, neurons.site, repr(neurons.indices().tolist()), repr(looked_at)
+        about = PROCEDURE, texts.fingerprint, neurons.site, repr(neurons.indices().tolist()), repr(choices)
         score = partial(_examples, model, texts, neurons, profiling, run)
         jobs[(language,)] = Job((), storage.fingerprint(*about), score)
     rows = pd.concat(measure_jobs(model, jobs, run).values(), ignore_index=True)
@@ -99,7 +99,7 @@ def profile(
             "neurons": neurons.indices().tolist(),
             "languages": list(corpus.languages),
             "corpus": corpus.fingerprint,
-            **looked_at,
+            **choices,
         },
     )
 
@@ -154,10 +154,10 @@ def pieces_of(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:
         >>> pieces_of("two words", [(0, 3), (4, 9)])
         ['two', ' words']
     """
-    pieces, shown = [], 0
+    pieces, end_of_last = [], 0
     for _, end in offsets:
-        pieces.append(text[shown : max(end, shown)])
-        shown = max(end, shown)
+        pieces.append(text[end_of_last : max(end, end_of_last)])
+        end_of_last = max(end, end_of_last)
     return pieces
 
 
@@ -357,7 +357,7 @@ def token_changes(
     changes = torch.cat(parts)
     if not bool(changes.isfinite().all()):
         raise ModelError(
-            f"What layer {layer} writes at {site!r} changes some logits by no finite number. {FINITE_ADVICE}"
+            f"What layer {layer} writes at {site!r} changes some logits by values that are not finite. {FINITE_ADVICE}"
         )
     return changes - changes.mean(1, keepdim=True)
 

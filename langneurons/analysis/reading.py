@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -158,7 +159,7 @@ def read(
     if run.out is not None and model_view.hooked:
         raise PatchError(
             f"Something is attached to {model_view.name!r}, such as a patch, so what is read cannot be kept for the "
-            "model as it is: leave the block first, or leave out= away."
+            "model as it is: leave the block first, or do not give out=."
         )
     shape = model_view.shape(site)
     if run.out is not None:
@@ -172,17 +173,18 @@ def read(
         of_texts = (*texts.labels, repr(sequences), labels.tobytes(), neurons.tobytes())
         key = storage.fingerprint(READING, *of_site, *of_texts)
         paths[language] = None if run.out is None else run.out / "readings" / f"{key}.safetensors"
-        batch_size = run.batch_size or BATCH_SIZE
-        jobs[language] = _Job(sequences, labels, len(texts.labels), site, position, neurons, batch_size)
-    stored = {language: _kept(path) for language, path in paths.items()}
-    to_do = [job for language, job in jobs.items() if stored[language] is None]
-    fresh = chosen_executor(run.executor).map(model, _run, to_do)
+        jobs[language] = (sequences, labels)
+    kept_readings = {language: _kept(path) for language, path in paths.items()}
+    to_do = [job for language, job in jobs.items() if kept_readings[language] is None]
+    batch_size, label_count = run.batch_size or BATCH_SIZE, len(texts.labels)
+    read_language = partial(_run, neurons=neurons, how=(site, position, batch_size, label_count))
+    new_readings = chosen_executor(run.executor).map(model, read_language, to_do)
     moments, values = {}, {}
     with tqdm(total=sum(map(len, texts.items.values())), unit="text", disable=not run.progress) as bar:
         for language, path in paths.items():
-            tensors = stored[language]
+            tensors = kept_readings[language]
             if tensors is None:
-                tensors = next(fresh)
+                tensors = next(new_readings)
                 if path is not None:
                     storage.write_tensors(path, tensors, sidecar=True)
                     tensors = storage.read_tensors(path)  # memory-mapped
@@ -202,45 +204,45 @@ def _kept(path: Path | None) -> dict[str, Tensor] | None:
         return None
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """One language's texts, and how they are read."""
+def _run(
+    model: torch.nn.Module,
+    texts: tuple[Sequence[Tokens], Int[np.ndarray, " text"]],
+    neurons: Int[np.ndarray, " neuron"],
+    how: tuple[str, str, int, int],
+) -> dict[str, Tensor]:
+    """Read one language: moments of every neuron for each label, and the values of the chosen neurons.
 
-    sequences: Sequence[Tokens]
-    labels: Int[np.ndarray, " text"]
-    label_count: int
-    site: str
-    position: str
-    neurons: Int[np.ndarray, " neuron"]
-    batch_size: int
-
-
-def _run(model: torch.nn.Module, job: _Job) -> dict[str, Tensor]:
-    """Read one language: moments of every neuron for each label, and the values of the chosen neurons."""
-    values = np.empty((len(job.labels), len(job.neurons)), np.float32)
-    held: dict[int, Tensor] = {}
+    Args:
+        model: The model.
+        texts: Tokens of the language's texts, and the number of each one's label.
+        neurons: Flat indices of the chosen neurons.
+        how: Site, position, texts per forward pass, number of labels.
+    """
+    (sequences, labels), (site, position, batch_size, label_count) = texts, how
+    values = np.empty((len(labels), len(neurons)), np.float32)
+    by_layer_held: dict[int, Tensor] = {}
 
     def keep(layer: int, activations: Tensor) -> None:
         numbers = activations.float()
         if numbers.ndim == 4:  # a head is worth the norm of its output
             numbers = torch.linalg.vector_norm(numbers, dim=-1)
-        held[layer] = torch.einsum("bp,bpn->bn", weights.to(numbers.device), numbers).cpu()
+        by_layer_held[layer] = torch.einsum("bp,bpn->bn", weights.to(numbers.device), numbers).cpu()
 
-    with scoring(model) as model_view, model_view.reading({job.site: keep}):
-        layers, width = model_view.shape(job.site)
-        empty = np.zeros((job.label_count, layers * width))
-        moments = Moments(np.zeros(job.label_count, np.int64), empty, empty)
+    with scoring(model) as model_view, model_view.reading({site: keep}):
+        layers, width = model_view.shape(site)
+        empty = np.zeros((label_count, layers * width))
+        moments = Moments(np.zeros(label_count, np.int64), empty, empty)
         special = torch.tensor(sorted(_special(model_view)), dtype=torch.int64)
-        for rows, tokens in batches(job.sequences, job.batch_size, model_view.context_length):
-            lengths, absent = torch.tensor([len(job.sequences[row]) for row in rows]), torch.zeros(len(tokens), width)
-            weights = _weights(tokens, lengths, special, job.position)
+        for rows, tokens in batches(sequences, batch_size, model_view.context_length):
+            lengths, absent = torch.tensor([len(sequences[row]) for row in rows]), torch.zeros(len(tokens), width)
+            weights = _weights(tokens, lengths, special, position)
             model_view.forward(tokens, logits=False)
-            by_layer = [held.pop(layer, absent) for layer in range(layers)]
+            by_layer = [by_layer_held.pop(layer, absent) for layer in range(layers)]
             if not all(bool(of_layer.isfinite().all()) for of_layer in by_layer):
                 raise ModelError(str(refusal(model_view, tokens, counted=weights > 0)))
             means = torch.cat(by_layer, dim=1).numpy()
-            moments = moments + Moments.of(means, job.labels[rows], job.label_count)
-            values[rows] = means[:, job.neurons]
+            moments = moments + Moments.of(means, labels[rows], label_count)
+            values[rows] = means[:, neurons]
     return {name: torch.from_numpy(array) for name, array in {**vars(moments), "values": values}.items()}
 
 

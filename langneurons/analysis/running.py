@@ -54,7 +54,7 @@ class Runner:
         if self.run.out is not None and self.metric.fingerprint is None:
             raise EffectError(
                 f"What {self.metric.name} gives cannot be kept, because a function does not say what it computes: give "
-                "it an attribute fingerprint, a text that changes with it, or leave out= away."
+                "it an attribute fingerprint, a text that changes with it, or do not give out=."
             )
 
     @property
@@ -148,7 +148,7 @@ class Runner:
     def _refusal(
         self, model_view: ModelView, batch: Batch, values: Float[np.ndarray, " text"], language: str
     ) -> LangNeuronsError:
-        """Say what is wrong with an unpatched model, or with a metric, that gives what is no finite number."""
+        """Say what is wrong with an unpatched model, or with a metric, whose values are not finite."""
         if (where := refusal(model_view, batch.tokens)) is not None:
             return ModelError(where)
         wrong = np.flatnonzero(~np.isfinite(values))
@@ -208,8 +208,8 @@ def _check_finite(table: pd.DataFrame, width: int, items: Sequence[object], lang
         neuron = divmod(int(str(table.columns[columns[0]])), width)
         raise EffectError(
             f"Without {len(columns)} of {table.shape[1] - 1} neurons, such as {neuron}, what is "
-            f"measured is no finite number on some texts, such as item {item!r} of {language!r}: give another value=, "
-            "or a dtype of larger range."
+            f"measured is not a finite number on some texts, such as item {item!r} of {language!r}: give another "
+            "value=, or a dtype of larger range."
         )
 
 

@@ -103,15 +103,11 @@ class Screen(Result, kind="screen", tables=("agreement", "sample")):
 
     def _check_parts(self) -> None:
         languages, shape = self.languages, self.predicted.shape
-        if (
-            len(shape) != 3
-            or not len(languages) == len(set(languages)) == shape[0]
-            or self.agreement.empty
-            or not self.settings["top"]
-        ):
+        for_each_language = len(shape) == 3 and len(languages) == len(set(languages)) == shape[0]
+        if not for_each_language or self.agreement.empty or not self.settings["top"]:
             raise ValueError("it needs predictions of every neuron for each language, and their agreement")
         if not self.predicted.is_floating_point() or not bool(self.predicted.isfinite().all()):
-            raise ValueError("a prediction is no finite number")
+            raise ValueError("a prediction is not finite")
 
     def _write(self, folder: Path) -> JsonObject:
         checksum = storage.write_tensors(folder / "predicted.safetensors", {"predicted": self.predicted})
@@ -163,7 +159,7 @@ def screen(
 
     Raises:
         EffectError: If ``top`` or ``sample`` is out of range.
-        TaskError: If the data is no text.
+        TaskError: If the data is not a text.
         LangNeuronsError: If ``ablate`` refuses the value, the languages or the text.
 
     Example:
@@ -195,16 +191,29 @@ def screen(
         jobs[(language,)] = Job((), about, partial(_predicted, model, text, language, patch, run))
     predictions = measure_jobs(model, jobs, run)
     predicted = {name: torch.tensor(table["predicted"]).view(shape) for (name,), table in predictions.items()}
-    random = random_stream(seed, "screened sample").choice(total, min(sample, total), replace=False)
-    sampled = replace(every, members={"sample": np.sort(random)}, method="uniform sample")
+    sampled = uniform_sample(replace(every, method="uniform sample"), sample, seed, "screened sample")
     rows = ablate(model, sampled, text, "nll", value, languages=languages, run=run, stats=stats).rows
     places = zip(rows["language"], rows["layer"], rows["neuron"], strict=True)
     guesses = [float(predicted[language][layer, unit]) for language, layer, unit in places]
-    beside = rows[["language", "layer", "neuron"]].assign(predicted=guesses, exact=rows["effect"])
-    agreement = pd.DataFrame([_agreement(language, beside, seed) for language in languages])
+    sampled_neurons = rows[["language", "layer", "neuron"]].assign(predicted=guesses, exact=rows["effect"])
+    agreement = pd.DataFrame([_agreement(language, sampled_neurons, seed) for language in languages])
     about = {"model": fingerprint, "site": site, "languages": languages, "value": str(ablation_value)}
     settings = {**about, "top": top, "seed": seed}
-    return Screen(torch.stack(list(predicted.values())), agreement, beside.reset_index(drop=True), settings)
+    return Screen(torch.stack(list(predicted.values())), agreement, sampled_neurons.reset_index(drop=True), settings)
+
+
+def uniform_sample(every: NeuronSet, size: int, seed: int, purpose: str) -> NeuronSet:
+    """Draw neurons uniformly from all of a model; all where there are fewer.
+
+    Args:
+        every: A neuron set of the model's shape and site.
+        size: Number of neurons.
+        seed: Seed of the draw.
+        purpose: What the sample is for; other purposes draw independently.
+    """
+    total = int(np.prod(every.shape))
+    flat = random_stream(seed, purpose).choice(total, min(size, total), replace=False)
+    return replace(every, members={"sampled": np.sort(flat)})
 
 
 def _predicted(model: torch.nn.Module, text: HeldoutText, language: str, patch: SetTo, run: Run) -> pd.DataFrame:

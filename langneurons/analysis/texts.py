@@ -154,7 +154,7 @@ class LabelledTexts:
         return storage.fingerprint(*sorted(self.items), *columns)
 
     def select(self, languages: Iterable[str] | None) -> "LabelledTexts":
-        """The texts of some languages, in that order; None is all.
+        """The texts of some languages, in that order; of all where None is given.
 
         Raises:
             LanguageError: If a language is not there.
@@ -210,7 +210,7 @@ def _check_table(language: str, table: pd.DataFrame) -> None:
             raise TaskError(f"{missing} of the {len(table)} texts of {language!r} have no {column}.")
     for column in ("item", "label", "cluster"):
         if odd := [value for value in table[column] if not isinstance(value, Hashable)]:
-            raise TaskError(f"In {language!r} the column {column!r} holds {odd[0]!r:.60}, which is no name or number.")
+            raise TaskError(f"In {language!r} the column {column!r} holds {odd[0]!r:.60}, not a name or a number.")
     for item in table["item"][table["item"].duplicated()]:
         raise TaskError(f"The item {item!r} stands twice among the texts of {language!r}; items must be distinct.")
     for item, text in zip(table["item"], table["text"], strict=True):

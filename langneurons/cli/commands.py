@@ -196,8 +196,8 @@ def modernised(arguments: Sequence[str]) -> list[str]:
         current = "perplexity-matrix"
     if current not in GROUPS and "--help" not in words[:place]:
         near = get_close_matches(name, [*GROUPS, *OLD_COMMANDS])
-        listed = ", ".join(repr(word) for word in dict.fromkeys(OLD_COMMANDS.get(word, word) for word in near))
-        hint = f" Did you mean {listed}?" if near else ""
+        suggestions = ", ".join(repr(word) for word in dict.fromkeys(OLD_COMMANDS.get(word, word) for word in near))
+        hint = f" Did you mean {suggestions}?" if near else ""
         raise LangNeuronsError(f"No such command {name!r}.{hint} langneurons --help lists all commands.")
     if current != name:
         say(f"the command {name} is called {current}.")
@@ -264,5 +264,5 @@ def _warn(
 ) -> None:
     """Print our own warnings as a sentence, others as Python does."""
     ours = issubclass(category, LangNeuronsWarning)
-    said = f"langneurons: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno)
-    sys.stderr.write(said)
+    text = f"langneurons: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno)
+    sys.stderr.write(text)

@@ -26,8 +26,6 @@ from langneurons.study.wording import METHODS, PUBLISHED_METHODS, make_method, o
 if TYPE_CHECKING:
     import torch
 
-    from langneurons.storage import Result
-
 QUESTION = "Which neurons belong to which language, and what do they do?"
 
 Model = Annotated[str, typer.Argument(help="babel, a local folder, or a hub name.")]
@@ -149,12 +147,11 @@ def statistics_of(path: Path, site: str | None, languages: Sequence[str] | None)
         site: A recorded site; by default the first.
         languages: Languages to keep; by default all.
     """
-    stats = ln.ActivationStats.load(path)
-    stats = stats if site is None else stats.at(site)
+    stats = ln.ActivationStats.load(path) if site is None else ln.ActivationStats.load(path).at(site)
     return stats if languages is None else stats.select(languages)
 
 
-def keep(result: "Result", run: Run, name: str) -> None:
+def keep(result: "ln.storage.Result", run: Run, name: str) -> None:
     """Save a result in a folder of the run, if it has one, and say where; before it is shown, which may fail.
 
     Args:
@@ -249,13 +246,13 @@ def validity(
     stats = statistics_of(statistics, site, text.languages)
     if model is not None and stats.site != "act":
         raise StatisticsError(
-            f"The nulls are recorded at 'act', these statistics at {stats.site!r}: leave --model away."
+            f"The nulls are recorded at 'act', these statistics at {stats.site!r}: do not give --model."
         )
-    checked = method_of(method, option or [])
-    print(ln.split_half(checked, stats, splits, text.seed))
+    checked_method = method_of(method, option or [])
+    print(ln.split_half(checked_method, stats, splits, text.seed))
     if model is not None and corpus is not None:
         texts = text.load(corpus, shuffled=False)
-        print(ln.nulls(checked, ln.load_model(model), texts, seed=text.seed, recording=recording, run=run))
+        print(ln.nulls(checked_method, ln.load_model(model), texts, seed=text.seed, recording=recording, run=run))
 
 
 @command(old={"--site": "--sites"}, required=("out",))
@@ -334,9 +331,8 @@ def report(
 
     if (folder / CONFIG).is_file():
         pages, left_out = Study.from_toml(folder).findings(), []
-        pages = (
-            pages if question == QUESTION else {name: replace(each, question=question) for name, each in pages.items()}
-        )
+        if question != QUESTION:
+            pages = {name: replace(each, question=question) for name, each in pages.items()}
     else:
         findings, left_out = read_folder(folder, question)
         pages = {"": findings}
@@ -371,30 +367,31 @@ def study(
     """Run a whole study: what is done stays done, and the same command goes on after an interruption."""
     from langneurons.study.config import read_study
 
-    read = read_study(config, run.out)  # what is wrong with the file is said before what takes long is imported
+    # What is wrong with the file is said before what takes long is imported.
+    config_and_folder = read_study(config, run.out)
     from langneurons.study.study import Study, as_text
 
-    whole = Study(*read)
+    planned_study = Study(*config_and_folder)
     if show:
-        print(whole.show())
+        print(planned_study.show())
     elif dry_run:
-        print(as_text(whole.forecast(speed), whole.folder.path, speed))
+        print(as_text(planned_study.forecast(speed), planned_study.folder.path, speed))
     elif status:
-        print(whole.status().to_string(index=False, na_rep=""))
+        print(planned_study.status().to_string(index=False, na_rep=""))
     elif check:
-        whole.check()
-        print(f"Every file of {len(whole.files())} is as it was written.")
+        planned_study.check()
+        print(f"Every file of {len(planned_study.files())} is as it was written.")
     elif compare is not None:
-        print(whole.compare(Study.from_toml(compare)).to_string(index=False))
+        print(planned_study.compare(Study.from_toml(compare)).to_string(index=False))
     else:
-        states = whole.run(only, print, **run.model_dump(exclude_unset=True))
+        states = planned_study.run(only, print, **run.model_dump(exclude_unset=True))
         broken = states[states["state"].isin(["failed", "blocked"])]
         if len(broken):
             reasons = zip(broken["step"], broken["state"], broken["why"], strict=True)
             listed_reasons = "; ".join(" ".join(filter(None, reason)) for reason in reasons)
             raise StudyError(f"{len(broken)} of {len(states)} steps are not done: {listed_reasons}")
         if only is None:
-            print(f"Report: {whole.report()} (open it in a browser)")
+            print(f"Report: {planned_study.report()} (open it in a browser)")
 
 
 def listed(text: str) -> list[str]:

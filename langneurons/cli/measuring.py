@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 from pydantic import Field
@@ -17,9 +17,6 @@ from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, 
 from langneurons.study.stages.sweep import Doses
 from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import language_patches, parsed, patch_maker
-
-if TYPE_CHECKING:
-    from langneurons.analysis.texts import LabelledTexts
 
 OLD_TASKS = {"--xnli": "--task xnli=", "--xquad": "--task xquad="}  # options of 0.1.0
 SCREENED = 200  # neurons that a screen is checked on
@@ -54,7 +51,7 @@ class AblationOptions(NeuronFiles):
 
     label: str | None = Field(None, description="Language whose neurons are ablated; by default all.")
     top: Count | None = Field(
-        None, description="Instead of --neurons: so many per language, which a gradient predicts from half of the text."
+        None, description="Instead of --neurons: neurons per language that a gradient names on half of the text."
     )
     kind: str = Field("text", description="text to measure a loss, or a kind of task, such as xnli.")
     metric: str = Field("nll", description="nll, or a score of the task such as accuracy.")
@@ -350,7 +347,7 @@ def transfer_experiment(
         print(f"\n{transfer.patch_effects()}")
 
 
-def labelled_texts(path: Path) -> "LabelledTexts":
+def labelled_texts(path: Path) -> "ln.analysis.LabelledTexts":
     """Read labelled texts.
 
     Args:
@@ -359,13 +356,11 @@ def labelled_texts(path: Path) -> "LabelledTexts":
     Raises:
         TaskError: If there is no such column.
     """
-    from langneurons.analysis.texts import LabelledTexts
-
     table = storage.read_table(path, foreign=True)
     if "language" not in table.columns:
         raise TaskError(f"{path} has no column 'language', only {', '.join(map(str, table.columns))}.")
     tables = {str(language): part for language, part in table.groupby("language", sort=False)}
-    return LabelledTexts(tables, path.stem)
+    return ln.analysis.LabelledTexts(tables, path.stem)
 
 
 def _named(task: str) -> tuple[str, str]:

@@ -1,24 +1,18 @@
 """How often effects are right: simulated comparisons without an effect, and the share of them that is significant."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Unpack
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from scipy import stats
 
 from langneurons.effects.estimation import effect
 from langneurons.effects.pairing import BASELINE
-from langneurons.effects.resampling import SIGNIFICANCE, ClusterSums, spreads
+from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.errors import EffectError
 from langneurons.settings import Testing, TestingOptions, with_options
-
-TOGETHER = 50  # simulations that share their clusters' sizes
-JUMPS = 0.03  # share of the clusters that differ thirty times as much as others
-FLIPPED = "rare flips"  # of answers right or wrong
-FLIPS, ROWS = 0.01, 20  # share of answers that change, each way, of the answers of a cluster
 
 Simulation = Callable[[np.random.Generator], tuple[pd.DataFrame, pd.DataFrame, float]]
 
@@ -145,78 +139,3 @@ def by_row(simulate: Simulation) -> Simulation:
         return condition.assign(cluster=condition["item"]), baseline.assign(cluster=baseline["item"]), truth
 
     return ungrouped
-
-
-Drawn = Callable[[np.random.Generator, tuple[int, int]], Float[np.ndarray, "cluster simulation"]]
-
-DIFFERENCES: Mapping[str, Drawn] = {
-    "normal": lambda generator, shape: generator.normal(size=shape),
-    "Student's t (3)": lambda generator, shape: generator.standard_t(3, size=shape),
-    "lognormal (1.2)": lambda generator, shape: generator.lognormal(0, 1.2, shape) - np.exp(1.2**2 / 2),
-    "rare jumps": lambda generator, shape: (
-        generator.normal(size=shape) * np.where(generator.random(shape) < JUMPS, 30.0, 1.0)
-    ),
-    FLIPPED: lambda generator, shape: (
-        (generator.binomial(ROWS, FLIPS, shape) - generator.binomial(ROWS, FLIPS, shape)) / ROWS
-    ),
-}
-SIZES: Mapping[str, Callable[[np.random.Generator, int], Float[np.ndarray, " cluster"]]] = {
-    "equal": lambda generator, clusters: np.ones(clusters),
-    "lognormal": lambda generator, clusters: generator.lognormal(0, 1, clusters),
-    "one dominant": lambda generator, clusters: np.append(np.ones(clusters - 1), 20.0),
-}
-
-
-def observed_differences(rows_after: pd.DataFrame, rows_before: pd.DataFrame, value: str = "nll") -> Drawn:
-    """Differences to draw with replacement, relative to the baseline, of the clusters of a real comparison.
-
-    Args:
-        rows_after: Rows of the condition, with ``cluster`` and the value.
-        rows_before: Rows of the baseline.
-        value: The column compared.
-    """
-    after, before = (
-        np.bincount(pd.factorize(rows["cluster"], sort=True)[0], weights=rows[value].to_numpy(dtype=float))
-        for rows in (rows_after, rows_before)
-    )
-    centred = after / before - (after / before).mean()
-    return lambda generator, shape: generator.choice(centred, size=shape)
-
-
-def false_alarms(
-    differences: Mapping[str, Drawn] = DIFFERENCES,
-    clusters: Sequence[int] = (8, 15, 30, 100),
-    simulations: int = 2000,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Measure how often effects of 0 are significant; as often the 95 % interval fails to hold them.
-
-    Args:
-        differences: Name -> a function that draws differences of mean 0, one per cluster and simulation.
-        clusters: Numbers of clusters.
-        simulations: Simulated comparisons of each kind, a multiple of 50.
-        resamples: Resamples of each comparison.
-        seed: Seed for the simulations.
-
-    Returns:
-        One row per kind of differences, kind of sizes and number of clusters: differences, sizes, clusters, rejected
-        (the share with p < 0.05), low and high (its exact binomial 95 % interval).
-
-    Example:
-        >>> false_alarms({"normal": DIFFERENCES["normal"]}, [30], simulations=50, resamples=100)["clusters"].tolist()
-        [30, 30, 30]
-    """
-    rows = []
-    for name, draw in differences.items():
-        for sizes, draw_sizes in SIZES.items():
-            for number in clusters:
-                generator, rejected = np.random.default_rng([seed, number]), 0
-                for _ in range(simulations // TOGETHER):
-                    size = draw_sizes(generator, number)
-                    change = draw(generator, (number, TOGETHER)) * size[:, None]
-                    sums = [ClusterSums(column[None], size[None], binary=name == FLIPPED) for column in change.T]
-                    rejected += sum(spread.p() < SIGNIFICANCE for spread in spreads(sums, resamples, seed))
-                share = Share.of(rejected, simulations // TOGETHER * TOGETHER)
-                rows.append((name, sizes, number, share.share, share.low, share.high))
-    return pd.DataFrame(rows, columns=["differences", "sizes", "clusters", "rejected", "low", "high"])

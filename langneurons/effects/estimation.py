@@ -6,7 +6,7 @@ effect also carries what could have been detected.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Unpack
 
 import numpy as np
@@ -156,7 +156,7 @@ def effect(
     """
     (testing,) = with_options(options, testing)
     rows = pair(condition, baseline, value, per, testing.resampled)
-    return _effects([rows], Comparison.of(value, per, lower_is_better, testing))[0]
+    return _effects([rows], value, per, lower_is_better, testing)[0]
 
 
 def many_effects(
@@ -193,58 +193,45 @@ def many_effects(
         (0.1, 'worse', 'no effect')
     """
     (testing,) = with_options(options, testing)
-    comparison = Comparison.of(value, per, lower_is_better, testing)
     unchanged = pair(baseline, baseline, value, per, testing.resampled)
     if wrong := np.argwhere(~np.isfinite(conditions)).tolist():
         affected, (condition, row) = len({number for number, _ in wrong}), wrong[0]
         raise EffectError(
-            f"{affected} of {len(conditions)} conditions hold values of {value!r} that are no finite number, such as "
+            f"{affected} of {len(conditions)} conditions hold values of {value!r} that are not finite, such as "
             f"condition {condition} at item {baseline['item'].tolist()[row]!r}."
         )
     effects = []
     for start in range(0, len(conditions), TOGETHER):
         part = conditions[start : start + TOGETHER].astype(float)
-        effects += _effects([replace(unchanged, condition=values) for values in part], comparison)
+        effects += _effects(
+            [replace(unchanged, condition=values) for values in part], value, per, lower_is_better, testing
+        )
     return effects
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared and how it is judged: the fields that an ``Effect`` has in common with it."""
-
-    value: str
-    per: str
-    lower_is_better: bool
-    margin: float
-    level: float
-    resamples: int
-    seed: int
-
-    @classmethod
-    def of(cls, value: str, per: str, lower_is_better: bool | None, testing: Testing) -> "Comparison":
-        """A comparison, in which smaller losses are better unless told otherwise."""
-        lower_is_better = value in LOSSES if lower_is_better is None else lower_is_better
-        return cls(value, per, lower_is_better, testing.margin, testing.level, testing.samples, testing.seed)
-
-
-def _effects(paired: Sequence[Paired], comparison: Comparison) -> list[Effect]:
+def _effects(
+    paired: Sequence[Paired], value: str, per: str, lower_is_better: bool | None, testing: Testing
+) -> list[Effect]:
     """Estimate the effects of conditions that share one baseline; all are resampled alike."""
-    sums = [sums_of(rows, comparison.per, comparison.value) for rows in paired]
-    varied = spreads(sums, comparison.resamples, comparison.seed)
-    return [_effect(*parts, comparison) for parts in zip(paired, sums, varied, strict=True)]
+    sums = [sums_of(rows, per, value) for rows in paired]
+    bootstrapped = spreads(sums, testing.samples, testing.seed)
+    lower = value in LOSSES if lower_is_better is None else lower_is_better
+    return [_effect(*parts, value, per, lower, testing) for parts in zip(paired, sums, bootstrapped, strict=True)]
 
 
-def _effect(rows: Paired, sums: ClusterSums, spread: Spread, comparison: Comparison) -> Effect:
-    (low, high), inner = spread.interval(comparison.level), spread.interval(1 - 2 * SIGNIFICANCE)
+def _effect(
+    rows: Paired, sums: ClusterSums, spread: Spread, value: str, per: str, lower_is_better: bool, testing: Testing
+) -> Effect:
+    (low, high), inner = spread.interval(testing.level), spread.interval(1 - 2 * SIGNIFICANCE)
     tested = _can_be_tested(rows, sums)
     p = spread.p() if tested else None
-    within_margin = tested and -comparison.margin <= inner[0] and inner[1] <= comparison.margin
+    within_margin = tested and -testing.margin <= inner[0] and inner[1] <= testing.margin
     return Effect(
         estimate=spread.estimate,
         low=low,
         high=high,
         p=p,
-        verdict=verdict_of(spread.estimate, p, within_margin, comparison.lower_is_better),
+        verdict=verdict_of(spread.estimate, p, within_margin, lower_is_better),
         minimal_detectable=spread.minimal_detectable() if tested else float("inf"),
         standard_error=spread.standard_error,
         degrees=spread.degrees,
@@ -252,12 +239,16 @@ def _effect(rows: Paired, sums: ClusterSums, spread: Spread, comparison: Compari
         items=rows.items,
         clusters=sums.shape[1],
         unit=rows.unit,
-        baseline=_level_of(rows.baseline, rows, comparison.per),
-        condition=_level_of(rows.condition, rows, comparison.per),
+        baseline=_level_of(rows.baseline, rows, per),
+        condition=_level_of(rows.condition, rows, per),
+        value=value,
+        per=per,
+        lower_is_better=lower_is_better,
+        resamples=testing.samples,
         within_margin=within_margin,
         seeds=sums.shape[0] if rows.trained else None,
         seed_sd=_seed_sd(sums) if rows.trained else None,
-        **asdict(comparison),
+        **testing.model_dump(include={"margin", "level", "seed"}),
     )
 
 
@@ -346,6 +337,23 @@ def verdict_of(estimate: float, p: float | None, within_margin: bool, lower_is_b
     if (estimate < 0) == lower_is_better:
         return "slightly better" if within_margin else "better"
     return "slightly worse" if within_margin else "worse"
+
+
+def current_verdicts(
+    rows: pd.DataFrame, lower_is_better: bool, effect: str = "estimate", p: str = "p_holm"
+) -> list[str]:
+    """The verdicts of a stored table, in which version 0.1.0 called everything within the margin equivalent.
+
+    Args:
+        rows: The table's rows.
+        lower_is_better: Whether a smaller value is better.
+        effect: The column of the effects.
+        p: The column of the adjusted p-values.
+    """
+    return [
+        verdict_of(row[effect], row[p], True, lower_is_better) if row["verdict"] == "equivalent" else row["verdict"]
+        for row in rows.to_dict("records")
+    ]
 
 
 def _level_of(values: Float[np.ndarray, " row"], rows: Paired, per: str) -> float:

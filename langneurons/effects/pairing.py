@@ -55,11 +55,6 @@ class Paired:
         shares = ((self.baseline >= 0) & (self.baseline <= 1)).all()
         return bool(shares and (self.condition == self.baseline).all())
 
-    @property
-    def single_rows(self) -> bool:
-        """Whether every cluster is one row."""
-        return int(self.clusters.max()) + 1 == len(self.clusters)
-
 
 def pair(
     condition: pd.DataFrame, baseline: pd.DataFrame, value: str, per: str, resampled: Resampled = "auto"
@@ -156,7 +151,7 @@ def _check_numbers(rows: pd.DataFrame, name: str, column: str) -> None:
     wrong = np.flatnonzero(~np.isfinite(numbers.to_numpy(dtype=float, na_value=np.nan)))
     if len(wrong):
         raise EffectError(
-            f"{len(wrong)} of the {name}'s {len(rows)} values of {column!r} are no finite number, "
+            f"{len(wrong)} of the {name}'s {len(rows)} values of {column!r} are not finite numbers, "
             f"such as that of item {_shown(rows['item'].iloc[wrong[0]])}."
         )
 
@@ -191,10 +186,10 @@ def _check_equal(after: pd.DataFrame, before: pd.DataFrame, column: str) -> None
 def _check_languages(condition: pd.DataFrame, baseline: pd.DataFrame) -> None:
     if "language" not in condition.columns or "language" not in baseline.columns:
         return
-    mine, theirs = (sorted(map(str, rows["language"].unique())) for rows in (condition, baseline))
-    if mine != theirs:
+    languages, baseline_languages = (sorted(map(str, rows["language"].unique())) for rows in (condition, baseline))
+    if languages != baseline_languages:
         raise EffectError(
-            f"The condition was measured in {', '.join(mine)}, the baseline in {', '.join(theirs)}: "
+            f"The condition was measured in {', '.join(languages)}, the baseline in {', '.join(baseline_languages)}: "
             "an effect compares rows of one language."
         )
 

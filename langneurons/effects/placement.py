@@ -1,5 +1,6 @@
 """Where effects lie among those of matched controls."""
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack
@@ -127,13 +128,26 @@ def placement_columns(
         placed(value, draws, level, spread) if len(draws) else None
         for value, draws, spread in zip(estimates, controls, spreads or [1.0] * len(estimates), strict=True)
     ]
-    columns = {
-        f"control_{name}": np.array(
-            [np.nan if place is None else getattr(place, name) for place in places], dtype=float
-        )
-        for name in MEASURES
-    }
+    columns = {f"control_{name}": [getattr(place, name, np.nan) for place in places] for name in MEASURES}
+    columns = {name: np.array(values, dtype=float) for name, values in columns.items()}
     return columns | {"control_p_adjusted": adjust(columns["control_p"])}
+
+
+def draws_needed(rows: pd.DataFrame) -> str:
+    """Say how many control draws a family of rank p-values needs, where it has fewer; else nothing."""
+    if not {"control_p", "control_draws"} <= set(rows.columns):
+        return ""
+    draws_of, p = (rows[name].to_numpy(float) for name in ("control_draws", "control_p"))
+    if np.isnan(draws_of).all():
+        return ""
+    tests, draws = int(np.isfinite(p).sum()), int(np.nanmax(draws_of))
+    needed = math.ceil(max(tests, 1) / SIGNIFICANCE) - 1
+    if draws >= needed:
+        return ""
+    family = f"{tests} rank tests can be significant after Holm" if tests else "a rank test can be significant"
+    return (
+        f" With {draws} control draws a rank p-value is at least {1 / (draws + 1):.2g}; {family} from {needed:,} draws."
+    )
 
 
 def _rank_p(value: float, draws: Float[np.ndarray, " draw"]) -> float:

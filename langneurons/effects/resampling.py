@@ -184,7 +184,7 @@ def spreads(sums: Sequence[ClusterSums], resamples: int, seed: int) -> list[Spre
 
 
 def least_p(resamples: int) -> float:
-    """The smallest p-value that so many resamples give: none in the tail of both sides.
+    """The smallest p-value that a number of resamples can give: none of them lies in either tail.
 
     Example:
         >>> least_p(1999)

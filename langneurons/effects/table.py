@@ -1,9 +1,8 @@
 """EffectTable: one printed table of effects, which is one family of tests, with what is needed to believe it."""
 
 import json
-import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
@@ -11,8 +10,9 @@ from typing import Any, ClassVar, TypeVar, get_args
 import numpy as np
 import pandas as pd
 
-from langneurons.effects.estimation import LOSSES, Effect, Verdict, holm, verdict_of
+from langneurons.effects.estimation import LOSSES, Effect, Verdict, current_verdicts, holm
 from langneurons.effects.pairing import BASELINE
+from langneurons.effects.placement import draws_needed
 from langneurons.effects.resampling import SIGNIFICANCE, least_p
 from langneurons.errors import EffectError, LangNeuronsWarning, in_short, unknown
 from langneurons.settings import Testing
@@ -25,22 +25,8 @@ Key = TypeVar("Key", bound=Hashable)
 BEYOND_COLUMNS = ("beyond", "beyond_low", "beyond_high", "beyond_verdict")
 LARGE_SHARE = 0.25  # of an effect's weight in one cluster, above which a table says so
 COMMON = ("value", "per", "margin", "level", "resamples", "seed", "lower_is_better")
-COLUMNS = (
-    "estimate",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "verdict",
-    "minimal_detectable",
-    "standard_error",
-    "largest_cluster",
-    "items",
-    "clusters",
-    "unit",
-    "baseline",
-    "condition",
-)
+COLUMNS = ["estimate", "low", "high", "p", "p_holm", "verdict", "minimal_detectable", "standard_error"]
+COLUMNS += ["largest_cluster", "items", "clusters", "unit", "baseline", "condition"]
 CONTROL_NUMBERS = "control_mean? control_sd? control_low? control_high? control_position? control_draws?"
 VERDICTS = {"verdict": get_args(Verdict)}
 
@@ -124,8 +110,8 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
             raise EffectError("An effect table needs at least one effect, none was given.")
         common = _common(list(effects.values()))
         stored = _storable({**(settings or {}), **common, "keys": list(keys), "family": family})
-        table = pd.DataFrame([_key(key, keys) for key in effects], columns=list(keys))
-        return cls(pd.concat([_plain(table), _judged(list(effects.values()))], axis=1), stored, controls, selectivity)
+        rows = pd.concat([_key_columns(effects, keys), _judged(list(effects.values()))], axis=1)
+        return cls(rows, stored, controls, selectivity)
 
     @property
     def keys(self) -> list[str]:
@@ -241,7 +227,8 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
             raise ValueError("a key stands there twice")
         if not self.keys or self.rows.empty or bool(self.rows.duplicated(self.keys).any()):
             raise ValueError(f"one effect for each value of {', '.join(self.keys) or 'its keys'} is needed")
-        check_numbers(self.settings.get("nats_per_token") or {})
+        nats = self.settings.get("nats_per_token") or {}
+        all_of("finite", nats).check("the settings", nats)
         check_balance(self.settings)
 
     @property
@@ -271,10 +258,10 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         size, column = Column(scale=scale), f" {unit}" if unit else ""
         bounds = dict.fromkeys(size.text(bound) for bound in self.rows["minimal_detectable"].agg(["min", "max"]))
         metric = self.settings.get("measured", self.settings["value"])
-        clusters = f"{_span(self.rows['clusters'].tolist())} {self._unit}s"
+        clusters = f"{span(self.rows['clusters'])} {self._unit}s"
         return (
             f"Family: {self.family} (Holm). Change of {metric}{f' in {unit}' if unit else ''} "
-            f"[{self._level} interval]. {self._margin(size, column)} {_span(self.rows['items'].tolist())} items in "
+            f"[{self._level} interval]. {self._margin(size, column)} {span(self.rows['items'])} items in "
             f"{clusters} per effect; minimal detectable effect (in this family) "
             f"{' to '.join(f'{bound}{column}' for bound in bounds)}.{dominance(self.rows)}{draws_needed(self.rows)}"
             f"{balance_sentence(self.settings)}"
@@ -320,44 +307,13 @@ def check_balance(settings: Mapping[str, object]) -> None:
             _ = row["write_ratio"]
 
 
-def check_numbers(numbers: Mapping[str, object]) -> None:
-    """Refuse stored numbers by name, of which one is no number.
-
-    Raises:
-        CorruptArtefactError: If one is none.
-    """
-    all_of("finite", numbers).check("the settings", numbers)
-
-
 def dominance(rows: pd.DataFrame) -> str:
     """A sentence where one cluster carries more than a quarter of the weight of an effect with a test; else nothing."""
-    tested = ~np.isnan(rows["p"].to_numpy(float))
-    if "largest_cluster" not in rows.columns or not tested.any():
+    shares = rows.loc[rows["p"].notna(), "largest_cluster"] if "largest_cluster" in rows.columns else pd.Series([])
+    if not (count := int((shares > LARGE_SHARE).sum())):
         return ""
-    shares = rows["largest_cluster"].to_numpy(float)[tested]
-    count, most = int((shares > LARGE_SHARE).sum()), float(shares.max())
-    if not count:
-        return ""
-    return (
-        f" In {count} of {len(rows)} effects one cluster carries more than a quarter of the weight, up to {most:.0%}."
-    )
-
-
-def draws_needed(rows: pd.DataFrame) -> str:
-    """Say how many control draws a family of rank p-values needs, where it has fewer; else nothing."""
-    if not {"control_p", "control_draws"} <= set(rows.columns):
-        return ""
-    draws_of, p = (rows[name].to_numpy(float) for name in ("control_draws", "control_p"))
-    if np.isnan(draws_of).all():
-        return ""
-    tests, draws = int(np.isfinite(p).sum()), int(np.nanmax(draws_of))
-    needed = math.ceil(max(tests, 1) / SIGNIFICANCE) - 1
-    if draws >= needed:
-        return ""
-    family = f"{tests} rank tests can be significant after Holm" if tests else "a rank test can be significant"
-    return (
-        f" With {draws} control draws a rank p-value is at least {1 / (draws + 1):.2g}; {family} from {needed:,} draws."
-    )
+    most = f"up to {shares.max():.0%}"
+    return f" In {count} of {len(rows)} effects one cluster carries more than a quarter of the weight, {most}."
 
 
 def with_current_names(settings: Mapping[str, object]) -> dict[str, Any]:
@@ -368,23 +324,6 @@ def with_current_names(settings: Mapping[str, object]) -> dict[str, Any]:
         {'margin': 0.01, 'seed': 0}
     """
     return {Testing.old_names.get(name, name): value for name, value in settings.items()}
-
-
-def current_verdicts(
-    rows: pd.DataFrame, lower_is_better: bool, effect: str = "estimate", p: str = "p_holm"
-) -> list[str]:
-    """The verdicts of a stored table, in which version 0.1.0 called everything within the margin equivalent.
-
-    Args:
-        rows: The table's rows.
-        lower_is_better: Whether a smaller value is better.
-        effect: The column of the effects.
-        p: The column of the adjusted p-values.
-    """
-    return [
-        verdict_of(row[effect], row[p], True, lower_is_better) if row["verdict"] == "equivalent" else row["verdict"]
-        for row in rows.to_dict("records")
-    ]
 
 
 def _common(effects: Sequence[Effect]) -> dict[str, Any]:
@@ -424,15 +363,13 @@ def _check_resamples(effects: Sequence[Effect]) -> None:
         )
 
 
-def _key(key: Hashable, keys: Sequence[str]) -> tuple:
-    values = key if isinstance(key, tuple) else (key,)
-    if len(values) != len(keys):
-        raise EffectError(f"The key {key!r} has {len(values)} parts, but the columns are {', '.join(keys)}.")
-    return values
-
-
-def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    """Key columns of mixed types as text: a parquet column has one type."""
+def _key_columns(effects: Iterable[Hashable], keys: Sequence[str]) -> pd.DataFrame:
+    """Key columns, those of mixed types as text: a parquet column has one type."""
+    rows = [key if isinstance(key, tuple) else (key,) for key in effects]
+    for key in rows:
+        if len(key) != len(keys):
+            raise EffectError(f"The key {key!r} has {len(key)} parts, but the columns are {', '.join(keys)}.")
+    table = pd.DataFrame(rows, columns=list(keys))
     mixed = [column for column in table.columns if len(set(map(type, table[column]))) > 1]
     return table.assign(**{column: table[column].map(str) for column in mixed})
 
@@ -444,6 +381,12 @@ def _storable(settings: Mapping[str, object]) -> dict[str, Any]:
         raise EffectError(f"The settings of a table are stored as JSON: {in_short(error)}.") from error
 
 
-def _span(counts: Sequence[int]) -> str:
-    least, most = min(counts), max(counts)
+def span(counts: Iterable[float]) -> str:
+    """Counts as one number, or from the least to the most.
+
+    Example:
+        >>> span([1200, 1200]), span([3, 1])
+        ('1,200', '1 to 3')
+    """
+    least, most = int(min(counts)), int(max(counts))
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"

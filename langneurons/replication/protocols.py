@@ -1,14 +1,18 @@
 """Both protocols side by side: what the published one concludes of a patch, and what can be concluded."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Unpack, cast
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Int
+from transformers import PreTrainedTokenizerBase
 
 from langneurons.effects.estimation import effect
 from langneurons.effects.table import VERDICTS, EffectTable, with_current_names
@@ -17,7 +21,6 @@ from langneurons.evaluation.evaluating import Patches, chosen_languages, task_jo
 from langneurons.evaluation.measuring import BATCH_SIZE, measure_jobs
 from langneurons.evaluation.results import UNPATCHED
 from langneurons.models import view
-from langneurons.replication import answers
 from langneurons.replication.published import PUBLISHED_METRICS
 from langneurons.run import alone_in_out
 from langneurons.settings import MeasuringOptions, Run, Testing, with_options
@@ -26,7 +29,7 @@ from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import P_VALUE, Column, Table
 from langneurons.storage.result import Result
 from langneurons.tasks.batching import tokenizer_of
-from langneurons.tasks.heads import POSITIONS, ClassificationHead, Head, LabelledPairs, pairs_of
+from langneurons.tasks.heads import POSITIONS, ClassificationHead, Head, LabelledPairs, Pair, joined_tokens, pairs_of
 from langneurons.tasks.task import Task
 
 NO_DIFFERENCE = "no difference"
@@ -165,8 +168,8 @@ def compare_protocols(
     conditions = {(UNPATCHED, language): [] for language in languages} | by_cell
     jobs = {
         (protocol, *name): job
-        for protocol, asked_task in tasks.items()
-        for name, job in task_jobs(model, asked_task, conditions, run.batch_size or BATCH_SIZE).items()
+        for protocol, protocol_task in tasks.items()
+        for name, job in task_jobs(model, protocol_task, conditions, run.batch_size or BATCH_SIZE).items()
     }
     by_job = measure_jobs(model, jobs, run)
     rows = {(patch, language): by_job["sound", patch, language] for patch, language in conditions}
@@ -209,28 +212,21 @@ def compared(
     family = EffectTable.of(effects, ("patch", "language"), f"{metric}: {len(effects)} effects")
     sound = family.rows.rename(columns=CALLED)
     scores = {cell: of_cell[metric].to_numpy() for cell, of_cell in published.items()}
-    base = [float(scores[UNPATCHED, language].mean()) for _, language in effects]
-    patched = [float(scores[cell].mean()) for cell in effects]
-    changes = [after - before for after, before in zip(patched, base, strict=True)]
-    conclusions = [
-        NO_DIFFERENCE if abs(change) < testing.margin else "gain" if change > 0 else "loss" for change in changes
-    ]
-    return pd.DataFrame(
-        {
-            "metric": metric,
-            "patch": sound["patch"],
-            "language": sound["language"],
-            "published_base": base,
-            "published_patched": patched,
-            "published_change": changes,
-            "published_items": [len(scores[cell]) for cell in effects],
-            "published_conclusion": conclusions,
-            **{name: sound[name] for name in SOUND},
-            "changes": [
-                verdict not in AGREE[said] for said, verdict in zip(conclusions, sound["verdict"], strict=True)
-            ],
-        }
-    )
+    base = np.array([scores[UNPATCHED, language].mean() for _, language in effects], dtype=float)
+    patched = np.array([scores[cell].mean() for cell in effects], dtype=float)
+    change = patched - base
+    conclusions = np.select([np.abs(change) < testing.margin, change > 0], [NO_DIFFERENCE, "gain"], "loss").tolist()
+    published_columns = {
+        "published_base": base,
+        "published_patched": patched,
+        "published_change": change,
+        "published_items": [len(scores[cell]) for cell in effects],
+        "published_conclusion": conclusions,
+    }
+    agreeing = [verdict in AGREE[conclusion] for conclusion, verdict in zip(conclusions, sound["verdict"], strict=True)]
+    about = {"metric": metric, "patch": sound["patch"], "language": sound["language"]}
+    sound_columns = {name: sound[name] for name in SOUND}
+    return pd.DataFrame({**about, **published_columns, **sound_columns, "changes": ~np.array(agreeing, dtype=bool)})
 
 
 def _as_published(task: Task, published_head: Head | None) -> Task:
@@ -251,14 +247,118 @@ def _published_rows(model: torch.nn.Module, task: Task, language: str, rows: pd.
     """Score rows as the published code does, on the items that its length filter keeps."""
     tokenizer = tokenizer_of(view(model))
     if task.generates:
-        rows = rows.loc[answers.kept_by_length(rows["prompt_tokens"].to_numpy())]
-        rows = answers.token_id_scores(rows, tokenizer)
+        rows = rows.loc[kept_by_length(rows["prompt_tokens"].to_numpy())]
+        rows = token_id_scores(rows, tokenizer)
     else:
         pairs = pairs_of(cast(LabelledPairs, task).items[language])
-        rows = rows.loc[answers.pairs_kept_by_length(pairs, tokenizer)]
+        rows = rows.loc[pairs_kept_by_length(pairs, tokenizer)]
     if rows.empty:
         raise EffectError(f"The published length filter leaves no item in {language!r}: there is nothing to compare.")
     return rows
+
+
+def token_id_scores(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+    r"""Score generated answers by their token ids, as the published code does.
+
+    What is wrong: the scores depend on the tokenizer and are not comparable with anybody's: nothing is normalised, only
+    the first gold answer counts, and the end-of-sequence token is part of the answer, so that a right answer that goes
+    on, or stops at a line break, is no exact match.
+
+    Source: github.com/soumenkm/LangSpecificNeurons, code/xquad_eval.py, ``_calc_metrics_batch``, and code/dataset.py,
+    where the gold answer is the text after a space and before the end-of-sequence token.
+
+    Args:
+        rows: Rows of ``XQuAD.measure``; the columns item, gold (text) and generated (token ids) are read.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        One row per item: item, exact_match (equal lists) and f1 (of the multisets), 0 to 1.
+
+    Raises:
+        TaskError: If a column is missing, or the tokenizer has no end-of-sequence token.
+
+    Example:
+        >>> from langneurons.replication.protocols import token_id_scores
+        >>> ids = model.tokenizer(" green</s>", add_special_tokens=False)["input_ids"]
+        >>> rows = pd.DataFrame({"item": ["a", "b"], "gold": ["green", "blue"], "generated": [ids, ids]})
+        >>> token_id_scores(rows, model.tokenizer)["exact_match"].tolist()
+        [1.0, 0.0]
+    """
+    for column in ("item", "gold", "generated"):
+        if column not in rows.columns:
+            raise TaskError(f"The rows have no column {column!r}, only {', '.join(map(str, rows.columns))}.")
+    pairs = [
+        (list(map(int, ids)), _gold_ids(text, tokenizer))
+        for ids, text in zip(rows["generated"], rows["gold"], strict=True)
+    ]
+    scores = {"exact_match": [float(answer == gold) for answer, gold in pairs], "f1": [_f1(*pair) for pair in pairs]}
+    return pd.DataFrame({"item": rows["item"].to_numpy(), **scores})
+
+
+def kept_by_length(
+    prompt_tokens: Sequence[int] | Int[np.ndarray, " item"], limit: int = 511
+) -> Bool[np.ndarray, " item"]:
+    """Tell which prompts the published filter keeps: those of fewer than 511 tokens.
+
+    What is wrong: a tokenizer that needs more tokens for a language loses its long questions, so that models, and
+    languages, are scored on different questions (173 of 238 Hindi ones on Llama-3.1-8B, 227 on Mistral-Nemo).
+
+    Source: github.com/soumenkm/LangSpecificNeurons, code/dataset.py, ``XQADatasetHF``.
+
+    Args:
+        prompt_tokens: Tokens of each prompt, special tokens included.
+        limit: Number of tokens from which on prompts are dropped.
+
+    Returns:
+        True where a prompt is kept.
+
+    Example:
+        >>> from langneurons.replication.protocols import kept_by_length
+        >>> kept_by_length([510, 511]).tolist()
+        [True, False]
+    """
+    return np.asarray(prompt_tokens, dtype=np.int64) < limit
+
+
+def pairs_kept_by_length(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, limit: int = 256
+) -> Bool[np.ndarray, " item"]:
+    """Tell which pairs of texts the published filter keeps: those of fewer than 256 tokens.
+
+    What is wrong: what is long depends on the tokenizer and the language, so that languages and models are scored on
+    different items.
+
+    Source: github.com/soumenkm/LangSpecificNeurons, code/dataset.py, ``XNLIDatasetHF``.
+
+    Args:
+        pairs: (premise, hypothesis) each.
+        tokenizer: The model's tokenizer.
+        limit: Number of tokens from which on pairs are dropped; special tokens count.
+
+    Returns:
+        True where a pair is kept.
+
+    Raises:
+        TaskError: If the tokenizer has no end-of-sequence token.
+
+    Example:
+        >>> from langneurons.replication.protocols import pairs_kept_by_length
+        >>> pairs = [("It rains.", "It is wet."), ("It rains. " * 50, "It is wet.")]
+        >>> pairs_kept_by_length(pairs, model.tokenizer, 32)
+        array([ True, False])
+    """
+    return np.array([len(tokens) < limit for tokens in joined_tokens(pairs, tokenizer)], bool)
+
+
+def _gold_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if tokenizer.eos_token is None:
+        raise TaskError("The tokenizer has no end-of-sequence token, which the published answers end with.")
+    return tokenizer(f" {text.strip()}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
+
+
+def _f1(answer: list[int], gold: list[int]) -> float:
+    shared = (Counter(answer) & Counter(gold)).total()
+    return 2 * shared / (len(answer) + len(gold)) if shared else 0.0
 
 
 class PadPositionHead:

@@ -104,7 +104,7 @@ class PublishedStatistics(Result, kind="published-statistics"):
         for name in ARRAYS:
             values = getattr(self, name)
             if len(shape) != 3 or values.shape != shape or not bool(values.isfinite().all()):
-                raise ValueError(f"{name} is no finite number for each language and neuron")
+                raise ValueError(f"{name} is not a finite number for each language and neuron")
         if not len(self.languages) == len(set(self.languages)) == shape[0] or not min(shape):
             raise ValueError("the arrays do not fit the languages")
 
@@ -259,14 +259,14 @@ def _cut_chunks(
 
 def _batches_a_pass(language: str, chunks: np.ndarray, batch_size: int, tokens: int | None) -> int:
     n_chunks, context_length = chunks.shape
-    wanted = n_chunks // 2 if tokens is None else tokens // context_length
-    if not batch_size <= wanted <= n_chunks:
+    chunks_per_pass = n_chunks // 2 if tokens is None else tokens // context_length
+    if not batch_size <= chunks_per_pass <= n_chunks:
         raise CorpusError(
-            f"{language!r} has {n_chunks} chunks of {context_length} tokens, and a pass would read {wanted} in batches "
-            f"of {batch_size}: give tokens_per_language from {batch_size * context_length} to "
+            f"{language!r} has {n_chunks} chunks of {context_length} tokens, and a pass would read {chunks_per_pass} "
+            f"in batches of {batch_size}: give tokens_per_language from {batch_size * context_length} to "
             f"{n_chunks * context_length}, a smaller batch_size or context_length, or more text."
         )
-    return wanted // batch_size
+    return chunks_per_pass // batch_size
 
 
 def _random_batches(

@@ -75,7 +75,7 @@ def read_config(path: str | Path) -> StudyConfig:
         path: The file, or the directory of an earlier run.
 
     Raises:
-        StudyError: If it is no TOML, a key is unknown, a value does not fit, or a name that is used does not exist.
+        StudyError: If it is not TOML, a key is unknown, a value does not fit, or a name that is used does not exist.
     """
     path = storage.path_of(path)
     path = path / CONFIG if path.is_dir() else path
@@ -123,7 +123,7 @@ def parse_config(content: Mapping[str, object], name: str = "The study") -> Stud
         for problem in error.errors():
             problems.setdefault(*_problem(problem))
         raise StudyError(
-            f"{name} cannot be run: {'; '.join(said.removesuffix('.') for said in problems.values())}."
+            f"{name} cannot be run: {'; '.join(problem.removesuffix('.') for problem in problems.values())}."
         ) from error
     except LangNeuronsError as error:
         raise StudyError(f"{name} cannot be run: {error}") from error

@@ -85,7 +85,7 @@ def introduction(stats: "ln.ActivationStats") -> str:
 
 
 def summarise(stats: "ln.ActivationStats", lape: "ln.NeuronSet", pooled: "ln.NeuronSet") -> pd.DataFrame:
-    """One row a language: neurons each method names, their overlap, and the clearest neuron with its interval."""
+    """One row per language: neurons each method names, their overlap, and the clearest neuron with its interval."""
     low, high = ln.ActivationProbability().scores(stats).interval()
     probability = stats.probability()
     rows = []
@@ -123,7 +123,7 @@ def detectable(stats: "ln.ActivationStats") -> str:
     # Two independent standard errors, two-sided 5 % test, 80 % power: (1.96 + 0.84) * sqrt(2).
     smallest = 2.8 * 2**0.5 * float(error)
     return (
-        f"With {int(stats.tokens[0]):,} tokens a language, a difference of {smallest:.3f} between two languages' "
+        f"With {int(stats.tokens[0]):,} tokens per language, a difference of {smallest:.3f} between two languages' "
         "activation probabilities of a typical neuron is the smallest this recording can detect (80 % power, two-sided "
         "5 % test, jackknife over documents)."
     )

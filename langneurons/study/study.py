@@ -19,11 +19,10 @@ from langneurons.replication.published import read_published
 from langneurons.run import chosen_executor, timed
 from langneurons.settings import RunOptions, with_options
 from langneurons.study.config import CONFIG, STAGES, as_toml, read_study
-from langneurons.study.run_folder import BLOCKED, DONE, FAILED, RunFolder, Sources
 from langneurons.study.stages import Plan, Source, Step
 from langneurons.study.stages.report import REPORT, findings_of
 from langneurons.study.tables import StudyConfig
-from langneurons.study.work import Work
+from langneurons.study.work import BLOCKED, DONE, FAILED, RunFolder, Sources, Work
 
 EFFICIENCY = 0.5  # of a large matrix product's speed that a model's forward reaches
 LEAST_DISK = 1e6  # bytes of any result
@@ -170,8 +169,8 @@ class Study:
         """What is left to do, and about what it takes.
 
         Args:
-            speed: Floating-point operations a second that the machine reaches, such as 160e12 for a GPU of 400 TFLOP/s
-                at 40 %; None measures this machine's processor.
+            speed: Floating-point operations per second that the machine reaches, such as 160e12 for a GPU of
+                400 TFLOP/s at 40 %; None measures this machine's processor.
 
         Returns:
             step, state, million tokens through the model (a token that is also gone back through counts three times),
@@ -182,14 +181,14 @@ class Study:
             StudyError: If the speed is not above 0.
         """
         if speed is not None and not 0 < speed < math.inf:
-            raise StudyError(f"A speed is a number of operations a second above 0, such as 160e12, not {speed:g}.")
+            raise StudyError(f"A speed is a number of operations per second above 0, such as 160e12, not {speed:g}.")
         models = {}
         for name, part in self.config.models.items():
             with suppress(ModelError):  # not on this machine; its steps are listed all the same
                 models[name] = ln.describe(part.name, gguf_file=part.gguf_file)
         config = self._with_sizes()
         earlier = self.folder.seconds_by_name() if speed is None else {}
-        reached = _operations_per_second() * EFFICIENCY if speed is None else speed
+        operations_per_second = _operations_per_second() * EFFICIENCY if speed is None else speed
         rows = []
         for step in self._plan.values():
             state, model = self.folder.state(step), models.get(step.model)
@@ -201,7 +200,7 @@ class Study:
                 disk = max(step.stage.disk(step, part, config, units), LEAST_DISK)
                 if tokens:
                     memory = max(model.memory_to_load.values()) if model else math.nan
-                    seconds = 2 * model.parameters * tokens / reached if model else math.nan
+                    seconds = 2 * model.parameters * tokens / operations_per_second if model else math.nan
                 seconds = earlier.get(step.name, seconds)
             ran_here = state == DONE or step.name in earlier
             rows.append((step.name, state, tokens / 1e6, memory / 1e9, disk / 1e9, seconds / 60, ran_here))
@@ -248,10 +247,8 @@ class Study:
 
     def files(self) -> dict[str, str]:
         """Every file of every step that is done, and its checksum."""
-        finished = [step for step in self._plan.values() if self.folder.is_done(step)]
-        return {
-            f"{step.name}/{name}": checksum for step in finished for name, checksum in self.folder.files(step).items()
-        }
+        checksums = {step.name: self.folder.files(step) for step in self._plan.values() if self.folder.is_done(step)}
+        return {f"{step}/{name}": digest for step, files in checksums.items() for name, digest in files.items()}
 
     def check(self) -> None:
         """Verify every byte of what is done.
@@ -267,7 +264,7 @@ class Study:
         """Hold this study against another.
 
         Returns:
-            One row a step of either: step, and ``difference``: "same" (equal settings and sources, equal files),
+            One row per step of either: step, and ``difference``: "same" (equal settings and sources, equal files),
             "other files" (equal settings and sources, but results differ), the settings that differ, "inputs" where
             only an input differs, "not done", or which of the two lacks the step.
         """
@@ -307,9 +304,9 @@ def _difference(mine: Step, here: RunFolder, theirs: Step, there: RunFolder) -> 
         if not (here.is_done(mine) and there.is_done(theirs)):
             return "not done"
         return "same" if here.files(mine) == there.files(theirs) else "other files"
-    own, other = (pd.json_normalize(dict(step.settings)).to_dict("records")[0] for step in (mine, theirs))
-    names = [name for name in sorted({*own, *other}) if own.get(name) != other.get(name)]
-    return "; ".join(f"{name}: {own.get(name)!r} and {other.get(name)!r}" for name in names) or "inputs"
+    settings, other_settings = (pd.json_normalize(dict(step.settings)).to_dict("records")[0] for step in (mine, theirs))
+    names = [name for name in sorted({*settings, *other_settings}) if settings.get(name) != other_settings.get(name)]
+    return "; ".join(f"{name}: {settings.get(name)!r} and {other_settings.get(name)!r}" for name in names) or "inputs"
 
 
 def _tokens_of(corpus: ln.Corpus) -> int:
@@ -335,13 +332,13 @@ def as_text(table: pd.DataFrame, path: Path, speed: float | None = None) -> str:
     left = table.query("state != 'done'")
     rows = left.drop(columns="measured").to_string(index=False, na_rep="?", float_format=lambda value: f"{value:.3g}")
     total = left[["million tokens", "GB disk", "minutes"]].sum()
-    where = "on this machine's processor" if speed is None else f"at {speed:.3g} operations a second"
+    where = "on this machine's processor" if speed is None else f"at {speed:.3g} operations per second"
     how = "the speed of a matrix product; steps that ran here before: as they took" if speed is None else "that speed"
     minutes = sum(left["minutes"].dropna().tolist())
-    spent = f"{minutes:.0f} minutes" if minutes < HOURS else f"{minutes / 60:.0f} hours"
+    duration = f"{minutes:.0f} minutes" if minutes < HOURS else f"{minutes / 60:.0f} hours"
     unknown_model = "\nA model that is not on this machine (?) is in no sum." if left["minutes"].hasnans else ""
     return (
         f"{rows}\n{len(left)} of {len(table)} steps to run in {path}: about {total['million tokens']:.3g} million "
-        f"tokens, {total['GB disk']:.2g} GB of disk and {spent} {where} (from the size of the model and {how})."
+        f"tokens, {total['GB disk']:.2g} GB of disk and {duration} {where} (from the size of the model and {how})."
         f"{unknown_model}"
     )

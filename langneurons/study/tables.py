@@ -98,9 +98,14 @@ class ModelOptions(Settings):
     device: str | None = Field(None, description="Device, such as cpu or cuda; by default a GPU where there is one.")
     gguf_file: str | None = Field(None, description="A GGUF file in the model's folder or hub repository.")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``ln.load_model`` takes beside the name."""
+        return self.model_dump(include=set(ModelOptions.model_fields))
+
     def load(self, name: str) -> "torch.nn.Module":
         """Load a model: babel, a local folder, or a hub name."""
-        return ln.load_model(name, **self.model_dump(include=set(ModelOptions.model_fields), exclude_none=True))
+        return ln.load_model(name, **{option: value for option, value in self.options.items() if value is not None})
 
 
 class ModelPart(ModelOptions):
@@ -110,11 +115,6 @@ class ModelPart(ModelOptions):
     published_as: str | None = Field(
         None, description="the model whose published numbers stand beside; as it is called here"
     )
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What ``ln.load_model`` takes beside the name."""
-        return self.model_dump(include=set(ModelOptions.model_fields))
 
 
 class TextPart(Part):

@@ -7,16 +7,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import langneurons as ln
 from langneurons.corpora.languages import spelled
 from langneurons.errors import PatchError, StatisticsError, unknown
 from langneurons.settings import literal_choices, plain_types, shown
 from langneurons.study.tables import PUBLISHED, PatchPart
-
-if TYPE_CHECKING:
-    from langneurons.replication import PublishedStatistics
 
 METHODS = {
     "lape": "LAPE",
@@ -74,7 +71,7 @@ def patch_of(text: str) -> tuple[str, str]:
 
 
 def patch_maker(
-    text: str, stats: "ln.ActivationStats | None", published: "PublishedStatistics | None" = None
+    text: str, stats: "ln.ActivationStats | None", published: "ln.replication.PublishedStatistics | None" = None
 ) -> MakePatch:
     """Build the patch of a language's neurons from what is written, see ``patch_of``.
 
@@ -112,7 +109,7 @@ def language_patches(
     neurons: "ln.NeuronSet",
     patches: Mapping[str, PatchPart],
     stats: "ln.ActivationStats | None",
-    published: "PublishedStatistics | None" = None,
+    published: "ln.replication.PublishedStatistics | None" = None,
 ) -> dict[str, PatchOfLanguage]:
     """Patches of each language's own neurons, by name.
 

@@ -1,21 +1,212 @@
-"""What steps read and where they work: models, text, tasks, and the results of earlier steps; each is loaded once."""
+"""What steps read and where they work: models, text, tasks, each loaded once; and the directory of the results.
 
-from collections.abc import Callable, Mapping
+The directory holds results by step and key, what failed, who is at work, and what was read from outside; it can be
+moved and copied.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import langneurons as ln
+from langneurons import storage
+from langneurons.babel import FOLDER
+from langneurons.errors import StorageError, StudyError
+from langneurons.replication.published import SHIPPED
 from langneurons.settings import Run
-from langneurons.study.run_folder import SHOWN, RunFolder
 from langneurons.study.stages import Step
 from langneurons.study.tables import PatchPart, StudyConfig
 from langneurons.study.wording import PatchOfLanguage, language_patches
 
-if TYPE_CHECKING:
-    from langneurons.replication import PublishedStatistics
-    from langneurons.training.finetuned import Finetuned
-
 Loaded = TypeVar("Loaded")
+SCHEMA = "langneurons/study-step/1"
+FAILURE = "langneurons/study-failure/1"
+SOURCES = "langneurons/study-sources/1"
+EMBEDDED = "babel"
+SHOWN = 12  # digits of a key in a folder's name
+DONE, RUNNING, STALE, FAILED, BLOCKED, OPEN = "done", "running", "stale", "failed", "blocked", "to do"
+
+
+class RunFolder:
+    """Where a study's results are.
+
+    A step's result lies in ``steps/<name>/<key>``; ``step.json`` there, written last, says that it is whole. What
+    steps need to go on after an interruption is in ``work``, and may be deleted when the study is done.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def result(self, step: Step) -> Path:
+        """The folder of a step's result."""
+        return self._of(step) / step.key[:SHOWN]
+
+    def work(self, *parts: str) -> Path:
+        """A folder for what a step needs to go on."""
+        return self.path.joinpath("work", *parts)
+
+    def is_done(self, step: Step) -> bool:
+        """Whether a step's result is whole."""
+        file = self.result(step) / "step.json"
+        if file.exists():
+            with suppress(StorageError):
+                return storage.read_json(file, SCHEMA).get("key") == step.key
+        return False
+
+    def finish(self, step: Step, seconds: float) -> None:
+        """Say that a step's result is whole, and what it consists of."""
+        folder = self.result(step)
+        files = [file for file in _files(folder) if file.name != "step.json"]
+        checksums = {file.relative_to(folder).as_posix(): storage.checksum(file) for file in files}
+        content = {"name": step.name, "kind": step.stage.name, "key": step.key, "settings": step.settings}
+        content |= {"inputs": {read.name: read.key for read in step.inputs}, "files": checksums}
+        storage.write_json(folder / "step.json", SCHEMA, content)
+        self._failure(step).unlink(missing_ok=True)
+        line = {"step": step.name, "key": step.key, "seconds": round(seconds, 2)}
+        storage.append_line(self.path / "log.jsonl", json.dumps(line, ensure_ascii=False))
+
+    def files(self, step: Step) -> dict[str, str]:
+        """A result's files and their checksums.
+
+        Raises:
+            StorageError: If the step is not done.
+        """
+        file = self.result(step) / "step.json"
+        with storage.understood(file):
+            return {str(name): str(checksum) for name, checksum in storage.read_json(file, SCHEMA)["files"].items()}
+
+    def check(self, step: Step) -> None:
+        """Verify every byte of a result.
+
+        Raises:
+            CorruptArtefactError: If a file is truncated or changed.
+            StorageError: If one is missing.
+        """
+        for name, expected in self.files(step).items():
+            storage.verify(self.result(step) / name, expected)
+
+    def fail(self, step: Step, message: str, trace: str) -> None:
+        """Remember why a step failed, and where in the code."""
+        content = {"name": step.name, "key": step.key, "why": message, "trace": trace}
+        storage.write_json(self._failure(step), FAILURE, content)
+
+    def failure(self, step: Step) -> str | None:
+        """Why a step failed as it is, None if it did not."""
+        file = self._failure(step)
+        if not file.exists():
+            return None
+        try:
+            return str(storage.read_json(file, FAILURE).get("why"))
+        except StorageError as error:
+            return str(error)
+
+    def state(self, step: Step) -> str:
+        """What became of a step, whatever becomes of its inputs."""
+        if self.is_done(step):
+            return DONE
+        if self.at_work() == step.key:
+            return RUNNING
+        if self.failure(step) is not None:
+            return FAILED
+        return STALE if any(self._of(step).glob("*/step.json")) else OPEN
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out of the directory; the lock ends with the process, whatever ends it.
+
+        Raises:
+            StudyError: If another process is at work here.
+        """
+        with storage.locked(self.path / "lock") as free:
+            if not free:
+                raise StudyError(
+                    f"Another process is running the study in {self.path}: wait for it, or use another directory."
+                )
+            storage.remove_orphans(self.path)
+            yield
+
+    @contextmanager
+    def working(self, step: Step) -> Iterator[None]:
+        """Say which step runs."""
+        storage.write_text(self.path / "at-work", step.key)
+        try:
+            yield
+        finally:
+            (self.path / "at-work").unlink(missing_ok=True)
+
+    def at_work(self) -> str | None:
+        """The key of the step that another process runs at this moment."""
+        file = self.path / "at-work"
+        if not file.exists():
+            return None
+        with storage.locked(self.path / "lock") as free:
+            return None if free else file.read_text("utf-8", "replace")
+
+    def seconds(self) -> dict[str, float]:
+        """How long steps took here, by key."""
+        return {key: seconds for _, key, seconds in self._log()}
+
+    def seconds_by_name(self) -> dict[str, float]:
+        """How long steps took here when they last ran, with whatever settings, by name."""
+        return {name: seconds for name, _, seconds in self._log()}
+
+    def _log(self) -> Iterator[tuple[str, str, float]]:
+        """Name, key and seconds of every step that ran here; lines that were cut short or damaged are left out."""
+        file = self.path / "log.jsonl"
+        for line in file.read_bytes().splitlines() if file.exists() else []:
+            with suppress(ValueError, RecursionError, TypeError, KeyError, OverflowError):
+                content = json.loads(line)
+                yield str(content["step"]), str(content["key"]), float(content["seconds"])
+
+    def _of(self, step: Step) -> Path:
+        return self.path.joinpath("steps", *step.name.split("/"))
+
+    def _failure(self, step: Step) -> Path:
+        return self._of(step) / f"{step.key[:SHOWN]}.failed.json"
+
+
+class Sources:
+    """Hashes of models, texts and tasks; a file is read again only when its size or time of change differ."""
+
+    def __init__(self, memory: Path):
+        self._memory = memory
+        self._files: dict[str, list[Any]] = {}
+        self._names: dict[str, str] = {}
+        if memory.exists():
+            with storage.understood(memory):
+                content = storage.read_json(memory, SOURCES)
+                self._files, self._names = dict(content["files"]), dict(content["names"])
+
+    def __call__(self, kind: str, name: str) -> str:
+        """The hash of a source: of its files, or of its name where it lies on the hub.
+
+        Where the files are out of reach, as on another machine, the hash they had is given.
+        """
+        shipped = SHIPPED if kind == "numbers" else {EMBEDDED: FOLDER}
+        folder = Path(str(shipped.get(name, name)))
+        if not folder.exists():
+            return self._names.get(f"{kind} {name}", storage.fingerprint("by name", name))
+        paths = [folder] if folder.is_file() else _files(folder)
+        parts = [part for path in paths for part in (path.relative_to(folder).as_posix(), self._checksum(path))]
+        self._names[f"{kind} {name}"] = storage.fingerprint(*parts)
+        return self._names[f"{kind} {name}"]
+
+    def _checksum(self, path: Path) -> str:
+        try:
+            about = path.stat()
+        except OSError as error:
+            raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
+        place, now = str(path.resolve()), [about.st_size, about.st_mtime_ns]
+        remembered = self._files.get(place)
+        if remembered is None or remembered[:2] != now:
+            remembered = self._files[place] = [*now, storage.checksum(path)]
+        return remembered[2]
+
+    def remember(self) -> None:
+        """Keep what was hashed beside the study."""
+        storage.write_json(self._memory, SOURCES, {"files": self._files, "names": self._names})
 
 
 class Work:
@@ -37,7 +228,9 @@ class Work:
         Raises:
             LangNeuronsError: Whatever is wrong with it.
         """
-        step.stage.run(step, step.stage.part_of(self.config, step), self)
+        result = step.stage.run(step, step.stage.part_of(self.config, step), self)
+        if result is not None:
+            result.save(self.result(step))
 
     def result(self, step: Step) -> Path:
         """The folder of a step's result."""
@@ -95,7 +288,7 @@ class Work:
         """The statistics that a recording step wrote."""
         return self.once(("statistics", step.key), lambda: ln.ActivationStats.load(self.result(step)))
 
-    def published(self, step: Step) -> "PublishedStatistics | None":
+    def published(self, step: Step) -> "ln.replication.PublishedStatistics | None":
         """The published statistics among a step's inputs."""
         if not step.reads("published"):
             return None
@@ -114,10 +307,10 @@ class Work:
         neurons, stats = self.neurons(step)
         return language_patches(neurons, patches, stats, self.published(step))
 
-    def tuned(self, step: Step, name: str) -> "Finetuned":
+    def tuned(self, step: Step, name: str) -> "ln.training.Finetuned":
         """What was trained in the fine-tuning of a name."""
         trained = step.input("finetune", name)
-        return self.once(("tuned", trained.key), lambda: cast("Finetuned", ln.load(self.result(trained))))
+        return self.once(("tuned", trained.key), lambda: cast("ln.training.Finetuned", ln.load(self.result(trained))))
 
     def once(self, key: tuple, make: Callable[[], Loaded]) -> Loaded:
         """Load something when it is first asked for.
@@ -129,3 +322,9 @@ class Work:
         if key not in self._held:
             self._held[key] = make()
         return self._held[key]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder and the folders in it; hidden and compiled ones do not count."""
+    visible = (path for path in folder.rglob("*") if path.suffix != ".pyc" and not path.name.startswith("."))
+    return sorted(path for path in visible if path.is_file())

@@ -10,6 +10,7 @@ from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.polysemanticity import Polysemanticity
 from langneurons.analysis.validity.checks import Check, ValidityTable
 from langneurons.corpora.languages import distinct
+from langneurons.effects.table import span
 from langneurons.errors import StatisticsError
 from langneurons.storage import Column
 from langneurons.views import style
@@ -145,7 +146,7 @@ def _curves(result: Ablation, rows: pd.DataFrame, languages: list[str]) -> go.Fi
 def _titled(
     figure: go.Figure, result: Ablation, rows: pd.DataFrame, title: str, height: int, band: str, left: int = style.LEFT
 ) -> go.Figure:
-    clusters = style.span(rows["clusters"])
+    clusters = span(rows["clusters"])
     subtitle = f"{result.settings['patch']}; n = {clusters} clusters per effect; {band}; {MARKS}"
     return styled(figure, title, height, subtitle, result.caption, provenance_of(result.settings), left=left)
 

@@ -10,32 +10,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from langneurons.effects.table import EffectTable
+from langneurons.effects.table import EffectTable, span
 from langneurons.errors import EffectError, LangNeuronsWarning
 from langneurons.storage import Column, Result
 from langneurons.views import style
-from langneurons.views.style import COLOURS, interval, signed, span, styled
+from langneurons.views.style import COLOURS, interval, signed, styled
 
-STARS = {
-    "worse": "*",
-    "better": "*",
-    "slightly worse": "°",
-    "slightly better": "°",
-    "no effect": "",
-    "inconclusive": "?",
-}
+STARS = {"worse": "*", "better": "*", "slightly worse": "°", "slightly better": "°", "no effect": ""}
+STARS |= {"inconclusive": "?"}
 CELL = 94  # pixels across, for an interval of two decimals
 SCALED = ("estimate", "low", "high", "minimal_detectable", "control_low", "control_high")
 PLACES = ("measured", "language", "target")  # key columns that say where an effect was measured
-STORED = {
-    "model": "model {}",
-    "neurons": "{}",
-    "text": "text {}",
-    "texts": "texts {}",
-    "seed": "seed {}",
-    "resamples": "{} resamples",
-    "permutations": "{} permutations",
-}
+STORED = {"model": "model {}", "neurons": "{}", "text": "text {}", "texts": "texts {}", "seed": "seed {}"}
+STORED |= {"resamples": "{} resamples", "permutations": "{} permutations"}
 PATCHED_SET = re.compile(r"\(NeuronSet of .*?, (?=\w+=)")  # in a patch; every row of a matrix has its own set
 DETECTABLE = Column(digits=2)
 FINGERPRINT = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24}\b")
@@ -54,7 +41,7 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
         Hovering shows the verdict, the minimal detectable effect and what the controls did.
 
     Raises:
-        EffectError: If the table is no matrix of patched and measured languages.
+        EffectError: If the table is not a matrix of patched and measured languages.
 
     Example:
         >>> neurons = ln.LAPE(top=0.01).identify(stats)
@@ -73,6 +60,7 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
         estimate.to_numpy(),
         estimate.index,
         estimate.columns,
+        ("patched neurons of", "measured in"),
         text=texts.matrix("text").fillna("").to_numpy(),
         texttemplate="%{text}",
         textfont={"size": 11},
@@ -83,8 +71,6 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
         zmax=limit,
         colorbar={"title": f"change of loss, {table.unit}"},
     )
-    figure.update_xaxes(title="measured in")
-    figure.update_yaxes(title="patched neurons of")
     patch = f"{PATCHED_SET.sub('(', str(table.settings['patch']))}; " if "patch" in table.settings else ""
     return styled(
         figure,
@@ -161,15 +147,12 @@ def _lines(table: EffectTable) -> pd.DataFrame:
     values: Any = table.scale * table.rows[["estimate", "low", "high"]].astype(float)
     digits = 2 if float(values.abs().to_numpy().max()) < 10 else 1
     cells, verdicts = values.to_numpy().tolist(), table.rows["verdict"]
-    lines = values.assign(
-        **_named(table.rows, table.keys),
-        text=[
-            f"{signed(value, digits)} {interval(low, high, digits)} {verdict}"
-            for (value, low, high), verdict in zip(cells, verdicts, strict=True)
-        ],
-        symbol=[SYMBOLS[verdict] for verdict in verdicts],
-        hover=_hovers(table),
-    )
+    texts = [
+        f"{signed(value, digits)} {interval(low, high, digits)} {verdict}"
+        for (value, low, high), verdict in zip(cells, verdicts, strict=True)
+    ]
+    named, symbols = _named(table.rows, table.keys), [SYMBOLS[verdict] for verdict in verdicts]
+    lines = values.assign(**named, text=texts, symbol=symbols, hover=_hovers(table))
     return lines.sort_values("group", key=lambda groups: pd.factorize(groups)[0], kind="stable")
 
 

@@ -85,7 +85,7 @@ def explore(
     check_fits(SetTo(neurons, 0.0), view(model))
     fitting = fitting_statistics(stats, neurons.shape, neurons.site, view(model).fingerprint_at(neurons.site))
     results = Results(fitting, polysemanticity, ablation, {"this set": neurons})
-    return Explorer(model, fitting, neurons, corpus, documents, results, text or "")
+    return Explorer(model, neurons, corpus, documents, results, text or "")
 
 
 class Explorer:
@@ -102,16 +102,16 @@ class Explorer:
     def __init__(
         self,
         model: torch.nn.Module,
-        stats: ActivationStats,
         neurons: NeuronSet,
         corpus: Corpus | None,
         documents: int,
         results: Results,
         text: str,
     ) -> None:
-        self._model, self._stats, self._neurons, self._corpus = model, stats, neurons, corpus
+        assert results.stats is not None
+        self._model, self._stats, self._neurons, self._corpus = model, results.stats, neurons, corpus
         self._documents, self._results = documents, results
-        self._measure, self._responses = response(stats)
+        self._measure, self._responses = response(results.stats)
         self._pages: dict[Neuron, NeuronPage] = {}
         self._figure = layer_heatmap(neurons)
         self.text, self._sample = text, ""

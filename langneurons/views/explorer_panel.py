@@ -102,8 +102,8 @@ class Panel:
         """
         self.page.value, self.trial.value, self._tried = html, "", False
         with self._quietly():
-            listed = [choice for _, choice in self.neurons.options]
-            self.neurons.index = listed.index(neuron) if neuron in listed else None
+            choices = [choice for _, choice in self.neurons.options]
+            self.neurons.index = choices.index(neuron) if neuron in choices else None
             self._set_range(*values)
 
     def show_trial(self, value: float, html: str) -> None:

@@ -238,8 +238,8 @@ def of_polysemanticity(polysemanticity: Polysemanticity) -> Iterator[str]:
             if languages := sets.loc[sets["verdict"] == verdict, "language"].tolist():
                 sentence += f"; {than} matched controls in {', '.join(languages)}"
     least = float(np.nanmedian(polysemanticity.rows["task_detectable"].replace(np.inf, np.nan).to_numpy(float)))
-    missed = f" A label that explains less than {number(100 * least, 2)} % of the variance would be missed."
-    yield f"{sentence}.{'' if np.isnan(least) else missed}"
+    limit = f" A label that explains less than {number(100 * least, 2)} % of the variance would be missed."
+    yield f"{sentence}.{'' if np.isnan(least) else limit}"
 
 
 def of_validity(validity: ValidityTable) -> Iterator[str]:
@@ -284,9 +284,9 @@ def verdicts(rows: pd.DataFrame, table: EffectTable) -> str:
 def _missed(detectable: pd.Series, unit: str) -> str:
     """What effects of some minimal detectable sizes could have been missed."""
     finite = detectable.astype(float).replace(np.inf, np.nan).dropna()
-    return (
-        f"smaller than {number(finite.max(), 2)} {unit} would be missed" if len(finite) else "too few items to see any"
-    )
+    if finite.empty:
+        return "too few items to see any"
+    return f"smaller than {number(finite.max(), 2)} {unit} would be missed"
 
 
 def _named(rows: pd.DataFrame, table: EffectTable) -> str:

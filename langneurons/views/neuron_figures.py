@@ -9,13 +9,13 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from langneurons.corpora.languages import spelled
-from langneurons.effects.table import EffectTable
+from langneurons.effects.table import EffectTable, span
 from langneurons.errors import EffectError, NeuronSetError, unknown
 from langneurons.identification.indices import shape_text
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.effect_figures import provenance_of
-from langneurons.views.style import COLOURS, DOTTED, error_bars, heatmap, legend_above, line_of, span, styled
+from langneurons.views.style import COLOURS, DOTTED, error_bars, heatmap, legend_above, line_of, styled
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "circle-open")
 MANY_LAYERS = 24  # more, and a cell is too narrow for its number
@@ -47,14 +47,14 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         counts,
         neurons.languages,
         range(layers),
+        ("language", "layer"),
         customdata=counts / width,
         zmax=None,
         texttemplate="%{z}" if layers <= MANY_LAYERS else None,
         hovertemplate="%{y}, layer %{x}<br>%{z} neurons<br>%{customdata:.2%} of the layer<extra></extra>",
         colorbar={"title": "neurons"},
     )
-    figure.update_xaxes(title="layer", type="linear", tickmode="linear" if layers <= 40 else "auto")
-    figure.update_yaxes(title="language")
+    figure.update_xaxes(type="linear", tickmode="linear" if layers <= 40 else "auto")
     return styled(
         figure,
         f"Neurons per language and layer ({len(neurons):,} of {layers * width:,})",
@@ -159,8 +159,8 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
     figure.add_vline(x=0, line=DOTTED)
     quantity = "pre-activation z" if stats.site in ("pre", "act") else f"activation at {stats.site}"
     figure.update_xaxes(title=quantity)
-    figure.update_yaxes(title=f"density, per unit of {quantity.split()[-1] if 'z' in quantity else 'activation'}")
-    figure.update_yaxes(rangemode="tozero")
+    unit = quantity.split()[-1] if "z" in quantity else "activation"
+    figure.update_yaxes(title=f"density, per unit of {unit}", rangemode="tozero")
     return styled(
         figure,
         f"Neuron {index} of layer {layer}: {quantity} in each language",

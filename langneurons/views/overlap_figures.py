@@ -41,18 +41,17 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
         jaccard,
         neurons.languages,
         columns.languages,
+        (names[0] or "language", names[1] or "language"),
         customdata=shared,
         texttemplate="%{z:.2f}",
         hovertemplate="%{y} and %{x}<br>Jaccard %{z:.3f}<br>%{customdata} shared neurons<extra></extra>",
         colorbar={"title": "Jaccard"},
     )
-    figure.update_xaxes(title=names[1] or "language")
-    figure.update_yaxes(title=names[0] or "language")
     sizes, title = f"{len(neurons):,} neurons", "Overlap between the languages' neurons"
     if other is not None:
         sizes = f"{len(neurons):,} and {len(columns):,} neurons"
         title = f"Overlap of {names[0] or 'one set'} and {names[1] or 'the other'}, language by language"
-    chance = [_chance(len(mine), len(theirs), neurons.shape) for mine, theirs in pairs]
+    chance = [_chance(len(first), len(second), neurons.shape) for first, second in pairs]
     random = f"Two random sets of these sizes would have a Jaccard similarity of {_from_to(chance)}." if chance else ""
     height = 140 + 46 * len(jaccard)
     return styled(figure, title, height, f"{sizes}; {JACCARD}", random, _provenance([neurons, columns]))
@@ -85,14 +84,14 @@ def sets(
         >>> list(ln.plot.sets(neurons, {"Europe": ["en", "fr"], "all": ["en", "hi", "zh"]}).data[0].y)
         ['all']
     """
-    if isinstance(neurons, NeuronSet):
-        named = {name: set(group) for name, group in (languages or PUBLISHED_SETS).items()}
-        groups = {
-            name: neurons.select([label for label in neurons.languages if label in group])
-            for name, group in named.items()
+    groups = (
+        dict(neurons)
+        if not isinstance(neurons, NeuronSet)
+        else {
+            name: neurons.select([label for label in neurons.languages if label in set(group)])
+            for name, group in (languages or PUBLISHED_SETS).items()
         }
-    else:
-        groups = dict(neurons)
+    )
     groups = {name: group for name, group in groups.items() if len(group.languages) > 1}
     if not groups:
         raise NeuronSetError(
@@ -109,14 +108,13 @@ def sets(
         (own / size).to_numpy(),
         groups,
         labels,
+        ("language set", "language"),
         text=texts.where(size.notna(), "").to_numpy(),
         texttemplate="%{text}",
         textfont={"size": 12 if len(labels) <= 10 else 10},
         hovertemplate="%{y}, %{x}<br>%{z:.0%} of its neurons: %{text}<extra></extra>",
         colorbar={"title": "share its own", "tickformat": ".0%"},
     )
-    figure.update_xaxes(title="language")
-    figure.update_yaxes(title="language set")
     compared = "; ".join(f"{name}: {' '.join(group.languages)}" for name, group in groups.items())
     return styled(
         figure,
@@ -181,13 +179,13 @@ def _provenance(sets: Iterable[NeuronSet]) -> str:
     return "; ".join(dict.fromkeys(map(provenance_of_neurons, sets)))
 
 
-def _per_language(first: str, mine: NeuronSet, second: str, theirs: NeuronSet) -> pd.DataFrame:
+def _per_language(first: str, first_set: NeuronSet, second: str, second_set: NeuronSet) -> pd.DataFrame:
     """Jaccard, and that of random choices, in every language that both label."""
-    both = [label for label in mine.languages if label in theirs.languages]
+    both = [label for label in first_set.languages if label in second_set.languages]
     if not both:
         raise NeuronSetError(f"{first} and {second} have labelled no language in common: there is nothing to compare.")
-    jaccard = np.diag(mine.jaccard(theirs).loc[both, both])
-    chance = [_chance(len(mine.members[label]), len(theirs.members[label]), mine.shape) for label in both]
+    jaccard = np.diag(first_set.jaccard(second_set).loc[both, both])
+    chance = [_chance(len(first_set.members[label]), len(second_set.members[label]), first_set.shape) for label in both]
     cells = zip(both, jaccard, chance, strict=True)
     texts = [f"{label} {shared:.3f} (random: {random:.3f})" for label, shared, random in cells]
     return pd.DataFrame({"jaccard": jaccard, "chance": chance, "text": texts})

@@ -1,7 +1,7 @@
 """One neuron on one page: its activity in each language, its texts, its output, and the effect of ablating it."""
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ from langneurons.analysis.profiles import Profiles
 from langneurons.errors import StaleArtefactError, StatisticsError
 from langneurons.identification import NeuronSet
 from langneurons.recording.statistics import ActivationStats
-from langneurons.storage.presenting import MISSING, Column
+from langneurons.storage.presenting import Column
 from langneurons.views.style import TEMPLATES
 from langneurons.views.tokens import coloured_text, whole_characters
 
@@ -29,9 +29,7 @@ SIMILAR = {
     "activity": "are active on the same texts (correlation over languages and documents)",
     "direction": "write in the same direction (cosine)",
 }
-ABLATION = "{metric}, {result.unit}; {patch}; p adjusted over {result.rows.shape[0]:,} effects"
-VALUE, CHANGE = Column(), Column(digits=2, signed=True)
-PERCENT, COARSE = Column(scale=100), Column(digits=2)
+VALUE, PERCENT = Column(), Column(scale=100)
 
 
 class Results(NamedTuple):
@@ -148,21 +146,20 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
     outlines = None if recorded is None else strips(recorded, neuron)
     return {
         "neuron": neuron,
-        "anchor": ANCHOR.format(*neuron),
         "profile": profile,
+        "profiles": profiles,
         "about": settings,
         "signless": settings["gated"] and site in ("pre", "act"),
         "labels": list(_labels(neurons, neuron)),
-        "languages": None if stats is None or recorded is None else _languages(stats, site, neuron, outlines),
+        "languages": {} if stats is None or recorded is None else _languages(stats, site, neuron, outlines),
         "strips": outlines,
-        "axis": "" if outlines is None else f"from {VALUE.text(outlines.low)} to {VALUE.text(outlines.high)}",
         "strip": {"width": BINS * STEP, "height": HEIGHT},
         "quantity": "z" if site in ("pre", "act") else "values",
-        "outputs": _outputs(profile.outputs),
-        "carried": [] if polysemanticity is None else list(_carried(polysemanticity, neuron)),
-        "ablated": [] if ablation is None else list(_ablated(ablation, neuron)),
-        "ablation": "" if ablation is None else ABLATION.format(**ablation.settings, result=ablation),
-        "similar": _similar(profiles, profile.similar),
+        "carried": [] if polysemanticity is None else _of_neuron(polysemanticity.rows, neuron),
+        "task": "" if polysemanticity is None else polysemanticity.settings.get("task", "the task"),
+        "ablated": [] if ablation is None else _of_neuron(ablation.rows, neuron),
+        "ablation": ablation,
+        "similar": SIMILAR,
         "brief": list(_brief(profiles, profile.examples)),
         "texts": [],
     }
@@ -170,7 +167,9 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
 
 def rendered(content: Mapping[str, object], brief: bool) -> Markup:
     """Write the page; in brief, only the strongest text of each language."""
-    return Markup(TEMPLATES.get_template("neuron_page.html.jinja").render(**content, in_brief=brief))  # noqa: S704
+    means = {"anchor_of": ANCHOR.format, "Column": Column, "value": VALUE.text, "percent": PERCENT.text}
+    page = TEMPLATES.get_template("neuron_page.html.jinja")
+    return Markup(page.render(**content, **means, visible=visible, in_brief=brief))  # noqa: S704
 
 
 def own_files(*names: str) -> Markup:
@@ -188,26 +187,15 @@ def _labels(neurons: Mapping[str, NeuronSet], neuron: tuple[int, int]) -> Iterat
 
 def _languages(
     stats: ActivationStats, site: str, neuron: tuple[int, int], outlines: "Strips | None"
-) -> list[dict[str, Any]]:
+) -> dict[str, list[str]]:
+    """Language -> share of tokens on which the neuron is active, its mean, and its quantiles, as they are printed."""
     probability, mean = numbers(stats, site)
-    rows = []
+    rows = {}
     for position, language in enumerate(stats.languages):
         place = (position, *neuron)
         values = [None if mean is None else float(mean[place]), *(outlines.quantiles[language] if outlines else ())]
-        texts = [PERCENT.text(float(probability[place])), *map(VALUE.text, values)]
-        rows.append({"language": language, "numbers": texts})
+        rows[language] = [PERCENT.text(float(probability[place])), *map(VALUE.text, values)]
     return rows
-
-
-def _outputs(outputs: pd.DataFrame) -> list[tuple[str, list[tuple[str, list[dict[str, str]]]]]]:
-    """Promoted and suppressed tokens, by script, the script of the strongest first."""
-    groups = []
-    for effect, rows in outputs.groupby("effect"):
-        by_script: dict[str, list[dict[str, str]]] = {}
-        for script, token, change in zip(rows["script"], rows["token"], rows["change"], strict=True):
-            by_script.setdefault(script, []).append({"token": visible(token), "change": CHANGE.text(change)})
-        groups.append((str(effect), list(by_script.items())))
-    return groups
 
 
 def visible(token: str) -> str:
@@ -221,43 +209,11 @@ def visible(token: str) -> str:
     return "".join(shown.get(letter, letter if letter.isprintable() else f"U+{ord(letter):04X}") for letter in token)
 
 
-def _carried(polysemanticity: Polysemanticity, neuron: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    task = polysemanticity.settings.get("task", "the task")
-    for row in _of_neuron(polysemanticity.rows, neuron):
-        shares = {name: PERCENT.text(row[f"{name}_share"]) for name in ("language", "task", "interaction")}
-        yield {"label": row["language"], "verdict": row["verdict"], "name": task, **shares}
-
-
 def _of_neuron(rows: pd.DataFrame, neuron: tuple[int, int]) -> list[dict[Hashable, Any]]:
+    """A neuron's rows of a table; none where the table is not about single neurons."""
+    if not {"layer", "neuron"} <= set(rows.columns):
+        return []
     return rows.loc[(rows["layer"] == neuron[0]) & (rows["neuron"] == neuron[1])].to_dict("records")
-
-
-def _ablated(ablation: Ablation, neuron: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    if not {"layer", "neuron"} <= set(ablation.rows.columns):
-        return
-    effect, detectable = replace(CHANGE, scale=ablation.scale, digits=3), replace(COARSE, scale=ablation.scale)
-    for row in _of_neuron(ablation.rows, neuron):
-        position = row.get("control_position", np.nan)
-        yield {
-            "language": row["language"],
-            "effect": effect.text(row["effect"], row["low"], row["high"]),
-            "verdict": row["verdict"],
-            "detectable": detectable.text(row["detectable"]),
-            "controls": MISSING if np.isnan(position) else f"P{100 * position:.0f} of {row['control_draws']:.0f}",
-        }
-
-
-def _similar(profiles: Profiles, similar: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
-    groups = []
-    for by, name in SIMILAR.items():
-        rows = similar.loc[similar["by"] == by, ["other_layer", "other_neuron", "similarity"]]
-        neurons = [
-            {"anchor": ANCHOR.format(*other), "has_page": tuple(other) in profiles, "similarity": CHANGE.text(likeness)}
-            for *other, likeness in rows.itertuples(index=False)
-        ]
-        if neurons:
-            groups.append((name, neurons))
-    return groups
 
 
 def _brief(profiles: Profiles, examples: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,6 @@ from langneurons.storage.presenting import MISSING, Column, Table
 from langneurons.views.pages import ANCHOR, numbers
 
 MOST_ROWS = 2000
-DENSE = 0.55  # above this share of the largest count, text on a cell is light
 SHARE = Column(unit="%", scale=100)
 NEURON_COLUMNS = {
     "score": Column(digits=4),
@@ -84,25 +84,17 @@ def table_of(table: Table, anchor: str, heading: str = "") -> PageTable:
 
 
 def neuron_map(method: str, neurons: NeuronSet) -> dict[str, Any]:
-    """The map of layers and languages of one method: counts, shaded, each leading to its neurons."""
-    counts, width = neurons.counts(), neurons.shape[1]
-    most = max(int(counts.to_numpy().max()), 1)
-    rows = []
-    for language in neurons.languages:
-        cells = [
-            {
-                "count": int(count),
-                "layer": layer,
-                "key": cell_key(method, language, layer),
-                "share": f"{SHARE.text(int(count) / width)} %",
-                "depth": f"{0.08 + 0.92 * int(count) / most:.2f}",
-                "dense": int(count) / most > DENSE,
-            }
-            for layer, count in enumerate(counts.loc[language])
-        ]
-        rows.append({"language": language, "cells": cells})
-    caption = f"{method}: {len(neurons):,} neurons by language and layer. A count leads to the list of its neurons."
-    return {"method": method, "caption": caption, "layers": list(range(neurons.shape[0])), "rows": rows}
+    """The map of layers and languages of one method: counts, and what shades them and leads to their neurons."""
+    counts = neurons.counts()
+    return {
+        "method": method,
+        "total": f"{len(neurons):,}",
+        "counts": {language: counts.loc[language].tolist() for language in neurons.languages},
+        "most": max(int(counts.to_numpy().max()), 1),
+        "layers": range(neurons.shape[0]),
+        "share": lambda count: f"{SHARE.text(count / neurons.shape[1])} %",
+        "key": partial(cell_key, method),
+    }
 
 
 def neuron_table(
@@ -121,12 +113,12 @@ def neuron_table(
     if len(ordered) > MOST_ROWS:
         caption += f" {MOST_ROWS:,} of {len(ordered):,} neurons: those with a page, then those of the largest scores."
     table = table_of(Table(members.loc[:, names], NEURON_COLUMNS, caption=caption), "neurons", "Neurons")
-    place, repeated = 3, members["key"].duplicated().tolist()  # of the neuron, after method, language and layer
     rows = []
-    for row, key, again, page in zip(table.rows, members["key"], repeated, members["page"], strict=True):
-        cells = [*row.cells]
-        cells[place] = replace(cells[place], link=cells[place].text if page else "")
-        rows.append(Row(cells, key, "" if again else key))
+    about = zip(table.rows, members["key"], members["key"].duplicated(), members["page"], strict=True)
+    for row, key, repeated, has_page in about:
+        *before, neuron = row.cells[:4]  # after method, language and layer
+        cells = [*before, replace(neuron, link=neuron.text if has_page else ""), *row.cells[4:]]
+        rows.append(Row(cells, key, "" if repeated else key))
     return replace(table, rows=rows)
 
 
@@ -140,7 +132,6 @@ def _members(method: str, neurons: NeuronSet, profiles: Profiles | None) -> pd.D
     pairs = list(zip(frame["layer"].tolist(), frame["neuron"].tolist(), strict=True))
     paged = set(profiles.neurons) if profiles is not None and profiles.site == neurons.site else set()
     scores = frame["score"].astype(float) if "score" in frame.columns else pd.Series(float("nan"), frame.index)
-    keys = zip(frame["language"].astype(str), frame["layer"], strict=True)
     return frame.assign(
         method=method,
         neuron=[ANCHOR.format(*pair) for pair in pairs],
@@ -148,7 +139,7 @@ def _members(method: str, neurons: NeuronSet, profiles: Profiles | None) -> pd.D
         score=scores,
         rank=(-scores).rank(method="first", na_option="bottom"),
         page=[pair in paged for pair in pairs],
-        key=[cell_key(method, language, layer) for language, layer in keys],
+        key=[cell_key(method, *cell) for cell in zip(frame["language"].astype(str), frame["layer"], strict=True)],
         site=neurons.site,
     )
 

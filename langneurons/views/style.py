@@ -221,7 +221,11 @@ def legend_above(figure: go.Figure) -> go.Figure:
 
 
 def heatmap(
-    values: Real[np.ndarray, "row column"], rows: Iterable[str], columns: Iterable[str | int], **looks: object
+    values: Real[np.ndarray, "row column"],
+    rows: Iterable[str],
+    columns: Iterable[str | int],
+    titles: tuple[str, str] = ("", ""),
+    **looks: object,
 ) -> go.Figure:
     """A heatmap of named rows and columns, the first row on top; shades from 0 to 1 where nothing else is said.
 
@@ -229,12 +233,13 @@ def heatmap(
         values: What the colours stand for.
         rows: Names of the rows.
         columns: Names, or numbers, of the columns.
+        titles: Titles of the axes of rows and of columns.
         looks: Properties of plotly's ``Heatmap``.
     """
     shades = {"colorscale": SHADES, "zmin": 0, "zmax": 1}
     figure = go.Figure(go.Heatmap({"z": values, "x": list(columns), "y": list(rows), **shades, **looks}))
-    figure.update_xaxes(showgrid=False, type="category")
-    return figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    down, across = ({"title": title, "showgrid": False, "type": "category"} for title in titles)
+    return figure.update_layout(xaxis=across, yaxis=down | {"autorange": "reversed"})
 
 
 def error_bars(rows: pd.DataFrame, value: str, **looks: object) -> dict[str, object]:
@@ -245,17 +250,6 @@ def error_bars(rows: pd.DataFrame, value: str, **looks: object) -> dict[str, obj
 def line_of(place: int) -> dict[str, str]:
     """Colour and dash of a curve by its number among others."""
     return {"color": COLOURS[place % len(COLOURS)], "dash": DASHES[place // len(COLOURS) % len(DASHES)]}
-
-
-def span(counts: Iterable[float]) -> str:
-    """Counts as one number, or from the least to the most.
-
-    Example:
-        >>> span([1200, 1200]), span([3, 1])
-        ('1,200', '1 to 3')
-    """
-    least, most = int(min(counts)), int(max(counts))
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def label_room(labels: Iterable[str], title: bool = False) -> int:

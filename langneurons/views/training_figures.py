@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from langneurons.effects.table import EffectTable
+from langneurons.effects.table import EffectTable, span
 from langneurons.errors import LangNeuronsWarning, TrainingError
 from langneurons.evaluation.results import UNPATCHED
 from langneurons.storage.presenting import Column
 from langneurons.training.transfer_table import NAMES, Transfer
 from langneurons.views.effect_figures import MARGINS, ROW, effects, forest, places, provenance_of
-from langneurons.views.style import COLOURS, legend_above, span, styled
+from langneurons.views.style import COLOURS, legend_above, styled
 
 SMOOTHED = 0.05  # share of the steps over which the loss is averaged
 WIDE = 860
@@ -33,7 +33,7 @@ def training(history: pd.DataFrame, about: Mapping[str, object] | None = None) -
         The loss of every step, faint, its running mean, and the development score on an axis of its own.
 
     Raises:
-        TrainingError: If it is no history, or holds no step.
+        TrainingError: If it is not a history, or holds no step.
 
     Example:
         >>> history = pd.DataFrame({"step": [1, 2, 3], "loss": [1.1, 0.9, 0.8], "dev": [float("nan"), 0.4, 0.5]})

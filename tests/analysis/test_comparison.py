@@ -7,7 +7,7 @@ import torch
 
 import langneurons as ln
 from langneurons.analysis.ablating import ablate
-from langneurons.analysis.comparison import AblatedSample, Comparison, compare_methods
+from langneurons.analysis.comparison import Comparison, agreement, compare_methods
 from langneurons.analysis.validity import record_nulls
 from langneurons.analysis.validity.reliability import Selection
 from langneurons.errors import LanguageError, StatisticsError, TaskError
@@ -112,7 +112,7 @@ def test_impossible_comparisons_are_refused(model, texts):
         compare_methods([ln.LAPE(), ln.LAPE()], model, texts[0])
     with pytest.raises(StatisticsError, match="name of its own"):
         compare_methods({}, model, texts[0])
-    with pytest.raises(StatisticsError, match="is no method"):
+    with pytest.raises(StatisticsError, match="is not a method"):
         compare_methods({"LAPE": "lape"}, model, texts[0])
     with pytest.raises(TaskError, match="not on a str"):
         compare_methods([ln.LAPE()], model, texts[0], "heldout")
@@ -133,7 +133,7 @@ def test_the_site_of_an_earlier_version_is_one_of_sites(model, texts):
 def test_agreement_is_one_for_scores_that_rank_neurons_as_their_effects_do():
     random = np.random.default_rng(0)
     effects = random.normal(size=(30, 2)) * 0.01
-    ablated = AblatedSample(np.arange(5, 35), effects, ("en", "hi"))
+    ablated = pd.DataFrame(effects, range(5, 35), ["en", "hi"])
 
     def scored(values: np.ndarray, chosen: np.ndarray) -> Selection:
         scores = np.full(40, np.median(values))
@@ -144,11 +144,11 @@ def test_agreement_is_one_for_scores_that_rank_neurons_as_their_effects_do():
     high = {name: scored(one, np.sort(one)[-4:]) for name, one in sizes.items()}
     low = {name: scored(-one, np.sort(-one)[:4]) for name, one in sizes.items()}
     for decided in (high, low):  # whichever end a method looks at
-        row = ablated.agreement(decided, seed=0)
+        row = agreement(ablated, decided, seed=0)
         assert row["ablation"] == pytest.approx(1)
         assert row["ablation_low"] == pytest.approx(1)
     selective = {"en": effects[:, 0] - effects[:, 1], "hi": effects[:, 1] - effects[:, 0]}
-    row = ablated.agreement({name: scored(one, np.sort(one)[-4:]) for name, one in selective.items()}, seed=0)
+    row = agreement(ablated, {name: scored(one, np.sort(one)[-4:]) for name, one in selective.items()}, seed=0)
     assert row["ablation_selective"] == pytest.approx(1)
     assert row["ablation"] < 0.9
 

@@ -28,7 +28,7 @@ def test_a_study_runs_and_says_where_its_report_is(file, tmp_path, monkeypatch, 
         status, printed, _ = run(capsys, monkeypatch, "study", str(out), option)
         assert (status, said in printed) == (0, True), printed
     status, printed, _ = run(capsys, monkeypatch, "study", str(file), "--dry-run", "--speed", "160e12")
-    assert (status, "at 1.6e+14 operations a second" in printed) == (0, True)
+    assert (status, "at 1.6e+14 operations per second" in printed) == (0, True)
     status, printed, _ = run(capsys, monkeypatch, "study", str(out), "--compare", str(out))
     assert printed.count("same") == 4
     page = tmp_path / "page.html"

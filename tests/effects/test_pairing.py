@@ -50,7 +50,7 @@ def test_values_must_be_finite(wrong):
 
 
 def test_text_is_no_value():
-    assert "no finite number" in refused(BASELINE.assign(nll="high"))
+    assert "not finite numbers" in refused(BASELINE.assign(nll="high"))
 
 
 def test_one_cluster_is_not_enough():

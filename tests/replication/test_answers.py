@@ -6,7 +6,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from langneurons.errors import TaskError
-from langneurons.replication.answers import kept_by_length, token_id_scores
+from langneurons.replication.protocols import kept_by_length, token_id_scores
 
 WORDS = ["<pad>", "</s>", "<unk>", "the", "red", "Red", "house", "."]
 

@@ -10,7 +10,7 @@ import langneurons as ln
 from langneurons.errors import LangNeuronsWarning, LanguageError, TaskError
 from langneurons.models import view
 from langneurons.replication import PadPositionHead
-from langneurons.replication.answers import pairs_kept_by_length
+from langneurons.replication.protocols import pairs_kept_by_length
 from langneurons.tasks.heads import ClassificationHead, Head, last_hidden
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

@@ -6,7 +6,7 @@ import torch
 import langneurons as ln
 from langneurons import storage
 from langneurons.errors import EffectError, TaskError
-from langneurons.replication import answers
+from langneurons.replication import protocols
 from langneurons.replication.protocols import AGREE, ProtocolComparison, compare_protocols, compared
 from tests.replication.conftest import Backwards
 from tests.tiny_models import save_tiny
@@ -61,19 +61,19 @@ def test_both_protocols_score_the_same_predictions(tiny, patches):
         row = table.loc[(metric, "loud")]
         assert row["base"] == pytest.approx(plain[metric].mean())
         assert row["patched"] == pytest.approx(patched[metric].mean())
-        expected = answers.token_id_scores(patched, tiny.tokenizer)[metric].mean()
+        expected = protocols.token_id_scores(patched, tiny.tokenizer)[metric].mean()
         assert row["published_patched"] == pytest.approx(expected)
 
 
 def test_the_published_protocol_leaves_long_questions_out_and_the_sound_one_does_not(tiny, patches, monkeypatch):
-    monkeypatch.setattr(answers, "kept_by_length", lambda tokens: np.asarray(tokens) < 60)
+    monkeypatch.setattr(protocols, "kept_by_length", lambda tokens: np.asarray(tokens) < 60)
     rows = compare_protocols(tiny, questions(long=3), patches, resamples=200, progress=False).rows
     assert set(rows["published_items"]) == {9}
     assert set(rows["items"]) == {12}
 
 
 def test_a_filter_that_leaves_nothing_is_said(tiny, patches, monkeypatch):
-    monkeypatch.setattr(answers, "kept_by_length", lambda tokens: np.asarray(tokens) < 2)
+    monkeypatch.setattr(protocols, "kept_by_length", lambda tokens: np.asarray(tokens) < 2)
     with pytest.raises(EffectError, match="leaves no item in 'hi'"):
         compare_protocols(tiny, questions(), patches, resamples=200, progress=False)
 

@@ -290,7 +290,7 @@ def test_a_given_speed_tells_the_time_and_nothing_that_ran_here(done, tmp_path):
     record = 2 * ln.describe("babel").parameters * 600 / 1e9 / 60
     assert slow["record/babel"] == pytest.approx(record)
     assert fast["matrix/babel/two/lape/zero"] == pytest.approx(slow["matrix/babel/two/lape/zero"] / 1000)
-    assert "at 1e+09 operations a second" in as_text(study.forecast(1e9), tmp_path, 1e9)
+    assert "at 1e+09 operations per second" in as_text(study.forecast(1e9), tmp_path, 1e9)
     with pytest.raises(StudyError, match="above 0"):
         study.forecast(0.0)
 

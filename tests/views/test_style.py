@@ -2,8 +2,9 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from langneurons.effects.table import span
 from langneurons.views import style
-from langneurons.views.style import TEMPLATE, label_room, legend_above, signed, span, styled
+from langneurons.views.style import TEMPLATE, label_room, legend_above, signed, styled
 
 
 def drawn(names=("en", "hi")):

@@ -162,11 +162,11 @@ def _row(
 
 
 def _check_comparable(name: str, null: ActivationStats, real: ActivationStats) -> None:
-    mine, theirs = ((len(recording.languages), recording.tokens.tolist()[0]) for recording in (null, real))
-    if mine != theirs:
+    sizes, real_sizes = ((len(recording.languages), recording.tokens.tolist()[0]) for recording in (null, real))
+    if sizes != real_sizes:
         raise StatisticsError(
-            f"The null {name!r} holds {mine[0]} labels of {mine[1]:,} tokens and the real recording {theirs[0]} of "
-            f"{theirs[1]:,}: chance finds more in fewer tokens, so both must be equal."
+            f"The null {name!r} holds {sizes[0]} labels of {sizes[1]:,} tokens and the real recording "
+            f"{real_sizes[0]} of {real_sizes[1]:,}: chance finds more in fewer tokens, so both must be equal."
         )
 
 

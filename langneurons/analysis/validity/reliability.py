@@ -279,11 +279,11 @@ def _figures(pairs: Pairs) -> Float[np.ndarray, "language figure"]:
 
 
 def _bootstrap(pairs: Pairs, generator: np.random.Generator) -> Float[np.ndarray, "draw language figure"]:
-    compared, neurons = [_compared(*pair) for pair in pairs.values()], len(next(iter(pairs.values()))[0].scores)
-    draws = np.empty((RESAMPLES, len(compared), len(FIGURES)))
+    comparisons, neurons = [_compared(*pair) for pair in pairs.values()], len(next(iter(pairs.values()))[0].scores)
+    draws = np.empty((RESAMPLES, len(comparisons), len(FIGURES)))
     for draw in draws:
         counts = np.bincount(generator.integers(0, neurons, neurons), minlength=neurons).astype(float)
-        draw[:] = [figures(counts) for figures in compared]
+        draw[:] = [figures(counts) for figures in comparisons]
     return draws
 
 

@@ -175,13 +175,16 @@ class Stage(Generic[PartType]):
         """What is wrong with one of its tables."""
         return iter(())
 
-    def run(self, step: Step, part: PartType, work: "Work") -> None:
-        """Compute a step into its folder.
+    def run(self, step: Step, part: PartType, work: "Work") -> Any:
+        """Compute a step.
 
         Args:
             step: The step.
             part: The table that it is about.
             work: Loads what it needs.
+
+        Returns:
+            The result to save in the step's folder; None where it has been written there.
 
         Raises:
             LangNeuronsError: Whatever is wrong with it.
@@ -211,6 +214,8 @@ class Stage(Generic[PartType]):
 class NeuronStage(Stage[PartType]):
     """A stage that does something with the neurons of each method in each language set.
 
+    Its table and verb are called as its steps, and its section as its table, where nothing else is said.
+
     Attributes:
         judged: Whether effects are part of the result, so that it depends on the study's ``testing``.
         own: Name of the folder of its own work; without one, it measures conditions, which all steps share.
@@ -218,6 +223,11 @@ class NeuronStage(Stage[PartType]):
 
     judged: ClassVar[bool] = False
     own: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **attributes: str | bool) -> None:
+        """Take the attributes that the class statement gives."""
+        names = {"table": attributes["name"], "verb": attributes["name"], **attributes}
+        super().__init_subclass__(**{"section": names["table"], **names})
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """Its steps for a model."""

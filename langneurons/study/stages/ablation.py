@@ -24,15 +24,7 @@ class AblationPart(Grid):
     controls: Controls = Controls(draws=0)
 
 
-class AblationStage(
-    NeuronStage[AblationPart],
-    name="ablate",
-    table="ablation",
-    verb="ablate",
-    section="ablation",
-    judged=True,
-    own="ablation",
-):
+class AblationStage(NeuronStage[AblationPart], name="ablate", table="ablation", judged=True, own="ablation"):
     """Effects of single neurons."""
 
     def work_on(self, plan: Plan, part: AblationPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
@@ -40,13 +32,13 @@ class AblationStage(
         settings = {"of": part.languages, "value": part.value, "controls": keyed(part.controls)}
         yield "", {**heldout(plan.config), **settings}, []
 
-    def run(self, step: Step, part: AblationPart, work: Work) -> None:
+    def run(self, step: Step, part: AblationPart, work: Work) -> Any:
         """Ablate every neuron."""
         neurons, stats = work.neurons(step)
-        wanted = part.languages or [name for name in neurons.languages if len(neurons[name])]
-        neurons = neurons.select(among(wanted, neurons.languages))
+        languages = part.languages or [name for name in neurons.languages if len(neurons[name])]
+        neurons = neurons.select(among(languages, neurons.languages))
         options = {**self.settings(part, step, work), "value": part.value, "stats": stats}
-        ln.ablate(work.model(step), neurons, work.heldout(step), **options).save(work.result(step))
+        return ln.ablate(work.model(step), neurons, work.heldout(step), **options)
 
     def tokens(self, step: Step, part: AblationPart, config: StudyConfig, units: Units) -> float:
         """The held-out text through the layers above every neuron and its controls."""

@@ -19,16 +19,14 @@ from langneurons.study.work import Work
 class FactorialPart(Grid):
     """Operation x site x protocol: which choice turns the sign of an effect around?"""
 
-    tasks: Names = Field(min_length=1, description="which of the tasks, one a protocol")
+    tasks: Names = Field(min_length=1, description="which of the tasks, one per protocol")
     languages: Languages | None = Field(None, description="of the language set; those that the tasks have by default")
     operations: Names = Field(list(OPERATIONS), min_length=1)
     sites: Names | None = Field(None, description="recorded sites; all by default")
     controls: Controls = Controls(draws=0)
 
 
-class FactorialStage(
-    NeuronStage[FactorialPart], name="factorial", table="factorial", verb="factorial", section="factorial", judged=True
-):
+class FactorialStage(NeuronStage[FactorialPart], name="factorial", judged=True):
     """Factorial experiments."""
 
     def work_on(self, plan: Plan, part: FactorialPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
@@ -49,7 +47,7 @@ class FactorialStage(
         yield from misnamed("operation", where, part.operations, OPERATIONS)
         yield from misnamed("site", where, part.sites, config.recording.sites)
 
-    def run(self, step: Step, part: FactorialPart, work: Work) -> None:
+    def run(self, step: Step, part: FactorialPart, work: Work) -> Any:
         """Patch each language's neurons in every way and place, and ask in every way."""
         neurons, stats = work.neurons(step)
         tasks = [task_of(task, step, work) for task in _tasks(work.config, part).values()]
@@ -57,7 +55,7 @@ class FactorialStage(
         languages = patchable(among(part.languages, common), neurons)
         design = {"languages": languages, "operations": part.operations, "sites": step.settings["sites"]}
         options = {**self.settings(part, step, work), **design}
-        ln.factorial(work.model(step), neurons, stats, tasks, **options).save(work.result(step))
+        return ln.factorial(work.model(step), neurons, stats, tasks, **options)
 
     def load(self, folder: Path) -> Any:
         """The factorial, not the evaluation that it is saved with."""

@@ -16,9 +16,7 @@ class MatrixPart(PatchedGrid):
     controls: Controls = Controls()
 
 
-class MatrixStage(
-    NeuronStage[MatrixPart], name="matrix", table="matrix", verb="perplexity_matrix", section="matrix", judged=True
-):
+class MatrixStage(NeuronStage[MatrixPart], name="matrix", verb="perplexity_matrix", judged=True):
     """A perplexity matrix for each patch."""
 
     def work_on(self, plan: Plan, part: MatrixPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
@@ -33,12 +31,12 @@ class MatrixStage(
             if patch.also:
                 yield f"matrix writes at one language's neurons, and patches.{name} at others' also: name its patches."
 
-    def run(self, step: Step, part: MatrixPart, work: Work) -> None:
+    def run(self, step: Step, part: MatrixPart, work: Work) -> Any:
         """Measure every language under the patch of each."""
         neurons, stats = work.neurons(step)
         patch = patch_maker(str(step.settings["write"]), stats, work.published(step))
         options = {**self.settings(part, step, work), "patch": patch, "stats": stats.at(neurons.site)}
-        ln.perplexity_matrix(work.model(step), work.heldout(step), neurons, **options).save(work.result(step))
+        return ln.perplexity_matrix(work.model(step), work.heldout(step), neurons, **options)
 
     def tokens(self, step: Step, part: MatrixPart, config: StudyConfig, units: Units) -> float:
         """The held-out text unpatched, and with each language's neurons, their controls, and frequent neutral ones."""

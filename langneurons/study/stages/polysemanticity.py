@@ -23,14 +23,7 @@ class PolysemanticityPart(Grid):
     probing: Probing = Probing()
 
 
-class PolysemanticityStage(
-    NeuronStage[PolysemanticityPart],
-    name="polysemanticity",
-    table="polysemanticity",
-    verb="polysemanticity",
-    section="polysemanticity",
-    own="values",
-):
+class PolysemanticityStage(NeuronStage[PolysemanticityPart], name="polysemanticity", own="values"):
     """Shares of language and task in neurons."""
 
     def work_on(self, plan: Plan, part: PolysemanticityPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
@@ -44,12 +37,12 @@ class PolysemanticityStage(
         if config.tables("tasks")[part.task].tuned is not None:
             yield f"polysemanticity looks at the model as it is, and tasks.{part.task} asks a tuned one."
 
-    def run(self, step: Step, part: PolysemanticityPart, work: Work) -> None:
+    def run(self, step: Step, part: PolysemanticityPart, work: Work) -> Any:
         """Read the neurons' values on the task's texts."""
         neurons, stats = work.neurons(step)
         task = task_of(work.config.tables("tasks")[part.task], step, work)
         options = {**self.settings(part, step, work), "stats": stats}
-        ln.polysemanticity(work.model(step), neurons, task, **options).save(work.result(step))
+        return ln.polysemanticity(work.model(step), neurons, task, **options)
 
     def tokens(self, step: Step, part: PolysemanticityPart, config: StudyConfig, units: Units) -> float:
         """Every text once."""

@@ -1,6 +1,7 @@
 """Profiles: the pages of the clearest neurons."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import Field
 
@@ -35,7 +36,7 @@ class ProfileStage(Stage[ReportPart], name="profile", table="report", always=Tru
             inputs = plan.of("identify", *place), plan.of("record", model)
             yield Step(self, settings | {"profiling": keyed(part.profiling)}, inputs, *place)
 
-    def run(self, step: Step, part: ReportPart, work: Work) -> None:
+    def run(self, step: Step, part: ReportPart, work: Work) -> Any:
         """Look at the clearest neurons."""
         from langneurons.analysis.profiles import clearest_neurons
 
@@ -43,9 +44,7 @@ class ProfileStage(Stage[ReportPart], name="profile", table="report", always=Tru
         stats = stats.at(neurons.site)
         clearest = clearest_neurons(neurons, stats, min(step.settings["neurons"], len(neurons)))
         text = work.text(heldout=False).select(step.settings["languages"])
-        ln.profile(work.model(step), clearest, text, stats, profiling=part.profiling, run=work.run()).save(
-            work.result(step)
-        )
+        return ln.profile(work.model(step), clearest, text, stats, profiling=part.profiling, run=work.run())
 
     def tokens(self, step: Step, part: ReportPart, config: StudyConfig, units: Units) -> float:
         """The documents that are looked through."""

@@ -31,7 +31,7 @@ class ProtocolsPart(PatchedGrid):
 
 
 class ProtocolsStage(
-    NeuronStage[ProtocolsPart], name="protocols", table="protocols", several=True, section="answer", judged=True
+    NeuronStage[ProtocolsPart], name="protocols", several=True, section="answer", judged=True, verb=""
 ):
     """Comparisons of protocols."""
 
@@ -54,24 +54,18 @@ class ProtocolsStage(
         if not kind.generates and task.head is None and task.tuned is None:
             yield f"{where}: the published protocol answers by a head; give tasks.{part.task} head or tuned."
 
-    def run(self, step: Step, part: ProtocolsPart, work: Work) -> None:
+    def run(self, step: Step, part: ProtocolsPart, work: Work) -> Any:
         """Ask in both protocols."""
         neurons, _ = work.neurons(step)
         table = work.config.tables("tasks")[part.task]
         task, model, head = task_of(table, step, work), work.model(step), None
         if not task.generates:
             with nullcontext() if table.tuned is None else work.tuned(step, table.tuned).attach(model):
-                head = ln.tasks.ClassificationHead.fit(
-                    model,
-                    head_items(table, part.head_items, work),
-                    batch_size=work.run().batch_size or 8,
-                    position="padding",
-                    positions=part.positions,
-                )
+                options = {"batch_size": work.run().batch_size or 8, "position": "padding", "positions": part.positions}
+                head = ln.tasks.ClassificationHead.fit(model, head_items(table, part.head_items, work), **options)
         patches, languages = work.patches(step, work.config.patches_of(part)), patchable(task.languages, neurons)
-        ln.replication.compare_protocols(
-            model, task, patches, languages, published_head=head, **self.settings(part, step, work)
-        ).save(work.result(step))
+        options = self.settings(part, step, work)
+        return ln.replication.compare_protocols(model, task, patches, languages, published_head=head, **options)
 
     def tokens(self, step: Step, part: ProtocolsPart, config: StudyConfig, units: Units) -> float:
         """Every item in both protocols, unpatched and under every patch, and what the head is fitted on."""

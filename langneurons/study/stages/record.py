@@ -1,6 +1,7 @@
 """Recording: what every neuron does in every language, also as it was published; and each language's neurons in it."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from pydantic import Field
 
@@ -26,14 +27,10 @@ class RecordStage(Stage[Recording], name="record", verb="record", section="stats
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
         """One for each model."""
         methods = [part for part in plan.config.methods.values() if not part.published]
-        settings = {
-            **plan.text_settings(model),
-            **keyed(recording_for(plan.config, methods)),
-            "languages": plan.config.languages,
-        }
-        yield Step(self, settings, model=model)
+        recording = keyed(recording_for(plan.config, methods)) | {"languages": plan.config.languages}
+        yield Step(self, plan.text_settings(model) | recording, model=model)
 
-    def run(self, step: Step, part: Recording, work: Work) -> None:
+    def run(self, step: Step, part: Recording, work: Work) -> Any:
         """Record the text that is not held out."""
         recording = part.model_copy(update={"also": tuple(step.settings["also"])})
         run = work.run(work.result(step))
@@ -56,7 +53,7 @@ class PublishedStatisticsPart(Part):
         None, description="each of two passes reads a language; recording.tokens_per_language by default"
     )
     context_length: ContextLength | None = Field(None, description="recording.context_length by default")
-    batch_size: Count = Field(4, description="chunks a batch, on which the percentiles depend")
+    batch_size: Count = Field(4, description="chunks per batch, on which the percentiles depend")
 
 
 class PublishedStage(Stage[PublishedStatisticsPart], name="published", table="published_statistics", always=True):
@@ -68,23 +65,19 @@ class PublishedStage(Stage[PublishedStatisticsPart], name="published", table="pu
         if plan.published(model, *config.methods.values(), *config.patches.values()):
             (part,) = self.parts(config).values()
             settings = {
-                **plan.text_settings(model),
                 "languages": config.languages,
                 "tokens": part.tokens or config.recording.tokens_per_language,
                 "context_length": part.context_length or config.recording.context_length,
                 "batch_size": part.batch_size,
             }
-            yield Step(self, settings, model=model)
+            yield Step(self, plan.text_settings(model) | settings, model=model)
 
-    def run(self, step: Step, part: PublishedStatisticsPart, work: Work) -> None:
+    def run(self, step: Step, part: PublishedStatisticsPart, work: Work) -> Any:
         """Compute them as the paper's code does."""
-        recording = Recording(
-            tokens_per_language=step.settings["tokens"], context_length=step.settings["context_length"]
-        )
-        run = work.run().model_copy(update={"batch_size": step.settings["batch_size"]})
-        ln.replication.published_statistics(
-            work.model(step), work.text(heldout=False), seed=work.config.seed, recording=recording, run=run
-        ).save(work.result(step))
+        text, seed, about = work.text(heldout=False), work.config.seed, step.settings
+        recording = Recording(tokens_per_language=about["tokens"], context_length=about["context_length"])
+        run = work.run().model_copy(update={"batch_size": about["batch_size"]})
+        return ln.replication.published_statistics(work.model(step), text, seed=seed, recording=recording, run=run)
 
     def tokens(self, step: Step, part: PublishedStatisticsPart, config: StudyConfig, units: Units) -> float:
         """Two forwards of every language's tokens."""
@@ -110,7 +103,7 @@ class IdentifyStage(Stage[MethodPart], name="identify", section="neurons"):
                 read = plan.of("published" if part.published else "record", model)
                 yield Step(self, settings, (read,), model, language_set, method)
 
-    def run(self, step: Step, part: MethodPart, work: Work) -> None:
+    def run(self, step: Step, part: MethodPart, work: Work) -> Any:
         """Identify neurons in recorded or published statistics."""
         languages, method = step.settings["languages"], make_method(part.method, part.options)
         if (published := work.published(step)) is not None:

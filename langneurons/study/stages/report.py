@@ -60,7 +60,7 @@ class ReportStage(Stage[Part], name="report"):
             settings |= {"numbers": plan.source("numbers", config.published), "published_as": names}
         yield Step(self, settings, tuple(plan.steps.values()), model)
 
-    def run(self, step: Step, part: Part, work: Work) -> None:
+    def run(self, step: Step, part: Part, work: Work) -> Any:
         """Write the report of every model; that of the first is ``report.html``.
 
         Raises:
@@ -104,11 +104,12 @@ def findings_of(report: Step, work: Work, model: str) -> ln.Findings:
         if step not in finished:
             why = work.folder.failure(step)
             missing.append(f"Not done: {step.name} ({why.rstrip('.')})." if why else f"Not done: {step.name}.")
-    changed = [f"{place}, {repr(result).splitlines()[0]}" for place, result in sections.pop("answer", {}).items()]
+    comparisons = sections.pop("answer", {})  # of protocols
+    answers = [f"{place}, {repr(result).splitlines()[0]}" for place, result in comparisons.items()]
     title = config.question or f"What was found in {model}"
     return ln.Findings(
         title if len(config.models) == 1 else f"{title} ({model})",
-        answer=missing + changed,
+        answer=missing + answers,
         published=against.tables(),
         published_about=against.about,
         provenance=[f"Study {config.name}; steps {', '.join(f'{step.name} {step.key[:12]}' for step in finished)}."],

@@ -44,20 +44,20 @@ class SweepPart(Grid):
     doses: Doses = Doses()
 
 
-class SweepStage(NeuronStage[SweepPart], name="sweep", table="sweep", verb="sweep", section="sweep", judged=True):
+class SweepStage(NeuronStage[SweepPart], name="sweep", judged=True):
     """A sweep over values for each neuron set."""
 
     def work_on(self, plan: Plan, part: SweepPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
         """One for each neuron set."""
         yield "", {**heldout(plan.config), "of": part.languages, "doses": keyed(part.doses)}, []
 
-    def run(self, step: Step, part: SweepPart, work: Work) -> None:
+    def run(self, step: Step, part: SweepPart, work: Work) -> Any:
         """Measure every language under every dose of each language's neurons."""
         neurons, stats = work.neurons(step)
-        wanted = part.languages or [name for name in neurons.languages if len(neurons[name])]
+        languages = part.languages or [name for name in neurons.languages if len(neurons[name])]
         options = {"testing": work.config.testing, "run": work.measuring, "stats": stats}
-        options |= {"languages": among(wanted, neurons.languages)}
-        ln.sweep(work.model(step), work.heldout(step), neurons, part.doses.listed(), **options).save(work.result(step))
+        options |= {"languages": among(languages, neurons.languages)}
+        return ln.sweep(work.model(step), work.heldout(step), neurons, part.doses.listed(), **options)
 
     def tokens(self, step: Step, part: SweepPart, config: StudyConfig, units: Units) -> float:
         """The held-out text unpatched, and under every dose of each language's neurons."""

@@ -30,7 +30,7 @@ class TaskPart(PatchedGrid):
     revision: str | None = None
     split: Split | None = Field(None, description="the task's usual one by default; such as validation[80%:]")
     languages: Languages | None = Field(None, description="in a language set those that it has; all by default")
-    items: Count = Field(200, description="premises, questions or prompts a language")
+    items: Count = Field(200, description="premises, questions or prompts per language")
     max_new_tokens: Count = 32
     min_new_tokens: int = Field(0, ge=0, le=10**12, description="generation: before which no text ends")
     prompt_tokens: Count = Field(16, description="generation: of a document that the model goes on from")
@@ -45,13 +45,7 @@ class TaskPart(PatchedGrid):
 
 
 class TasksStage(
-    NeuronStage[TaskPart],
-    name="evaluate",
-    table="tasks",
-    several=True,
-    verb="evaluate",
-    section="evaluation",
-    judged=True,
+    NeuronStage[TaskPart], name="evaluate", table="tasks", several=True, section="evaluation", judged=True
 ):
     """Scores of tasks."""
 
@@ -76,13 +70,13 @@ class TasksStage(
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
-    def run(self, step: Step, part: TaskPart, work: Work) -> None:
+    def run(self, step: Step, part: TaskPart, work: Work) -> Any:
         """Score the model as it is and under every patch."""
         neurons, stats = work.neurons(step)
         task, patches = task_of(part, step, work), work.patches(step, work.config.patches_of(part))
         options = {**self.settings(part, step, work), "stats": stats}
         languages = patchable(task.languages, neurons)
-        ln.evaluate(work.model(step), task, languages, patches, **options).save(work.result(step))
+        return ln.evaluate(work.model(step), task, languages, patches, **options)
 
     def tokens(self, step: Step, part: TaskPart, config: StudyConfig, units: Units) -> float:
         """Every item unpatched, under every patch and its controls."""
@@ -172,7 +166,7 @@ def pair_tokens(kind: str) -> int:
 
 
 def examples(kind: str, split: str, items: int | None) -> float:
-    """Examples in a split, or in so many items of it."""
+    """Number of examples in a split, or in a number of its items."""
     if items is not None:
         return items * PAIRS.get(kind, 1)
     name, _, part = split.rstrip("]").partition("[")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,8 +17,6 @@ from langneurons.study.work import Work
 
 if TYPE_CHECKING:
     import torch
-
-    from langneurons.training.finetuned import Finetuned
 
 
 class TrainedPart(Part):
@@ -52,7 +50,7 @@ class FinetuneStage(Stage[FinetuningPart], name="finetune", table="finetuning", 
         """A kind of task that does not exist, or cannot be trained on."""
         yield from check_kind(where, part.kind, trained=True)
 
-    def run(self, step: Step, part: FinetuningPart, work: Work) -> None:
+    def run(self, step: Step, part: FinetuningPart, work: Work) -> Any:
         """Train one model, as one piece of work."""
         seed, run, adapter = work.config.seed, work.own(step, "training"), part.adapter
         load = partial(ln.tasks.load_task, items=part.items, seed=seed, revision=part.revision)
@@ -60,7 +58,7 @@ class FinetuneStage(Stage[FinetuningPart], name="finetune", table="finetuning", 
         update = ln.MaskedLoRA(None, adapter.rank, adapter.alpha, attention=adapter.attention, seed=seed)
         train = partial(_finetuned, training=part.training, run=run.model_copy(update={"executor": None}))
         (tuned,) = ln.run.chosen_executor(run.executor).map(work.model(step), train, [(items, update)])
-        tuned.save(work.result(step))
+        return tuned
 
     def tokens(self, step: Step, part: FinetuningPart, config: StudyConfig, units: Units) -> float:
         """A forward and a backward of every example."""
@@ -83,14 +81,7 @@ class TransferPart(TrainedPart, PatchedGrid):
 
 
 class TransferStage(
-    NeuronStage[TransferPart],
-    name="transfer",
-    table="transfer",
-    several=True,
-    verb="transfer_experiment",
-    section="transfer",
-    judged=True,
-    own="training",
+    NeuronStage[TransferPart], name="transfer", several=True, verb="transfer_experiment", judged=True, own="training"
 ):
     """Transfer experiments."""
 
@@ -108,7 +99,7 @@ class TransferStage(
         languages = [code for name in part.sets or config.sets for code in config.sets[name]]
         yield from misnamed_languages(f"{where}.targets", part.experiment.targets, languages)
 
-    def run(self, step: Step, part: TransferPart, work: Work) -> None:
+    def run(self, step: Step, part: TransferPart, work: Work) -> Any:
         """Train under every condition and seed, and evaluate."""
         neurons, stats = work.neurons(step)
         source, targets = part.experiment.source, _targets(part, step.settings["languages"])
@@ -119,7 +110,7 @@ class TransferStage(
         options["experiment"] = part.experiment.model_copy(update={"targets": tuple(targets)})
         options["patches"] = work.patches(step, work.config.patches_of(part)) or None
         options["stats"] = stats.at(neurons.site)
-        ln.transfer_experiment(work.model(step), train, test, neurons, **options).save(work.result(step))
+        return ln.transfer_experiment(work.model(step), train, test, neurons, **options)
 
     def tokens(self, step: Step, part: TransferPart, config: StudyConfig, units: Units) -> float:
         """Every training, and the test of every trained model in every language and under every patch."""
@@ -145,5 +136,5 @@ def _trained_tokens(kind: str, training: Training, number: float) -> float:
 
 def _finetuned(
     model: "torch.nn.Module", job: "tuple[ln.tasks.Task, ln.MaskedLoRA]", training: Training, run: Run
-) -> "Finetuned":
+) -> "ln.training.Finetuned":
     return ln.finetune(model, *job, training=training, run=run)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pydantic import Field
 
@@ -14,9 +14,6 @@ from langneurons.study.stages.record import recorded_bytes, recording_for
 from langneurons.study.tables import Grid, StudyConfig
 from langneurons.study.wording import make_method
 from langneurons.study.work import Work
-
-if TYPE_CHECKING:
-    from langneurons.analysis.validity.reliability import Halves
 
 
 class ValidityPart(Grid):
@@ -37,19 +34,16 @@ class NullsStage(Stage[ValidityPart], name="nulls", table="validity"):
                 methods = [each for name, each in plan.config.methods.items() if part.covers(name, language_set)]
                 if part.nulls and methods:
                     recording = recording_for(plan.config, methods)
-                    settings = {
-                        **plan.text_settings(model),
-                        **keyed(recording.model_copy(update={"tokens_per_language": part.tokens})),
-                        "languages": languages,
-                        "nulls": part.nulls,
-                    }
+                    recording = recording.model_copy(update={"tokens_per_language": part.tokens})
+                    settings = plan.text_settings(model) | keyed(recording)
+                    settings |= {"languages": languages, "nulls": part.nulls}
                     yield Step(self, settings, model=model, language_set=language_set)
 
     def mistakes(self, config: StudyConfig) -> Iterator[str]:
         """None of its own: the table is that of ``validity``."""
         return iter(())
 
-    def run(self, step: Step, part: ValidityPart, work: Work) -> None:
+    def run(self, step: Step, part: ValidityPart, work: Work) -> Any:
         """Record every null in two halves."""
         from langneurons.analysis.validity import record_nulls
 
@@ -96,17 +90,17 @@ class ValidityStage(Stage[ValidityPart], name="validity", table="validity", sect
                     "its methods (own-p90 is what published-act-prob-90p is but for its batches)."
                 )
 
-    def run(self, step: Step, part: ValidityPart, work: Work) -> None:
+    def run(self, step: Step, part: ValidityPart, work: Work) -> Any:
         """Check one method."""
         from langneurons.analysis.validity import Evidence, nulls_of, split_half, validity_table
 
-        checked = work.config.methods[step.method]
-        method = make_method(checked.method, checked.options)
-        halves = _halves(work.result(step.input("nulls")), checked.site) if step.reads("nulls") else {}
+        part_of_method = work.config.methods[step.method]
+        method = make_method(part_of_method.method, part_of_method.options)
+        halves = _halves(work.result(step.input("nulls")), part_of_method.site) if step.reads("nulls") else {}
         whole = {name: first + second for name, (first, second) in halves.items()}
         nulls = nulls_of(method, whole.pop("real"), whole) if whole else None
         stats = work.statistics(step.input("record")).select(step.settings["languages"])
-        stats = stats if checked.site is None else stats.at(checked.site)
+        stats = stats if part_of_method.site is None else stats.at(part_of_method.site)
         try:
             reliability = split_half(method, stats, step.settings["splits"], work.config.seed)
         except StatisticsError:  # the folds of one recording hold counts and sums only
@@ -114,10 +108,10 @@ class ValidityStage(Stage[ValidityPart], name="validity", table="validity", sect
                 raise
             reliability = split_half(method, halves["real"], seed=work.config.seed)
         evidence = Evidence(f"{step.method}, {step.language_set}", split_half=reliability, nulls=nulls)
-        validity_table([evidence]).save(work.result(step))
+        return validity_table([evidence])
 
 
-def _halves(folder: Path, site: str | None) -> "dict[str, Halves]":
+def _halves(folder: Path, site: str | None) -> "dict[str, tuple[ln.ActivationStats, ln.ActivationStats]]":
     """The two recordings of each real or null corpus, by its name."""
     recordings = {}
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):

@@ -143,7 +143,7 @@ def test_streaming_in_any_batches_equals_the_decomposition_of_all_values_in_memo
 
 def test_a_decomposition_alone_is_kept_too(tmp_path, planted, model, monkeypatch):
     first = decompose(model, planted.texts.take(8), out=tmp_path, progress=False)
-    monkeypatch.setattr(reading, "_run", lambda *args: pytest.fail("the model ran"))
+    monkeypatch.setattr(reading, "_run", lambda *args, **options: pytest.fail("the model ran"))
     again = decompose(model, planted.texts.take(8), out=tmp_path, progress=False)
     assert again.share("task").equal(first.share("task"))
 
@@ -171,11 +171,11 @@ def test_what_was_read_is_kept_and_an_interrupted_run_goes_on(tmp_path, monkeypa
     whole = polysemanticity(model, neurons, texts, **FEW)
     real, calls = reading._run, []
 
-    def stop_at_second(*args):
+    def stop_at_second(*args, **options):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(reading, "_run", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
@@ -238,7 +238,7 @@ def test_one_neuron_without_controls_or_probes_is_enough(planted, model):
     ],
 )
 def test_bad_options_are_refused_before_the_model_runs(monkeypatch, planted, model, change, error, sentence):
-    monkeypatch.setattr(reading, "_run", lambda *args: pytest.fail("the model ran"))
+    monkeypatch.setattr(reading, "_run", lambda *args, **options: pytest.fail("the model ran"))
     options = {"task": planted.texts, **FEW} | change
     with pytest.raises(error, match=sentence):
         polysemanticity(model, planted.set_of(hi="both"), **options)
@@ -280,7 +280,7 @@ def test_a_text_without_a_counted_token_is_refused_at_every_position(position):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_model_runs(tmp_path, monkeypatch, planted, model):
-    monkeypatch.setattr(reading, "_run", lambda *args: pytest.fail("the model ran"))
+    monkeypatch.setattr(reading, "_run", lambda *args, **options: pytest.fail("the model ran"))
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="Cannot write"):
         decompose(model, planted.texts, out=tmp_path / "file", progress=False)
