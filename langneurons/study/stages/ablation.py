@@ -1,7 +1,7 @@
 """Ablation: every neuron of the sets ablated by itself."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 

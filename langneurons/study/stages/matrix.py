@@ -1,6 +1,7 @@
 """Perplexity matrices: one language's neurons patched, every language measured."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import langneurons as ln
 from langneurons.settings import Controls

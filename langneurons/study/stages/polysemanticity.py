@@ -1,7 +1,7 @@
 """Polysemanticity: what else the neurons carry, language against the labels of a task."""
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 

@@ -1,7 +1,7 @@
 """Sweeps: the neurons of a language given many values, every language measured under each."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
