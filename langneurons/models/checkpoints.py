@@ -44,7 +44,7 @@ def source_of(name: str | Path) -> str:
     """
     if not 0 < len(str(name)) < _LONGEST_NAME:
         raise ModelError(f"A model needs a name: 'babel', a folder, or a hub id, not {str(name)!r:.80}.")
-    folder = babel.FOLDER if str(name) == "babel" else storage.path_of(name)
+    folder = babel.FOLDER if str(name) == "babel" else storage.path_of(name, ModelError)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"No model in folder {str(folder)!r}: it has no config.json.")

@@ -107,7 +107,7 @@ def stored_as(folder: str | Path) -> str:
 
 def _located(name: str | Path, gguf_file: str | None, revision: str | None) -> Path:
     """The file on this machine, downloaded where it is on the hub."""
-    place = storage.path_of(name)
+    place = storage.path_of(name, ModelError)
     if gguf_file is None or os.path.isfile(place):
         if not os.path.isfile(place):
             raise ModelError(f"There is no file {str(place)!r:.200}.")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from langneurons.errors import CorruptArtefactError, StorageError, in_short
+from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, in_short
 
 DISK_FULL = "the disk is full. Free some space and run again; nothing was lost"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks says
@@ -25,23 +25,25 @@ LOCAL_DRIVES = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", 
 _WRITER = re.compile(r"\.([0-9a-f-]{36}-\d+)-(\d+)-(\d+)(?:\.\w{8})?" + re.escape(_PARTIAL))
 
 
-def path_of(given: object) -> Path:
+def path_of(given: object, error: type[LangNeuronsError] = StorageError) -> Path:
     """The path that a user gave; ``~`` is the home folder.
 
+    Args:
+        given: What was given.
+        error: Class of the error.
+
     Raises:
-        StorageError: If no file or folder can be called so, as when a text is given in a path's place.
+        LangNeuronsError: If no file or folder can be called so, as when a text is given in a path's place.
     """
     if not isinstance(given, str | Path):
-        raise StorageError(f"A path is a text or a Path, not {given!r:.60}.")
+        raise error(f"A path is a text or a Path, not {given!r:.60}.")
     try:
         parts = [len(os.fsencode(part)) for part in Path(given).parts]
         if "\0" not in str(given) and max(parts, default=0) <= 255 and sum(parts) + len(parts) <= 4096:
             return Path(given).expanduser()
     except (UnicodeEncodeError, RuntimeError):  # the second for the home folder of nobody
         pass
-    raise StorageError(
-        f"No file or folder can be called {str(given)!r:.60} ({len(str(given)):,} letters): give a path."
-    )
+    raise error(f"No file or folder can be called {str(given)!r:.60} ({len(str(given)):,} letters): give a path.")
 
 
 @contextmanager

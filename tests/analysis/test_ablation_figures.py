@@ -3,7 +3,7 @@
 import pytest
 
 from langneurons.analysis.ablating import ablate
-from langneurons.errors import EffectError
+from langneurons.errors import LanguageError
 from langneurons.views.analysis_figures import ablation
 from tests.analysis.ablation_models import QUICK, neurons_at, texts, tiny
 
@@ -34,7 +34,7 @@ def test_groups_and_prefixes_are_drawn_too():
 
 
 def test_an_unknown_language_is_refused():
-    with pytest.raises(EffectError, match="fr"):
+    with pytest.raises(LanguageError, match="Unknown language 'fr'"):
         ablation(made(), languages=["fr"])
 
 

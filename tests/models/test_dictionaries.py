@@ -8,6 +8,7 @@ from langneurons.models import SITES, Dictionary, add_dictionary, remove_diction
 from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig
 from langneurons.models.feature_sites import hook_point
 from langneurons.models.sites import attached
+from tests.backends import unfused
 from tests.models.dictionaries import HeadsApart, NormalisingDictionary, RandomDictionary, placed
 from tests.training.lora_models import fresh
 
@@ -80,10 +81,11 @@ def features_of(model, name="features"):
 
 @pytest.mark.parametrize(("at", "reads"), PLACES)
 def test_writing_features_back_leaves_logits_bit_equal(model, at, reads):
-    plain = logits(model)
-    _, site = add(model, at, reads)
-    with view(model).writing("features", everything(site), lambda row, current: current):
-        written = logits(model)
+    with unfused(model):
+        plain = logits(model)
+        _, site = add(model, at, reads)
+        with view(model).writing("features", everything(site), lambda row, current: current):
+            written = logits(model)
     assert torch.equal(written, plain)
 
 
@@ -122,7 +124,8 @@ def test_both_backends_agree_on_features_and_on_what_writing_them_does():
 def test_features_are_what_encode_gives_for_the_hook_points_tensor(llama):
     dictionaries, _ = add(llama)
     _, cache = llama.run_with_cache(TOKENS)
-    found = features_of(llama)
+    with unfused(llama):
+        found = features_of(llama)
     for layer in (0, 1):
         torch.testing.assert_close(found[layer], dictionaries[layer].encode(cache["resid_post", layer]))
         assert torch.equal(view(llama).cached(cache, "features", layer), found[layer])

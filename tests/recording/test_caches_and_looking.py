@@ -6,6 +6,7 @@ import langneurons as ln
 from langneurons.corpora import pack
 from langneurons.errors import CorpusError, HookSiteError, ModelError, NeuronSetError
 from langneurons.models import view
+from tests.backends import unfused
 from tests.recording.conftest import LANGUAGES, record
 
 
@@ -25,7 +26,8 @@ def packed_caches(model, corpus, folder, names_filter=None):
 
 @pytest.mark.parametrize("site", ["act", "pre", "post", "head", "resid_post"])
 def test_statistics_of_caches_equal_a_recording_of_the_same_blocks(tiny, corpus, tmp_path, site):
-    recorded = record(tiny, corpus, sites=(site,), batch_size=1)
+    with unfused(tiny):
+        recorded = record(tiny, corpus, sites=(site,), batch_size=1)
     caches = packed_caches(tiny, corpus, tmp_path)
     of_caches = ln.record_caches(tiny, caches, sites=(site,), like=recorded)
     assert torch.equal(of_caches.tokens, recorded.tokens)

@@ -155,8 +155,8 @@ def test_a_neuron_outside_the_set_is_shown_and_said_to_be(explorer, neurons):
 
 
 def test_methods_refuse_what_there_is_not(explorer):
-    with pytest.raises(LanguageError, match="did you mean 'hi'"):
-        explorer.click("hin", 0)
+    with pytest.raises(LanguageError, match="Unknown language 'fr'"):
+        explorer.click("fr", 0)
     with pytest.raises(NeuronSetError, match="Unknown what 'neurons': did you mean 'neuron'"):
         explorer.ablate(0.0, what="neurons")
 

@@ -40,7 +40,7 @@ def test_with_one_language_recorded_there_is_nothing_to_be_ahead_of(neurons):
 @pytest.mark.parametrize(
     ("language", "layer", "error", "sentence"),
     [
-        ("hin", 0, LanguageError, "did you mean 'hi'"),
+        ("fr", 0, LanguageError, "Unknown language 'fr'"),
         ("hi", 1, NeuronSetError, "no layer 1: layers go from 0 to 0"),
         ("hi", -1, NeuronSetError, "no layer -1"),
         ("en", 0, NeuronSetError, "en has no neurons in layer 0: it has some in no layer"),
