@@ -21,14 +21,14 @@ demo: install
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
 RAY := tests/running/test_run.py tests/running/test_cluster.py
-# Whole studies, command lines and pages run without the check of shapes, which the rooms' own tests make: it takes a third
-# of their time.
+# Whole studies, command lines and pages run without the check of shapes, as users run them: the rooms' own tests make it, and
+# it takes a third of the time. They wait for programs now and then, so three run at once.
 WHOLE := tests/study tests/robustness tests/browser tests/cli tests/test_cli.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: install
-	$(PYTEST) $(IN_TWO) $(foreach path,$(WHOLE) $(RAY) tests/pretrained,--ignore $(path))
-	$(PYTEST) $(IN_TWO) -p no:jaxtyping --override-ini addopts=--strict-markers $(WHOLE)
+	$(PYTEST) -n 2 $(BY_FILE) $(foreach path,$(WHOLE) $(RAY) tests/pretrained,--ignore $(path))
+	$(PYTEST) -n 3 $(BY_FILE) -p no:jaxtyping --override-ini addopts=--strict-markers $(WHOLE)
 	for file in $(RAY); do $(PYTEST) $$file || $(PYTEST) $$file || exit 1; done
 
 # TransformerLens 4 has TransformerBridge alone: what faces models is tested under it too, in an environment of its own.

@@ -1,12 +1,11 @@
 """langneurons: find, patch, train and judge the language-specific neurons of multilingual language models."""
 
-import warnings
 from importlib import import_module
 from typing import Any
 
 import lazy_loader
 
-from langneurons.errors import LangNeuronsWarning
+from langneurons.errors import warn_user
 
 __version__ = "0.2.0"
 
@@ -44,6 +43,6 @@ def __getattr__(name: str) -> Any:
     if name not in _OLD_NAMES:
         return _public_name(name)
     place = _OLD_NAMES[name]
-    warnings.warn(f"ln.{name} is called ln.{place}; the old name goes with 1.0.", LangNeuronsWarning, stacklevel=2)
+    warn_user(f"ln.{name} is called ln.{place}; the old name goes with 1.0.")
     room, _, attribute = place.rpartition(".")
     return getattr(import_module(f"{__name__}.{room}" if room else __name__), attribute)

@@ -1,5 +1,7 @@
 """The exceptions users see: each says what was wrong, what was given, and what is possible."""
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -7,6 +9,9 @@ FINITE_ADVICE = (
     "Check the model's weights and what is written into it; float16 overflows in many models, so load them with "
     "dtype='float32' or 'bfloat16'."
 )
+
+# Packages whose lines are none of the user's; functions that a type checker generates stand in no package.
+_INNER = ("langneurons", "beartype", "contextlib", "functools", "jaxtyping", "")
 
 
 class LangNeuronsError(Exception):
@@ -79,6 +84,18 @@ class ExecutorError(LangNeuronsError):
 
 class LangNeuronsWarning(UserWarning):
     """Something the user should know that does not stop the work."""
+
+
+def warn_user(message: str) -> None:
+    """Warn at the user's own line, however deep inside of langneurons the reason was met.
+
+    Args:
+        message: One or two sentences.
+    """
+    level, frame = 1, sys._getframe()
+    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] in _INNER:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, LangNeuronsWarning, stacklevel=level)
 
 
 def in_short(error: Exception) -> str:

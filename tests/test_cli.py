@@ -86,7 +86,7 @@ def test_a_parquet_folder_in_the_schema_of_wikipedia_gives_the_same(texts, recor
         (["identify", "{out}", "--set", "top=7"], "top"),
         (["identify", "{out}", "--set", "top=many"], "takes a number"),
         (["identify", "{out}", "--set", "interpolation=3"], "Unknown interpolation 3. Possible: kthvalue, linear"),
-        (["identify", "{out}", "--languages", "hin"], "did you mean 'hi'"),
+        (["identify", "{out}", "--languages", "hii"], "did you mean 'hi'"),
         (["identify", "{out}", "--site", "post"], "site"),
         (["record", "babel", "{texts}", "--out", "{new}", "--languages", "en,hii"], "did you mean 'hi'"),
         (["record", "babel", "nowhere", "--out", "{new}"], "nowhere"),

@@ -1,6 +1,5 @@
 """ablate(): the exact effect of every neuron, beside its interval, its p-value and matched controls."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Unpack
@@ -18,7 +17,7 @@ from langneurons.analysis.running import UNPATCHED, Runner
 from langneurons.corpora.languages import spelled
 from langneurons.effects.estimation import many_effects
 from langneurons.effects.pairing import BASELINE
-from langneurons.errors import EffectError, LangNeuronsWarning, NeuronSetError, unknown
+from langneurons.errors import EffectError, NeuronSetError, unknown, warn_user
 from langneurons.identification import NeuronSet
 from langneurons.identification.controls import matched_by, statistics_at
 from langneurons.identification.neurons import report_balance, united
@@ -157,7 +156,7 @@ def with_current_options(options: Mapping[str, object]) -> dict[str, Any]:
     """Options by their current names; a warning says what those of version 0.1.0 are called."""
     for name in EARLIER_OPTIONS.keys() & options.keys():
         message = f"The option {name}= is called {EARLIER_OPTIONS[name]}."
-        warnings.warn(message, LangNeuronsWarning, stacklevel=4)
+        warn_user(message)
     return {"batch_size" if name == "rows" else name: value for name, value in options.items()}
 
 

@@ -23,7 +23,7 @@ from langneurons.analysis.validity.reliability import Halves, Selection, known_m
 from langneurons.corpora import Corpus
 from langneurons.effects.placement import ALL
 from langneurons.effects.table import EffectTable
-from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsError, TaskError
+from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsError, TaskError, warn_user
 from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.matrix import perplexity_matrix
 from langneurons.identification import Method, NeuronSet
@@ -168,7 +168,7 @@ def compare_methods(
     """
     current: Mapping[str, Any] = options
     if "site" in current:
-        warnings.warn("The option site= is called sites=, a list of one.", LangNeuronsWarning, stacklevel=2)
+        warn_user("The option site= is called sites=, a list of one.")
         current = {"sites": [current["site"]], **{name: part for name, part in current.items() if name != "site"}}
     controls, testing, recording, run = with_options(current, controls_of(controls), Testing(), recording, run)
     by_name = _named(methods)

@@ -1,6 +1,5 @@
 """Commands that record, name and show neurons, and those that run a whole study."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,11 @@ import langneurons as ln
 from langneurons.cli.commands import command
 from langneurons.errors import (
     LangNeuronsError,
-    LangNeuronsWarning,
     NeuronSetError,
     PatchError,
     StatisticsError,
     StudyError,
+    warn_user,
 )
 from langneurons.settings import ContextLength, Controls, Count, Profiling, Recording, Run, Seed, Settings, Testing
 from langneurons.study.tables import ModelOptions, PatchPart
@@ -75,7 +74,7 @@ class HeldoutOptions(TextOptions):
     def _by_its_current_name(cls, each: object) -> object:
         if each != "document":
             return each
-        warnings.warn("--each document is called --each text.", LangNeuronsWarning, stacklevel=2)
+        warn_user("--each document is called --each text.")
         return "text"
 
     def pack(self, model: "torch.nn.Module", corpus: "ln.Corpus") -> "ln.HeldoutText":

@@ -5,7 +5,6 @@ a newspaper, where the data say so; otherwise every text is a document of its ow
 """
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from jaxtyping import Int
 
 from langneurons.corpora.languages import label_of, spelled
 from langneurons.corpora.purity import purity
-from langneurons.errors import CorpusError, LangNeuronsWarning
+from langneurons.errors import CorpusError, warn_user
 from langneurons.settings import finite_number, whole_number
 from langneurons.storage import fingerprint
 
@@ -285,9 +284,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _warn_of_old_name(old: str, name: str) -> None:
-    warnings.warn(
-        f"Corpus.{old} is called Corpus.{name}; the old name goes with 1.0.", LangNeuronsWarning, stacklevel=3
-    )
+    warn_user(f"Corpus.{old} is called Corpus.{name}; the old name goes with 1.0.")
 
 
 def _fingerprint(table: Dataset) -> str:

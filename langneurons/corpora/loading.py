@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from langneurons.corpora.tables import (
     text_of,
     with_known_places,
 )
-from langneurons.errors import CorpusError, LangNeuronsWarning, LanguageError, StorageError, in_short
+from langneurons.errors import CorpusError, LanguageError, StorageError, in_short, warn_user
 from langneurons.storage.files import check_regular, path_of
 
 _SPLITS = {"train", "heldout", "test", "dev", "valid", "validation"}
@@ -106,11 +105,7 @@ def load_corpus(
             raise CorpusError(f"{language!r} has no document in {place}: every one is blank.")
     if left_out:
         names = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
-        warnings.warn(
-            f"Left out of {source}: {names}. Files are read whose name is {_NAMES}, of the split asked for.",
-            LangNeuronsWarning,
-            stacklevel=2,
-        )
+        warn_user(f"Left out of {source}: {names}. Files are read whose name is {_NAMES}, of the split asked for.")
     return Corpus(tables)
 
 

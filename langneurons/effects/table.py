@@ -1,7 +1,6 @@
 """EffectTable: one printed table of effects, which is one family of tests, with what is needed to believe it."""
 
 import json
-import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from langneurons.effects.estimation import LOSSES, Effect, Verdict, current_verd
 from langneurons.effects.pairing import BASELINE
 from langneurons.effects.placement import draws_needed
 from langneurons.effects.resampling import SIGNIFICANCE, least_p
-from langneurons.errors import EffectError, LangNeuronsWarning, in_short, unknown
+from langneurons.errors import EffectError, in_short, unknown, warn_user
 from langneurons.settings import Testing
 from langneurons.storage.layouts import Layout, all_of, layout
 from langneurons.storage.objects import JsonObject
@@ -347,7 +346,7 @@ def _judged(effects: Sequence[Effect]) -> pd.DataFrame:
         p_holm=adjusted, minimal_detectable=[change.detectable_in(tests) for change in effects]
     )
     if sentence := dominance(rows):
-        warnings.warn(sentence.strip(), LangNeuronsWarning, stacklevel=4)
+        warn_user(sentence.strip())
     rows["verdict"] = [change.judged(float(p)) for change, p in zip(effects, adjusted, strict=True)]
     return rows.loc[:, [*COLUMNS, *trained]].astype({"p": "float64", **dict.fromkeys(trained, "float64")})
 
@@ -355,11 +354,9 @@ def _judged(effects: Sequence[Effect]) -> pd.DataFrame:
 def _check_resamples(effects: Sequence[Effect]) -> None:
     tests, resamples = sum(change.p is not None for change in effects), effects[0].resamples
     if tests * least_p(resamples) > SIGNIFICANCE:
-        warnings.warn(
+        warn_user(
             f"{resamples} resamples give no p-value below {least_p(resamples):.1g}, so that none of {tests} effects "
-            f"can be significant after Holm: take at least {round(2 * tests / SIGNIFICANCE):,} resamples.",
-            LangNeuronsWarning,
-            stacklevel=4,
+            f"can be significant after Holm: take at least {round(2 * tests / SIGNIFICANCE):,} resamples."
         )
 
 

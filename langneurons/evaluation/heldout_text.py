@@ -3,7 +3,6 @@
 Whatever hooks are attached to the model count: inside ``ln.intervene`` it is the patched model that is measured.
 """
 
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
 from langneurons.corpora.blocks import LENGTHS
 from langneurons.corpora.languages import distinct
 from langneurons.corpora.packing import stream_bytes
-from langneurons.errors import CorpusError, LangNeuronsWarning, ModelError, unknown
+from langneurons.errors import CorpusError, ModelError, unknown, warn_user
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
 from langneurons.run import Cost, timed
@@ -281,11 +280,9 @@ class HeldoutText:
         for language, packed in self.packed.items() if self.each == "text" else ():
             lengths = packed.lengths(language) + (packed.format.bos is not None)
             if cut := int((lengths > self.context_length).sum()):
-                warnings.warn(
+                warn_user(
                     f"{language!r}: {cut} of {len(lengths)} documents exceed {self.context_length} positions and are "
-                    "cut; bits per item leave out what lies beyond.",
-                    LangNeuronsWarning,
-                    stacklevel=3,
+                    "cut; bits per item leave out what lies beyond."
                 )
 
     def _checked(self, model_view: ModelView, batch_size: int) -> int:
@@ -334,7 +331,7 @@ def current_each(each: str) -> str:
     """What is read at once, by its current name; a warning says what that of version 0.1.0 is called."""
     if each in EARLIER_EACH:
         message = f"each={each!r} is called each={EARLIER_EACH[each]!r}; the old word goes with 1.0."
-        warnings.warn(message, LangNeuronsWarning, stacklevel=3)
+        warn_user(message)
     return EARLIER_EACH.get(each, each)
 
 

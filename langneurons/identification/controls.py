@@ -5,7 +5,6 @@ seed, the number of the draw and the label alone.
 """
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from langneurons import storage
 from langneurons.corpora.languages import spelled
-from langneurons.errors import LangNeuronsWarning, LanguageError, NeuronSetError, SiteMismatchError, unknown
+from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown, warn_user
 from langneurons.identification.firing import check_sign_means_something, sign_means_something
 from langneurons.identification.indices import shape_text
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
@@ -303,11 +302,9 @@ def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, obj
     ]
     if uneven and matched_by(controls) in ("write", "dose"):
         labels, ratio = ", ".join(str(row["language"]) for row in uneven), uneven[0]["write_ratio"]
-        warnings.warn(
+        warn_user(
             f"Controls of {labels} do not write what the neurons write that they stand for: {ratio:.2f} times as much "
-            f"in {uneven[0]['language']}. Possible: match='dose', or a smaller set.",
-            LangNeuronsWarning,
-            stacklevel=3,
+            f"in {uneven[0]['language']}. Possible: match='dose', or a smaller set."
         )
     return {"rows": json.loads(str(balance.to_json(orient="records"))), "sentence": f"{sentence}."}
 

@@ -1,7 +1,6 @@
 """Methods that look for neurons whose activity is concentrated in few languages: LAPE, and entropy with a penalty."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from langneurons.errors import LangNeuronsWarning, StatisticsError
+from langneurons.errors import StatisticsError, warn_user
 from langneurons.identification.firing import (
     Others,
     check_magnitude_threshold,
@@ -106,7 +105,7 @@ class LAPE:
         flat = passing[lowest(scores.values.flatten().numpy()[passing], count, self.ties)]
         if len(flat) < count:
             message = f"Only {len(flat):,} neurons exceed the filter in some language; {count:,} were asked for."
-            warnings.warn(message, LangNeuronsWarning, stacklevel=2)
+            warn_user(message)
         same_bar = self.bar_quantile in (None, self.filter_quantile)
         bar = threshold if same_bar else level(p, self.bar_quantile or 0.0, self.interpolation)
         return _assigned(stats, scores, p, flat, bar)
@@ -242,6 +241,6 @@ def _assigned(stats: ActivationStats, scores: Scores, p: Tensor, flat: np.ndarra
     homeless = int((~above.any(0)).sum())
     if homeless:
         message = f"{homeless:,} of {len(flat):,} kept neurons exceed the bar in no language and belong to none."
-        warnings.warn(message, LangNeuronsWarning, stacklevel=3)
+        warn_user(message)
     members = {language: flat[above[i]] for i, language in enumerate(stats.languages)}
     return labelled(stats, scores, members)

@@ -1,7 +1,6 @@
 """Reading neuron masks that others published as torch files, without running what may be hidden in them."""
 
 import pickle
-import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from langneurons.errors import LangNeuronsWarning, NeuronSetError, StorageError
+from langneurons.errors import NeuronSetError, StorageError, warn_user
 from langneurons.storage.files import check_regular, path_of
 
 WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -41,11 +40,9 @@ def read_rucaibox(
     largest = max((int(indices.max()) for indices in every if indices.numel()), default=-1)
     if shape is None:
         shape = (layers, largest + 1)
-        warnings.warn(
+        warn_user(
             f"The width of {path.name} was inferred from its largest index as {largest + 1}, which may be too small: "
-            "give shape=(layers, width).",
-            LangNeuronsWarning,
-            stacklevel=3,
+            "give shape=(layers, width)."
         )
     if layers != shape[0] or largest >= shape[1]:
         raise NeuronSetError(

@@ -1,14 +1,13 @@
 """Carrying patches out: vectorised writes at hook points, for as long as a block lasts."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-from langneurons.errors import LangNeuronsWarning, PatchError, SiteMismatchError
+from langneurons.errors import PatchError, SiteMismatchError, warn_user
 from langneurons.models import Following, ModelView, view
 from langneurons.patches.patch import Clamp, Patch, SetTo
 from langneurons.recording.site_values import SiteValues
@@ -170,9 +169,7 @@ def _warn_of_unreachable(patch: Patch, model_view: ModelView) -> None:
     share = unreachable(model_view.model, patch)
     if share > 0:
         low, high = reachable_range(model_view, patch.neurons.site)
-        warnings.warn(
+        warn_user(
             f"{100 * share:.3g}% of the values that {patch!r} writes cannot come from this model's activation "
-            f"function, which gives {low:.3f} to {high:.3g}.",
-            LangNeuronsWarning,
-            stacklevel=4,
+            f"function, which gives {low:.3f} to {high:.3g}."
         )

@@ -3,7 +3,6 @@
 Pure: it needs the recorded files and nothing of the model, so a study can be reread on a laptop.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,12 +16,12 @@ from torch import Tensor
 from langneurons import storage
 from langneurons.corpora.languages import label_of
 from langneurons.errors import (
-    LangNeuronsWarning,
     LanguageError,
     SiteMismatchError,
     StaleArtefactError,
     StatisticsError,
     unknown,
+    warn_user,
 )
 from langneurons.recording.accumulation import SUM_UNITS
 from langneurons.recording.distributions import Histogram, ValueCdf
@@ -186,11 +185,9 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
         responses = self._of(language)
         magnitude = responses.mean_written()
         if magnitude is None:
-            warnings.warn(
+            warn_user(
                 "These statistics were recorded by version 0.1.0, which left out what gated neurons multiply their "
-                "activation by (up): how much neurons write is read as |act| x norm. Record them again.",
-                LangNeuronsWarning,
-                stacklevel=2,
+                "activation by (up): how much neurons write is read as |act| x norm. Record them again."
             )
             magnitude = responses.mean_magnitude()
         return magnitude * self.output_norm().double()

@@ -1,12 +1,11 @@
 """Neurons and patches as Mondal et al. 2025 choose them, from the published statistics."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from langneurons.errors import LangNeuronsWarning, NeuronSetError, PatchError, StatisticsError, unknown
+from langneurons.errors import NeuronSetError, PatchError, StatisticsError, unknown, warn_user
 from langneurons.identification.lape import entropy
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.selection import check_share, level, lowest
@@ -106,11 +105,9 @@ def lape_neurons(
     lape = entropy(p, EPSILON).masked_fill(~above.any(0), torch.inf)
     cutoff = lape.flatten().kthvalue(count).values
     if cutoff.isinf():
-        warnings.warn(
+        warn_user(
             f"Only {int(above.any(0).sum()):,} neurons pass the filter and {count:,} are wanted, so the published "
-            "cutoff is infinite: every neuron that passes is labelled.",
-            LangNeuronsWarning,
-            stacklevel=2,
+            "cutoff is infinite: every neuron that passes is labelled."
         )
     selected = (above & (lape <= cutoff)).flatten(1).numpy()
     members = {language: np.flatnonzero(row) for language, row in zip(languages, selected, strict=True)}

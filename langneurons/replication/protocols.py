@@ -1,6 +1,5 @@
 """Both protocols side by side: what the published one concludes of a patch, and what can be concluded."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from langneurons.effects.estimation import effect
 from langneurons.effects.table import VERDICTS, EffectTable, with_current_names
-from langneurons.errors import EffectError, LangNeuronsWarning, TaskError
+from langneurons.errors import EffectError, TaskError, warn_user
 from langneurons.evaluation.evaluating import Patches, chosen_languages, task_jobs, written_patches
 from langneurons.evaluation.measuring import BATCH_SIZE, measure_jobs
 from langneurons.evaluation.results import UNPATCHED
@@ -389,4 +388,4 @@ class PadPositionHead:
 
 def _warn_renamed() -> None:
     message = 'PadPositionHead is ClassificationHead with position="padding"; the old name goes with 1.0.'
-    warnings.warn(message, LangNeuronsWarning, stacklevel=3)
+    warn_user(message)

@@ -1,11 +1,10 @@
 """Options given one by one: as typed keywords, and as they are filled into the groups that they belong to."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, TypeVarTuple, cast
 
-from langneurons.errors import LangNeuronsWarning, unknown
+from langneurons.errors import unknown, warn_user
 from langneurons.settings.checking import Settings
 from langneurons.settings.groups import Match, Resampled
 
@@ -171,7 +170,7 @@ def _filled(group: SettingsType, options: Mapping[str, Any]) -> SettingsType:
     for name, value in options.items():
         if name in group.old_names:
             current = group.old_names[name]
-            warnings.warn(f"The option {name} is called {current}.", LangNeuronsWarning, stacklevel=5)
+            warn_user(f"The option {name} is called {current}.")
             changes[current] = value
         elif name in type(group).model_fields:
             changes[name] = value

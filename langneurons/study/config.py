@@ -3,7 +3,6 @@
 Nothing heavy is imported to read a file, so that what is wrong with its keys, values and names is said at once.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic_core import ErrorDetails
 from tomlkit.items import Item, Table
 
 from langneurons import storage
-from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StudyError, unknown
+from langneurons.errors import LangNeuronsError, StudyError, unknown, warn_user
 from langneurons.replication.published import beside
 from langneurons.settings import Settings, sentence, shown
 from langneurons.study.stages import Stage, misnamed, misnamed_languages
@@ -112,7 +111,7 @@ def parse_config(content: Mapping[str, object], name: str = "The study") -> Stud
     content = deepcopy(dict(content))
     if moves := _lift(content):
         listed = "; ".join(f"{old} is called {current}" for old, current in moves.items())
-        warnings.warn(f"{name} uses names of langneurons 0.1.0: {listed}.", LangNeuronsWarning, stacklevel=2)
+        warn_user(f"{name} uses names of langneurons 0.1.0: {listed}.")
     try:
         config = _Complete.model_validate(content)
         config = _seeded(config, config.seed)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import pandas as pd
 import torch
 
 from langneurons import storage
-from langneurons.errors import LangNeuronsWarning, TrainingError, unknown
+from langneurons.errors import TrainingError, unknown, warn_user
 from langneurons.evaluation.evaluating import evaluate
 from langneurons.evaluation.results import Evaluation
 from langneurons.storage import JsonObject, Result, Table, layout
@@ -52,7 +51,7 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
     def lora(self) -> Update | tuple[Update, ...] | None:
         """The name of ``update`` in version 0.1.0."""
         message = "Finetuned.lora is called Finetuned.update; the old name goes with 1.0."
-        warnings.warn(message, LangNeuronsWarning, stacklevel=2)
+        warn_user(message)
         return self.update
 
     @property

@@ -1,6 +1,5 @@
 """Fine-tuning: an update and a classification head, or an update alone, trained on a task in chosen languages."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -13,7 +12,7 @@ import torch
 
 from langneurons import storage
 from langneurons.corpora.languages import distinct, label_of
-from langneurons.errors import LangNeuronsWarning, TrainingError
+from langneurons.errors import TrainingError, warn_user
 from langneurons.models import ModelView, view
 from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits
@@ -85,7 +84,7 @@ def finetune(
     fields: dict[str, Any] = {**options}
     if "lora" in fields:
         message = "The argument lora is called update; the old name goes with 1.0."
-        warnings.warn(message, LangNeuronsWarning, stacklevel=2)
+        warn_user(message)
         update = fields.pop("lora")
     training, run = with_options(fields, training, run)
     check_task(task)

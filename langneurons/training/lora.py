@@ -1,6 +1,5 @@
 """Updates, which fine-tuning trains; MaskedLoRA, MaskedRows and MaskedIA3 train the weights of some neurons only."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from langneurons.errors import LangNeuronsWarning, TrainingError
+from langneurons.errors import TrainingError, warn_user
 from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
@@ -124,11 +123,7 @@ class MaskedLoRA(MaskedUpdate):
     ) -> None:
         rank = whole_number(rank, "rank", TrainingError, least=1)
         if neurons is not None and 0 < len(neurons) < rank:
-            warnings.warn(
-                f"Rank {rank} is larger than the selection of {len(neurons)} neurons and is lowered to it.",
-                LangNeuronsWarning,
-                stacklevel=2,
-            )
+            warn_user(f"Rank {rank} is larger than the selection of {len(neurons)} neurons and is lowered to it.")
             rank = len(neurons)
         super().__init__(neurons, targets, attention, rank, alpha, seed)
 

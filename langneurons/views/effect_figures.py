@@ -1,7 +1,6 @@
 """Figures of effects: the perplexity matrix, and any table of effects as a forest plot."""
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from langneurons.effects.table import EffectTable, span
-from langneurons.errors import EffectError, LangNeuronsWarning
+from langneurons.errors import EffectError, warn_user
 from langneurons.storage import Column, Result
 from langneurons.views import style
 from langneurons.views.style import COLOURS, interval, signed, styled
@@ -104,7 +103,7 @@ def effects(table: EffectTable | Result) -> go.Figure:
         'zero'
     """
     if not isinstance(table, EffectTable):
-        warnings.warn("ln.plot.effects takes a table of effects; draw results by .plot().", LangNeuronsWarning, 2)
+        warn_user("ln.plot.effects takes a table of effects; draw results by .plot().")
         return table.plot()
     settings, unit = table.settings, table.unit
     metric, trained = str(settings.get("measured", settings["value"])), table.keys[0] == "trained"

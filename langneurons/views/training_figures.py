@@ -1,7 +1,6 @@
 """Figures of training: the loss of a fine-tuning, and the scores of a transfer experiment's conditions."""
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from langneurons.effects.table import EffectTable, span
-from langneurons.errors import LangNeuronsWarning, TrainingError
+from langneurons.errors import TrainingError, warn_user
 from langneurons.evaluation.results import UNPATCHED
 from langneurons.storage.presenting import Column
 from langneurons.training.transfer_table import NAMES, Transfer
@@ -89,7 +88,7 @@ def transfer(result: Transfer | EffectTable) -> go.Figure:
         the score and the verdict on its difference from training attention and head only.
     """
     if isinstance(result, EffectTable):
-        warnings.warn("ln.plot.transfer takes a Transfer; draw its effects by ln.plot.effects.", LangNeuronsWarning, 2)
+        warn_user("ln.plot.transfer takes a Transfer; draw its effects by ln.plot.effects.")
         return effects(result)
     settings, scores = result.settings, result.scores()
     scores = scores.loc[scores["patch"] == UNPATCHED].reset_index(drop=True)

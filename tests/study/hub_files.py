@@ -92,6 +92,10 @@ def shrunk(name: str, folder: Path) -> StudyConfig:
         _trained(part, folder, test_items=3)
         part.setdefault("experiment", {}).update(seeds=2, rank=1)
     _reduced(content.get("factorial"), controls=0)
+    _reduced(content.get("ablation"), controls=1)
+    _reduced(content.get("sweep"), doses={"constants": [0]})
+    if "polysemanticity" in content:
+        content["polysemanticity"] |= {"controls": 1, "probing": {"position": "last", "permutations": 100}}
     _reduced(content.get("report"), profiles=1)
     content["testing"] = {"resamples": 200}
     if name == "paper-mistral-nemo":  # what it says of these parts is what paper-llama-3.1-8b says (tests/docs)
