@@ -315,7 +315,6 @@ def _received(ray: ModuleType, waiting: deque) -> Sequence:
 
 def _computed(sent: bytes, recipe: Recipe) -> bytes:
     """In a worker: compute a piece."""
-    patience.set(ORPHANED_WITHIN)  # who computed it before, on a machine that was lost, may not have ended yet
     model = recipe.model()
     named = {MODEL: model, VIEW: view(model)}
 
@@ -324,4 +323,8 @@ def _computed(sent: bytes, recipe: Recipe) -> bytes:
             return named[pid]
 
     work, jobs = Unpickler(io.BytesIO(sent)).load()
-    return pickle.dumps([work(model, job) for job in jobs])
+    waiting = patience.set(ORPHANED_WITHIN)  # who computed it before, on a machine that was lost, may not have ended yet
+    try:
+        return pickle.dumps([work(model, job) for job in jobs])
+    finally:
+        patience.reset(waiting)
