@@ -323,7 +323,8 @@ def _computed(sent: bytes, recipe: Recipe) -> bytes:
             return named[pid]
 
     work, jobs = Unpickler(io.BytesIO(sent)).load()
-    waiting = patience.set(ORPHANED_WITHIN)  # who computed it before, on a machine that was lost, may not have ended yet
+    # Who computed it before, on a machine that was lost, may not have ended yet.
+    waiting = patience.set(ORPHANED_WITHIN)
     try:
         return pickle.dumps([work(model, job) for job in jobs])
     finally:
