@@ -16,19 +16,18 @@ WIDTH = 48
 STATISTICS: dict[str, Any] = {"context_length": 32, "progress": False}
 
 
-def imported_ray() -> Any:
-    """Ray, or the test is skipped."""
+def need_ray() -> None:
+    """Skip the test where Ray is not installed."""
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install 'langneurons[ray]'")
-    return importlib.import_module("ray")
 
 
 @pytest.fixture(scope="module")
 def ray():
-    """Two workers on this machine, as long as a file is tested."""
-    started = imported_ray()
+    """Two workers on this machine, as long as a file is tested; the executor has to be the first that imports Ray."""
+    need_ray()
     yield ln.run.RayExecutor(workers=2)
-    started.shutdown()
+    importlib.import_module("ray").shutdown()
 
 
 @pytest.fixture(scope="module")

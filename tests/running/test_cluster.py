@@ -17,7 +17,7 @@ from pandas.testing import assert_frame_equal
 import langneurons as ln
 from langneurons.errors import ExecutorError
 from tests.recording.conftest import same
-from tests.running.conftest import STATISTICS, imported_ray
+from tests.running.conftest import STATISTICS, need_ray
 
 STORE = 100_000_000  # bytes of a machine's object store
 RECORD = """
@@ -43,7 +43,8 @@ def _one_thread():
 def cluster():
     """Two machines of one processor each; whoever computes must fetch what lies on the other."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray, utils = imported_ray(), importlib.import_module("ray.cluster_utils")
+    need_ray()
+    ray, utils = (importlib.import_module(name) for name in ("ray", "ray.cluster_utils"))
     ray.shutdown()
     machines = utils.Cluster(
         initialize_head=True,
