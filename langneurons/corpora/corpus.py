@@ -279,6 +279,16 @@ def _stream(table: Dataset) -> Iterator[str]:
     return chain.from_iterable(batches(table))
 
 
+def check_corpus(corpus: object) -> None:
+    """Refuse what is not a corpus.
+
+    Raises:
+        CorpusError: If it is something else.
+    """
+    if not isinstance(corpus, Corpus):
+        raise CorpusError(f"A text is a Corpus, such as ln.load_corpus() gives, not of type {type(corpus).__name__}.")
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 import pyarrow.parquet
 
-from langneurons.errors import CorpusError, CorruptArtefactError, in_short, unknown
+from langneurons.errors import CorpusError, CorruptArtefactError, in_short, is_unicode, unknown
 from langneurons.storage.tables import check_expansion
 
 Row = dict[str, str | None]
@@ -146,7 +146,7 @@ def row_of(row: object, text_column: str, where: str) -> Row:
     if text_column not in row:
         raise missing_column(where, text_column, map(str, row))
     entry = {"text": _text(row[text_column], f"{text_column!r} in {where}"), **places(row, text_column)}
-    if any("\ud800" <= letter <= "\udfff" for text in entry.values() if text for letter in set(text)):
+    if not all(is_unicode(text) for text in entry.values() if text):
         raise CorpusError(f"{where[0].upper()}{where[1:]} is not valid Unicode: it holds half a surrogate pair.")
     return entry
 

@@ -24,8 +24,22 @@ Key = TypeVar("Key", bound=Hashable)
 BEYOND_COLUMNS = ("beyond", "beyond_low", "beyond_high", "beyond_verdict")
 LARGE_SHARE = 0.25  # of an effect's weight in one cluster, above which a table says so
 COMMON = ("value", "per", "margin", "level", "resamples", "seed", "lower_is_better")
-COLUMNS = ["estimate", "low", "high", "p", "p_holm", "verdict", "minimal_detectable", "standard_error"]
-COLUMNS += ["largest_cluster", "items", "clusters", "unit", "baseline", "condition"]
+COLUMNS = (
+    "estimate",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "verdict",
+    "minimal_detectable",
+    "standard_error",
+    "largest_cluster",
+    "items",
+    "clusters",
+    "unit",
+    "baseline",
+    "condition",
+)
 CONTROL_NUMBERS = "control_mean? control_sd? control_low? control_high? control_position? control_draws?"
 VERDICTS = {"verdict": get_args(Verdict)}
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from langneurons import storage
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, pack
 from langneurons.corpora.blocks import LENGTHS
+from langneurons.corpora.corpus import check_corpus
 from langneurons.corpora.languages import distinct
 from langneurons.corpora.packing import stream_bytes
 from langneurons.errors import CorpusError, ModelError, unknown, warn_user
@@ -330,16 +331,14 @@ def _context_length(model_view: ModelView, context_length: int | None) -> int:
 def current_each(each: str) -> str:
     """What is read at once, by its current name; a warning says what that of version 0.1.0 is called."""
     if each in EARLIER_EACH:
-        message = f"each={each!r} is called each={EARLIER_EACH[each]!r}; the old word goes with 1.0."
-        warn_user(message)
+        warn_user(f"each={each!r} is called each={EARLIER_EACH[each]!r}; the old word goes with 1.0.")
     return EARLIER_EACH.get(each, each)
 
 
 def _check(corpus: Corpus, each: str, tokens_per_language: int | None) -> None:
     if each not in EACH:
         raise CorpusError(unknown("each", each, EACH))
-    if not isinstance(corpus, Corpus):
-        raise CorpusError(f"A text is a Corpus, such as ln.load_corpus() gives, not of type {type(corpus).__name__}.")
+    check_corpus(corpus)
     if not corpus.languages:
         raise CorpusError("The corpus is empty: it has no language.")
     if each == "text" and tokens_per_language is not None:

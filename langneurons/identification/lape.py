@@ -104,8 +104,7 @@ class LAPE:
         passing = np.flatnonzero((p > threshold).any(0).flatten().numpy())
         flat = passing[lowest(scores.values.flatten().numpy()[passing], count, self.ties)]
         if len(flat) < count:
-            message = f"Only {len(flat):,} neurons exceed the filter in some language; {count:,} were asked for."
-            warn_user(message)
+            warn_user(f"Only {len(flat):,} neurons exceed the filter in some language; {count:,} were asked for.")
         same_bar = self.bar_quantile in (None, self.filter_quantile)
         bar = threshold if same_bar else level(p, self.bar_quantile or 0.0, self.interpolation)
         return _assigned(stats, scores, p, flat, bar)
@@ -240,7 +239,6 @@ def _assigned(stats: ActivationStats, scores: Scores, p: Tensor, flat: np.ndarra
     above = p.flatten(1)[:, torch.from_numpy(flat)].numpy() > bar
     homeless = int((~above.any(0)).sum())
     if homeless:
-        message = f"{homeless:,} of {len(flat):,} kept neurons exceed the bar in no language and belong to none."
-        warn_user(message)
+        warn_user(f"{homeless:,} of {len(flat):,} kept neurons exceed the bar in no language and belong to none.")
     members = {language: flat[above[i]] for i, language in enumerate(stats.languages)}
     return labelled(stats, scores, members)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from langneurons.corpora import Corpus, PackedCorpus, pack
+from langneurons.corpora.corpus import check_corpus
 from langneurons.errors import CorpusError, HookSiteError, ModelError, StaleArtefactError, StatisticsError, unknown
 from langneurons.models import ModelView, view
 from langneurons.recording.accumulation import BINS, FOLDS
@@ -85,8 +86,7 @@ def record(
     recording, run = with_options(options, recording, run)
     recording = recording.model_copy(update={"also": check_optional(recording.also)})
     model_view, executor, progress = view(model), chosen_executor(run.executor), bool(run.progress)
-    if not isinstance(corpus, Corpus):
-        raise CorpusError(f"A text is a Corpus, such as ln.load_corpus() gives, not of type {type(corpus).__name__}.")
+    check_corpus(corpus)
     _check_fits(recording, model_view)
     _check_shard(shard)
     if like is not None:

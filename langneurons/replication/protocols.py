@@ -387,5 +387,4 @@ class PadPositionHead:
 
 
 def _warn_renamed() -> None:
-    message = 'PadPositionHead is ClassificationHead with position="padding"; the old name goes with 1.0.'
-    warn_user(message)
+    warn_user('PadPositionHead is ClassificationHead with position="padding"; the old name goes with 1.0.')

@@ -50,8 +50,7 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
     @property
     def lora(self) -> Update | tuple[Update, ...] | None:
         """The name of ``update`` in version 0.1.0."""
-        message = "Finetuned.lora is called Finetuned.update; the old name goes with 1.0."
-        warn_user(message)
+        warn_user("Finetuned.lora is called Finetuned.update; the old name goes with 1.0.")
         return self.update
 
     @property

@@ -83,8 +83,7 @@ def finetune(
     """
     fields: dict[str, Any] = {**options}
     if "lora" in fields:
-        message = "The argument lora is called update; the old name goes with 1.0."
-        warn_user(message)
+        warn_user("The argument lora is called update; the old name goes with 1.0.")
         update = fields.pop("lora")
     training, run = with_options(fields, training, run)
     check_task(task)

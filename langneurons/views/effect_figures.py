@@ -15,13 +15,26 @@ from langneurons.storage import Column, Result
 from langneurons.views import style
 from langneurons.views.style import COLOURS, interval, signed, styled
 
-STARS = {"worse": "*", "better": "*", "slightly worse": "°", "slightly better": "°", "no effect": ""}
-STARS |= {"inconclusive": "?"}
+STARS = {
+    "worse": "*",
+    "better": "*",
+    "slightly worse": "°",
+    "slightly better": "°",
+    "no effect": "",
+    "inconclusive": "?",
+}
 CELL = 94  # pixels across, for an interval of two decimals
 SCALED = ("estimate", "low", "high", "minimal_detectable", "control_low", "control_high")
 PLACES = ("measured", "language", "target")  # key columns that say where an effect was measured
-STORED = {"model": "model {}", "neurons": "{}", "text": "text {}", "texts": "texts {}", "seed": "seed {}"}
-STORED |= {"resamples": "{} resamples", "permutations": "{} permutations"}
+STORED = {
+    "model": "model {}",
+    "neurons": "{}",
+    "text": "text {}",
+    "texts": "texts {}",
+    "seed": "seed {}",
+    "resamples": "{} resamples",
+    "permutations": "{} permutations",
+}
 PATCHED_SET = re.compile(r"\(NeuronSet of .*?, (?=\w+=)")  # in a patch; every row of a matrix has its own set
 DETECTABLE = Column(digits=2)
 FINGERPRINT = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24}\b")

@@ -84,14 +84,14 @@ def sets(
         >>> list(ln.plot.sets(neurons, {"Europe": ["en", "fr"], "all": ["en", "hi", "zh"]}).data[0].y)
         ['all']
     """
-    groups = (
-        dict(neurons)
-        if not isinstance(neurons, NeuronSet)
-        else {
-            name: neurons.select([label for label in neurons.languages if label in set(group)])
-            for name, group in (languages or PUBLISHED_SETS).items()
+    if isinstance(neurons, NeuronSet):
+        labels_of = {name: set(group) for name, group in (languages or PUBLISHED_SETS).items()}
+        groups = {
+            name: neurons.select([label for label in neurons.languages if label in labels])
+            for name, labels in labels_of.items()
         }
-    )
+    else:
+        groups = dict(neurons)
     groups = {name: group for name, group in groups.items() if len(group.languages) > 1}
     if not groups:
         raise NeuronSetError(

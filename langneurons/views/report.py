@@ -120,19 +120,27 @@ def packed_texts(profiles: Profiles) -> str:
     return packed(json.dumps({"texts": texts, "examples": examples}, ensure_ascii=False, separators=(",", ":")))
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A plotly figure that the reader's browser draws."""
+
+    anchor: str
+    title: str
+    caption: str
+    height: int
+    json: Markup
+
+
 @dataclass
 class Section:
-    """A heading and what stands under it; ``number`` tells sections of several results of one kind apart.
-
-    The reader's browser draws the figures: each has an anchor, title, caption, height and plotly's JSON.
-    """
+    """A heading and what stands under it; ``number`` tells sections of several results of one kind apart."""
 
     anchor: str
     short: str
     title: str
     paragraphs: list[str] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
-    figures: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
     tables: list[PageTable] = field(default_factory=list)
     pages: list[Markup] = field(default_factory=list)
     code: str = ""
@@ -145,7 +153,7 @@ class Section:
     def add(self, table: Table, anchor: str, heading: str = "") -> None:
         """Add a table; a caption that stands under a figure already is not repeated."""
         page_table = table_of(table, anchor if self.number == 1 else f"{anchor}-of-{self.number}", heading)
-        repeated = any(page_table.caption and page_table.caption in figure["caption"] for figure in self.figures)
+        repeated = any(page_table.caption and page_table.caption in figure.caption for figure in self.figures)
         self.tables.append(replace(page_table, caption="" if repeated else page_table.caption))
 
     def draw(self, figure: Callable[[], go.Figure], name: str = "") -> None:
@@ -155,13 +163,13 @@ class Section:
         except LangNeuronsError as error:
             self.paragraphs.append(f"No figure: {error}")
             return
-        layout = layout_of(content)
+        layout, caption = layout_of(content), " ".join(texts_below(content))
         if name:
             layout.title.text = f"{plain(name)}: {layout.title.text}"
-        about = {"anchor": f"figure-{self.anchor}-{len(self.figures) + 1}", "title": title_of(content) or self.title}
-        about |= {"caption": " ".join(texts_below(content)), "height": int(layout.height or 400)}
+        title = title_of(content) or self.title
         json_text = Markup(str(content.to_json()).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
-        self.figures.append(about | {"json": json_text})
+        anchor = f"figure-{self.anchor}-{len(self.figures) + 1}"
+        self.figures.append(Figure(anchor, title, caption, int(layout.height or 400), json_text))
 
 
 def sections(findings: Findings) -> Iterator[Section]:

@@ -11,10 +11,10 @@ import torch
 from transformers import GenerationConfig
 
 from langneurons.errors import TrainingError
-from langneurons.models import load_model, view
+from langneurons.models import view
 from langneurons.models.backends.conversion import reason_against_hooked
 from langneurons.training.lora import MaskedLoRA
-from tests.tiny_families import FAMILIES, HOOKED, WITH_IMAGES, tiny_family
+from tests.tiny_families import FAMILIES, HOOKED, WITH_IMAGES, loaded_once, tiny_family
 from tests.tiny_models import tiny_tokenizer
 from tests.training.lora_models import ATTENTION, TOKENS, logits_of, mlp_targets, some_neurons, trained
 
@@ -51,17 +51,13 @@ def _neither_network_nor_programs(monkeypatch):
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """A family's model, from a folder, with each backend."""
-    models = {}
 
-    def get(name, backend):
-        if (name, backend) not in models:
-            folder = tmp_path_factory.mktemp("family")
-            tiny_family(name).save_pretrained(folder)
-            tiny_tokenizer().save_pretrained(folder)
-            models[name, backend] = view(load_model(folder, backend=backend))
-        return models[name, backend]
+    def save(name, folder):
+        tiny_family(name).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
 
-    return get
+    load_family = loaded_once(tmp_path_factory.mktemp, save)
+    return lambda name, backend: view(load_family(name, backend))
 
 
 def prompts():

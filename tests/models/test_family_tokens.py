@@ -7,13 +7,13 @@ import torch
 from transformers import GenerationConfig
 
 import langneurons as ln
-from langneurons.models import load_model, start_token, view
+from langneurons.models import start_token, view
 from langneurons.models.running import GeneratedRows
 from langneurons.tasks.completing import complete, prompt_ids
 from langneurons.training.lora import MaskedLoRA
 from tests.backends import loadable
 from tests.family_tokenizers import TOKENIZERS, reloaded
-from tests.tiny_families import HOOKED, tiny_family
+from tests.tiny_families import HOOKED, loaded_once, tiny_family
 from tests.training.lora_models import logits_of, mlp_targets, trained
 
 PAIRS = loadable(
@@ -25,21 +25,16 @@ PROMPTS = ["The weather is nice today", "मौसम"]
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """A family's model from a folder such as the hub has, with more rows of embeddings than tokens."""
-    models = {}
 
-    def get(name, backend):
-        if (name, backend) not in models:
-            folder = tmp_path_factory.mktemp("family")
-            tokenizer = reloaded(name, folder)
-            ids = {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            hf_model = tiny_family(name, vocab_size=16 * math.ceil((len(tokenizer) + 5) / 16), **ids)
-            ends = tokenizer.convert_tokens_to_ids(list(TOKENIZERS[name].ends))
-            hf_model.generation_config = GenerationConfig(**ids | {"eos_token_id": ends if len(ends) > 1 else ends[0]})
-            hf_model.save_pretrained(folder)
-            models[name, backend] = load_model(folder, backend=backend)
-        return models[name, backend]
+    def save(name, folder):
+        tokenizer = reloaded(name, folder)
+        ids = {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        hf_model = tiny_family(name, vocab_size=16 * math.ceil((len(tokenizer) + 5) / 16), **ids)
+        ends = tokenizer.convert_tokens_to_ids(list(TOKENIZERS[name].ends))
+        hf_model.generation_config = GenerationConfig(**ids | {"eos_token_id": ends if len(ends) > 1 else ends[0]})
+        hf_model.save_pretrained(folder)
 
-    return get
+    return loaded_once(tmp_path_factory.mktemp, save)
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,7 @@ def test_a_report_draws_a_sweep_over_the_values_of_the_neurons_that_were_swept(s
     for by_name, drawn in ((sets, ["wide"]), ({"narrow": sets["narrow"]}, [])):
         findings = ln.Findings("Which?", stats=stats, neurons=by_name, sweep=swept)
         figures = [figure for section in sections(findings) for figure in section.figures]
-        captions = [figure["caption"] for figure in figures if figure["title"].startswith("What values written")]
+        captions = [figure.caption for figure in figures if figure.title.startswith("What values written")]
         assert [caption.rpartition("neurons: ")[2].split()[0] for caption in captions] == drawn
 
 
