@@ -107,6 +107,9 @@ def main() -> None:
     parser.add_argument("pages", type=Path, nargs="+", help="pages to fill, in place")
     parser.add_argument("--study", type=Path, help="folder of a study to take the results from")
     arguments = parser.parse_args()
+    for page in arguments.pages:
+        if not page.is_file():
+            parser.error(f"there is no page {page}")
     try:
         for page in arguments.pages:
             if arguments.study is not None:

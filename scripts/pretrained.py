@@ -100,7 +100,12 @@ def prepare(data: Path | None, folder: Path = CACHE) -> Path:
 
     Returns:
         The study's file.
+
+    Raises:
+        FetchError: If there is no such folder, or something cannot be downloaded.
     """
+    if data is not None and not data.is_dir():
+        raise FetchError(f"There is no folder {data}.")
     fetch_model(folder)
     articles = folder / "articles" if data is None else data / "articles"
     fetch_articles(articles)

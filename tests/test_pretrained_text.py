@@ -2,8 +2,10 @@
 
 import json
 
-from scripts.fetch_text import FILES
-from scripts.pretrained import divide_articles
+import pytest
+
+from scripts.fetch_text import FILES, FetchError
+from scripts.pretrained import divide_articles, prepare
 
 
 def written(path):
@@ -22,3 +24,9 @@ def test_neurons_are_judged_on_one_sentence_of_articles_that_they_were_not_found
         judged_on = written(tmp_path / "text" / f"{language}.heldout.jsonl")
         assert [row["id"] for row in found_on] == [id for id in range(27) if id // 3 % 2 == 0]
         assert [row["text"] for row in judged_on] == [f"{language} 1 1", f"{language} 5 1"]
+
+
+def test_a_folder_that_does_not_exist_is_refused_and_not_made(tmp_path):
+    with pytest.raises(FetchError, match="There is no folder"):
+        prepare(tmp_path / "dta", tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
