@@ -20,7 +20,7 @@ from langneurons.effects.pairing import BASELINE
 from langneurons.errors import EffectError, NeuronSetError, unknown, warn_user
 from langneurons.identification import NeuronSet
 from langneurons.identification.controls import matched_by, statistics_at
-from langneurons.identification.neurons import report_balance, united
+from langneurons.identification.neurons import check_neurons, report_balance, united
 from langneurons.models import view
 from langneurons.patches.patch import Value
 from langneurons.run import alone_in_out
@@ -161,6 +161,7 @@ def with_current_options(options: Mapping[str, object]) -> dict[str, Any]:
 
 def _check(neurons: NeuronSet, each: str, order: Tensor | None, controls: Controls) -> None:
     """Refuse what cannot be ablated."""
+    check_neurons(neurons)
     if not len(neurons):
         raise NeuronSetError(f"The neuron set is empty ({neurons!r}): there is nothing to ablate.")
     if each not in EACH:

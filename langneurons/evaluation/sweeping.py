@@ -19,7 +19,7 @@ from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, PatchError, StatisticsError, unknown
 from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.evaluation.measuring import loss_effects, measure, split_by_language
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.neurons import NeuronSet, sets_by_name
 from langneurons.patches.intervening import unreachable
 from langneurons.patches.patch import Patch, Scale, SetTo
 from langneurons.recording.statistics import ActivationStats
@@ -149,7 +149,7 @@ def sweep(
         4
     """
     testing, run = with_options(options, testing, run)
-    by_method = {"given": neurons} if isinstance(neurons, NeuronSet) else dict(neurons)
+    by_method = sets_by_name(neurons, "given")
     ranges: dict[str, tuple[int, ...] | None] = (
         {EVERY_LAYER: None} if layers is None else {name: tuple(members) for name, members in layers.items()}
     )

@@ -24,7 +24,7 @@ from langneurons.identification.firing import (
 )
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import PER_LANGUAGE, Ranking, option, share
-from langneurons.recording.statistics import ActivationStats
+from langneurons.recording.statistics import ActivationStats, check_statistics
 
 DENSITY_STEP = 0.02
 
@@ -72,6 +72,7 @@ class ActivationProbability(Ranking):
         p (1 - p) / n times the design effect of the documents, an approximation. A pooled threshold moves with the
         documents too, which is taken into account to first order.
         """
+        check_statistics(stats)
         p = self._probabilities(stats)
 
         def standard_error() -> Tensor:
@@ -136,6 +137,7 @@ class MeanActivation(Ranking):
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Mean activation of every neuron in every language; standard errors by the jackknife over document folds."""
+        check_statistics(stats)
         return Scores(
             values=stats.mean(),
             languages=stats.languages,
@@ -214,6 +216,7 @@ class Random(Ranking):
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Uniform random numbers; they have no standard error."""
+        check_statistics(stats)
         streams = [random_stream(self.seed, "random", language) for language in stats.languages]
         rows = [torch.from_numpy(stream.random(stats.shape)) for stream in streams]
 
@@ -229,6 +232,7 @@ def check_several(stats: ActivationStats) -> None:
     Raises:
         StatisticsError: If there is only one.
     """
+    check_statistics(stats)
     if len(stats.languages) < 2:
         raise StatisticsError(
             f"Comparing languages needs two or more; these statistics hold {', '.join(stats.languages)}."

@@ -19,7 +19,7 @@ from langneurons.corpora.languages import spelled
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown, warn_user
 from langneurons.identification.firing import check_sign_means_something, sign_means_something
 from langneurons.identification.indices import shape_text
-from langneurons.recording.statistics import PUBLISHED, ActivationStats
+from langneurons.recording.statistics import PUBLISHED, ActivationStats, check_statistics
 from langneurons.settings import Controls, Match, whole_number
 
 DECILES = 10
@@ -339,6 +339,7 @@ def fitting_statistics(stats: ActivationStats, shape: tuple[int, int], site: str
         SiteMismatchError: If they hold another site or model.
         NeuronSetError: If their shape is another.
     """
+    check_statistics(stats)
     stats = stats.at(site)
     if model and stats.fingerprint not in (model, PUBLISHED):
         raise SiteMismatchError(f"The statistics belong to model {stats.fingerprint[:8]}, this set to {model[:8]}.")

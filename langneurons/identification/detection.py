@@ -59,6 +59,7 @@ class TokenAP(Ranking):
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Average precision of every neuron in every language."""
+        check_several(stats)
         prior = 1 / len(stats.languages)
         return _detection_scores(stats, repr(self), lambda p, n: average_precision(p, n, prior))
 

@@ -22,7 +22,7 @@ from langneurons.identification.firing import (
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import check_options, labelled, level, lowest, option, share, wanted
-from langneurons.recording.statistics import ActivationStats
+from langneurons.recording.statistics import ActivationStats, check_statistics
 
 Interpolation = Literal["kthvalue", "linear"]
 Ties = Literal["exact", "keep"]
@@ -228,6 +228,7 @@ def _entropy_of_one(others: Others, p_of_one: Tensor) -> Tensor:
 
 
 def _probabilities(stats: ActivationStats, magnitude_threshold: float | str | None) -> Tensor:
+    check_statistics(stats)
     if len(stats.languages) < 2:
         raise StatisticsError(
             f"Entropy over languages needs two or more; these statistics hold {', '.join(stats.languages)}."

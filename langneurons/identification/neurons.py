@@ -374,3 +374,31 @@ def united(neuron_sets: Iterable[NeuronSet], label: str = "all") -> NeuronSet:
         first.check_comparable(other)
     flat = np.unique(np.concatenate([neurons.union() for neurons in (first, *others)]))
     return replace(first, members={label: flat}, scores={})
+
+
+def check_neurons(neurons: object) -> None:
+    """Refuse what is no neuron set.
+
+    Raises:
+        NeuronSetError: If it is something else.
+    """
+    if not isinstance(neurons, NeuronSet):
+        raise NeuronSetError(
+            f"Neurons are a NeuronSet, such as a method's identify() gives, not of type {type(neurons).__name__}."
+        )
+
+
+def sets_by_name(neurons: NeuronSet | Mapping[str, NeuronSet], name: str) -> dict[str, NeuronSet]:
+    """Several neuron sets as they are named, or one under a name.
+
+    Args:
+        neurons: A neuron set, or several by name.
+        name: Name of a set that comes alone.
+
+    Raises:
+        NeuronSetError: If anything among them is no neuron set.
+    """
+    sets = dict(neurons) if isinstance(neurons, Mapping) else {name: neurons}
+    for members in sets.values():
+        check_neurons(members)
+    return sets

@@ -26,7 +26,7 @@ from langneurons.identification.selection import (
     share,
     wanted,
 )
-from langneurons.recording.statistics import ActivationStats
+from langneurons.recording.statistics import ActivationStats, check_statistics
 
 DOCUMENTS = "first order: sampling variance of independent documents"
 NUMBERS_AT_ONCE = 2**22
@@ -176,6 +176,7 @@ class GradientRelevance(Ranking):
         Raises:
             StatisticsError: If gradients were not recorded, or ``specific`` has no other language to compare with.
         """
+        check_statistics(stats)
         if self.specific:
             check_several(stats)
         relevance = stats.relevance()

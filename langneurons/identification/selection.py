@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, create_model
 from langneurons.errors import LangNeuronsError, StatisticsError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
-from langneurons.recording.statistics import PUBLISHED, ActivationStats
+from langneurons.recording.statistics import PUBLISHED, ActivationStats, check_statistics
 from langneurons.settings import Settings
 
 PER_LANGUAGE = 0.00125
@@ -72,6 +72,7 @@ def wanted(top: float | int, stats: ActivationStats) -> int:
     Raises:
         StatisticsError: If that is none, or more than there are.
     """
+    check_statistics(stats)
     layers, width = stats.shape
     if isinstance(top, int):
         if top > layers * width:

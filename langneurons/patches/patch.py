@@ -20,9 +20,9 @@ from langneurons import storage
 from langneurons.corpora.languages import label_of
 from langneurons.errors import LanguageError, PatchError, SiteMismatchError, unknown
 from langneurons.identification.controls import statistics_of
-from langneurons.identification.neurons import NeuronSet, united
+from langneurons.identification.neurons import NeuronSet, check_neurons, united
 from langneurons.recording.site_values import SiteValues
-from langneurons.recording.statistics import ActivationStats
+from langneurons.recording.statistics import ActivationStats, check_statistics
 from langneurons.settings import Controls, finite_number, whole_number
 
 Positions = Literal["all", "prompt", "generated"]
@@ -57,6 +57,7 @@ class Patch(ABC):
     def __post_init__(self) -> None:
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))  # a generator could be read once only
+        check_neurons(self.neurons)
         if not len(self.neurons):
             raise PatchError(f"The neuron set is empty ({self.neurons!r}): there is nothing to patch.")
         if self.positions not in POSITIONS:
@@ -338,6 +339,7 @@ class DiffMean(Patch):
             layers: Layers to write at; by default all.
             positions: Positions to write at: ``"all"``, ``"prompt"`` or ``"generated"``.
         """
+        check_statistics(stats)
         units = {language: [(layer, unit) for layer in range(stats.shape[0]) for unit in range(stats.shape[1])]}
         neurons = NeuronSet.of(units, stats.shape, stats.site, stats.fingerprint, f"every unit at {stats.site}")
         return cls(neurons, stats, language, strength, layers=layers, positions=positions)
@@ -345,6 +347,7 @@ class DiffMean(Patch):
     @cached_property
     def difference(self) -> SiteValues:
         """The language's mean minus the mean of the other languages' means."""
+        check_statistics(self.stats)
         stats = self.stats.at(self.neurons.site)
         own = label_of(self.language, stats.languages)
         others = [language for language in stats.languages if language != own]

@@ -441,3 +441,15 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
     def _of(self, language: str) -> RecordedResponses:
         records = self.records[self.site]
         return RecordedResponses(records[label_of(language, records)], self.site, self.model)
+
+
+def check_statistics(stats: object) -> None:
+    """Refuse what is no statistics.
+
+    Raises:
+        StatisticsError: If it is something else.
+    """
+    if not isinstance(stats, ActivationStats):
+        raise StatisticsError(
+            f"Statistics are an ActivationStats, such as ln.record() gives, not of type {type(stats).__name__}."
+        )

@@ -122,7 +122,7 @@ class MaskedLoRA(MaskedUpdate):
         seed: int = 0,
     ) -> None:
         rank = whole_number(rank, "rank", TrainingError, least=1)
-        if neurons is not None and 0 < len(neurons) < rank:
+        if isinstance(neurons, NeuronSet) and 0 < len(neurons) < rank:
             warn_user(f"Rank {rank} is larger than the selection of {len(neurons)} neurons and is lowered to it.")
             rank = len(neurons)
         super().__init__(neurons, targets, attention, rank, alpha, seed)

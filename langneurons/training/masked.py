@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from langneurons.errors import SiteMismatchError, TrainingError, unknown
-from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.neurons import NeuronSet, check_neurons
 from langneurons.models import ModelView, view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
 from langneurons.settings import finite_number, whole_number
@@ -326,6 +326,7 @@ def _check_selection(neurons: NeuronSet | None, targets: Sequence[str], attentio
         if not attention:
             raise TrainingError("Nothing would be trained: give neurons, or attention=('q', 'k', 'v', 'o') or some.")
         return
+    check_neurons(neurons)
     if neurons.site not in MLP_SITES:
         raise TrainingError(
             f"Neurons at {neurons.site!r} have no rows in the MLP: possible are {', '.join(MLP_SITES)}."

@@ -15,6 +15,7 @@ from langneurons.corpora import Corpus
 from langneurons.errors import ModelError, NeuronSetError, StatisticsError, unknown
 from langneurons.identification import NeuronSet
 from langneurons.identification.controls import fitting_statistics
+from langneurons.identification.neurons import check_neurons
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo
@@ -80,6 +81,7 @@ def explore(
         >>> explorer.ablate(0.0, "आज पड़ोसन के पास टोकरियाँ नहीं हैं।").about
         'neuron 10 of layer 7 set to 0'
     """
+    check_neurons(neurons)
     if not len(neurons):
         raise NeuronSetError("The neuron set is empty: there is nothing to explore.")
     check_fits(SetTo(neurons, 0.0), view(model))

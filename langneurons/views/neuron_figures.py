@@ -12,8 +12,8 @@ from langneurons.corpora.languages import spelled
 from langneurons.effects.table import EffectTable, span
 from langneurons.errors import EffectError, NeuronSetError, unknown
 from langneurons.identification.indices import shape_text
-from langneurons.identification.neurons import NeuronSet
-from langneurons.recording.statistics import ActivationStats
+from langneurons.identification.neurons import NeuronSet, check_neurons, sets_by_name
+from langneurons.recording.statistics import ActivationStats, check_statistics
 from langneurons.views.effect_figures import provenance_of
 from langneurons.views.style import COLOURS, DOTTED, error_bars, heatmap, legend_above, line_of, styled
 
@@ -39,6 +39,7 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         >>> ln.plot.layer_heatmap(neurons).data[0].type
         'heatmap'
     """
+    check_neurons(neurons)
     if not len(neurons):
         raise NeuronSetError("The neuron set is empty: there is nothing to draw.")
     layers, width = neurons.shape
@@ -85,7 +86,7 @@ def layer_profile(neurons: NeuronSet | Mapping[str, NeuronSet]) -> go.Figure:
     if isinstance(neurons, NeuronSet):
         whose, sets = "each language's", {language: neurons[language] for language in neurons.languages}
     else:
-        whose, sets = "each set's", dict(neurons)
+        whose, sets = "each set's", sets_by_name(neurons, "")
     if not sets or not any(map(len, sets.values())):
         raise NeuronSetError("The neuron sets are empty: there is nothing to draw.")
     first = next(iter(sets.values()))
@@ -141,6 +142,7 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
         >>> len(figure.data) == len(stats.languages)
         True
     """
+    check_statistics(stats)
     stats = stats if languages is None else stats.select(languages)
     layer, index = stats.check_neuron(neuron)
     figure = go.Figure()

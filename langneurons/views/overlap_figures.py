@@ -11,6 +11,7 @@ from jaxtyping import Float
 from langneurons.corpora import languages as language_sets
 from langneurons.errors import NeuronSetError
 from langneurons.identification import NeuronSet
+from langneurons.identification.neurons import check_neurons, sets_by_name
 from langneurons.views.neuron_figures import provenance_of_neurons
 from langneurons.views.style import heatmap, label_room, styled
 
@@ -34,6 +35,8 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
         1
     """
     columns = neurons if other is None else other
+    for each in (neurons, columns):
+        check_neurons(each)
     jaccard = neurons.jaccard(other).to_numpy(dtype=float)
     pairs = list(itertools.product(neurons.members.values(), columns.members.values()))
     shared = np.array([len(np.intersect1d(*pair)) for pair in pairs]).reshape(jaccard.shape)
@@ -91,7 +94,7 @@ def sets(
             for name, labels in labels_of.items()
         }
     else:
-        groups = dict(neurons)
+        groups = sets_by_name(neurons, "")
     groups = {name: group for name, group in groups.items() if len(group.languages) > 1}
     if not groups:
         raise NeuronSetError(
@@ -146,6 +149,7 @@ def methods(neurons: Mapping[str, NeuronSet]) -> go.Figure:
         >>> bool(figure.data[0].z[0][0] == 1)
         True
     """
+    neurons = sets_by_name(neurons, "")
     if len(neurons) < 2:
         raise NeuronSetError(f"Methods are compared where there are two or more; given {len(neurons)}.")
     names = list(neurons)

@@ -274,6 +274,12 @@ class ValidityTable(Result, kind="validity-table", file="validity", tables={"row
         if len({check.column for check in self.checks}) < len(self.checks):
             raise ValueError("a check stands there twice")
 
+    @classmethod
+    def joined(cls, tables: "Sequence[ValidityTable]") -> "ValidityTable":
+        """One table of methods that were checked one by one, by the same checks."""
+        rows = pd.concat([table.rows for table in tables], ignore_index=True)
+        return cls(rows, tables[0].checks)
+
     @property
     def measured(self) -> list[Check]:
         """The checks that were measured of any method."""

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from langneurons.errors import LangNeuronsWarning, LanguageError, StatisticsError
 from langneurons.identification import Method
 from langneurons.recording.accumulation import FOLDS
-from langneurons.recording.statistics import ActivationStats
+from langneurons.recording.statistics import ActivationStats, check_statistics
 from langneurons.storage import Column, JsonObject, Result, Table, layout
 from langneurons.storage.layouts import Layout
 
@@ -200,6 +200,8 @@ def split_half(
     if splits < 2:
         raise StatisticsError(f"An interval over splits needs at least two, not {splits}.")
     generator = np.random.default_rng(seed)
+    for recording in stats if isinstance(stats, tuple) else (stats,):
+        check_statistics(recording)
     if isinstance(stats, tuple):
         first, second = stats
         if set(first.languages) != set(second.languages) or first.shape != second.shape:

@@ -97,8 +97,7 @@ def findings_of(report: Step, work: Work, model: str) -> ln.Findings:
     for section in ("stats", "profiles"):
         sections[section] = next(iter(sections.get(section, {"": None}).values()))
     if tables := list(sections.get("validity", {}).values()):  # methods that were checked one by one
-        rows = pd.concat([table.rows for table in tables], ignore_index=True)
-        sections["validity"] = ValidityTable(rows, tables[0].checks)
+        sections["validity"] = ValidityTable.joined(tables)
     missing = []
     for step in steps:
         if step not in finished:
