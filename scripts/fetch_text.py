@@ -3,9 +3,12 @@
 Usage (from the project's root)::
 
     python scripts/fetch_text.py articles
+    python scripts/fetch_text.py articles --divide text    # and divides them, for studies/babel.toml
 
-writes ``articles/<language>.jsonl`` for seven languages: id (the same sentence in every language), article, source (the
-newspaper) and text. The files are checked against the checksums below, so that everybody measures on the same bytes.
+The first writes ``articles/<language>.jsonl`` for seven languages: id (the same sentence in every language), article,
+source (the newspaper) and text. The files are checked against the checksums below, so that everybody measures on the
+same bytes. The second also writes ``text/<language>.jsonl``, every other article, to find neurons on, and
+``text/<language>.heldout.jsonl``, two sentences of each of the others, to judge them on.
 The text is Microsoft's NTREX-128 (https://github.com/MicrosoftTranslator/NTREX), under CC-BY-SA-4.0.
 """
 
@@ -16,6 +19,7 @@ import sys
 import unicodedata
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from pathlib import Path
 
 COMMIT = "8561f6a622db9edad1217683e5c83daefd8bb2bf"
@@ -76,6 +80,30 @@ def articles(text: str, documents: list[str], language: str) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["text"]).encode()
 
 
+def divide_articles(articles: Path, folder: Path, sentences: int = 2, every: int = 1) -> None:
+    """Write what neurons are found on, and what they are judged on: other articles, a few sentences of each.
+
+    Every other article is whole in ``<language>.jsonl``. The others give some sentences to
+    ``<language>.heldout.jsonl``, the same in every language, so that few tokens hold many articles, which are the
+    clusters of the text.
+
+    Args:
+        articles: Folder of the articles.
+        folder: Folder to write to.
+        sentences: Sentences of an article to judge on; its first is left out, which is the headline.
+        every: 2 judges on every second of the articles that neurons were not found on, 3 on every third.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for language in FILES:
+        of_article: dict[str, list[str]] = defaultdict(list)
+        for line in (articles / f"{language}.jsonl").read_text("utf-8").splitlines():
+            of_article[json.loads(line)["article"]].append(line)
+        lines_of = list(of_article.values())
+        judged = [line for lines in lines_of[1 :: 2 * every] for line in lines[1 : 1 + sentences]]
+        for name, lines in (("jsonl", sum(lines_of[::2], [])), ("heldout.jsonl", judged)):
+            (folder / f"{language}.{name}").write_text("\n".join(lines) + "\n", "utf-8")
+
+
 def _normal(line: str) -> str:
     return unicodedata.normalize("NFC", line.strip())
 
@@ -98,12 +126,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder to write to")
     parser.add_argument("--source", default=SOURCE, help="address of a copy of the repository's files")
+    parser.add_argument("--divide", type=Path, help="folder to write the divided articles to")
     arguments = parser.parse_args()
     try:
         fetch_articles(arguments.folder, arguments.source)
     except FetchError as error:
         sys.exit(str(error))
     print(f"{arguments.folder} holds the articles in {', '.join(FILES)}.")
+    if arguments.divide is not None:
+        divide_articles(arguments.folder, arguments.divide)
+        print(f"{arguments.divide} holds them divided: to find neurons on, and to judge them on.")
 
 
 if __name__ == "__main__":

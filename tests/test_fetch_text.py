@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts import fetch_text
-from scripts.fetch_text import CHECKSUMS, FILES, FetchError, articles, fetch_articles
+from scripts.fetch_text import CHECKSUMS, FILES, FetchError, articles, divide_articles, fetch_articles
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "articles"
 DOCUMENTS = ["bbc.1", "bbc.1", "rt.com.2"]
@@ -86,3 +86,25 @@ def test_the_real_articles_come_out_byte_for_byte(served, tmp_path):
     fetch_articles(tmp_path / "articles", address)
     for language in FILES:
         assert (tmp_path / "articles" / f"{language}.jsonl").read_bytes() == (SHARED / f"{language}.jsonl").read_bytes()
+
+
+def written(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("sentences", "every", "judged"),
+    [(1, 2, ["1 1", "5 1"]), (2, 1, [f"{a} {s}" for a in (1, 3, 5, 7) for s in (1, 2)])],
+)
+def test_neurons_are_judged_on_sentences_of_articles_that_they_were_not_found_on(tmp_path, sentences, every, judged):
+    rows = [(article, sentence) for article in range(9) for sentence in range(3)]
+    (tmp_path / "articles").mkdir()
+    for language in FILES:
+        lines = [json.dumps({"id": 3 * a + s, "article": f"a.{a}", "text": f"{language} {a} {s}"}) for a, s in rows]
+        (tmp_path / "articles" / f"{language}.jsonl").write_text("\n".join(lines) + "\n")
+    divide_articles(tmp_path / "articles", tmp_path / "text", sentences, every)
+    for language in FILES:
+        found_on = written(tmp_path / "text" / f"{language}.jsonl")
+        judged_on = written(tmp_path / "text" / f"{language}.heldout.jsonl")
+        assert [row["id"] for row in found_on] == [id for id in range(27) if id // 3 % 2 == 0]
+        assert [row["text"] for row in judged_on] == [f"{language} {place}" for place in judged]

@@ -8,9 +8,14 @@ import pandas as pd
 import pytest
 
 import langneurons as ln
-from scripts.fill_results import PageError, filled, steps_of
+from scripts.fill_results import PageError, filled, source_of, steps_of
 
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*.md"))
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "<!-- results" in page.read_text("utf-8")
+]
 PAGE = """# Do they matter?
 <!-- results: matrix = matrix/m/all/lape/zero -->
 Hindi loses <!-- value matrix hi hi: effect (%) -->1<!-- end --> %, <!-- cell matrix hi hi: effect (%) --><!-- end -->.
@@ -23,8 +28,8 @@ an older table
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_says_what_its_results_hold(page):
-    assert steps_of(page.read_text("utf-8")) or page.stem == "index"
-    assert filled(page) == page.read_text("utf-8"), "run: python -m scripts.fill_results docs/results/*.md"
+    assert steps_of(source_of(page).read_text("utf-8"))
+    assert filled(page) == page.read_text("utf-8"), f"run: python -m scripts.fill_results {page}"
 
 
 @pytest.fixture
@@ -69,6 +74,18 @@ def test_what_the_results_do_not_hold_is_refused(page, marker, sentence):
     page.write_text(PAGE + marker, "utf-8")
     with pytest.raises(PageError, match=sentence):
         filled(page)
+
+
+def test_some_columns_and_another_page_s_results_can_be_shown(page, tmp_path):
+    table = "<!-- table matrix: patched == 'hi' | measured; effect (%) --><!-- end -->\n"
+    other = tmp_path / "other.md"
+    other.write_text(f"<!-- results of {page} -->\n{table}", "utf-8")
+    lines = filled(other).splitlines()
+    assert lines[2:4] == ["| measured | effect (%) |", "| --- | --- |"]
+    assert lines[4].startswith("| hi | +50 [")
+    other.write_text(f"<!-- results of {page} -->\n{table.replace('measured;', 'mesured;')}", "utf-8")
+    with pytest.raises(PageError, match="no column 'mesured'"):
+        filled(other)
 
 
 def test_a_changed_result_is_noticed(page):
