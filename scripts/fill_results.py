@@ -18,13 +18,14 @@ A page names its results in one line, and shows what they hold between markers t
     <!-- value matrix hi hi: effect (%) -->+73.9<!-- end -->               a cell without its interval
     <!-- cell matrix hi hi: effect (%) -->+73.9 [70.1, 77.2]<!-- end -->   with it
 
-Keys are the first columns of the printed table. The results lie in a folder with the page's name, beside it, and a test
-fails where a page says anything else than they do.
+Keys are the first columns of the printed table, in quotes where they hold spaces. The results lie in a folder with the
+page's name, beside it, and a test fails where a page says anything else than they do.
 """
 
 import argparse
 import fnmatch
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,15 @@ def take(page: Path, study: Study) -> None:
         results = [ln.load(study.path(step)) for step in steps]
         target = page.with_suffix("") / name
         ln.storage.remove_folder(target)
-        (ValidityTable.joined(results) if len(results) > 1 else results[0]).save(target)
+        (ValidityTable.joined(results) if len(results) > 1 else without_texts(results[0])).save(target)
+        for text in target.glob("*.md"):
+            text.unlink()  # it would be taken for a page of the documentation
+
+
+def without_texts(result: Any) -> Any:
+    """The result without the answers of a task, which are text of somebody's data."""
+    answers = {"gold", "prediction"} & set(getattr(result, "rows", ()))
+    return replace(result, rows=result.rows.assign(**dict.fromkeys(answers, ""))) if answers else result
 
 
 def filled(page: Path) -> str:
@@ -91,7 +100,7 @@ def filled(page: Path) -> str:
 
     def cell(marker: re.Match[str]) -> str:
         start = marker[0].partition("-->")[0] + "-->"
-        content = _cell(_table(results, marker["name"]), marker["keys"].split(), marker["column"])
+        content = _cell(_table(results, marker["name"]), shlex.split(marker["keys"]), marker["column"])
         return f"{start}{content if marker['kind'] == 'cell' else content.partition(' [')[0]}<!-- end -->"
 
     return CELL.sub(cell, TABLE.sub(table, page.read_text("utf-8")))

@@ -452,7 +452,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate of the first stage")
     parser.add_argument("--micro-tokens", type=int, default=1024, help="tokens per forward pass")
     parser.add_argument("--batch", type=int, default=8, help=f"blocks of {CONTEXT} tokens per step of the second stage")
-    parser.add_argument("--mini-steps", type=int, default=900, help="steps of the second stage")
+    parser.add_argument("--mini-steps", type=int, default=600, help="steps of the second stage")
     parser.add_argument("--mini-blocks", type=int, default=5, help="blocks of its steps that are miniature text")
     parser.add_argument("--mini-rate", type=float, default=3e-3, help="its peak learning rate")
     parser.add_argument("--seed", type=int, default=0)

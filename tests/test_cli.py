@@ -155,6 +155,9 @@ def test_the_demo_writes_an_offline_page_and_says_where_it_is(capsys, monkeypatc
     assert status == 0
     for part in ("LAPE", "pooled-p90", "index.html", "Next:", "smallest this recording can detect"):
         assert part in said
+    turned = dict(re.findall(r"(hi|zh|fr) (\d+) \(unpatched 0\)", said))
+    assert set(turned) == {"hi", "zh", "fr"}
+    assert min(map(int, turned.values())) > demo.BEGINNINGS / 2
     page = (tmp_path / "demo" / "index.html").read_text("utf-8")
     assert "<script src=" not in page
     assert "<link" not in page

@@ -152,12 +152,13 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         settings = self.settings
         least, most = (self.scale * float(value) for value in self.rows["detectable"].agg(["min", "max"]))
         sizes = f"{self.rows['items'].min():,} to {self.rows['items'].max():,} items per effect"
+        unit = " %" if self.unit.startswith("%") else f" {self.unit}"
         basis = " Units of resid_post are coordinates: basis-dependent." if settings["site"] == "resid_post" else ""
         return (
             f"{settings['model']}: {settings['metric']} in {self.unit}, {settings['patch']}; {len(self.rows)} effects, "
             f'p adjusted over all of them; "no effect" and "slightly" mean: within the margin of '
-            f"{self.scale * settings['margin']:g}; {sizes}; minimal detectable effect (in this family) {least:.2g} to "
-            f"{most:.2g}.{basis}{balance_sentence(settings)}"
+            f"{self.scale * settings['margin']:g}{unit}; {sizes}; minimal detectable effect (in this family) "
+            f"{least:.2g} to {most:.2g}{unit}.{basis}{balance_sentence(settings)}"
         )
 
     @classmethod

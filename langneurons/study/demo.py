@@ -1,11 +1,15 @@
 """The whole study in small: record the phrasebook on babel, name each language's neurons, patch them, show it all."""
 
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 import langneurons as ln
 from langneurons.analysis.profiles import clearest_neurons
+from langneurons.tasks import completions
+from langneurons.tasks.answers import identify
 from langneurons.views.findings import of_matrix
 
 TOP = 0.01
@@ -13,6 +17,9 @@ HELDOUT_TOKENS = 600
 CONTROLS = 2
 PAGES = 70  # neurons that get one
 TEXTS = 80  # a language that their pages choose from
+STEERED = ("hi", "zh", "fr")
+STRENGTH = 0.5  # of the difference of means, at every layer
+BEGINNINGS = 20
 
 
 def run_demo(out: Path) -> str:
@@ -26,7 +33,8 @@ def run_demo(out: Path) -> str:
     """
     model, corpus = ln.load_model("babel"), ln.load_corpus("babel")
     train, heldout = corpus.split(heldout=0.3, seed=0)
-    stats = ln.record(model, train, context_length=256, out=out / "statistics")
+    recorded = ln.record(model, train, context_length=256, sites=("act", "resid_post"), out=out / "statistics")
+    stats = recorded.at("act")
     lape = ln.LAPE(top=TOP).identify(stats)
     pooled = ln.ActivationProbability(threshold="pooled-p90", top=TOP / len(stats.languages)).identify(stats)
     lape.save(out / "neurons.lape.json")
@@ -59,6 +67,7 @@ def run_demo(out: Path) -> str:
             f"LAPE {len(lape)} neurons, pooled-p90 {len(pooled)}, Jaccard overlap {_jaccard(lape, pooled):.2f}.",
             resolution,
             *concluded,
+            steered(model, heldout, recorded.at("resid_post")),
             "",
             f"Statistics and neuron sets: {out}",
             f"Report: {page} (open it in a browser)",
@@ -105,6 +114,19 @@ def summarise(stats: "ln.ActivationStats", lape: "ln.NeuronSet", pooled: "ln.Neu
             }
         )
     return pd.DataFrame(rows)
+
+
+def steered(model: torch.nn.Module, heldout: "ln.Corpus", stats: "ln.ActivationStats") -> str:
+    """Say how many English beginnings go on in another language where the residual stream is steered towards it."""
+    beginnings = [" ".join(text.split()[:4]) for text in islice(heldout.texts("en"), BEGINNINGS)]
+    steering = {language: ln.DiffMean.everywhere(stats, language, strength=STRENGTH) for language in STEERED}
+    table = completions(model, beginnings, steering, max_new_tokens=12, batch_size=BEGINNINGS)
+    named = {name: identify(list(table[name]), stats.languages) for name in ("unpatched", *STEERED)}
+    counts = [f"{name} {named[name].count(name)} (unpatched {named['unpatched'].count(name)})" for name in STEERED]
+    return (
+        f"Steered (the residual stream moved by {STRENGTH:g} times the difference of means at every layer), of "
+        f"{len(beginnings)} English beginnings these go on in another language: {', '.join(counts)}."
+    )
 
 
 def clearest(stats: "ln.ActivationStats", neurons: "ln.NeuronSet", language: str) -> tuple[int, int]:

@@ -95,7 +95,7 @@ def complete(
         >>> prompt = prompt_ids(model.tokenizer, "The children went to")
         >>> [completion] = complete(model, [prompt], max_new_tokens=5)
         >>> completion.text, completion.stopped
-        (' the word.', True)
+        (' the school.', True)
     """
     model_view = view(model)
     for text in (prompt for prompt in prompts if isinstance(prompt, str)):

@@ -32,6 +32,14 @@ def test_a_page_says_what_its_results_hold(page):
     assert filled(page) == page.read_text("utf-8"), f"run: python -m scripts.fill_results {page}"
 
 
+def test_no_text_of_a_task_is_kept_with_its_results():
+    kept = [pd.read_parquet(path) for path in (ROOT / "docs").rglob("rows.parquet")]
+    answered = [rows for rows in kept if "gold" in rows]
+    assert answered
+    for rows in answered:
+        assert set(rows["gold"]) | set(rows["prediction"]) == {""}
+
+
 @pytest.fixture
 def page(tmp_path):
     def rows(factor):
