@@ -135,6 +135,27 @@ def check_text(name: object, what: str, wrong: type[LangNeuronsError]) -> None:
         raise wrong(f"The {what} {name!r:.60} is not valid Unicode: it holds half a surrogate pair.")
 
 
+def check_kind(given: object, kind: type, expected: str, wrong: type[LangNeuronsError]) -> None:
+    """Refuse an argument of another class.
+
+    Args:
+        given: The argument.
+        kind: Class that it must be of.
+        expected: What it must be, and where such a thing comes from.
+        wrong: The error to raise.
+
+    Raises:
+        LangNeuronsError: The error ``wrong``.
+
+    Example:
+        >>> check_kind("runs/mine", int, "A layer is a whole number", LangNeuronsError)
+        Traceback (most recent call last):
+        langneurons.errors.LangNeuronsError: A layer is a whole number, not of type str.
+    """
+    if not isinstance(given, kind):
+        raise wrong(f"{expected}, not of type {type(given).__name__}.")
+
+
 def unknown(what: str, given: object, possible: Iterable[object]) -> str:
     """Say that a name is unknown, with the nearest match and what is possible.
 

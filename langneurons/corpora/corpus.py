@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from langneurons.corpora.languages import label_of, spelled
 from langneurons.corpora.purity import purity
-from langneurons.errors import CorpusError, warn_user
+from langneurons.errors import CorpusError, check_kind, warn_user
 from langneurons.settings import finite_number, whole_number
 from langneurons.storage import fingerprint
 
@@ -285,8 +285,7 @@ def check_corpus(corpus: object) -> None:
     Raises:
         CorpusError: If it is something else.
     """
-    if not isinstance(corpus, Corpus):
-        raise CorpusError(f"A text is a Corpus, such as ln.load_corpus() gives, not of type {type(corpus).__name__}.")
+    check_kind(corpus, Corpus, "A text is a Corpus, such as ln.load_corpus() gives", CorpusError)
 
 
 def _counted(number: int, noun: str) -> str:

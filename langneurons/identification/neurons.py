@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from langneurons.errors import NeuronSetError
+from langneurons.errors import NeuronSetError, check_kind
 from langneurons.identification.controls import (
     Candidates,
     balance_of,
@@ -382,10 +382,7 @@ def check_neurons(neurons: object) -> None:
     Raises:
         NeuronSetError: If it is something else.
     """
-    if not isinstance(neurons, NeuronSet):
-        raise NeuronSetError(
-            f"Neurons are a NeuronSet, such as a method's identify() gives, not of type {type(neurons).__name__}."
-        )
+    check_kind(neurons, NeuronSet, "Neurons are a NeuronSet, such as a method's identify() gives", NeuronSetError)
 
 
 def sets_by_name(neurons: NeuronSet | Mapping[str, NeuronSet], name: str) -> dict[str, NeuronSet]:

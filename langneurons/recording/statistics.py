@@ -20,6 +20,7 @@ from langneurons.errors import (
     SiteMismatchError,
     StaleArtefactError,
     StatisticsError,
+    check_kind,
     unknown,
     warn_user,
 )
@@ -449,7 +450,4 @@ def check_statistics(stats: object) -> None:
     Raises:
         StatisticsError: If it is something else.
     """
-    if not isinstance(stats, ActivationStats):
-        raise StatisticsError(
-            f"Statistics are an ActivationStats, such as ln.record() gives, not of type {type(stats).__name__}."
-        )
+    check_kind(stats, ActivationStats, "Statistics are an ActivationStats, such as ln.record() gives", StatisticsError)
