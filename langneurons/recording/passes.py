@@ -93,8 +93,12 @@ class RecordingFolder:
             say(sentence)
 
     def finished(self) -> ActivationStats | None:
-        """The statistics, if the recording was completed before."""
-        return ActivationStats.load(self.path) if (self.path / "statistics.json").exists() else None
+        """The statistics, if the recording was completed before; drops what only the run needed."""
+        if not (self.path / "statistics.json").exists():
+            return None
+        for name in ("checkpoints", "packed", "pieces"):
+            storage.remove_folder(self.path / name)
+        return ActivationStats.load(self.path)
 
     def load(self, language: str, sites: Sequence[str], device: torch.device) -> LanguageSums | None:
         """A language's checkpoint."""
@@ -110,13 +114,10 @@ class RecordingFolder:
             storage.write_tensors(self._checkpoint(language), state.tensors(), sidecar=True)
 
     def finish(self, statistics: ActivationStats) -> ActivationStats:
-        """Write the statistics and drop what only the run needed."""
-        if not self.resumable:
-            return statistics
-        statistics.save(self.path)
-        for name in ("checkpoints", "packed", "pieces"):
-            storage.remove_folder(self.path / name)
-        return ActivationStats.load(self.path)
+        """Write the statistics; where the folder outlives the run, give them as they are read from it."""
+        if self.resumable:
+            statistics.save(self.path)
+        return self.finished() or statistics
 
     def _checkpoint(self, language: str) -> Path:
         return self.path / "checkpoints" / f"{language}.safetensors"

@@ -206,6 +206,22 @@ def test_sigkill_at_random_moments_and_resuming_give_the_same_bytes(tiny_folder,
     assert same(ln.ActivationStats.load(out), whole)
 
 
+def test_a_recording_stopped_while_it_tidies_up_leaves_nothing_more_than_a_whole_one(
+    tiny, corpus, whole, tmp_path, monkeypatch
+):
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(passes.storage, "remove_folder", stop)
+        record(tiny, corpus, out=tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints").exists()
+    assert same(record(tiny, corpus, out=tmp_path / "run"), whole)
+    record(tiny, corpus, out=tmp_path / "whole")
+    files = [{path.relative_to(out) for path in out.rglob("*")} for out in (tmp_path / "run", tmp_path / "whole")]
+    assert files[0] == files[1]
+
+
 @pytest.mark.slow
 def test_two_worker_processes_give_the_same_bytes(tiny_folder, corpus, whole, tmp_path):
     script = (
