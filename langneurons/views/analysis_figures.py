@@ -11,7 +11,7 @@ from langneurons.analysis.polysemanticity import Polysemanticity
 from langneurons.analysis.validity.checks import Check, ValidityTable
 from langneurons.corpora.languages import distinct
 from langneurons.effects.table import span
-from langneurons.errors import StatisticsError
+from langneurons.errors import EffectError, StatisticsError, check_kind
 from langneurons.storage import Column
 from langneurons.views import style
 from langneurons.views.effect_figures import MARKS, SYMBOLS, provenance_of
@@ -46,6 +46,7 @@ def ablation(result: Ablation, top: int = 30, languages: list[str] | None = None
         >>> ln.plot.ablation(effects).data[0].name
         'en'
     """
+    check_kind(result, Ablation, "This figure is of what ln.ablate() returns", EffectError)
     measured_in = list(dict.fromkeys(result.rows["language"]))
     languages = measured_in if languages is None else distinct(languages, measured_in)
     rows = result.rows.loc[result.rows["language"].isin(languages)]
@@ -197,6 +198,7 @@ def selectivity(result: Polysemanticity, seed: int = 0) -> go.Figure:
         >>> selectivity(carried).data[0].name
         'other neurons'
     """
+    check_kind(result, Polysemanticity, "This figure is of what ln.polysemanticity() returns", StatisticsError)
     decomposition = result.decomposition
     own = result.rows["layer"] * decomposition.shape[1] + result.rows["neuron"]
     others = np.setdiff1d(np.arange(np.prod(decomposition.shape)), own)
@@ -272,6 +274,9 @@ def validity(table: ValidityTable) -> go.Figure:
         >>> ln.plot.validity(table).data[0].z.tolist()
         [[1.0, 1.0], [0.0, 1.0]]
     """
+    check_kind(
+        table, ValidityTable, "This figure is of a ValidityTable, such as validity_table() gives", StatisticsError
+    )
     checks = table.measured
     if not checks:
         raise StatisticsError("The validity table holds no check that was measured: there is nothing to draw.")

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from langneurons.effects.table import EffectTable, span
-from langneurons.errors import EffectError, warn_user
+from langneurons.errors import EffectError, check_kind, warn_user
 from langneurons.storage import Column, Result
 from langneurons.views import style
 from langneurons.views.style import COLOURS, interval, signed, styled
@@ -62,6 +62,7 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
         >>> ln.plot.perplexity_matrix(table).data[0].type
         'heatmap'
     """
+    check_kind(table, EffectTable, "This figure is of what ln.perplexity_matrix() returns", EffectError)
     if table.keys != ["patched", "measured"]:
         raise EffectError("This table has no columns patched and measured: ln.perplexity_matrix makes one that has.")
     estimate = table.scale * table.matrix("estimate")
@@ -115,9 +116,12 @@ def effects(table: EffectTable | Result) -> go.Figure:
         >>> ln.plot.effects(table).data[0].name
         'zero'
     """
-    if not isinstance(table, EffectTable):
+    if isinstance(table, Result) and not isinstance(table, EffectTable):
         warn_user("ln.plot.effects takes a table of effects; draw results by .plot().")
         return table.plot()
+    check_kind(
+        table, EffectTable, "This figure is of a table of effects, such as Evaluation.effects() gives", EffectError
+    )
     settings, unit = table.settings, table.unit
     metric, trained = str(settings.get("measured", settings["value"])), table.keys[0] == "trained"
     margin, controls = table.scale * float(settings["margin"]), "random neurons" if trained else "matched controls"

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from langneurons.corpora.languages import spelled
 from langneurons.effects.table import EffectTable, span
-from langneurons.errors import EffectError, NeuronSetError, unknown
+from langneurons.errors import EffectError, NeuronSetError, check_kind, unknown
 from langneurons.identification.indices import shape_text
 from langneurons.identification.neurons import NeuronSet, check_neurons, sets_by_name
 from langneurons.recording.statistics import ActivationStats, check_statistics
@@ -228,6 +228,9 @@ def dose_response(
     Raises:
         EffectError: If the table holds no such cells.
     """
+    check_kind(table, EffectTable, "This figure is of what ln.sweep() returns", EffectError)
+    check_statistics(stats)
+    check_neurons(neurons)
     rows = _cells(table, language, method, layers)
     natural = stats.at(neurons.site)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)

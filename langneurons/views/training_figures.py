@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from langneurons.effects.table import EffectTable, span
-from langneurons.errors import TrainingError, warn_user
+from langneurons.errors import TrainingError, check_kind, warn_user
 from langneurons.evaluation.results import UNPATCHED
 from langneurons.storage.presenting import Column
 from langneurons.training.transfer_table import NAMES, Transfer
@@ -39,6 +39,7 @@ def training(history: pd.DataFrame, about: Mapping[str, object] | None = None) -
         >>> [trace.name for trace in ln.plot.training(history).data]
         ['loss', 'running mean', 'dev']
     """
+    check_kind(history, pd.DataFrame, "A history of training is a table, Finetuned.history", TrainingError)
     about = about or {}
     if missing := [name for name in ("step", "loss", "dev") if name not in history.columns]:
         raise TrainingError(f"A history of training has no column {missing[0]!r}: give Finetuned.history.")
@@ -90,6 +91,7 @@ def transfer(result: Transfer | EffectTable) -> go.Figure:
     if isinstance(result, EffectTable):
         warn_user("ln.plot.transfer takes a Transfer; draw its effects by ln.plot.effects.")
         return effects(result)
+    check_kind(result, Transfer, "This figure is of what ln.transfer_experiment() returns", TrainingError)
     settings, scores = result.settings, result.scores()
     scores = scores.loc[scores["patch"] == UNPATCHED].reset_index(drop=True)
     table = result.effects(result.reference) if len(result.conditions) > 1 else None

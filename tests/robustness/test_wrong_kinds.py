@@ -1,9 +1,9 @@
-"""What is neither statistics nor a neuron set is refused in a sentence, wherever one of them is asked for."""
+"""What is neither statistics, a neuron set nor a result is refused in a sentence, wherever one of them is asked for."""
 
 import pytest
 
 import langneurons as ln
-from langneurons.errors import NeuronSetError, StatisticsError
+from langneurons.errors import EffectError, NeuronSetError, StatisticsError, TrainingError
 
 METHODS = [ln.LAPE(), ln.ActivationProbability(), ln.MeanDifference(), ln.AUROC(), ln.Random()]
 METHODS += [
@@ -30,6 +30,16 @@ WANT_NEURONS = {
     "sweep": lambda given: ln.sweep(object(), object(), given),
     "explore": lambda given: ln.explore(object(), given, given, given),
 }
+FIGURES_OF_RESULTS = {
+    "ablation": (ln.plot.ablation, EffectError),
+    "dose_response": (lambda given: ln.plot.dose_response(given, given, given, "hi"), EffectError),
+    "effects": (ln.plot.effects, EffectError),
+    "perplexity_matrix": (ln.plot.perplexity_matrix, EffectError),
+    "selectivity": (ln.plot.selectivity, StatisticsError),
+    "training": (ln.plot.training, TrainingError),
+    "transfer": (ln.plot.transfer, TrainingError),
+    "validity": (ln.plot.validity, StatisticsError),
+}
 GIVEN = ["runs/mine", 3, ["hi"], object()]
 
 
@@ -53,3 +63,11 @@ def test_what_needs_statistics_refuses_something_else(name, given):
 def test_what_needs_neurons_refuses_something_else(name, given):
     with pytest.raises(NeuronSetError, match=f"not of type {type(given).__name__}"):
         WANT_NEURONS[name](given)
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=lambda given: type(given).__name__)
+@pytest.mark.parametrize("name", FIGURES_OF_RESULTS)
+def test_a_figure_of_a_result_refuses_something_else(name, given):
+    figure, error = FIGURES_OF_RESULTS[name]
+    with pytest.raises(error, match=f"not of type {type(given).__name__}"):
+        figure(given)
