@@ -224,13 +224,13 @@ class ModelView:
         return states if unembed is None else unembed(states)
 
     def predictions(
-        self, tokens: Int[torch.Tensor, "batch position"], counted: Bool[torch.Tensor, "batch position"]
+        self, tokens: Int[torch.Tensor, "batch position"], counted: Bool[torch.Tensor, "batch predicted"]
     ) -> running.Predictions:
         """Run the model, and give what it predicts in place of some tokens, without unembedding the other positions.
 
         Args:
             tokens: Token ids, special tokens included, padding on the right.
-            counted: Tokens that are predicted, none the first of its row.
+            counted: Tokens that are predicted, none the first of its row; perhaps the one that follows the last.
         """
         row, position = counted.nonzero(as_tuple=True)
         states, unembed = self._states(tokens)

@@ -10,7 +10,7 @@ from string import Formatter
 import numpy as np
 import torch
 from einops import reduce
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.special import log_softmax
 
 from langneurons import storage
@@ -141,7 +141,7 @@ CALIBRATIONS = ("content-free", "batch", None)
 CONTENT_FREE = ("N/A", "[MASK]", "")
 Order = Sequence[str]
 Alternatives = tuple[Tokens, ...]
-Read = tuple[int, int, range]  # item, alternative, and the places of its tokens that count
+Continuation = tuple[Tokens, int]  # the tokens of a text, and how many of them are given
 
 
 def label_scores(
@@ -202,9 +202,6 @@ def alternative_scores(
 ) -> Float[np.ndarray, "item alternative"]:
     """Measure log p of each alternative after the tokens that all alternatives of its item share.
 
-    What is equal, or the beginning of something else, is run once: where alternatives differ in their last token only,
-    an item takes one forward.
-
     Args:
         model: A model returned by ``load_model``; whatever is attached to it at this moment counts.
         items: The token ids of each item's alternatives, equally many in every item.
@@ -217,41 +214,66 @@ def alternative_scores(
         TaskError: If alternatives share all tokens of one, or not even the first.
         ModelError: If a likelihood is not finite.
     """
-    reads: dict[Tokens, list[Read]] = {}
-    for index, alternatives in enumerate(items):
-        shared = _shared(alternatives)
-        for which, tokens in enumerate(alternatives):
-            reads.setdefault(tokens[:-1], []).append((index, which, range(shared, len(tokens))))
+    texts = [(tokens, _shared(alternatives)) for alternatives in items for tokens in alternatives]
+    scores, _ = continuation_scores(model, texts, batch_size)
+    return scores.reshape(len(items), len(items[0]) if items else 0)
+
+
+def continuation_scores(
+    model: torch.nn.Module, texts: Sequence[Continuation], batch_size: int = 8
+) -> tuple[Float[np.ndarray, " text"], Bool[np.ndarray, " text"]]:
+    """Measure log p of the last tokens of texts, given those before.
+
+    What is equal, or the beginning of something else, is run once: texts that differ in their last token only take one
+    forward.
+
+    Args:
+        model: A model returned by ``load_model``; whatever is attached to it at this moment counts.
+        texts: The token ids of each text, and how many of them come before what is measured, at least one.
+        batch_size: Sequences per forward pass.
+
+    Returns:
+        Natural logarithms, in double precision; and whether each measured token is the likeliest of all in its place.
+
+    Raises:
+        ModelError: If a likelihood is not finite.
+    """
+    reads: dict[Tokens, list[int]] = {}
+    for index, (tokens, _) in enumerate(texts):
+        reads.setdefault(tokens[:-1], []).append(index)
     longer = _longest_extensions(reads)
-    runs: dict[Tokens, list[Read]] = {}
-    for tokens, own_reads in reads.items():
-        runs.setdefault(longer[tokens], []).extend(own_reads)
-    sequences, scores = list(runs), np.zeros((len(items), len(items[0]) if items else 0))
+    runs: dict[Tokens, list[int]] = {}
+    for tokens, indices in reads.items():
+        runs.setdefault(longer[tokens], []).extend(indices)
+    sequences, scores, likeliest = list(runs), np.zeros(len(texts)), np.ones(len(texts), bool)
     with scoring(model) as model_view:
         for rows, tokens in batches(sequences, batch_size, model_view.context_length):
-            reads_of_rows = [runs[sequences[row]] for row in rows]
-            places = sorted({place for own_reads in reads_of_rows for *_, span in own_reads for place in span})
-            logits = model_view.logits_at(tokens, [place - 1 for place in places])
-            for own_reads, row in zip(reads_of_rows, logits, strict=True):
-                _score(dict(zip(places, row, strict=True)), items, own_reads, scores)
-            of_rows = [scores[index, which] for own_reads in reads_of_rows for index, which, _ in own_reads]
-            check_finite(model_view, torch.tensor(of_rows), tokens)
-    return scores
+            indices = [index for row in rows for index in runs[sequences[row]]]
+            row, place, token, text = _measured(texts, [runs[sequences[row]] for row in rows])
+            counted = torch.zeros(len(tokens), tokens.shape[1] + 1, dtype=torch.bool)
+            counted[row, place] = True
+            ordinal = counted.flatten().cumsum(0).reshape(counted.shape)[row, place] - 1
+            start = 0
+            for logits in model_view.predictions(tokens, counted).logits():
+                here = (ordinal >= start) & (ordinal < start + len(logits))
+                at, chosen = ordinal[here] - start, token[here]
+                log_p = torch.log_softmax(logits, 1)[at.to(logits.device), chosen.to(logits.device)]
+                np.add.at(scores, text[here].numpy(), log_p.double().cpu().numpy())
+                np.logical_and.at(likeliest, text[here].numpy(), (logits.argmax(1).cpu()[at] == chosen).numpy())
+                start += len(logits)
+            check_finite(model_view, torch.tensor(scores[indices]), tokens)
+    return scores, likeliest
 
 
-def _score(
-    logits: Mapping[int, Float[torch.Tensor, " token"]],
-    items: Sequence[Alternatives],
-    reads: Sequence[Read],
-    scores: Float[np.ndarray, "item alternative"],
-) -> None:
-    """Sum the log-probabilities of the tokens that a sequence was run for."""
-    places = sorted({place for *_, span in reads for place in span})
-    log_p = torch.log_softmax(torch.stack([logits[place] for place in places]).float(), dim=1)
-    at_place = dict(zip(places, log_p, strict=True))
-    for index, which, span in reads:
-        tokens = items[index][which]
-        scores[index, which] = float(torch.stack([at_place[place][tokens[place]].double() for place in span]).sum())
+def _measured(texts: Sequence[Continuation], of_rows: Sequence[Sequence[int]]) -> Int[torch.Tensor, "4 token"]:
+    """Of every measured token of a batch's texts: its row, its place in it, its id, its text."""
+    measured = [
+        (row, place, texts[index][0][place], index)
+        for row, indices in enumerate(of_rows)
+        for index in indices
+        for place in range(texts[index][1], len(texts[index][0]))
+    ]
+    return torch.tensor(measured).T
 
 
 def _shared(alternatives: Alternatives) -> int:

@@ -61,13 +61,13 @@ def some_items(count: int, seed: int = 0) -> list[tuple[tuple[int, ...], ...]]:
 
 def forwards(monkeypatch) -> list[tuple[int, int]]:
     """Notes the shape of every batch that a model runs."""
-    shapes, forward = [], ModelView.logits_at
+    shapes, forward = [], ModelView.predictions
 
     def noting(self, tokens, *rest, **options):
         shapes.append(tuple(tokens.shape))
         return forward(self, tokens, *rest, **options)
 
-    monkeypatch.setattr(ModelView, "logits_at", noting)
+    monkeypatch.setattr(ModelView, "predictions", noting)
     return shapes
 
 
