@@ -1,5 +1,8 @@
 from .completing import completions as completions
 from .generation import Generation as Generation
+from .harness import Harness as Harness
+from .harness import harness as harness
+from .harness_model import HarnessModel as HarnessModel
 from .heads import ClassificationHead as ClassificationHead
 from .kinds import KINDS as KINDS
 from .kinds import load_task as load_task

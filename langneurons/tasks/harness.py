@@ -1,0 +1,468 @@
+"""Tasks of EleutherAI's lm-evaluation-harness (extra ``harness``): its prompts, filters and scores, item by item."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from langneurons import storage
+from langneurons.corpora.languages import canonical, distinct, label_of, scripts_of
+from langneurons.errors import LanguageError, TaskError, in_short, unknown
+from langneurons.settings import whole_number
+from langneurons.tasks.heads import Head
+from langneurons.tasks.task import Task
+
+SCORING = "harness/1"  # raised with every change of scoring, so that rows scored otherwise are not used again
+SEED = 1234  # of the choice of examples: the harness' own default
+# What names an item, and what several items are about, in the documents of tasks that many use: the first that is there
+# and tells all items apart, and the first that several items share.
+ITEMS = (("link", "question_number"), ("idx",), ("pairID",), ("id",), ("question_id",), ("story_id",))
+CLUSTERS = ("link", "passage_id", "flores_passage", "passage", "context", "promptID", "premise")
+# What the harness computes of all log-likelihoods and lengths together is here the item's own: the geometric mean of a
+# word's, a byte's or the text's probability, since a score is from 0 to 1 and higher is better.
+PROBABILITIES = {
+    "word_perplexity": "p_per_word",
+    "byte_perplexity": "p_per_byte",
+    "bits_per_byte": "p_per_byte",
+    "perplexity": "p",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Harness:
+    """Tasks of the harness in one or several languages, scored as the harness scores them. ``harness`` makes it.
+
+    Args:
+        tasks: Language -> the harness' tasks in it, by name.
+        items: Language -> task, doc (ordinal), item and cluster, and the choices' number where there are choices.
+        metrics: Scores of single items that all of the tasks have, the first one's main one first.
+        fingerprint: A hash of all requests and of how they are scored.
+        name: Name in tables.
+        chat: Whether prompts go through the tokenizer's chat template.
+        system: System prompt, with ``chat``.
+    """
+
+    tasks: Mapping[str, Mapping[str, Any]]
+    items: Mapping[str, pd.DataFrame]
+    metrics: tuple[str, ...]
+    fingerprint: str
+    name: str
+    chat: bool = False
+    system: str | None = None
+
+    reads_text: ClassVar[bool] = False
+    objective = Task.objective  # the harness has no training
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Sequence[str],
+        languages: Iterable[str] | None = None,
+        *,
+        include_path: str | Path | None = None,
+        shots: int | None = None,
+    ) -> "Harness":
+        """Load tasks as a study or a command line names them.
+
+        Args:
+            source: Names of tasks or groups, or YAML files of tasks; in one text they are divided by commas.
+            languages: Languages to keep; by default all. A single one is also that of tasks whose names say none.
+            include_path: A folder of further tasks.
+            shots: Examples in a prompt; by default what each task says.
+
+        Raises:
+            TaskError: If ``harness`` refuses something.
+            LanguageError: If no task is in a language.
+        """
+        names = [name.strip() for name in source.split(",")] if isinstance(source, str) else list(source)
+        kept = None if languages is None else distinct(languages)
+        usual = kept[0] if kept is not None and len(kept) == 1 else None
+        task = harness(names, include_path, fewshot=shots, languages=usual)
+        return task if kept is None else task.select(kept)
+
+    def __repr__(self) -> str:
+        table = next(iter(self.items.values()))
+        names = ", ".join(name for tasks in self.tasks.values() for name in tasks)
+        counts = f"{len(table)} items, {table['cluster'].nunique()} clusters"
+        return f"Harness({names:.100}; {', '.join(self.languages)}; {counts} in {self.languages[0]})"
+
+    @property
+    def protocol(self) -> str:
+        """How the answer is read off the model: "likelihood", or "generation" where any task generates."""
+        return "generation" if self.generates else "likelihood"
+
+    @property
+    def generates(self) -> bool:
+        """Whether any task generates."""
+        return any(task.OUTPUT_TYPE == "generate_until" for tasks in self.tasks.values() for task in tasks.values())
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages it has items in."""
+        return tuple(self.items)
+
+    def with_head(self, head: Head) -> "Harness":
+        """The task itself: the harness answers by likelihood or generation."""
+        return self
+
+    def take(self, count: int, seed: int = 0) -> "Harness":
+        """Draw some clusters of items at random, the same in every language that has them.
+
+        Args:
+            count: Number of clusters; all where there are fewer.
+            seed: Seed of the draw.
+
+        Raises:
+            TaskError: If ``count`` is below 1.
+        """
+        count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
+        if count < 1:
+            raise TaskError(f"Cannot take {count} items: the least is 1.")
+        clusters = list(dict.fromkeys(cluster for table in self.items.values() for cluster in table["cluster"]))
+        drawn = [clusters[place] for place in np.random.default_rng(seed).permutation(len(clusters))[:count]]
+        return self._with({language: table.loc[table["cluster"].isin(drawn)] for language, table in self.items.items()})
+
+    def select(self, languages: Iterable[str]) -> "Harness":
+        """The same items in some of the languages.
+
+        Raises:
+            LanguageError: If no task is in a language.
+        """
+        return self._with({language: self.items[language] for language in distinct(languages, self.items)})
+
+    def _with(self, items: Mapping[str, pd.DataFrame]) -> "Harness":
+        parts = {language: table.reset_index(drop=True) for language, table in items.items() if len(table)}
+        kept = [part for language, table in parts.items() for part in (language, *map(str, table["item"]))]
+        tasks = {language: self.tasks[language] for language in parts}
+        return replace(self, tasks=tasks, items=parts, fingerprint=storage.fingerprint(self.fingerprint, *kept))
+
+    def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
+        """Score a model on the items of one language, with whatever is attached to it at this moment.
+
+        Args:
+            model: A model returned by ``load_model``.
+            language: Language of the items.
+            batch_size: Texts per forward pass.
+
+        Returns:
+            One row per item: item, cluster, prediction (the likeliest choice, or what filters leave of the text), gold,
+            and the metrics.
+
+        Raises:
+            LanguageError: If no task is in the language.
+            TaskError: If the model has no tokenizer, or none with a chat template where one is asked for.
+        """
+        from langneurons.tasks.harness_model import HarnessModel  # importing the harness takes seconds
+
+        language, asked, parts = label_of(language, self.items), HarnessModel(model, batch_size), []
+        for name, table in self.items[language].groupby("task", sort=False):
+            task = self.tasks[language][str(name)]
+            samples = _samples(task, asked, table["doc"].tolist(), self.chat, self.system)
+            scores = pd.DataFrame([_answer(task, filtered) | _scores(task, filtered) for filtered in samples])
+            parts.append(pd.concat([table[["item", "cluster"]].reset_index(drop=True), scores], axis=1))
+        return pd.concat(parts, ignore_index=True).loc[:, ["item", "cluster", "prediction", "gold", *self.metrics]]
+
+    def references(self, language: str) -> dict[str, float]:
+        """What accuracy is worth by chance; nothing for tasks without choices.
+
+        Raises:
+            LanguageError: If no task is in the language.
+        """
+        choices = self.items[label_of(language, self.items)]["choices"].to_numpy()
+        return {"chance": float(np.mean(1 / choices))} if choices.all() else {}
+
+
+def harness(
+    names: str | Sequence[str],
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    languages: str | Mapping[str, str] | None = None,
+    chat: bool = False,
+    system: str | None = None,
+) -> Harness:
+    r"""Load tasks of lm-evaluation-harness as one task, in the languages that their names say.
+
+    Items are named by what the documents themselves call them (Belebele's passage and question, XCOPA's idx), or else
+    by their place, so that they are equal across the languages of a parallel task. Clusters are passages or premises
+    where several items share one, or else the items.
+
+    Args:
+        names: A task or a group, or several, or YAML files of tasks.
+        include_path: A folder of further tasks, looked in first.
+        limit: Documents to read of each task, the first ones; by default all.
+        fewshot: Examples in a prompt; by default what each task says.
+        languages: Task -> its language, or one language, for tasks whose names say none.
+        chat: Whether prompts go through the tokenizer's chat template, examples as turns of the conversation.
+        system: System prompt, with ``chat``.
+
+    Returns:
+        The task. Its metrics are those that are of single items and that all tasks have; with several filters a metric
+        is called "metric,filter". Where the harness reports a perplexity, the metric is the inverse of the item's own.
+        Metrics of which lower is better, or of the corpus as a whole, are left out.
+
+    Raises:
+        TaskError: If the package is missing, there is no such task, its data cannot be read, or no metric is of items.
+        LanguageError: If nothing says which language a task is in.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> docs = [{"question": f"{n} and one make", "sum": str(n + 1), "other": "many"} for n in range(4)]
+        >>> _ = (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, docs)))
+        >>> task = f'''
+        ... task: sums_en
+        ... dataset_path: json
+        ... dataset_kwargs: {{data_files: {{test: {folder}/sums.jsonl}}}}
+        ... test_split: test
+        ... output_type: multiple_choice
+        ... doc_to_text: "{{{{question}}}}"
+        ... doc_to_choice: "{{{{[sum, other]}}}}"
+        ... doc_to_target: 0
+        ... '''
+        >>> _ = (folder / "sums_en.yaml").write_text(task)
+        >>> ln.tasks.harness("sums_en", include_path=folder)
+        Harness(sums_en; en; 4 items, 4 clusters in en)
+    """
+    if limit is not None and whole_number(limit, "limit", TaskError) < 1:
+        raise TaskError(f"limit is at least 1, given {limit}.")
+    tasks, blank = _loaded([names] if isinstance(names, str) else list(names), include_path), _blank()
+    by_language: dict[str, dict[str, Any]] = {}
+    tables: dict[str, list[pd.DataFrame]] = {}
+    parts: list[str] = [str(limit), str(chat), str(system)]
+    metrics: list[list[str]] = []
+    for name, task in tasks.items():
+        _set_examples(task, fewshot)
+        language, rest = _language(name, task, languages)
+        samples = _samples(task, blank, range(limit) if limit else None)
+        if not (of_items := list(_scores(task, samples[0]))):
+            raise TaskError(
+                f"No metric of {name!r} is of single items: {', '.join(task.aggregation())} cannot be used."
+            )
+        metrics.append(of_items)
+        parts += [
+            name,
+            language,
+            _described(task),
+            *(_described(sample) for filtered in samples for sample in filtered),
+        ]
+        tables.setdefault(language, []).append(_items(task, name, rest if len(tasks) > 1 else "", samples))
+        by_language.setdefault(language, {})[name] = task
+    common = tuple(metric for metric in metrics[0] if all(metric in others for others in metrics))
+    if not common:
+        raise TaskError(f"{', '.join(tasks):.100} have no metric in common: {'; '.join(map(', '.join, metrics)):.100}.")
+    items = _parallel({language: pd.concat(each, ignore_index=True) for language, each in tables.items()})
+    title = names if isinstance(names, str) else ", ".join(names)
+    return Harness(by_language, items, common, storage.fingerprint(SCORING, *parts), title, chat, system)
+
+
+@cache
+def _manager(include_path: str | None, defaults: bool) -> Any:
+    """The index of all tasks; reading the harness' own takes seconds."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise TaskError(
+            "Tasks of lm-evaluation-harness need the package lm-eval: pip install 'langneurons[harness]'."
+        ) from error
+    return TaskManager(include_path=include_path, include_defaults=defaults)
+
+
+def _loaded(names: Sequence[str], include_path: str | Path | None) -> dict[str, Any]:
+    """The harness' tasks by name, groups taken apart."""
+    folder = None if include_path is None else str(Path(include_path).expanduser())
+    if folder is not None and not Path(folder).is_dir():
+        raise TaskError(f"There is no folder {folder!r}: include_path is a folder of YAML files of tasks.")
+    names = [str(Path(name).expanduser()) if name.endswith((".yaml", ".yml")) else name for name in names]
+    manager = _manager(folder, False) if folder is not None else _manager(None, True)
+    if folder is not None and not all(_known(manager, name) for name in names):
+        manager = _manager(folder, True)
+    for name in names:
+        if not _known(manager, name):
+            raise TaskError(unknown("task of the harness", name, manager.all_tasks))
+    try:
+        with redirect_stderr(StringIO()):
+            return dict(manager.load(names)["tasks"])
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        # Their loader raises whatever data sets, templates and functions of tasks raise.
+        raise TaskError(
+            f"{', '.join(names):.100} cannot be loaded ({in_short(error)}): most tasks read their documents from the "
+            "Hugging Face hub, which has to be reachable once."
+        ) from error
+
+
+def _known(manager: Any, name: str) -> bool:
+    return name in manager.task_index or Path(name).is_file()
+
+
+def _set_examples(task: Any, fewshot: int | None) -> None:
+    """Set the number of examples as the harness does: a task that says 0 keeps 0."""
+    usual = task.get_config("num_fewshot")
+    task.set_config("num_fewshot", (usual or 0) if fewshot is None or usual == 0 else fewshot)
+
+
+def _samples(
+    task: Any, asked: Any, docs: Iterable[int] | None, chat: bool = False, system: str | None = None
+) -> list[list[dict[str, Any]]]:
+    """Let the harness evaluate some documents of a task.
+
+    Returns:
+        Of each document, what the harness logs of it under each filter.
+    """
+    from lm_eval.evaluator import evaluate
+
+    task.set_fewshot_seed(SEED)  # examples are drawn anew in every call, and shall be the same
+    name, count = task.task_name, len(task.eval_docs)
+    chosen = None if docs is None else [doc for doc in docs if doc < count]
+    with redirect_stderr(StringIO()):  # their progress bars
+        results: Any = evaluate(
+            asked,
+            {"tasks": {name: task}},
+            samples=None if chosen is None else {name: chosen},
+            bootstrap_iters=0,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            system_instruction=system,
+        )
+    by_doc: dict[int, list[dict[str, Any]]] = {}
+    for sample in results["samples"][name]:
+        by_doc.setdefault(sample["doc_id"], []).append(sample)
+    return list(by_doc.values())
+
+
+def _blank() -> Any:
+    """A model that answers nothing, to see what tasks ask and how they score it."""
+    try:
+        from lm_eval.api.model import LM
+    except ModuleNotFoundError:
+        return None  # said by ``_manager``
+
+    class Blank(LM):
+        def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
+            return [(-1.0, False)] * len(requests)
+
+        def loglikelihood_rolling(self, requests: list) -> list[float]:
+            return [-1.0] * len(requests)
+
+        def generate_until(self, requests: list) -> list[str]:
+            return [""] * len(requests)
+
+    return Blank()
+
+
+def _scores(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The scores of one document under all filters, those that are its own and of which higher is better."""
+    scores = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            value, name = sample[metric], PROBABILITIES.get(metric, metric)
+            if metric in PROBABILITIES:
+                log_p, length = value if isinstance(value, tuple) else (value, 1)
+                value = math.exp(log_p / max(length, 1))
+            elif not task.higher_is_better().get(metric, True) or not isinstance(value, int | float | np.number):
+                continue
+            scores[name if len(samples) == 1 else f"{name},{sample['filter']}"] = float(value)
+    return scores
+
+
+def _answer(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What a model answered to one document, and what is right."""
+    first, target = samples[0], samples[0]["target"]
+    responses, texts = first["filtered_resps"], [str(arguments[-1]).strip() for arguments in first["arguments"]]
+    if task.OUTPUT_TYPE != "multiple_choice":
+        prediction = responses[0] if task.OUTPUT_TYPE == "generate_until" else ""
+        return {"prediction": str(prediction), "gold": str(target)}
+    choices = range(_choices(task, first))
+    prediction = texts[max(choices, key=lambda place: responses[place][0])]
+    gold = texts[target] if isinstance(target, int) and target in choices else str(target)
+    return {"prediction": prediction, "gold": gold}
+
+
+def _choices(task: Any, sample: Mapping[str, Any]) -> int:
+    """The number of choices of a document, 0 where it has none."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return 0
+    asked = len(sample["arguments"])
+    return asked // 2 if "acc_mutual_info" in sample["metrics"] else asked
+
+
+def _items(task: Any, name: str, rest: str, samples: Sequence[Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """The documents of a task: task, doc, item, cluster, choices."""
+    docs = [filtered[0]["doc"] for filtered in samples]
+    places = [filtered[0]["doc_id"] for filtered in samples]
+    ids = next((of_docs for fields in ITEMS if (of_docs := _values(docs, fields)) and _distinct(of_docs)), places)
+    shared = (_values(docs, (field,)) for field in CLUSTERS)
+    clusters = next((pd.factorize(np.array(each))[0].tolist() for each in shared if each and not _distinct(each)), ids)
+    front = f"{rest} " if rest else ""
+    table = pd.DataFrame({"task": name, "doc": places, "item": ids, "cluster": clusters})
+    if front:
+        table = table.assign(item=[f"{front}{each}" for each in ids], cluster=[f"{front}{each}" for each in clusters])
+    return table.assign(choices=[_choices(task, filtered[0]) for filtered in samples])
+
+
+def _values(docs: Sequence[Any], fields: Sequence[str]) -> list[str]:
+    """Some fields of all documents as texts; none where a document lacks one."""
+    if not all(isinstance(doc, Mapping) and all(doc.get(field) is not None for field in fields) for doc in docs):
+        return []
+    return [" ".join(str(doc[field]) for field in fields) for doc in docs]
+
+
+def _distinct(values: Sequence[str]) -> bool:
+    return len(set(values)) == len(values)
+
+
+def _parallel(items: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Where all languages have the same items, all have the clusters of one: translations may give two texts one."""
+    first = items["en"] if "en" in items else next(iter(items.values()))
+    if any(list(table["item"]) != list(first["item"]) for table in items.values()):
+        return dict(items)
+    return {language: table.assign(cluster=first["cluster"]) for language, table in items.items()}
+
+
+def _language(name: str, task: Any, languages: str | Mapping[str, str] | None) -> tuple[str, str]:
+    """The language of a task, and its name without it.
+
+    A code with a script counts first, then a language's English name, a code at the end, the name of the data set's
+    part, and a code elsewhere.
+    """
+    if isinstance(languages, Mapping) and name in languages:
+        return canonical(languages[name]), name
+    words = name.split("_")
+    last, before = len(words) - 1, range(len(words) - 2, -1, -1)
+    with_script = [(place, 2) for place in before if len(words[place + 1]) == 4]
+    english = [(place, 1) for place in (last, *before) if words[place].lower() in _english_names()]
+    part = _code(str(task.get_config("dataset_name")))
+    for place, size in (*with_script, *english, (last, 1), *([] if part else ((place, 1) for place in before))):
+        if code := _code("_".join(words[place : place + size])):
+            return code, "_".join(words[:place] + words[place + size :])
+    if part:
+        return part, name
+    if isinstance(languages, str):
+        return canonical(languages), name
+    raise LanguageError(f"Nothing says which language {name!r} is in: give languages={{{name!r}: 'en'}}, or another.")
+
+
+def _code(text: str) -> str:
+    """The canonical code of a language by its code or its English name; "" where a text is neither."""
+    code = canonical(_english_names().get(text.lower(), text))
+    return code if scripts_of(code) else ""
+
+
+@cache
+def _english_names() -> dict[str, str]:
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    return {name: code for code, name in LANGUAGES.items()}
+
+
+def _described(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, default=lambda value: type(value).__name__)
