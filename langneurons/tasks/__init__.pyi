@@ -1,10 +1,13 @@
 from .completing import completions as completions
+from .confusion import Confusion as Confusion
 from .generation import Generation as Generation
 from .heads import ClassificationHead as ClassificationHead
 from .kinds import KINDS as KINDS
 from .kinds import load_task as load_task
 from .objectives import Answering as Answering
 from .objectives import Classifying as Classifying
+from .passes import language_passes as language_passes
+from .passes import pass_rates as pass_rates
 from .task import Objective as Objective
 from .task import Task as Task
 from .xnli import XNLI as XNLI
