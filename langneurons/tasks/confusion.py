@@ -4,7 +4,7 @@ Marchisio et al. 2024 (arXiv 2406.20052). Answers are judged by ``langneurons.ta
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from langneurons.tasks.batching import tokenizer_of
 from langneurons.tasks.completing import complete, prompt_ids
 from langneurons.tasks.heads import Head
 from langneurons.tasks.passes import (
-    PASSES,
     Identify,
     check_languages,
     english_words,
@@ -59,11 +58,10 @@ class Confusion:
         LanguageError: If a language cannot be identified, or not be divided into words.
 
     Example:
-        >>> prompt = {"item": "1", "cluster": "1", "prompt": "Qui est dans la cuisine ?"}
-        >>> task = ln.tasks.Confusion({"fr": pd.DataFrame([prompt])}, max_new_tokens=8)
-        >>> task.measure(model, "fr")[["item", "gold", "judged"]]
-          item gold  judged
-        0    1   fr     1.0
+        >>> prompts = pd.DataFrame([{"item": "1", "cluster": "1", "prompt": "आज"}])
+        >>> task = ln.tasks.Confusion({"hi": prompts}, words=["morning"], max_new_tokens=24)
+        >>> task.measure(model, "hi")[["prediction", "line_pass", "word_pass"]].to_numpy().tolist()
+        [[' सुबह राजा के पास पाँच थैले हैं।', 1.0, 1.0]]
     """
 
     items: Mapping[str, pd.DataFrame]
@@ -137,10 +135,9 @@ class Confusion:
         return cls(items, words, max_new_tokens, identify)
 
     def __repr__(self) -> str:
-        prompts = {len(table) for table in self.items.values()}
-        clusters = {table["cluster"].nunique() for table in self.items.values()}
-        counts = [" to ".join(f"{count:,}" for count in sorted({min(all_), max(all_)})) for all_ in (prompts, clusters)]
-        return f"Confusion({', '.join(self.items)}; prompts in each: {counts[0]}, clusters: {counts[1]})"
+        prompts = _span(len(table) for table in self.items.values())
+        clusters = _span(len(set(table["cluster"])) for table in self.items.values())
+        return f"Confusion({', '.join(self.items)}; prompts in each: {prompts}, clusters: {clusters})"
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -240,17 +237,18 @@ class Confusion:
             LanguageError: If the task has no such language.
         """
         language = label_of(language, self.items)
-        return {"prompt": float(self._passes(list(self.items[language]["prompt"]), language)["line_pass"].mean())}
+        passes = self._passes(list(self.items[language]["prompt"]), language)
+        return {"prompt": float(np.mean(passes["line_pass"]))}
 
     def _passes(self, answers: list[str], language: str) -> pd.DataFrame:
         table = pd.DataFrame({"completion": answers, "language": language})
-        return language_passes(table, self.words, self.identify)[PASSES]
+        return language_passes(table, self.words, self.identify)
 
 
 def _read_csv(path: Path, folder: Path) -> pd.DataFrame:
     """Read a set's prompts in one language, and call the set by its folder."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise TaskError(f"{path} is not a table of comma-separated UTF-8 text ({in_short(error)}).") from error
     return table.assign(set="/".join(path.parent.relative_to(folder).parts))
@@ -277,7 +275,7 @@ def _nearby_words(source: str | Path) -> Path | list[str] | None:
 
 def _with_items(language: str, table: pd.DataFrame) -> pd.DataFrame:
     """Name every prompt, and put those in a cluster that differ only in how and where they ask for a language."""
-    _check_visible(language, table["prompt"])
+    _check_visible(language, list(table["prompt"]))
     optional = ("set", "phrasing", "item", "cluster")
     rows = table[["prompt"]].assign(**{name: table[name].fillna("") if name in table else "" for name in optional})
     number = rows.groupby("set").cumcount().astype(str)
@@ -288,7 +286,7 @@ def _with_items(language: str, table: pd.DataFrame) -> pd.DataFrame:
     rows["item"] = rows["item"].where(rows["item"] != "", own)
     question = [_question(prompt, phrasing) for prompt, phrasing in zip(rows["prompt"], rows["phrasing"], strict=True)]
     first = rows.groupby(question)["item"].transform("first")
-    return rows.assign(cluster=rows["cluster"].where(rows["cluster"] != "", first))[COLUMNS]
+    return rows.assign(cluster=rows["cluster"].where(rows["cluster"] != "", first)).reindex(columns=COLUMNS)
 
 
 def _question(prompt: str, phrasing: str) -> str:
@@ -297,6 +295,11 @@ def _question(prompt: str, phrasing: str) -> str:
     if requested:
         prompt = re.sub(rf"\b(?i:{re.escape(before)})[A-Z]\w*(?i:{re.escape(after)})", "", prompt)
     return " ".join(re.findall(r"\w+", prompt.casefold())) or prompt
+
+
+def _span(counts: Iterable[int]) -> str:
+    least, *_, most = sorted([*counts] * 2)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _drawn(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
@@ -309,10 +312,10 @@ def _check_prompts(language: str, table: pd.DataFrame) -> None:
     reading.check_table(language, table, COLUMNS)
     for item in table["item"][table["item"].duplicated()]:
         raise TaskError(f"The item {item!r} stands twice among those of {language!r}; names must be distinct.")
-    _check_visible(language, table["prompt"])
+    _check_visible(language, list(table["prompt"]))
 
 
-def _check_visible(language: str, prompts: pd.Series) -> None:
+def _check_visible(language: str, prompts: Sequence[object]) -> None:
     for number, prompt in enumerate(prompts, 1):
         if not isinstance(prompt, str) or not prompt.strip():
             raise TaskError(f"Prompt {number} of {language!r} is blank or no text: {prompt!r:.60}.")

@@ -98,15 +98,10 @@ def pass_rates(rows: pd.DataFrame, by: Sequence[str] = ("language",)) -> pd.Data
         if column not in rows.columns:
             raise TaskError(f"Judged answers lack a column. {unknown('column', column, rows.columns)}")
     checked = rows["language"].map(has_checked_words)
-    counts = rows.assign(answers=1, with_words=rows["line_pass"] * checked, without_english=rows["word_pass"] * checked)
-    sums = counts.groupby(list(by), sort=False)[["answers", *PASSES, "with_words", "without_english"]].sum()
-    rates = {
-        "answers": sums["answers"],
-        "judged": sums["judged"].astype(int),
-        "lpr": sums["line_pass"] / sums["judged"],
-        "wpr": sums["without_english"] / sums["with_words"],
-    }
-    return pd.DataFrame(rates).reset_index()
+    counts = rows.assign(answers=1, checked=rows["line_pass"] * checked, native=rows["word_pass"] * checked)
+    sums = pd.DataFrame(counts.groupby(list(by), sort=False)[["answers", *PASSES, "checked", "native"]].sum())
+    rates = sums.assign(lpr=sums["line_pass"] / sums["judged"], wpr=sums["native"] / sums["checked"])
+    return rates[["answers", "judged", "lpr", "wpr"]].astype({"judged": int}).reset_index()
 
 
 def fasttext_language(line: str) -> str:

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 import langneurons as ln
-from langneurons.errors import LanguageError, TaskError
-from langneurons.study.study import Study
+from langneurons.errors import LanguageError, StudyError, TaskError
 from langneurons.tasks import Confusion, language_passes, pass_rates, passes
 from langneurons.tasks.completing import complete, prompt_ids
 from tests.study.small import small
+from tests.test_cli import run
 
 WORDS = ["weather", "WHO", "Paris", "the", "model"]
 ENGLISH = "The weather has been fine since yesterday."
@@ -170,15 +170,15 @@ def test_a_draw_is_the_same_in_every_language_and_takes_clusters_in_turn(prompts
     assert [len(table) for table in Confusion.load(prompts).take(9).items.values()] == [5, 5]
 
 
-def test_answers_are_completions_of_the_prompts_judged_by_the_benchmarks_rules(babel, task):
+def test_answers_are_completions_of_the_prompts_judged_by_the_benchmarks_rules(babel):
+    task = Confusion({"hi": table_of("आज", "बच्चे", "The weather today")}, WORDS, max_new_tokens=24)
     rows = task.measure(babel, "hin_Deva", 2)
     ids = [prompt_ids(babel.tokenizer, prompt) for prompt in rows["prompt"]]
-    assert rows["prediction"].tolist() == [completion.text for completion in complete(babel, ids, 12, ())]
-    answers = pd.DataFrame({"completion": rows["prediction"], "language": "hi"})
-    judged = language_passes(answers, task.words)
+    assert rows["prediction"].tolist() == [completion.text for completion in complete(babel, ids, 24, ())]
+    judged = language_passes(pd.DataFrame({"completion": rows["prediction"], "language": "hi"}), WORDS)
     assert judged[list(task.metrics)].equals(rows[list(task.metrics)])
+    assert rows["line_pass"].tolist() == [1.0, 0.0, 0.0]  # seven words of Hindi, two, and English
     assert rows["gold"].unique().tolist() == ["hi"]
-    assert rows["judged"].sum() > 0
     assert task.measure(babel, "hi", 1).equals(rows)
 
 
@@ -201,16 +201,21 @@ def test_it_is_evaluated_under_patches(babel, task):
     assert evaluation.effects(metric="line_pass").rows["language"].tolist() == ["en", "hi"]
 
 
-def test_it_is_asked_in_a_study(tmp_path):
-    about = {"kind": "confusion", "source": "babel", "items": 4, "max_new_tokens": 8}
-    study = Study(
-        small(matrix=None, patches={"zero": {"write": 0}}, tasks={"answers": about}, testing={"resamples": 100},
-              report={"profiles": 0}),
-        tmp_path / "run",
-    )  # fmt: skip
-    states = study.run(progress=False)
-    assert set(states["state"]) == {"done"}, states["why"].tolist()
-    assert set(ln.load(study.path("evaluate/babel/two/lape/answers")).scores["task"]) == {"confusion"}
+def test_studies_know_it():
+    config = small(tasks={"answers": {"kind": "confusion", "source": "babel", "items": 4, "max_new_tokens": 8}})
+    assert config.tables("tasks")["answers"].kind == "confusion"
+    with pytest.raises(StudyError, match=r"tasks\.answers\.source is missing"):
+        small(tasks={"answers": {"kind": "confusion"}})
+    with pytest.raises(StudyError, match="Unknown kind of task in finetuning.f"):
+        small(finetuning={"f": {"kind": "confusion", "source": "babel"}})
+
+
+def test_it_is_asked_from_the_command_line(capsys, monkeypatch):
+    options = ["--languages", "en,hi", "--items", "3", "--max-new-tokens", "8", "--no-progress"]
+    status, out, err = run(capsys, monkeypatch, "evaluate", "babel", "--task", "confusion=babel", *options)
+    assert status == 0, err
+    assert "confusion" in out
+    assert "line_pass" in out
 
 
 def test_the_fingerprint_covers_everything_that_decides_the_rows():
