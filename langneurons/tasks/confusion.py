@@ -149,7 +149,8 @@ class Confusion:
         """A hash of the prompts, of the length of answers and of how they are judged."""
         identify = self.identify or fasttext_language
         words = english_words(self.words) or () if any(map(has_checked_words, self.items)) else ()
-        parts = [str(self.max_new_tokens), f"{identify.__module__}.{identify.__qualname__}", *sorted(words)]
+        rule = f"{identify.__module__} {getattr(identify, '__qualname__', repr(identify))}"
+        parts = [str(self.max_new_tokens), rule, *sorted(words)]
         for language, table in sorted(self.items.items()):
             parts += [language, str(table[COLUMNS].to_json(orient="values", force_ascii=False))]
         return storage.fingerprint(SCORING, *parts)

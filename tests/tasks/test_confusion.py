@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -225,6 +226,7 @@ def test_the_fingerprint_covers_everything_that_decides_the_rows():
         Confusion({"hi": table}, [*WORDS, "climate"]),
         Confusion({"hi": table}, WORDS, max_new_tokens=5),
         Confusion({"hi": table}, WORDS, identify=canned),
+        Confusion({"hi": table}, WORDS, identify=partial(canned)),
         Confusion({"hi": other}, WORDS),
         Confusion({"en": table}, WORDS),
     ]
