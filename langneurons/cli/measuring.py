@@ -24,7 +24,10 @@ SCREENED = 200  # neurons that a screen is checked on
 TaskSource = Annotated[str, typer.Argument(help="A folder of the task's files, the hub's name, or babel.")]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option(help="A task as kind=source, such as xnli=FOLDER, xquad=google/xquad, generation=TEXTS; repeatable."),
+    typer.Option(
+        help="A task as kind=source, such as xnli=FOLDER, xquad=google/xquad, generation=TEXTS, confusion=FOLDER; "
+        "repeatable."
+    ),
 ]
 
 

@@ -1,4 +1,5 @@
 from .completing import completions as completions
+from .confusion import Confusion as Confusion
 from .generation import Generation as Generation
 from .harness import Harness as Harness
 from .harness import harness as harness
@@ -8,6 +9,8 @@ from .kinds import KINDS as KINDS
 from .kinds import load_task as load_task
 from .objectives import Answering as Answering
 from .objectives import Classifying as Classifying
+from .passes import language_passes as language_passes
+from .passes import pass_rates as pass_rates
 from .task import Objective as Objective
 from .task import Task as Task
 from .xnli import XNLI as XNLI

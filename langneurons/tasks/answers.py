@@ -34,7 +34,7 @@ _ARTICLES = {
 _ARTICLES_OF = {language: frozenset(words.split()) for language, words in _ARTICLES.items()}
 # Articles written as one with the next word. MLQA takes ال out of the middle of words too, which is a slip.
 _PREFIXES = {"ar": re.compile(r"\bال(?=\w\w)"), "fr": re.compile(r"\bl['’]"), "it": re.compile(r"\b(?:l|un|gl)['’]")}
-_UNSPACED = {"ja", "km", "lo", "my", "th", "wuu", "yue", "zh"}  # written without spaces between words
+UNSPACED = {"ja", "km", "lo", "my", "th", "wuu", "yue", "zh"}  # written without spaces between words
 _UNSPACED_LETTERS = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\u1780-\u17ff"  # Myanmar, Khmer
@@ -94,7 +94,7 @@ def normalise(text: str, language: str) -> list[str]:
     if primary in _PREFIXES:
         folded = _PREFIXES[primary].sub(" ", folded)
     spoken = "".join(letter for letter in folded if not _is_silent(letter))
-    if primary in _UNSPACED:
+    if primary in UNSPACED:
         return _CHARACTERS.findall(spoken)
     articles = _ARTICLES_OF.get(primary, frozenset())
     return [word for word in spoken.split() if word not in articles]

@@ -9,12 +9,13 @@ import pandas as pd
 
 from langneurons.corpora import Corpus
 from langneurons.errors import TaskError, unknown
+from langneurons.tasks.confusion import Confusion
 from langneurons.tasks.generation import Generation
 from langneurons.tasks.task import Task
 from langneurons.tasks.xnli import XNLI
 from langneurons.tasks.xquad import XQuAD
 
-_TASKS: dict[str, type[Task]] = {"xnli": XNLI, "xquad": XQuAD, "generation": Generation}
+_TASKS: dict[str, type[Task]] = {"xnli": XNLI, "xquad": XQuAD, "generation": Generation, "confusion": Confusion}
 KINDS: dict[str, Any] = {**_TASKS}  # each has ``load`` as well
 
 
@@ -35,7 +36,7 @@ def load_task(
         source: Source of the items, as the kind's ``load`` takes it.
         languages: Languages to load; by default all of the source.
         split: Split of the source, or a part of one such as "train[:25%]"; by default what the kind's ``load`` takes.
-        items: Premises, questions or documents to draw; by default all.
+        items: Premises, questions, documents or prompts to draw; by default all.
         seed: Seed of the draw.
         options: Options of any kind's ``load``; those that this kind does not have are left out.
 

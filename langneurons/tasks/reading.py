@@ -122,7 +122,7 @@ def _files(folder: Path, names: list[str] | None, split: str, readers: Mapping[s
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in readers]
     by_language: dict[str, list[Path]] = {}
     for path in paths:
-        if (language := _language_of(path.relative_to(folder))) is not None:
+        if (language := _language_of(path.relative_to(folder).with_suffix(""))) is not None:
             by_language.setdefault(language, []).append(path)
     if not by_language:
         kinds = ", ".join(readers)

@@ -27,6 +27,11 @@ def test_language_and_split_are_read_from_the_path(tmp_path, name):
     assert ln.XNLI.load(write(tmp_path, name, LINE)).languages == ("hi",)
 
 
+def test_a_suffix_is_not_taken_for_a_language(tmp_path):
+    write(tmp_path, "notes.tsv", LINE)
+    assert ln.XNLI.load(write(tmp_path, "test-hi.tsv", LINE)).languages == ("hi",)
+
+
 @pytest.mark.parametrize(
     ("names", "languages"),
     [

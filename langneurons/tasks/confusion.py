@@ -1,0 +1,322 @@
+"""The Language Confusion Benchmark: does a model answer in the language that it is asked in, or asked for?
+
+Marchisio et al. 2024 (arXiv 2406.20052). Answers are judged by ``langneurons.tasks.passes``.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from langneurons import storage
+from langneurons.babel.miniature import mini_xquad
+from langneurons.corpora.languages import distinct, label_of
+from langneurons.errors import TaskError, in_short
+from langneurons.models import view
+from langneurons.settings import whole_number
+from langneurons.storage.files import path_of
+from langneurons.tasks import reading
+from langneurons.tasks.batching import tokenizer_of
+from langneurons.tasks.completing import complete, prompt_ids
+from langneurons.tasks.heads import Head
+from langneurons.tasks.passes import (
+    Identify,
+    check_languages,
+    english_words,
+    fasttext_language,
+    has_checked_words,
+    language_passes,
+)
+from langneurons.tasks.task import Task
+
+SCORING = "confusion/1"  # raised with every change of scoring, so that rows scored otherwise are not used again
+COLUMNS = ["item", "cluster", "prompt"]
+WORDS = "words"  # the benchmark's file of English words
+_REQUESTED = "{language_requested}"  # in the benchmark's phrasings, such as "reply in {language_requested}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Confusion:
+    """Prompts whose answers should be in one language; ``Confusion.load`` makes it.
+
+    Args:
+        items: Language of the answers -> one row per prompt: item, cluster (of prompts that ask the same) and prompt.
+        words: English words that answers in another script than Latin are searched for, see ``language_passes``.
+        max_new_tokens: Maximum number of tokens of an answer.
+        identify: Function from a line to the code of its language, or to "unknown"; by default fastText's lid.176. It
+            is known by its name when results in ``out=`` are used again.
+        name: Name in tables.
+
+    Raises:
+        TaskError: If prompts are malformed, or English words or a package are missing.
+        LanguageError: If a language cannot be identified, or not be divided into words.
+
+    Example:
+        >>> prompts = pd.DataFrame([{"item": "1", "cluster": "1", "prompt": "आज"}])
+        >>> task = ln.tasks.Confusion({"hi": prompts}, words=["morning"], max_new_tokens=24)
+        >>> task.measure(model, "hi")[["prediction", "line_pass", "word_pass"]].to_numpy().tolist()
+        [[' सुबह राजा के पास पाँच थैले हैं।', 1.0, 1.0]]
+    """
+
+    items: Mapping[str, pd.DataFrame]
+    words: Collection[str] | None = None
+    max_new_tokens: int = 100
+    identify: Identify | None = None
+    name: str = "confusion"
+
+    protocol = "generation"
+    metrics = ("line_pass", "word_pass", "judged")
+    generates = True
+    reads_text: ClassVar[bool] = False
+    objective = Task.objective  # no answer is the right one, so there is nothing to train on
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise TaskError("There is no prompt: give those of at least one language.")
+        whole_number(self.max_new_tokens, "max_new_tokens", TaskError, least=1)
+        for language, table in self.items.items():
+            _check_prompts(language, table)
+        check_languages(self.items, self.words, self.identify)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        languages: Iterable[str] | None = None,
+        split: str = "test",
+        *,
+        revision: str | None = None,
+        words: str | Path | Collection[str] | None = None,
+        max_new_tokens: int = 100,
+        identify: Identify | None = None,
+    ) -> "Confusion":
+        """Load the prompts of several languages.
+
+        A prompt that asks for an answer in another language has the same item in every language: files with the
+        benchmark's column ``phrasing`` hold such prompts, row by row. Other prompts have items of their own in each
+        language, unless a column ``item`` names them; a column ``cluster`` says which of them belong together.
+
+        Args:
+            source: A folder with CSV files per language, each with a column ``prompt``, such as ``okapi/hi.csv``: one
+                set of the benchmark or a folder of several; the id of a hub data set; or ``"babel"``, the questions of
+                the miniature tasks that come with langneurons.
+            languages: Languages of the answers; by default all of a folder, sorted.
+            split: "test", or a part of it, such as "test[:25%]"; a file that names no split belongs to every one.
+            revision: Branch, tag or commit of a hub data set.
+            words: A file of English words, one per line, or the words themselves; by default the file ``words`` of the
+                folder or of the nearest folder above it that has one.
+            max_new_tokens: Maximum number of tokens of an answer.
+            identify: Function from a line to the code of its language, or to "unknown"; by default fastText's lid.176.
+
+        Returns:
+            The task.
+
+        Raises:
+            TaskError: If a file has no column ``prompt`` or cannot be read, a prompt is blank, or English words or a
+                package are missing.
+            LanguageError: If a language is not there, cannot be identified, or not be divided into words.
+            CorpusError: If the hub cannot be read.
+
+        Example:
+            >>> ln.tasks.Confusion.load("babel", ["en", "hi"], max_new_tokens=8)
+            Confusion(en, hi; prompts in each: 480, clusters: 120)
+        """
+        split, part = reading.sliced(split)
+        readers = {".csv": partial(_read_csv, folder=path_of(source, TaskError))}
+        tables = reading.read_items(source, languages, split, readers, ["prompt"], _miniature, revision)
+        items = {language: reading.part_of(_with_items(language, table), part) for language, table in tables.items()}
+        words = english_words(_nearby_words(source) if words is None else words)
+        return cls(items, words, max_new_tokens, identify)
+
+    def __repr__(self) -> str:
+        prompts = _span(len(table) for table in self.items.values())
+        clusters = _span(len(set(table["cluster"])) for table in self.items.values())
+        return f"Confusion({', '.join(self.items)}; prompts in each: {prompts}, clusters: {clusters})"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that answers should be in."""
+        return tuple(self.items)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the prompts, of the length of answers and of how they are judged."""
+        identify = self.identify or fasttext_language
+        words = english_words(self.words) or () if any(map(has_checked_words, self.items)) else ()
+        rule = f"{identify.__module__} {getattr(identify, '__qualname__', repr(identify))}"
+        parts = [str(self.max_new_tokens), rule, *sorted(words)]
+        for language, table in sorted(self.items.items()):
+            parts += [language, str(table[COLUMNS].to_json(orient="values", force_ascii=False))]
+        return storage.fingerprint(SCORING, *parts)
+
+    def with_head(self, head: Head) -> "Confusion":
+        """The task itself: answers are generated."""
+        return self
+
+    def take(self, count: int, seed: int = 0) -> "Confusion":
+        """Draw some prompts of each language at random, the same where languages have the same ones.
+
+        Prompts are taken round-robin over clusters, so that clusters stay balanced.
+
+        Args:
+            count: Number of prompts per language; all where there are fewer. A smaller draw of a seed is part of a
+                larger one.
+            seed: Seed of the draw.
+
+        Returns:
+            The task with these prompts, in their old order.
+
+        Raises:
+            TaskError: If ``count`` is below 1.
+        """
+        count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
+        if count < 1:
+            raise TaskError(f"Cannot take {count} prompts: the least is 1.")
+        return replace(self, items={language: _drawn(table, count, seed) for language, table in self.items.items()})
+
+    def select(self, languages: Iterable[str]) -> "Confusion":
+        """The same prompts in some of the languages.
+
+        Raises:
+            LanguageError: If the task has no such language.
+        """
+        return replace(self, items={language: self.items[language] for language in distinct(languages, self.items)})
+
+    def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
+        """Let a model answer the prompts of one language, with whatever is attached to it at this moment.
+
+        Answers are greedy. No prompt is left out: where prompt and answer exceed the model's context, the prompt loses
+        its end.
+
+        Args:
+            model: A model returned by ``load_model``.
+            language: Language that the answers should be in.
+            batch_size: Prompts per forward pass.
+
+        Returns:
+            One row per prompt: item, cluster, prompt, prediction (the answer), gold (the language); line_pass,
+            word_pass and judged (1 or 0, see ``language_passes``: the benchmark's line pass rate is the mean of
+            line_pass by that of judged, its word pass rate the mean of word_pass by that of line_pass); cut (whether
+            the prompt was), generated (token ids) and stopped (whether the model ended the answer itself).
+
+        Raises:
+            LanguageError: If the task has no such language.
+            TaskError: If the model has no tokenizer, or its context no room for an answer.
+        """
+        language, model_view = label_of(language, self.items), view(model)
+        table, tokenizer = self.items[language], tokenizer_of(model_view, TaskError)
+        room = max(model_view.context_length - self.max_new_tokens, 1)
+        prompts = [prompt_ids(tokenizer, text) for text in table["prompt"]]
+        completions = complete(model, [ids[:room] for ids in prompts], self.max_new_tokens, (), batch_size)
+        predictions = [completion.text for completion in completions]
+        passes = self._passes(predictions, language)
+        return table[COLUMNS].assign(
+            prediction=predictions,
+            gold=language,
+            **{metric: passes[metric] for metric in self.metrics},
+            cut=[len(ids) > room for ids in prompts],
+            generated=[completion.ids for completion in completions],
+            stopped=[completion.stopped for completion in completions],
+        )
+
+    def references(self, language: str) -> dict[str, float]:
+        """Find what a model would score that repeats its prompts.
+
+        Args:
+            language: Language that the answers should be in.
+
+        Returns:
+            ``"prompt"``: the share of the prompts that pass by lines as if they were answers.
+
+        Raises:
+            LanguageError: If the task has no such language.
+        """
+        language = label_of(language, self.items)
+        passes = self._passes(list(self.items[language]["prompt"]), language)
+        return {"prompt": float(np.mean(passes["line_pass"]))}
+
+    def _passes(self, answers: list[str], language: str) -> pd.DataFrame:
+        table = pd.DataFrame({"completion": answers, "language": language})
+        return language_passes(table, self.words, self.identify)
+
+
+def _read_csv(path: Path, folder: Path) -> pd.DataFrame:
+    """Read a set's prompts in one language, and call the set by its folder."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{path} is not a table of comma-separated UTF-8 text ({in_short(error)}).") from error
+    return table.assign(set="/".join(path.parent.relative_to(folder).parts))
+
+
+def _miniature(split: str) -> dict[str, list[dict[str, str]]]:
+    """The questions of the miniature XQuAD."""
+    return {
+        language: [
+            {"item": row["id"], "cluster": row["id"].rpartition("-")[0], "prompt": row["question"]} for row in rows
+        ]
+        for language, rows in mini_xquad(split).items()
+    }
+
+
+def _nearby_words(source: str | Path) -> Path | list[str] | None:
+    """The file of English words that belongs to a folder, if there is one; of "babel" the words that it knows."""
+    if source == reading.BABEL:
+        return [word for row in mini_xquad("test")["en"] for word in re.findall(r"\w+", row["context"].lower())]
+    folder = path_of(source, TaskError).resolve()
+    files = (parent / WORDS for parent in (folder, *folder.parents))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _with_items(language: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Name every prompt, and put those in a cluster that differ only in how and where they ask for a language."""
+    _check_visible(language, list(table["prompt"]))
+    optional = ("set", "phrasing", "item", "cluster")
+    rows = table[["prompt"]].assign(**{name: table[name].fillna("") if name in table else "" for name in optional})
+    number = rows.groupby("set").cumcount().astype(str)
+    own = [
+        "/".join(filter(None, (prompts, "" if phrasing else language, row)))
+        for prompts, phrasing, row in zip(rows["set"], rows["phrasing"], number, strict=True)
+    ]
+    rows["item"] = rows["item"].where(rows["item"] != "", own)
+    question = [_question(prompt, phrasing) for prompt, phrasing in zip(rows["prompt"], rows["phrasing"], strict=True)]
+    first = rows.groupby(question)["item"].transform("first")
+    return rows.assign(cluster=rows["cluster"].where(rows["cluster"] != "", first)).reindex(columns=COLUMNS)
+
+
+def _question(prompt: str, phrasing: str) -> str:
+    """The words of a prompt without those that ask for a language, whose name begins with a capital."""
+    before, requested, after = phrasing.strip().partition(_REQUESTED)
+    if requested:
+        prompt = re.sub(rf"\b(?i:{re.escape(before)})[A-Z]\w*(?i:{re.escape(after)})", "", prompt)
+    return " ".join(re.findall(r"\w+", prompt.casefold())) or prompt
+
+
+def _span(counts: Iterable[int]) -> str:
+    least, *_, most = sorted([*counts] * 2)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _drawn(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    order = np.random.default_rng(seed).permutation(len(table))
+    turn = table.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
+    return table.iloc[np.sort(order[np.argsort(turn, kind="stable")[:count]])].reset_index(drop=True)
+
+
+def _check_prompts(language: str, table: pd.DataFrame) -> None:
+    reading.check_table(language, table, COLUMNS)
+    for item in table["item"][table["item"].duplicated()]:
+        raise TaskError(f"The item {item!r} stands twice among those of {language!r}; names must be distinct.")
+    _check_visible(language, list(table["prompt"]))
+
+
+def _check_visible(language: str, prompts: Sequence[object]) -> None:
+    for number, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise TaskError(f"Prompt {number} of {language!r} is blank or no text: {prompt!r:.60}.")
