@@ -236,13 +236,15 @@ def harness(
     if limit is not None and whole_number(limit, "limit", TaskError) < 1:
         raise TaskError(f"limit is at least 1, given {limit}.")
     tasks, blank = _loaded([names] if isinstance(names, str) else list(names), include_path), _blank()
-    by_language: dict[str, dict[str, Any]] = {}
-    tables: dict[str, list[pd.DataFrame]] = {}
+    places = {name: _language(name, task, languages) for name, task in tasks.items()}
+    several = len({language for language, _ in places.values()}) < len(tasks)
+    by_language: dict[str, dict[str, Any]] = {language: {} for language, _ in places.values()}
+    tables: dict[str, list[pd.DataFrame]] = {language: [] for language in by_language}
     parts: list[str] = [str(limit), str(chat), str(system)]
     metrics: list[list[str]] = []
     for name, task in tasks.items():
         _set_examples(task, fewshot)
-        language, rest = _language(name, task, languages)
+        language, rest = places[name]
         samples = _samples(task, blank, range(limit) if limit else None)
         if not (of_items := list(_scores(task, samples[0]))):
             raise TaskError(
@@ -252,11 +254,11 @@ def harness(
         parts += [
             name,
             language,
-            _described(task),
-            *(_described(sample) for filtered in samples for sample in filtered),
+            _described(task.dump_config()),
+            *(_described(sample) for each in samples for sample in each),
         ]
-        tables.setdefault(language, []).append(_items(task, name, rest if len(tasks) > 1 else "", samples))
-        by_language.setdefault(language, {})[name] = task
+        tables[language].append(_items(task, name, rest if several else "", samples))
+        by_language[language][name] = task
     common = tuple(metric for metric in metrics[0] if all(metric in others for others in metrics))
     if not common:
         raise TaskError(f"{', '.join(tasks):.100} have no metric in common: {'; '.join(map(', '.join, metrics)):.100}.")
@@ -437,7 +439,7 @@ def _language(name: str, task: Any, languages: str | Mapping[str, str] | None) -
     if isinstance(languages, Mapping) and name in languages:
         return canonical(languages[name]), name
     words = name.split("_")
-    last, before = len(words) - 1, range(len(words) - 2, -1, -1)
+    last, before = len(words) - 1, range(len(words) - 2, 0, -1)  # a name begins with what is asked
     with_script = [(place, 2) for place in before if len(words[place + 1]) == 4]
     english = [(place, 1) for place in (last, *before) if words[place].lower() in _english_names()]
     part = _code(str(task.get_config("dataset_name")))

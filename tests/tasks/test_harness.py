@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import langneurons as ln
@@ -17,17 +16,6 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-
-
-@pytest.fixture(scope="module", params=["llama-hooked", "llama-bridge", "gpt2-bridge"])
-def both(request, tmp_path_factory):
-    """A model, and the harness' own model of the same checkpoint."""
-    architecture, backend = request.param.split("-")
-    folder = save_tiny(tmp_path_factory.mktemp("models") / architecture, architecture)
-    theirs = HFLM(
-        AutoModelForCausalLM.from_pretrained(folder), tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=4
-    )
-    return ln.load_model(str(folder), backend=backend), asked
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +32,24 @@ def manager(folder):
     return TaskManager(include_path=str(folder), include_defaults=False)
 
 
+@pytest.fixture(scope="module", params=["llama-hooked", "llama-bridge", "gpt2-bridge"])
+def both(request, manager, tmp_path_factory):
+    """A model, and what the harness says of the same checkpoint in transformers, for every configuration."""
+    architecture, backend = request.param.split("-")
+    folder = save_tiny(tmp_path_factory.mktemp("models") / architecture, architecture)
+    checkpoint, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    # Their cache of logits takes the first rows where two requests share tokens but not where the answer begins.
+    theirs = HFLM(checkpoint, tokenizer=tokenizer, batch_size=4, logits_cache=False)
+    return ln.load_model(str(folder), backend=backend), evaluated(theirs, CONFIGURATIONS, manager)
+
+
 def evaluated(model, names, manager, **options):
     """What the harness says of a model: per task its samples and its results."""
     return simple_evaluate(model=model, tasks=list(names), task_manager=manager, bootstrap_iters=0, **options)
 
 
 def test_the_harness_scores_our_model_as_its_own(both, manager):
-    model, theirs = both
-    expected = evaluated(theirs, CONFIGURATIONS, manager)
+    model, expected = both
     actual = evaluated(ln.tasks.HarnessModel(model, batch_size=3), CONFIGURATIONS, manager)
     for name in CONFIGURATIONS:
         for sample, other in zip(actual["samples"][name], expected["samples"][name], strict=True):
@@ -66,9 +64,8 @@ def test_the_harness_scores_our_model_as_its_own(both, manager):
                 assert actual["results"][name][metric] == pytest.approx(value, rel=1e-4), (name, metric)
 
 
-def test_a_task_has_the_scores_that_the_harness_reports(both, folder, manager):
-    model, theirs = both
-    expected = evaluated(theirs, CONFIGURATIONS, manager)
+def test_a_task_has_the_scores_that_the_harness_reports(both, folder):
+    model, expected = both
     for name in CONFIGURATIONS:
         task = ln.tasks.harness(name, folder, languages="en")
         rows = task.measure(model, "en")
@@ -79,9 +76,9 @@ def test_a_task_has_the_scores_that_the_harness_reports(both, folder, manager):
             assert rows[metric].mean() == pytest.approx(expected["results"][name][reported], abs=1e-9), (name, metric)
 
 
-def test_probabilities_are_inverse_perplexities_of_each_item(both, folder, manager):
-    model, theirs = both
-    samples = evaluated(theirs, ["rolling", "last_word"], manager)["samples"]
+def test_probabilities_are_inverse_perplexities_of_each_item(both, folder):
+    model, expected = both
+    samples = expected["samples"]
     rows = ln.tasks.harness("rolling", folder, languages="en").measure(model, "en")
     for row, sample in zip(rows.to_dict("records"), samples["rolling"], strict=True):
         text = sample["target"]
@@ -105,3 +102,132 @@ def test_the_harness_own_command_runs_inside_of_a_patch(tmp_path, folder, manage
     scores = [[sample["filtered_resps"] for sample in samples] for samples in (before, inside, after)]
     assert scores[0] == scores[2] != scores[1]
     assert rows["acc"].tolist() == [sample["acc"] for sample in inside]
+
+
+def languages_of(folder, *names: str, **options):
+    """The languages of tasks of some names, and their items."""
+    for name in names:
+        write_task(folder, name, questions(4), **CHOICE, doc_to_text=ASK, doc_to_choice="choices")
+    return ln.tasks.harness(list(names), folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "language"),
+    [
+        ("ask_vi", "vi"),
+        ("ask_hin_Deva", "hi"),
+        ("ask_zho_Hant", "zh-Hant"),
+        ("ask_hindi_few_shot_en", "hi"),
+        ("ask_full_sw_anatomy", "sw"),
+        ("no_ask_fra", "fr"),
+    ],
+)
+def test_the_language_is_in_the_tasks_name(tmp_path, name, language):
+    assert languages_of(tmp_path, name).languages == (language,)
+
+
+def test_a_task_whose_name_says_no_language_needs_it_said(tmp_path):
+    with pytest.raises(LanguageError, match="Nothing says which language 'no_language_here' is in: give languages="):
+        languages_of(tmp_path, "no_language_here")
+    assert languages_of(tmp_path, "no_language_here", languages={"no_language_here": "fra"}).languages == ("fr",)
+    task = ln.tasks.Harness.load("no_language_here", ["fr"], include_path=tmp_path)
+    assert task.languages == ("fr",)
+
+
+def test_the_same_documents_are_the_same_items_and_clusters_in_every_language(tmp_path):
+    for language, offset in (("en", 0), ("hi", 5), ("vi", 9)):
+        write_task(
+            tmp_path, f"ask_{language}", questions(6, offset), **CHOICE, doc_to_text=ASK, doc_to_choice="choices"
+        )
+    task = ln.tasks.harness(["ask_en", "ask_hi", "ask_vi"], tmp_path)
+    assert task.languages == ("en", "hi", "vi")
+    for table in task.items.values():
+        assert table["item"].tolist() == [str(100 + number) for number in range(6)]
+        assert table["cluster"].tolist() == [0, 0, 1, 1, 2, 2]  # a passage and its two questions
+    some = task.take(2, seed=1)
+    assert len({tuple(table["item"]) for table in some.items.values()}) == 1
+    assert [len(table) for table in some.items.values()] == [4, 4, 4]
+    assert (
+        some.fingerprint != task.fingerprint == ln.tasks.harness(["ask_en", "ask_hi", "ask_vi"], tmp_path).fingerprint
+    )
+
+
+def test_a_group_is_its_tasks_and_items_of_two_subjects_stay_apart(tmp_path):
+    names = [
+        write_task(tmp_path, name, questions(4), **CHOICE, doc_to_text=ASK, doc_to_choice="choices")
+        for name in ("exam_hi_history", "exam_hi_physics", "exam_vi_history", "exam_vi_physics")
+    ]
+    (tmp_path / "exam.yaml").write_text("group: exam\ntask:\n" + "".join(f"  - {name}\n" for name in names))
+    task = ln.tasks.harness("exam", tmp_path)
+    assert task.languages == ("hi", "vi")
+    items = [set(table["item"]) for table in task.items.values()]
+    assert (
+        items[0]
+        == items[1]
+        == {f"exam_{subject} {number}" for subject in ("history", "physics") for number in range(100, 104)}
+    )
+
+
+def test_documents_can_be_filtered_limited_and_processed(tmp_path):
+    (tmp_path / "kept.py").write_text("def kept(docs):\n    return docs.filter(lambda doc: doc['kept'])\n")
+    write_task(tmp_path, "ask_en", questions(8), **CHOICE, doc_to_text=ASK, doc_to_choice="choices")
+    file = tmp_path / "ask_en.yaml"
+    file.write_text(file.read_text() + "process_docs: !function kept.kept\n")
+    items = ln.tasks.harness("ask_en", tmp_path).items["en"]["item"].tolist()
+    assert items == ["100", "101", "102", "104", "105", "106"]
+    assert ln.tasks.harness("ask_en", tmp_path, limit=2).items["en"]["item"].tolist() == ["100", "101"]
+
+
+def test_patched_items_are_paired_and_controlled(tmp_path):
+    model = ln.load_model(str(save_tiny(tmp_path / "llama", "llama")))
+    task = languages_of(tmp_path, "ask_en", "ask_hi")
+    neurons = ln.NeuronSet.of({"en": [(0, 3), (1, 5)], "hi": [(0, 7)]}, (2, 48), "act")
+    patches = {"strong": lambda language: ln.SetTo(neurons[language], 5.0)}
+    evaluation = ln.evaluate(model, task, patches=patches, controls=2, progress=False, resamples=200)
+    effects = evaluation.effects().rows
+    assert effects["language"].tolist() == ["en", "hi"]
+    assert set(evaluation.scores["language"]) == {"en", "hi"}
+    assert evaluation.references["value"].tolist() == pytest.approx([1 / 3, 1 / 3])
+
+
+def test_a_generating_task_takes_patches_of_what_is_generated(tmp_path):
+    model = ln.load_model(str(save_tiny(tmp_path / "llama", "llama")))
+    write_task(tmp_path, "say_en", **GENERATE, doc_to_text=ASK, generation_kwargs=generation("w1"))
+    task = ln.tasks.harness("say_en", tmp_path)
+    assert (task.generates, task.protocol, task.references("en")) == (True, "generation", {})
+    rows = task.measure(model, "en")
+    assert rows["prediction"].str.startswith("w").any()
+    assert not rows["prediction"].str.contains("w1").any()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("xcopa_vii", r"Unknown task of the harness 'xcopa_vii': did you mean 'xcopa_vi'\?"),
+        ("xcopa_vi", r"xcopa_vi cannot be loaded \(.*hub, which has to be reachable once"),
+    ],
+)
+def test_a_task_that_cannot_be_had_is_refused_in_a_sentence(names, message):
+    with pytest.raises(TaskError, match=message):
+        ln.tasks.harness(names)
+
+
+def test_a_task_with_nothing_to_pair_and_other_mistakes_are_refused(tmp_path):
+    bleu = [{"metric": "bleu", "aggregation": "bleu", "higher_is_better": True}]
+    write_task(tmp_path, "say_en", **GENERATE | {"metric_list": bleu}, doc_to_text=ASK, generation_kwargs=generation())
+    with pytest.raises(TaskError, match="No metric of 'say_en' is of single items: bleu cannot be used"):
+        ln.tasks.harness("say_en", tmp_path)
+    with pytest.raises(TaskError, match="limit is at least 1, given 0"):
+        ln.tasks.harness("say_en", tmp_path, limit=0)
+    with pytest.raises(TaskError, match="There is no folder"):
+        ln.tasks.harness("say_en", tmp_path / "nowhere")
+
+
+def test_samples_and_chats_without_a_template_are_refused(tmp_path):
+    model = ln.load_model(str(save_tiny(tmp_path / "llama", "llama")))
+    sampled = generation(do_sample=True, temperature=0.7)
+    write_task(tmp_path, "say_en", **GENERATE, doc_to_text=ASK, generation_kwargs=sampled)
+    with pytest.raises(TaskError, match="Answers are generated greedily; this task samples them"):
+        ln.tasks.harness("say_en", tmp_path).measure(model, "en")
+    with pytest.raises(TaskError, match="has no chat template"):
+        languages_of(tmp_path, "ask_en", chat=True).measure(model, "en")
