@@ -187,7 +187,7 @@ def changed(content: dict, **values) -> dict:
         ),
         (changed(squad("hi"), answers=[{"text": "w4"}]), "not texts, each with answer_start"),
         (changed(squad("hi"), answers=None), "not texts, each with answer_start"),
-        (changed(squad("hi"), answers=[]), "'1-0-1' in 'hi' needs a list of answers"),
+        (changed(squad("hi"), answers=[]), "1 of 30 questions of 'hi' have no answer, such as '1-0-1'"),
         (changed(squad("hi"), question=" "), "question of item '1-0-1' in 'hi' is blank"),
         (changed(squad("hi"), id="new"), "'en' and 'hi' must have the same items, but 2 .* such as '1-0-1'"),
         ({"data": squad("hi")["data"][:2]}, "but 10 are in one of them only, such as '2-0-0'"),
@@ -229,6 +229,14 @@ def test_prompts_that_cannot_be_filled_in_are_refused(tmp_path, template, said):
     folder = write(tmp_path, {"hi": squad("hi")})
     with pytest.raises(TaskError, match=said):
         XQuAD.load(folder, prompts={"hi": template})
+
+
+@pytest.mark.parametrize("metric", ["squd", "mlqa "])
+def test_an_unknown_metric_is_refused(tmp_path, metric):
+    with pytest.raises(TaskError, match="Unknown metric .* Possible: mlqa, squad"):
+        task_of(tmp_path, "en", metric=metric)
+    with pytest.raises(TaskError, match="Unknown metric"):
+        f1("a", ["a"], "en", metric)
 
 
 def test_a_language_without_prompt_is_refused_and_a_file_can_give_it(tmp_path):
