@@ -15,6 +15,7 @@ from datasets import Dataset
 import langneurons as ln
 from langneurons.corpora import loading
 from langneurons.errors import LangNeuronsWarning, LanguageError, TaskError
+from langneurons.models import view
 from langneurons.tasks.likelihood import LABELS
 from langneurons.tasks.xquad import XQuAD
 
@@ -354,14 +355,14 @@ def test_items_torn_between_clusters_are_refused():
 
 def test_evaluate_pairs_each_language_with_itself(tmp_path, babel):
     task = load(write_mlqa(tmp_path), max_new_tokens=3)
-    neurons = ln.NeuronSet.of({"en": [(0, 1), (1, 2)]}, babel, site="post")
+    neurons = ln.NeuronSet.of({"en": [(0, 1), (1, 2)]}, view(babel).shape("post"), "post")
     evaluation = ln.evaluate(babel, task, patches={"zero": ln.SetTo(neurons["en"], 0.0)}, resamples=200, progress=False)
     counts = evaluation.rows.groupby(["patch", "language"])["item"].nunique()
     expected = {language: len(items) for language, items in MLQA.items()}
     assert counts["zero"].to_dict() == counts["unpatched"].to_dict() == expected
     effects = evaluation.effects(metric="f1").rows.set_index("language")
     assert effects["items"].to_dict() == expected
-    scores = evaluation.scores.set_index(["metric", "patch", "language"])["items"]
+    scores = evaluation.scores.set_index(["metric", "patch", "language"]).sort_index()["items"]
     assert scores["f1", "unpatched"].to_dict() == expected
 
 
