@@ -231,12 +231,14 @@ class XQuAD:
         questions = questions_of(self.items)
         order = np.random.default_rng(seed).permutation(len(questions))
         turn = questions.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
-        drawn = list(questions["item"].iloc[order[np.argsort(turn, kind="stable")[:count]]])
+        chosen = list(questions["item"].iloc[order[np.argsort(turn, kind="stable")[:count]]])
         items = {language: table.assign(others=other_answers(table)) for language, table in self.items.items()}
-        items = _only(items, drawn)
+        items = _only(items, chosen)
         for language, table in items.items():
             if table.empty:
-                raise TaskError(f"None of the {len(drawn)} questions drawn is in {language!r}: take more than {count}.")
+                raise TaskError(
+                    f"None of the {len(chosen)} questions drawn is in {language!r}: take more than {count}."
+                )
         return replace(self, items=items)
 
     def select(self, languages: Iterable[str]) -> "XQuAD":
