@@ -19,7 +19,16 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from langneurons import babel
 from langneurons.corpora.corpus import Corpus
 from langneurons.corpora.files import COMPRESSIONS, KINDS, Row, kind_of, texts_of
-from langneurons.corpora.languages import by_canonical_code, canonical, code_in_name, distinct, is_code, label_of
+from langneurons.corpora.languages import (
+    by_canonical_code,
+    canonical,
+    code_in_name,
+    distinct,
+    is_code,
+    label_of,
+    language_of,
+    scripts_of,
+)
 from langneurons.corpora.tables import (
     FEATURES,
     Table,
@@ -309,6 +318,8 @@ def hub_tables(name: str, wanted: list[str] | None, split: str, revision: str | 
 def _configs_by_language(configs: Iterable[str]) -> dict[str, str]:
     newest: dict[str, str] = {}
     for config in sorted(configs):
-        language = config.rpartition(".")[2]
+        *_, before, language = ["", *config.split(".")]
+        if scripts_of(before) and language_of(before) != language_of(language):
+            continue  # "mlqa.de.en" has texts in German and questions in English
         newest[language] = config
     return newest

@@ -1,7 +1,8 @@
 """What can be said of a short answer: how right it is, and in which language.
 
 Exact match and F1 are those of SQuAD 1.1 (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1) with the normalisation
-that MLQA gave each language (Lewis et al. 2020, arXiv 1910.07475, section 4.1). Languages are identified by py3langid.
+that MLQA gave each language (Lewis et al. 2020, arXiv 1910.07475, section 4.1), or with SQuAD's own. Languages are
+identified by py3langid.
 """
 
 import re
@@ -9,6 +10,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -18,6 +20,8 @@ from langneurons.corpora.languages import language_of
 from langneurons.corpora.purity import CHARACTERS_READ, identifiable, identifier, labels_of
 from langneurons.errors import CorpusError, LanguageError, TaskError, unknown
 
+METRICS = ("mlqa", "squad")  # the rules by which answers are normalised
+_ENGLISH_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 # As case folding leaves them (ς becomes σ). English, Spanish, German and Vietnamese are MLQA's.
 _ARTICLES = {
     "de": "ein eine einen einem eines einer der die das den dem des",
@@ -100,28 +104,43 @@ def normalise(text: str, language: str) -> list[str]:
     return [word for word in spoken.split() if word not in articles]
 
 
-def exact_match(prediction: str, golds: Sequence[str], language: str) -> float:
+def squad_tokens(text: str) -> list[str]:
+    """Split an answer into the tokens that SQuAD 1.1 compares, whatever its language.
+
+    Case is lowered, punctuation of ASCII is removed, then the English articles, and words are split at white space
+    (Rajpurkar et al. 2016, arXiv 1606.05250). XTREME scores XQuAD in this way (Hu et al. 2020, arXiv 2003.11080).
+
+    Example:
+        >>> squad_tokens("The “Black Panthers”, 24-10"), squad_tokens("在2016年。")
+        (['“black', 'panthers”', '2410'], ['在2016年。'])
+    """
+    spoken = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return _ENGLISH_ARTICLE.sub(" ", spoken).split()
+
+
+def exact_match(prediction: str, golds: Sequence[str], language: str, metric: str = "mlqa") -> float:
     """Score an answer 1 if it equals one of the right ones after normalisation, else 0.
 
     Args:
         prediction: The answer to score.
         golds: The right answers.
         language: Language of all of them.
+        metric: "mlqa", which normalises as ``normalise`` does, or "squad", as ``squad_tokens`` does.
 
     Returns:
         0 or 1; an answer without any token is right only where a gold has none either.
 
     Raises:
-        TaskError: If there is no gold.
+        TaskError: If there is no gold, or no such metric.
 
     Example:
         >>> exact_match("el balón.", ["Balón", "la pelota"], "es")
         1.0
     """
-    return _best(lambda answer, gold: float(answer == gold), prediction, golds, language)
+    return _best(lambda answer, gold: float(answer == gold), prediction, golds, _tokens(language, metric))
 
 
-def f1(prediction: str, golds: Sequence[str], language: str) -> float:
+def f1(prediction: str, golds: Sequence[str], language: str, metric: str = "mlqa") -> float:
     """Score an answer by the tokens it shares with the right one it is nearest to.
 
     The harmonic mean of precision and recall over tokens, each counted as often as it occurs.
@@ -130,32 +149,53 @@ def f1(prediction: str, golds: Sequence[str], language: str) -> float:
         prediction: The answer to score.
         golds: The right answers.
         language: Language of all of them.
+        metric: "mlqa", which normalises as ``normalise`` does, or "squad", as ``squad_tokens`` does.
 
     Returns:
-        Between 0 and 1; an answer without any token scores 0, unless a gold has none either.
+        Between 0 and 1; an answer without any token scores 0, unless the metric is "mlqa" and a gold has none either.
 
     Raises:
-        TaskError: If there is no gold.
+        TaskError: If there is no gold, or no such metric.
 
     Example:
         >>> f1("Denver Broncos", ["the Broncos", "Carolina Panthers"], "en")
         0.6666666666666666
     """
-    return _best(_overlap, prediction, golds, language)
+    overlap = partial(_overlap, empty=float(metric != "squad"))
+    return _best(overlap, prediction, golds, _tokens(language, metric))
+
+
+def check_metric(metric: str) -> None:
+    """Check that there is a way of normalising answers with this name.
+
+    Raises:
+        TaskError: If not.
+    """
+    if metric not in METRICS:
+        raise TaskError(unknown("metric", metric, METRICS))
+
+
+def _tokens(language: str, metric: str) -> Callable[[str], list[str]]:
+    check_metric(metric)
+    return squad_tokens if metric == "squad" else partial(normalise, language=language)
 
 
 def _best(
-    score: Callable[[list[str], list[str]], float], prediction: str, golds: Sequence[str], language: str
+    score: Callable[[list[str], list[str]], float],
+    prediction: str,
+    golds: Sequence[str],
+    tokens: Callable[[str], list[str]],
 ) -> float:
     if isinstance(golds, str) or not golds:
         raise TaskError(f"Give the right answers as a list of at least one text, not {golds!r}.")
-    answer = normalise(prediction, language)
-    return max(score(answer, normalise(gold, language)) for gold in golds)
+    answer = tokens(prediction)
+    return max(score(answer, tokens(gold)) for gold in golds)
 
 
-def _overlap(answer: list[str], gold: list[str]) -> float:
+def _overlap(answer: list[str], gold: list[str], empty: float) -> float:
+    """F1 of two lists of tokens; ``empty`` where both have none."""
     if not answer or not gold:
-        return float(answer == gold)
+        return empty * (answer == gold)
     shared = (Counter(answer) & Counter(gold)).total()
     return 2 * shared / (len(answer) + len(gold))
 

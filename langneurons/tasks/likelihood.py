@@ -113,7 +113,7 @@ def read_templates(path: str | Path | None = None) -> dict[str, tuple[Template, 
     return {language: tuple(_templates(language, content, file)) for language, content in tables.items()}
 
 
-def order_of(seed: int, item: int) -> tuple[str, ...]:
+def order_of(seed: int, item: int | str) -> tuple[str, ...]:
     """The order in which an item's options are shown: as good as random, the same in every language and condition."""
     return ORDERS[int(storage.fingerprint(str(seed), str(item)), 16) % len(ORDERS)]
 

@@ -1,16 +1,17 @@
-"""Where a task's items come from: files of a folder, named by language and split, or a hub data set."""
+"""Where a task's items come from: files named by language and split, files of all languages, or a hub data set."""
 
-import json
+import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 import pandas as pd
 import pyarrow.parquet
 from datasets import ClassLabel, Features
 
-from langneurons.babel.miniature import mini_xquad
+from langneurons.corpora.files import COMPRESSIONS
 from langneurons.corpora.languages import canonical, code_in_name, distinct, label_of
 from langneurons.corpora.loading import hub_tables, is_hub_id
 from langneurons.corpora.purity import labels_of
@@ -20,6 +21,7 @@ from langneurons.storage.tables import check_expansion
 
 Source = TypeVar("Source")
 Read = Callable[[Path], pd.DataFrame]
+Choose = Callable[[str, list[Path]], list[Path]]
 Miniature = Callable[[str], Mapping[str, list[dict]]]
 BABEL = "babel"
 SPLITS = {
@@ -32,7 +34,7 @@ SPLITS = {
 }
 _PART = re.compile(r"([^\[]+)\[(?:(\d{1,2})%)?:(?:(\d{1,2})%)?\]")
 _NO_LANGUAGE = {*SPLITS, "of"}  # "00000-of-00001"
-_HUB_COLUMNS = ["id", "context", "question", "answers"]
+LANGUAGE = "language"  # the column of a file that holds several
 
 
 def sliced(split: str) -> tuple[str, tuple[int, int]]:
@@ -69,19 +71,23 @@ def read_items(
     columns: Sequence[str],
     miniature: Miniature,
     revision: str | None = None,
+    choose: Choose = lambda language, paths: paths,
 ) -> dict[str, pd.DataFrame]:
     """Read a task's table of every language.
 
     Args:
         source: A folder whose files carry language and split in their path, such as ``test-hi.tsv``,
-            ``xquad.hi.json`` or ``hi/test-00000-of-00001.parquet`` (a file that names no split belongs to every one);
-            the id of a hub data set with one configuration per language; or ``"babel"``.
+            ``xquad.hi.json`` or ``hi/test-00000-of-00001.parquet`` (a file that names no split belongs to every one),
+            or whose files have a column ``language``, such as ``xnli.test.tsv``; one such file; the id of a hub data
+            set with one configuration per language; or ``"babel"``. All but parquet may be compressed.
         languages: Languages to read, in this order; by default all of a folder, sorted.
         split: ``"train"``, ``"validation"`` (also called dev or valid) or ``"test"``.
-        readers: Suffix -> function that reads such a file; ``.parquet`` has one.
+        readers: Suffix -> function that reads such a file; ``.parquet`` has one. Of one table in several formats the
+            first is read.
         columns: Columns that every table must have.
         miniature: Function from a split to the rows of every language that ``"babel"`` stands for.
         revision: Branch, tag or commit of a hub data set.
+        choose: Function from a language and its files of the split to those that are read; by default all.
 
     Returns:
         Language -> its rows, in file order; class labels by their names.
@@ -105,30 +111,94 @@ def read_items(
         tables = _selected(tables, names or list(tables))
     else:
         readers = {".parquet": _parquet, **readers}
-        files = _files(path_of(source), names, split, readers)
-        tables = {
-            language: pd.concat([readers[path.suffix](path) for path in paths], ignore_index=True)
-            for language, paths in files.items()
-        }
+        tables = _from_files(path_of(source), names, _split(split), readers, choose)
     for language, table in tables.items():
         check_table(language, table, columns, f" in {source}")
     return tables
 
 
-def _files(folder: Path, names: list[str] | None, split: str, readers: Mapping[str, Read]) -> dict[str, list[Path]]:
-    _split(split)
-    if not folder.is_dir():
-        raise TaskError(f"There is no folder {folder}.")
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in readers]
-    by_language: dict[str, list[Path]] = {}
+def files_of(source: Path, kinds: Sequence[str]) -> tuple[Path, list[Path]]:
+    """The folder of a source, and the files in it that can be read; of one table in several formats the first.
+
+    Args:
+        source: A folder, or one file.
+        kinds: Suffixes that can be read, compression aside.
+
+    Raises:
+        TaskError: If there is no such folder.
+    """
+    if not source.exists():
+        raise TaskError(f"There is no folder {source}.")
+    folder, paths = (source.parent, [source]) if source.is_file() else (source, sorted(source.rglob("*")))
+    order = {path: kinds.index(kind) for path in paths if path.is_file() and (kind := _kind(path)) in kinds}
+    first: dict[Path, Path] = {}
+    for path in sorted(order, key=lambda path: (order[path], path)):
+        first.setdefault(_bare(path), path)
+    return folder, sorted(first.values())
+
+
+def text_of(path: Path, what: str) -> str:
+    """The text of a file, decompressed, without a byte order mark.
+
+    Args:
+        path: The file.
+        what: What it should hold, for messages.
+
+    Raises:
+        TaskError: If it cannot be read, is not whole, or is not UTF-8.
+    """
+    try:
+        with cast(BinaryIO, COMPRESSIONS.get(path.suffix.lower(), open)(path, "rb")) as file:
+            return file.read().decode("utf-8-sig")
+    except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise TaskError(f"{path} is not {what} in UTF-8 ({in_short(error)}).") from error
+
+
+def _from_files(
+    source: Path, names: list[str] | None, split: str, readers: Mapping[str, Read], choose: Choose
+) -> dict[str, pd.DataFrame]:
+    folder, paths = files_of(source, list(readers))
+    by_language: dict[str | None, list[Path]] = {}
     for path in paths:
-        if (language := _language_of(path.relative_to(folder).with_suffix(""))) is not None:
-            by_language.setdefault(language, []).append(path)
-    if not by_language:
+        by_language.setdefault(_language_of(_bare(path.relative_to(folder))), []).append(path)
+    shared = by_language.pop(None, [])
+    named = {language: files for language, files in by_language.items() if language is not None}
+    if not (named or shared):
         kinds = ", ".join(readers)
-        raise TaskError(f"{folder} has no file ({kinds}) with a language in its name, such as test-hi.tsv.")
-    files = _selected(by_language, names or sorted(by_language))
-    return {language: _of_split(paths, folder, split) for language, paths in files.items()}
+        raise TaskError(f"{source} has no file ({kinds}) with a language in its name, such as test-hi.tsv.")
+    # A file of all languages, such as xnli.test.tsv, counts where no file of one language is of the split.
+    of_one = [path for files in named.values() for path in files if _is_of(split, path, folder)]
+    if not named or (not of_one and any(split in _splits(path, folder) for path in shared)):
+        return _selected_rows([(path, readers[_kind(path)](path)) for path in _of_split(shared, folder, split)], names)
+    files = _selected(named, names or sorted(named))
+    files = {language: choose(language, _of_split(paths, folder, split)) for language, paths in files.items()}
+    parts = {language: [readers[_kind(path)](path) for path in paths] for language, paths in files.items()}
+    tables = {language: pd.concat(of_language, ignore_index=True) for language, of_language in parts.items()}
+    return {language: _rows_of(language, table) for language, table in tables.items()}
+
+
+def _rows_of(language: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one language of a file that is named by it, and may hold others as well."""
+    codes = list(table[LANGUAGE]) if LANGUAGE in table else []
+    if len(set(codes)) < 2:
+        return table
+    label = label_of(language, codes)
+    return table.loc[[code == label for code in codes]].reset_index(drop=True)
+
+
+def _selected_rows(tables: list[tuple[Path, pd.DataFrame]], names: list[str] | None) -> dict[str, pd.DataFrame]:
+    """The rows of each language of files that hold several."""
+    for path, table in tables:
+        if LANGUAGE not in table:
+            raise TaskError(
+                f"{path} has no language in its name, such as test-hi.tsv, and no column {LANGUAGE!r} but "
+                f"{', '.join(map(str, table)) or 'none'}."
+            )
+        if table.empty:
+            raise TaskError(f"{path} has no item.")
+    table = pd.concat([table for _, table in tables], ignore_index=True)
+    rows = {str(code): part for code, part in table.groupby(table[LANGUAGE].map(canonical), sort=True)}
+    return {code: part.reset_index(drop=True) for code, part in _selected(rows, names or list(rows)).items()}
 
 
 def _split(name: str) -> str:
@@ -149,13 +219,37 @@ def _language_of(path: Path) -> str | None:
 
 
 def _of_split(paths: list[Path], folder: Path, split: str) -> list[Path]:
-    words = {path: re.split(r"[^a-z0-9]+", str(path.relative_to(folder)).lower()) for path in paths}
-    splits = {path: {SPLITS[word] for word in words[path] if word in SPLITS} for path in paths}
-    of_split = [path for path in paths if not splits[path] or SPLITS[split] in splits[path]]
+    of_split = [path for path in paths if _is_of(split, path, folder)]
     if not of_split:
         others = ", ".join(str(path.relative_to(folder)) for path in paths[:5])
         raise TaskError(f"There is no file of the split {split!r} in {folder}, only {others}.")
     return of_split
+
+
+def _is_of(split: str, path: Path, folder: Path) -> bool:
+    return split in (_splits(path, folder) or {split})
+
+
+def _splits(path: Path, folder: Path) -> set[str]:
+    """The splits that a file names."""
+    words = re.split(r"[^a-z0-9]+", str(path.relative_to(folder)).lower())
+    return {SPLITS[word] for word in words if word in SPLITS}
+
+
+def _kind(path: Path) -> str:
+    """The ending that says how a file is read, compression aside; "" for a file that is hidden or never compressed."""
+    plain = _plain(path)
+    readable = not path.name.startswith(".") and (plain == path or plain.suffix.lower() != ".parquet")
+    return plain.suffix.lower() if readable else ""
+
+
+def _plain(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+
+
+def _bare(path: Path) -> Path:
+    """A file's path without what says its format."""
+    return _plain(path).with_suffix("")
 
 
 def _parquet(path: Path) -> pd.DataFrame:
@@ -191,169 +285,3 @@ def check_table(language: str, table: pd.DataFrame, columns: Sequence[str], wher
             raise TaskError(f"The items of {language!r}{where} lack a column. {unknown('column', column, table)}")
     if table.empty:
         raise TaskError(f"{language!r} has no item{where}.")
-
-
-COLUMNS = ["item", "cluster", "context", "question", "answers"]
-_XQUAD_PARAGRAPHS, _ARTICLE_PARAGRAPHS = 240, 5  # of all of XQuAD, and of each article, which stand in a row
-
-
-def read_questions(
-    source: str | Path, languages: Iterable[str] | None, split: str, revision: str | None = None
-) -> dict[str, pd.DataFrame]:
-    """Read the questions of several languages.
-
-    Args:
-        source: A folder of SQuAD 1.1 files (``.json``) or of parquet with the hub's columns, or the id of a hub data
-            set, or "babel" for the miniature questions.
-        languages: Languages to read; the first gives the order of items and their clusters.
-        split: Name of the split.
-        revision: Branch, tag or commit of a hub data set.
-
-    Returns:
-        Language -> one row per question: item, cluster, context, question, answers (a list), items in the same order in
-        every language that has the same ones.
-
-    Raises:
-        TaskError: If a file is malformed, or an answer is not where it should be in its paragraph.
-        LanguageError: If a language is not there.
-        CorpusError: If a hub data set cannot be read.
-    """
-    tables = read_items(source, languages, split, {".json": _squad}, _HUB_COLUMNS, mini_xquad, revision)
-    tables = {language: _with_answers(language, table) for language, table in tables.items()}
-    first = next(iter(tables.values()))
-    order = {item: place for place, item in enumerate(first["item"])}
-    cluster = dict(zip(first["item"], _clusters(first), strict=True))
-    return {
-        language: table.assign(cluster=table["item"].map(cluster.get))
-        .sort_values("item", key=lambda items: items.map(order.get), ignore_index=True)
-        .reindex(columns=COLUMNS)
-        for language, table in tables.items()
-    }
-
-
-def check_questions(items: Mapping[str, pd.DataFrame]) -> None:
-    """Check that every question is whole and that all languages have the same, in the same order.
-
-    Raises:
-        TaskError: If not.
-    """
-    if not items:
-        raise TaskError("There is no item: give those of at least one language.")
-    first = next(iter(items))
-    for language, table in items.items():
-        _check_rows(language, table)
-        _check_parallel(first, items[first], language, table)
-
-
-def other_answers(table: pd.DataFrame) -> list[list[str]]:
-    """The first right answers to the other questions about each item's paragraph, one list per item.
-
-    Where the table has a column ``others``, from before some questions were left out, that is it.
-    """
-    if "others" in table:
-        return list(table["others"])
-    gold = {context: [answers[0] for answers in rows] for context, rows in table.groupby("context")["answers"]}
-    place = table.groupby("context").cumcount()
-    return [
-        [*gold[context][:at], *gold[context][at + 1 :]] for context, at in zip(table["context"], place, strict=True)
-    ]
-
-
-# ---- reading ----
-
-
-def _squad(path: Path) -> pd.DataFrame:
-    try:
-        content = json.loads(path.read_text("utf-8-sig"))
-        rows = [
-            {"title": article.get("title"), "context": paragraph["context"], **question}
-            for article in content["data"]
-            for paragraph in article["paragraphs"]
-            for question in paragraph["qas"]
-        ]
-    except (OSError, ValueError, RecursionError) as error:
-        raise TaskError(f"{path} is not whole JSON in UTF-8 ({in_short(error)}).") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise TaskError(
-            f"{path} is not laid out as SQuAD 1.1, data > paragraphs > context and qas: {in_short(error)}."
-        ) from error
-    try:
-        return pd.DataFrame(rows, columns=None if rows else _HUB_COLUMNS)
-    except UnicodeEncodeError as error:
-        raise TaskError(f"{path} is not valid Unicode: it holds half a surrogate pair.") from error
-
-
-def _with_answers(language: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Name the items, and make of each one's answers a list of texts."""
-    if lacking := int(table["id"].isna().to_numpy().sum()):
-        raise TaskError(f"{lacking} questions of {language!r} have no id.")
-    rows = zip(table["id"], table["context"], table["answers"], strict=True)
-    answers = [_answers(language, str(item), str(context), cell) for item, context, cell in rows]
-    return table.assign(item=table["id"].astype(str), answers=answers)
-
-
-def _answers(language: str, item: str, context: str, cell: Any) -> list[str]:
-    """Read SQuAD's list of answers, or the hub's lists of texts and starts, and check where they stand."""
-    try:
-        if isinstance(cell, Mapping):
-            pairs = list(zip(cell["text"], map(int, cell["answer_start"]), strict=True))
-        else:
-            pairs = [(answer["text"], int(answer["answer_start"])) for answer in cell]
-        wrong = [(text, start) for text, start in pairs if context[start : start + len(text)] != text]
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise TaskError(
-            f"The answers of item {item!r} in {language!r} are not texts, each with answer_start, but {cell!r:.60}."
-        ) from error
-    for text, start in wrong:
-        stands = context[start : start + len(text)]
-        raise TaskError(
-            f"The answer {text!r:.60} of item {item!r} in {language!r} is not in its context at {start}, where "
-            f"{stands!r:.60} stands."
-        )
-    return [text for text, _ in pairs]
-
-
-def _clusters(table: pd.DataFrame) -> list[str]:
-    """Name each item's article by its title, or without titles by its first item.
-
-    The hub leaves titles out; there, XQuAD has five paragraphs in a row from each article, and in other data a
-    paragraph is a cluster.
-    """
-    if "title" in table and all(map(_visible, table["title"])):
-        return list(table["title"])
-    cluster = pd.factorize(table["context"])[0]
-    if cluster.max() + 1 == _XQUAD_PARAGRAPHS:
-        cluster //= _ARTICLE_PARAGRAPHS
-    names: dict[int, str] = {}
-    return [names.setdefault(number, item) for number, item in zip(cluster, table["item"], strict=True)]
-
-
-# ---- checks ----
-
-
-def _check_rows(language: str, table: pd.DataFrame) -> None:
-    check_table(language, table, COLUMNS)
-    for item in table["item"][table["item"].duplicated()]:
-        raise TaskError(f"The item {item!r} stands twice among those of {language!r}; ids must be distinct.")
-    for name in ("context", "question"):
-        for item, text in zip(table["item"], table[name], strict=True):
-            if not _visible(text):
-                raise TaskError(f"The {name} of item {item!r} in {language!r} is blank or no text: {text!r:.60}.")
-    for item, answers in zip(table["item"], table["answers"], strict=True):
-        if not isinstance(answers, list) or not answers or not all(map(_visible, answers)):
-            raise TaskError(f"The item {item!r} in {language!r} needs a list of answers, none blank, not {answers!r}.")
-
-
-def _check_parallel(first: str, reference: pd.DataFrame, language: str, table: pd.DataFrame) -> None:
-    ours, theirs = list(reference["item"]), list(table["item"])
-    if alone := sorted(set(ours) ^ set(theirs)):
-        raise TaskError(
-            f"{first!r} and {language!r} must have the same items, but {len(alone)} are in one of them only, such as "
-            f"{alone[0]!r}."
-        )
-    if ours != theirs or list(reference["cluster"]) != list(table["cluster"]):
-        raise TaskError(f"The items of {first!r} and {language!r} stand in different orders or clusters.")
-
-
-def _visible(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip())

@@ -18,19 +18,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from langneurons import storage
-from langneurons.babel.miniature import mini_xnli
-from langneurons.corpora.languages import by_canonical_code, distinct, for_languages, label_of
-from langneurons.errors import TaskError, in_short, unknown
+from langneurons.corpora.languages import distinct, for_languages, label_of
+from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
 from langneurons.settings import Training, whole_number
 from langneurons.tasks.heads import Head, items_of, pairs_of
 from langneurons.tasks.likelihood import CALIBRATIONS, LABELS, Templates, label_scores, order_of, read_templates
 from langneurons.tasks.objectives import Classifying
-from langneurons.tasks.reading import BABEL, check_table, part_of, read_items, sliced, table_of
+from langneurons.tasks.pairs import COLUMNS, read_pairs
+from langneurons.tasks.reading import BABEL, part_of, sliced, table_of
 
-COLUMNS = ("premise", "hypothesis", "label")
 SCORING = "xnli/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
-NUMBERED = {str(number): label for number, label in enumerate(LABELS)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,10 +99,12 @@ class XNLI:
         """Load items and check that they are parallel.
 
         Args:
-            source: A folder of TSV (columns premise, hypothesis and label, no quoting) or parquet files with language
-                and split in their names, such as ``test-hi.tsv``; a hub id, "facebook/xnli"; "babel", the miniature
-                task that comes with langneurons; or language -> table. Labels are names, or 0, 1, 2 for entailment,
-                neutral, contradiction.
+            source: A folder of the official files of XNLI 1.0, ``xnli.test.tsv`` or ``xnli.test.jsonl``, of all
+                languages; a folder of TSV (columns premise, hypothesis and label, no quoting), jsonl or parquet files
+                with language and split in their names, such as ``test-hi.tsv``; one such file; a hub id,
+                "facebook/xnli"; "babel", the miniature task that comes with langneurons; or language -> table. All
+                files but parquet may be compressed. Labels are names, or 0, 1, 2 for entailment, neutral,
+                contradiction; pairs with the gold label "-" are left out, in all languages, with a warning.
             languages: Languages to load, in this order; by default all of a folder.
             split: "test", "validation" or "train", or a part of one, such as "train[:25%]".
             revision: Branch, tag or commit of a hub data set.
@@ -114,8 +114,9 @@ class XNLI:
             seed: Seed for the order in which templates show the options.
 
         Returns:
-            The task. An item is a row's number, a cluster a premise (of English where that is among the languages, else
-            of the first: translations may give two premises one text).
+            The task. An item is a pairID of the official files, else a row's number; a cluster is a promptID, else a
+            premise (of English where that is among the languages, else of the first: translations may give two premises
+            one text).
 
         Raises:
             TaskError: If files, columns, labels or texts are missing or malformed, or languages are not parallel.
@@ -131,18 +132,8 @@ class XNLI:
             ['item', 'cluster', 'prediction', 'gold', 'accuracy']
         """
         split, part = sliced(split)
-        if isinstance(source, Mapping):
-            names = source if languages is None else distinct(languages, source)
-            tables = {code: table_of(source, name) for code, name in by_canonical_code(names, "The source").items()}
-        else:
-            tables = read_items(source, languages, split, {".tsv": _read_tsv}, COLUMNS, mini_xnli, revision)
-        for language, table in tables.items():
-            check_table(language, table, COLUMNS)
-        checked = {language: _checked(language, table) for language, table in tables.items()}
-        _check_parallel(checked)
-        source_language = "en" if "en" in checked else next(iter(checked), "")
-        cluster = pd.factorize(checked[source_language]["premise"])[0] if checked else None
-        items = {language: part_of(table.assign(cluster=cluster), part) for language, table in checked.items()}
+        checked = read_pairs(source, languages, split, revision)
+        items = {language: part_of(table, part) for language, table in checked.items()}
         name = "mini_xnli" if isinstance(source, str) and source == BABEL else "xnli"
         return cls(items, for_languages(read_templates(templates), items), calibration, head, seed, name)
 
@@ -270,51 +261,6 @@ class XNLI:
             LanguageError: If it has no items in the language.
         """
         return label_references(table_of(self.items, language), LABELS)
-
-
-def _read_tsv(path: Path) -> pd.DataFrame:
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except (ValueError, OSError) as error:
-        raise TaskError(f"{path} is not a table of tab-separated UTF-8 text ({in_short(error)}).") from error
-    header, *rows = [line.removesuffix("\r").split("\t") for line in lines if line.strip()] or [[]]
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise TaskError(f"Row {number} of {path} has {len(row)} fields, its header {len(header)}.")
-    return pd.DataFrame(rows, columns=header)
-
-
-def _checked(language: str, table: pd.DataFrame) -> pd.DataFrame:
-    """A language's items, numbered, with labels by name; every row is checked."""
-    labels = [NUMBERED.get(str(label), str(label)) for label in table["label"]]
-    for row, label in enumerate(labels):
-        if label == "-1":
-            raise TaskError(f"Row {row} of {language!r} has no label (-1): this split cannot be scored.")
-        if label not in LABELS:
-            raise TaskError(f"Row {row} of {language!r}: {unknown('label', label, LABELS)}")
-    for column in ("premise", "hypothesis"):
-        for row, text in enumerate(table[column]):
-            if not isinstance(text, str) or not text.strip():
-                raise TaskError(f"Row {row} of {language!r} has an empty {column}.")
-    if "id" in table and len(twice := table[table["id"].duplicated()]):
-        raise TaskError(f"Two items of {language!r} have the id {twice['id'].tolist()[0]!r}.")
-    texts = {"premise": list(table["premise"]), "hypothesis": list(table["hypothesis"]), "label": labels}
-    return pd.DataFrame({"item": range(len(table)), **texts})
-
-
-def _check_parallel(tables: Mapping[str, pd.DataFrame]) -> None:
-    """Items are paired between languages by their row, so they must be translations of each other."""
-    first = next(iter(tables), None)
-    for language, table in tables.items():
-        gold = tables[first]["label"] if first is not None else table["label"]
-        if len(table) != len(gold):
-            raise TaskError(f"{language!r} has {len(table)} items and {first!r} {len(gold)}: they are not parallel.")
-        if len(rows := np.flatnonzero(table["label"] != gold)):
-            row = int(rows[0])
-            raise TaskError(
-                f"Row {row} is {table['label'][row]!r} in {language!r} and {gold[row]!r} in {first!r}: the languages "
-                "are not parallel."
-            )
 
 
 FOLDS = 5

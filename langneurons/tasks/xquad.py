@@ -1,6 +1,7 @@
-"""XQuAD: questions about a paragraph, the same in every language, answered by generation.
+"""XQuAD and MLQA: questions about a paragraph, in several languages, answered by generation.
 
-Artetxe et al. 2020 (arXiv 1910.11856). Scores are SQuAD's exact match and F1, normalised per language.
+Artetxe et al. 2020 (arXiv 1910.11856), Lewis et al. 2020 (arXiv 1910.07475). Scores are SQuAD's exact match and F1,
+normalised per language or as SQuAD does.
 """
 
 from bisect import bisect_right
@@ -18,13 +19,21 @@ from langneurons.corpora.languages import distinct, for_languages, label_of
 from langneurons.errors import TaskError, TrainingError, in_short, unknown
 from langneurons.models import ModelView, view
 from langneurons.settings import Training, whole_number
-from langneurons.tasks import reading
-from langneurons.tasks.answers import exact_match, f1
+from langneurons.tasks.answers import check_metric, exact_match, f1
 from langneurons.tasks.batching import tokenizer_of
 from langneurons.tasks.completing import complete, continuation_ids, end_ids, prompt_ids
 from langneurons.tasks.heads import Head
 from langneurons.tasks.likelihood import placeholders
 from langneurons.tasks.objectives import Answering, Example
+from langneurons.tasks.questions import (
+    COLUMNS,
+    check_questions,
+    is_mlqa,
+    other_answers,
+    questions_of,
+    read_questions,
+)
+from langneurons.tasks.reading import BABEL, part_of, sliced, table_of
 
 SCORING = "xquad/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 PLACEHOLDERS = ("context", "question")
@@ -64,6 +73,9 @@ class XQuAD:
         prompts: Language -> template with ``{context}`` and ``{question}``.
         max_new_tokens: Maximum number of tokens of an answer.
         name: Name in tables.
+        metric: How answers are normalised before they are compared: "mlqa", by the rules of their language, or "squad",
+            by those of SQuAD 1.1, whatever the language.
+        parallel: Whether every language must have the same questions.
 
     Raises:
         TaskError: If the items are malformed or differ between languages, or a prompt is missing or malformed.
@@ -83,6 +95,8 @@ class XQuAD:
     prompts: Mapping[str, str] = field(default_factory=read_prompts)
     max_new_tokens: int = 32
     name: str = "xquad"
+    metric: str = "mlqa"
+    parallel: bool = True
 
     protocol = "generation"
     metrics = ("f1", "exact_match")
@@ -90,7 +104,8 @@ class XQuAD:
     reads_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        reading.check_questions(self.items)
+        check_questions(self.items, self.parallel)
+        check_metric(self.metric)
         if self.max_new_tokens < 1:
             raise TaskError(f"max_new_tokens is at least 1, given {self.max_new_tokens}.")
         for language in self.items:
@@ -106,12 +121,16 @@ class XQuAD:
         revision: str | None = None,
         prompts: str | Path | Mapping[str, str] | None = None,
         max_new_tokens: int = 32,
+        metric: str = "mlqa",
+        question_language: str | None = None,
+        parallel: bool | None = None,
     ) -> "XQuAD":
         """Load the questions of several languages.
 
         Args:
-            source: A folder with a SQuAD 1.1 file per language, such as ``xquad.hi.json``, or with parquet of the hub's
-                columns (id, context, question, answers); the hub's ``"google/xquad"``; or ``"babel"``, the miniature
+            source: A folder with a SQuAD 1.1 file per language, such as ``xquad.hi.json`` or MLQA's
+                ``test-context-hi-question-hi.json`` (perhaps compressed), or with parquet of the hub's columns (id,
+                context, question, answers); one such file; the hub's ``"google/xquad"``; or ``"babel"``, the miniature
                 questions that come with langneurons.
             languages: Languages to load, first the one that gives the order of items; by default all of a folder,
                 sorted.
@@ -120,25 +139,38 @@ class XQuAD:
             revision: Branch, tag or commit of a hub data set.
             prompts: Templates per language, or a TOML file of them; by default those that come with langneurons.
             max_new_tokens: Maximum number of tokens of an answer.
+            metric: How answers are normalised before they are compared: "mlqa", by the rules of their language, or
+                "squad", by those of SQuAD 1.1, whatever the language, as XTREME does.
+            question_language: Language of the questions in MLQA's files; by default that of the paragraphs, which is
+                the language by which everything goes, as answers are in it.
+            parallel: Whether every language must have the same questions; by default True, but for MLQA's files, where
+                not every question is in every language.
 
         Returns:
             The task.
 
         Raises:
-            TaskError: If a file, an item or a prompt is malformed, or languages have different items.
+            TaskError: If a file, an item or a prompt is malformed, a question has no answer, or languages have
+                different items.
             LanguageError: If a language is not there.
             CorpusError: If the hub cannot be read.
         """
         templates = prompts if isinstance(prompts, Mapping) else read_prompts(prompts)
-        split, part = reading.sliced(split)
-        questions = reading.read_questions(source, languages, split, revision)
-        items = {language: reading.part_of(table, part) for language, table in questions.items()}
-        templates = for_languages(templates, items)
-        return cls(items, templates, max_new_tokens, "mini_xquad" if source == reading.BABEL else "xquad")
+        split, part = sliced(split)
+        of_mlqa = source != BABEL and is_mlqa(source)
+        items = read_questions(source, languages, split, revision, question_language)
+        items = _only(items, part_of(questions_of(items), part)["item"])
+        name = "mini_xquad" if source == BABEL else "mlqa" if of_mlqa else "xquad"
+        parallel = not of_mlqa if parallel is None else parallel
+        return cls(items, for_languages(templates, items), max_new_tokens, name, metric, parallel)
 
     def __repr__(self) -> str:
-        questions, clusters = len(self._first), self._first["cluster"].nunique()
-        return f"XQuAD({', '.join(self.languages)}; questions in each: {questions:,}, clusters: {clusters:,})"
+        clusters = questions_of(self.items)["cluster"].nunique()
+        counts = {len(table) for table in self.items.values()}
+        if len(counts) == 1:
+            return f"XQuAD({', '.join(self.languages)}; questions in each: {counts.pop():,}, clusters: {clusters:,})"
+        each = ", ".join(f"{language} {len(table):,}" for language, table in self.items.items())
+        return f"XQuAD(questions: {each}; clusters: {clusters:,})"
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -147,17 +179,18 @@ class XQuAD:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the items, the prompts of its languages and the length of answers."""
+        """A hash of the items, the prompts of its languages, the length of answers and the metric."""
         texts = [
             text
             for language, table in sorted(self.items.items())
             for text in (
                 language,
                 self.prompts[language],
-                str(table[reading.COLUMNS].to_json(orient="values", force_ascii=False)),
+                str(table[COLUMNS].to_json(orient="values", force_ascii=False)),
             )
         ]
-        return storage.fingerprint(SCORING, str(self.max_new_tokens), *texts)
+        scoring = SCORING if self.metric == "mlqa" else f"{SCORING} {self.metric}"
+        return storage.fingerprint(scoring, str(self.max_new_tokens), *texts)
 
     def objective(
         self,
@@ -177,9 +210,10 @@ class XQuAD:
         return self
 
     def take(self, count: int, seed: int = 0) -> "XQuAD":
-        """Draw some questions at random, the same in every language.
+        """Draw some questions at random, the same in every language that has them.
 
-        Questions are taken round-robin over clusters, so that clusters stay balanced.
+        Questions are taken round-robin over clusters, so that clusters stay balanced. Where languages have different
+        questions, they are drawn from those of all languages, so that some have fewer than ``count``.
 
         Args:
             count: Number of questions; all where there are fewer. A smaller draw of a seed is part of a larger one.
@@ -189,18 +223,22 @@ class XQuAD:
             The task with these questions, in their old order.
 
         Raises:
-            TaskError: If ``count`` is below 1.
+            TaskError: If ``count`` is below 1, or a language has none of the questions drawn.
         """
         count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
         if count < 1:
             raise TaskError(f"Cannot take {count} questions: the least is 1.")
-        order = np.random.default_rng(seed).permutation(len(self._first))
-        turn = self._first.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
-        places = np.sort(order[np.argsort(turn, kind="stable")[:count]])
-        items = {
-            language: table.assign(others=reading.other_answers(table)).iloc[places].reset_index(drop=True)
-            for language, table in self.items.items()
-        }
+        questions = questions_of(self.items)
+        order = np.random.default_rng(seed).permutation(len(questions))
+        turn = questions.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
+        chosen = list(questions["item"].iloc[order[np.argsort(turn, kind="stable")[:count]]])
+        items = {language: table.assign(others=other_answers(table)) for language, table in self.items.items()}
+        items = _only(items, chosen)
+        for language, table in items.items():
+            if table.empty:
+                raise TaskError(
+                    f"None of the {len(chosen)} questions drawn is in {language!r}: take more than {count}."
+                )
         return replace(self, items=items)
 
     def select(self, languages: Iterable[str]) -> "XQuAD":
@@ -244,8 +282,8 @@ class XQuAD:
                 "cluster": table["cluster"],
                 "prediction": predictions,
                 "gold": [golds[0] for golds in answers],
-                "f1": [f1(prediction, golds, language) for prediction, golds in pairs],
-                "exact_match": [exact_match(prediction, golds, language) for prediction, golds in pairs],
+                "f1": [f1(prediction, golds, language, self.metric) for prediction, golds in pairs],
+                "exact_match": [exact_match(prediction, golds, language, self.metric) for prediction, golds in pairs],
                 "cut": cut,
                 "generated": [completion.ids for completion in completions],
                 "prompt_tokens": [len(prompt) for prompt in prompts],
@@ -266,10 +304,10 @@ class XQuAD:
         Raises:
             LanguageError: If the task has no such language.
         """
-        table = reading.table_of(self.items, language)
+        table = table_of(self.items, language)
         scores = [
-            float(np.mean([f1(other, golds, language) for other in others]))
-            for others, golds in zip(reading.other_answers(table), table["answers"], strict=True)
+            float(np.mean([f1(other, golds, language, self.metric) for other in others]))
+            for others, golds in zip(other_answers(table), table["answers"], strict=True)
             if others
         ]
         return {"another answer": float(np.mean(scores))} if scores else {}
@@ -311,7 +349,7 @@ class XQuAD:
 
     def _examples(self, model_view: ModelView, language: str) -> Iterator[Example]:
         """Every question's prompt, as it is evaluated, and the tokens of its first right answer and its end."""
-        table, tail = reading.table_of(self.items, language), self.prompts[language].rpartition("}")[2]
+        table, tail = table_of(self.items, language), self.prompts[language].rpartition("}")[2]
         columns = (table[column] for column in ("item", "context", "question", "answers"))
         for item, context, question, answers in zip(*columns, strict=True):
             prompt, _ = self.prompt(model_view, language, item, context, question)
@@ -319,9 +357,14 @@ class XQuAD:
             answer = continuation_ids(tokenizer, tail, f" {answers[0]}")[: self.max_new_tokens - 1]
             yield prompt, answer + end_ids(tokenizer)
 
-    @property
-    def _first(self) -> pd.DataFrame:
-        return self.items[self.languages[0]]
+
+def _only(items: Mapping[str, pd.DataFrame], chosen: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """Some of the questions, in the languages that have them, in their old order."""
+    names = set(chosen)
+    return {
+        language: table.loc[[item in names for item in table["item"]]].reset_index(drop=True)
+        for language, table in items.items()
+    }
 
 
 def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import pytest
 
-from langneurons.tasks.answers import exact_match, f1
+from langneurons.tasks.answers import exact_match, f1, normalise
 
 LANGUAGES = ("ar", "de", "en", "es", "hi", "vi", "zh")
 ANSWERS = 20_000
@@ -205,3 +205,79 @@ def test_every_named_difference_changes_a_score(compared, name):
         pair for _, pair, ours, theirs, _, names in compared if names == [name] and ours != pytest.approx(theirs)
     ]
     assert changed
+
+
+# ---- SQuAD 1.1's own rules ----
+
+
+def squad_answer(text: str) -> str:
+    """Lower case, punctuation of ASCII removed, then English articles, then all white space but single spaces."""
+    text = text.lower()
+    for letter in string.punctuation:
+        text = text.replace(letter, "")
+    for article in ("a", "an", "the"):
+        text = re.sub(rf"\b{article}\b", " ", text)
+    return " ".join(text.split())
+
+
+def squad_scores(prediction: str, golds: list[str]) -> tuple[float, float]:
+    """The best exact match and the best F1 over the golds; F1 is 0 where no word is shared."""
+    exact, overlaps = [], []
+    for gold in golds:
+        answer, right = squad_answer(prediction), squad_answer(gold)
+        exact.append(float(answer == right))
+        rest, shared = right.split(), 0
+        for word in answer.split():
+            if word in rest:
+                rest.remove(word)
+                shared += 1
+        total = len(answer.split()) + len(right.split())
+        overlaps.append(2 * shared / total if shared else 0.0)
+    return max(exact), max(overlaps)
+
+
+def test_the_metric_squad_scores_as_squad_1_1_does_in_every_language(compared):
+    pairs = [(language, *pair) for language, pair, *_ in compared]
+    golds = {language: [gold for code, _, gold in pairs if code == language] for language in LANGUAGES}
+    assert len(pairs) >= ANSWERS
+    odd = []
+    for number, (language, answer, gold) in enumerate(pairs):
+        several = [gold, golds[language][number % len(golds[language])]]
+        ours = (exact_match(answer, several, language, "squad"), f1(answer, several, language, "squad"))
+        if ours != pytest.approx(squad_scores(answer, several)):
+            odd.append((language, answer, several, ours))
+    assert odd == []
+
+
+def test_mlqas_rules_are_the_default_and_differ_from_squads_in_every_language(compared):
+    for language in LANGUAGES:
+        pairs = [(pair, ours) for code, pair, ours, *_ in compared if code == language]
+        named = [(exact_match(*one, "mlqa"), f1(*one, "mlqa")) for (a, b), _ in pairs for one in [(a, [b], language)]]
+        assert named == [ours for _, ours in pairs]
+        assert any(squad_scores(a, [b]) != pytest.approx(ours) for (a, b), ours in pairs)
+
+
+# ---- codes of languages ----
+
+# Every language of MLQA and XQuAD as FLORES spells it, and in other ways.
+SPELLINGS = {
+    "ar": ("arb_Arab", "ara", "ar-EG"), "de": ("deu_Latn", "de-AT"), "el": ("ell_Grek", "gre"),
+    "en": ("eng_Latn", "en-GB", "EN"), "es": ("spa_Latn", "es-419"), "hi": ("hin_Deva", "hin", "hi-IN"),
+    "ro": ("ron_Latn", "rum"), "ru": ("rus_Cyrl", "ru-RU"), "th": ("tha_Thai", "tha"), "tr": ("tur_Latn", "tr-TR"),
+    "vi": ("vie_Latn", "vi_VN"), "zh": ("zho_Hans", "zho_Hant", "zh-CN", "zh_TW", "cmn", "zh-Hans-CN"),
+}  # fmt: skip
+# A text that every one of these languages would normalise in a way of its own.
+MIXED = "the der ο un của o niște 在2016年 السلام I İ ﻣﺤﻤﺪ １९६६ यह, ไทย30 el Straße علی"
+
+
+@pytest.mark.parametrize(("language", "code"), [(name, code) for name, codes in SPELLINGS.items() for code in codes])
+def test_a_language_is_normalised_alike_under_every_spelling(language, code):
+    pairs = generated(language, 200) if language in WORDS else []
+    for prediction, gold in [*pairs, (MIXED, MIXED[5:])]:
+        assert normalise(prediction, code) == normalise(prediction, language)
+        assert our_scores(prediction, gold, code) == our_scores(prediction, gold, language)
+
+
+def test_languages_normalise_the_mixed_text_differently():
+    own = {language: tuple(normalise(MIXED, language)) for language in SPELLINGS}
+    assert len(set(own.values())) >= 10  # Hindi and Russian have neither articles nor letters of their own rules

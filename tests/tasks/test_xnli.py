@@ -195,7 +195,7 @@ def test_malformed_items_are_refused_in_a_sentence(tmp_path, change, said, from_
 
 def test_a_garbled_file_is_refused(tmp_path):
     (tmp_path / "test-en.tsv").write_bytes(b"premise\thypothesis\tlabel\n\xff\xfe\t\xff\n")
-    with pytest.raises(TaskError, match="not a table of tab-separated UTF-8"):
+    with pytest.raises(TaskError, match="not a table of tab-separated text in UTF-8"):
         XNLI.load(tmp_path)
     (tmp_path / "test-en.tsv").write_text("premise\thypothesis\tlabel\na\tb\tneutral\tmore\tmore\n" + "a\tb\n")
     with pytest.raises(TaskError):

@@ -187,7 +187,7 @@ def changed(content: dict, **values) -> dict:
         ),
         (changed(squad("hi"), answers=[{"text": "w4"}]), "not texts, each with answer_start"),
         (changed(squad("hi"), answers=None), "not texts, each with answer_start"),
-        (changed(squad("hi"), answers=[]), "'1-0-1' in 'hi' needs a list of answers"),
+        (changed(squad("hi"), answers=[]), "1 of 30 questions of 'hi' have no answer, such as '1-0-1'"),
         (changed(squad("hi"), question=" "), "question of item '1-0-1' in 'hi' is blank"),
         (changed(squad("hi"), id="new"), "'en' and 'hi' must have the same items, but 2 .* such as '1-0-1'"),
         ({"data": squad("hi")["data"][:2]}, "but 10 are in one of them only, such as '2-0-0'"),
@@ -229,6 +229,14 @@ def test_prompts_that_cannot_be_filled_in_are_refused(tmp_path, template, said):
     folder = write(tmp_path, {"hi": squad("hi")})
     with pytest.raises(TaskError, match=said):
         XQuAD.load(folder, prompts={"hi": template})
+
+
+@pytest.mark.parametrize("metric", ["squd", "mlqa "])
+def test_an_unknown_metric_is_refused(tmp_path, metric):
+    with pytest.raises(TaskError, match="Unknown metric .* Possible: mlqa, squad"):
+        task_of(tmp_path, "en", metric=metric)
+    with pytest.raises(TaskError, match="Unknown metric"):
+        f1("a", ["a"], "en", metric)
 
 
 def test_a_language_without_prompt_is_refused_and_a_file_can_give_it(tmp_path):
@@ -296,13 +304,26 @@ def test_the_fingerprint_follows_from_items_prompts_and_length_alone(tmp_path):
         task.take(5),
         XQuAD(task.items, {**task.prompts, "hi": PROMPT + "!"}),
         XQuAD(task.items, task.prompts, max_new_tokens=31),
+        XQuAD(task.items, task.prompts, metric="squad"),
         XQuAD({"en": task.items["en"]}, task.prompts),
         XQuAD({name: table.assign(question="w9") for name, table in task.items.items()}, task.prompts),
     ]
-    assert len({task.fingerprint, *(other.fingerprint for other in others)}) == 6
+    assert len({task.fingerprint, *(other.fingerprint for other in others)}) == 7
 
 
 # ---- measuring ----
+
+
+def test_the_metric_squad_decides_scores_and_references(monkeypatch, babel):
+    golds = [["天气很好"], ["很好。"]]
+    rows = [(f"q{n}", "x", "天气很好。很好。", "好吗?", answers) for n, answers in enumerate(golds)]
+    items = {"zh": pd.DataFrame(rows, columns=["item", "cluster", "context", "question", "answers"])}
+    monkeypatch.setattr(xquad, "complete", lambda *_, **__: [Completion([2], text, True) for text in ("天气", "很好")])
+    mlqa, squad = (XQuAD(items, metric=metric) for metric in ("mlqa", "squad"))
+    assert mlqa.measure(babel, "zh")[["f1", "exact_match"]].to_numpy().tolist() == [[pytest.approx(2 / 3), 0], [1, 1]]
+    assert squad.measure(babel, "zh")[["f1", "exact_match"]].to_numpy().tolist() == [[0, 0], [0, 0]]
+    assert mlqa.references("zh") == {"another answer": pytest.approx(2 / 3)}
+    assert squad.references("zh") == {"another answer": 0}
 
 
 def test_answers_are_scored_against_every_gold_and_kept_as_tokens(tmp_path, monkeypatch, babel):
