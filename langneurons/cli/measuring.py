@@ -367,8 +367,8 @@ def labelled_texts(path: Path) -> "ln.analysis.LabelledTexts":
 
 
 def _named(task: str) -> tuple[str, str]:
-    """Kind and source of a task from ``kind=source``."""
-    kind, equals, source = task.partition("=")
-    if not equals:
+    """Kind and source of a task from ``kind=source``, or ``harness:NAME`` as the harness' users write it."""
+    kind, divider, source = task.partition("=" if "=" in task else ":")
+    if not divider:
         raise TaskError(f"A task reads kind=source, such as xnli=FOLDER, not {task!r}.")
     return kind, source

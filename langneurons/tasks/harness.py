@@ -263,7 +263,7 @@ def harness(
     if not common:
         raise TaskError(f"{', '.join(tasks):.100} have no metric in common: {'; '.join(map(', '.join, metrics)):.100}.")
     items = _parallel({language: pd.concat(each, ignore_index=True) for language, each in tables.items()})
-    title = names if isinstance(names, str) else ", ".join(names)
+    title = ", ".join(Path(name).stem for name in ([names] if isinstance(names, str) else names))
     return Harness(by_language, items, common, storage.fingerprint(SCORING, *parts), title, chat, system)
 
 

@@ -76,6 +76,8 @@ class HarnessModel(TemplateLM):
         }
         own = {name: options.pop(name) for name in ("batch_size", "max_length") if name in options}
         options.pop("max_batch_size", None)
+        if "device" not in arg_dict and not torch.cuda.is_available():
+            options.pop("device", None)  # their command line names a GPU whether there is one or not
         if "pretrained" not in options:
             raise TaskError("--model langneurons needs --model_args pretrained=NAME, as load_model takes it.")
         return cls(load_model(options.pop("pretrained"), **options), **own)

@@ -11,11 +11,18 @@ from langneurons.corpora import Corpus
 from langneurons.errors import TaskError, unknown
 from langneurons.tasks.confusion import Confusion
 from langneurons.tasks.generation import Generation
+from langneurons.tasks.harness import Harness
 from langneurons.tasks.task import Task
 from langneurons.tasks.xnli import XNLI
 from langneurons.tasks.xquad import XQuAD
 
-_TASKS: dict[str, type[Task]] = {"xnli": XNLI, "xquad": XQuAD, "generation": Generation, "confusion": Confusion}
+_TASKS: dict[str, type[Task]] = {
+    "xnli": XNLI,
+    "xquad": XQuAD,
+    "generation": Generation,
+    "confusion": Confusion,
+    "harness": Harness,
+}
 KINDS: dict[str, Any] = {**_TASKS}  # each has ``load`` as well
 
 
@@ -54,6 +61,8 @@ def load_task(
     for option in options:
         if not any(option in names for names in possible.values()):
             raise TaskError(unknown("option", option, sorted(set().union(*possible.values()))))
+    if split is not None and "split" not in possible[kind]:
+        raise TaskError(f"A task of kind {kind!r} has no splits: leave out split={split!r}.")
     options = {"seed": seed, **({} if items is None else {"documents": items}), **options}
     options = {name: value for name, value in options.items() if name in possible[kind]}
     task = KINDS[kind].load(source, languages, **({} if split is None else {"split": split}), **options)

@@ -231,3 +231,18 @@ def test_samples_and_chats_without_a_template_are_refused(tmp_path):
         ln.tasks.harness("say_en", tmp_path).measure(model, "en")
     with pytest.raises(TaskError, match="has no chat template"):
         languages_of(tmp_path, "ask_en", chat=True).measure(model, "en")
+
+
+def test_the_command_lines_of_both_answer_a_task_from_a_file(tmp_path, capsys):
+    from langneurons.cli import main
+
+    (tmp_path / "tasks").mkdir()
+    write_task(tmp_path / "tasks", "ask_en", questions(4), **CHOICE, doc_to_text=ASK, doc_to_choice="choices")
+    folder = save_tiny(tmp_path / "llama", "llama")
+    arguments = ["evaluate", str(folder), "--task", f"harness:{tmp_path}/tasks/ask_en.yaml"]
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert "ask_en likelihood" in capsys.readouterr().out
+    asked = ln.tasks.HarnessModel.create_from_arg_string(f"pretrained={folder}", {"batch_size": 2, "device": "cuda:0"})
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    assert len(evaluated(asked, ["ask_en"], manager)["samples"]["ask_en"]) == 4
