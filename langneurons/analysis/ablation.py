@@ -116,7 +116,7 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         Raises:
             EffectError: If ``min_effect`` is negative or not finite.
         """
-        least = float(self.settings.get("min_effect", 0.0)) if min_effect is None else min_effect
+        least = float(self.settings.get("min_effect") or 0.0) if min_effect is None else min_effect
         if not 0 <= least < np.inf:
             raise EffectError(f"min_effect is the smallest effect to print: 0 or more, given {least}.")
         rows = self.rows.loc[self.rows["effect"].abs() >= least]

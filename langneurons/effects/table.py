@@ -282,7 +282,7 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
 
     def _margin(self, size: Column, unit: str) -> str:
         """The margin, in the unit of the table and in nats per token where that is known."""
-        margin, losses = self.settings["margin"], self.settings.get("nats_per_token", {})
+        margin, losses = self.settings["margin"], self.settings.get("nats_per_token") or {}
         nats = [Column(digits=2).text(margin * loss) for loss in sorted(losses.values())]
         in_nats = f" ({' to '.join(dict.fromkeys((nats[0], nats[-1])))} nats per token)" if nats else ""
         default = ", the default" if margin == Testing().margin else ""
@@ -301,7 +301,7 @@ def spreads_of(settings: Mapping[str, Any]) -> dict[str, float | None]:
     Args:
         settings: Settings with what ``reported_balance`` gave, if controls were drawn.
     """
-    rows = settings.get("balance", {"rows": []})["rows"]
+    rows = (settings.get("balance") or {"rows": []})["rows"]
     return {row["language"]: row.get("spread", 1.0) for row in rows}
 
 

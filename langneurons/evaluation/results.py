@@ -122,7 +122,7 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         of_metric = (self.controls[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)
         controls = self.controls.loc[of_metric].reset_index(drop=True)
         table = beside_controls(table, controls, self._testing.level, spreads_of(self.settings))
-        if self.control_means is None or self.settings["control_draws"] < 2:
+        if self.control_means is None or (self.settings.get("control_draws") or 0) < 2:
             return table
         of_metric = (self.control_means[MEASURED] == [names[key] for key in MEASURED]).all(axis=1)
         return self._beyond_controls(table, by_cell, parts_of(self.control_means.loc[of_metric], ["patch", "language"]))

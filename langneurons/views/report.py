@@ -217,7 +217,7 @@ def _matrix(section: Section, matrix: EffectTable, _: Findings) -> None:
 
 def _sweep(section: Section, sweep: EffectTable, findings: Findings) -> None:
     stats, by_method = findings.stats, {neurons.method: neurons for neurons in findings.neurons.values()}
-    for name, method in sweep.settings.get("methods", {}).items():
+    for name, method in (sweep.settings.get("methods") or {}).items():
         if stats is None or method not in by_method:
             continue
         for language in sweep.rows.query("method == @name")["patched"].unique():

@@ -72,7 +72,7 @@ def training(history: pd.DataFrame, about: Mapping[str, object] | None = None) -
         420,
         f"n = {len(history):,} steps{best}; running mean over {window} step{'s' * (window > 1)}",
         "Loss: cross-entropy of the training batch at each step, before the step is taken.",
-        ", ".join(filter(None, [*settings.get("updates", []), *rates, provenance_of(settings)])),
+        ", ".join(filter(None, [*(settings.get("updates") or []), *rates, provenance_of(settings)])),
     )
     return legend_above(figure).update_layout(margin={"r": 70})
 

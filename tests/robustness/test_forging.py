@@ -1,6 +1,7 @@
 """Results edited by hand and sealed again are refused in a sentence, or can be used. `make soak` forges a thousand."""
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from langneurons import storage
 from langneurons.errors import LangNeuronsError, StorageError
 from langneurons.storage.checksums import seal
 from tests.robustness.forging import forged
-from tests.robustness.results import RESULTS, ablation, evaluation, scored_neurons
+from tests.robustness.results import RESULTS, ablation, evaluation, scored_neurons, used
 from tests.views.report import made_up
 
 FORGERIES = 15
@@ -26,6 +27,16 @@ def test_a_forged_result_is_refused_in_a_sentence_or_can_be_used(kind, tmp_path)
     outcome = forged(kind, seed=1, count=FORGERIES, folder=tmp_path)
     assert not outcome.failures, "\n".join(outcome.failures)
     assert outcome.counts["refused"] > 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind, make in RESULTS.items() if hasattr(make(), "settings")])
+def test_a_setting_that_holds_nothing_is_refused_in_a_sentence_or_can_be_used(kind, tmp_path):
+    whole = RESULTS[kind]()
+    for name in [*whole.settings, "balance", "methods", "min_effect", "nats_per_token", "own_unit", "updates"]:
+        result = RESULTS[kind]()
+        result.settings[name] = None
+        with suppress(LangNeuronsError):
+            used(ln.load(result.save(tmp_path / name)))
 
 
 def _edited(path, change):
