@@ -24,6 +24,7 @@ HELDOUT_TOKENS = 600
 SHOWN = "hi"  # the language whose neurons are swept and ablated
 TRAINED = {"batch_size": 32, "learning_rate": 8e-4, "bfloat16": True}
 RESAMPLES = 2000
+PRETRAINED = Path(__file__).parents[1] / "docs" / "results" / "smollm2"  # saved results of another study
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
         "perplexity_matrix": lambda: plot.perplexity_matrix(
             ln.effects.EffectTable.load(study.given.get("matrix", folder / "matrix" / "effects"))
         ),
+        "smollm2_matrix": lambda: plot.perplexity_matrix(ln.effects.EffectTable.load(PRETRAINED / "matrix")),
         "dose_response": lambda: plot.dose_response(
             study.result("sweep", ln.effects.EffectTable, sweep),
             study.swept,

@@ -1,12 +1,18 @@
 """The harness' tasks and a model that answers them, held against the harness' own model for transformers."""
 
 import math
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import langneurons as ln
+from langneurons.cli import main
 from langneurons.errors import LanguageError, TaskError
 from tests.tasks.harness_files import ASK, CHOICE, CONFIGURATIONS, GENERATE, generation, questions, write_task
 from tests.tiny_models import save_tiny
@@ -16,6 +22,8 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -233,16 +241,30 @@ def test_samples_and_chats_without_a_template_are_refused(tmp_path):
         languages_of(tmp_path, "ask_en", chat=True).measure(model, "en")
 
 
-def test_the_command_lines_of_both_answer_a_task_from_a_file(tmp_path, capsys):
-    from langneurons.cli import main
-
+def test_the_command_line_answers_a_task_from_a_file_and_theirs_loads_our_model(tmp_path, capsys, monkeypatch):
     (tmp_path / "tasks").mkdir()
     write_task(tmp_path / "tasks", "ask_en", questions(4), **CHOICE, doc_to_text=ASK, doc_to_choice="choices")
     folder = save_tiny(tmp_path / "llama", "llama")
-    arguments = ["evaluate", str(folder), "--task", f"harness:{tmp_path}/tasks/ask_en.yaml"]
-    with pytest.raises(SystemExit, match="0"):
-        main(arguments)
+    task = f"harness:{tmp_path}/tasks/ask_en.yaml"
+    monkeypatch.setattr(sys, "argv", ["langneurons", "evaluate", str(folder), "--task", task])
+    with suppress(SystemExit):
+        main()
     assert "ask_en likelihood" in capsys.readouterr().out
     asked = ln.tasks.HarnessModel.create_from_arg_string(f"pretrained={folder}", {"batch_size": 2, "device": "cuda:0"})
     manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
     assert len(evaluated(asked, ["ask_en"], manager)["samples"]["ask_en"]) == 4
+
+
+@pytest.mark.parametrize("wanted", ["ln.tasks.harness('xcopa_vi')", "ln.tasks.HarnessModel"])
+def test_a_missing_package_is_one_sentence(wanted):
+    program = f"import sys; sys.modules['lm_eval'] = None; import langneurons as ln; {wanted}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert ended.stderr.splitlines()[-1].endswith("need the package lm-eval: pip install 'langneurons[harness]'.")
+
+
+def test_a_task_is_sent_to_workers_whole(tmp_path):
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    task = languages_of(tmp_path, "ask_en")
+    sent = cloudpickle.loads(cloudpickle.dumps(task))
+    model = ln.load_model(str(save_tiny(tmp_path / "llama", "llama")))
+    pd.testing.assert_frame_equal(sent.measure(model, "en"), task.measure(model, "en"))
