@@ -84,10 +84,10 @@ class Harness:
             LanguageError: If no task is in a language.
         """
         names = [name.strip() for name in source.split(",")] if isinstance(source, str) else list(source)
-        kept = None if languages is None else distinct(languages)
-        usual = kept[0] if kept is not None and len(kept) == 1 else None
+        codes = None if languages is None else distinct(languages)
+        usual = codes[0] if codes is not None and len(codes) == 1 else None
         task = harness(names, include_path, fewshot=shots, languages=usual)
-        return task if kept is None else task.select(kept)
+        return task if codes is None else task.select(codes)
 
     def __repr__(self) -> str:
         table = next(iter(self.items.values()))
@@ -128,8 +128,10 @@ class Harness:
         if count < 1:
             raise TaskError(f"Cannot take {count} items: the least is 1.")
         clusters = list(dict.fromkeys(cluster for table in self.items.values() for cluster in table["cluster"]))
-        drawn = [clusters[place] for place in np.random.default_rng(seed).permutation(len(clusters))[:count]]
-        return self._with({language: table.loc[table["cluster"].isin(drawn)] for language, table in self.items.items()})
+        sampled = [clusters[place] for place in np.random.default_rng(seed).permutation(len(clusters))[:count]]
+        return self._with(
+            {language: table.loc[table["cluster"].isin(sampled)] for language, table in self.items.items()}
+        )
 
     def select(self, languages: Iterable[str]) -> "Harness":
         """The same items in some of the languages.
@@ -141,9 +143,11 @@ class Harness:
 
     def _with(self, items: Mapping[str, pd.DataFrame]) -> "Harness":
         parts = {language: table.reset_index(drop=True) for language, table in items.items() if len(table)}
-        kept = [part for language, table in parts.items() for part in (language, *map(str, table["item"]))]
+        items_of_parts = [part for language, table in parts.items() for part in (language, *map(str, table["item"]))]
         tasks = {language: self.tasks[language] for language in parts}
-        return replace(self, tasks=tasks, items=parts, fingerprint=storage.fingerprint(self.fingerprint, *kept))
+        return replace(
+            self, tasks=tasks, items=parts, fingerprint=storage.fingerprint(self.fingerprint, *items_of_parts)
+        )
 
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Score a model on the items of one language, with whatever is attached to it at this moment.
@@ -163,10 +167,10 @@ class Harness:
         """
         from langneurons.tasks.harness_model import HarnessModel  # importing the harness takes seconds
 
-        language, asked, parts = label_of(language, self.items), HarnessModel(model, batch_size), []
+        language, harness_model, parts = label_of(language, self.items), HarnessModel(model, batch_size), []
         for name, table in self.items[language].groupby("task", sort=False):
             task = self.tasks[language][str(name)]
-            samples = _samples(task, asked, table["doc"].tolist(), self.chat, self.system)
+            samples = _samples(task, harness_model, table["doc"].tolist(), self.chat, self.system)
             scores = pd.DataFrame([_answer(task, filtered) | _scores(task, filtered) for filtered in samples])
             parts.append(pd.concat([table[["item", "cluster"]].reset_index(drop=True), scores], axis=1))
         return pd.concat(parts, ignore_index=True).loc[:, ["item", "cluster", "prediction", "gold", *self.metrics]]
@@ -313,7 +317,7 @@ def _set_examples(task: Any, fewshot: int | None) -> None:
 
 
 def _samples(
-    task: Any, asked: Any, docs: Iterable[int] | None, chat: bool = False, system: str | None = None
+    task: Any, harness_model: Any, docs: Iterable[int] | None, chat: bool = False, system: str | None = None
 ) -> list[list[dict[str, Any]]]:
     """Let the harness evaluate some documents of a task.
 
@@ -322,14 +326,14 @@ def _samples(
     """
     from lm_eval.evaluator import evaluate
 
-    task.set_fewshot_seed(SEED)  # examples are drawn anew in every call, and shall be the same
+    task.set_fewshot_seed(SEED)  # examples are sampled anew in every call, and shall be the same
     name, count = task.task_name, len(task.eval_docs)
-    chosen = None if docs is None else [doc for doc in docs if doc < count]
+    doc_ids = None if docs is None else [doc for doc in docs if doc < count]
     with redirect_stderr(StringIO()):  # their progress bars
         results: Any = evaluate(
-            asked,
+            harness_model,
             {"tasks": {name: task}},
-            samples=None if chosen is None else {name: chosen},
+            samples=None if doc_ids is None else {name: doc_ids},
             bootstrap_iters=0,
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
@@ -393,8 +397,8 @@ def _choices(task: Any, sample: Mapping[str, Any]) -> int:
     """The number of choices of a document, 0 where it has none."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return 0
-    asked = len(sample["arguments"])
-    return asked // 2 if "acc_mutual_info" in sample["metrics"] else asked
+    requests = len(sample["arguments"])
+    return requests // 2 if "acc_mutual_info" in sample["metrics"] else requests
 
 
 def _items(task: Any, name: str, rest: str, samples: Sequence[Sequence[Mapping[str, Any]]]) -> pd.DataFrame:

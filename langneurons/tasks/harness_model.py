@@ -152,10 +152,10 @@ class HarnessModel(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[Encoded], **options: Any) -> list[tuple[float, bool]]:
         texts = []
-        for _, given, scored in requests:
-            tokens = tuple(given + scored)[-(self.max_length + 1) :]
+        for _, before, scored in requests:
+            tokens = tuple(before + scored)[-(self.max_length + 1) :]
             texts.append((tokens, len(tokens) - len(scored)))
-        if any(given < 1 for _, given in texts):
+        if any(before < 1 for _, before in texts):
             raise TaskError(f"An answer of more than {self.max_length} tokens does not fit {self.view.name!r}.")
         scores, likeliest = continuation_scores(self.view.model, texts, self.batch_size)
         return list(zip(scores.tolist(), likeliest.tolist(), strict=True))

@@ -256,10 +256,10 @@ def continuation_scores(
             start = 0
             for logits in model_view.predictions(tokens, counted).logits():
                 here = (ordinal >= start) & (ordinal < start + len(logits))
-                at, chosen = ordinal[here] - start, token[here]
-                log_p = torch.log_softmax(logits, 1)[at.to(logits.device), chosen.to(logits.device)]
+                at, targets = ordinal[here] - start, token[here]
+                log_p = torch.log_softmax(logits, 1)[at.to(logits.device), targets.to(logits.device)]
                 np.add.at(scores, text[here].numpy(), log_p.double().cpu().numpy())
-                np.logical_and.at(likeliest, text[here].numpy(), (logits.argmax(1).cpu()[at] == chosen).numpy())
+                np.logical_and.at(likeliest, text[here].numpy(), (logits.argmax(1).cpu()[at] == targets).numpy())
                 start += len(logits)
             check_finite(model_view, torch.tensor(scores[indices]), tokens)
     return scores, likeliest
@@ -267,13 +267,13 @@ def continuation_scores(
 
 def _measured(texts: Sequence[Continuation], of_rows: Sequence[Sequence[int]]) -> Int[torch.Tensor, "4 token"]:
     """Of every measured token of a batch's texts: its row, its place in it, its id, its text."""
-    measured = [
+    rows = [
         (row, place, texts[index][0][place], index)
         for row, indices in enumerate(of_rows)
         for index in indices
         for place in range(texts[index][1], len(texts[index][0]))
     ]
-    return torch.tensor(measured).T
+    return torch.tensor(rows).T
 
 
 def _shared(alternatives: Alternatives) -> int:
