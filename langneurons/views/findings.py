@@ -244,7 +244,7 @@ def of_polysemanticity(polysemanticity: Polysemanticity) -> Iterator[str]:
 
 def of_validity(validity: ValidityTable) -> Iterator[str]:
     """Methods that pass the checks."""
-    passing = ", ".join(validity.passing) or "none"
+    passing = "; ".join(validity.passing) or "none"
     yield f"Of {len(validity.rows)} methods, these fail no validity check that was made: {passing}."
 
 
