@@ -17,17 +17,19 @@ from langneurons import storage
 from langneurons.corpora.languages import distinct, for_languages, label_of
 from langneurons.errors import TaskError, TrainingError, in_short, unknown
 from langneurons.models import ModelView, view
-from langneurons.settings import Training, whole_number
+from langneurons.settings import Prompting, Training, whole_number
 from langneurons.tasks import reading
 from langneurons.tasks.answers import exact_match, f1
 from langneurons.tasks.batching import tokenizer_of
-from langneurons.tasks.completing import complete, continuation_ids, end_ids, prompt_ids
+from langneurons.tasks.completing import complete, continuation_ids, end_ids
 from langneurons.tasks.heads import Head
 from langneurons.tasks.likelihood import placeholders
 from langneurons.tasks.objectives import Answering, Example
+from langneurons.tasks.prompting import Prompts, Solved, turn_end
 
 SCORING = "xquad/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 PLACEHOLDERS = ("context", "question")
+Tables = dict[str, pd.DataFrame]
 
 
 def read_prompts(path: str | Path | None = None) -> dict[str, str]:
@@ -64,9 +66,13 @@ class XQuAD:
         prompts: Language -> template with ``{context}`` and ``{question}``.
         max_new_tokens: Maximum number of tokens of an answer.
         name: Name in tables.
+        prompting: Whether prompts are plain text or a chat, how many solved examples precede each question, and how the
+            tokens of an answer are chosen.
+        examples: Language -> table of those examples, with the columns of ``items``.
 
     Raises:
-        TaskError: If the items are malformed or differ between languages, or a prompt is missing or malformed.
+        TaskError: If the items are malformed or differ between languages, a prompt is missing or malformed, or there
+            are not as many examples as should be shown.
 
     Example:
         >>> question = {"item": "q1", "cluster": "Nile", "context": "The Nile is 6,650 km long.",
@@ -83,6 +89,8 @@ class XQuAD:
     prompts: Mapping[str, str] = field(default_factory=read_prompts)
     max_new_tokens: int = 32
     name: str = "xquad"
+    prompting: Prompting = Prompting()
+    examples: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     protocol = "generation"
     metrics = ("f1", "exact_match")
@@ -95,6 +103,7 @@ class XQuAD:
             raise TaskError(f"max_new_tokens is at least 1, given {self.max_new_tokens}.")
         for language in self.items:
             _check_prompt(language, self.prompts)
+        reading.check_shots(self.prompting.shots, self.items, self.examples)
 
     @classmethod
     def load(
@@ -106,6 +115,7 @@ class XQuAD:
         revision: str | None = None,
         prompts: str | Path | Mapping[str, str] | None = None,
         max_new_tokens: int = 32,
+        prompting: Prompting = Prompting(),
     ) -> "XQuAD":
         """Load the questions of several languages.
 
@@ -120,6 +130,9 @@ class XQuAD:
             revision: Branch, tag or commit of a hub data set.
             prompts: Templates per language, or a TOML file of them; by default those that come with langneurons.
             max_new_tokens: Maximum number of tokens of an answer.
+            prompting: Whether prompts are plain text or a chat, how many solved examples precede each question, and how
+                the tokens of an answer are chosen. Examples are about paragraphs of different articles where there are
+                enough; no question about those paragraphs is scored.
 
         Returns:
             The task.
@@ -133,8 +146,9 @@ class XQuAD:
         split, part = reading.sliced(split)
         questions = reading.read_questions(source, languages, split, revision)
         items = {language: reading.part_of(table, part) for language, table in questions.items()}
-        templates = for_languages(templates, items)
-        return cls(items, templates, max_new_tokens, "mini_xquad" if source == reading.BABEL else "xquad")
+        items, examples = _apart(items, prompting) if prompting.shots else (items, {})
+        templates, name = for_languages(templates, items), "mini_xquad" if source == reading.BABEL else "xquad"
+        return cls(items, templates, max_new_tokens, name, prompting, examples)
 
     def __repr__(self) -> str:
         questions, clusters = len(self._first), self._first["cluster"].nunique()
@@ -151,13 +165,13 @@ class XQuAD:
         texts = [
             text
             for language, table in sorted(self.items.items())
-            for text in (
-                language,
-                self.prompts[language],
-                str(table[reading.COLUMNS].to_json(orient="values", force_ascii=False)),
-            )
+            for text in (language, self.prompts[language], _as_json(table))
         ]
-        return storage.fingerprint(SCORING, str(self.max_new_tokens), *texts)
+        examples = (
+            [_as_json(self.examples[language]) for language in sorted(self.items)] if self.prompting.shots else []
+        )
+        asking = map(str, self.prompting.changes.items())
+        return storage.fingerprint(SCORING, str(self.max_new_tokens), *texts, *asking, *examples)
 
     def objective(
         self,
@@ -214,7 +228,8 @@ class XQuAD:
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Let a model answer the questions of one language, with whatever is attached to it at this moment.
 
-        Answers are greedy and end at a newline, the end-of-sequence token or ``max_new_tokens``. No question is left
+        Answers are greedy, unless ``prompting`` has a temperature, and end at a newline, a stop token or after
+        ``max_new_tokens``. No question is left
         out: where the prompt and an answer exceed the model's context, the end of the paragraph is cut.
 
         Args:
@@ -235,7 +250,7 @@ class XQuAD:
         table = self.items[language]
         questions = zip(table["item"], table["context"], table["question"], strict=True)
         prompts, cut = zip(*(self.prompt(model_view, language, *question) for question in questions), strict=True)
-        completions = complete(model, prompts, self.max_new_tokens, batch_size=batch_size)
+        completions = complete(model, prompts, self.max_new_tokens, batch_size=batch_size, prompting=self.prompting)
         predictions, answers = [completion.text.strip() for completion in completions], list(table["answers"])
         pairs = list(zip(predictions, answers, strict=True))
         return pd.DataFrame(
@@ -292,10 +307,11 @@ class XQuAD:
         Raises:
             TaskError: If the model has no tokenizer, or there is no room for the question.
         """
-        tokenizer = tokenizer_of(model_view, TaskError)
+        tokenizer_of(model_view, TaskError)  # says if there is none
+        prompts = Prompts(model_view, self.prompting, self._solved(language))
 
         def prompt_with(letters: int) -> list[int]:
-            return prompt_ids(tokenizer, self.prompts[language].format(context=context[:letters], question=question))
+            return prompts.ids(self.prompts[language].format(context=context[:letters], question=question))
 
         room = model_view.context_length - self.max_new_tokens
         if len(whole := prompt_with(len(context))) <= room:
@@ -311,17 +327,51 @@ class XQuAD:
 
     def _examples(self, model_view: ModelView, language: str) -> Iterator[Example]:
         """Every question's prompt, as it is evaluated, and the tokens of its first right answer and its end."""
-        table, tail = reading.table_of(self.items, language), self.prompts[language].rpartition("}")[2]
+        table, tail, space = reading.table_of(self.items, language), self.prompts[language].rpartition("}")[2], " "
+        prompts, tokenizer = Prompts(model_view, self.prompting), tokenizer_of(model_view)
+        ends = end_ids(tokenizer)
+        if prompts.chat:
+            tail, space, turn = prompts.text(""), "", turn_end(model_view)
+            ends = ends if turn is None else [turn]
         columns = (table[column] for column in ("item", "context", "question", "answers"))
         for item, context, question, answers in zip(*columns, strict=True):
             prompt, _ = self.prompt(model_view, language, item, context, question)
-            tokenizer = tokenizer_of(model_view)
-            answer = continuation_ids(tokenizer, tail, f" {answers[0]}")[: self.max_new_tokens - 1]
-            yield prompt, answer + end_ids(tokenizer)
+            answer = continuation_ids(tokenizer, tail, space + answers[0])[: self.max_new_tokens - 1]
+            yield prompt, answer + ends
+
+    def _solved(self, language: str) -> list[Solved]:
+        if not self.prompting.shots:
+            return []
+        table = self.examples[language]
+        columns = (table[column] for column in ("context", "question", "answers"))
+        template = self.prompts[language]
+        return [
+            (template.format(context=context, question=question), f" {answers[0]}")
+            for context, question, answers in zip(*columns, strict=True)
+        ]
 
     @property
     def _first(self) -> pd.DataFrame:
         return self.items[self.languages[0]]
+
+
+def _as_json(table: pd.DataFrame) -> str:
+    return str(table[reading.COLUMNS].to_json(orient="values", force_ascii=False))
+
+
+def _apart(items: Tables, prompting: Prompting) -> tuple[Tables, Tables]:
+    """Draw the same examples in every language, one per paragraph, and leave their paragraphs out of the items."""
+    first = next(iter(items.values()))
+    shuffled = first.iloc[np.random.default_rng(prompting.seed).permutation(len(first))].drop_duplicates("context")
+    if len(shuffled) <= prompting.shots:
+        raise TaskError(
+            f"There are {len(shuffled)} paragraphs, of which at least one must be left to score: shots must be below "
+            f"that, given {prompting.shots}."
+        )
+    rows = reading.in_turn(shuffled, "cluster", prompting.shots)
+    scored = np.flatnonzero(~first["context"].isin(first["context"].loc[rows]))
+    left = {language: table.iloc[scored].reset_index(drop=True) for language, table in items.items()}
+    return left, {language: table.loc[rows].reset_index(drop=True) for language, table in items.items()}
 
 
 def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:
