@@ -121,7 +121,7 @@ CHAT_TEMPLATE = (
 
 def chat_tokenizer(turn_end: int = VOCABULARY - 1) -> PreTrainedTokenizerFast:
     """Build a tokenizer with a chat template: w97 to w99 are the roles, and one word is the end of a turn."""
-    words = tiny_tokenizer().convert_ids_to_tokens(range(VOCABULARY))
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{index}" for index in range(4, VOCABULARY))]
     words[97:100] = ["<|system|>", "<|user|>", "<|assistant|>"]
     words[turn_end] = TURN_END
     tokenizer = word_tokenizer(words)

@@ -68,6 +68,10 @@ class TasksStage(
         )
         if not part.source and not ln.tasks.KINDS[part.kind].reads_text:
             yield f"{where}.source is missing."
+        if part.prompting.temperature and not ln.tasks.KINDS[part.kind].generates:
+            yield f"{where}.prompting: {part.kind} samples nothing, so temperature must be 0."
+        if part.prompting.shots and ln.tasks.KINDS[part.kind].reads_text:
+            yield f"{where}.prompting: {part.kind} has no solved examples, so shots must be 0."
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
