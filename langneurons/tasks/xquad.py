@@ -415,7 +415,7 @@ def _apart(items: Tables, prompting: Prompting) -> tuple[Tables, Tables]:
         )
     chosen = list(first["item"].loc[in_turn(shuffled, "cluster", prompting.shots)])
     examples = {language: table.set_index("item").loc[chosen].reset_index() for language, table in items.items()}
-    # A question of one language may be about a paragraph that is an example's in another one only.
+    # Translations may join paragraphs: what is left out in one language is left out in all, so that they stay parallel.
     about = {
         item
         for language, table in items.items()

@@ -65,6 +65,14 @@ XNLI = {"kind": "xnli", "source": "babel"}
             "tasks.t.prompting: generation has no solved examples, so shots must be 0",
         ),
         (
+            {"tasks": {"t": {"kind": "confusion", "source": "babel", "prompting": {"shots": 1}}}},
+            "tasks.t.prompting: confusion has no solved examples, so shots must be 0",
+        ),
+        (
+            {"tasks": {"t": {"kind": "harness", "source": "xcopa_vi", "prompting": {"chat": True, "temperature": 1}}}},
+            "tasks.t.prompting: harness has no such options, so leave out chat, temperature",
+        ),
+        (
             {"tasks": {"t": {"kind": "xquad", "source": "babel", "prompting": {"system": "x"}}}},
             "tasks.t.prompting: system must be left out unless chat is true",
         ),

@@ -10,7 +10,7 @@ import langneurons as ln
 from langneurons.errors import TaskError
 from langneurons.models import view
 from langneurons.settings import Prompting
-from langneurons.tasks import likelihood
+from langneurons.tasks import likelihood, xquad
 from langneurons.tasks.completing import complete, completions
 from langneurons.tasks.likelihood import LABELS, Template, label_scores, order_of
 from langneurons.tasks.prompting import Prompts, is_chat, turn_end
@@ -274,6 +274,58 @@ def test_xquad_shows_examples_about_paragraphs_that_are_not_scored(tmp_path):
     assert task.take(3).examples is shown
     with pytest.raises(TaskError, match="There are 15 paragraphs, .* given 15"):
         questions(tmp_path, shots=15)
+
+
+def test_examples_are_in_every_language_where_languages_have_different_questions():
+    """Questions a, d and g are in both languages, and g is about another paragraph in each."""
+    places = {
+        "en": {"a": "p", "b": "p", "d": "q", "g": "q", "e": "r"},
+        "de": {"a": "p", "c": "p", "d": "q", "g": "p", "f": "r"},
+    }
+    expected = {"a": (["d", "e"], ["d", "f"]), "d": (["a", "b", "e"], ["a", "c", "f"]), "g": (["b", "e"], ["f"])}
+    drawn = set()
+    items = {
+        language: pd.DataFrame(
+            {"item": list(about), "cluster": "x", "context": [f"w5 {place}" for place in about.values()]}
+        ).assign(question="w6", answers=[["w5"]] * len(about))
+        for language, about in places.items()
+    }
+    for seed in range(12):
+        left, examples = xquad._apart(items, Prompting(shots=1, seed=seed))
+        [shown] = examples["en"]["item"]
+        assert examples["de"]["item"].tolist() == [shown]
+        assert tuple(table["item"].tolist() for table in left.values()) == expected[shown]
+        drawn.add(shown)
+    assert drawn == set(expected)
+    with pytest.raises(TaskError, match="There are 2 paragraphs, .* given 2"):
+        xquad._apart(items, Prompting(shots=2))
+
+
+def test_xnli_shows_pairs_of_the_official_files(tmp_path):
+    header = ("language", "gold_label", "sentence1", "sentence2", "promptID", "pairID")
+    for split, count in {"dev": 9, "test": 4}.items():
+        rows = [
+            (
+                language,
+                label,
+                f"{language} {split} premise {n}",
+                f"{language} {label} {n}",
+                f"{n}",
+                f"{split}{n}{label}",
+            )
+            for language in ("en", "hi")
+            for n in range(count)
+            for label in (*LABELS, *(["-"] if n == 0 else []))
+        ]
+        lines = "\n".join("\t".join(row) for row in (header, *rows))
+        (tmp_path / f"xnli.{split}.tsv").write_text(lines + "\n", "utf-8")
+    with pytest.warns(match="have the gold label '-'"):
+        task = XNLI.load(tmp_path, ["en", "hi"], prompting=Prompting(shots=6))
+    shown = task.examples
+    assert shown["en"]["item"].tolist() == shown["hi"]["item"].tolist()
+    assert shown["en"]["label"].value_counts().tolist() == [2, 2, 2]
+    assert shown["hi"]["premise"].str.startswith("hi dev").all()
+    assert shown["hi"]["cluster"].is_unique
 
 
 def test_xquad_prompts_with_examples_are_those_made_by_hand(tmp_path, model):

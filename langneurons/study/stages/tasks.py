@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from pydantic import Field
@@ -70,8 +71,11 @@ class TasksStage(
             yield f"{where}.source is missing."
         if part.prompting.temperature and not ln.tasks.KINDS[part.kind].generates:
             yield f"{where}.prompting: {part.kind} samples nothing, so temperature must be 0."
-        if part.prompting.shots and ln.tasks.KINDS[part.kind].reads_text:
+        if part.prompting.shots and ln.tasks.KINDS[part.kind].objective is ln.tasks.Task.objective:
             yield f"{where}.prompting: {part.kind} has no solved examples, so shots must be 0."
+        if part.prompting.changes and "prompting" not in signature(ln.tasks.KINDS[part.kind].load).parameters:
+            changes = ", ".join(part.prompting.changes)
+            yield f"{where}.prompting: {part.kind} has no such options, so leave out {changes}."
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
