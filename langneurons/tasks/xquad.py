@@ -28,17 +28,18 @@ from langneurons.tasks.objectives import Answering, Example
 from langneurons.tasks.prompting import Prompts, Solved, turn_end
 from langneurons.tasks.questions import (
     COLUMNS,
+    apart,
     check_questions,
     is_mlqa,
+    only,
     other_answers,
     questions_of,
     read_questions,
 )
-from langneurons.tasks.reading import BABEL, check_shots, in_turn, part_of, sliced, table_of
+from langneurons.tasks.reading import BABEL, check_shots, part_of, sliced, table_of
 
 SCORING = "xquad/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 PLACEHOLDERS = ("context", "question")
-Tables = dict[str, pd.DataFrame]
 
 
 def read_prompts(path: str | Path | None = None) -> dict[str, str]:
@@ -172,8 +173,8 @@ class XQuAD:
         split, part = sliced(split)
         of_mlqa = source != BABEL and is_mlqa(source)
         items = read_questions(source, languages, split, revision, question_language)
-        items = _only(items, part_of(questions_of(items), part)["item"])
-        items, examples = _apart(items, prompting) if prompting.shots else (items, {})
+        items = only(items, part_of(questions_of(items), part)["item"])
+        items, examples = apart(items, prompting.shots, prompting.seed) if prompting.shots else (items, {})
         name = "mini_xquad" if source == BABEL else "mlqa" if of_mlqa else "xquad"
         parallel = not of_mlqa if parallel is None else parallel
         templates = for_languages(templates, items)
@@ -248,7 +249,7 @@ class XQuAD:
         turn = questions.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
         chosen = list(questions["item"].iloc[order[np.argsort(turn, kind="stable")[:count]]])
         items = {language: table.assign(others=other_answers(table)) for language, table in self.items.items()}
-        items = _only(items, chosen)
+        items = only(items, chosen)
         for language, table in items.items():
             if table.empty:
                 raise TaskError(
@@ -390,39 +391,8 @@ class XQuAD:
         ]
 
 
-def _only(items: Mapping[str, pd.DataFrame], chosen: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """Some of the questions, in the languages that have them, in their old order."""
-    names = set(chosen)
-    return {
-        language: table.loc[[item in names for item in table["item"]]].reset_index(drop=True)
-        for language, table in items.items()
-    }
-
-
 def _as_json(table: pd.DataFrame) -> str:
     return str(table[COLUMNS].to_json(orient="values", force_ascii=False))
-
-
-def _apart(items: Tables, prompting: Prompting) -> tuple[Tables, Tables]:
-    """Draw the same examples in every language, one per paragraph, and leave their paragraphs out of the items."""
-    first, *others = items.values()
-    first = first[first["item"].isin(set(first["item"]).intersection(*(table["item"] for table in others)))]
-    shuffled = first.iloc[np.random.default_rng(prompting.seed).permutation(len(first))].drop_duplicates("context")
-    if len(shuffled) <= prompting.shots:
-        raise TaskError(
-            f"There are {len(shuffled)} paragraphs, of which at least one must be left to score: shots must be below "
-            f"that, given {prompting.shots}."
-        )
-    chosen = list(first["item"].loc[in_turn(shuffled, "cluster", prompting.shots)])
-    examples = {language: table.set_index("item").loc[chosen].reset_index() for language, table in items.items()}
-    # Translations may join paragraphs: what is left out in one language is left out in all, so that they stay parallel.
-    about = {
-        item
-        for language, table in items.items()
-        for item in table["item"][table["context"].isin(examples[language]["context"])]
-    }
-    scored = {item for table in items.values() for item in table["item"]} - about
-    return _only(items, scored), examples
 
 
 def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:

@@ -10,10 +10,11 @@ import langneurons as ln
 from langneurons.errors import TaskError
 from langneurons.models import view
 from langneurons.settings import Prompting
-from langneurons.tasks import likelihood, xquad
+from langneurons.tasks import likelihood
 from langneurons.tasks.completing import complete, completions
 from langneurons.tasks.likelihood import LABELS, Template, label_scores, order_of
 from langneurons.tasks.prompting import Prompts, is_chat, turn_end
+from langneurons.tasks.questions import apart
 from langneurons.tasks.xnli import XNLI
 from langneurons.tasks.xquad import XQuAD
 from tests.tasks.test_likelihood import naive_score
@@ -291,14 +292,14 @@ def test_examples_are_in_every_language_where_languages_have_different_questions
         for language, about in places.items()
     }
     for seed in range(12):
-        left, examples = xquad._apart(items, Prompting(shots=1, seed=seed))
+        left, examples = apart(items, 1, seed)
         [shown] = examples["en"]["item"]
         assert examples["de"]["item"].tolist() == [shown]
         assert tuple(table["item"].tolist() for table in left.values()) == expected[shown]
         drawn.add(shown)
     assert drawn == set(expected)
     with pytest.raises(TaskError, match="There are 2 paragraphs, .* given 2"):
-        xquad._apart(items, Prompting(shots=2))
+        apart(items, 2, 0)
 
 
 def test_xnli_shows_pairs_of_the_official_files(tmp_path):
