@@ -270,6 +270,22 @@ def test_evaluate_prints_scores_and_effects_and_goes_on(capsys, monkeypatch, rec
     assert run(capsys, monkeypatch, *command)[0] == 0
 
 
+def test_evaluate_asks_as_its_options_say(capsys, monkeypatch):
+    command = ["evaluate", "babel", "--task", "xquad=babel", "--languages", "en", "--items", "3", "--seed", "2"]
+    command += ["--chat", "auto", "--shots", "1", "--temperature", "0.7", "--top-p", "0.9", "--max-new-tokens", "4"]
+    tasks, evaluate = [], ln.evaluate
+    monkeypatch.setattr(
+        ln, "evaluate", lambda model, given, *rest, **more: tasks.extend(given) or evaluate(model, given, *rest, **more)
+    )
+    status, _, error = run(capsys, monkeypatch, *command)
+    assert status == 0, error
+    assert tasks[0].prompting == ln.settings.Prompting(chat="auto", shots=1, temperature=0.7, top_p=0.9, seed=2)
+    assert len(tasks[0].examples["en"]) == 1
+    status, _, error = run(capsys, monkeypatch, *command, "--chat", "maybe")
+    assert status == 2
+    assert "--chat: Unknown chat 'maybe'. Possible: auto, true, false" in error
+
+
 def test_evaluate_asks_whatever_tasks_are_given(capsys, monkeypatch, texts, pairs, tmp_path):
     saved = ln.tasks.ClassificationHead(torch.zeros(3, 160), torch.zeros(3), ("entailment", "neutral", "contradiction"))
     saved.save(tmp_path / "head")

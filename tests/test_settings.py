@@ -17,6 +17,7 @@ OPTIONS = {
     settings.RunOptions: [settings.Run],
     settings.MeasuringOptions: [settings.Testing, settings.Run],
     settings.ControlledOptions: [settings.Controls, settings.Testing, settings.Run],
+    settings.PromptingOptions: [settings.Prompting],
     settings.RecordingOptions: [settings.Recording, settings.Run],
     settings.FinetuningOptions: [settings.Training, settings.Run],
     settings.ExperimentOptions: [

@@ -110,3 +110,21 @@ def save_tiny(folder: Path, architecture: str, seed: int = 0, tokenizer: bool = 
     if tokenizer:
         tiny_tokenizer().save_pretrained(folder)
     return Path(folder)
+
+
+TURN_END = "<|end|>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %} <|{{ message['role'] }}|> {{ message['content'] | trim }} <|end|>"
+    "{% endfor %}{% if add_generation_prompt %} <|assistant|> {% endif %}"
+)
+
+
+def chat_tokenizer(turn_end: int = VOCABULARY - 1) -> PreTrainedTokenizerFast:
+    """Build a tokenizer with a chat template: w97 to w99 are the roles, and one word is the end of a turn."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{index}" for index in range(4, VOCABULARY))]
+    words[97:100] = ["<|system|>", "<|user|>", "<|assistant|>"]
+    words[turn_end] = TURN_END
+    tokenizer = word_tokenizer(words)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*words[97:100], TURN_END]})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer

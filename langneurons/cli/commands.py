@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 import langneurons as ln
 from langneurons.cli import say
 from langneurons.errors import LangNeuronsError, LangNeuronsWarning
-from langneurons.settings import Run, Settings, literal_choices, plain_types, with_options
+from langneurons.settings import IN_WORDS, Run, Settings, literal_choices, plain_types, with_options
 from langneurons.study.tables import python_only
 from langneurons.study.wording import parsed
 
@@ -107,12 +107,13 @@ def options_of(groups: Mapping[str, Settings], required: Sequence[str] = ()) -> 
         texts = [type(group).model_fields[name].description for group in groups.values() if hasattr(group, name)]
         default = "" if name in required else _shown(values[0])
         kinds, spelled = plain_types(field.annotation), _spelled(name)
+        switch = bool in kinds and field.json_schema_extra != IN_WORDS
         option = typer.Option(
-            f"{spelled}/--no-{spelled[2:]}" if bool in kinds else spelled,
+            f"{spelled}/--no-{spelled[2:]}" if switch else spelled,
             help=" ".join(filter(None, [*dict.fromkeys(texts), f"[default: {default}]" if default else ""])),
-            metavar=_metavar(field.annotation, kinds),
+            metavar=None if switch else _metavar(field.annotation, kinds),
         )
-        kind: Any = bool if bool in kinds else list[str] if tuple in kinds else str
+        kind: Any = bool if switch else list[str] if tuple in kinds else str
         annotation = Annotated[kind if name in required else kind | None, option]
         missing = inspect.Parameter.empty if name in required else None
         options[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=missing, annotation=annotation)
@@ -159,9 +160,10 @@ def _shown(default: object) -> str:
     return "" if default is None or isinstance(default, bool) else str(default)
 
 
-def _metavar(annotation: object, kinds: set[type]) -> str | None:
-    names = {tuple: "A,B,...", bool: None, int: "INTEGER", float: "NUMBER", Path: "PATH"}
-    usual = "|".join(map(str, literal_choices(annotation))) or "TEXT"
+def _metavar(annotation: object, kinds: set[type]) -> str:
+    names = {tuple: "A,B,...", int: "INTEGER", float: "NUMBER", Path: "PATH"}
+    words = [*literal_choices(annotation), *(["true", "false"] if bool in kinds else [])]
+    usual = "|".join(map(str, words)) or "TEXT"
     return next((name for kind, name in names.items() if kind in kinds), usual)
 
 
@@ -174,7 +176,7 @@ def _value(text: object, annotation: object) -> object:
         return values[0] if int in kinds and len(values) == 1 and get_origin(annotation) is not tuple else values
     if not isinstance(text, str) or (text == "none" and NoneType not in kinds):
         return text
-    return parsed(text) if text == "none" or {int, float} & kinds else text
+    return parsed(text) if text == "none" or {bool, int, float} & kinds else text
 
 
 def modernised(arguments: Sequence[str]) -> list[str]:

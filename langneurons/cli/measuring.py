@@ -13,7 +13,19 @@ from langneurons.cli.commands import command
 from langneurons.cli.finding import HeldoutOptions, Model, NeuronFiles, PatchOptions, Texts, keep, listed, method_of
 from langneurons.corpora.languages import spelled
 from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskError, TrainingError
-from langneurons.settings import Adapter, Controls, Count, Experiment, Probing, Run, Seed, Settings, Testing, Training
+from langneurons.settings import (
+    Adapter,
+    Controls,
+    Count,
+    Experiment,
+    Probing,
+    Prompting,
+    Run,
+    Seed,
+    Settings,
+    Testing,
+    Training,
+)
 from langneurons.study.stages.sweep import Doses
 from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import language_patches, parsed, patch_maker
@@ -179,6 +191,7 @@ def evaluate(
     *,
     files: PatchOptions,
     asked_items: AskedOptions,
+    prompting: Prompting,
     controls: Controls = Controls(draws=0),
     testing: Testing,
     run: Run,
@@ -191,7 +204,7 @@ def evaluate(
         raise PatchError("--patch says what is written at neurons: give --neurons too.")
     if not task:
         raise TaskError("Nothing to score: give --task, such as --task xnli=FOLDER.")
-    about = asked_items.model_dump(exclude={"languages", "head"})
+    about = {**asked_items.model_dump(exclude={"languages", "head"}), "prompting": prompting}
     tasks = [ln.tasks.load_task(kind, source, asked_items.languages, **about) for kind, source in map(_named, task)]
     # What can be wrong with the small files is found before the model is loaded.
     stats, languages, patches = files.stats(), asked_items.languages, {}

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from langneurons import storage
 from langneurons.corpora.languages import distinct, spelled
 from langneurons.effects.estimation import difference
 from langneurons.errors import LanguageError, PatchError, TaskError, check_text, unknown
@@ -25,6 +26,7 @@ from langneurons.settings import (
     Controls,
     MatchingOptions,
     MeasuringOptions,
+    Prompting,
     Run,
     Testing,
     controls_of,
@@ -331,6 +333,9 @@ def task_jobs(
 ) -> dict[tuple, Job]:
     """Jobs that measure a task under conditions, whose names have the language in the second place."""
     about = task.fingerprint
+    prompting = getattr(task, "prompting", None)
+    if isinstance(prompting, Prompting) and prompting.chat:
+        about = storage.fingerprint(about, str(getattr(view(model).tokenizer, "chat_template", None)))
     return {
         name: Job(
             patches, f"{about} {name[1]}", partial(_measured_rows, task, model, name[1], batch_size), task.generates

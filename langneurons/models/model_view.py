@@ -252,8 +252,9 @@ class ModelView:
         stop: running.Stop | None = None,
         ends: Collection[int] = (),
         min_new_tokens: int = 0,
+        draw: running.Draw | None = None,
     ) -> list[list[int]]:
-        """Generate greedily, with a key-value cache where the probe at load found it right; hooks see every step.
+        """Generate, with a key-value cache where the probe at load found it right; hooks see every step.
 
         Args:
             tokens: Left-padded prompts; with the padding and the new tokens they must fit in the context.
@@ -262,6 +263,7 @@ class ModelView:
             stop: Whether a row ends with the ids it has generated so far.
             ends: Ids each of which ends a row.
             min_new_tokens: Tokens that a row generates before one of those may be chosen.
+            draw: Draws the next token of every row from its logits; by default the likeliest is taken.
 
         Returns:
             The ids that each row generated, up to and with what ended it.
@@ -271,7 +273,7 @@ class ModelView:
         """
         if self.runner.generation_fault:
             raise ModelError(f"{self.name!r} cannot generate with this backend: {self.runner.generation_fault}.")
-        rows = running.GeneratedRows(len(tokens), max_new_tokens, stop, ends, min_new_tokens)
+        rows = running.GeneratedRows(len(tokens), max_new_tokens, stop, ends, min_new_tokens, draw)
         self.runner.generate(self._placed(tokens), attention_mask.to(self.device), rows)
         return rows.ids
 

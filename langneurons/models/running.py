@@ -21,6 +21,7 @@ from langneurons.models.sites import Reader, attached
 Stop = Callable[[Sequence[int]], bool]
 ResidualOf = Callable[[torch.Tensor], torch.Tensor | None]
 Unembed = Callable[[torch.Tensor], torch.Tensor]
+Draw = Callable[[torch.Tensor], torch.Tensor]  # from logits, "row token", to a token of each row
 
 GENERATE = ("generate", "generate_stream")
 
@@ -38,6 +39,7 @@ class GeneratedRows:
         stop: Whether a row ends with the ids it has generated so far.
         ends: Ids each of which ends a row, and is kept.
         min_new_tokens: Tokens that a row generates before one of those may be chosen.
+        draw: Draws the next token of every row; by default the likeliest is taken.
     """
 
     def __init__(
@@ -47,12 +49,13 @@ class GeneratedRows:
         stop: Stop | None = None,
         ends: Collection[int] = (),
         min_new_tokens: int = 0,
+        draw: Draw | None = None,
     ) -> None:
         self.ids: list[list[int]] = [[] for _ in range(count)]
         self.ended = [False] * count
         self.steps = 0
         self.max_new_tokens = max_new_tokens
-        self._stop, self._ends, self._min_new_tokens = stop, tuple(ends), min_new_tokens
+        self._stop, self._ends, self._min_new_tokens, self._draw = stop, tuple(ends), min_new_tokens, draw
 
     @property
     def done(self) -> bool:
@@ -60,16 +63,16 @@ class GeneratedRows:
         return all(self.ended)
 
     def allowed(self, logits: Float[torch.Tensor, "row token"]) -> Float[torch.Tensor, "row token"]:
-        """The logits of the next token, without what ends a row where it is too early.
+        """The logits of the next token, without what ends a row where it is too early; only that of a drawn token.
 
         Raises:
             FloatingPointError: If the largest is not finite: nothing can be chosen by it.
         """
         if not bool(logits.amax(1).isfinite().all()):
             raise FloatingPointError
-        if not self._ends or self.steps >= self._min_new_tokens:
-            return logits
-        return logits.index_fill(1, torch.tensor(self._ends, device=logits.device), -torch.inf)
+        if self._ends and self.steps < self._min_new_tokens:
+            logits = logits.index_fill(1, torch.tensor(self._ends, device=logits.device), -torch.inf)
+        return logits if self._draw is None else _only(logits, self._draw(logits))
 
     def extend(self, tokens: Int[torch.Tensor, " row"]) -> None:
         """Give every row that has not ended its next token."""
@@ -101,7 +104,14 @@ class ForcedRows(GeneratedRows):
     def allowed(self, logits: Float[torch.Tensor, "row token"]) -> Float[torch.Tensor, "row token"]:
         """Leave nothing but the next token to choose."""
         self.logits.append(logits.clone())
-        return torch.full_like(logits, -torch.inf).scatter(1, self._tokens[:, self.steps, None].to(logits.device), 0.0)
+        return _only(logits, self._tokens[:, self.steps])
+
+
+def _only(
+    logits: Float[torch.Tensor, "row token"], tokens: Int[torch.Tensor, " row"]
+) -> Float[torch.Tensor, "row token"]:
+    """Logits that leave one token of each row to choose."""
+    return torch.full_like(logits, -torch.inf).scatter(1, tokens[:, None].to(logits.device), 0.0)
 
 
 class Following:

@@ -18,6 +18,7 @@ from langneurons.settings.checking import shown as shown
 from langneurons.settings.checking import whole_number as whole_number
 from langneurons.settings.groups import CONDITIONS as CONDITIONS
 from langneurons.settings.groups import EXECUTORS as EXECUTORS
+from langneurons.settings.groups import IN_WORDS as IN_WORDS
 from langneurons.settings.groups import PYTHON_ONLY as PYTHON_ONLY
 from langneurons.settings.groups import Adapter as Adapter
 from langneurons.settings.groups import Controls as Controls
@@ -25,6 +26,7 @@ from langneurons.settings.groups import Experiment as Experiment
 from langneurons.settings.groups import Match as Match
 from langneurons.settings.groups import Probing as Probing
 from langneurons.settings.groups import Profiling as Profiling
+from langneurons.settings.groups import Prompting as Prompting
 from langneurons.settings.groups import Recording as Recording
 from langneurons.settings.groups import Resampled as Resampled
 from langneurons.settings.groups import Run as Run
@@ -38,6 +40,7 @@ from langneurons.settings.options import MatchingOptions as MatchingOptions
 from langneurons.settings.options import MeasuringOptions as MeasuringOptions
 from langneurons.settings.options import ProbingOptions as ProbingOptions
 from langneurons.settings.options import ProfilingOptions as ProfilingOptions
+from langneurons.settings.options import PromptingOptions as PromptingOptions
 from langneurons.settings.options import RecordingOptions as RecordingOptions
 from langneurons.settings.options import RunOptions as RunOptions
 from langneurons.settings.options import TestingOptions as TestingOptions

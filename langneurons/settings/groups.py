@@ -2,11 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, JsonValue, StrictBool, field_validator
+from pydantic import Field, JsonValue, StrictBool, ValidationInfo, field_validator
 
-from langneurons.errors import EffectError, ExecutorError, LangNeuronsError, StatisticsError, TrainingError
+from langneurons.errors import (
+    EffectError,
+    ExecutorError,
+    LangNeuronsError,
+    StatisticsError,
+    TaskError,
+    TrainingError,
+)
 from langneurons.settings.checking import ContextLength, Count, Few, Seed, Settings
 
 Positive = Annotated[float, Field(gt=0)]
@@ -20,6 +27,7 @@ RESAMPLED_EFFECTS = 500_000_000  # at most, of a family: a few minutes
 CONDITIONS = ("none", "source", "target", "source+target", "random", "all")
 EXECUTORS = "None (this process), 'ray', a cluster's address such as 'ray://head:10001', or a ln.run.RayExecutor"
 PYTHON_ONLY: dict[str, JsonValue] = {"python_only": True}  # fields that only a Python object can fill
+IN_WORDS: dict[str, JsonValue] = {"in_words": True}  # true and false are two words of several, and no switch
 
 
 class Training(Settings):
@@ -319,6 +327,56 @@ class Probing(Settings):
         0.01, ge=0, lt=1, description="Share of the remaining variance below which an effect counts as none."
     )
     seed: Seed = Field(0, description="Seed for items, exchanges and probes.")
+
+
+class Prompting(Settings):
+    """How a model is asked, and how it chooses the tokens of its answer: by default plain text, answered greedily.
+
+    Base models often come with the chat template of their family. So ``chat="auto"`` takes a template only where the
+    token that ends its turns is one of the model's stop tokens, as it is in models that were trained to chat.
+
+    Example:
+        >>> ln.settings.Prompting(chat="auto", temperature=0.7).top_p
+        1.0
+    """
+
+    error: ClassVar[type[LangNeuronsError]] = TaskError
+
+    chat: StrictBool | Literal["auto"] = Field(
+        False,
+        description="Whether prompts go through the chat template of the model's tokenizer, false by default; auto: "
+        "where it has one whose turns end with a stop token of the model.",
+        json_schema_extra=IN_WORDS,
+    )
+    system: str | None = Field(None, description="System prompt of a chat; plain text has none.")
+    shots: int = Field(
+        0, ge=0, le=10**4, description="Solved examples in front of every item, the same for all items and languages."
+    )
+    temperature: float = Field(0.0, ge=0, description="Temperature of sampling; 0 takes the likeliest token.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Probability that the tokens to sample from hold together, likeliest first."
+    )
+    seed: Seed = Field(0, description="Seed for the choice of examples and for sampling.")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The options by which prompts or answers differ from those by default.
+
+        Example:
+            >>> ln.settings.Prompting(shots=2, seed=1).changes, ln.settings.Prompting(seed=1).changes
+            ({'shots': 2, 'seed': 1}, {})
+        """
+        idle = ({"top_p"} if not self.temperature else set()) | (
+            {"seed"} if not self.temperature + self.shots else set()
+        )
+        return {name: value for name, value in self if name not in idle and value != getattr(Prompting(), name)}
+
+    @field_validator("system")
+    @classmethod
+    def _has_a_chat(cls, system: str | None, about: object) -> str | None:
+        if system is not None and cast("ValidationInfo", about).data.get("chat") is False:
+            raise ValueError('left out unless chat is true or "auto"')
+        return system
 
 
 def controls_of(controls: int | Controls) -> Controls:

@@ -138,6 +138,17 @@ class ProbingOptions(RunOptions, MatchingOptions, total=False):
     seed: int
 
 
+class PromptingOptions(TypedDict, total=False):
+    """The fields of ``Prompting``, for functions that take them one by one."""
+
+    chat: bool | Literal["auto"]
+    system: str | None
+    shots: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
 def with_options(options: Mapping[str, Any], *settings: *Groups) -> tuple[*Groups]:
     """Fill in options that were given one by one; an option that several settings have, such as the seed, is for all.
 

@@ -1,8 +1,8 @@
-"""Completing prompts greedily, with whatever is attached to the model: for tasks, and to read side by side."""
+"""Completing prompts, with whatever is attached to the model: for tasks, and to read side by side."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Unpack, cast
 
 import pandas as pd
 import torch
@@ -12,10 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from langneurons.errors import FINITE_ADVICE, ModelError, TaskError
 from langneurons.models import ModelView, start_token, view
 from langneurons.models.finite import refusal
+from langneurons.models.running import Draw
 from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
-from langneurons.settings import whole_number
+from langneurons.settings import Prompting, PromptingOptions, whole_number, with_options
 from langneurons.tasks.batching import groups, scoring, tokenizer_of
+from langneurons.tasks.prompting import Prompts, check_no_shots
+from langneurons.tasks.sampling import Sampler, generators_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Completion:
     Args:
         ids: The generated token ids, including those that ended them.
         text: Their text, without the token that ended it and cut before the stop string.
-        stopped: Whether a token of ``ModelView.end_ids`` or a stop string ended it, not the limit.
+        stopped: Whether a stop token or a stop string ended it, not the limit.
     """
 
     ids: list[int]
@@ -67,8 +70,9 @@ def complete(
     batch_size: int = 8,
     progress: bool = False,
     min_new_tokens: int = 0,
+    prompting: Prompting = Prompting(),
 ) -> list[Completion]:
-    """Complete prompts greedily, with whatever is attached to the model at this moment.
+    """Complete prompts, with whatever is attached to the model at this moment.
 
     Only prompts of one length, rounded up to a multiple of 16, share a batch, so that a completion does not depend on
     its neighbours, unless two tokens are equally likely up to rounding.
@@ -80,7 +84,8 @@ def complete(
         stop: Strings before which a completion ends; they count only after its first visible character.
         batch_size: Prompts per forward pass.
         progress: Whether to show a progress bar on standard error.
-        min_new_tokens: Number of tokens before which the end-of-sequence token cannot come.
+        min_new_tokens: Number of tokens before which no stop token can come.
+        prompting: How tokens are chosen, by default greedily, and whether the end of a chat's turn stops a completion.
 
     Returns:
         Completions, in the order of the prompts.
@@ -102,12 +107,16 @@ def complete(
         raise TaskError(f"A prompt is token ids, not the text {text!r:.60}: prompt_ids(tokenizer, text) makes them.")
     _check(model_view, prompts, max_new_tokens, stop, batch_size)
     by_prompt: dict[int, Completion] = {}
+    ends = Prompts(model_view, prompting).ends
+    generators = generators_of(prompting.seed, prompts) if prompting.temperature else []
     bar = tqdm(total=len(prompts), unit="prompt", disable=not progress, smoothing=0.1)
     with bar, scoring(model):
         for length, rows in groups(prompts, batch_size, model_view.context_length - max_new_tokens):
-            batch = [prompts[row] for row in rows]
-            completed = _completed(model_view, batch, length, max_new_tokens, stop, min_new_tokens)
-            by_prompt |= zip(rows.tolist(), completed, strict=True)
+            batch, draw = [prompts[row] for row in rows], None
+            if prompting.temperature:
+                draw = Sampler(prompting.temperature, prompting.top_p, [generators[row] for row in rows])
+            limits = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "ends": ends}
+            by_prompt |= zip(rows.tolist(), _completed(model_view, batch, length, stop, draw, **limits), strict=True)
             bar.update(len(batch))
     return [by_prompt[index] for index in range(len(prompts))]
 
@@ -119,8 +128,13 @@ def completions(
     max_new_tokens: int = 30,
     stop: Sequence[str] = (),
     batch_size: int = 8,
+    *,
+    prompting: Prompting = Prompting(),
+    **options: Unpack[PromptingOptions],
 ) -> pd.DataFrame:
     """Complete prompts without and with patches, to read side by side.
+
+    Sampled completions use the same random numbers under every patch.
 
     Args:
         model: A model returned by ``load_model``.
@@ -129,12 +143,15 @@ def completions(
         max_new_tokens: Maximum number of tokens of a completion.
         stop: Strings before which a completion ends.
         batch_size: Prompts per forward pass.
+        prompting: Whether prompts are messages of a chat, and how tokens are chosen; by default plain text, greedily.
+        options: Single fields of ``prompting``, such as ``chat="auto"`` or ``temperature=0.7``.
 
     Returns:
         One row per prompt: prompt, unpatched, and a column per name.
 
     Raises:
-        TaskError: If a prompt leaves no room for the completion, or a patch is called "prompt" or "unpatched".
+        TaskError: If a prompt leaves no room for the completion, a patch is called "prompt" or "unpatched", or there is
+            no chat template.
         PatchError: If a patch does not fit the model.
         SiteMismatchError: If neurons or values belong to another model.
 
@@ -145,6 +162,8 @@ def completions(
         >>> table.columns.tolist()
         ['prompt', 'unpatched', 'hi']
     """
+    (prompting,) = with_options(options, prompting)
+    check_no_shots(prompting, "completions")
     model_view = view(model)
     conditions: dict[str, Sequence[Patch]] = {"unpatched": ()}
     for name, patch in patches.items():
@@ -153,12 +172,14 @@ def completions(
         conditions[name] = [patch] if isinstance(patch, Patch) else patch
     for patch in (patch for condition in conditions.values() for patch in condition):
         check_fits(patch, model_view)
-    tokenizer = tokenizer_of(model_view, TaskError)
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    tokenizer_of(model_view, TaskError)  # says if there is none
+    asking = Prompts(model_view, prompting)
+    ids = [asking.ids(prompt) for prompt in prompts]
     table: dict[str, list[str]] = {"prompt": list(prompts)}
     for name, condition in conditions.items():
         with intervene(model, *condition):
-            table[name] = [completion.text for completion in complete(model, ids, max_new_tokens, stop, batch_size)]
+            completed = complete(model, ids, max_new_tokens, stop, batch_size, prompting=prompting)
+            table[name] = [completion.text for completion in completed]
     return pd.DataFrame(table)
 
 
@@ -166,12 +187,15 @@ def _completed(
     model_view: ModelView,
     prompts: Sequence[Sequence[int]],
     length: int,
-    max_new_tokens: int,
     stop: Sequence[str],
+    draw: Draw | None,
+    *,
+    max_new_tokens: int,
     min_new_tokens: int,
+    ends: Sequence[int],
 ) -> Iterator[Completion]:
     tokenizer = tokenizer_of(model_view)
-    ends, eos = model_view.end_ids, cast(int | None, tokenizer.eos_token_id)
+    eos = cast(int | None, tokenizer.eos_token_id)
     padding = [length - len(prompt) for prompt in prompts]
     tokens = torch.tensor([[eos or 0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
     mask = (torch.arange(length) >= torch.tensor(padding)[:, None]).long()
@@ -180,7 +204,8 @@ def _completed(
         return _cut(_text(tokenizer, ids), stop)[1]
 
     try:
-        generated = model_view.generate(tokens, mask, max_new_tokens, stops if stop else None, ends, min_new_tokens)
+        stopping = stops if stop else None
+        generated = model_view.generate(tokens, mask, max_new_tokens, stopping, ends, min_new_tokens, draw)
     except FloatingPointError as error:
         later = f"{model_view.name!r} does not compute finite numbers for what it generates itself. {FINITE_ADVICE}"
         raise ModelError(refusal(model_view, tokens, mask) or later) from error

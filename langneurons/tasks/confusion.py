@@ -4,6 +4,7 @@ Marchisio et al. 2024 (arXiv 2406.20052). Answers are judged by ``langneurons.ta
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,11 +20,11 @@ from langneurons.babel.miniature import mini_xquad
 from langneurons.corpora.languages import distinct, label_of
 from langneurons.errors import TaskError, in_short
 from langneurons.models import view
-from langneurons.settings import whole_number
+from langneurons.settings import Prompting, whole_number
 from langneurons.storage.files import path_of
 from langneurons.tasks import reading
 from langneurons.tasks.batching import tokenizer_of
-from langneurons.tasks.completing import complete, prompt_ids
+from langneurons.tasks.completing import complete
 from langneurons.tasks.heads import Head
 from langneurons.tasks.passes import (
     Identify,
@@ -33,6 +34,7 @@ from langneurons.tasks.passes import (
     has_checked_words,
     language_passes,
 )
+from langneurons.tasks.prompting import Prompts, check_no_shots
 from langneurons.tasks.task import Task
 
 SCORING = "confusion/1"  # raised with every change of scoring, so that rows scored otherwise are not used again
@@ -52,9 +54,11 @@ class Confusion:
         identify: Function from a line to the code of its language, or to "unknown"; by default fastText's lid.176. It
             is known by its name when results in ``out=`` are used again.
         name: Name in tables.
+        prompting: Whether prompts are messages of a chat, and how the tokens of an answer are chosen.
 
     Raises:
-        TaskError: If prompts are malformed, or English words or a package are missing.
+        TaskError: If prompts are malformed, English words or a package are missing, or solved examples should be shown:
+            there are none.
         LanguageError: If a language cannot be identified, or not be divided into words.
 
     Example:
@@ -69,6 +73,7 @@ class Confusion:
     max_new_tokens: int = 100
     identify: Identify | None = None
     name: str = "confusion"
+    prompting: Prompting = Prompting()
 
     protocol = "generation"
     metrics = ("line_pass", "word_pass", "judged")
@@ -83,6 +88,7 @@ class Confusion:
         for language, table in self.items.items():
             _check_prompts(language, table)
         check_languages(self.items, self.words, self.identify)
+        check_no_shots(self.prompting, self.name)
 
     @classmethod
     def load(
@@ -95,6 +101,7 @@ class Confusion:
         words: str | Path | Collection[str] | None = None,
         max_new_tokens: int = 100,
         identify: Identify | None = None,
+        prompting: Prompting = Prompting(),
     ) -> "Confusion":
         """Load the prompts of several languages.
 
@@ -113,6 +120,8 @@ class Confusion:
                 folder or of the nearest folder above it that has one.
             max_new_tokens: Maximum number of tokens of an answer.
             identify: Function from a line to the code of its language, or to "unknown"; by default fastText's lid.176.
+            prompting: Whether prompts are messages of a chat, and how the tokens of an answer are chosen; by default
+                plain text, greedily.
 
         Returns:
             The task.
@@ -132,7 +141,7 @@ class Confusion:
         tables = reading.read_items(source, languages, split, readers, ["prompt"], _miniature, revision)
         items = {language: reading.part_of(_with_items(language, table), part) for language, table in tables.items()}
         words = english_words(_nearby_words(source) if words is None else words)
-        return cls(items, words, max_new_tokens, identify)
+        return cls(items, words, max_new_tokens, identify, prompting=prompting)
 
     def __repr__(self) -> str:
         prompts = _span(len(table) for table in self.items.values())
@@ -146,11 +155,11 @@ class Confusion:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the prompts, of the length of answers and of how they are judged."""
+        """A hash of the prompts, of how they are asked, of the length of answers and of how they are judged."""
         identify = self.identify or fasttext_language
         words = english_words(self.words) or () if any(map(has_checked_words, self.items)) else ()
         rule = f"{identify.__module__} {getattr(identify, '__qualname__', repr(identify))}"
-        parts = [str(self.max_new_tokens), rule, *sorted(words)]
+        parts = [str(self.max_new_tokens), rule, *sorted(words), *map(str, self.prompting.changes.items())]
         for language, table in sorted(self.items.items()):
             parts += [language, str(table[COLUMNS].to_json(orient="values", force_ascii=False))]
         return storage.fingerprint(SCORING, *parts)
@@ -191,8 +200,8 @@ class Confusion:
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Let a model answer the prompts of one language, with whatever is attached to it at this moment.
 
-        Answers are greedy. No prompt is left out: where prompt and answer exceed the model's context, the prompt loses
-        its end.
+        Answers are greedy, unless ``prompting`` has a temperature. No prompt is left out: where prompt and answer
+        exceed the model's context, the prompt loses its end.
 
         Args:
             model: A model returned by ``load_model``.
@@ -210,17 +219,18 @@ class Confusion:
             TaskError: If the model has no tokenizer, or its context no room for an answer.
         """
         language, model_view = label_of(language, self.items), view(model)
-        table, tokenizer = self.items[language], tokenizer_of(model_view, TaskError)
-        room = max(model_view.context_length - self.max_new_tokens, 1)
-        prompts = [prompt_ids(tokenizer, text) for text in table["prompt"]]
-        completions = complete(model, [ids[:room] for ids in prompts], self.max_new_tokens, (), batch_size)
+        tokenizer_of(model_view, TaskError)  # says if there is none
+        table, asking = self.items[language], Prompts(model_view, self.prompting)
+        room = model_view.context_length - self.max_new_tokens
+        prompts, cut = zip(*(_fitting(asking, text, room) for text in table["prompt"]), strict=True)
+        completions = complete(model, prompts, self.max_new_tokens, (), batch_size, prompting=self.prompting)
         predictions = [completion.text for completion in completions]
         passes = self._passes(predictions, language)
         return table[COLUMNS].assign(
             prediction=predictions,
             gold=language,
             **{metric: passes[metric] for metric in self.metrics},
-            cut=[len(ids) > room for ids in prompts],
+            cut=cut,
             generated=[completion.ids for completion in completions],
             stopped=[completion.stopped for completion in completions],
         )
@@ -244,6 +254,14 @@ class Confusion:
     def _passes(self, answers: list[str], language: str) -> pd.DataFrame:
         table = pd.DataFrame({"completion": answers, "language": language})
         return language_passes(table, self.words, self.identify)
+
+
+def _fitting(asking: Prompts, prompt: str, room: int) -> tuple[list[int], bool]:
+    """The tokens of as much of a prompt, from its beginning, as there is room for, and whether that is not all."""
+    if len(whole := asking.ids(prompt)) <= room:
+        return whole, False
+    letters = bisect_right(range(len(prompt)), room, key=lambda count: len(asking.ids(prompt[:count]))) - 1
+    return asking.ids(prompt[: max(letters, 0)]), True
 
 
 def _read_csv(path: Path, folder: Path) -> pd.DataFrame:

@@ -16,11 +16,12 @@ from langneurons.corpora import Corpus, load_corpus
 from langneurons.corpora.languages import distinct, label_of
 from langneurons.errors import TaskError
 from langneurons.models import view
-from langneurons.settings import whole_number
+from langneurons.settings import Prompting, whole_number
 from langneurons.tasks.answers import UNKNOWN, identify
-from langneurons.tasks.batching import front, token_ids, tokenizer_of
+from langneurons.tasks.batching import token_ids, tokenizer_of
 from langneurons.tasks.completing import complete
 from langneurons.tasks.heads import Head
+from langneurons.tasks.prompting import Prompts, check_no_shots
 from langneurons.tasks.task import Task
 
 SCORING = "generation/1"  # raised with every change of scoring, so that rows scored otherwise are not used again
@@ -42,6 +43,10 @@ class Generation:
         prompt_tokens: Tokens of a document that the model reads, at most half of them.
         max_new_tokens: Maximum number of tokens that it generates.
         min_new_tokens: Tokens that it generates before it may end the text; short texts cannot be identified.
+        prompting: Whether a beginning is the message of a chat, and how tokens are chosen.
+
+    Raises:
+        TaskError: If solved examples should be shown: there are none.
     """
 
     documents: Mapping[str, pd.DataFrame] = field(repr=False)
@@ -49,12 +54,16 @@ class Generation:
     prompt_tokens: int = 16
     max_new_tokens: int = 32
     min_new_tokens: int = 0
+    prompting: Prompting = Prompting()
 
     protocol = "generation"
     metrics = ("in_language",)
     generates = True
     reads_text: ClassVar[bool] = True
     objective = Task.objective  # no continuation is the right one, so there is nothing to train on
+
+    def __post_init__(self) -> None:
+        check_no_shots(self.prompting, "generation")
 
     @classmethod
     def load(
@@ -69,6 +78,7 @@ class Generation:
         max_new_tokens: int = 32,
         min_new_tokens: int = 0,
         seed: int = 0,
+        prompting: Prompting = Prompting(),
     ) -> "Generation":
         """Load text and choose the documents whose beginnings are prompts, see ``of``.
 
@@ -82,6 +92,7 @@ class Generation:
             max_new_tokens: Maximum number of tokens that the model generates.
             min_new_tokens: Tokens that the model generates before it may end the text.
             seed: Seed for the choice of documents.
+            prompting: Whether a beginning is the message of a chat, and how tokens are chosen.
 
         Raises:
             LangNeuronsError: If ``load_corpus`` or ``of`` refuses something.
@@ -91,7 +102,7 @@ class Generation:
             corpus = source if names is None else source.select(names)
         else:
             corpus = load_corpus(source, names, split=split)
-        return cls.of(corpus, prompt_tokens, max_new_tokens, beginnings, documents, seed, min_new_tokens)
+        return cls.of(corpus, prompt_tokens, max_new_tokens, beginnings, documents, seed, min_new_tokens, prompting)
 
     @classmethod
     def of(
@@ -103,6 +114,7 @@ class Generation:
         documents: int = 100,
         seed: int = 0,
         min_new_tokens: int = 0,
+        prompting: Prompting = Prompting(),
     ) -> "Generation":
         """Choose the documents whose beginnings are prompts.
 
@@ -114,6 +126,8 @@ class Generation:
             documents: Maximum number of documents per language; short ones (below 60 UTF-8 bytes) are left out.
             seed: Seed for the choice of documents.
             min_new_tokens: Tokens that the model generates before it may end the text, at most ``max_new_tokens``.
+            prompting: Whether a beginning is the message of a chat, and how tokens are chosen; by default plain text,
+                continued greedily.
 
         Returns:
             The task.
@@ -145,7 +159,7 @@ class Generation:
             source = label_of(source, corpus.languages, "source")
         identify([], corpus.languages)  # says now which language cannot be identified
         tables = {language: _documents(language, texts, documents, seed) for language, texts in corpus.items()}
-        return cls(tables, source, prompt_tokens, max_new_tokens, min_new_tokens)
+        return cls(tables, source, prompt_tokens, max_new_tokens, min_new_tokens, prompting)
 
     @property
     def name(self) -> str:
@@ -163,7 +177,7 @@ class Generation:
         parts = [str(self.source), f"{self.prompt_tokens} {self.min_new_tokens} {self.max_new_tokens}"]
         for language, table in self.documents.items():
             parts += [language, *table["item"].astype(str), *table["text"]]
-        return storage.fingerprint(SCORING, *parts)
+        return storage.fingerprint(SCORING, *parts, *map(str, self.prompting.changes.items()))
 
     def with_head(self, head: Head) -> "Generation":
         """The task itself: continuations are generated."""
@@ -214,16 +228,18 @@ class Generation:
         language = label_of(language, self.documents)
         table = self.documents[self.source or language]
         model_view = view(model)
-        tokenizer = tokenizer_of(model_view)
+        tokenizer, asking = tokenizer_of(model_view), Prompts(model_view, self.prompting)
         prompts = [_prompt(tokenizer, ids, self.prompt_tokens) for ids in token_ids(model_view, list(table["text"]))]
-        inputs = [front(model_view) + ids for ids in prompts]
-        completions = complete(model, inputs, self.max_new_tokens, (), batch_size, min_new_tokens=self.min_new_tokens)
+        beginnings = [_decoded(tokenizer, ids) for ids in prompts]
+        inputs = [asking.ids(text) for text in beginnings] if asking.chat else [asking.front + ids for ids in prompts]
+        options = {"min_new_tokens": self.min_new_tokens, "prompting": self.prompting}
+        completions = complete(model, inputs, self.max_new_tokens, (), batch_size, **options)
         identified = identify([completion.text for completion in completions], self.languages)
         return pd.DataFrame(
             {
                 "item": table["item"],
                 "cluster": table["cluster"],
-                "prompt": [_decoded(tokenizer, ids) for ids in prompts],
+                "prompt": beginnings,
                 "prediction": [completion.text for completion in completions],
                 "gold": language,
                 "identified": identified,

@@ -9,6 +9,7 @@ import pandas as pd
 
 from langneurons.corpora import Corpus
 from langneurons.errors import TaskError, unknown
+from langneurons.settings import Prompting
 from langneurons.tasks.confusion import Confusion
 from langneurons.tasks.generation import Generation
 from langneurons.tasks.harness import Harness
@@ -48,7 +49,7 @@ def load_task(
         options: Options of any kind's ``load``; those that this kind does not have are left out.
 
     Raises:
-        TaskError: If there is no such kind, or no kind has an option.
+        TaskError: If there is no such kind, no kind has an option, or this kind has no splits or no prompting.
         LangNeuronsError: If the kind's ``load`` refuses something.
 
     Example:
@@ -63,6 +64,10 @@ def load_task(
             raise TaskError(unknown("option", option, sorted(set().union(*possible.values()))))
     if split is not None and "split" not in possible[kind]:
         raise TaskError(f"A task of kind {kind!r} has no splits: leave out split={split!r}.")
+    prompting = options.get("prompting")
+    if isinstance(prompting, Prompting) and prompting.changes and "prompting" not in possible[kind]:
+        changes = ", ".join(prompting.changes)
+        raise TaskError(f"A task of kind {kind!r} is not asked by these options: leave out {changes}.")
     options = {"seed": seed, **({} if items is None else {"documents": items}), **options}
     options = {name: value for name, value in options.items() if name in possible[kind]}
     task = KINDS[kind].load(source, languages, **({} if split is None else {"split": split}), **options)

@@ -17,8 +17,10 @@ from langneurons import storage
 from langneurons.errors import TaskError, in_short, unknown
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
-from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids
+from langneurons.settings import Prompting
+from langneurons.tasks.batching import Tokens, batches, scoring
 from langneurons.tasks.heads import Pair
+from langneurons.tasks.prompting import Prompts
 
 LABELS = ("entailment", "neutral", "contradiction")
 NEEDED, POSSIBLE = ("premise", "hypothesis", "label"), ("premise", "hypothesis", "label", "options")
@@ -86,9 +88,31 @@ class Template:
         Returns:
             One text per label, in the order of ``LABELS``.
         """
+        question, answers = self.parts(premise, hypothesis, order)
+        return tuple(question + answer for answer in answers)
+
+    def parts(self, premise: str, hypothesis: str, order: Sequence[str] = LABELS) -> tuple[str, tuple[str, ...]]:
+        """Fill in everything, in two parts.
+
+        Args:
+            premise: Text of the premise.
+            hypothesis: Text of the hypothesis.
+            order: The labels in the order in which the options are shown.
+
+        Returns:
+            What stands before the first label, and what follows from there on for each label of ``LABELS``.
+        """
+        pieces = [(literal, field) for literal, field, *_ in Formatter().parse(self.text)]
+        place = [field for _, field in pieces].index("label")
         options = " / ".join(self.words[label] for label in order)
-        texts = {"premise": premise, "hypothesis": hypothesis, "options": options}
-        return tuple(self.text.format(label=self.words[label], **texts) for label in LABELS)
+        texts = {"premise": premise, "hypothesis": hypothesis, "options": options, "": ""}
+
+        def joined(part: Sequence[tuple[str, str | None]], word: str) -> str:
+            return "".join(literal + {**texts, "label": word}[field or ""] for literal, field in part)
+
+        words = [self.words[label] for label in LABELS]
+        answers = tuple(word + joined(pieces[place + 1 :], word) for word in words)
+        return joined(pieces[:place], "") + pieces[place][0], answers
 
 
 Templates = Mapping[str, Sequence[Template]]
@@ -140,6 +164,7 @@ def placeholders(text: str) -> list[str]:
 CALIBRATIONS = ("content-free", "batch", None)
 CONTENT_FREE = ("N/A", "[MASK]", "")
 Order = Sequence[str]
+Example = tuple[Pair, Order, str]  # its texts, the order in which its options are shown, and its label
 Alternatives = tuple[Tokens, ...]
 Continuation = tuple[Tokens, int]  # the tokens of a text, and how many of them are given
 
@@ -151,6 +176,8 @@ def label_scores(
     templates: Sequence[Template],
     calibration: str | None = "content-free",
     batch_size: int = 8,
+    prompting: Prompting = Prompting(),
+    examples: Sequence[Example] = (),
 ) -> tuple[Float[np.ndarray, "item label"], Bool[np.ndarray, " item"]]:
     """Score the labels of pairs of texts by the likelihood of the words for them.
 
@@ -161,6 +188,9 @@ def label_scores(
     average probabilities; averaging their logarithms removes a constant preference for a word exactly. Scores are
     averaged over the templates.
 
+    Examples are filled in with the words of their labels and stand before every pair, content-free ones too. In a chat,
+    what precedes the label is the user's message, and the label begins the model's answer.
+
     Args:
         model: A model returned by ``load_model``; whatever is attached to it at this moment counts, for the prior too.
         pairs: (premise, hypothesis) each.
@@ -168,6 +198,8 @@ def label_scores(
         templates: Templates to average over, at least one.
         calibration: "content-free", "batch" or None.
         batch_size: Texts per forward pass.
+        prompting: Whether a template is filled in as plain text or as a chat.
+        examples: Solved pairs to show in front.
 
     Returns:
         Log-probabilities of ``LABELS``, and which pairs lost the end of their premise to fit the model's context.
@@ -187,12 +219,12 @@ def label_scores(
     model_view = view(model)
     scores, cuts = [], []
     for template in templates:
-        filled = [template.filled(*pair, order) for pair, order in zip(pairs, orders, strict=True)]
-        items = _tokens(model_view, filled)
+        prompts = Prompts(model_view, prompting, [_solved(template, *example) for example in examples])
+        items = _tokens(prompts, template, pairs, orders)
         cut = np.array([_positions(alternatives) > model_view.context_length for alternatives in items], bool)
         for item in np.flatnonzero(cut).tolist():
-            items[item] = _cut(model_view, template, pairs[item], orders[item])
-        scores.append(_calibrated(model, template, items, orders, calibration, batch_size))
+            items[item] = _cut(model_view, prompts, template, pairs[item], orders[item])
+        scores.append(_calibrated(model, prompts, template, items, orders, calibration, batch_size))
         cuts.append(cut)
     return log_softmax(np.mean(scores, 0), axis=1), np.any(cuts, 0)
 
@@ -299,12 +331,12 @@ def _longest_extensions(sequences: Iterable[Tokens]) -> dict[Tokens, Tokens]:
     return extensions
 
 
-def _cut(model_view: ModelView, template: Template, pair: Pair, order: Order) -> Alternatives:
+def _cut(model_view: ModelView, prompts: Prompts, template: Template, pair: Pair, order: Order) -> Alternatives:
     """Fill in and tokenise a template with as much of the premise as fits the model's context."""
     premise, hypothesis = pair
 
     def tokens(characters: int) -> Alternatives:
-        return _tokens(model_view, [template.filled(premise[:characters], hypothesis, order)])[0]
+        return _tokens(prompts, template, [(premise[:characters], hypothesis)], [order])[0]
 
     lengths, context_length = range(len(premise) + 1), model_view.context_length
     characters = bisect_right(lengths, context_length, key=lambda length: _positions(tokens(length))) - 1
@@ -320,14 +352,24 @@ def _positions(alternatives: Alternatives) -> int:
     return max(len(tokens) for tokens in alternatives) - 1
 
 
-def _tokens(model_view: ModelView, filled: Sequence[Sequence[str]]) -> list[Alternatives]:
-    start, texts = front(model_view), [text for texts in filled for text in texts]
-    flat = [(*start, *ids) for ids in token_ids(model_view, texts)]
+def _solved(template: Template, pair: Pair, order: Order, label: str) -> tuple[str, str]:
+    question, answers = template.parts(*pair, order)
+    return question, answers[LABELS.index(label)]
+
+
+def _tokens(prompts: Prompts, template: Template, pairs: Sequence[Pair], orders: Sequence[Order]) -> list[Alternatives]:
+    texts = []
+    for pair, order in zip(pairs, orders, strict=True):
+        question, answers = template.parts(*pair, order)
+        before = prompts.text(question)
+        texts += [before + answer for answer in answers]
+    flat = [tuple(ids) for ids in prompts.tokens(texts)]
     return [tuple(flat[index : index + len(LABELS)]) for index in range(0, len(flat), len(LABELS))]
 
 
 def _calibrated(
     model: torch.nn.Module,
+    prompts: Prompts,
     template: Template,
     items: list[Alternatives],
     orders: Sequence[Order],
@@ -337,8 +379,9 @@ def _calibrated(
     """Score one template, less the prior of its words."""
     shown = [tuple(order) if template.shows_options else LABELS for order in orders]
     distinct = list(dict.fromkeys(shown)) if calibration == "content-free" else []
-    empty = [template.filled(text, text, order) for order in distinct for text in CONTENT_FREE]
-    scores = alternative_scores(model, items + _tokens(view(model), empty), batch_size)
+    empty = [((text, text), order) for order in distinct for text in CONTENT_FREE]
+    priors = _tokens(prompts, template, [pair for pair, _ in empty], [order for _, order in empty])
+    scores = alternative_scores(model, items + priors, batch_size)
     scores, priors = np.split(log_softmax(scores, axis=1), [len(items)])
     if calibration is None:
         return scores

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from langneurons.babel.miniature import mini_xquad
 from langneurons.corpora.languages import canonical, spelled
 from langneurons.errors import LanguageError, TaskError, in_short, unknown
 from langneurons.storage.files import path_of
-from langneurons.tasks.reading import check_table, files_of, read_items, text_of
+from langneurons.tasks.reading import check_table, files_of, in_turn, read_items, text_of
 
 _HUB_COLUMNS = ["id", "context", "question", "answers"]
+Tables = dict[str, pd.DataFrame]
 COLUMNS = ["item", "cluster", "context", "question", "answers"]
 _XQUAD_PARAGRAPHS, _ARTICLE_PARAGRAPHS = 240, 5  # of all of XQuAD, and of each article, which stand in a row
 _MLQA = re.compile(r"context-([a-z]+(?:[_-][a-z]+)?)-question-([a-z]+(?:[_-][a-z]+)?)\.", re.IGNORECASE)
@@ -119,6 +121,48 @@ def other_answers(table: pd.DataFrame) -> list[list[str]]:
     return [
         [*gold[context][:at], *gold[context][at + 1 :]] for context, at in zip(table["context"], place, strict=True)
     ]
+
+
+def only(items: Mapping[str, pd.DataFrame], names: Iterable[str]) -> Tables:
+    """Some of the questions, by name, in the languages that have them, in their old order."""
+    wanted = set(names)
+    return {
+        language: table.loc[[item in wanted for item in table["item"]]].reset_index(drop=True)
+        for language, table in items.items()
+    }
+
+
+def apart(items: Mapping[str, pd.DataFrame], shots: int, seed: int) -> tuple[Tables, Tables]:
+    """Draw solved examples, the same in every language, one per paragraph, and leave their paragraphs out of the items.
+
+    Args:
+        items: Language -> its questions.
+        shots: Number of examples.
+        seed: Seed of the draw.
+
+    Returns:
+        The questions that are left, and the examples.
+
+    Raises:
+        TaskError: If no paragraph would be left to score.
+    """
+    first = next(iter(items.values()))
+    common = set.intersection(*(set(table["item"]) for table in items.values()))
+    first = first.loc[[item in common for item in first["item"]]]
+    shuffled = first.iloc[np.random.default_rng(seed).permutation(len(first))].drop_duplicates("context")
+    if len(shuffled) <= shots:
+        raise TaskError(
+            f"There are {len(shuffled)} paragraphs, of which at least one must be left to score: shots must be below "
+            f"that, given {shots}."
+        )
+    names = list(first["item"].loc[in_turn(shuffled, "cluster", shots)])
+    examples = {language: table.set_index("item").loc[names].reset_index() for language, table in items.items()}
+    # Translations may join paragraphs: what is left out in one language is left out in all, so that they stay parallel.
+    about: set[str] = set()
+    for language, table in items.items():
+        paragraphs = set(examples[language]["context"])
+        about |= {item for item, text in zip(table["item"], table["context"], strict=True) if text in paragraphs}
+    return only(items, {item for table in items.values() for item in table["item"]} - about), examples
 
 
 # ---- reading ----

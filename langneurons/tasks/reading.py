@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet
 from datasets import ClassLabel, Features
@@ -285,3 +286,23 @@ def check_table(language: str, table: pd.DataFrame, columns: Sequence[str], wher
             raise TaskError(f"The items of {language!r}{where} lack a column. {unknown('column', column, table)}")
     if table.empty:
         raise TaskError(f"{language!r} has no item{where}.")
+
+
+def in_turn(table: pd.DataFrame, column: str, count: int) -> list[int]:
+    """Index of a table's first rows, taken round-robin over the values of a column."""
+    turn = table.groupby(column).cumcount().to_numpy()  # a value's first, second, ...
+    return table.index[np.argsort(turn, kind="stable")[:count]].tolist()
+
+
+def check_shots(shots: int, items: Mapping[str, pd.DataFrame], examples: Mapping[str, pd.DataFrame]) -> None:
+    """Check that every language has as many solved examples as are to be shown.
+
+    Raises:
+        TaskError: If not.
+    """
+    for language in items if shots else ():
+        if (count := len(examples.get(language, ()))) != shots:
+            raise TaskError(
+                f"There are {count} solved examples in {language!r} for shots={shots}: load the task with "
+                "prompting=, or give examples=."
+            )

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -21,12 +21,20 @@ from langneurons import storage
 from langneurons.corpora.languages import distinct, for_languages, label_of
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
-from langneurons.settings import Training, whole_number
+from langneurons.settings import Prompting, Training, whole_number
 from langneurons.tasks.heads import Head, items_of, pairs_of
-from langneurons.tasks.likelihood import CALIBRATIONS, LABELS, Templates, label_scores, order_of, read_templates
+from langneurons.tasks.likelihood import (
+    CALIBRATIONS,
+    LABELS,
+    Example,
+    Templates,
+    label_scores,
+    order_of,
+    read_templates,
+)
 from langneurons.tasks.objectives import Classifying
 from langneurons.tasks.pairs import COLUMNS, read_pairs
-from langneurons.tasks.reading import BABEL, part_of, sliced, table_of
+from langneurons.tasks.reading import BABEL, SPLITS, check_shots, in_turn, part_of, sliced, table_of
 
 SCORING = "xnli/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 
@@ -47,9 +55,12 @@ class XNLI:
         head: Head that answers instead of the likelihood.
         seed: Seed for the order in which templates show the options.
         name: Name in tables.
+        prompting: Whether templates are filled in as plain text or as a chat, and how many examples precede each item.
+        examples: Language -> table of those examples, with the columns of ``items``.
 
     Raises:
-        TaskError: If there is no item, calibration is unknown, a language lacks templates, or the head's labels differ.
+        TaskError: If there is no item, calibration is unknown, a language lacks templates or examples, the head's
+            labels differ, or tokens should be sampled.
     """
 
     items: Mapping[str, pd.DataFrame]
@@ -58,6 +69,8 @@ class XNLI:
     head: Head | None = None
     seed: int = 0
     name: str = "xnli"
+    prompting: Prompting = Prompting()
+    examples: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     metrics = ("accuracy",)
     generates = False
@@ -76,6 +89,12 @@ class XNLI:
             raise TaskError(
                 f"The labels of XNLI are {', '.join(LABELS)}; the head's are {', '.join(self.head.labels)}."
             )
+        if self.prompting.temperature:
+            raise TaskError(
+                f"XNLI reads the likelihood of labels and samples nothing: temperature must be 0, given "
+                f"{self.prompting.temperature:g}."
+            )
+        check_shots(self.prompting.shots, self.items, self.examples)
         lacking = [language for language in self.items if not self.templates.get(language)]
         if self.head is None and lacking:
             raise TaskError(
@@ -95,6 +114,7 @@ class XNLI:
         calibration: str | None = "content-free",
         head: Head | None = None,
         seed: int = 0,
+        prompting: Prompting = Prompting(),
     ) -> "XNLI":
         """Load items and check that they are parallel.
 
@@ -112,6 +132,9 @@ class XNLI:
             calibration: Calibration of the likelihoods: "content-free", "batch" or None.
             head: Head that answers instead of the likelihood; ``with_head`` gives one later.
             seed: Seed for the order in which templates show the options.
+            prompting: Whether templates are filled in as plain text or as a chat, and how many solved examples precede
+                each item. They come from the validation split (from the training split if that one is scored), each
+                with another premise, none of which is scored, and with labels as balanced as can be.
 
         Returns:
             The task. An item is a pairID of the official files, else a row's number; a cluster is a promptID, else a
@@ -132,10 +155,20 @@ class XNLI:
             ['item', 'cluster', 'prediction', 'gold', 'accuracy']
         """
         split, part = sliced(split)
-        checked = read_pairs(source, languages, split, revision)
-        items = {language: part_of(table, part) for language, table in checked.items()}
+        pairs = read_pairs(source, languages, split, revision)
+        items = {language: part_of(table, part) for language, table in pairs.items()}
+        examples = {}
+        if prompting.shots:
+            if isinstance(source, Mapping):
+                raise TaskError(
+                    "Tables have no other split to take solved examples from: shots must be 0, or give the "
+                    "source as a folder or a hub id."
+                )
+            other = "train" if SPLITS[split] == "validation" else "validation"
+            examples = _examples(items, read_pairs(source, list(items), other, revision), prompting)
         name = "mini_xnli" if isinstance(source, str) and source == BABEL else "xnli"
-        return cls(items, for_languages(read_templates(templates), items), calibration, head, seed, name)
+        texts = for_languages(read_templates(templates), items)
+        return cls(items, texts, calibration, head, seed, name, prompting, examples)
 
     def __repr__(self) -> str:
         by = f"likelihood, {self.calibration or 'no'} calibration" if self.head is None else f"head {self.head!r}"
@@ -158,14 +191,16 @@ class XNLI:
         """A hash of the items and of everything that decides how they are scored, but not of the model."""
         parts = [SCORING, self.protocol]
         for language, table in self.items.items():
-            parts += [language, *(str(value) for column in table for value in (column, *table[column]))]
+            parts += [language, *_values(table)]
         if self.head is not None:
             return storage.fingerprint(*parts, self.head.fingerprint)
         templates = [
             repr([(template.text, sorted(template.words.items())) for template in self.templates[language]])
             for language in self.items
         ]
-        return storage.fingerprint(*parts, *templates, str(self.calibration), str(self.seed))
+        shown = [self.examples[language] for language in self.items] if self.prompting.shots else []
+        asking = [*map(str, self.prompting.changes.items()), *(value for table in shown for value in _values(table))]
+        return storage.fingerprint(*parts, *templates, str(self.calibration), str(self.seed), *asking)
 
     def objective(
         self,
@@ -235,8 +270,9 @@ class XNLI:
         pairs = pairs_of(table)
         if self.head is None:
             orders = [order_of(self.seed, item) for item in table["item"]]
+            options = {"prompting": self.prompting, "examples": self._examples(language)}
             templates = self.templates[language]
-            scores, cut = label_scores(model, pairs, orders, templates, self.calibration, batch_size)
+            scores, cut = label_scores(model, pairs, orders, templates, self.calibration, batch_size, **options)
         else:
             logits = self.head.logits(model, pairs, batch_size).double().cpu().numpy()
             columns = [self.head.labels.index(label) for label in LABELS]
@@ -261,6 +297,33 @@ class XNLI:
             LanguageError: If it has no items in the language.
         """
         return label_references(table_of(self.items, language), LABELS)
+
+    def _examples(self, language: str) -> list[Example]:
+        if not self.prompting.shots:
+            return []
+        table = self.examples[language]
+        orders = [order_of(self.seed, item) for item in table["item"]]
+        return list(zip(pairs_of(table), orders, table["label"], strict=True))
+
+
+def _examples(
+    items: Mapping[str, pd.DataFrame], others: Mapping[str, pd.DataFrame], prompting: Prompting
+) -> dict[str, pd.DataFrame]:
+    """Draw the same items of another split in every language, with premises of their own and balanced labels."""
+    apart = [~table["premise"].isin(list(items[language]["premise"])) for language, table in others.items()]
+    free = next(iter(others.values()))[np.logical_and.reduce(apart)]
+    shuffled = free.iloc[np.random.default_rng(prompting.seed).permutation(len(free))].drop_duplicates("cluster")
+    if len(shuffled) < prompting.shots:
+        raise TaskError(
+            f"There are {len(shuffled)} premises to show that are not scored: shots must be at most that, given "
+            f"{prompting.shots}."
+        )
+    rows = in_turn(shuffled, "label", prompting.shots)
+    return {language: table.loc[rows].reset_index(drop=True) for language, table in others.items()}
+
+
+def _values(table: pd.DataFrame) -> list[str]:
+    return [str(value) for column in table for value in (column, *table[column])]
 
 
 FOLDS = 5

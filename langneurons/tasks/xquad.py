@@ -18,22 +18,25 @@ from langneurons import storage
 from langneurons.corpora.languages import distinct, for_languages, label_of
 from langneurons.errors import TaskError, TrainingError, in_short, unknown
 from langneurons.models import ModelView, view
-from langneurons.settings import Training, whole_number
+from langneurons.settings import Prompting, Training, whole_number
 from langneurons.tasks.answers import check_metric, exact_match, f1
 from langneurons.tasks.batching import tokenizer_of
-from langneurons.tasks.completing import complete, continuation_ids, end_ids, prompt_ids
+from langneurons.tasks.completing import complete, continuation_ids, end_ids
 from langneurons.tasks.heads import Head
 from langneurons.tasks.likelihood import placeholders
 from langneurons.tasks.objectives import Answering, Example
+from langneurons.tasks.prompting import Prompts, Solved, turn_end
 from langneurons.tasks.questions import (
     COLUMNS,
+    apart,
     check_questions,
     is_mlqa,
+    only,
     other_answers,
     questions_of,
     read_questions,
 )
-from langneurons.tasks.reading import BABEL, part_of, sliced, table_of
+from langneurons.tasks.reading import BABEL, check_shots, part_of, sliced, table_of
 
 SCORING = "xquad/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 PLACEHOLDERS = ("context", "question")
@@ -76,9 +79,13 @@ class XQuAD:
         metric: How answers are normalised before they are compared: "mlqa", by the rules of their language, or "squad",
             by those of SQuAD 1.1, whatever the language.
         parallel: Whether every language must have the same questions.
+        prompting: Whether prompts are plain text or a chat, how many solved examples precede each question, and how the
+            tokens of an answer are chosen.
+        examples: Language -> table of those examples, with the columns of ``items``.
 
     Raises:
-        TaskError: If the items are malformed or differ between languages, or a prompt is missing or malformed.
+        TaskError: If the items are malformed or differ between languages, a prompt is missing or malformed, or there
+            are not as many examples as should be shown.
 
     Example:
         >>> question = {"item": "q1", "cluster": "Nile", "context": "The Nile is 6,650 km long.",
@@ -97,6 +104,8 @@ class XQuAD:
     name: str = "xquad"
     metric: str = "mlqa"
     parallel: bool = True
+    prompting: Prompting = Prompting()
+    examples: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     protocol = "generation"
     metrics = ("f1", "exact_match")
@@ -110,6 +119,7 @@ class XQuAD:
             raise TaskError(f"max_new_tokens is at least 1, given {self.max_new_tokens}.")
         for language in self.items:
             _check_prompt(language, self.prompts)
+        check_shots(self.prompting.shots, self.items, self.examples)
 
     @classmethod
     def load(
@@ -124,6 +134,7 @@ class XQuAD:
         metric: str = "mlqa",
         question_language: str | None = None,
         parallel: bool | None = None,
+        prompting: Prompting = Prompting(),
     ) -> "XQuAD":
         """Load the questions of several languages.
 
@@ -145,6 +156,9 @@ class XQuAD:
                 the language by which everything goes, as answers are in it.
             parallel: Whether every language must have the same questions; by default True, but for MLQA's files, where
                 not every question is in every language.
+            prompting: Whether prompts are plain text or a chat, how many solved examples precede each question, and how
+                the tokens of an answer are chosen. Examples are about paragraphs of different articles where there are
+                enough; no question about those paragraphs is scored.
 
         Returns:
             The task.
@@ -159,10 +173,12 @@ class XQuAD:
         split, part = sliced(split)
         of_mlqa = source != BABEL and is_mlqa(source)
         items = read_questions(source, languages, split, revision, question_language)
-        items = _only(items, part_of(questions_of(items), part)["item"])
+        items = only(items, part_of(questions_of(items), part)["item"])
+        items, examples = apart(items, prompting.shots, prompting.seed) if prompting.shots else (items, {})
         name = "mini_xquad" if source == BABEL else "mlqa" if of_mlqa else "xquad"
         parallel = not of_mlqa if parallel is None else parallel
-        return cls(items, for_languages(templates, items), max_new_tokens, name, metric, parallel)
+        templates = for_languages(templates, items)
+        return cls(items, templates, max_new_tokens, name, metric, parallel, prompting, examples)
 
     def __repr__(self) -> str:
         clusters = questions_of(self.items)["cluster"].nunique()
@@ -179,18 +195,18 @@ class XQuAD:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the items, the prompts of its languages, the length of answers and the metric."""
+        """A hash of the items and of everything that decides how they are asked and scored, but not of the model."""
         texts = [
             text
             for language, table in sorted(self.items.items())
-            for text in (
-                language,
-                self.prompts[language],
-                str(table[COLUMNS].to_json(orient="values", force_ascii=False)),
-            )
+            for text in (language, self.prompts[language], _as_json(table))
         ]
+        examples = (
+            [_as_json(self.examples[language]) for language in sorted(self.items)] if self.prompting.shots else []
+        )
+        asking = map(str, self.prompting.changes.items())
         scoring = SCORING if self.metric == "mlqa" else f"{SCORING} {self.metric}"
-        return storage.fingerprint(scoring, str(self.max_new_tokens), *texts)
+        return storage.fingerprint(scoring, str(self.max_new_tokens), *texts, *asking, *examples)
 
     def objective(
         self,
@@ -233,7 +249,7 @@ class XQuAD:
         turn = questions.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
         chosen = list(questions["item"].iloc[order[np.argsort(turn, kind="stable")[:count]]])
         items = {language: table.assign(others=other_answers(table)) for language, table in self.items.items()}
-        items = _only(items, chosen)
+        items = only(items, chosen)
         for language, table in items.items():
             if table.empty:
                 raise TaskError(
@@ -252,8 +268,9 @@ class XQuAD:
     def measure(self, model: torch.nn.Module, language: str, batch_size: int = 8) -> pd.DataFrame:
         """Let a model answer the questions of one language, with whatever is attached to it at this moment.
 
-        Answers are greedy and end at a newline, the end-of-sequence token or ``max_new_tokens``. No question is left
-        out: where the prompt and an answer exceed the model's context, the end of the paragraph is cut.
+        Answers are greedy, unless ``prompting`` has a temperature, and end at a newline, a stop token or after
+        ``max_new_tokens``. No question is left out: where the prompt and an answer exceed the model's context, the end
+        of the paragraph is cut.
 
         Args:
             model: A model returned by ``load_model``.
@@ -273,7 +290,7 @@ class XQuAD:
         table = self.items[language]
         questions = zip(table["item"], table["context"], table["question"], strict=True)
         prompts, cut = zip(*(self.prompt(model_view, language, *question) for question in questions), strict=True)
-        completions = complete(model, prompts, self.max_new_tokens, batch_size=batch_size)
+        completions = complete(model, prompts, self.max_new_tokens, batch_size=batch_size, prompting=self.prompting)
         predictions, answers = [completion.text.strip() for completion in completions], list(table["answers"])
         pairs = list(zip(predictions, answers, strict=True))
         return pd.DataFrame(
@@ -330,10 +347,11 @@ class XQuAD:
         Raises:
             TaskError: If the model has no tokenizer, or there is no room for the question.
         """
-        tokenizer = tokenizer_of(model_view, TaskError)
+        tokenizer_of(model_view, TaskError)  # says if there is none
+        prompts = Prompts(model_view, self.prompting, self._solved(language))
 
         def prompt_with(letters: int) -> list[int]:
-            return prompt_ids(tokenizer, self.prompts[language].format(context=context[:letters], question=question))
+            return prompts.ids(self.prompts[language].format(context=context[:letters], question=question))
 
         room = model_view.context_length - self.max_new_tokens
         if len(whole := prompt_with(len(context))) <= room:
@@ -349,22 +367,32 @@ class XQuAD:
 
     def _examples(self, model_view: ModelView, language: str) -> Iterator[Example]:
         """Every question's prompt, as it is evaluated, and the tokens of its first right answer and its end."""
-        table, tail = table_of(self.items, language), self.prompts[language].rpartition("}")[2]
+        table, tail, space = table_of(self.items, language), self.prompts[language].rpartition("}")[2], " "
+        prompts, tokenizer = Prompts(model_view, self.prompting), tokenizer_of(model_view)
+        ends = end_ids(tokenizer)
+        if prompts.chat:
+            tail, space, turn = prompts.text(""), "", turn_end(model_view)
+            ends = ends if turn is None else [turn]
         columns = (table[column] for column in ("item", "context", "question", "answers"))
         for item, context, question, answers in zip(*columns, strict=True):
             prompt, _ = self.prompt(model_view, language, item, context, question)
-            tokenizer = tokenizer_of(model_view)
-            answer = continuation_ids(tokenizer, tail, f" {answers[0]}")[: self.max_new_tokens - 1]
-            yield prompt, answer + end_ids(tokenizer)
+            answer = continuation_ids(tokenizer, tail, space + answers[0])[: self.max_new_tokens - 1]
+            yield prompt, answer + ends
+
+    def _solved(self, language: str) -> list[Solved]:
+        if not self.prompting.shots:
+            return []
+        table = self.examples[language]
+        columns = (table[column] for column in ("context", "question", "answers"))
+        template = self.prompts[language]
+        return [
+            (template.format(context=context, question=question), f" {answers[0]}")
+            for context, question, answers in zip(*columns, strict=True)
+        ]
 
 
-def _only(items: Mapping[str, pd.DataFrame], chosen: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """Some of the questions, in the languages that have them, in their old order."""
-    names = set(chosen)
-    return {
-        language: table.loc[[item in names for item in table["item"]]].reset_index(drop=True)
-        for language, table in items.items()
-    }
+def _as_json(table: pd.DataFrame) -> str:
+    return str(table[COLUMNS].to_json(orient="values", force_ascii=False))
 
 
 def _check_prompt(language: str, prompts: Mapping[str, str]) -> None:

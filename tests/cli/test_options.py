@@ -9,7 +9,7 @@ import langneurons as ln
 from langneurons.cli import commands as cli
 from langneurons.cli import finding, measuring
 from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StudyError
-from langneurons.settings import Controls, Settings, controls_of, literal_choices, plain_types
+from langneurons.settings import Controls, Prompting, Settings, controls_of, literal_choices, plain_types
 from langneurons.study.config import STAGES, parse_config
 from langneurons.study.tables import StudyConfig, python_only
 from tests.study.small import SMALL
@@ -154,6 +154,9 @@ def test_every_option_can_be_given_in_a_study_as_its_default_is_written(verb):
         ({"draws": "3"}, {"controls": Controls(draws=1, match="layer")}, {"draws": 3, "match": "layer"}),
         ({"seed": "7"}, {"controls": Controls(draws=1), "testing": ln.Testing()}, {"draws": 1, "seed": 7}),
         ({"each": "text"}, {"text": finding.HeldoutOptions()}, {"each": "text"}),
+        ({"chat": "auto"}, {"prompting": Prompting()}, {"chat": "auto"}),
+        ({"chat": "true", "system": "Be brief."}, {"prompting": Prompting()}, {"chat": True, "system": "Be brief."}),
+        ({"chat": "false", "temperature": "0.7"}, {"prompting": Prompting()}, {"chat": False, "temperature": 0.7}),
         ({"executor": "ray"}, {"run": ln.Run()}, {"executor": "ray"}),
     ],
 )

@@ -56,6 +56,26 @@ XNLI = {"kind": "xnli", "source": "babel"}
         ({"methods": {"l": {"method": "published-lap"}}}, "did you mean 'published-lape'?"),
         ({"methods": {"l": {"method": "published-lape", "tpo": 1}}}, "Unknown option of published-lape 'tpo'"),
         ({"tasks": {"t": {"kind": "xnli"}}}, "tasks.t.source is missing"),
+        (
+            {"tasks": {"t": {"kind": "xnli", "source": "babel", "prompting": {"temperature": 1}}}},
+            "tasks.t.prompting: xnli samples nothing, so temperature must be 0",
+        ),
+        (
+            {"tasks": {"t": {"kind": "generation", "prompting": {"shots": 1}}}},
+            "tasks.t.prompting: generation has no solved examples, so shots must be 0",
+        ),
+        (
+            {"tasks": {"t": {"kind": "confusion", "source": "babel", "prompting": {"shots": 1}}}},
+            "tasks.t.prompting: confusion has no solved examples, so shots must be 0",
+        ),
+        (
+            {"tasks": {"t": {"kind": "harness", "source": "xcopa_vi", "prompting": {"chat": True, "temperature": 1}}}},
+            "tasks.t.prompting: harness has no such options, so leave out chat, temperature",
+        ),
+        (
+            {"tasks": {"t": {"kind": "xquad", "source": "babel", "prompting": {"system": "x"}}}},
+            "tasks.t.prompting: system must be left out unless chat is true",
+        ),
         ({"tasks": {"t": {**XNLI, "languages": ["fr"]}}}, "Unknown language in tasks.t.languages 'fr'"),
         ({"tasks": {"t": {**XNLI, "split": "train[a:b]"}}}, "tasks.t.split = 'train[a:b]'"),
         ({"tasks": {"t": {**XNLI, "tuned": "english"}}}, "Unknown finetuning in tasks.t 'english'. Possible: none"),

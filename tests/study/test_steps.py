@@ -21,6 +21,16 @@ def changed(**changes) -> set[str]:
     return {name for name in before if before[name] != after.get(name)}
 
 
+WAYS = {
+    "default": {},
+    "idle": {"chat": False, "top_p": 0.5, "seed": 5},
+    "chat": {"chat": "auto"},
+    "system": {"chat": True, "system": "Be brief."},
+    "shots": {"shots": 2},
+    "warm": {"temperature": 0.7},
+}
+
+
 def test_inputs_come_before_what_depends_on_them():
     steps = steps_of(small(), source)
     places = list(steps)
@@ -45,6 +55,17 @@ def test_what_cannot_change_a_result_changes_no_key():
     training = {"save_every": 1.0, "tensorboard": True}
     finetuning = {"english": {"source": "babel", "split": "train[:25%]", "training": training}}
     assert keys(**PAPER) == keys(**(PAPER | {"finetuning": finetuning}))
+
+
+def test_how_a_task_is_asked_changes_its_own_key_and_what_is_the_default_changes_none():
+    task = {"kind": "xquad", "source": "babel"}
+    asked = {
+        way: keys(tasks={"t": task | ({"prompting": options} if options else {})}) for way, options in WAYS.items()
+    }
+    names = [name for name in asked["default"] if name.startswith("evaluate")]
+    assert names
+    assert asked["default"] == asked["idle"]
+    assert len({asked[way][name] for way in WAYS for name in names}) == (len(WAYS) - 1) * len(names)
 
 
 @pytest.mark.parametrize("sizes", [{"tokens_per_language": 400}, {"context_length": 48}, {"sites": ["act", "post"]}])

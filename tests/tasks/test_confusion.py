@@ -10,10 +10,12 @@ import pytest
 
 import langneurons as ln
 from langneurons.errors import LanguageError, StudyError, TaskError
+from langneurons.settings import Prompting
 from langneurons.tasks import Confusion, language_passes, pass_rates, passes
 from langneurons.tasks.completing import complete, prompt_ids
 from tests.study.small import small
 from tests.test_cli import run
+from tests.tiny_models import chat_tokenizer, tiny_model
 
 WORDS = ["weather", "WHO", "Paris", "the", "model"]
 ENGLISH = "The weather has been fine since yesterday."
@@ -188,6 +190,31 @@ def test_a_prompt_that_is_too_long_loses_its_end(babel):
     assert long.measure(babel, "en")["cut"].tolist() == [True, False]
 
 
+@pytest.mark.parametrize(
+    "prompting", [Prompting(chat=True, system="w20"), Prompting(chat="auto", temperature=0.9, top_p=0.8, seed=2)]
+)
+def test_a_prompt_is_the_message_of_a_chat_of_which_only_the_end_is_cut(prompting):
+    hf_model = tiny_model("llama", max_position_embeddings=32)
+    hf_model.generation_config.eos_token_id = [2, 100]
+    model = ln.load_model("llama", hf_model=hf_model, tokenizer=chat_tokenizer())
+    words = [f"w{number}" for number in range(30, 60)]
+    task = Confusion({"en": table_of("w30 w31", " ".join(words))}, max_new_tokens=6, prompting=prompting)
+    system = [] if prompting.system is None else [{"role": "system", "content": "w20"}]
+
+    def asked(count):
+        messages = [*system, {"role": "user", "content": " ".join(words[:count])}]
+        return model.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+    fit = max(count for count in range(30) if len(asked(count)) <= 26)
+    assert len(asked(fit)) == 26
+    rows = task.measure(model, "en", 1)
+    answers = complete(model, [asked(2), asked(fit)], 6, (), prompting=prompting)
+    assert rows["generated"].tolist() == [answer.ids for answer in answers]
+    assert rows["cut"].tolist() == [False, True]
+    with pytest.raises(TaskError, match="no solved examples of confusion: shots must be 0, given 1"):
+        Confusion(task.items, prompting=Prompting(shots=1))
+
+
 def test_the_reference_is_a_model_that_repeats_its_prompts(prompts):
     task = Confusion.load(prompts / "crosslingual")
     assert task.references("hi") == {"prompt": 0.0}
@@ -227,11 +254,15 @@ def test_the_fingerprint_covers_everything_that_decides_the_rows():
         Confusion({"hi": table}, WORDS, max_new_tokens=5),
         Confusion({"hi": table}, WORDS, identify=canned),
         Confusion({"hi": table}, WORDS, identify=partial(canned)),
+        Confusion({"hi": table}, WORDS, prompting=Prompting(chat="auto")),
+        Confusion({"hi": table}, WORDS, prompting=Prompting(temperature=0.7)),
+        Confusion({"hi": table}, WORDS, prompting=Prompting(temperature=0.7, seed=1)),
         Confusion({"hi": other}, WORDS),
         Confusion({"en": table}, WORDS),
     ]
     assert len({task.fingerprint for task in tasks}) == len(tasks)
     assert Confusion({"hi": table}, frozenset(WORDS)).fingerprint == tasks[0].fingerprint
+    assert Confusion({"hi": table}, WORDS, prompting=Prompting(seed=1)).fingerprint == tasks[0].fingerprint
     assert Confusion({"en": table}).fingerprint == tasks[-1].fingerprint  # no word is looked for in English
 
 

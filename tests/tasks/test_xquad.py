@@ -340,9 +340,9 @@ def test_answers_are_scored_against_every_gold_and_kept_as_tokens(tmp_path, monk
     }
     asked = []
 
-    def scripted(model, prompts, max_new_tokens, batch_size):
+    def scripted(model, prompts, max_new_tokens, batch_size, prompting):
         asked.extend([babel.tokenizer.decode(prompt) for prompt in prompts])
-        assert (max_new_tokens, batch_size) == (5, 3)
+        assert (max_new_tokens, batch_size, prompting) == (5, 3, ln.settings.Prompting())
         return [Completion([5, 2], " denver", True), Completion([6], " in 2016", False), Completion([2], "", True)]
 
     monkeypatch.setattr(xquad, "complete", scripted)

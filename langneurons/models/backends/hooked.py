@@ -122,8 +122,8 @@ class Hooked:
         model, cache = self.model, internals.key_value_cache(self.model, len(tokens))
         while not rows.done:
             residual = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
-            # Logits of the last position alone; a soft cap would not change which is the largest.
-            tokens = rows.allowed(model.unembed(self._normed(residual[:, -1:]))[:, 0]).argmax(-1, keepdim=True)
+            # Logits of the last position alone.
+            tokens = rows.allowed(self.unembed(self._normed(residual[:, -1:]))[:, 0]).argmax(-1, keepdim=True)
             mask = torch.ones_like(tokens)
             rows.extend(tokens[:, 0])
 

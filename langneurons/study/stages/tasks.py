@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
 from langneurons.corpora.languages import spelled
-from langneurons.settings import Controls, Count
+from langneurons.settings import Controls, Count, Prompting
 from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
 from langneurons.study.tables import Languages, PatchedGrid, Split, StudyConfig
 from langneurons.study.work import Work
@@ -42,6 +43,7 @@ class TaskPart(PatchedGrid):
     head_items: Count = 830
     tuned: str | None = Field(None, description="the finetuning whose model is asked, instead of the model as it is")
     controls: Controls = Controls(draws=0)
+    prompting: Prompting = Prompting()
 
 
 class TasksStage(
@@ -67,6 +69,13 @@ class TasksStage(
         )
         if not part.source and not ln.tasks.KINDS[part.kind].reads_text:
             yield f"{where}.source is missing."
+        if part.prompting.temperature and not ln.tasks.KINDS[part.kind].generates:
+            yield f"{where}.prompting: {part.kind} samples nothing, so temperature must be 0."
+        if part.prompting.shots and ln.tasks.KINDS[part.kind].objective is ln.tasks.Task.objective:
+            yield f"{where}.prompting: {part.kind} has no solved examples, so shots must be 0."
+        if part.prompting.changes and "prompting" not in signature(ln.tasks.KINDS[part.kind].load).parameters:
+            changes = ", ".join(part.prompting.changes)
+            yield f"{where}.prompting: {part.kind} has no such options, so leave out {changes}."
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
@@ -75,6 +84,7 @@ class TasksStage(
         neurons, stats = work.neurons(step)
         task, patches = task_of(part, step, work), work.patches(step, work.config.patches_of(part))
         options = {**self.settings(part, step, work), "stats": stats}
+        del options["prompting"]  # the task has it
         languages = patchable(task.languages, neurons)
         return ln.evaluate(work.model(step), task, languages, patches, **options)
 
@@ -96,6 +106,7 @@ def task_of(part: TaskPart, step: Step, work: Work) -> "ln.tasks.Task":
     options = part.model_dump(
         include={"revision", "prompt_tokens", "max_new_tokens", "min_new_tokens", "beginnings", "items"}
     )
+    options["prompting"] = part.prompting
     languages = among(part.languages, step.settings["languages"])
     task = ln.tasks.load_task(part.kind, source, languages, part.split, seed=work.config.seed, **options)
     if part.tuned is not None:
@@ -138,7 +149,8 @@ def patchable(languages: Sequence[str], neurons: "ln.NeuronSet") -> list[str]:
 
 def task_settings(plan: Plan, part: TaskPart) -> dict[str, Any]:
     """What of a task decides its items and answers."""
-    settings = keyed(part, "methods", "sets", "patches", "controls")
+    plain = [] if part.prompting.changes else ["prompting"]
+    settings = keyed(part, "methods", "sets", "patches", "controls", *plain)
     return {**settings, "source": plan.source("task", part.source) if part.source else ""}
 
 
@@ -154,10 +166,10 @@ def asked_tokens(part: TaskPart, languages: Sequence[str]) -> int:
 
 def item_tokens(part: TaskPart) -> int:
     """Tokens of an item: a premise with its hypotheses, a question or a prompt, and what is generated."""
-    kind = ln.tasks.KINDS[part.kind]
+    kind, prompt = ln.tasks.KINDS[part.kind], pair_tokens(part.kind) * (1 + part.prompting.shots)
     if kind.generates:
-        return (part.prompt_tokens if kind.reads_text else pair_tokens(part.kind)) + part.max_new_tokens
-    return PAIRS.get(part.kind, 1) * pair_tokens(part.kind) * (1 if part.head or part.tuned else LABELS)
+        return (part.prompt_tokens if kind.reads_text else prompt) + part.max_new_tokens
+    return PAIRS.get(part.kind, 1) * (pair_tokens(part.kind) if part.head or part.tuned else LABELS * prompt)
 
 
 def pair_tokens(kind: str) -> int:
