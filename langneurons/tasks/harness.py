@@ -8,25 +8,24 @@ from dataclasses import dataclass, replace
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
 from langneurons import storage
-from langneurons.corpora.languages import canonical, distinct, label_of, scripts_of
-from langneurons.errors import LanguageError, TaskError, in_short, unknown
-from langneurons.settings import whole_number
+from langneurons.corpora.languages import distinct, label_of
+from langneurons.errors import TaskError, in_short, unknown
+from langneurons.models import view
+from langneurons.settings import Prompting, whole_number
+from langneurons.tasks.harness_documents import choices_of, in_parallel, items_of, language_of_task
 from langneurons.tasks.heads import Head
+from langneurons.tasks.prompting import is_chat
 from langneurons.tasks.task import Task
 
 SCORING = "harness/1"  # raised with every change of scoring, so that rows scored otherwise are not used again
 SEED = 1234  # of the choice of examples: the harness' own default
-# What names an item, and what several items are about, in the documents of tasks that many use: the first that is there
-# and tells all items apart, and the first that several items share.
-ITEMS = (("link", "question_number"), ("idx",), ("pairID",), ("id",), ("question_id",), ("story_id",))
-CLUSTERS = ("link", "passage_id", "flores_passage", "passage", "context", "promptID", "premise")
 # What the harness computes of all log-likelihoods and lengths together is here the item's own: the geometric mean of a
 # word's, a byte's or the text's probability, since a score is from 0 to 1 and higher is better.
 PROBABILITIES = {
@@ -47,7 +46,7 @@ class Harness:
         metrics: Scores of single items that all of the tasks have, the first one's main one first.
         fingerprint: A hash of all requests and of how they are scored.
         name: Name in tables.
-        chat: Whether prompts go through the tokenizer's chat template.
+        chat: Whether prompts go through the tokenizer's chat template, see ``ln.settings.Prompting``.
         system: System prompt, with ``chat``.
     """
 
@@ -56,10 +55,11 @@ class Harness:
     metrics: tuple[str, ...]
     fingerprint: str
     name: str
-    chat: bool = False
+    chat: bool | Literal["auto"] = False
     system: str | None = None
 
     reads_text: ClassVar[bool] = False
+    shows_examples: ClassVar[bool] = True
     objective = Task.objective  # the harness has no training
 
     @classmethod
@@ -69,7 +69,7 @@ class Harness:
         languages: Iterable[str] | None = None,
         *,
         include_path: str | Path | None = None,
-        shots: int | None = None,
+        prompting: Prompting = Prompting(),
     ) -> "Harness":
         """Load tasks as a study or a command line names them.
 
@@ -77,16 +77,22 @@ class Harness:
             source: Names of tasks or groups, or YAML files of tasks; in one text they are divided by commas.
             languages: Languages to keep; by default all. A single one is also that of tasks whose names say none.
             include_path: A folder of further tasks.
-            shots: Examples in a prompt; by default what each task says.
+            prompting: Whether prompts are messages of a chat, and the examples in each, by default as many as the task
+                says; answers cannot be sampled.
 
         Raises:
-            TaskError: If ``harness`` refuses something.
+            TaskError: If ``harness`` refuses something, or answers should be sampled.
             LanguageError: If no task is in a language.
         """
+        if prompting.temperature:
+            raise TaskError(
+                f"The harness' tasks say how answers are chosen: temperature={prompting.temperature} must be 0."
+            )
         names = [name.strip() for name in source.split(",")] if isinstance(source, str) else list(source)
         codes = None if languages is None else distinct(languages)
         usual = codes[0] if codes is not None and len(codes) == 1 else None
-        task = harness(names, include_path, fewshot=shots, languages=usual)
+        options = {"chat": prompting.chat, "system": prompting.system, "fewshot": prompting.shots or None}
+        task = harness(names, include_path, languages=usual, **options)
         return task if codes is None else task.select(codes)
 
     def __repr__(self) -> str:
@@ -168,9 +174,10 @@ class Harness:
         from langneurons.tasks.harness_model import HarnessModel  # importing the harness takes seconds
 
         language, harness_model, parts = label_of(language, self.items), HarnessModel(model, batch_size), []
+        chat = is_chat(view(model), self.chat)
         for name, table in self.items[language].groupby("task", sort=False):
             task = self.tasks[language][str(name)]
-            samples = _samples(task, harness_model, table["doc"].tolist(), self.chat, self.system)
+            samples = _samples(task, harness_model, table["doc"].tolist(), chat, self.system if chat else None)
             scores = pd.DataFrame([_answer(task, filtered) | _scores(task, filtered) for filtered in samples])
             parts.append(pd.concat([table[["item", "cluster"]].reset_index(drop=True), scores], axis=1))
         return pd.concat(parts, ignore_index=True).loc[:, ["item", "cluster", "prediction", "gold", *self.metrics]]
@@ -191,7 +198,7 @@ def harness(
     limit: int | None = None,
     fewshot: int | None = None,
     languages: str | Mapping[str, str] | None = None,
-    chat: bool = False,
+    chat: bool | Literal["auto"] = False,
     system: str | None = None,
 ) -> Harness:
     r"""Load tasks of lm-evaluation-harness as one task, in the languages that their names say.
@@ -206,7 +213,8 @@ def harness(
         limit: Documents to read of each task, the first ones; by default all.
         fewshot: Examples in a prompt; by default what each task says.
         languages: Task -> its language, or one language, for tasks whose names say none.
-        chat: Whether prompts go through the tokenizer's chat template, examples as turns of the conversation.
+        chat: Whether prompts go through the tokenizer's chat template, examples as turns of the conversation; "auto"
+            as in ``ln.settings.Prompting``.
         system: System prompt, with ``chat``.
 
     Returns:
@@ -240,7 +248,7 @@ def harness(
     if limit is not None and whole_number(limit, "limit", TaskError) < 1:
         raise TaskError(f"limit is at least 1, given {limit}.")
     tasks, blank = _loaded([names] if isinstance(names, str) else list(names), include_path), _blank()
-    places = {name: _language(name, task, languages) for name, task in tasks.items()}
+    places = {name: language_of_task(name, task, languages) for name, task in tasks.items()}
     several = len({language for language, _ in places.values()}) < len(tasks)
     by_language: dict[str, dict[str, Any]] = {language: {} for language, _ in places.values()}
     tables: dict[str, list[pd.DataFrame]] = {language: [] for language in by_language}
@@ -261,12 +269,12 @@ def harness(
             _described(task.dump_config()),
             *(_described(sample) for each in samples for sample in each),
         ]
-        tables[language].append(_items(task, name, rest if several else "", samples))
+        tables[language].append(items_of(task, name, rest if several else "", samples))
         by_language[language][name] = task
     common = tuple(metric for metric in metrics[0] if all(metric in others for others in metrics))
     if not common:
         raise TaskError(f"{', '.join(tasks):.100} have no metric in common: {'; '.join(map(', '.join, metrics)):.100}.")
-    items = _parallel({language: pd.concat(each, ignore_index=True) for language, each in tables.items()})
+    items = in_parallel({language: pd.concat(each, ignore_index=True) for language, each in tables.items()})
     title = ", ".join(Path(name).stem for name in ([names] if isinstance(names, str) else names))
     return Harness(by_language, items, common, storage.fingerprint(SCORING, *parts), title, chat, system)
 
@@ -346,7 +354,7 @@ def _samples(
 
 
 def _blank() -> Any:
-    """A model that answers nothing, to see what tasks ask and how they score it."""
+    """A model that answers nothing: it shows what tasks ask and which scores they give."""
     try:
         from lm_eval.api.model import LM
     except ModuleNotFoundError:
@@ -387,87 +395,10 @@ def _answer(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if task.OUTPUT_TYPE != "multiple_choice":
         prediction = responses[0] if task.OUTPUT_TYPE == "generate_until" else ""
         return {"prediction": str(prediction), "gold": str(target)}
-    choices = range(_choices(task, first))
+    choices = range(choices_of(task, first))
     prediction = texts[max(choices, key=lambda place: responses[place][0])]
     gold = texts[target] if isinstance(target, int) and target in choices else str(target)
     return {"prediction": prediction, "gold": gold}
-
-
-def _choices(task: Any, sample: Mapping[str, Any]) -> int:
-    """The number of choices of a document, 0 where it has none."""
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return 0
-    requests = len(sample["arguments"])
-    return requests // 2 if "acc_mutual_info" in sample["metrics"] else requests
-
-
-def _items(task: Any, name: str, rest: str, samples: Sequence[Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
-    """The documents of a task: task, doc, item, cluster, choices."""
-    docs = [filtered[0]["doc"] for filtered in samples]
-    places = [filtered[0]["doc_id"] for filtered in samples]
-    ids = next((of_docs for fields in ITEMS if (of_docs := _values(docs, fields)) and _distinct(of_docs)), places)
-    shared = (_values(docs, (field,)) for field in CLUSTERS)
-    clusters = next((pd.factorize(np.array(each))[0].tolist() for each in shared if each and not _distinct(each)), ids)
-    front = f"{rest} " if rest else ""
-    table = pd.DataFrame({"task": name, "doc": places, "item": ids, "cluster": clusters})
-    if front:
-        table = table.assign(item=[f"{front}{each}" for each in ids], cluster=[f"{front}{each}" for each in clusters])
-    return table.assign(choices=[_choices(task, filtered[0]) for filtered in samples])
-
-
-def _values(docs: Sequence[Any], fields: Sequence[str]) -> list[str]:
-    """Some fields of all documents as texts; none where a document lacks one."""
-    if not all(isinstance(doc, Mapping) and all(doc.get(field) is not None for field in fields) for doc in docs):
-        return []
-    return [" ".join(str(doc[field]) for field in fields) for doc in docs]
-
-
-def _distinct(values: Sequence[str]) -> bool:
-    return len(set(values)) == len(values)
-
-
-def _parallel(items: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Where all languages have the same items, all have the clusters of one: translations may give two texts one."""
-    first = items["en"] if "en" in items else next(iter(items.values()))
-    if any(list(table["item"]) != list(first["item"]) for table in items.values()):
-        return dict(items)
-    return {language: table.assign(cluster=first["cluster"]) for language, table in items.items()}
-
-
-def _language(name: str, task: Any, languages: str | Mapping[str, str] | None) -> tuple[str, str]:
-    """The language of a task, and its name without it.
-
-    A code with a script counts first, then a language's English name, a code at the end, the name of the data set's
-    part, and a code elsewhere.
-    """
-    if isinstance(languages, Mapping) and name in languages:
-        return canonical(languages[name]), name
-    words = name.split("_")
-    last, before = len(words) - 1, range(len(words) - 2, 0, -1)  # a name begins with what is asked
-    with_script = [(place, 2) for place in before if len(words[place + 1]) == 4]
-    english = [(place, 1) for place in (last, *before) if words[place].lower() in _english_names()]
-    part = _code(str(task.get_config("dataset_name")))
-    for place, size in (*with_script, *english, (last, 1), *([] if part else ((place, 1) for place in before))):
-        if code := _code("_".join(words[place : place + size])):
-            return code, "_".join(words[:place] + words[place + size :])
-    if part:
-        return part, name
-    if isinstance(languages, str):
-        return canonical(languages), name
-    raise LanguageError(f"Nothing says which language {name!r} is in: give languages={{{name!r}: 'en'}}, or another.")
-
-
-def _code(text: str) -> str:
-    """The canonical code of a language by its code or its English name; "" where a text is neither."""
-    code = canonical(_english_names().get(text.lower(), text))
-    return code if scripts_of(code) else ""
-
-
-@cache
-def _english_names() -> dict[str, str]:
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    return {name: code for code, name in LANGUAGES.items()}
 
 
 def _described(content: Any) -> str:

@@ -57,7 +57,8 @@ class Task(Protocol):
     Any object with these names can be given to ``ln.evaluate``. A class that derives from this one need not define
     ``objective``, ``with_head``, ``take`` and ``select``: without them a task cannot be trained on, is not answered by
     a head, and is measured as a whole. A class that also has ``load(source, languages, split, **options)`` can be added
-    to ``ln.tasks.KINDS``, under the name by which studies and the command line know it.
+    to ``ln.tasks.KINDS``, under the name by which studies and the command line know it; ``shows_examples = True`` says
+    there that solved examples can stand in front of its items.
     """
 
     reads_text: ClassVar[bool] = False

@@ -75,6 +75,7 @@ class XNLI:
     metrics = ("accuracy",)
     generates = False
     reads_text: ClassVar[bool] = False
+    shows_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.items:

@@ -111,6 +111,7 @@ class XQuAD:
     metrics = ("f1", "exact_match")
     generates = True
     reads_text: ClassVar[bool] = False
+    shows_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_questions(self.items, self.parallel)
@@ -247,13 +248,13 @@ class XQuAD:
         questions = questions_of(self.items)
         order = np.random.default_rng(seed).permutation(len(questions))
         turn = questions.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
-        chosen = list(questions["item"].iloc[order[np.argsort(turn, kind="stable")[:count]]])
+        drawn_items = list(questions["item"].iloc[order[np.argsort(turn, kind="stable")[:count]]])
         items = {language: table.assign(others=other_answers(table)) for language, table in self.items.items()}
-        items = only(items, chosen)
+        items = only(items, drawn_items)
         for language, table in items.items():
             if table.empty:
                 raise TaskError(
-                    f"None of the {len(chosen)} questions drawn is in {language!r}: take more than {count}."
+                    f"None of the {len(drawn_items)} questions drawn is in {language!r}: take more than {count}."
                 )
         return replace(self, items=items)
 

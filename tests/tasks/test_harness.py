@@ -239,6 +239,29 @@ def test_samples_and_chats_without_a_template_are_refused(tmp_path):
         ln.tasks.harness("say_en", tmp_path).measure(model, "en")
     with pytest.raises(TaskError, match="has no chat template"):
         languages_of(tmp_path, "ask_en", chat=True).measure(model, "en")
+    plain, auto = (languages_of(tmp_path, "ask_en", chat=chat).measure(model, "en") for chat in (False, "auto"))
+    pd.testing.assert_frame_equal(plain, auto)
+    with pytest.raises(TaskError, match="temperature=0.5 must be 0"):
+        ln.tasks.load_task("harness", "ask_en", prompting=ln.settings.Prompting(temperature=0.5))
+
+
+def test_a_chat_is_what_the_harness_makes_of_the_same_template(tmp_path):
+    folder = save_tiny(tmp_path / "llama", "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}w70 {{ m.content }} w71 {% endfor %}{% if add_generation_prompt %}w72 {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    model, theirs = ln.load_model(str(folder)), AutoModelForCausalLM.from_pretrained(folder)
+    write_task(tmp_path, "ask_en", **CHOICE, doc_to_text=ASK, doc_to_choice="choices", fewshot_split="test")
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    options = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "w73", "num_fewshot": 2}
+    expected = evaluated(HFLM(theirs, tokenizer=tokenizer, logits_cache=False), ["ask_en"], manager, **options)
+    task = ln.tasks.harness("ask_en", tmp_path, chat=True, system="w73", fewshot=2)
+    assert task.measure(model, "en")["acc"].tolist() == [sample["acc"] for sample in expected["samples"]["ask_en"]]
+    [(prompt, _), *_] = expected["samples"]["ask_en"][0]["arguments"]
+    assert prompt.startswith("w70 w73 w71 w70")
+    assert prompt.endswith("w72 ")
 
 
 def test_the_command_line_answers_a_task_from_a_file_and_theirs_loads_our_model(tmp_path, capsys, monkeypatch):

@@ -71,7 +71,7 @@ class TasksStage(
             yield f"{where}.source is missing."
         if part.prompting.temperature and not ln.tasks.KINDS[part.kind].generates:
             yield f"{where}.prompting: {part.kind} samples nothing, so temperature must be 0."
-        if part.prompting.shots and ln.tasks.KINDS[part.kind].objective is ln.tasks.Task.objective:
+        if part.prompting.shots and not getattr(ln.tasks.KINDS[part.kind], "shows_examples", False):
             yield f"{where}.prompting: {part.kind} has no solved examples, so shots must be 0."
         if part.prompting.changes and "prompting" not in signature(ln.tasks.KINDS[part.kind].load).parameters:
             changes = ", ".join(part.prompting.changes)
