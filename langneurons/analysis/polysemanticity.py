@@ -117,7 +117,7 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
             f"set, at least {100 * about['least_share']:.2g} % of the variance)"
         )
         below = f"{self._limits()}{balance_sentence(about)}"
-        return Table(self.sets.loc[:, names], {"share": SHARE, **CONTROL_COLUMNS}, title, below)
+        return Table(self.sets.reindex(columns=names), {"share": SHARE, **CONTROL_COLUMNS}, title, below)
 
     def probes_table(self) -> Table:
         """The table of what few neurons of a set predict on items left out, beside matched controls."""

@@ -39,6 +39,24 @@ def test_a_setting_that_holds_nothing_is_refused_in_a_sentence_or_can_be_used(ki
             used(ln.load(result.save(tmp_path / name)))
 
 
+OPTIONAL = [
+    (kind, table, column)
+    for kind, make in RESULTS.items()
+    for table, expected in getattr(type(make()), "layouts", {}).items()
+    for column in sorted(expected.optional)
+    if isinstance(getattr(make(), table, None), pd.DataFrame)
+]
+
+
+@pytest.mark.parametrize(("kind", "table", "column"), OPTIONAL)
+def test_a_result_without_an_optional_column_is_refused_in_a_sentence_or_can_be_used(kind, table, column, tmp_path):
+    result = RESULTS[kind]()
+    if column in getattr(result, table):
+        getattr(result, table).pop(column)
+    with suppress(LangNeuronsError):
+        used(ln.load(result.save(tmp_path)))
+
+
 def _edited(path, change):
     content = json.loads(path.read_text("utf-8"))
     content.pop("seal")
