@@ -5,6 +5,8 @@ No other file reaches behind the documented interfaces of these libraries. ``che
 has moved is named in a sentence before anything else fails.
 """
 
+import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -133,6 +135,14 @@ def declares_start(tokenizer: PreTrainedTokenizerBase) -> bool:
 def accepts(hf_model: nn.Module, option: str) -> bool:
     """Whether a Hugging Face model's forward takes an option, such as ``logits_to_keep``."""
     return option in inspect.signature(hf_model.forward).parameters
+
+
+@private("transformers", "Cache.batch_select_indices")
+def selected_rows(cache: object, rows: torch.Tensor) -> object:
+    """Copy some rows of a key-value cache of transformers, in any order and number."""
+    part: Any = copy.deepcopy(cache)
+    part.batch_select_indices(rows)
+    return part
 
 
 @private("transformers", "get_decoder()")
@@ -287,6 +297,17 @@ def key_value_cache(model: nn.Module, rows: int) -> object:
 
     root: Any = model
     return TransformerLensKeyValueCache.init_cache(root.cfg, root.cfg.device, rows)
+
+
+@private("transformer-lens", "entries and previous_attention_mask of TransformerLensKeyValueCache")
+def cache_rows(cache: object, rows: torch.Tensor) -> object:
+    """Make a key-value cache of some rows of another, in any order and number."""
+    whole: Any = cache
+    entries = [
+        dataclasses.replace(entry, past_keys=entry.past_keys[rows], past_values=entry.past_values[rows])
+        for entry in whole.entries
+    ]
+    return dataclasses.replace(whole, entries=entries, previous_attention_mask=whole.previous_attention_mask[rows])
 
 
 @private("transformer-lens", "the weights of HookedTransformer's layers (W_in, W_Q, _W_K)")

@@ -237,6 +237,34 @@ class ModelView:
         at = states[row.to(states.device), (position - 1).to(states.device)]
         return running.Predictions(at, unembed, self.model.cfg.d_vocab)
 
+    def branching(self, tokens: Int[torch.Tensor, "row position"]) -> running.Branching | None:
+        """Run what several texts begin with, once, and keep what attention needs of it.
+
+        Args:
+            tokens: Token ids, special tokens included, without padding.
+
+        Returns:
+            Function that runs what follows: from its tokens ("branch step", padding on the right), the row that each
+            branch goes on from, and the tokens that are predicted ("branch predicted", none the first of a branch), to
+            what is predicted. None where the model has no key-value cache that is right, or makes its logits of more
+            than its last states.
+        """
+        if not self._unembeds or listens(self.model.unembed):
+            return None
+        after = self.runner.branching(self._placed(tokens))
+        if after is None:
+            return None
+
+        def predictions(
+            tokens: torch.Tensor, rows: Sequence[int], counted: Bool[torch.Tensor, "branch predicted"]
+        ) -> running.Predictions:
+            branch, position = counted.nonzero(as_tuple=True)
+            states = after(self._placed(tokens), torch.tensor(list(rows), device=self.device))
+            at = states[branch.to(states.device), (position - 1).to(states.device)]
+            return running.Predictions(at, self.runner.unembed, self.model.cfg.d_vocab)
+
+        return predictions
+
     def _states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, running.Unembed | None]:
         """What the unembedding reads, and the unembedding; or the logits where those do not give them."""
         if self._unembeds and not listens(self.model.unembed):

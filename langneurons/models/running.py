@@ -207,6 +207,7 @@ class Predictions:
         self._size = max(_ROWS, _LOGITS // vocabulary // _ROWS * _ROWS)
         if unembed is not None and (lacking := -self._count % _ROWS):
             self._states = torch.cat([states, states.new_zeros(lacking, states.shape[1])])
+        self.eps = torch.finfo(states.dtype).eps
         self.bytes = 4 * min(self._size, self._count) * vocabulary + self._states.nbytes
 
     def logits(self) -> Iterator[Float[torch.Tensor, "prediction token"]]:
@@ -231,6 +232,18 @@ class Predictions:
 
     def _logits_of(self, states: torch.Tensor, count: int) -> torch.Tensor:
         return (states if self._unembed is None else self._unembed(states))[:count].float()
+
+
+# From what follows, the rows that it goes on from, and what is predicted of it, to the predictions.
+Branching = Callable[[torch.Tensor, Sequence[int], torch.Tensor], Predictions]
+
+
+def close_to(predictions: Predictions, others: Predictions) -> bool:
+    """Whether two computations of the same logits differ by rounding only."""
+    for logits, reference in zip(predictions.logits(), others.logits(), strict=True):
+        if (logits - reference).abs().max() > _ROUNDING_STEPS * predictions.eps * reference.abs().max():
+            return False
+    return True
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from langneurons.errors import TaskError
 from langneurons.models import load_model, view
 from langneurons.tasks.batching import tokenizer_of
 from langneurons.tasks.completing import complete
-from langneurons.tasks.likelihood import continuation_scores
+from langneurons.tasks.continuations import continuation_scores
 
 try:
     from lm_eval import utils

@@ -1,7 +1,7 @@
 """Templates that ask for a label in words, and the likelihood of every label's word."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -10,15 +10,14 @@ from string import Formatter
 import numpy as np
 import torch
 from einops import reduce
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.special import log_softmax
 
 from langneurons import storage
 from langneurons.errors import TaskError, in_short, unknown
 from langneurons.models import ModelView, view
-from langneurons.models.finite import check_finite
 from langneurons.settings import Prompting
-from langneurons.tasks.batching import Tokens, batches, scoring
+from langneurons.tasks.continuations import Alternatives, alternative_scores
 from langneurons.tasks.heads import Pair
 from langneurons.tasks.prompting import Prompts
 
@@ -165,8 +164,6 @@ CALIBRATIONS = ("content-free", "batch", None)
 CONTENT_FREE = ("N/A", "[MASK]", "")
 Order = Sequence[str]
 Example = tuple[Pair, Order, str]  # its texts, the order in which its options are shown, and its label
-Alternatives = tuple[Tokens, ...]
-Continuation = tuple[Tokens, int]  # the tokens of a text, and how many of them are given
 
 
 def label_scores(
@@ -227,108 +224,6 @@ def label_scores(
         scores.append(_calibrated(model, prompts, template, items, orders, calibration, batch_size))
         cuts.append(cut)
     return log_softmax(np.mean(scores, 0), axis=1), np.any(cuts, 0)
-
-
-def alternative_scores(
-    model: torch.nn.Module, items: Sequence[Alternatives], batch_size: int = 8
-) -> Float[np.ndarray, "item alternative"]:
-    """Measure log p of each alternative after the tokens that all alternatives of its item share.
-
-    Args:
-        model: A model returned by ``load_model``; whatever is attached to it at this moment counts.
-        items: The token ids of each item's alternatives, equally many in every item.
-        batch_size: Sequences per forward pass.
-
-    Returns:
-        Natural logarithms, in double precision.
-
-    Raises:
-        TaskError: If alternatives share all tokens of one, or not even the first.
-        ModelError: If a likelihood is not finite.
-    """
-    texts = [(tokens, _shared(alternatives)) for alternatives in items for tokens in alternatives]
-    scores, _ = continuation_scores(model, texts, batch_size)
-    return scores.reshape(len(items), len(items[0]) if items else 0)
-
-
-def continuation_scores(
-    model: torch.nn.Module, texts: Sequence[Continuation], batch_size: int = 8
-) -> tuple[Float[np.ndarray, " text"], Bool[np.ndarray, " text"]]:
-    """Measure log p of the last tokens of texts, given those before.
-
-    What is equal, or the beginning of something else, is run once: texts that differ in their last token only take one
-    forward.
-
-    Args:
-        model: A model returned by ``load_model``; whatever is attached to it at this moment counts.
-        texts: The token ids of each text, and how many of them come before what is measured, at least one.
-        batch_size: Sequences per forward pass.
-
-    Returns:
-        Natural logarithms, in double precision; and whether each measured token is the likeliest of all in its place.
-
-    Raises:
-        ModelError: If a likelihood is not finite.
-    """
-    reads: dict[Tokens, list[int]] = {}
-    for index, (tokens, _) in enumerate(texts):
-        reads.setdefault(tokens[:-1], []).append(index)
-    longer = _longest_extensions(reads)
-    runs: dict[Tokens, list[int]] = {}
-    for tokens, indices in reads.items():
-        runs.setdefault(longer[tokens], []).extend(indices)
-    sequences, scores, likeliest = list(runs), np.zeros(len(texts)), np.ones(len(texts), bool)
-    with scoring(model) as model_view:
-        for rows, tokens in batches(sequences, batch_size, model_view.context_length):
-            indices = [index for row in rows for index in runs[sequences[row]]]
-            row, place, token, text = _measured(texts, [runs[sequences[row]] for row in rows])
-            counted = torch.zeros(len(tokens), tokens.shape[1] + 1, dtype=torch.bool)
-            counted[row, place] = True
-            ordinal = counted.flatten().cumsum(0).reshape(counted.shape)[row, place] - 1
-            start = 0
-            for logits in model_view.predictions(tokens, counted).logits():
-                here = (ordinal >= start) & (ordinal < start + len(logits))
-                at, targets = ordinal[here] - start, token[here]
-                log_p = torch.log_softmax(logits, 1)[at.to(logits.device), targets.to(logits.device)]
-                np.add.at(scores, text[here].numpy(), log_p.double().cpu().numpy())
-                np.logical_and.at(likeliest, text[here].numpy(), (logits.argmax(1).cpu()[at] == targets).numpy())
-                start += len(logits)
-            check_finite(model_view, torch.tensor(scores[indices]), tokens)
-    return scores, likeliest
-
-
-def _measured(texts: Sequence[Continuation], of_rows: Sequence[Sequence[int]]) -> Int[torch.Tensor, "4 token"]:
-    """Of every measured token of a batch's texts: its row, its place in it, its id, its text."""
-    rows = [
-        (row, place, texts[index][0][place], index)
-        for row, indices in enumerate(of_rows)
-        for index in indices
-        for place in range(texts[index][1], len(texts[index][0]))
-    ]
-    return torch.tensor(rows).T
-
-
-def _shared(alternatives: Alternatives) -> int:
-    """Count the tokens that all alternatives begin with."""
-    shortest = min(len(tokens) for tokens in alternatives)
-    columns = zip(*alternatives, strict=False)
-    shared = next((place for place, column in enumerate(columns) if len(set(column)) > 1), shortest)
-    if shared == shortest:
-        raise TaskError("The tokenizer does not tell the label words apart, or one begins with another: change them.")
-    if shared == 0:
-        raise TaskError("A template cannot begin with its label where the tokenizer puts no token in front.")
-    return shared
-
-
-def _longest_extensions(sequences: Iterable[Tokens]) -> dict[Tokens, Tokens]:
-    """Find for each sequence a longest one that begins with it: a causal model computes the same there."""
-    extensions: dict[Tokens, Tokens] = {}
-    longest: Tokens = ()
-    # In this order whatever begins with a sequence comes just before it.
-    for tokens in sorted(sequences, reverse=True):
-        longest = longest if longest[: len(tokens)] == tokens else tokens
-        extensions[tokens] = longest
-    return extensions
 
 
 def _cut(model_view: ModelView, prompts: Prompts, template: Template, pair: Pair, order: Order) -> Alternatives:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import langneurons as ln
 from langneurons.errors import TaskError
 from langneurons.models import ModelView, view
-from langneurons.tasks import likelihood
+from langneurons.tasks import continuations, likelihood
 from langneurons.tasks.likelihood import (
     LABELS,
     ORDERS,
@@ -80,6 +80,66 @@ def test_scores_are_what_a_loop_over_tokens_gives(model):
         np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+def families(count: int, seed: int = 0) -> list[tuple[tuple[int, ...], ...]]:
+    """Items whose alternatives begin with as many as thirty equal tokens and go on for several."""
+    draw = np.random.default_rng(seed)
+    items = []
+    for _ in range(count):
+        shared = tuple(draw.integers(4, 101, draw.integers(12, 30)).tolist())
+        items.append(tuple((1, *shared, *draw.integers(4, 101, draw.integers(2, 9)).tolist()) for _ in range(3)))
+    return items
+
+
+def test_what_alternatives_begin_with_is_run_once_and_gives_the_same(model, monkeypatch):
+    run, branching = [], ModelView.branching
+
+    def noting(self, tokens):
+        run.append(tuple(tokens.shape))
+        return branching(self, tokens)
+
+    items = families(7)
+    with monkeypatch.context() as noted:
+        noted.setattr(ModelView, "branching", noting)
+        scores = alternative_scores(model, items, batch_size=7)
+    assert sum(rows for rows, _ in run[1:]) == 7  # the first is tried by itself
+    monkeypatch.setattr(ModelView, "branching", lambda self, tokens: None)
+    np.testing.assert_allclose(scores, alternative_scores(model, items, batch_size=7), atol=2e-5)
+
+
+def test_a_patch_is_written_in_both_parts_of_a_text(model, monkeypatch):
+    neurons = ln.NeuronSet.of(
+        {"en": [(0, n) for n in range(20)] + [(1, n) for n in range(20)]}, view(model).shape("act"), "act"
+    )
+    items = families(4, seed=1)
+    with ln.intervene(model, ln.SetTo(neurons, 2.0)):
+        scores = alternative_scores(model, items)
+        monkeypatch.setattr(ModelView, "branching", lambda self, tokens: None)
+        np.testing.assert_allclose(scores, alternative_scores(model, items), atol=2e-5)
+    assert np.abs(scores - alternative_scores(model, items)).max() > 1e-2
+
+
+def test_a_cache_that_is_wrong_is_not_used(llama, monkeypatch):
+    branching = ModelView.branching
+
+    def wrong(self, tokens):
+        return branching(self, tokens.flip(1))
+
+    items = families(3, seed=2)
+    expected = alternative_scores(llama, items)
+    monkeypatch.setattr(ModelView, "branching", wrong)
+    np.testing.assert_allclose(alternative_scores(llama, items), expected, atol=2e-5)
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=24).map(tuple), min_size=1, unique=True))
+@settings(max_examples=200, deadline=None)
+def test_families_hold_every_sequence_once_and_share_what_they_say(sequences):
+    families_of = continuations._families(sequences, [len(tokens) - 1 for tokens in sequences])
+    assert sorted(member for _, members in families_of for member in members) == list(range(len(sequences)))
+    for shared, members in families_of:
+        assert len({sequences[member][:shared] for member in members}) == 1
+        assert all(shared < len(sequences[member]) for member in members)
+
+
 def test_scores_do_not_depend_on_batch_size_or_order(model):
     items = some_items(20, seed=1)
     expected = alternative_scores(model, items, batch_size=1)
@@ -105,7 +165,7 @@ def test_what_is_the_beginning_of_something_longer_is_not_run(llama, monkeypatch
 @given(st.sets(st.lists(st.integers(0, 2), max_size=5).map(tuple), min_size=1))
 @settings(max_examples=200, deadline=None)
 def test_the_longest_extension_begins_with_the_sequence_and_is_extended_by_none(sequences):
-    found = likelihood._longest_extensions(sequences)
+    found = continuations._longest_extensions(sequences)
     assert set(found) == sequences
     for tokens, longest in found.items():
         assert longest in sequences

@@ -171,6 +171,21 @@ class Bridge:
                 logits_processor=transformers.LogitsProcessorList([_Allowing(rows)]),
             )
 
+    def branching(self, tokens: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """Run what texts begin with; from what follows and the rows that it goes on from, to its normed states."""
+        base = self._hugging_face.base_model
+        if self._native in self._uncached or not internals.accepts(base, "past_key_values"):
+            return None
+        cache = base(tokens, use_cache=True).past_key_values
+        if not hasattr(cache, "batch_select_indices"):
+            return None
+
+        def states(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            part = internals.selected_rows(cache, rows)
+            return base(tokens, past_key_values=part, use_cache=True).last_hidden_state
+
+        return states
+
     @contextmanager
     def native_attention(self) -> Iterator[None]:
         """Let transformers' attention modules run instead of the bridge's copies of them, inside the block.

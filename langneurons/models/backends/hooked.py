@@ -127,6 +127,17 @@ class Hooked:
             mask = torch.ones_like(tokens)
             rows.extend(tokens[:, 0])
 
+    def branching(self, tokens: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """Run what texts begin with; from what follows and the rows that it goes on from, to its normed states."""
+        model, cache = self.model, internals.key_value_cache(self.model, len(tokens))
+
+        def states(tokens: torch.Tensor, cache: object) -> torch.Tensor:
+            mask = torch.ones_like(tokens)
+            return model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
+
+        states(tokens, cache)
+        return lambda tokens, rows: self._normed(states(tokens, internals.cache_rows(cache, rows)))
+
     def native_attention(self) -> AbstractContextManager[None]:
         """Do nothing: a HookedTransformer has no attention of transformers."""
         return nullcontext()
