@@ -17,6 +17,7 @@ MODULES = (
     "record",
     "forward",
     "losses",
+    "likelihood",
     "patches",
     "ablation",
     "lora",
@@ -26,7 +27,7 @@ MODULES = (
     "demo",
     "gpu",
 )
-VERSIONS = ("torch", "transformer-lens", "transformers", "peft")
+VERSIONS = ("torch", "transformer-lens", "transformers", "peft", "lm-eval")
 
 
 def main(given: Sequence[str] | None = None) -> None:
