@@ -60,6 +60,7 @@ class Harness:
 
     reads_text: ClassVar[bool] = False
     shows_examples: ClassVar[bool] = True
+    samples: ClassVar[bool] = False  # the tasks themselves say how answers are chosen
     objective = Task.objective  # the harness has no training
 
     @classmethod

@@ -58,7 +58,7 @@ class Task(Protocol):
     ``objective``, ``with_head``, ``take`` and ``select``: without them a task cannot be trained on, is not answered by
     a head, and is measured as a whole. A class that also has ``load(source, languages, split, **options)`` can be added
     to ``ln.tasks.KINDS``, under the name by which studies and the command line know it; ``shows_examples = True`` says
-    there that solved examples can stand in front of its items.
+    there that solved examples can stand in front of its items, and ``samples = False`` that it generates greedily only.
     """
 
     reads_text: ClassVar[bool] = False

@@ -31,7 +31,7 @@ FULL: dict[str, Any] = {
     "matrix": {},
     "published_statistics": {},
     "validity": {},
-    "tasks": {"t": {"kind": "xnli", "source": "babel", "head": "en"}},
+    "tasks": {"q": {"kind": "xquad", "source": "babel"}, "t": {"kind": "xnli", "source": "babel", "head": "en"}},
     "protocols": {"p": {"task": "t"}},
     "finetuning": {"f": {"source": "babel"}},
     "factorial": {"tasks": ["t"]},

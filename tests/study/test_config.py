@@ -70,7 +70,7 @@ XNLI = {"kind": "xnli", "source": "babel"}
         ),
         (
             {"tasks": {"t": {"kind": "harness", "source": "xcopa_vi", "prompting": {"chat": True, "temperature": 1}}}},
-            "tasks.t.prompting: harness has no such options, so leave out chat, temperature",
+            "tasks.t.prompting: harness samples nothing, so temperature must be 0",
         ),
         (
             {"tasks": {"t": {"kind": "xquad", "source": "babel", "prompting": {"system": "x"}}}},

@@ -69,11 +69,12 @@ class TasksStage(
         )
         if not part.source and not ln.tasks.KINDS[part.kind].reads_text:
             yield f"{where}.source is missing."
-        if part.prompting.temperature and not ln.tasks.KINDS[part.kind].generates:
+        kind = ln.tasks.KINDS[part.kind]
+        if part.prompting.temperature and not getattr(kind, "samples", kind.generates):
             yield f"{where}.prompting: {part.kind} samples nothing, so temperature must be 0."
-        if part.prompting.shots and not getattr(ln.tasks.KINDS[part.kind], "shows_examples", False):
+        if part.prompting.shots and not getattr(kind, "shows_examples", False):
             yield f"{where}.prompting: {part.kind} has no solved examples, so shots must be 0."
-        if part.prompting.changes and "prompting" not in signature(ln.tasks.KINDS[part.kind].load).parameters:
+        if part.prompting.changes and "prompting" not in signature(kind.load).parameters:
             changes = ", ".join(part.prompting.changes)
             yield f"{where}.prompting: {part.kind} has no such options, so leave out {changes}."
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
