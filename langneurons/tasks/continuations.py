@@ -89,8 +89,8 @@ class _Scoring:
         related = sorted((family for family in families if len(family[1]) > 1), reverse=True)
         if related and not self._is_right(*related[0]):
             alone, related = list(range(len(self._sequences))), []
-        for batch in self._batches(related):
-            self._run_families(batch)
+        for first in range(0, len(related), self._batch_size):
+            self._run_families(related[first : first + self._batch_size])
         for rows, tokens in batches(
             [self._sequences[row] for row in alone], self._batch_size, self._model_view.context_length
         ):
@@ -100,18 +100,8 @@ class _Scoring:
             self._check(members, tokens)
         return self._scores, self._likeliest
 
-    def _batches(self, families: Sequence[tuple[int, list[int]]]) -> Iterable[list[tuple[int, list[int]]]]:
-        """Families of about equally long beginnings, together with at most as many sequences as a batch has."""
-        batch: list[tuple[int, list[int]]] = []
-        for family in families:
-            if batch and sum(len(members) for _, members in [*batch, family]) > self._batch_size:
-                yield batch
-                batch = []
-            batch.append(family)
-        if batch:
-            yield batch
-
     def _run_families(self, families: Sequence[tuple[int, list[int]]]) -> None:
+        """Run the beginnings of families together, as long as the shortest, and then what follows in each."""
         start = min(shared for shared, _ in families)
         beginnings = right_padded([self._sequences[members[0]][:start] for _, members in families])
         predictions_after = cast(Branching, self._model_view.branching(beginnings))  # tried before
