@@ -232,10 +232,7 @@ class ModelView:
             tokens: Token ids, special tokens included, padding on the right.
             counted: Tokens that are predicted, none the first of its row; perhaps the one that follows the last.
         """
-        row, position = counted.nonzero(as_tuple=True)
-        states, unembed = self._states(tokens)
-        at = states[row.to(states.device), (position - 1).to(states.device)]
-        return running.Predictions(at, unembed, self.model.cfg.d_vocab)
+        return self._predictions(*self._states(tokens), counted)
 
     def branching(self, tokens: Int[torch.Tensor, "row position"]) -> running.Branching | None:
         """Run what several texts begin with, once, and keep what attention needs of it.
@@ -258,12 +255,18 @@ class ModelView:
         def predictions(
             tokens: torch.Tensor, rows: Sequence[int], counted: Bool[torch.Tensor, "branch predicted"]
         ) -> running.Predictions:
-            branch, position = counted.nonzero(as_tuple=True)
             states = after(self._placed(tokens), torch.tensor(list(rows), device=self.device))
-            at = states[branch.to(states.device), (position - 1).to(states.device)]
-            return running.Predictions(at, self.runner.unembed, self.model.cfg.d_vocab)
+            return self._predictions(states, self.runner.unembed, counted)
 
         return predictions
+
+    def _predictions(
+        self, states: torch.Tensor, unembed: running.Unembed | None, counted: torch.Tensor
+    ) -> running.Predictions:
+        """What is predicted in place of some tokens, each from the state before it."""
+        row, position = counted.nonzero(as_tuple=True)
+        at = states[row.to(states.device), (position - 1).to(states.device)]
+        return running.Predictions(at, unembed, self.model.cfg.d_vocab)
 
     def _states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, running.Unembed | None]:
         """What the unembedding reads, and the unembedding; or the logits where those do not give them."""

@@ -95,8 +95,9 @@ class _Scoring:
             [self._sequences[row] for row in alone], self._batch_size, self._model_view.context_length
         ):
             members = [alone[row] for row in rows]
-            counted = self._counted(members, 0, tokens)
-            self._add(self._model_view.predictions(tokens, counted), members, 0, counted)
+            measured = self._measured(members, 0)
+            counted = _counted(measured, tokens)
+            self._add(self._model_view.predictions(tokens, counted), measured, counted)
             self._check(members, tokens)
         return self._scores, self._likeliest
 
@@ -111,8 +112,9 @@ class _Scoring:
             part = members[first : first + self._batch_size]
             rows, sequences = [row for row, _ in part], [member for _, member in part]
             tokens = right_padded([self._sequences[member][start:] for member in sequences])
-            counted = self._counted(sequences, start, tokens)
-            self._add(predictions_after(tokens, rows, counted), sequences, start, counted)
+            measured = self._measured(sequences, start)
+            counted = _counted(measured, tokens)
+            self._add(predictions_after(tokens, rows, counted), measured, counted)
             self._check(sequences, right_padded([self._sequences[member] for member in sequences]))
 
     def _is_right(self, shared: int, members: Sequence[int]) -> bool:
@@ -121,21 +123,13 @@ class _Scoring:
         predictions_after = self._model_view.branching(sequence[:, :shared])
         if predictions_after is None:
             return False
-        parts = [self._counted(members[:1], start, sequence[:, start:]) for start in (0, shared)]
-        whole = self._model_view.predictions(sequence, parts[0])
-        return close_to(predictions_after(sequence[:, shared:], [0], parts[1]), whole)
-
-    def _counted(
-        self, members: Sequence[int], start: int, tokens: Int[torch.Tensor, "row position"]
-    ) -> Bool[torch.Tensor, "row predicted"]:
-        """What is measured in the rows of a batch, of which the first ``start`` tokens are left out."""
-        counted = torch.zeros(len(tokens), tokens.shape[1] + 1, dtype=torch.bool)
-        row, place, _, _ = self._measured(members, start)
-        counted[row, place] = True
-        return counted
+        rest = sequence[:, shared:]
+        in_whole, in_rest = (self._measured(members[:1], start) for start in (0, shared))
+        whole = self._model_view.predictions(sequence, _counted(in_whole, sequence))
+        return close_to(predictions_after(rest, [0], _counted(in_rest, rest)), whole)
 
     def _measured(self, members: Sequence[int], start: int) -> Int[torch.Tensor, "4 token"]:
-        """Of every measured token of a batch: its row, its place in it, its id, its text."""
+        """Of every measured token of rows without their first ``start`` tokens: its row, place in it, id and text."""
         rows = [
             (row, place - start, self._texts[index][0][place], index)
             for row, member in enumerate(members)
@@ -147,12 +141,11 @@ class _Scoring:
     def _add(
         self,
         predictions: Predictions,
-        members: Sequence[int],
-        start: int,
+        measured: Int[torch.Tensor, "4 token"],
         counted: Bool[torch.Tensor, "row predicted"],
     ) -> None:
         """Add the log-probabilities of what is measured to the scores of its texts."""
-        row, place, token, text = self._measured(members, start)
+        row, place, token, text = measured
         ordinal = counted.flatten().cumsum(0).reshape(counted.shape)[row, place] - 1
         first = 0
         for logits in predictions.logits():
@@ -166,6 +159,15 @@ class _Scoring:
     def _check(self, members: Sequence[int], tokens: Int[torch.Tensor, "row position"]) -> None:
         indices = [index for member in members for index in self._texts_of[member]]
         check_finite(self._model_view, torch.tensor(self._scores[indices]), tokens)
+
+
+def _counted(
+    measured: Int[torch.Tensor, "4 token"], tokens: Int[torch.Tensor, "row position"]
+) -> Bool[torch.Tensor, "row predicted"]:
+    """Where the measured tokens of a batch stand; the last may follow the tokens that are run."""
+    counted = torch.zeros(len(tokens), tokens.shape[1] + 1, dtype=torch.bool)
+    counted[measured[0], measured[1]] = True
+    return counted
 
 
 def _shared(alternatives: Alternatives) -> int:

@@ -131,9 +131,8 @@ class Harness:
         Raises:
             TaskError: If ``count`` is below 1.
         """
-        count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
-        if count < 1:
-            raise TaskError(f"Cannot take {count} items: the least is 1.")
+        count = whole_number(count, "count", TaskError, least=1)
+        seed = whole_number(seed, "seed", TaskError, least=0)
         clusters = list(dict.fromkeys(cluster for table in self.items.values() for cluster in table["cluster"]))
         sampled = [clusters[place] for place in np.random.default_rng(seed).permutation(len(clusters))[:count]]
         return self._with(
@@ -248,7 +247,9 @@ def harness(
     """
     if limit is not None and whole_number(limit, "limit", TaskError) < 1:
         raise TaskError(f"limit is at least 1, given {limit}.")
-    tasks, blank = _loaded([names] if isinstance(names, str) else list(names), include_path), _blank()
+    from langneurons.tasks.harness_model import BlankModel  # says it where the package is missing
+
+    tasks, blank = _loaded([names] if isinstance(names, str) else list(names), include_path), BlankModel()
     places = {name: language_of_task(name, task, languages) for name, task in tasks.items()}
     several = len({language for language, _ in places.values()}) < len(tasks)
     by_language: dict[str, dict[str, Any]] = {language: {} for language, _ in places.values()}
@@ -283,12 +284,8 @@ def harness(
 @cache
 def _manager(include_path: str | None, defaults: bool) -> Any:
     """The index of all tasks; reading the harness' own takes seconds."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ModuleNotFoundError as error:
-        raise TaskError(
-            "Tasks of lm-evaluation-harness need the package lm-eval: pip install 'langneurons[harness]'."
-        ) from error
+    from lm_eval.tasks import TaskManager
+
     return TaskManager(include_path=include_path, include_defaults=defaults)
 
 
@@ -352,26 +349,6 @@ def _samples(
     for sample in results["samples"][name]:
         by_doc.setdefault(sample["doc_id"], []).append(sample)
     return list(by_doc.values())
-
-
-def _blank() -> Any:
-    """A model that answers nothing: it shows what tasks ask and which scores they give."""
-    try:
-        from lm_eval.api.model import LM
-    except ModuleNotFoundError:
-        return None  # said by ``_manager``
-
-    class Blank(LM):
-        def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
-            return [(-1.0, False)] * len(requests)
-
-        def loglikelihood_rolling(self, requests: list) -> list[float]:
-            return [-1.0] * len(requests)
-
-        def generate_until(self, requests: list) -> list[str]:
-            return [""] * len(requests)
-
-    return Blank()
 
 
 def _scores(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from langneurons.tasks.continuations import continuation_scores
 try:
     from lm_eval import utils
     from lm_eval.api.instance import Instance
-    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import LM, TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 except ModuleNotFoundError as error:
@@ -159,6 +159,22 @@ class HarnessModel(TemplateLM):
             raise TaskError(f"An answer of more than {self.max_length} tokens does not fit {self.view.name!r}.")
         scores, likeliest = continuation_scores(self.view.model, texts, self.batch_size)
         return list(zip(scores.tolist(), likeliest.tolist(), strict=True))
+
+
+class BlankModel(LM):
+    """A model that answers nothing: it shows what tasks ask and which scores they give."""
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """No answer is likelier than another."""
+        return [(-1.0, False)] * len(requests)
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
+        """No text is likelier than another."""
+        return [-1.0] * len(requests)
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """Every answer is empty."""
+        return [""] * len(requests)
 
 
 def _generation(settings: Mapping[str, Any], end: str) -> tuple[tuple[str, ...], int]:
