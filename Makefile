@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 
 .PHONY: install demo test test-transformerlens-4 test-pretrained lint types contracts wheel notebooks docs figures pretrained \
-	benchmark soak clean
+	pretrained-more 	benchmark soak clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -79,6 +79,10 @@ wheel: install
 DATA ?= ../shared/data
 pretrained: install
 	$(BIN)/python -m scripts.pretrained $(if $(wildcard $(DATA)/articles),--data $(DATA))
+
+# Other numbers of neurons and other values there, and benchmarks of the field: about four hours of one core.
+pretrained-more: install
+	$(BIN)/python -m scripts.pretrained $(if $(wildcard $(DATA)/articles),--data $(DATA)) --study studies/smollm2-more.toml
 
 # One table, on the processor and on a GPU where there is one; or some of it: make benchmark OPTIONS='--only record'
 benchmark: install
