@@ -24,6 +24,7 @@ def test_there_is_one_format_and_a_study_for_every_paper():
         "paper-babel",
         *PAPER,
         "smollm2",
+        "smollm2-more",
         "tang",
     }
     assert not [path for path in FOLDER.iterdir() if path.is_dir()]

@@ -81,6 +81,8 @@ def shrunk(name: str, folder: Path) -> StudyConfig:
     _reduced(content.get("matrix"), controls=0)
     for part in content.get("finetuning", {}).values():
         _trained(part, folder, split="train[:25%]" if part["kind"] == "xnli" else "validation[:80%]")
+    if name == "smollm2-more":  # tasks of the harness in a study: tests/tasks/test_harness.py
+        content["tasks"] = {name: part for name, part in content["tasks"].items() if part["kind"] != "harness"}
     for part in content.get("tasks", {}).values():
         small = {"items": 3, "max_new_tokens": 3, "controls": 0}
         small |= {"prompt_tokens": 4, "min_new_tokens": 2} if part["kind"] == "generation" else _source(part, folder)
@@ -98,8 +100,12 @@ def shrunk(name: str, folder: Path) -> StudyConfig:
         content["polysemanticity"] |= {"controls": 1, "probing": {"position": "last", "permutations": 100}}
     _reduced(content.get("report"), profiles=1)
     content["testing"] = {"resamples": 200}
-    if name == "paper-mistral-nemo":  # what it says of these parts is what paper-llama-3.1-8b says (tests/docs)
-        content = {part: table for part, table in content.items() if part not in ("validity", "transfer")}
+    if name in ("paper-babel", "paper-mistral-nemo"):  # what they say of it is what paper-llama-3.1-8b says (tests/docs)
+        del content["validity"]
+    if name == "paper-mistral-nemo":
+        del content["transfer"]
+    if name == "language-arithmetics":  # whose two models are asked the same
+        del content["models"]["Mistral-Nemo"]
     return parse_config(content, name)
 
 
@@ -112,6 +118,8 @@ def _trained(part: dict[str, Any], folder: Path, **sizes: Any) -> None:
 
 
 def _source(part: dict[str, Any], folder: Path) -> dict[str, str]:
+    if part.get("kind") == "confusion":
+        return {"source": "babel", "prompting": {}}  # whose tokenizer has no chat template
     return {"source": str(folder / part.get("kind", "xnli"))}
 
 
