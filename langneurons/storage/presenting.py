@@ -24,6 +24,7 @@ INDICES = {  # columns that are indices wherever they are printed
     "cluster",
 }
 SMALLEST_EXPONENT = -5  # smaller numbers are printed with an exponent
+ROUNDING = 1e-12  # what sums of differences leave where they are zero, as a share of the interval around it
 _LATEX = {char: f"\\{char}" for char in "%&_#${}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MISSING: "--"}
 _MARKUP = re.compile(r"<(?=[a-z/!?])|(?<=\])(?=[(\[])", re.IGNORECASE)  # where a tag, or the target of a link, begins
@@ -69,6 +70,8 @@ class Column:
             >>> points = Column(unit="points", scale=100, signed=True, bounds=("low", "high"))
             >>> points.text(0.003051, 0.0021, 0.00411), points.text(-0.0731), points.text(float("nan"), None, None)
             ('+0.305 [+0.21, +0.411]', '-7.31', '–')
+            >>> points.text(0.1 + 0.2 - 0.3, -0.07, 0.07)
+            '0 [-7, +7]'
         """
         if value is None or is_missing(value):
             return MISSING
@@ -78,7 +81,10 @@ class Column:
             return f"<= {self._number(self.floor)}"
         if low is None or high is None or is_missing(low) or is_missing(high):
             return self._number(value)
-        return f"{self._number(value)} [{self._number(low)}, {self._number(high)}]"
+        rounding = ROUNDING * (float(high) - float(low))
+        shown = (0.0 if abs(float(number)) < rounding else number for number in (value, low, high))
+        middle, *ends = map(self._number, shown)
+        return f"{middle} [{', '.join(ends)}]"
 
     def _number(self, value: SupportsFloat) -> str:
         if isinstance(value, Integral) and self.scale == 1:
