@@ -21,6 +21,7 @@ from langneurons.settings.groups import EXECUTORS as EXECUTORS
 from langneurons.settings.groups import IN_WORDS as IN_WORDS
 from langneurons.settings.groups import PYTHON_ONLY as PYTHON_ONLY
 from langneurons.settings.groups import Adapter as Adapter
+from langneurons.settings.groups import Asking as Asking
 from langneurons.settings.groups import Controls as Controls
 from langneurons.settings.groups import Experiment as Experiment
 from langneurons.settings.groups import Match as Match
