@@ -106,6 +106,7 @@ def test_a_planted_effect_is_recovered_inside_its_interval(measured):
     assert effect["estimate"] == pytest.approx(known, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_harness_and_we_report_of_the_same_rows(measured):
     name, scenario, reports, effect = measured
     rows = scenario.drawn(0)
@@ -123,4 +124,4 @@ def test_the_page_says_what_the_harness_and_we_report_of_the_same_rows(measured)
     )
     row = f"| {name} | {' | '.join(cells)} |"
     assert row in PAGE.read_text("utf-8"), row
-    assert 0.9 <= ours <= 0.99
+    assert ours >= 0.92
