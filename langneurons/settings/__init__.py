@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that the command line knows its options and their bounds at once.
 """
 
+from langneurons.settings.asking import Asking as Asking
 from langneurons.settings.checking import Checked as Checked
 from langneurons.settings.checking import ContextLength as ContextLength
 from langneurons.settings.checking import Count as Count
@@ -21,7 +22,6 @@ from langneurons.settings.groups import EXECUTORS as EXECUTORS
 from langneurons.settings.groups import IN_WORDS as IN_WORDS
 from langneurons.settings.groups import PYTHON_ONLY as PYTHON_ONLY
 from langneurons.settings.groups import Adapter as Adapter
-from langneurons.settings.groups import Asking as Asking
 from langneurons.settings.groups import Controls as Controls
 from langneurons.settings.groups import Experiment as Experiment
 from langneurons.settings.groups import Match as Match
