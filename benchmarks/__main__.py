@@ -18,6 +18,7 @@ MODULES = (
     "forward",
     "losses",
     "likelihood",
+    "generation",
     "patches",
     "ablation",
     "lora",

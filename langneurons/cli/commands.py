@@ -20,7 +20,8 @@ from langneurons.settings import IN_WORDS, Run, Settings, literal_choices, plain
 from langneurons.study.tables import python_only
 from langneurons.study.wording import parsed
 
-SPELLED = {"draws": "controls"}  # fields that have another name on the command line, as in Python
+# Fields that have another name on the command line: as in Python, or since 0.1.0 had an option of this name.
+SPELLED = {"draws": "controls", "prompts": "prompt-file"}
 OLD_COMMANDS = {
     "compare": "compare-methods",
     "models": "describe",

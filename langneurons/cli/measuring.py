@@ -15,6 +15,7 @@ from langneurons.corpora.languages import spelled
 from langneurons.errors import EffectError, LangNeuronsError, PatchError, TaskError, TrainingError
 from langneurons.settings import (
     Adapter,
+    Asking,
     Controls,
     Count,
     Experiment,
@@ -43,19 +44,11 @@ Tasks = Annotated[
 ]
 
 
-class AskedOptions(Settings):
+class AskedOptions(Asking):
     """Which items of tasks are asked, and how."""
 
-    error: ClassVar[type[LangNeuronsError]] = TaskError
-
     languages: tuple[str, ...] | None = Field(None, description="Language codes, such as en,hi; by default all.")
-    items: Count = Field(200, description="Premises, questions or prompts per language.")
     seed: Seed = Field(0, description="Seed for the choice of items.")
-    max_new_tokens: Count = Field(32, description="Maximum number of tokens of an answer or a continuation.")
-    beginnings: str | None = Field(None, description="Language of all prompts; by default each language's own.")
-    calibration: str | None = Field(
-        "content-free", description="Calibration of XNLI's label likelihoods: content-free, batch, none."
-    )
     head: Path | None = Field(None, description="A saved classification head that answers.")
 
 
@@ -199,13 +192,17 @@ def evaluate(
 ) -> None:
     """Score a model on tasks, without and with patches of each language's neurons."""
     from langneurons.evaluation.evaluating import chosen_languages
+    from langneurons.tasks.kinds import idle_options
 
     if files.patch and files.neurons is None:
         raise PatchError("--patch says what is written at neurons: give --neurons too.")
     if not task:
         raise TaskError("Nothing to score: give --task, such as --task xnli=FOLDER.")
+    sources = [_named(each) for each in task]
+    for mistake in idle_options([kind for kind, _ in sources], asked_items):
+        raise TaskError(mistake)
     about = {**asked_items.model_dump(exclude={"languages", "head"}), "prompting": prompting}
-    tasks = [ln.tasks.load_task(kind, source, asked_items.languages, **about) for kind, source in map(_named, task)]
+    tasks = [ln.tasks.load_task(kind, source, asked_items.languages, **about) for kind, source in sources]
     # What can be wrong with the small files is found before the model is loaded.
     stats, languages, patches = files.stats(), asked_items.languages, {}
     if files.neurons is not None:

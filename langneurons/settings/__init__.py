@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that the command line knows its options and their bounds at once.
 """
 
+from langneurons.settings.asking import Asking as Asking
 from langneurons.settings.checking import Checked as Checked
 from langneurons.settings.checking import ContextLength as ContextLength
 from langneurons.settings.checking import Count as Count

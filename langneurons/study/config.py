@@ -230,7 +230,7 @@ def _problem(error: ErrorDetails) -> tuple[str, str]:
         return where, unknown(f"key in {table or 'the study'}", places[-1], dict.fromkeys(possible))
     if error["type"] == "missing":
         return where, f"{where} is missing."
-    for depth, group in classes.items():
+    for depth, group in reversed(classes.items()):
         if issubclass(group, Settings) and set(places[depth : depth + 1]) & set(group.model_fields):
             said = sentence({**error, "loc": error["loc"][depth:]}, group)
             return ".".join(places[: depth + 1]), f"{'.'.join(places[:depth])}: {said}"

@@ -25,6 +25,7 @@ SCHEMA = "langneurons/study-step/1"
 FAILURE = "langneurons/study-failure/1"
 SOURCES = "langneurons/study-sources/1"
 EMBEDDED = "babel"
+PLAIN = ("model", "text", "task", "numbers")  # kinds of sources that are one file or folder
 SHOWN = 12  # digits of a key in a folder's name
 DONE, RUNNING, STALE, FAILED, BLOCKED, OPEN = "done", "running", "stale", "failed", "blocked", "to do"
 
@@ -183,13 +184,16 @@ class Sources:
         """The hash of a source: of its files, or of its name where it lies on the hub.
 
         Where the files are out of reach, as on another machine, the hash they had is given.
+
+        Args:
+            kind: "model", "text", "task", "numbers", or a kind of task that says itself which files a source names.
+            name: Name of the source.
         """
-        shipped = SHIPPED if kind == "numbers" else {EMBEDDED: FOLDER}
-        folder = Path(str(shipped.get(name, name)))
-        if not folder.exists():
+        files = _named_files(kind, name)
+        if not files:
             return self._names.get(f"{kind} {name}", storage.fingerprint("by name", name))
-        paths = [folder] if folder.is_file() else _files(folder)
-        parts = [part for path in paths for part in (path.relative_to(folder).as_posix(), self._checksum(path))]
+        parts = [part for path, place in files.items() for part in (place, self._checksum(path))]
+        parts += [] if kind in PLAIN else [Path(each).name for each in name.split(",")]
         self._names[f"{kind} {name}"] = storage.fingerprint(*parts)
         return self._names[f"{kind} {name}"]
 
@@ -322,6 +326,16 @@ class Work:
         if key not in self._held:
             self._held[key] = make()
         return self._held[key]
+
+
+def _named_files(kind: str, name: str) -> dict[Path, str]:
+    """The files that a source names, and what each is called in its hash; none where it lies on the hub."""
+    if kind not in PLAIN:
+        return {path: path.name for path in ln.tasks.KINDS[kind].files(name)}
+    shipped = SHIPPED if kind == "numbers" else {EMBEDDED: FOLDER}
+    folder = Path(str(shipped.get(name, name)))
+    paths = [folder] if folder.is_file() else _files(folder)
+    return {path: path.relative_to(folder).as_posix() for path in paths}
 
 
 def _files(folder: Path) -> list[Path]:

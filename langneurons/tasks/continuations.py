@@ -1,8 +1,9 @@
 """How likely a model finds what follows a text: answers to choose from, and any other last tokens of texts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
-from typing import cast
+from math import ceil
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from langneurons.tasks.batching import Tokens, batches, right_padded, scoring
 
 Alternatives = tuple[Tokens, ...]
 Continuation = tuple[Tokens, int]  # the tokens of a text, and how many of them are given
+Part = TypeVar("Part")
 LEAST_SHARED = 8  # tokens: a beginning that is worth a forward of its own
+MORE = 2  # times as many parts of texts as whole texts, at most: each has the keys and values of a whole text
 
 
 def alternative_scores(
@@ -53,7 +56,8 @@ def continuation_scores(
     Args:
         model: A model returned by ``load_model``; whatever is attached to it at this moment counts.
         texts: The token ids of each text, and how many of them come before what is measured, at least one.
-        batch_size: Sequences per forward pass.
+        batch_size: Sequences per forward pass; of beginnings and what follows them up to twice as many, where they have
+            no more tokens.
 
     Returns:
         Natural logarithms, in double precision; and whether each measured token is the likeliest of all in its place.
@@ -78,6 +82,7 @@ class _Scoring:
         for tokens, indices in reads.items():
             runs.setdefault(longer[tokens], []).extend(indices)
         self._sequences, self._texts_of = list(runs), list(runs.values())
+        self._lengths = [len(sequence) for sequence in self._sequences]
         self._scores, self._likeliest = np.zeros(len(texts)), np.ones(len(texts), bool)
 
     def run(self) -> tuple[Float[np.ndarray, " text"], Bool[np.ndarray, " text"]]:
@@ -86,11 +91,12 @@ class _Scoring:
         longest = [min(self._texts[index][1] for index in indices) - 1 for indices in self._texts_of]
         families = _families(self._sequences, longest)
         alone = [members[0] for _, members in families if len(members) == 1]
-        related = sorted((family for family in families if len(family[1]) > 1), reverse=True)
+        related = [family for family in families if len(family[1]) > 1]
+        related.sort(key=lambda family: (family[0], max(self._lengths[member] for member in family[1])), reverse=True)
         if related and not self._is_right(*related[0]):
             alone, related = list(range(len(self._sequences))), []
-        for first in range(0, len(related), self._batch_size):
-            self._run_families(related[first : first + self._batch_size])
+        for part in self._divided(related, [shared for shared, _ in related]):
+            self._run_families(part)
         for rows, tokens in batches(
             [self._sequences[row] for row in alone], self._batch_size, self._model_view.context_length
         ):
@@ -107,15 +113,27 @@ class _Scoring:
         beginnings = right_padded([self._sequences[members[0]][:start] for _, members in families])
         predictions_after = cast(Branching, self._model_view.branching(beginnings))  # tried before
         members = [(row, member) for row, (_, members) in enumerate(families) for member in members]
-        members.sort(key=lambda pair: len(self._sequences[pair[1]]), reverse=True)
-        for first in range(0, len(members), self._batch_size):
-            part = members[first : first + self._batch_size]
+        members.sort(key=lambda pair: self._lengths[pair[1]], reverse=True)
+        for part in self._divided(members, [self._lengths[member] - start for _, member in members]):
             rows, sequences = [row for row, _ in part], [member for _, member in part]
             tokens = right_padded([self._sequences[member][start:] for member in sequences])
             measured = self._measured(sequences, start)
             counted = _counted(measured, tokens)
             self._add(predictions_after(tokens, rows, counted), measured, counted)
             self._check(sequences, right_padded([self._sequences[member] for member in sequences]))
+
+    def _divided(self, parts: Sequence[Part], lengths: Sequence[int]) -> Iterator[Sequence[Part]]:
+        """Divide parts of texts, longest first, into batches with no more tokens than a batch of whole texts has.
+
+        A forward costs time whatever it reads, so that short parts are run up to twice as many at once as whole texts.
+        """
+        tokens, first = self._batch_size * max(self._lengths), 0
+        while first < len(parts):
+            most = min(max(tokens // lengths[first], self._batch_size), MORE * self._batch_size)
+            remaining = len(parts) - first
+            size = ceil(remaining / ceil(remaining / most))  # equal batches rather than a small last one
+            yield parts[first : first + size]
+            first += size
 
     def _is_right(self, shared: int, members: Sequence[int]) -> bool:
         """Whether a sequence that is run in two parts gives the logits of the whole."""

@@ -19,7 +19,7 @@ from langneurons.corpora.languages import distinct, label_of
 from langneurons.errors import TaskError, in_short, unknown
 from langneurons.models import view
 from langneurons.settings import Prompting, whole_number
-from langneurons.tasks.harness_documents import choices_of, in_parallel, items_of, language_of_task
+from langneurons.tasks.harness_documents import YAML, choices_of, in_parallel, items_of, language_of_task, local_files
 from langneurons.tasks.heads import Head
 from langneurons.tasks.prompting import is_chat
 from langneurons.tasks.task import Task
@@ -62,6 +62,7 @@ class Harness:
     shows_examples: ClassVar[bool] = True
     samples: ClassVar[bool] = False  # the tasks themselves say how answers are chosen
     objective = Task.objective  # the harness has no training
+    files = staticmethod(local_files)  # that a study's source names
 
     @classmethod
     def load(
@@ -70,6 +71,8 @@ class Harness:
         languages: Iterable[str] | None = None,
         *,
         include_path: str | Path | None = None,
+        fewshot: int | None = None,
+        limit: int | None = None,
         prompting: Prompting = Prompting(),
     ) -> "Harness":
         """Load tasks as a study or a command line names them.
@@ -77,9 +80,10 @@ class Harness:
         Args:
             source: Names of tasks or groups, or YAML files of tasks; in one text they are divided by commas.
             languages: Languages to keep; by default all. A single one is also that of tasks whose names say none.
-            include_path: A folder of further tasks.
-            prompting: Whether prompts are messages of a chat, and the examples in each, by default as many as the task
-                says; answers cannot be sampled.
+            include_path: A folder of further tasks, looked in first.
+            fewshot: Examples in a prompt; by default ``prompting.shots``, or where that is 0 what each task says.
+            limit: Documents to read of each task, the first ones; by default all.
+            prompting: Whether prompts are messages of a chat; answers cannot be sampled.
 
         Raises:
             TaskError: If ``harness`` refuses something, or answers should be sampled.
@@ -92,8 +96,8 @@ class Harness:
         names = [name.strip() for name in source.split(",")] if isinstance(source, str) else list(source)
         codes = None if languages is None else distinct(languages)
         usual = codes[0] if codes is not None and len(codes) == 1 else None
-        options = {"chat": prompting.chat, "system": prompting.system, "fewshot": prompting.shots or None}
-        task = harness(names, include_path, languages=usual, **options)
+        fewshot = prompting.shots or None if fewshot is None else fewshot
+        task = harness(names, include_path, limit, fewshot, usual, prompting.chat, prompting.system)
         return task if codes is None else task.select(codes)
 
     def __repr__(self) -> str:
@@ -294,7 +298,7 @@ def _loaded(names: Sequence[str], include_path: str | Path | None) -> dict[str, 
     folder = None if include_path is None else str(Path(include_path).expanduser())
     if folder is not None and not Path(folder).is_dir():
         raise TaskError(f"There is no folder {folder!r}: include_path is a folder of YAML files of tasks.")
-    names = [str(Path(name).expanduser()) if name.endswith((".yaml", ".yml")) else name for name in names]
+    names = [str(Path(name).expanduser()) if name.endswith(YAML) else name for name in names]
     manager = _manager(folder, False) if folder is not None else _manager(None, True)
     if folder is not None and not all(_known(manager, name) for name in names):
         manager = _manager(folder, True)

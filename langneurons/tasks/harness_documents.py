@@ -1,11 +1,14 @@
 """What the harness' tasks are about: the language of each, its documents as items, and which belong together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from glob import glob
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from langneurons.corpora.languages import canonical, scripts_of
 from langneurons.errors import LanguageError
@@ -14,6 +17,71 @@ from langneurons.errors import LanguageError
 # and tells all items apart, and the first that several items share.
 ITEMS = (("link", "question_number"), ("idx",), ("pairID",), ("id",), ("question_id",), ("story_id",))
 CLUSTERS = ("link", "passage_id", "flores_passage", "passage", "context", "promptID", "premise")
+
+YAML, WRITTEN = (".yaml", ".yml"), (".yaml", ".yml", ".py")  # of a task; of whatever decides what it asks
+
+
+def local_files(source: str) -> list[Path]:
+    """Find the files that tasks on this machine are made of: configurations, functions and documents.
+
+    Args:
+        source: Names of tasks, YAML files of tasks, or a folder of them, divided by commas.
+
+    Returns:
+        All configurations and functions in the folders of what is named, and the documents that those configurations
+        name, each once, sorted; nothing for names of tasks alone.
+    """
+    roots = [Path(name.strip()).expanduser() for name in source.split(",")]
+    files: set[Path] = set()
+    waiting = [path for root in roots for path in _beside(root)]
+    while waiting:
+        if (path := waiting.pop()) not in files:
+            content = {} if path.suffix == ".py" else _content(path)
+            included = [Path(path.parent, name) for name in _texts(content.get("include"))]
+            waiting += filter(Path.is_file, included)
+            files |= {path, *_documents(content)}
+    return sorted(files)
+
+
+def _beside(root: Path) -> Iterator[Path]:
+    """Configurations and functions in a folder and those inside, or beside a configuration."""
+    if root.is_dir():
+        yield from (path for path in root.rglob("*") if path.suffix in WRITTEN and path.is_file())
+    elif root.suffix in YAML and root.is_file():
+        yield from (path for path in root.parent.iterdir() if path.suffix in WRITTEN and path.is_file())
+
+
+def _content(configuration: Path) -> dict[str, Any]:
+    """What a configuration says; nothing where it is malformed, as loading the task says."""
+    try:
+        content = yaml.load(configuration.read_text("utf-8"), _Plain)  # noqa: S506 (a safe loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _documents(content: Mapping[str, Any]) -> Iterator[Path]:
+    """The local files of documents that a configuration names."""
+    options = content.get("dataset_kwargs")
+    within = [options.get(key) for key in ("data_files", "data_dir")] if isinstance(options, dict) else []
+    for name in _texts([content.get("dataset_path"), *within]):
+        for path in map(Path, glob(name)):
+            yield from (inner for inner in ([path] if path.is_file() else path.rglob("*")) if inner.is_file())
+
+
+def _texts(content: object) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list | dict):
+        for inner in content.values() if isinstance(content, dict) else content:
+            yield from _texts(inner)
+
+
+class _Plain(yaml.SafeLoader):
+    """Reads a configuration without calling its functions."""
+
+
+_Plain.add_multi_constructor("!", lambda loader, tag, node: None)
 
 
 def choices_of(task: Any, sample: Mapping[str, Any]) -> int:

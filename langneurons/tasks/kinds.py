@@ -1,6 +1,6 @@
 """The kinds of tasks that studies and the command line know by name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import pandas as pd
 
 from langneurons.corpora import Corpus
 from langneurons.errors import TaskError, unknown
-from langneurons.settings import Prompting
+from langneurons.settings import Asking, Prompting
 from langneurons.tasks.confusion import Confusion
 from langneurons.tasks.generation import Generation
 from langneurons.tasks.harness import Harness
@@ -58,7 +58,7 @@ def load_task(
     """
     if kind not in KINDS:
         raise TaskError(unknown("kind of task", kind, KINDS))
-    possible = {name: set(signature(task.load).parameters) for name, task in KINDS.items()}
+    possible = {name: _options_of(name) for name in KINDS}
     for option in options:
         if not any(option in names for names in possible.values()):
             raise TaskError(unknown("option", option, sorted(set().union(*possible.values()))))
@@ -72,3 +72,26 @@ def load_task(
     options = {name: value for name, value in options.items() if name in possible[kind]}
     task = KINDS[kind].load(source, languages, **({} if split is None else {"split": split}), **options)
     return task if items is None else task.take(items, seed)
+
+
+def idle_options(kinds: Iterable[str], asking: Asking) -> Iterator[str]:
+    """Say of every option that was changed, and that none of some kinds of tasks has, that it does nothing.
+
+    Args:
+        kinds: Names of kinds; those that do not exist are for ``load_task`` to refuse.
+        asking: The options.
+
+    Example:
+        >>> from langneurons.tasks.kinds import idle_options
+        >>> list(idle_options(["xnli"], ln.settings.Asking(metric="squad", max_new_tokens=8)))
+        ["xnli has no option 'metric': leave it out."]
+    """
+    names = [kind for kind in dict.fromkeys(kinds) if kind in KINDS]
+    possible = set().union(*map(_options_of, names))
+    for name in asking.changes if names else ():
+        if name not in possible:
+            yield f"{' or '.join(names)} has no option {name!r}: leave it out."
+
+
+def _options_of(kind: str) -> set[str]:
+    return set(signature(KINDS[kind].load).parameters)

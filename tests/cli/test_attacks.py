@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from pydantic import BaseModel, ValidationError
 
 from langneurons.cli import commands as cli
 from langneurons.errors import LangNeuronsError, StudyError
-from langneurons.settings import Controls, Settings, literal_choices, plain_types
+from langneurons.settings import Asking, Controls, Settings, literal_choices, plain_types
 from langneurons.study.config import SEVERAL, _Complete, _parts_in, _problem, parse_config
-from langneurons.study.tables import ModelPart, python_only
+from langneurons.study.tables import ModelPart, Part, python_only
 from langneurons.study.wording import METHODS, PUBLISHED_METHODS, UNSOUND, make_method, options_of, parsed, patch_of
+from langneurons.tasks import KINDS
 from tests.cli import test_options
 from tests.study.small import SMALL
 
@@ -53,12 +55,16 @@ def tables(part: type[BaseModel], content: dict[str, Any], *above: str) -> Itera
 
 
 TABLES = dict(tables(_Complete, FULL))
-GROUPS = {group: place for place, group in TABLES.items() if issubclass(group, Settings)}
+GROUPS = {
+    group: place for place, group in TABLES.items() if issubclass(group, Settings) and not issubclass(group, Part)
+}
+GROUPS[Asking] = ("tasks", "q")
 COMMANDS = {
-    (type(group), name)
+    (kind, name)
     for groups in cli.GROUPS.values()
     for group in groups.values()
-    for name in cli.fields_of({"": group})
+    for kind in {type(group), *type(group).__mro__} & {type(group), Asking}
+    for name in set(cli.fields_of({"": group})) & set(kind.model_fields)
 }
 
 
@@ -68,6 +74,8 @@ def parsed_study(place: tuple[str, ...], name: str, value: Any) -> Any:
     inner = content
     for table in place:
         inner = inner.setdefault(table, {})
+    if "kind" in inner:  # one that has the option
+        inner["kind"] = next((kind for kind in KINDS if name in signature(KINDS[kind].load).parameters), inner["kind"])
     inner[name] = value
     config = parse_config(content)
     for table in place:
@@ -130,7 +138,7 @@ def test_python_a_study_and_a_command_take_the_same_values(group, name):
                 parsed_study(GROUPS[group], name, value)
             assert str(from_file.value).endswith(f"{'.'.join(GROUPS[group])}: {sentence}")
         else:
-            if name not in ("name", "targets"):  # of which others speak
+            if name not in ("name", "targets", "beginnings"):  # of which others speak
                 assert parsed_study(GROUPS[group], name, value) == in_python
         if (
             (group, name) in COMMANDS

@@ -55,15 +55,28 @@ class PlantedClassifier(PlantedNetwork):
         return sum(map(str.__eq__, self.predictions[patched][language], gold))
 
 
-def planted_classifier(premises: int = 40, wrong: float = 0.2, routed: float = 0.5, seed: int = 0) -> PlantedClassifier:
-    """Build the model and its items: three a premise, one of each label."""
+def planted_classifier(
+    premises: int = 40, wrong: float = 0.2, routed: float = 0.5, seed: int = 0, each: int = 3, together: int = 1
+) -> PlantedClassifier:
+    """Build the model and its items.
+
+    Args:
+        premises: Premises.
+        wrong: Share of items with a cue for a wrong label.
+        routed: Share of items whose cue is routed in the damaged language.
+        seed: Seed for weights and items.
+        each: Items of a premise, equally many of each label.
+        together: Items in a row that are routed all or none, such as those of a premise.
+    """
     draw = np.random.default_rng(seed)
-    count = premises * len(LABELS)
+    count = premises * each
     gold = [LABELS[item % len(LABELS)] for item in range(count)]
     misled = set(draw.permutation(count)[: round(wrong * count)].tolist())
-    through = set(draw.permutation(count)[: round(routed * count)].tolist())
+    groups = draw.permutation(count // together)
+    chosen = set(groups[: round(routed * len(groups))].tolist())
+    through = {item for item in range(count) if item // together in chosen}
     cues = [LABELS[(LABELS.index(label) + (item in misled)) % len(LABELS)] for item, label in enumerate(gold)]
-    task = XNLI.load({name: _items(name, gold, cues, through) for name in LANGUAGES})
+    task = XNLI.load({name: _items(name, gold, cues, through, each) for name in LANGUAGES})
     template = Template("{premise} {hypothesis} {label}", ANSWERS)
     damaged = [FALLBACK if item in through else cue for item, cue in enumerate(cues)]
     hf_model, tokenizer, rows, units = _model(seed)
@@ -80,10 +93,10 @@ def planted_classifier(premises: int = 40, wrong: float = 0.2, routed: float = 0
     )
 
 
-def _items(language: str, gold: list[str], cues: list[str], through: set[int]) -> pd.DataFrame:
+def _items(language: str, gold: list[str], cues: list[str], through: set[int], each: int) -> pd.DataFrame:
     rows = []
     for item, (label, cue) in enumerate(zip(gold, cues, strict=True)):
-        premise = item // len(LABELS)
+        premise = item // each
         kind = "routed" if language == DAMAGED and item in through else "direct"
         words = f"{language}{premise % WORDS} {language}{premise // WORDS} {language}{premise % 7}"
         rows.append((words, f"{language}{item % WORDS} {language}-{kind}-{cue}", label))

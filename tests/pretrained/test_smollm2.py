@@ -10,21 +10,11 @@ import langneurons as ln
 from langneurons.models import view
 from langneurons.models.gguf import converted_folder
 from langneurons.tasks import completions
-from scripts.fetch_text import FetchError
-from scripts.pretrained import fetch_model
 from tests.backends import BACKENDS
 
 LANGUAGES = ["en", "hi", "zh"]
 DTYPES = (torch.float32, torch.float64)
 SENTENCE = "मौसम आज बहुत अच्छा है।"
-
-
-@pytest.fixture(scope="module")
-def file():
-    try:
-        return fetch_model()
-    except FetchError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

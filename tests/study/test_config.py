@@ -77,7 +77,7 @@ XNLI = {"kind": "xnli", "source": "babel"}
             "tasks.t.prompting: system must be left out unless chat is true",
         ),
         ({"tasks": {"t": {**XNLI, "languages": ["fr"]}}}, "Unknown language in tasks.t.languages 'fr'"),
-        ({"tasks": {"t": {**XNLI, "split": "train[a:b]"}}}, "tasks.t.split = 'train[a:b]'"),
+        ({"tasks": {"t": {**XNLI, "split": "train[a:b]"}}}, "tasks.t: split must be a split or a part of one"),
         ({"tasks": {"t": {**XNLI, "tuned": "english"}}}, "Unknown finetuning in tasks.t 'english'. Possible: none"),
         ({"tasks": {"t": XNLI}, "protocols": {"p": {"task": "t"}}}, "answers by a head; give tasks.t head or tuned"),
         ({"tasks": {"t": {"kind": "generation"}}, "protocols": {"p": {"task": "t"}}}, "and 't' is generation"),

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
 from langneurons.corpora.languages import spelled
-from langneurons.settings import Controls, Count, Prompting
+from langneurons.settings import Asking, Controls, Count, Prompting
 from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
 from langneurons.study.tables import Languages, PatchedGrid, Split, StudyConfig
 from langneurons.study.work import Work
@@ -18,26 +19,19 @@ PAIR_TOKENS = {"xnli": 60, "xquad": 230}  # of a premise and a hypothesis, of a 
 PAIRS = {"xnli": 3}  # of an item
 LABELS = 3  # that are read for their likelihood
 USUAL_TOKENS = 100  # of an item of which nothing is known
+KEYED = {"items", "split", "max_new_tokens", "min_new_tokens", "prompt_tokens", "beginnings"}  # whatever they are
 # Items of the hub's splits, to tell how long an epoch is.
 ITEMS = {"xnli": {"train": 392_702, "validation": 2_490, "test": 5_010}, "xquad": {"validation": 1_190}}
 FEW = 1000  # items, where nothing tells how many there are
 
 
-class TaskPart(PatchedGrid):
+class TaskPart(PatchedGrid, Asking):
     """A task that the model is scored on, unpatched and under every patch."""
 
     kind: str
     source: str = Field("", description="a folder of the task's files, the hub's name, or babel")
     revision: str | None = None
-    split: Split | None = Field(None, description="the task's usual one by default; such as validation[80%:]")
     languages: Languages | None = Field(None, description="in a language set those that it has; all by default")
-    items: Count = Field(200, description="premises, questions or prompts per language")
-    max_new_tokens: Count = 32
-    min_new_tokens: int = Field(0, ge=0, le=10**12, description="generation: before which no text ends")
-    prompt_tokens: Count = Field(16, description="generation: of a document that the model goes on from")
-    beginnings: str | None = Field(
-        None, description="generation: the language of all prompts; the measured one by default"
-    )
     head: str | None = Field(None, description="xnli: the language on whose items of head_split a head is fitted")
     head_split: Split = "validation"
     head_items: Count = 830
@@ -60,7 +54,9 @@ class TasksStage(
             yield "", {**settings, "controls": keyed(part.controls)}, further
 
     def mistakes_in(self, config: StudyConfig, where: str, part: TaskPart) -> Iterator[str]:
-        """Unknown kinds and names, missing sources, and a task of another kind than what was tuned."""
+        """Unknown kinds and names, missing sources, idle options, and a task of another kind than what was tuned."""
+        from langneurons.tasks.kinds import idle_options  # takes seconds
+
         finetuning = config.tables("finetuning")
         yield from check_kind(where, part.kind)
         yield from misnamed("finetuning", where, [] if part.tuned is None else [part.tuned], finetuning)
@@ -77,6 +73,7 @@ class TasksStage(
         if part.prompting.changes and "prompting" not in signature(kind.load).parameters:
             changes = ", ".join(part.prompting.changes)
             yield f"{where}.prompting: {part.kind} has no such options, so leave out {changes}."
+        yield from (f"{where}: {mistake}" for mistake in idle_options([part.kind], part))
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
@@ -104,12 +101,10 @@ def task_of(part: TaskPart, step: Step, work: Work) -> "ln.tasks.Task":
         work: Loads what it needs.
     """
     source = part.source or work.text(heldout=True)
-    options = part.model_dump(
-        include={"revision", "prompt_tokens", "max_new_tokens", "min_new_tokens", "beginnings", "items"}
-    )
-    options["prompting"] = part.prompting
+    options = part.model_dump(include={"revision", *Asking.model_fields})
     languages = among(part.languages, step.settings["languages"])
-    task = ln.tasks.load_task(part.kind, source, languages, part.split, seed=work.config.seed, **options)
+    seed = work.config.seed
+    task = ln.tasks.load_task(part.kind, source, languages, seed=seed, prompting=part.prompting, **options)
     if part.tuned is not None:
         return work.tuned(step, part.tuned).ask(task)
     if part.head is None:
@@ -151,8 +146,11 @@ def patchable(languages: Sequence[str], neurons: "ln.NeuronSet") -> list[str]:
 def task_settings(plan: Plan, part: TaskPart) -> dict[str, Any]:
     """What of a task decides its items and answers."""
     plain = [] if part.prompting.changes else ["prompting"]
-    settings = keyed(part, "methods", "sets", "patches", "controls", *plain)
-    return {**settings, "source": plan.source("task", part.source) if part.source else ""}
+    usual = Asking.model_fields.keys() - KEYED - part.changes.keys()
+    settings = keyed(part, "methods", "sets", "patches", "controls", *plain, *usual)
+    sources = {name: str(value) for name, value in part if isinstance(value, Path)} | {"source": part.source}
+    kind = part.kind if hasattr(ln.tasks.KINDS[part.kind], "files") else "task"
+    return settings | {name: source and plan.source(kind, source) for name, source in sources.items()}
 
 
 def tuned_inputs(model: str, *tasks: TaskPart) -> list[tuple[str, ...]]:
