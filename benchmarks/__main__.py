@@ -21,6 +21,7 @@ MODULES = (
     "patches",
     "ablation",
     "lora",
+    "training",
     "identification",
     "startup",
     "report",
