@@ -277,7 +277,7 @@ def test_the_loss_has_the_gradient_of_all_logits_at_once(model):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_neurons_can_be_silenced_in_training_in_the_test_in_both_and_in_neither(model):
+def test_neurons_can_be_silenced_in_training_in_the_test_in_both_and_in_neither(model, tmp_path):
     heldout, update = ln.HeldoutText.of(model, corpus(seed=1)), rows_of(model)
     silent = SetTo(neurons_of(model, units=(5, 17)), 0.0)
     options = {"languages": ["hi"], "epochs": 4, **QUIET}
@@ -291,7 +291,7 @@ def test_neurons_can_be_silenced_in_training_in_the_test_in_both_and_in_neither(
     with intervene(model, silent):
         around = finetune(model, corpus(), update, **options)
         with pytest.raises(TrainingError, match="give patches="):
-            finetune(model, corpus(), update, out="never", **options)
+            finetune(model, corpus(), update, out=tmp_path, **options)
     pd.testing.assert_frame_equal(around.history, tuned[True].history)
 
 

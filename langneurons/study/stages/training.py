@@ -9,7 +9,18 @@ from pydantic import Field
 import langneurons as ln
 from langneurons.corpora.languages import spelled
 from langneurons.settings import Adapter, Controls, Count, Experiment, Run, Training
-from langneurons.study.stages import NeuronStage, Piece, Plan, Stage, Step, Units, among, keyed, misnamed_languages
+from langneurons.study.stages import (
+    NeuronStage,
+    Piece,
+    Plan,
+    Stage,
+    Step,
+    Units,
+    among,
+    keyed,
+    misnamed,
+    misnamed_languages,
+)
 from langneurons.study.stages.matrix import heldout
 from langneurons.study.stages.record import BACKWARD
 from langneurons.study.stages.tasks import check_kind, examples, pair_tokens, task_of, task_settings
