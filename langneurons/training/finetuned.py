@@ -89,11 +89,11 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
         trained = " + ".join(f"{name} ({count:,})" for name, count in self.trainable.items())
         losses = self.history["loss"]
         curve = f"{len(losses)} steps, loss {losses.iloc[0]:.3f} to {losses.iloc[-1]:.3f}" if len(losses) else "0 steps"
-        measured = self.history.dropna(subset=["dev"]).set_index("step")["dev"]
+        scores = self.history.dropna(subset=["dev"]).set_index("step")["dev"]
         dev = ""
-        if len(measured):
+        if len(scores):
             step = self.about["best_step"]
-            dev = f", best {self.about['metric']} {measured[step]:.3f} at step {step}"
+            dev = f", best {self.about['metric']} {scores[step]:.3f} at step {step}"
         return f"Finetuned({trained} trained numbers; {curve}{dev})"
 
     @contextmanager

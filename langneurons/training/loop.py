@@ -326,10 +326,10 @@ class Loop:
 
     def _end_stretch(self) -> None:
         if self._dev is not None:
-            measured = self._dev.measure()
-            score = -measured[0] if self._dev.lower_is_better else measured[0]
+            scores = self._dev.measure()
+            score = -scores[0] if self._dev.lower_is_better else scores[0]
             self._whole = False
-            self.history.measured(measured)
+            self.history.measured(scores)
             self._since_best += 1
             if score > self._best_score:
                 self._best = self._copied()
