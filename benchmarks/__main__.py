@@ -22,6 +22,7 @@ MODULES = (
     "patches",
     "ablation",
     "lora",
+    "training",
     "identification",
     "startup",
     "report",

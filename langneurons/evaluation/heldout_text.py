@@ -315,10 +315,15 @@ def losses(model_view: ModelView, batch: Blocks) -> Float[Tensor, " counted"]:
     return predictions.losses(batch.tokens[batch.counted]).cpu().double()
 
 
+def usual_context_length(model_view: ModelView) -> int:
+    """Positions of a block where nothing else is asked for: 512, or the model's context if shorter."""
+    return min(USUAL_CONTEXT_LENGTH, model_view.context_length // LENGTHS * LENGTHS)
+
+
 def _context_length(model_view: ModelView, context_length: int | None) -> int:
     tokenizer_of(model_view)  # says if there is none
     if context_length is None:
-        return min(USUAL_CONTEXT_LENGTH, model_view.context_length // LENGTHS * LENGTHS)
+        return usual_context_length(model_view)
     context_length = whole_number(context_length, "context_length", CorpusError)
     if context_length > model_view.context_length:
         raise ModelError(

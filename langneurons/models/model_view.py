@@ -341,6 +341,16 @@ class ModelView:
         """
         return self._checkpointing.of(self.model.blocks, self.runner.hf_config)
 
+    def without_gradients(self, below: int) -> AbstractContextManager[None]:
+        """Record no gradients in the layers below one, inside the block.
+
+        Nothing is kept of them for a backward pass, and they run as fast as without training.
+
+        Args:
+            below: The first layer that records gradients.
+        """
+        return running.without_gradients(self.model.blocks[:below])
+
     @contextmanager
     def native_attention(self) -> Iterator[None]:
         """Run a bridge's attention in transformers' own way inside the block, about as fast as the plain model.

@@ -2,10 +2,10 @@
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import isgenerator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -211,7 +211,7 @@ class Predictions:
         self.bytes = 4 * min(self._size, self._count) * vocabulary + self._states.nbytes
 
     def logits(self) -> Iterator[Float[torch.Tensor, "prediction token"]]:
-        """The logits in single precision, in order, as many at once as fit in 64 MB."""
+        """The logits, in single precision or better, in order, as many at once as fit in 64 MB."""
         for start in range(0, self._count, self._size):
             yield self._logits_of(self._states[start : start + self._size], self._count - start)
 
@@ -227,11 +227,45 @@ class Predictions:
             return torch.cat([checkpoint(self._losses_of, *part, use_reentrant=False) for part in parts])
         return torch.cat([self._losses_of(*part) for part in parts])
 
+    def loss(self, tokens: Int[torch.Tensor, " prediction"]) -> Float[torch.Tensor, ""]:
+        """The sum of ``losses``, for training: its gradient is computed with it, a few positions at a time.
+
+        So no logits are kept, and none are computed twice. Nothing in the unembedding itself gets a gradient.
+
+        Args:
+            tokens: The tokens that follow.
+        """
+        if not (torch.is_grad_enabled() and self._states.requires_grad):
+            return self.losses(tokens).sum()
+        return cast(torch.Tensor, _SummedLoss.apply(self._states, tokens.to(self._states.device), self._size, self))
+
     def _losses_of(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(self._logits_of(states, len(targets)), targets, reduction="none")
 
     def _logits_of(self, states: torch.Tensor, count: int) -> torch.Tensor:
-        return (states if self._unembed is None else self._unembed(states))[:count].float()
+        logits = (states if self._unembed is None else self._unembed(states))[:count]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class _SummedLoss(torch.autograd.Function):
+    """The sum of the losses of some states, with its gradient, part by part."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, tokens: torch.Tensor, size: int, predictions: Predictions) -> Any:
+        total, gradients = states.new_zeros((), dtype=torch.float64), []
+        for part, targets in zip(states.split(size), tokens.split(size), strict=False):
+            leaf = part.detach().requires_grad_()
+            with torch.enable_grad():
+                loss = predictions._losses_of(leaf, targets).sum()
+            gradients += torch.autograd.grad(loss, leaf)
+            total += loss.detach()
+        ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return (outer[0] * gradient).to(gradient.dtype), None, None, None
 
 
 # From what follows, the rows that it goes on from, and what is predicted of it, to the predictions.
@@ -339,6 +373,15 @@ def _handing_on(block: nn.Module, resumed: list[torch.Tensor | None], last: bool
         return handed if beside is None else (handed, *[None] * beside)
 
     return run
+
+
+def without_gradients(blocks: Iterable[nn.Module]) -> AbstractContextManager[None]:
+    """Let some layers run without recording gradients, inside the block.
+
+    Args:
+        blocks: The layers.
+    """
+    return replaced([(block, "forward", torch.no_grad()(block.forward)) for block in blocks])
 
 
 class Checkpointing:

@@ -257,9 +257,28 @@ class Experiment(Adapter):
         None, description="Languages to transfer to; by default all others that the test has."
     )
     conditions: tuple[
-        Literal["none", "source", "target", "source+target", "random", "random target", "random source+target", "all"],
+        Literal[
+            "none",
+            "source",
+            "target",
+            "source+target",
+            "shared",
+            "exclusive",
+            "random",
+            "random target",
+            "random source+target",
+            "random shared",
+            "random exclusive",
+            "all",
+            "lora",
+            "full",
+        ],
         ...,
     ] = Field(CONDITIONS, min_length=1, description="Training conditions to compare.")
+    form: Literal["lora", "rows", "ia3"] = Field(
+        "lora",
+        description="How the neurons' rows are trained: by masked LoRA, every weight by itself, or one factor each.",
+    )
     seeds: Few | tuple[Seed, ...] = Field(
         6,
         description="Number of training seeds; with fewer than six no difference gets a p-value.",

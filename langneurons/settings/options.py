@@ -99,6 +99,7 @@ class ExperimentOptions(FinetuningOptions, MatchingOptions, total=False):
     source: str
     targets: Sequence[str] | None
     conditions: Sequence[str]
+    form: Literal["lora", "rows", "ia3"]
     seeds: int | Sequence[int]
     update: Any
     dev: Any

@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from langneurons.corpora.languages import spelled
+from langneurons.corpora.languages import label_of, spelled
 from langneurons.errors import TrainingError, unknown
 from langneurons.identification.controls import reported_balance
 from langneurons.identification.neurons import NeuronSet, united
 from langneurons.settings import CONDITIONS, Controls, Experiment, controls_of, literal_choices
 
-NONE, ALL = "none", "all"
+NONE, ALL, LORA, FULL = "none", "all", "lora", "full"
+SHARED, EXCLUSIVE = "shared", "exclusive"
+WHOLE = (ALL, LORA, FULL)  # train all neurons
 # What is as large as which set of neurons, layer by layer, and shares no neuron with any language.
-CONTROL_OF = {"source": "random", "target": "random target", "source+target": "random source+target"}
+CONTROL_OF = {"source": "random"} | {name: f"random {name}" for name in ("target", "source+target", SHARED, EXCLUSIVE)}
 POSSIBLE = tuple(literal_choices(Experiment.model_fields["conditions"].annotation))
 
 
@@ -23,12 +25,13 @@ class Condition:
     """One choice of neurons to train.
 
     Attributes:
-        name: "none", "source", "target", "source+target", "random" (drawn like "source"), "random target",
-            "random source+target" or "all".
+        name: Name of the condition: "none", "source", "shared", "exclusive", "target", "source+target", "all", "lora",
+            "full", "random" (drawn like "source"), or "random" and the name of another set that is drawn like.
         target: The target language whose neurons are in play; "" where the same training serves all of them.
         seed: The training seed that it is for; None where every seed trains the same neurons.
         draw: Index of the draw of random neurons; 0 where nothing is drawn.
-        neurons: The neurons that are trained beside attention and head; None trains no neuron.
+        neurons: The neurons that are trained beside attention and head; None trains no neuron. With "lora" and "full"
+            whole matrices are trained.
     """
 
     name: str
@@ -147,14 +150,16 @@ def _original(name: str, neurons: NeuronSet, source: str, target: str) -> Neuron
 def _trained(name: str, neurons: NeuronSet, source: str, target: str) -> NeuronSet | None:
     if name == NONE:
         return None
-    if name == ALL:
+    if name in WHOLE:
         layers, width = neurons.shape
         return replace(neurons, members={ALL: np.arange(layers * width)}, scores={}, method="all neurons")
     return _selected(name, neurons, source, target)
 
 
 def _selected(name: str, neurons: NeuronSet, source: str, target: str) -> NeuronSet:
-    """The neurons of one language or of two, under one label."""
+    """The neurons of one language or of two, or a part of the source's, under one label."""
+    if name in (SHARED, EXCLUSIVE):
+        return _part_of_source(name, neurons, source)
     languages = {"source": [source], "target": [target], "source+target": [source, target]}[name]
     for language in languages:
         if not len(neurons[language]):
@@ -163,6 +168,21 @@ def _selected(name: str, neurons: NeuronSet, source: str, target: str) -> Neuron
                 "or leave the condition away."
             )
     return united([neurons.select(languages)], "+".join(languages))
+
+
+def _part_of_source(name: str, neurons: NeuronSet, source: str) -> NeuronSet:
+    """The source's neurons that other languages have too, or those that none has."""
+    label = label_of(source, neurons.languages)
+    others = [neurons.members[other] for other in neurons.languages if other != label]
+    own = neurons.members[label]
+    elsewhere = np.isin(own, np.concatenate([np.empty(0, np.int64), *others]))
+    members = own[elsewhere if name == SHARED else ~elsewhere]
+    if not len(members):
+        which = "shares with another language" if name == SHARED else "has alone"
+        raise TrainingError(
+            f"{source!r} has no neuron that it {which}, so that the condition {name!r} would train none: leave it away."
+        )
+    return replace(neurons, members={f"{source} {name}": members}, scores={})
 
 
 def _relabelled(neurons: NeuronSet, label: str) -> NeuronSet:

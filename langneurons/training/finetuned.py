@@ -1,7 +1,6 @@
 """What fine-tuning gives: the trained update and head, the history of their training, and tasks asked of them."""
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,13 +31,14 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
         update: The trained update, several, or None where only the head was trained.
         head: The trained head; None where answers are generated.
         history: One row per step: step (from 1), epoch (from 0), loss (a mean over examples, or over answer tokens in
-            nats), learning_rate, grad_norm (before clipping), and dev, the main metric where it was measured, else NaN.
+            nats), learning_rate, grad_norm (before clipping), and dev, the main metric where it was measured, else NaN;
+            with held-out text (dev is in bits per byte) also dev_nll, in nats per token.
         about: What else there is to say: steps, best_step (whose parameters these are), metric (the name of dev's),
             stopped_early, model and settings.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = {
-        "history": layout(whole="step", number="loss dev epoch? learning_rate? grad_norm?"),
+        "history": layout(whole="step", number="loss dev epoch? learning_rate? grad_norm? dev_nll?"),
         "about": layout(text="metric?", whole="steps? best_step?", mapping="settings?"),
     }
 
@@ -89,8 +89,11 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
         trained = " + ".join(f"{name} ({count:,})" for name, count in self.trainable.items())
         losses = self.history["loss"]
         curve = f"{len(losses)} steps, loss {losses.iloc[0]:.3f} to {losses.iloc[-1]:.3f}" if len(losses) else "0 steps"
-        best = max(self.history["dev"].dropna().tolist(), default=math.nan)
-        dev = "" if math.isnan(best) else f", best {self.about['metric']} {best:.3f} at step {self.about['best_step']}"
+        scores = self.history.dropna(subset=["dev"]).set_index("step")["dev"]
+        dev = ""
+        if len(scores):
+            step = self.about["best_step"]
+            dev = f", best {self.about['metric']} {scores[step]:.3f} at step {step}"
         return f"Finetuned({trained} trained numbers; {curve}{dev})"
 
     @contextmanager

@@ -4,7 +4,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -165,6 +166,21 @@ class Order:
         return [batches[index] for index in random.permutation(len(batches))]
 
 
+@dataclass(frozen=True)
+class Dev:
+    """What decides which parameters are kept.
+
+    Attributes:
+        metrics: Names of what is measured; the first decides.
+        lower_is_better: Whether a smaller value of it is better.
+        measure: Measures the model as it is, by every metric.
+    """
+
+    metrics: Sequence[str]
+    lower_is_better: bool
+    measure: Callable[[], Sequence[float]]
+
+
 class Loop:
     """A fine-tuning that can stop after any step and continue exactly.
 
@@ -174,7 +190,7 @@ class Loop:
         updates: The updates that are trained, prepared for the model.
         training: Settings of the training.
         patches: Patches that are held while the model is trained and evaluated.
-        evaluate: Gives the score of the model as it is, higher is better; None where nothing is evaluated.
+        dev: What decides which parameters are kept; None where nothing is evaluated.
         folder: Folder for checkpoints; None keeps none.
 
     Attributes:
@@ -191,11 +207,11 @@ class Loop:
         updates: Sequence[Update],
         training: Training,
         patches: Sequence[Patch] = (),
-        evaluate: Callable[[], float] | None = None,
+        dev: Dev | None = None,
         folder: RunFolder | None = None,
     ) -> None:
         self._view, self._objective, self._updates, self._training = model_view, objective, updates, training
-        self._patches, self._evaluate, self._folder = patches, evaluate, folder
+        self._patches, self._dev, self._folder = patches, dev, folder
         self.parameters = trained_parameters(objective, updates)
         self._order = Order(objective.lengths, training.batch_size, training.accumulate, training.seed)
         self.steps = training.steps or training.epochs * self._order.steps_per_epoch
@@ -206,7 +222,7 @@ class Loop:
             weight_decay=training.weight_decay,
             fused=True,
         )
-        self.history = History()
+        self.history = History(() if dev is None else dev.metrics)
         self.best_step, self.stopped_early, self.done = 0, False, False
         self._best: dict[str, Tensor] | None = None
         self._best_score, self._since_best = -math.inf, 0
@@ -263,8 +279,11 @@ class Loop:
 
     def _stretch(self, watch: Watch) -> None:
         """Take steps up to the next evaluation, or the end."""
-        checkpointing = self._training.gradient_checkpointing
-        with self._view.native_attention(), self._view.gradient_checkpointing() if checkpointing else nullcontext():
+        with ExitStack() as stack:
+            stack.enter_context(self._view.native_attention())
+            if self._training.gradient_checkpointing:
+                stack.enter_context(self._view.gradient_checkpointing())
+            stack.enter_context(self._view.without_gradients(_first_trained(self._updates, self._view.n_layers)))
             for step in range(self.step, self._next_stop()):
                 self._take(step)
                 watch(self.history.rows[-1])
@@ -272,7 +291,7 @@ class Loop:
                     self._save()
 
     def _next_stop(self) -> int:
-        if self._evaluate is None:
+        if self._dev is None:
             return self.steps
         every = self._training.evaluate_every or self._order.steps_per_epoch
         # A run that stopped between a step and its evaluation begins with the evaluation.
@@ -306,10 +325,11 @@ class Loop:
         return float(total)
 
     def _end_stretch(self) -> None:
-        if self._evaluate is not None:
-            score = self._evaluate()
+        if self._dev is not None:
+            scores = self._dev.measure()
+            score = -scores[0] if self._dev.lower_is_better else scores[0]
             self._whole = False
-            self.history.measured(score)
+            self.history.measured(scores)
             self._since_best += 1
             if score > self._best_score:
                 self._best = self._copied()
@@ -383,6 +403,12 @@ def trained_parameters(objective: Objective, updates: Sequence[Update]) -> dict[
     for index, update in enumerate(updates):
         parameters |= {f"{index}.{name}": parameter for name, parameter in update.named_parameters().items()}
     return parameters
+
+
+def _first_trained(updates: Sequence[Update], layers: int) -> int:
+    """The lowest layer that an update trains something in, by the names of its parameters; 0 where they do not say."""
+    named = [name.partition(".")[0] for update in updates for name in update.named_parameters()]
+    return min((int(layer) if layer.isdecimal() else 0 for layer in named), default=layers)
 
 
 @contextmanager

@@ -95,6 +95,7 @@ class MaskedLoRA(MaskedUpdate):
         targets: Projections of the MLP: gate (where there is no gate: the first matrix), up, down.
         attention: Projections of attention: q, k, v, o; all of their rows.
         seed: Seed for A; a layer's projection of attention starts equal whichever neurons are trained.
+        projections: Another name for ``targets``.
 
     Raises:
         TrainingError: If nothing would be trained.
@@ -120,15 +121,17 @@ class MaskedLoRA(MaskedUpdate):
         targets: Sequence[str] = ("gate",),
         attention: Sequence[str] = (),
         seed: int = 0,
+        projections: Sequence[str] | None = None,
     ) -> None:
         rank = whole_number(rank, "rank", TrainingError, least=1)
         if isinstance(neurons, NeuronSet) and 0 < len(neurons) < rank:
             warn_user(f"Rank {rank} is larger than the selection of {len(neurons)} neurons and is lowered to it.")
             rank = len(neurons)
-        super().__init__(neurons, targets, attention, rank, alpha, seed)
+        super().__init__(neurons, targets, attention, rank, alpha, seed, projections)
 
     def form(self, target: str) -> Form:
         """Low rank, whatever the projection."""
+        assert self.rank is not None
         return LowRank(self.rank, self.alpha)
 
     @classmethod
@@ -161,13 +164,17 @@ class MaskedLoRA(MaskedUpdate):
 class MaskedRows(MaskedUpdate):
     """Every weight in the rows (of down: the columns) of chosen neurons, trained by itself.
 
+    With all three projections it is the update of Gurgurov et al. 2025 (arXiv 2510.13580). Weight decay
+    draws the weights to what they were before training, not to zero.
+
     Args:
         neurons: Neurons whose weights are trained, of all languages in the set; None trains attention only.
         targets: Projections of the MLP: gate, up, down.
         attention: Projections of attention, trained by LoRA.
-        rank: Rank of that LoRA.
+        rank: Rank of that LoRA; None trains every weight of them by itself.
         alpha: Scale of that LoRA, divided by the rank.
         seed: Seed for its first values.
+        projections: Another name for ``targets``.
 
     Raises:
         TrainingError: If nothing would be trained.
@@ -197,9 +204,10 @@ class MaskedIA3(MaskedUpdate):
             is scaled, of all languages in the set; None trains attention only.
         targets: Projections of the MLP: gate, up, down.
         attention: Projections of attention, trained by LoRA.
-        rank: Rank of that LoRA.
+        rank: Rank of that LoRA; None trains every weight of them by itself.
         alpha: Scale of that LoRA, divided by the rank.
         seed: Seed for its first values.
+        projections: Another name for ``targets``.
 
     Raises:
         TrainingError: If nothing would be trained.

@@ -1,8 +1,10 @@
 """The machinery of every masked update: parameters for a model, attaching, merging, keeping."""
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +19,7 @@ from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
 from langneurons.settings import finite_number, whole_number
 from langneurons.storage import fingerprint, understood
 from langneurons.training import peft_format
-from langneurons.training.pieces import Form, LowRank, Piece
+from langneurons.training.pieces import Direct, Form, LowRank, Piece
 
 _Kind = TypeVar("_Kind", bound="MaskedUpdate")
 MLP_SITES = ("pre", "act", "post")
@@ -43,9 +45,10 @@ class MaskedUpdate:
             trains attention only.
         targets: Projections of the MLP that are trained at the neurons: gate, up, down.
         attention: Projections of attention that are trained as a whole, by LoRA: q, k, v, o.
-        rank: Rank of LoRA.
+        rank: Rank of LoRA; None trains every weight of attention by itself.
         alpha: Scale of LoRA, divided by the rank.
         seed: Seed for the first values; those of a layer's projection do not depend on what else is trained.
+        projections: Another name for ``targets``.
     """
 
     kind = ""
@@ -55,14 +58,16 @@ class MaskedUpdate:
         neurons: NeuronSet | None,
         targets: Sequence[str] = ("gate",),
         attention: Sequence[str] = (),
-        rank: int = 8,
+        rank: int | None = 8,
         alpha: float = 16,
         seed: int = 0,
+        projections: Sequence[str] | None = None,
     ) -> None:
+        targets = targets if projections is None else projections
         _check_names("projection of the MLP", targets, MLP_TARGETS)
         _check_names("projection of attention", attention, ATTENTION_TARGETS)
         _check_selection(neurons, targets, attention)
-        rank = whole_number(rank, "rank", TrainingError, least=1)
+        rank = None if rank is None else whole_number(rank, "rank", TrainingError, least=1)
         finite_number(alpha, "alpha", TrainingError)
         self.neurons = neurons
         self.rank = rank
@@ -192,6 +197,33 @@ class MaskedUpdate:
         model_view.weights.remember(self._merged.before)
         self._merged = None
 
+    def without(self: _Kind, neurons: NeuronSet) -> _Kind:
+        """Make a copy in which the rows and columns of some neurons have the values that they had before training.
+
+        Args:
+            neurons: The neurons; those that the update does not train are left out.
+        """
+        copy, by_layer = deepcopy(self), neurons.per_layer()
+        for piece in copy.pieces:
+            if piece.target in MLP_TARGETS:
+                piece.put_back(by_layer.get(piece.layer, torch.empty(0, dtype=torch.int64)))
+        return copy
+
+    def moved(self, model: nn.Module) -> float:
+        """Measure how far the trained rows and columns of the MLP moved, relative to their norm before.
+
+        Args:
+            model: The model, without the update merged.
+
+        Returns:
+            |W' - W| / |W|, of all of them together; NaN where only attention is trained.
+        """
+        model_view = view(model)
+        pieces = [piece for piece in self.pieces if piece.target in MLP_TARGETS]
+        parts = [piece.distance(model_view.projection(piece.layer, piece.target)) for piece in pieces]
+        change, before = (sum(part) for part in zip(*parts, strict=True)) if parts else (math.nan, 1.0)
+        return math.sqrt(change / before)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Copy the parameters' values, by name."""
         return {name: parameter.detach().clone() for name, parameter in self.named_parameters().items()}
@@ -259,7 +291,7 @@ class MaskedUpdate:
                 raise TrainingError(f"{folder} holds {content['kind']}, not {cls.kind}.")
             update = cls(neurons, **content["settings"])
             update.pieces = [
-                peft_format.piece_of(described, neurons, tensors, update.form) for described in content["pieces"]
+                peft_format.piece_of(described, neurons, tensors, update._form) for described in content["pieces"]
             ]
             update._model, update._dtype = content["model"], content.get("dtype")
         if model is not None:
@@ -270,15 +302,18 @@ class MaskedUpdate:
         by_layer = {} if self.neurons is None else self.neurons.per_layer()
         if self.neurons is not None:
             _check_fits(self.neurons, model_view)
-        low_rank = LowRank(self.rank, self.alpha)
         parts = [(layer, target, units) for layer, units in by_layer.items() for target in self.targets]
         parts += [(layer, target, None) for layer in range(model_view.n_layers) for target in self.attention]
         pieces = []
         for layer, target, units in parts:
             projection = model_view.projection(layer, target)
-            form = low_rank if units is None else self.form(target)
-            pieces.append(Piece(layer, target, projection.shape, units, form, projection.hugging_face))
+            pieces.append(Piece(layer, target, projection.shape, units, self._form(target), projection.hugging_face))
         return pieces
+
+    def _form(self, target: str) -> Form:
+        if target not in self.attention:
+            return self.form(target)
+        return Direct() if self.rank is None else LowRank(self.rank, self.alpha)
 
     def _check_model(self, model_view: ModelView) -> None:
         if self._model is not None and not model_view.weights.is_of(self._model):

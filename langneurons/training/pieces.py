@@ -40,6 +40,13 @@ class Form(Protocol):
         """Compute the matrix and the bias that do the same by themselves."""
         ...
 
+    def of_neurons(self, axis: int) -> tuple[str, int]:
+        """The parameter with an entry for every row (axis 0) or column of the matrix that changes it alone; its axis.
+
+        Where the entry is zero, its row or column does not change.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -63,6 +70,10 @@ class LowRank:
         """Compute W + alpha / rank x B A."""
         return weight + self.alpha / self.rank * (parameters["lora_B"] @ parameters["lora_A"]), bias
 
+    def of_neurons(self, axis: int) -> tuple[str, int]:
+        """B has the rows, A the columns."""
+        return ("lora_B", 0) if axis == 0 else ("lora_A", 1)
+
 
 @dataclass(frozen=True)
 class Direct:
@@ -79,6 +90,10 @@ class Direct:
     def merged(self, parameters: Parameters, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute W + D."""
         return weight + parameters["delta"], bias
+
+    def of_neurons(self, axis: int) -> tuple[str, int]:
+        """D has both."""
+        return "delta", axis
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,10 @@ class ScaledOutputs:
         factor = 1 + parameters["delta"]
         return weight * factor[:, None], None if bias is None else bias * factor
 
+    def of_neurons(self, axis: int) -> tuple[str, int]:
+        """One factor per row."""
+        return "delta", 0
+
 
 @dataclass(frozen=True)
 class ScaledInputs:
@@ -115,6 +134,10 @@ class ScaledInputs:
     def merged(self, parameters: Parameters, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Scale the columns."""
         return weight * (1 + parameters["delta"]), bias
+
+    def of_neurons(self, axis: int) -> tuple[str, int]:
+        """One factor per column."""
+        return "delta", 0
 
 
 @dataclass(eq=False)
@@ -194,6 +217,25 @@ class Piece:
         """Copy the trained rows or columns of a matrix "out in" (a bias: "out")."""
         selected = self.selected
         return matrix.clone() if selected is None else matrix.index_select(self.axis, selected.to(matrix.device))
+
+    @torch.no_grad()
+    def put_back(self, neurons: Tensor) -> None:
+        """Set parameters such that the rows or columns of some of its neurons do not change."""
+        name, axis = self.form.of_neurons(self.axis)
+        own = torch.arange(self.shape[self.axis]) if self.units is None else self.units
+        places = torch.isin(own, neurons).nonzero().flatten()
+        parameter = self.parameters[name]
+        parameter.index_fill_(axis, places.to(parameter.device), 0.0)
+
+    @torch.no_grad()
+    def distance(self, projection: Projection) -> tuple[float, float]:
+        """Squared norms of the change of the trained rows or columns, and of what they were before."""
+        weight, bias = projection.matrix(), projection.bias()
+        before = self.part(weight).double()
+        own_bias = None if bias is None or self.axis == 1 else self.part(bias).double()
+        parameters = {name: value.double() for name, value in self.parameters.items()}
+        after, _ = self.form.merged(parameters, before, own_bias)
+        return float((after - before).square().sum()), float(before.square().sum())
 
     @torch.no_grad()
     def merge(self, projection: Projection) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ killed at any moment leaves a complete one behind.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,32 +93,38 @@ COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "dev")
 
 
 class History:
-    """One row per step, in order."""
+    """One row per step, in order.
 
-    def __init__(self) -> None:
+    Args:
+        metrics: What is measured on the development set; the first is the column ``dev``, further ones have their own.
+    """
+
+    def __init__(self, metrics: Sequence[str] = ()) -> None:
         self.rows: list[dict[str, float]] = []
+        self._measured = ("dev", *(f"dev_{metric}" for metric in metrics[1:]))
+        self._columns = (*COLUMNS[:-1], *self._measured)
 
     def add(self, epoch: int, loss: float, learning_rate: float, grad_norm: float) -> None:
         """Add a step that was taken."""
-        values = (float(len(self.rows) + 1), float(epoch), loss, learning_rate, grad_norm, math.nan)
-        self.rows.append(dict(zip(COLUMNS, values, strict=True)))
+        values = (float(len(self.rows) + 1), float(epoch), loss, learning_rate, grad_norm)
+        self.rows.append(dict(zip(COLUMNS[:-1], values, strict=True)) | dict.fromkeys(self._measured, math.nan))
 
-    def measured(self, dev: float) -> None:
-        """Add the score of the development set after the last step."""
-        self.rows[-1]["dev"] = dev
+    def measured(self, values: Sequence[float]) -> None:
+        """Add what was measured on the development set after the last step."""
+        self.rows[-1] |= dict(zip(self._measured, values, strict=True))
 
     def table(self) -> pd.DataFrame:
         """The history as a table; step and epoch are integers."""
-        return pd.DataFrame(self.rows, columns=list(COLUMNS)).astype({"step": int, "epoch": int})
+        return pd.DataFrame(self.rows, columns=list(self._columns)).astype({"step": int, "epoch": int})
 
     def tensor(self) -> Float[torch.Tensor, "step column"]:
         """The history as numbers in double precision, which lose nothing."""
-        values = [[row[column] for column in COLUMNS] for row in self.rows]
-        return torch.tensor(values, dtype=torch.float64).reshape(-1, len(COLUMNS))
+        values = [[row[column] for column in self._columns] for row in self.rows]
+        return torch.tensor(values, dtype=torch.float64).reshape(-1, len(self._columns))
 
     def restore(self, values: Float[torch.Tensor, "step column"]) -> None:
         """Continue from what ``tensor`` returned."""
-        self.rows = [dict(zip(COLUMNS, row, strict=True)) for row in values.tolist()]
+        self.rows = [dict(zip(self._columns, row, strict=True)) for row in values.tolist()]
 
     def write_log(self, path: Path) -> None:
         """Write one line of JSON per step; what was not measured is left out."""

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from langneurons.effects.estimation import LEAST_SEEDS, Effect, difference, effect
+from langneurons.effects.estimation import LEAST_SEEDS, LOSSES, Effect, difference, effect
+from langneurons.effects.pairing import BASELINE, ROW
 from langneurons.effects.table import EffectTable, balance_sentence, with_current_names
 from langneurons.errors import EffectError, unknown
 from langneurons.evaluation.results import UNPATCHED, beside_controls, check_measured, parts_of, score_from_zero
@@ -21,6 +22,7 @@ from langneurons.training.conditions import ALL, CONTROL_OF, NONE
 ROWS = ["condition", "target", "seed", "draw", "patch", "language", "item", "cluster", "metric", "value"]
 ROWS += ["prediction", "gold"]
 TRAININGS = ["condition", "target", "seed", "draw", "neurons", "parameters", "loss"]
+MANIPULATION = ["moved", "put_back"]
 CELL = ["condition", "target", "language", "patch"]
 TRAINING = ["condition", "target", "seed", "draw"]
 SIGNIFICANT = ("better", "worse", "slightly better", "slightly worse")
@@ -38,19 +40,27 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
 
     Attributes:
         rows: One row per item, metric, language, patch and training: condition, target ("" where one training serves
-            every target), seed, draw, patch ("unpatched" among them), language, item, cluster, metric, value (0 to 1),
-            prediction, gold.
+            every target), seed, draw, patch ("unpatched" among them), language, item, cluster, metric, value (0 to 1;
+            of text, bits or nats summed over the item), prediction, gold; with text also weight, what a sum of values
+            is divided by (bytes or tokens; 1 of tasks).
         trainings: One row per fine-tuning: condition, target, seed, draw, neurons (trained), parameters (trained, the
-            head's too), loss (at the end).
+            head's too), loss (at the end); moved, how far the trained rows of the MLP moved relative to their norm; and
+            put_back, on text, the share of the change of the loss in the source that goes when the trained neurons
+            (with "all", "lora" and "full": the source's) get the weights back that they had.
         references: What the task is worth without a model, such as chance: language, reference, value.
         settings: Model, source, targets, task, protocol, options of the effects, and how everything was trained.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = {
         "rows": layout(
-            text="condition target patch language metric", mark="item cluster", whole="seed draw", finite="value"
+            text="condition target patch language metric",
+            mark="item cluster",
+            whole="seed draw",
+            finite="value weight?",
         ),
-        "trainings": layout(text="condition target", whole="seed draw neurons parameters", number="loss"),
+        "trainings": layout(
+            text="condition target", whole="seed draw neurons parameters", number="loss moved? put_back?"
+        ),
         "references": layout(text="language reference", finite="value"),
         "settings": layout(text="model source task protocol", texts="targets", mapping="options"),
     }
@@ -83,7 +93,8 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         Returns:
             One row per condition, target, language and patch: score, its interval over seeds, then clusters (low,
             high), seed_sd, seeds, draws (of random neurons, per seed), items, clusters, neurons, parameters (trained),
-            then one column per reference of the main metric.
+            moved and put_back (see ``trainings``; means, where measured), then one column per reference of the main
+            metric.
 
         Raises:
             EffectError: If there is no such metric.
@@ -106,9 +117,10 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
             on: "targets", the languages transferred to, or "source", the language of the training data.
 
         Returns:
-            Effects by ``trained`` and ``language`` (on the source: ``trained`` and ``target``), differences of scores,
-            one Holm family. Against anything but random, sets that have random ones are placed among them: the mean
-            effect over seeds among the means, over as many seeds, of every draw of random neurons.
+            Effects by ``trained`` and ``language`` (on the source: ``trained`` and ``target``), differences of scores
+            (of losses: relative to the loss that is compared with), one Holm family. Against anything but random, sets
+            that have random ones are placed among them: the mean effect over seeds among the means, over as many seeds,
+            of every draw of random neurons.
             A draw holds other neurons for every seed, so that their luck is averaged and the set's own is not: where
             sets of neurons differ much beside the seeds, a set is placed outside more often than the level says.
 
@@ -135,9 +147,10 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         metric, (place, pairs) = self._metric(metric), self._compared(against, on)
         cells = self._by_metric[metric]
         effects = {
-            (mine[0], name): self._effect(cells[mine], cells[theirs], len(pairs)) for name, mine, theirs in pairs
+            (mine[0], name): self._effect(metric, cells[mine], cells[theirs], len(pairs))
+            for name, mine, theirs in pairs
         }
-        baseline = NAMES.get(against, against)
+        baseline = self._named_condition(against)
         if not effects:
             raise EffectError(f"Nothing was trained that can be compared with {NAMES.get(against, repr(against))}.")
         family = f"{self._about(metric)}, against {baseline}: {len(effects)} effects"
@@ -164,7 +177,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         }
         effects = {
             (condition, patch, language): self._effect(
-                part, cells[condition, target, language, UNPATCHED], len(patched)
+                metric, part, cells[condition, target, language, UNPATCHED], len(patched)
             )
             for (condition, target, language, patch), part in patched.items()
         }
@@ -184,14 +197,15 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         """
         table = self.effects(self.reference)
         rows, margin = table.rows, 100 * table.settings["margin"]
+        unit = " %" if is_loss(self._metric(None)) else " points"
         groups = {verdict: part for verdict, part in rows.groupby("verdict")}
         clauses = [f"{name}: {_listed(groups[name])}" for name in SIGNIFICANT if name in groups]
         clauses = clauses or ["nothing better or worse"]
         if "no effect" in groups:
-            clauses.append(f"no effect (within {margin:g} points): {_listed(groups['no effect'])}")
+            clauses.append(f"no effect (within {margin:g}{unit}): {_listed(groups['no effect'])}")
         if "inconclusive" in groups:
             least, most = (100 * groups["inconclusive"]["minimal_detectable"]).agg(["min", "max"])
-            detectable = "" if most == float("inf") else f" (detectable: {least:.1f} to {most:.1f} points)"
+            detectable = "" if most == float("inf") else f" (detectable: {least:.1f} to {most:.1f}{unit})"
             clauses.append(f"inconclusive: {_listed(groups['inconclusive'])}{detectable}")
         seeds = int(rows["seeds"].to_numpy().min())
         few = f" {seeds} seeds give no p-value; {LEAST_SEEDS} do." if seeds < LEAST_SEEDS else ""
@@ -200,9 +214,15 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
     def table(self) -> Table:
         """Scores by the main metric, over the training seeds, and the verdict below."""
         columns = {name: Column(unit="%", scale=100) for name in self.references["reference"].unique()}
-        columns["score"] = Column(unit="%", scale=100, bounds=("low", "high"))
-        columns["seed_sd"] = Column("SD over seeds", "points", 100, digits=2)
-        return Table(self.scores(), columns, self._about(self._metric(None)), self._conclusion())
+        metric = self._metric(None)
+        if is_loss(metric):
+            columns["score"] = Column(metric.replace("_", " "), digits=3, bounds=("low", "high"))
+            columns["seed_sd"] = Column("SD over seeds", digits=4)
+        else:
+            columns["score"] = Column(unit="%", scale=100, bounds=("low", "high"))
+            columns["seed_sd"] = Column("SD over seeds", "points", 100, digits=2)
+        columns |= {"moved": Column(unit="%", scale=100), "put_back": Column("put back", "%", 100)}
+        return Table(self.scores(), columns, self._about(metric), self._conclusion())
 
     def _conclusion(self) -> str:
         if len(self.conditions) < 2:
@@ -237,8 +257,23 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
             if missing := needed - set(of_training["language"]):
                 raise ValueError(f"{condition} was not measured in {', '.join(sorted(missing))}")
 
-    def _effect(self, condition: pd.DataFrame, baseline: pd.DataFrame, family: int = 1) -> Effect:
-        return effect(condition, baseline, "value", "row", False, testing=self._testing.in_family(family))
+    def _effect(self, metric: str, condition: pd.DataFrame, baseline: pd.DataFrame, family: int = 1) -> Effect:
+        compared = self._compared_by(metric, condition, baseline)
+        return effect(*compared, is_loss(metric), testing=self._testing.in_family(family))
+
+    def _compared_by(
+        self, metric: str, condition: pd.DataFrame, baseline: pd.DataFrame
+    ) -> tuple[pd.DataFrame, pd.DataFrame, str, str]:
+        """Rows, the column that is compared, and what differences are divided by: of a loss, its baseline."""
+        if not is_loss(metric):
+            return condition, baseline, "value", ROW
+        named = {"value": metric}
+        return condition.rename(columns=named), baseline.rename(columns=named), metric, BASELINE
+
+    def _named_condition(self, name: str) -> str:
+        """A condition in words; without attention and head, "none" trains nothing."""
+        parameters = self.trainings.loc[self.trainings["condition"] == name, "parameters"]
+        return "no training" if name == NONE and not parameters.any() else NAMES.get(name, name)
 
     @property
     def _testing(self) -> Testing:
@@ -265,7 +300,8 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         for (metric, *cell), part in parts_of(self.rows, ["metric", *CELL]).items():
             if len(set(part["draw"])) > 1:
                 keys = ["language", "seed", "item", "cluster"]
-                part = part.groupby(keys, sort=False, as_index=False).agg({"value": "mean"})
+                means = {name: "mean" for name in ("value", "weight") if name in part.columns}
+                part = part.groupby(keys, sort=False, as_index=False).agg(means)
             cells.setdefault(metric, {})[tuple(cell)] = part
         return cells
 
@@ -304,12 +340,12 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
     def _score(self, metric: str, key: tuple, part: pd.DataFrame) -> dict[str, Any]:
         about = dict(zip(CELL, key, strict=True))
         trained = self.trainings.loc[(self.trainings[["condition", "target"]] == list(key[:2])).all(axis=1)]
-        size = score_from_zero(part, self._testing)
+        size, score = self._size_of(metric, part)
         references = self.references.loc[self.references["language"] == about["language"]]
         references = references if metric == self._metric(None) else references[:0]
         return {
             **about,
-            "score": float(part["value"].to_numpy().mean()),
+            "score": score,
             "low": math.nan if size is None else size.low,
             "high": math.nan if size is None else size.high,
             "seed_sd": math.nan if size is None or size.seed_sd is None else size.seed_sd,
@@ -319,8 +355,24 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
             "clusters": part["cluster"].nunique(),
             "neurons": int(trained["neurons"].to_numpy()[0]),
             "parameters": int(trained["parameters"].to_numpy()[0]),
+            **{name: float(trained[name].mean()) for name in MANIPULATION if name in self._checked},
             **dict(zip(references["reference"], references["value"], strict=True)),
         }
+
+    @cached_property
+    def _checked(self) -> list[str]:
+        """The columns of the manipulation check that say something."""
+        return [name for name in MANIPULATION if name in self.trainings and bool(self.trainings[name].notna().any())]
+
+    def _size_of(self, metric: str, part: pd.DataFrame) -> tuple[Effect | None, float]:
+        """A cell's score, with its interval where there are clusters."""
+        if not is_loss(metric):
+            return score_from_zero(part, self._testing), float(part["value"].to_numpy().mean())
+        score = float(part["value"].to_numpy().sum() / part["weight"].to_numpy().sum())
+        if len(set(part["cluster"])) < 2:
+            return None, score
+        part = part.rename(columns={"value": metric})
+        return effect(part, part.assign(**{metric: 0.0}), metric, "weight", testing=self._testing), score
 
     def _beside_random(self, table: EffectTable, pairs: list[tuple[str, tuple, tuple]], metric: str) -> EffectTable:
         """The table with every set of neurons placed among its random ones: one mean over all seeds for each draw."""
@@ -332,7 +384,9 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
             like = (CONTROL_OF.get(condition), target, *where)
             for (*cell, draw), part in by_draw.items():
                 if tuple(cell) == like:
-                    controls.append((condition, name, draw, difference(part, cells[theirs], "value", "row")))
+                    controls.append(
+                        (condition, name, draw, difference(*self._compared_by(metric, part, cells[theirs])))
+                    )
         controls = pd.DataFrame(controls, columns=[*table.keys, "draw", "estimate"])
         return beside_controls(table, controls, self._testing.level)
 
@@ -345,6 +399,11 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         if chance.empty or not lows or max(lows) > float(chance.to_numpy()[0]):
             return ""
         return f" No trained model beats chance in {source}, so there is nothing that could transfer."
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is a loss: lower is better, and it is no share of 1."""
+    return metric in LOSSES
 
 
 def _listed(rows: pd.DataFrame) -> str:

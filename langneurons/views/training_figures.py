@@ -11,7 +11,7 @@ from langneurons.effects.table import EffectTable, span
 from langneurons.errors import TrainingError, check_kind, warn_user
 from langneurons.evaluation.results import UNPATCHED
 from langneurons.storage.presenting import Column
-from langneurons.training.transfer_table import NAMES, Transfer
+from langneurons.training.transfer_table import NAMES, Transfer, is_loss
 from langneurons.views.effect_figures import MARGINS, ROW, effects, forest, places, provenance_of
 from langneurons.views.style import COLOURS, legend_above, styled
 
@@ -95,18 +95,19 @@ def transfer(result: Transfer | EffectTable) -> go.Figure:
     settings, scores = result.settings, result.scores()
     scores = scores.loc[scores["patch"] == UNPATCHED].reset_index(drop=True)
     table = result.effects(result.reference) if len(result.conditions) > 1 else None
-    rows = _lines(scores, table, settings["source"])
+    metric, source = str(result.rows["metric"].iloc[0]), settings["source"]
+    scale, unit, named = (1, "", metric.replace("_", " ")) if is_loss(metric) else (100, ", %", metric)
+    rows = _lines(scores, table, source, scale)
     figure = forest(rows, heading="mean ± SD of seeds, verdict")
     _add_spread(figure, rows)
     figure.update_traces(showlegend=False)
     _add_references(figure, rows, scores, result.references)
-    metric, source = str(result.rows["metric"].iloc[0]), settings["source"]
-    figure.update_layout(xaxis={"title": f"{metric}, %"})
+    figure.update_layout(xaxis={"title": f"{named}{unit}"})
     seeds, items = (span(scores[name]) for name in ("seeds", "items"))
     names = ", ".join(f"{name}: {NAMES[name]}" for name in result.conditions if name in NAMES)
     styled(
         figure,
-        f"Trained on {source}: {metric} in every language ({settings['task']}, {settings['protocol']})",
+        f"Trained on {source}: {named} in every language ({settings['task']}, {settings['protocol']})",
         MARGINS + ROW * len(rows),
         f"n = {seeds} training seeds x {items} items per language; thin: 95 % interval over seeds and clusters, thick: "
         "SD between seeds" + ("" if table is None else f"; verdict against {table.settings['against']}"),
@@ -120,19 +121,19 @@ def transfer(result: Transfer | EffectTable) -> go.Figure:
     return legend_above(figure)
 
 
-def _lines(scores: pd.DataFrame, table: EffectTable | None, source: str) -> pd.DataFrame:
+def _lines(scores: pd.DataFrame, table: EffectTable | None, source: str, scale: int) -> pd.DataFrame:
     """Rows for ``forest``; several trainings are told apart by their target in the source language."""
     verdicts = {} if table is None else table.rows.set_index(["trained", "language"])["verdict"].to_dict()
-    percent = ("score", "low", "high", "seed_sd")
-    lines = scores.assign(**{name: 100 * scores[name].astype(float) for name in percent}, symbol="circle")
+    sizes, (digits, unit) = ("score", "low", "high", "seed_sd"), (1, " %") if scale > 1 else (3, "")
+    lines = scores.assign(**{name: scale * scores[name].astype(float) for name in sizes}, symbol="circle")
     texts, hovers, names = [], [], []
     for line in lines.to_dict("records"):
         several = line["language"] == source and line["target"] != ""
         names.append(f"{line['condition']} for {line['target']}" if several else line["condition"])
-        spread = "" if math.isnan(line["seed_sd"]) else f" ± {line['seed_sd']:.1f}"
-        texts.append(f"{line['score']:.1f}{spread}  {verdicts.get((line['condition'], line['language']), '')}")
+        spread = "" if math.isnan(line["seed_sd"]) else f" ± {line['seed_sd']:.{digits}f}"
+        texts.append(f"{line['score']:.{digits}f}{spread}  {verdicts.get((line['condition'], line['language']), '')}")
         score = SCORE.text(line["score"], line["low"], line["high"])
-        hovers.append(f"{score} %<br>{line['neurons']:,} neurons and {line['parameters']:,} parameters trained")
+        hovers.append(f"{score}{unit}<br>{line['neurons']:,} neurons and {line['parameters']:,} parameters trained")
     lines = lines.assign(estimate=lines["score"], group=lines["language"], name=names, text=texts, hover=hovers)
     return lines.sort_values("group", key=lambda groups: pd.factorize(groups)[0], kind="stable")
 

@@ -54,7 +54,7 @@ def test_what_is_no_task_is_refused(model, neurons):
         lambda: inspect.unwrap(ln.finetune)(model, table),
         lambda: inspect.unwrap(ln.transfer_experiment)(model, table, held_out(), neurons),
     ):
-        with pytest.raises(TrainingError, match="A task is an XNLI, an XQuAD or another Task, not DataFrame"):
+        with pytest.raises(TrainingError, match="another Task, and text a corpus or packed, not DataFrame"):
             call()
 
 

@@ -9,14 +9,29 @@ from pydantic import Field
 import langneurons as ln
 from langneurons.corpora.languages import spelled
 from langneurons.settings import Adapter, Controls, Count, Experiment, Run, Training
-from langneurons.study.stages import NeuronStage, Piece, Plan, Stage, Step, Units, among, keyed, misnamed_languages
+from langneurons.study.stages import (
+    NeuronStage,
+    Piece,
+    Plan,
+    Stage,
+    Step,
+    Units,
+    among,
+    keyed,
+    misnamed,
+    misnamed_languages,
+)
+from langneurons.study.stages.matrix import heldout
 from langneurons.study.stages.record import BACKWARD
-from langneurons.study.stages.tasks import check_kind, examples, pair_tokens
+from langneurons.study.stages.tasks import check_kind, examples, pair_tokens, task_of, task_settings
 from langneurons.study.tables import Names, Part, PatchedGrid, Split, StudyConfig
 from langneurons.study.work import Work
 
 if TYPE_CHECKING:
     import torch
+
+TEXT = "text"  # a kind of training, beside the kinds of tasks
+USUAL_TOKENS = 1_000_000  # of a language, where nothing says how many are recorded
 
 
 class TrainedPart(Part):
@@ -70,10 +85,13 @@ class TransferPart(TrainedPart, PatchedGrid):
 
     old_names: ClassVar[Mapping[str, str]] = {"language": "experiment.source"}
 
+    kind: str = Field("xnli", description="kind of the task, or text, to train on the study's own text")
+    source: str = Field("", description="the task's files: a folder, the hub's name, or babel; of text, nothing")
+    tasks: Names = Field([], description="which of the tasks every trained model is asked, too")
     patches: Names | None = Field([], description="under which every trained model is evaluated, too")
     train_split: Split = Field("train", description="such as train, or train[:25%]")
     test_split: Split = "test"
-    train_items: Count | None = None
+    train_items: Count | None = Field(None, description="premises or questions; of text, documents; all by default")
     test_items: Count | None = None
     experiment: Experiment = Experiment()
     training: Training = Training()
@@ -88,14 +106,30 @@ class TransferStage(
     def work_on(self, plan: Plan, part: TransferPart, model: str, languages: Sequence[str]) -> Iterator[Piece]:
         """One for each table that has a target in the set."""
         if _targets(part, languages):
-            patches = plan.config.patches_of(part)
-            settings = {**keyed(part, "methods", "sets"), "source": plan.source("task", part.source)}
+            patches, tasks = plan.config.patches_of(part), plan.config.tables("tasks")
+            settings = keyed(part, "methods", "sets", "tasks")
+            if part.experiment.form == "lora":
+                del settings["experiment"]["form"]  # as the keys of version 0.2.0 are
+            settings |= heldout(plan.config) if part.kind == TEXT else {"source": plan.source("task", part.source)}
+            settings |= {"tasks": {name: task_settings(plan, tasks[name]) for name in part.tasks}} if part.tasks else {}
             settings |= {"patches": plan.patch_settings(patches)}
             yield "", settings, plan.published(model, *patches.values())
 
     def mistakes_in(self, config: StudyConfig, where: str, part: TransferPart) -> Iterator[str]:
         """A kind of task that cannot be trained on, and languages that no set has."""
-        yield from check_kind(where, part.kind, trained=True)
+        if part.kind != TEXT:
+            yield from check_kind(where, part.kind, trained=True)
+            if not part.source:
+                yield f"{where}.source is missing."
+        elif part.test_items is not None:
+            yield f"{where}.test_items: trained models are tested on text.heldout_tokens of text, so leave it out."
+        tasks = config.tables("tasks")
+        yield from misnamed("task", f"{where}.tasks", part.tasks, tasks)
+        yield from (
+            f"{where}.tasks: {name} is asked of a model that was tuned before, and not of those trained here."
+            for name in part.tasks
+            if name in tasks and tasks[name].tuned is not None
+        )
         languages = [code for name in part.sets or config.sets for code in config.sets[name]]
         yield from misnamed_languages(f"{where}.targets", part.experiment.targets, languages)
 
@@ -103,21 +137,25 @@ class TransferStage(
         """Train under every condition and seed, and evaluate."""
         neurons, stats = work.neurons(step)
         source, targets = part.experiment.source, _targets(part, step.settings["languages"])
-        load = partial(ln.tasks.load_task, part.kind, part.source, seed=work.config.seed, revision=part.revision)
-        train = load([source], part.train_split, items=part.train_items)
-        test = load([source, *targets], part.test_split, items=part.test_items)
+        train, test = _text(part, step, work) if part.kind == TEXT else _task(part, [source, *targets], work)
+        further = [task_of(work.config.tables("tasks")[name], step, work) for name in part.tasks]
         options = self.settings(part, step, work)
         options["experiment"] = part.experiment.model_copy(update={"targets": tuple(targets)})
         options["patches"] = work.patches(step, work.config.patches_of(part)) or None
         options["stats"] = stats.at(neurons.site)
-        return ln.transfer_experiment(work.model(step), train, test, neurons, **options)
+        return ln.transfer_experiment(work.model(step), train, [test, *further], neurons, **options)
 
     def tokens(self, step: Step, part: TransferPart, config: StudyConfig, units: Units) -> float:
         """Every training, and the test of every trained model in every language and under every patch."""
         experiment, targets = part.experiment, _targets(part, step.settings["languages"])
         seeds = experiment.seeds if isinstance(experiment.seeds, int) else len(experiment.seeds)
-        trained = _trained_tokens(part.kind, part.training, examples(part.kind, part.train_split, part.train_items))
-        tested = examples(part.kind, part.test_split, part.test_items) * pair_tokens(part.kind)
+        if part.kind == TEXT:
+            blocks = (config.recording.tokens_per_language or USUAL_TOKENS) / config.recording.context_length
+            trained = _examples_seen(part.training, blocks) * config.recording.context_length * BACKWARD
+            tested = config.text.heldout_tokens or 0
+        else:
+            trained = _trained_tokens(part.kind, part.training, examples(part.kind, part.train_split, part.train_items))
+            tested = examples(part.kind, part.test_split, part.test_items) * pair_tokens(part.kind)
         tested *= 1 + len(targets) * (1 + len(config.patches_of(part)))
         return seeds * len(experiment.conditions) * (trained + tested)
 
@@ -128,10 +166,31 @@ def _targets(part: TransferPart, languages: Sequence[str]) -> list[str]:
     return [code for code in among(part.experiment.targets, languages) if code != source] if source else []
 
 
+def _task(part: TransferPart, languages: Sequence[str], work: Work) -> "tuple[ln.tasks.Task, ln.tasks.Task]":
+    """What is trained on in the first language, and what is tested on in all."""
+    load = partial(ln.tasks.load_task, part.kind, part.source, seed=work.config.seed, revision=part.revision)
+    train = load(languages[:1], part.train_split, items=part.train_items)
+    return train, load(languages, part.test_split, items=part.test_items)
+
+
+def _text(part: TransferPart, step: Step, work: Work) -> "tuple[ln.HeldoutText, ln.HeldoutText]":
+    """The text that neurons were found on, in the source, packed as it was recorded; and the held-out text."""
+    text, recording = work.text(heldout=False), work.config.recording
+    train = text.select([part.experiment.source])
+    train = train if part.train_items is None else train.take(part.train_items)
+    tokens = recording.tokens_per_language if part.train_items is None else None
+    packed = ln.HeldoutText.of(work.model(step), train, tokens, recording.context_length)
+    return packed, work.heldout(step)
+
+
 def _trained_tokens(kind: str, training: Training, number: float) -> float:
     """Tokens of a training on a number of examples, in forwards."""
-    steps = training.steps
-    return (training.epochs * number if steps is None else steps * training.batch_size) * pair_tokens(kind) * BACKWARD
+    return _examples_seen(training, number) * pair_tokens(kind) * BACKWARD
+
+
+def _examples_seen(training: Training, number: float) -> float:
+    """How many examples are seen in a training on a number of them."""
+    return training.epochs * number if training.steps is None else training.steps * training.batch_size
 
 
 def _finetuned(
