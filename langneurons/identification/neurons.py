@@ -279,6 +279,11 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
         members = {label: choose_neutral(label, flat, self.union(), stats) for label, flat in self.members.items()}
         return replace(self, members=members, scores={}, method=f"frequent neutral neurons: {self.method}")
 
+    def _about(self) -> dict[str, object]:
+        counts = {label: len(flat) for label, flat in self.members.items()}
+        options = {"site": self.site, "shape": shape_text(self.shape), "neurons": counts}
+        return {"weights": self.model, "method": self.method, "options": options}
+
     def _write(self, folder: Path) -> JsonObject:
         return {
             "shape": list(self.shape),

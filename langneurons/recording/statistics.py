@@ -434,6 +434,17 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
             "languages": {language: record.about() for language, record in self.records[self.site].items()},
         }
 
+    def _about(self) -> dict[str, object]:
+        records = self.records[self.site].values()
+        corpora = sorted({source[:8] for record in records for source in record.sources})
+        return {
+            "model": self.model.name,
+            "weights": self.model.fingerprint,
+            "corpus": [f"packed texts {source}" for source in corpora],
+            "tokens": dict(zip(self.languages, self.tokens.tolist(), strict=True)),
+            "options": {"sites": self.sites, "context length": self.context_length, "dtype": self.model.dtype},
+        }
+
     def _write(self, folder: Path) -> JsonObject:
         for language in self.languages:
             if not storage.names_a_file(language):
