@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 import langneurons as ln
 from langneurons.analysis.profiles import Profiles
+from langneurons.cli.commands import run
 from langneurons.errors import StorageError
 from langneurons.training.finetuned import Finetuned
 from tests.hub_server import TOKEN, running_hub
@@ -129,7 +130,8 @@ def test_a_study_comes_back_done_and_without_paths_of_this_machine(server, tmp_p
     config = {
         "name": "small",
         "models": {"babel": {"name": "babel"}},
-        "text": {"source": "babel", "heldout": 0.3, "context_length": 128},
+        "text": {"source": "babel", "heldout": 0.3},
+        "recording": {"context_length": 128},
         "sets": {"two": ["en", "hi"]},
         "methods": {"lape": {"method": "lape", "top": 0.01}},
     }
@@ -194,7 +196,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(server, monkeypatch):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("repo", ["neurons", "me/neurons/lape", "me/my neurons", 5, ""])
+@pytest.mark.parametrize("repo", ["neurons", "me/neurons/lape", "me/my neurons", ""])
 def test_what_is_no_repository_is_refused_before_anything_is_written(repo):
     with pytest.raises(StorageError, match="A repository is called user/name"):
         NEURONS.push_to_hub(repo)
@@ -216,3 +218,16 @@ def test_a_damaged_download_is_noticed(server):
     files["lape/neuron-set.json"] = json.dumps(content).encode()
     with pytest.raises(StorageError, match="checksum"):
         ln.load("hub:me/neurons/lape")
+
+
+def test_the_command_pushes_what_a_folder_holds(server, tmp_path, capsys):
+    path = NEURONS.save(tmp_path / "lape.json")
+    assert run(["push", str(path), "me/neurons", "--name", "lape", "--licence", "mit", "--public"]) == 0
+    address = capsys.readouterr().out.strip()
+    assert address.startswith("hub:me/neurons/lape@")
+    assert ln.load(address) == NEURONS
+    assert server.private == {"me/neurons": False}
+    assert "| licence | mit |" in server.files("dataset", "me/neurons")["README.md"].decode()
+    (tmp_path / "langneurons.json").write_text("{}")
+    assert run(["push", str(tmp_path), "me/neurons"]) == 2
+    assert "holds an update: push it in Python" in capsys.readouterr().err

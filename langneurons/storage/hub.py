@@ -7,6 +7,7 @@ several results, each in a folder of its name.
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,7 +158,9 @@ def _upload(folder: Path, repo: str, name: str, kind: str, private: bool, sectio
         operations = [CommitOperationAdd(path, str(file)) for path, file in added.items()]
         operations.append(CommitOperationAdd(CARD, _card(card, repo, name, section).encode()))
         operations += [CommitOperationDelete(path) for path in stale]
-        commit = api.create_commit(repo, operations, commit_message=f"Add {name}", repo_type=kind)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # a history's
+            commit = api.create_commit(repo, operations, commit_message=f"Add {name}", repo_type=kind)
     return commit.oid
 
 
