@@ -239,8 +239,8 @@ def _card(card: str | None, repo: str, name: str, section: str) -> str:
     if card is None:
         card = f"---\ntags:\n- langneurons\n---\n\n# {repo.partition('/')[2]}\n\n{_ABOUT_THE_CARD}"
     start, end = f"<!-- langneurons: {name} -->\n", f"<!-- langneurons: end of {name} -->\n"
-    before, found, rest = card.partition(start)
-    after = rest.partition(end)[2] if found else ""
+    before, marker, rest = card.partition(start)
+    after = rest.partition(end)[2] if marker else ""
     return f"{before.rstrip()}\n\n{start}{section}{end}{after}"
 
 

@@ -186,7 +186,7 @@ class Result(Shareable):
         """What the card on the hub says: by default what the settings hold."""
         settings = dict(getattr(self, "settings", {}))
         names = {"model": "model", "fingerprint": "weights", "corpus": "corpus", "method": "method"}
-        known = {name: settings.pop(key) for key, name in names.items() if key in settings}
+        stated = {name: settings.pop(key) for key, name in names.items() if key in settings}
         return {
             **known,
             "options": {key: value for key, value in settings.items() if isinstance(value, str | int | float)},
