@@ -188,7 +188,7 @@ class Result(Shareable):
         names = {"model": "model", "fingerprint": "weights", "corpus": "corpus", "method": "method"}
         stated = {name: settings.pop(key) for key, name in names.items() if key in settings}
         return {
-            **known,
+            **stated,
             "options": {key: value for key, value in settings.items() if isinstance(value, str | int | float)},
         }
 
