@@ -146,6 +146,40 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
         """The characters of each token of a text, by its number."""
         return list(self.texts["pieces"].iloc[int(text)])
 
+    def to_neuronpedia(
+        self, neuron: tuple[int, int], stats: ActivationStats | None = None, model_id: str | None = None
+    ) -> dict[str, Any]:
+        """What a neuron's page shows, in the field names of Neuronpedia, ready for JSON.
+
+        Args:
+            neuron: Layer and index, one of these profiles'.
+            stats: Statistics of the same model, which add ``frac_nonzero``.
+            model_id: Neuronpedia's name of the model; by default the last part of its name in lower-case letters.
+
+        Returns:
+            The fields of their ``Neuron`` (modelId, layer, index, pos_str, pos_values, neg_str, neg_values,
+            maxActApprox, and frac_nonzero: the share of all languages' tokens with a value above 0), and under
+            ``activations`` those of their ``Activation`` for every text: tokens, values, maxValue, maxValueTokenIndex,
+            minValue, dataIndex (number of the document) and dataSource (corpus, language, and how it was chosen).
+
+        Raises:
+            NeuronSetError: If the neuron was not looked at.
+            StaleArtefactError: If the statistics belong to another model or site.
+
+        Source:
+            github.com/hijohnnylin/neuronpedia, apps/webapp/prisma/schema.prisma.
+
+        Example:
+            >>> neurons, texts = ln.LAPE(top=0.001).identify(stats), ln.load_corpus("babel", ["en", "hi"]).take(20)
+            >>> profiles = ln.profile(model, neurons, texts, k=1, progress=False)
+            >>> page = profiles.to_neuronpedia(profiles.neurons[0], stats)
+            >>> page["modelId"], len(page["pos_str"]) == len(page["pos_values"])
+            ('babel', True)
+        """
+        from langneurons.analysis.neuronpedia import neuron_record
+
+        return neuron_record(self, neuron, stats, model_id)
+
     def check(self, other: ActivationStats | NeuronSet) -> None:
         """Refuse to be shown beside statistics or neurons of another model or site.
 

@@ -15,6 +15,7 @@ from langneurons.errors import (
     NeuronSetError,
     PatchError,
     StatisticsError,
+    StorageError,
     StudyError,
     warn_user,
 )
@@ -339,6 +340,25 @@ def report(
     for number, (model, findings) in enumerate(pages.items()):
         page = ln.write_report(first if number == 0 else first.with_stem(f"{first.stem}-{model}"), findings)
         print("\n".join([*left_out, *provenance(findings), f"Report: {page} (open it in a browser)"]))
+
+
+@command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A saved result, or the directory of a study.")],
+    repo: Annotated[str, typer.Argument(help="A repository on the hub, user/name; it is created where it is missing.")],
+    name: Annotated[str | None, typer.Option(help="Name of the result there; by default its kind.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence that the card says, such as cc-by-4.0.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Create the repository for everybody to see.")] = False,
+) -> None:
+    """Upload a result or a study to Hugging Face's hub, and print the address that ln.load reads."""
+    from langneurons.study.config import CONFIG
+
+    if (folder / "langneurons.json").is_file():
+        raise StorageError(
+            f"{folder} holds an update: push it in Python, ln.MaskedLoRA.load(folder).push_to_hub(repo)."
+        )
+    result = ln.Study.from_toml(folder) if (folder / CONFIG).is_file() else ln.load(folder)
+    print(result.push_to_hub(repo, name, private=not public, licence=licence))
 
 
 @command()

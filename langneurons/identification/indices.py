@@ -170,6 +170,35 @@ class LabelledNeurons:
     def __xor__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "^", lambda mine, theirs: np.setxor1d(mine, theirs, assume_unique=True))
 
+    def merge(self: Labelled, *others: Labelled) -> Labelled:
+        """Put the labels of several sets into one; a label that several have holds the neurons of all of them.
+
+        Args:
+            others: Sets of the same model and site.
+
+        Raises:
+            NeuronSetError: If the sets belong to different models.
+            SiteMismatchError: If they belong to different sites.
+
+        Example:
+            >>> hi = ln.NeuronSet.of({"hi": [(0, 3)]}, shape=(2, 8), site="act")
+            >>> ur = ln.NeuronSet.of({"ur": [(1, 2)], "hi": [(1, 2)]}, shape=(2, 8), site="act")
+            >>> hi.merge(ur)
+            NeuronSet of 2 neurons at act (2 layers x 8): hi 2, ur 1
+        """
+        merged = self
+        for other in others:
+            merged.check_comparable(other)
+            both = (merged, other)
+            members = dict(merged.members)
+            for label, flat in other.members.items():
+                members[label] = np.union1d(members[label], flat) if label in members else flat
+            listed = [item for each in both for item in each.scores.items()]
+            scores = {label: values for label, values in listed if len(values) == len(members[label])}
+            method = " and ".join(dict.fromkeys(each.method for each in both))
+            merged = replace(self, members=members, scores=scores, model=merged.model or other.model, method=method)
+        return merged
+
     def mask(self, language: str | None = None) -> Bool[Tensor, "layer neuron"]:
         """True at the neurons of one label, or of any.
 
@@ -241,7 +270,8 @@ class LabelledNeurons:
         else:
             raise NeuronSetError(
                 f"Sets labelled {', '.join(self.languages)} and {', '.join(other.languages)} cannot be combined: "
-                'possible: the same labels on both sides, or one label each, as in neurons["hi"] & neurons["ur"].'
+                'possible: the same labels on both sides, or one label each, as in neurons["hi"] & neurons["ur"]; '
+                "merge() puts different labels into one set."
             )
         return replace(
             self,

@@ -22,8 +22,8 @@ from langneurons.identification.controls import (
     reported_balance,
     statistics_at,
 )
-from langneurons.identification.indices import LabelledNeurons, Shape, checked_shape, flat_indices, shape_text
-from langneurons.identification.published import read_rucaibox
+from langneurons.identification.exchange import ExchangedNeurons
+from langneurons.identification.indices import Shape, checked_shape, flat_indices, shape_text
 from langneurons.identification.scores import Scores
 from langneurons.recording.site_values import basis_note
 from langneurons.recording.statistics import ActivationStats
@@ -31,13 +31,12 @@ from langneurons.settings import Controls
 from langneurons.storage.layouts import layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import Table
-from langneurons.storage.result import Result
 
 COLUMNS = ("language", "layer", "neuron")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
+class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
     """Neurons labelled with the language they belong to; a neuron may belong to several.
 
     Attributes:
@@ -121,23 +120,6 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
         shape = checked_shape(shape)
         members = {label: flat_indices(label, pairs, shape) for label, pairs in rows.items()}
         return cls(members, shape, site, table.attrs.get("model"), table.attrs.get("method", "given"))
-
-    @classmethod
-    def from_rucaibox(cls, path: str | Path, languages: Sequence[str], shape: Shape | None = None) -> "NeuronSet":
-        """Read a mask published by Tang et al. 2024 (github.com/RUCAIBox/Language-Specific-Neurons).
-
-        Args:
-            path: A ``.neuron.pth`` file: a list over languages of a list over layers of index tensors.
-            languages: Languages of the lists, in the file's order: their README says en zh fr es vi id ja.
-            shape: Layers and neurons per layer; without it the width is the largest index + 1, with a warning.
-
-        Raises:
-            StorageError: If the file cannot be read, or holds anything but tensors (nothing in it is executed).
-            NeuronSetError: If it is no such list, or for other languages or another shape.
-        """
-        flat, shape = read_rucaibox(Path(path), languages, shape)
-        members = {language: np.unique(indices) for language, indices in zip(languages, flat, strict=True)}
-        return cls(members, shape, "act", None, f"published mask {Path(path).name}")
 
     def __repr__(self) -> str:
         counted = ", ".join(f"{label} {len(flat):,}" for label, flat in self.members.items())
@@ -297,6 +279,11 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
         members = {label: choose_neutral(label, flat, self.union(), stats) for label, flat in self.members.items()}
         return replace(self, members=members, scores={}, method=f"frequent neutral neurons: {self.method}")
 
+    def _about(self) -> dict[str, object]:
+        counts = {label: len(flat) for label, flat in self.members.items()}
+        options = {"site": self.site, "shape": shape_text(self.shape), "neurons": counts}
+        return {"weights": self.model, "method": self.method, "options": options}
+
     def _write(self, folder: Path) -> JsonObject:
         return {
             "shape": list(self.shape),
@@ -329,11 +316,6 @@ class NeuronSet(LabelledNeurons, Result, kind="neuron-set", file=None):
             "method": content["method"],
             "scores": {label: np.array(values, dtype=np.float64) for label, values in scores},
         }
-
-    def _rows(self, label: str) -> pd.DataFrame:
-        layers, neurons = np.divmod(self.members[label], self.shape[1])
-        scored = {"score": self.scores[label]} if label in self.scores else {}
-        return pd.DataFrame({"language": label, "layer": layers, "neuron": neurons, **scored})
 
 
 def report_balance(

@@ -1,110 +1,335 @@
-"""Reading neuron masks that others published as torch files, without running what may be hidden in them."""
+"""Neuron lists as others publish them, recognised by what they hold: nothing in a file is executed, nothing is guessed.
 
-import pickle
-import zipfile
-from collections.abc import Sequence
+What is read here: boolean masks and lists of indices by layer, named or not (Tang et al. 2024,
+github.com/RUCAIBox/Language-Specific-Neurons, and those that follow them), tables of neurons, the expertise tables of
+Kojima et al. 2024 (github.com/kojima-takeshi188/lang_neuron), and the text files of Zhao et al. 2024
+(github.com/DAMO-NLP-SG/multilingual_analysis).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 from torch import Tensor
 
-from langneurons.errors import NeuronSetError, StorageError, warn_user
-from langneurons.storage.files import check_regular, path_of
+from langneurons import storage
+from langneurons.errors import CorruptArtefactError, NeuronSetError, in_short, warn_user
+from langneurons.storage.files import check_regular, said_plainly
+from langneurons.storage.layouts import layout
+from langneurons.storage.torch_files import is_stored, read_torch
 
-WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+EXPECTED = (
+    "boolean masks (layer x neuron), lists of neuron indices by layer, or pairs of layer and neuron, for each language"
+)
+ABOUT = "langneurons/neuron-list/1"  # schema of the file beside a list that does not say itself what it holds
+COUNTS = "over_zero"
+TABLE, EXPERTISE = ("language", "layer", "neuron"), ("concept", "layer", "unit")
+# What Kojima's modules put out: the matrix that the activation function reads. Other modules' outputs are no site.
+BEFORE_ACTIVATION = ("gate_proj", "dense_h_to_4h", "fc1", "c_fc")
 WIDEST = 2**31  # neurons of a layer
-EXPECTED = "a list over languages of a list over layers of neuron indices"
+FEED_FORWARD = 2  # the first lines of DAMO's files: rows of up_proj and columns of down_proj; then q, k and v
+_LAYER = re.compile(r"(\d{1,9}): (?:\{(\d{1,9}(?:, \d{1,9})*)\}|set\(\))")
+_NUMPY_NUMBER = re.compile(r"np\.int\d+\((\d+)\)")
 
 
-def read_rucaibox(
-    path: Path, languages: Sequence[str], shape: tuple[int, int] | None
-) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """Read a ``.neuron.pth`` file of Tang et al. 2024.
+@dataclass(frozen=True)
+class Part:
+    """The neurons that a file lists for one language.
+
+    Attributes:
+        pairs: Layer and neuron, one row each.
+        layers: Number of layers that it has, where it says so.
+        width: Neurons per layer that it has, where it says so, as masks do.
+        scores: One per row, where it has any.
+    """
+
+    pairs: np.ndarray
+    layers: int | None = None
+    width: int | None = None
+    scores: np.ndarray | None = None
+
+
+NOTHING = Part(np.empty((0, 2), np.int64))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a file lists, and what it says about it.
+
+    Attributes:
+        name: Name of the file, for messages.
+        parts: The neurons of each language.
+        languages: Names of the languages, None where the file does not say them.
+        shape: Layers and neurons per layer, where it says them.
+        site: The site, where the format implies it.
+        model: Fingerprint of the model's weights, where it says one.
+        method: How the neurons were chosen, where it says so.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    languages: tuple[str, ...] | None = None
+    shape: tuple[int, int] | None = None
+    site: str | None = None
+    model: str | None = None
+    method: str = ""
+
+    @property
+    def largest(self) -> int:
+        """The largest index of a neuron, -1 where there are none."""
+        return max((int(part.pairs[:, 1].max()) for part in self.parts if len(part.pairs)), default=-1)
+
+    @property
+    def first(self) -> Part:
+        """The neurons of the first language; all languages have as many layers."""
+        return self.parts[0] if self.parts else NOTHING
+
+
+def read_listing(source: object, site: str | None = None, transposed: bool = False) -> Listing:
+    """Read neurons in whatever format they are.
 
     Args:
-        path: The file.
-        languages: Languages of its lists.
-        shape: Layers and neurons per layer, or None to infer the width.
-
-    Returns:
-        Flat indices of each language, and the shape.
+        source: A file, or what such a file holds.
+        site: The site, which chooses the rows of a table that has several.
+        transposed: Whether masks are neuron x layer.
 
     Raises:
-        StorageError: If the file cannot be read safely.
-        NeuronSetError: If it holds something else, or does not fit.
+        StorageError: If a file cannot be read, or holds what would have to be executed.
+        NeuronSetError: If it holds something else.
     """
-    content = _checked(_load(path), path, languages)
-    layers = len(content[0])
-    every = [indices for of_language in content for indices in of_language]
-    largest = max((int(indices.max()) for indices in every if indices.numel()), default=-1)
-    if shape is None:
-        shape = (layers, largest + 1)
-        warn_user(
-            f"The width of {path.name} was inferred from its largest index as {largest + 1}, which may be too small: "
-            "give shape=(layers, width)."
+    if not isinstance(source, str | Path):
+        return _of_content("What was given", source, transposed, math.inf)
+    path = storage.path_of(source)
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        listing = _of_table(str(path), _read_table(path, "\t" if suffix == ".tsv" else ","), site)
+    elif suffix == ".txt":
+        listing = _of_text(path)
+    else:
+        content = _READERS.get(suffix, read_torch)(path)
+        listing = _of_content(str(path), content, transposed, path.stat().st_size)
+        if listing.languages is None and listing.first.layers is not None and listing.first.width is None:
+            listing = replace(listing, site="act")  # Tang et al.'s lists
+    return _with_about(listing, path.with_name(f"{path.name}.json"))
+
+
+def write_about(path: Path, about: Mapping[str, Any]) -> None:
+    """Write beside a list what the list itself does not say: languages in its order, shape, site, model and method."""
+    storage.write_json(path.with_name(f"{path.name}.json"), ABOUT, about)
+
+
+def _with_about(listing: Listing, file: Path) -> Listing:
+    """A list with what the file beside it says, if there is one."""
+    if not file.is_file() or storage.schema_of(file) != ABOUT:
+        return listing
+    about = storage.read_json(file, ABOUT)
+    with storage.understood(file):
+        layout(text="site method model?", numbers="shape", texts="languages").check("it", about)
+        languages, parts = tuple(about["languages"]), listing.parts
+        if listing.languages is not None:  # a table leaves out languages without neurons
+            by_name = dict(zip(listing.languages, parts, strict=True))
+            parts = tuple(by_name.pop(name, NOTHING) for name in languages)
+            if by_name:
+                raise ValueError(f"it does not name {', '.join(by_name)}")
+        shape = (int(about["shape"][0]), int(about["shape"][1]))
+        return replace(
+            listing,
+            parts=parts,
+            languages=languages,
+            shape=shape,
+            site=about["site"],
+            model=about["model"],
+            method=about["method"],
         )
-    if layers != shape[0] or largest >= shape[1]:
+
+
+@dataclass
+class _Reader:
+    """Turns what is held into arrays, and counts the numbers: one tensor can stand in a list as often as one likes."""
+
+    name: str
+    transposed: bool
+    limit: float
+    masks: bool = field(default=False, init=False)
+    _numbers: int = field(default=0, init=False)
+
+    def part(self, value: object) -> Part:
+        """The neurons of one language: a mask, pairs, or indices by layer."""
+        if isinstance(value, Tensor | np.ndarray):
+            array = self._array(value)
+            if array.ndim == 2 and array.dtype == bool:
+                return self._of_mask(array)
+            if array.ndim == 2 and array.shape[1] == 2 and array.dtype != bool:
+                return Part(array)
+            raise self._refused()
+        if isinstance(value, Mapping) and all(_is_layer(key) for key in value):
+            return self._of_rows([int(str(key)) for key in value], list(value.values()), None)
+        if isinstance(value, list | tuple) and not any(isinstance(row, str | Mapping) for row in value):
+            return self._of_rows(list(range(len(value))), value, len(value))
+        raise self._refused()
+
+    def _of_rows(self, numbers: list[int], values: Iterable[object], layers: int | None) -> Part:
+        rows = [self._array(row) for row in values]
+        if any(row.ndim != 1 for row in rows):
+            raise self._refused()
+        if rows and all(row.dtype == bool for row in rows) and len({len(row) for row in rows}) == 1 and layers:
+            return self._of_mask(np.stack(rows))
+        if any(row.dtype == bool for row in rows):
+            raise self._refused()
+        places = np.repeat(np.array(numbers, np.int64), [len(row) for row in rows])
+        return Part(np.stack([places, np.concatenate([np.empty(0, np.int64), *rows])], axis=1), layers)
+
+    def _of_mask(self, mask: np.ndarray) -> Part:
+        self.masks = True
+        mask = mask.T if self.transposed else mask
+        return Part(np.argwhere(mask).astype(np.int64), *mask.shape)
+
+    def _array(self, value: object) -> np.ndarray:
+        """Whole numbers or truths that are really there, not only claimed by a tensor's shape."""
+        if isinstance(value, Tensor):
+            if not is_stored(value) or value.is_floating_point() or value.is_complex():
+                raise self._refused()
+            value = value.detach().cpu().numpy()
+        elif not isinstance(value, np.ndarray):
+            if not isinstance(value, list | tuple | set) or not all(isinstance(each, int) for each in value):
+                raise self._refused()
+            value = np.array(sorted(value) if isinstance(value, set) else value, None if value else np.int64)
+        self._numbers += value.size
+        if self._numbers > self.limit:
+            raise NeuronSetError(f"{self.name} lists more neurons than its {self.limit:,} bytes can hold.")
+        if value.dtype != bool and not np.issubdtype(value.dtype, np.integer):
+            raise self._refused()
+        if value.dtype != bool and value.size and not 0 <= int(value.min()) <= int(value.max()) < WIDEST:
+            raise NeuronSetError(f"{self.name} holds indices outside 0 to {WIDEST - 1:,}, which no layer has.")
+        return value if value.dtype == bool else value.astype(np.int64)
+
+    def _refused(self) -> NeuronSetError:
+        return NeuronSetError(f"{self.name} does not hold {EXPECTED}.")
+
+
+def _of_content(name: str, content: object, transposed: bool, limit: float) -> Listing:
+    """A list of what a file of tensors holds."""
+    reader = _Reader(name, transposed, limit)
+    if isinstance(content, Mapping) and COUNTS in content:
         raise NeuronSetError(
-            f"{path} holds {layers} layers and neurons up to {largest}, which does not fit shape={tuple(shape)}."
+            f"{name} holds counts, not neurons: read those of all languages with ActivationStats.read_counts, and "
+            "choose neurons from them with a method such as ln.LAPE."
         )
-    return [_flat(of_language, shape[1]) for of_language in content], shape
+    languages, values = None, [content]
+    if isinstance(content, Mapping) and not all(_is_layer(key) for key in content):
+        languages, values = tuple(map(str, content)), list(content.values())
+    elif isinstance(content, list | tuple) or (isinstance(content, Tensor | np.ndarray) and content.ndim == 3):
+        values = list(content)
+    if isinstance(content, Mapping | list | tuple) and not content:
+        values = []
+    parts = tuple(reader.part(value) for value in values)
+    if not parts:
+        raise NeuronSetError(f"{name} does not hold {EXPECTED}.")
+    if len({(part.layers, part.width) for part in parts}) > 1:
+        raise NeuronSetError(f"{name} holds languages with different numbers of layers, or of neurons per layer.")
+    if transposed and not reader.masks:
+        raise NeuronSetError(f"{name} holds indices, not masks: leave transposed=True out.")
+    return Listing(name, parts, languages)
 
 
-def _load(path: Path) -> object:
-    path_of(path)
-    check_regular(path)
+def _is_layer(key: object) -> bool:
+    return (isinstance(key, int) and key >= 0) or (isinstance(key, str) and key.isdecimal() and len(key) < 6)
+
+
+def _read_table(path: Path, separator: str) -> pd.DataFrame:
+    with said_plainly(path, "read"):
+        check_regular(path)
+        try:
+            return pd.read_csv(path, sep=separator, keep_default_na=False, dtype=str)  # "nan" is a language
+        except (ValueError, pd.errors.ParserError) as error:
+            raise CorruptArtefactError(
+                f"{path} is not a table of comma-separated values ({in_short(error)})."
+            ) from error
+
+
+def _of_table(name: str, table: pd.DataFrame, site: str | None) -> Listing:
+    """A list of a table: ours, or Kojima's, whose scores are average precisions."""
+    if set(EXPERTISE) <= set(table.columns):
+        table, site = _of_module(name, table, site)
+        label, score, method = "concept", "ap", "expertise of Kojima et al. 2024"
+    elif set(TABLE) <= set(table.columns):
+        label, score, method, site = "language", "score", "", None
+        table = table.assign(index=table["neuron"])
+    else:
+        raise NeuronSetError(
+            f"{name} has the columns {', '.join(map(str, table.columns)):.200}; a table of neurons has "
+            f"{', '.join(TABLE)}, or Kojima's {', '.join(EXPERTISE)}."
+        )
+    parts = {}
+    for language in dict.fromkeys(table[label]):
+        rows = table.loc[table[label] == language]
+        pairs = rows[["layer", "index"]].to_numpy()
+        if odd := [text for text in pairs.flat if re.fullmatch(r"\d{1,9}", str(text)) is None]:
+            raise NeuronSetError(f"{name} holds {str(odd[0])!r:.40} as a layer or neuron, which is no whole number.")
+        scores = np.array([_number(text) for text in rows[score]]) if score in rows else np.array(np.nan)
+        parts[str(language)] = Part(pairs.astype(np.int64), scores=None if np.isnan(scores).all() else scores)
+    return Listing(name, tuple(parts.values()), tuple(parts), site=site, method=method)
+
+
+def _number(text: str) -> float:
     try:
-        if zipfile.is_zipfile(path):
-            _check_zip(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise StorageError(f"Cannot read {path}: there is no such file.") from error
-    except pickle.UnpicklingError as error:
-        raise StorageError(
-            f"{path} was refused: it holds something other than plain tensors and lists; nothing in it was executed."
-        ) from error
-    except Exception as error:  # what is damaged makes torch's reader fail in every way there is
-        raise StorageError(f"{path} is not a whole torch file.") from error
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
-def _check_zip(path: Path) -> None:
-    """Compare what a torch file holds with the checksums in it, which torch leaves out; refuse what is compressed."""
-    with zipfile.ZipFile(path) as content:
-        packed = any(member.compress_type != zipfile.ZIP_STORED for member in content.infolist())
-        if packed or content.testzip() is not None:
-            raise ValueError
+def _of_module(name: str, table: pd.DataFrame, site: str | None) -> tuple[pd.DataFrame, str]:
+    """The rows of Kojima's table that are neurons of a site, with numbers of layers.
 
-
-def _checked(content: object, path: Path, languages: Sequence[str]) -> list[list[Tensor]]:
-    if not (isinstance(content, list) and content and all(isinstance(of_language, list) for of_language in content)):
-        raise NeuronSetError(f"{path} does not hold {EXPECTED}.")
-    if len(content) != len(languages):
+    A module is called ``model.layers.3.mlp.gate_proj:0``, and the units are those of its output.
+    """
+    places = table["layer"].astype(str).str.extract(r"^(?:\w+\.)+?(\d+)\.(?:\w+\.)*(\w+)(?::0)?$")
+    if len(table) and places.isna().to_numpy().any():
+        odd = table.loc[places.isna().any(axis=1), "layer"].tolist()[0]
+        raise NeuronSetError(f"{name} names the module {odd!r:.80}, not one such as 'model.layers.3.mlp.gate_proj:0'.")
+    own = places[1].isin(BEFORE_ACTIVATION)
+    modules = ", ".join(f"{module} {count:,}" for module, count in places[1].value_counts().items())
+    if site not in ("pre", None) or not own.any():
         raise NeuronSetError(
-            f"{path} holds {len(content)} languages, but {len(languages)} were named ({', '.join(languages):.100}): "
-            "name them in the file's order."
+            f"{name} holds units of {modules}; those of {', '.join(BEFORE_ACTIVATION)} are the site 'pre', and the "
+            f"others no site{'' if site in ('pre', None) else f', so not {site!r:.40}'}."
         )
-    if len({len(of_language) for of_language in content}) != 1:
-        raise NeuronSetError(f"{path} holds languages with different numbers of layers.")
-    numbers, stored = 0, path.stat().st_size
-    for indices in (indices for of_language in content for indices in of_language):
-        if not _holds_whole_numbers(indices):
-            raise NeuronSetError(f"{path} does not hold {EXPECTED}.")
-        numbers += indices.numel()
-        if numbers > stored:  # one tensor can stand in the lists as often as one likes
-            raise NeuronSetError(f"{path} lists more neurons than its {stored:,} bytes can hold.")
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < WIDEST:
-            raise NeuronSetError(f"{path} holds indices outside 0 to {WIDEST - 1:,}, which no layer has.")
-    return content
+    if site is None and not own.all():
+        raise NeuronSetError(f"{name} holds units of {modules}: give site='pre' to read the {int(own.sum()):,} of it.")
+    return table[own].assign(layer=places[0], index=table.loc[own, "unit"]), "pre"
 
 
-def _holds_whole_numbers(indices: object) -> bool:
-    """Whether something is a list of whole numbers that are there, not a tensor that only claims a shape."""
-    if not isinstance(indices, Tensor) or indices.device.type != "cpu" or indices.layout != torch.strided:
-        return False
-    # A tensor can be said to be larger than what is stored of it: one number, repeated 10^12 times.
-    return indices.ndim == 1 and indices.dtype in WHOLE_NUMBERS and indices.is_contiguous()
+def _of_text(path: Path) -> Listing:
+    """A list of DAMO's text: Python dictionaries of sets, a line each for up, down, q, k and v.
+
+    A unit of up_proj's rows or down_proj's columns is one that the down projection reads: site ``post``.
+    """
+    with said_plainly(path, "read"):
+        check_regular(path)
+        lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
+    by_line = []
+    for number, line in enumerate(lines, start=1):
+        line = _NUMPY_NUMBER.sub(r"\1", line)
+        if re.fullmatch(r"\s*\{[\s,]*\}\s*", _LAYER.sub("", line)) is None:
+            raise NeuronSetError(
+                f"Line {number} of {path} is no dictionary of layers and neurons, such as {{0: {{3, 8}}, 1: set()}}."
+            )
+        layers = [(int(layer), neurons.split(", ")) for layer, neurons in _LAYER.findall(line) if neurons]
+        by_line.append([(layer, int(neuron)) for layer, neurons in layers for neuron in neurons])
+    if not FEED_FORWARD <= len(lines) <= 5:
+        raise NeuronSetError(
+            f"{path} has {len(lines)} lines; Zhao et al.'s files have one each for up, down, q, k and v."
+        )
+    if left_out := sum(map(len, by_line[FEED_FORWARD:])):
+        warn_user(f"{path.name}: its {left_out:,} coordinates of q, k and v are left out, which are no site.")
+    pairs = {pair for pairs in by_line[:FEED_FORWARD] for pair in pairs}
+    part = Part(np.array(sorted(pairs), np.int64).reshape(-1, 2))
+    return Listing(str(path), (part,), site="post", method="PLND of Zhao et al. 2024")
 
 
-def _flat(layers: list[Tensor], width: int) -> np.ndarray:
-    return np.concatenate([indices.long().numpy() + layer * width for layer, indices in enumerate(layers)])
+_READERS = {".json": storage.read_object, ".safetensors": lambda path: storage.read_tensors(path, foreign=True)}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from langneurons import storage
@@ -223,58 +223,6 @@ def check_manifest(about: storage.JsonObject) -> None:
             raise ValueError(f"the tokens of {language!r} are no counts")
     if len(folds) != 1 or folds == {0}:
         raise ValueError("languages have different numbers of folds, or none")
-
-
-def checked_counts(
-    active: Num[Tensor, "language layer neuron"],
-    tokens: Num[Tensor, " language"],
-    languages: Sequence[str],
-    clip: bool = False,
-) -> tuple[Int[Tensor, "language layer neuron"], Int[Tensor, " language"]]:
-    """Give counts and tokens as whole numbers.
-
-    Args:
-        active: Number of tokens on which each neuron was above zero.
-        tokens: Counted tokens of each language.
-        languages: Their codes.
-        clip: Whether a count above its language's tokens becomes that number.
-
-    Raises:
-        StatisticsError: If a number is not whole, a language has no token, or a neuron was active on fewer tokens than
-            none, or on more than there are and ``clip`` is False.
-    """
-    totals = [f"{language!r} has {float(n):.10g} tokens" for language, n in zip(languages, tokens, strict=True)]
-    if bool((usable := _whole(tokens) & (tokens >= 1)).logical_not().any()):
-        raise StatisticsError(f"{totals[int(usable.long().argmin())]}: tokens are a whole number above 0.")
-    if (place := _first(~_whole(active))) is not None:
-        raise StatisticsError(
-            f"{_counted(active, languages, *place)}: counts are whole numbers of tokens. Multiply probabilities by the "
-            "tokens that they are shares of, round them, and give those tokens."
-        )
-    most, impossible = tokens[:, None, None], active < 0
-    if (place := _first(impossible | (active > most) & (not clip))) is not None:
-        above = int((active > most).sum())
-        many = f" ({above:,} of {active.numel():,} counts exceed their tokens)" if above else ""
-        advice = "A count is not negative" if bool(impossible.any()) else "Check the counts, or pass clip=True"
-        raise StatisticsError(f"{_counted(active, languages, *place)}, but {totals[place[0]]}{many}. {advice}.")
-    return torch.minimum(active.long(), most.long()), tokens.long()
-
-
-def _counted(active: Tensor, languages: Sequence[str], row: int, layer: int, neuron: int) -> str:
-    count = active[row, layer, neuron].item()
-    shown = f"{count:.10g}" if isinstance(count, float) else f"{count:,}"
-    return f"Neuron ({layer}, {neuron}) of {languages[row]!r} has {shown} activations"
-
-
-def _whole(values: Tensor) -> Bool[Tensor, "*place"]:
-    """Which numbers are whole and fit 64 bits."""
-    if not values.is_floating_point():
-        return torch.ones_like(values, dtype=torch.bool)
-    return (values == values.round()) & (values.abs() < 2.0**63)
-
-
-def _first(wrong: Tensor) -> tuple[int, int, int] | None:
-    return tuple(wrong.nonzero()[0].tolist()) if bool(wrong.any()) else None  # pyright: ignore[reportReturnType]
 
 
 def weighted_mean(

@@ -25,12 +25,12 @@ from langneurons.errors import (
     warn_user,
 )
 from langneurons.recording.accumulation import SUM_UNITS
+from langneurons.recording.counts import checked_counts, read_counts
 from langneurons.recording.distributions import Histogram, ValueCdf
 from langneurons.recording.records import (
     LanguageRecord,
     RecordedModel,
     check_manifest,
-    checked_counts,
     held,
     stored_record,
     weighted_mean,
@@ -397,6 +397,33 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
         }
         return cls(RecordedModel(PUBLISHED, PUBLISHED, "unknown", gated=True), 0, {site: records})
 
+    @classmethod
+    def read_counts(cls, sources: Mapping[str, Any], site: str = "act", *, clip: bool = False) -> "ActivationStats":
+        """Statistics from files of counts, such as Tang et al. 2024's activation.py writes, one for each language.
+
+        Args:
+            sources: Language -> torch file, or what it holds: a dictionary with ``over_zero`` (layer x neuron) and
+                ``n`` or ``total_tokens``. Nothing in a file is executed.
+            site: The site of the counts.
+            clip: Whether a count above its language's tokens becomes that number.
+
+        Raises:
+            StorageError: If a file cannot be read, or holds what would have to be executed.
+            StatisticsError: If it holds something else, languages have different shapes, or ``from_counts`` refuses it.
+
+        Example:
+            >>> counts = {"hi": {"n": 4, "over_zero": torch.tensor([[3, 0]])}}
+            >>> ActivationStats.read_counts(counts).probability().tolist()
+            [[[0.75, 0.0]]]
+        """
+        counts = {language: read_counts(source, language) for language, source in sources.items()}
+        shapes = {language: tuple(active.shape) for language, (active, _) in counts.items()}
+        if len(set(shapes.values())) != 1:
+            listed = ", ".join(f"{language} {layers} x {width}" for language, (layers, width) in shapes.items())
+            raise StatisticsError(f"Counts of one model have one shape, not {listed or 'none at all'}.")
+        active, tokens = (torch.stack(tensors) for tensors in zip(*counts.values(), strict=True))
+        return cls.from_counts(active, tokens, list(counts), site, clip=clip)
+
     def manifest(self) -> dict[str, Any]:
         """What the JSON file says: model, settings, languages, tokens a fold and what they were counted on."""
         return {
@@ -405,6 +432,17 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
             "sites": list(self.sites),
             "order": list(self.languages),
             "languages": {language: record.about() for language, record in self.records[self.site].items()},
+        }
+
+    def _about(self) -> dict[str, object]:
+        records = self.records[self.site].values()
+        corpora = sorted({source[:8] for record in records for source in record.sources})
+        return {
+            "model": self.model.name,
+            "weights": self.model.fingerprint,
+            "corpus": [f"packed texts {source}" for source in corpora],
+            "tokens": dict(zip(self.languages, self.tokens.tolist(), strict=True)),
+            "options": {"sites": self.sites, "context length": self.context_length, "dtype": self.model.dtype},
         }
 
     def _write(self, folder: Path) -> JsonObject:

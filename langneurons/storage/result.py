@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, unknown
 from langneurons.storage.files import check_regular, path_of, understood
+from langneurons.storage.hub import Shareable, located
 from langneurons.storage.layouts import Layout, check_fields
 from langneurons.storage.objects import JsonObject, read_json, schema_of, write_json
 from langneurons.storage.presenting import Table
@@ -40,7 +41,7 @@ MODULES = {
 _CLASSES: dict[str, type["Result"]] = {}
 
 
-class Result:
+class Result(Shareable):
     """Base of everything that a verb returns: tables, and the settings they belong to.
 
     A subclass is a frozen dataclass that says what it is in its class statement::
@@ -118,14 +119,16 @@ class Result:
         """Read what ``save`` wrote.
 
         Args:
-            path: The folder, or the JSON file in it.
+            path: The folder, or the JSON file in it; or ``hub:user/repo/name``.
 
         Raises:
             StorageError: If a file is missing.
             CorruptArtefactError: If it is another kind of file, or was truncated or changed.
             StaleArtefactError: If it was written in another version of its schema.
         """
-        path = path_of(path)
+        path = located(path)
+        if cls.file is None and path.is_dir():
+            path = _file_in(path)
         file = path if cls.file is None or path.is_file() else path / f"{cls.file}.json"
         content = read_json(file, cls.schema)
         with understood(file):
@@ -176,6 +179,19 @@ class Result:
     def _check_parts(self) -> None:
         """Raise a ValueError or KeyError where what was read does not fit together; by default everything does."""
 
+    def _save_into(self, folder: Path) -> None:
+        self.save(folder / f"{self.kind}.json" if self.file is None else folder)
+
+    def _about(self) -> dict[str, object]:
+        """What the card on the hub says: by default what the settings hold."""
+        settings = dict(getattr(self, "settings", {}))
+        names = {"model": "model", "fingerprint": "weights", "corpus": "corpus", "method": "method"}
+        stated = {name: settings.pop(key) for key, name in names.items() if key in settings}
+        return {
+            **stated,
+            "options": {key: value for key, value in settings.items() if isinstance(value, str | int | float)},
+        }
+
     def _write(self, folder: Path) -> JsonObject:
         """Write every file but the JSON file, and say what that holds."""
         frames = {name: frame for field, name in self.tables.items() if (frame := getattr(self, field)) is not None}
@@ -204,17 +220,18 @@ def load(path: str | Path) -> Result:
     """Read a saved result of any kind.
 
     Args:
-        path: Folder that the result was saved to, or its JSON file.
+        path: Folder that the result was saved to, or its JSON file; or ``hub:user/repo/name`` for what ``push_to_hub``
+            uploaded, with ``@`` and a branch, tag or commit where one is meant.
 
     Returns:
         The result: an ``Evaluation``, an ``Ablation``, a ``NeuronSet``, ...
 
     Raises:
-        StorageError: If there is no result, or there are several in the folder.
+        StorageError: If there is no result, there are several in the folder, or the hub cannot be reached.
         CorruptArtefactError: If it was truncated or changed.
         StaleArtefactError: If it was written in another version of its schema.
     """
-    path = path_of(path)
+    path = located(path)
     file = path if path.is_file() else _file_in(path)
     kind = _kind_of(file)
     if kind not in (kinds := result_kinds()):

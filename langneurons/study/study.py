@@ -1,23 +1,25 @@
 """A study: planned, run, resumed and compared; what is done stays done until something it depends on changes."""
 
 import math
+import shutil
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import pandas as pd
 import torch
 
 import langneurons as ln
 from langneurons import storage
-from langneurons.errors import ModelError, StudyError, unknown
+from langneurons.errors import ModelError, StorageError, StudyError, unknown
 from langneurons.replication.published import read_published
 from langneurons.run import chosen_executor, timed
 from langneurons.settings import RunOptions, with_options
+from langneurons.storage.hub import PREFIX, Shareable, copied
 from langneurons.study.config import CONFIG, STAGES, as_toml, read_study
 from langneurons.study.stages import Plan, Source, Step
 from langneurons.study.stages.report import REPORT, findings_of
@@ -46,7 +48,7 @@ def steps_of(config: StudyConfig, source: Source) -> dict[str, Step]:
     return plan.steps
 
 
-class Study:
+class Study(Shareable):
     """Everything that one file asks for, computed in one directory.
 
     Args:
@@ -66,6 +68,8 @@ class Study:
         ['record/babel', 'identify/babel/two/lape', 'report']
     """
 
+    kind: ClassVar[str] = "study"
+
     def __init__(self, config: StudyConfig, out: str | Path):
         self.config = config
         self.folder = RunFolder(Path(out))
@@ -76,13 +80,19 @@ class Study:
         """Read a study.
 
         Args:
-            path: Its TOML file, or the directory of an earlier run.
+            path: Its TOML file, or the directory of an earlier run; or ``hub:user/repo/name``, which is copied to
+                ``out``.
             out: The directory to run in; by default the study's ``run.out`` or ``runs/<name of the study>``, or that of
                 the earlier run.
 
         Raises:
             StudyError: If the file is wrong; the sentence names the key and what is possible.
+            StorageError: If the hub cannot be reached, or ``out`` is missing or not empty where it is copied to.
         """
+        if str(path).startswith(PREFIX):
+            if out is None:
+                raise StorageError(f"Give out=, the directory to which {path} is copied.")
+            path = copied(path, Path(out))
         return cls(*read_study(path, out))
 
     @property
@@ -249,6 +259,27 @@ class Study:
         """Every file of every step that is done, and its checksum."""
         checksums = {step.name: self.folder.files(step) for step in self._plan.values() if self.folder.is_done(step)}
         return {f"{step}/{name}": digest for step, files in checksums.items() for name, digest in files.items()}
+
+    def _save_into(self, folder: Path) -> None:
+        """Copy the study and its steps that are done, without paths of this machine."""
+        storage.write_text(folder / CONFIG, self.show())
+        self._sources.remember(folder / "sources.json")
+        for step in self._plan.values():
+            if self.folder.is_done(step):
+                source = self.folder.result(step)
+                for name in ("step.json", *self.folder.files(step)):
+                    target = folder / source.relative_to(self.folder.path) / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source / name, target)
+
+    def _about(self) -> dict[str, object]:
+        models = {name: part.name for name, part in self.config.models.items()}
+        revisions = {name: part.revision for name, part in self.config.models.items() if part.revision}
+        options = {"steps": len(self.steps), "all options": CONFIG}
+        return {"model": models, "revision": revisions, "corpus": self.config.text.source, "options": options}
+
+    def _loading(self, address: str) -> str:
+        return f"study = ln.Study.from_toml({address!r}, out={f'runs/{self.config.name}'!r})"
 
     def check(self) -> None:
         """Verify every byte of what is done.

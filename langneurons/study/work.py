@@ -208,9 +208,10 @@ class Sources:
             remembered = self._files[place] = [*now, storage.checksum(path)]
         return remembered[2]
 
-    def remember(self) -> None:
-        """Keep what was hashed beside the study."""
-        storage.write_json(self._memory, SOURCES, {"files": self._files, "names": self._names})
+    def remember(self, elsewhere: Path | None = None) -> None:
+        """Keep what was hashed beside the study; elsewhere only the hashes, without the paths of files."""
+        files = self._files if elsewhere is None else {}
+        storage.write_json(elsewhere or self._memory, SOURCES, {"files": files, "names": self._names})
 
 
 class Work:

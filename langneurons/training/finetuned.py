@@ -37,6 +37,7 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
             stopped_early, model and settings.
     """
 
+    hub_type: ClassVar[str] = "model"
     layouts: ClassVar[Mapping[str, Layout]] = {
         "history": layout(whole="step", number="loss dev epoch? learning_rate? grad_norm? dev_nll?"),
         "about": layout(text="metric?", whole="steps? best_step?", mapping="settings?"),
@@ -153,6 +154,10 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
         settings.check("the settings of the training", self.about.get("settings") or {})
         if self.history["dev"].notna().to_numpy().any():
             layout(text="metric", whole="best_step").check("what is said of the training", self.about)
+
+    def _about(self) -> dict[str, object]:
+        options = {"trained": self.trainable, "steps": self.about.get("steps"), **(self.about.get("settings") or {})}
+        return {"model": self.about.get("model"), "method": "fine-tuning", "options": options}
 
     def _write(self, folder: Path) -> JsonObject:
         """Write each update as an adapter of its own, the head, the history.

@@ -12,7 +12,7 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
 from langneurons.settings import whole_number
-from langneurons.storage import path_of
+from langneurons.storage.hub import located
 from langneurons.training import peft_format
 from langneurons.training.masked import MaskedUpdate
 from langneurons.training.pieces import Direct, Form, LowRank, Piece, ScaledInputs, ScaledOutputs
@@ -139,8 +139,8 @@ class MaskedLoRA(MaskedUpdate):
         """Read a saved masked LoRA, or an adapter that peft wrote.
 
         Args:
-            folder: Folder of the adapter. In one that peft wrote, the neurons are those with a row (of down: a column)
-                that is not zero, and all of them where B is still zero.
+            folder: Folder of the adapter, or ``hub:user/repo/name``. In one that peft wrote, the neurons are those with
+                a row (of down: a column) that is not zero, and all of them where B is still zero.
             model: A model; if there is one, it is checked that the update was made for it. An adapter that peft wrote
                 needs one.
 
@@ -149,7 +149,7 @@ class MaskedLoRA(MaskedUpdate):
             CorruptArtefactError: If a file that langneurons wrote was changed since.
             TrainingError: If keys or shapes are not the model's, or it is of another class.
         """
-        folder = path_of(folder)
+        folder = located(folder)
         if peft_format.is_ours(folder):
             return super().load(folder, model)
         if model is None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from langneurons.models import ModelView, view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
 from langneurons.settings import finite_number, whole_number
 from langneurons.storage import fingerprint, understood
+from langneurons.storage.hub import Shareable, located
 from langneurons.training import peft_format
 from langneurons.training.pieces import Direct, Form, LowRank, Piece
 
@@ -35,7 +36,7 @@ class Merged:
     overwritten: list[dict[str, Tensor]]
 
 
-class MaskedUpdate:
+class MaskedUpdate(Shareable):
     """A change of chosen neurons' weights, and of whole matrices of attention by LoRA.
 
     Subclasses say by ``form`` how a neuron's rows and columns are changed; everything else is shared.
@@ -51,7 +52,8 @@ class MaskedUpdate:
         projections: Another name for ``targets``.
     """
 
-    kind = ""
+    kind: ClassVar[str] = ""
+    hub_type: ClassVar[str] = "model"
 
     def __init__(
         self,
@@ -277,7 +279,7 @@ class MaskedUpdate:
         """Read a saved update.
 
         Args:
-            folder: Folder that the update was saved to.
+            folder: Folder that the update was saved to; or ``hub:user/repo/name``.
             model: A model; if there is one, it is checked that the update was made for it.
 
         Raises:
@@ -285,8 +287,9 @@ class MaskedUpdate:
             CorruptArtefactError: If a file was changed since.
             TrainingError: If it is of another class, or of another model.
         """
-        content, neurons, tensors = peft_format.read_update(Path(folder))
-        with understood(Path(folder) / peft_format.SIDECAR):
+        folder = located(folder)
+        content, neurons, tensors = peft_format.read_update(folder)
+        with understood(folder / peft_format.SIDECAR):
             if content["kind"] != cls.kind:
                 raise TrainingError(f"{folder} holds {content['kind']}, not {cls.kind}.")
             update = cls(neurons, **content["settings"])
@@ -297,6 +300,14 @@ class MaskedUpdate:
         if model is not None:
             update.prepare(model)
         return update
+
+    def _about(self) -> dict[str, object]:
+        options = {"targets": self.targets, "attention": self.attention, "rank": self.rank, "alpha": self.alpha}
+        method = "" if self.neurons is None else self.neurons.method
+        return {"weights": self._model, "method": f"{self.kind} of neurons: {method}", "options": options}
+
+    def _loading(self, address: str) -> str:
+        return f"update = ln.{type(self).__name__}.load({address!r})"
 
     def _new_pieces(self, model_view: ModelView) -> list[Piece]:
         by_layer = {} if self.neurons is None else self.neurons.per_layer()

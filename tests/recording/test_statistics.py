@@ -278,3 +278,42 @@ def test_counts_that_leave_64_bits_when_added_are_refused():
     assert float(large.probability()) == 1.0
     with pytest.raises(StatisticsError, match="does not fit into 64 bits"):
         large + large
+
+
+@pytest.mark.parametrize("tokens", [{"n": 4}, {"total_tokens": torch.tensor(4)}, {"n": torch.tensor([4])}])
+def test_files_of_counts_are_read(tmp_path, tokens):
+    files = {}
+    for language, active in (("en", [[3, 0], [1, 4]]), ("hi", [[1, 1], [0, 2]])):
+        files[language] = tmp_path / f"activation.{language}.train.llama-7b"
+        torch.save({**tokens, "sum1": torch.zeros(2, 2), "over_zero": torch.tensor(active).int()}, files[language])
+    read = ActivationStats.read_counts(files)
+    assert (read.languages, read.site) == (("en", "hi"), "act")
+    assert read.probability().tolist() == [[[0.75, 0.0], [0.25, 1.0]], [[0.25, 0.25], [0.0, 0.5]]]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"en": {"over_zero": torch.ones(1, 2)}}, "What was given for 'en' does not hold counts: .*'total_tokens'"),
+        ({"en": {"n": 4}}, "does not hold counts"),
+        ({"en": {"n": 4, "over_zero": torch.ones(2)}}, "does not hold counts"),
+        ({"en": {"n": "4", "over_zero": torch.ones(1, 2)}}, "does not hold counts"),
+        ({"en": {"n": 4, "over_zero": torch.ones(1, 1).expand(9, 9)}}, "does not hold counts"),
+        ({"en": [[torch.tensor([3])]]}, "does not hold counts"),
+        (
+            {"en": {"n": 4, "over_zero": torch.tensor([[5]])}},
+            r"\(0, 0\) of 'en' has 5 activations, but 'en' has 4 tokens",
+        ),
+        ({"en": {"n": 4, "over_zero": torch.tensor([[0.5]])}}, "Multiply probabilities by the tokens"),
+        ({"en": {"n": 4, "over_zero": torch.ones(1, 2)}, "hi": {"n": 4, "over_zero": torch.ones(2, 1)}}, "hi 2 x 1"),
+        ({}, "one shape, not none at all"),
+    ],
+)
+def test_what_holds_no_counts_is_refused(counts, said):
+    with pytest.raises(StatisticsError, match=said):
+        ActivationStats.read_counts(counts)
+
+
+def test_counts_that_are_read_can_be_clipped():
+    counts = {"en": {"n": 4, "over_zero": torch.tensor([[5, 2]])}}
+    assert ActivationStats.read_counts(counts, clip=True).probability().tolist() == [[[1.0, 0.5]]]

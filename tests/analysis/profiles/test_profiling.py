@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -195,3 +198,43 @@ def test_scripts_and_parts_of_characters_are_named(babel):
     seen = view(babel)
     lead = seen.tokenizer.convert_tokens_to_ids("à")
     assert named(seen, lead)[0] == "0xE0"
+
+
+def test_a_page_has_neuronpedias_field_names_and_holds_what_the_profile_holds(profiles, stats):
+    neuron = profiles.neurons[0]
+    profile, page = profiles[neuron], profiles.to_neuronpedia(neuron, stats, model_id="planted")
+    assert json.loads(json.dumps(page, allow_nan=False)) == page
+    assert set(page) == {
+        "modelId", "layer", "index", "pos_str", "pos_values", "neg_str", "neg_values", "maxActApprox", "frac_nonzero",
+        "activations",
+    }  # fmt: skip
+    names = {"modelId": "planted", "layer": str(neuron[0]), "index": str(neuron[1])}
+    assert {name: page[name] for name in names} == names
+    promoted = profile.outputs.query("effect == 'promoted'")
+    assert dict(zip(page["pos_str"], page["pos_values"], strict=True)) == dict(
+        zip(promoted["token"], promoted["change"], strict=True)
+    )
+    assert max(page["neg_values"]) <= min(page["pos_values"])
+    assert page["maxActApprox"] == profile.examples["activation"].max()
+    active = sum(int(stats._of(language).record.tensors["active"].sum(0)[neuron]) for language in stats.languages)
+    assert page["frac_nonzero"] == pytest.approx(active / int(stats.tokens.sum()))
+    assert len(page["activations"]) == len(profile.examples)
+    for activation, (_, row) in zip(page["activations"], profile.examples.iterrows(), strict=True):
+        assert activation["tokens"] == profiles.pieces(row["text"])
+        assert activation["values"] == list(row["values"])
+        assert activation["values"][activation["maxValueTokenIndex"]] == activation["maxValue"] == row["activation"]
+        assert activation["minValue"] == min(row["values"])
+        assert activation.items() >= names.items()
+
+
+def test_a_page_needs_no_statistics_but_not_another_models(profiles, stats):
+    neuron = profiles.neurons[0]
+    assert "frac_nonzero" not in profiles.to_neuronpedia(neuron)
+    with pytest.raises(StaleArtefactError):
+        profiles.to_neuronpedia(neuron, stats.at("pre") if "pre" in stats.sites else _of_another_model(stats))
+    with pytest.raises(NeuronSetError, match="hold no neuron"):
+        profiles.to_neuronpedia((0, 10**6))
+
+
+def _of_another_model(stats):
+    return replace(stats, model=replace(stats.model, fingerprint="e" * 32))
