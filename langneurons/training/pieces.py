@@ -196,6 +196,23 @@ class Piece:
         return matrix.clone() if selected is None else matrix.index_select(self.axis, selected.to(matrix.device))
 
     @torch.no_grad()
+    def merged(self, matrix: Tensor, bias: Tensor | None, own: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute the whole matrix and bias that give what the attached change gives, in the dtype of the matrix.
+
+        Args:
+            matrix: The matrix "out in", with what other updates make of it.
+            bias: The bias "out".
+            own: The matrix as the model has it: of it alone, factors of inputs scale the columns.
+        """
+        parameters = {name: parameter.detach().to(matrix) for name, parameter in self.parameters.items()}
+        of_rows = bias is not None and self.axis == 0
+        before = self.part(own if isinstance(self.form, ScaledInputs) else matrix)
+        new, new_bias = self.form.merged(parameters, before, self.part(bias) if of_rows else None)
+        if new_bias is not None and bias is not None:
+            bias = self._replaced(bias, new_bias)
+        return self._replaced(matrix, self.part(matrix) + (new - before)), bias
+
+    @torch.no_grad()
     def merge(self, projection: Projection) -> dict[str, Tensor]:
         """Write the change into the weights; returns the rows or columns, and the bias, that stood there."""
         weight, bias = projection.matrix(), projection.bias()
