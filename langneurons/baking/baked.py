@@ -16,7 +16,7 @@ from langneurons.baking.checkpoint import Checkpoint, add_biases
 from langneurons.baking.folding import Folding, Linear
 from langneurons.errors import ModelError, PatchError, TrainingError, check_kind
 from langneurons.models import ModelView, rows_of, view
-from langneurons.models.checkpoints import load_config, load_weights, reading
+from langneurons.models.checkpoints import load_config, load_weights, reading, standalone_tokenizer
 from langneurons.models.probing import probe_of
 from langneurons.models.projections import Stored
 from langneurons.models.weights import module_fingerprint
@@ -148,7 +148,7 @@ class Baked:
         with reading(folder, "weights"):
             hf_model.save_pretrained(folder)
         if self.model_view.tokenizer is not None:
-            self.model_view.tokenizer.save_pretrained(folder)
+            standalone_tokenizer(self.model_view.tokenizer).save_pretrained(folder)
 
     @torch.no_grad()
     def _change(self, hf_model: "transformers.PreTrainedModel", layer: int, target: str, pieces: list[Piece]) -> None:

@@ -23,8 +23,8 @@ def card_of(
         facts: What else there is to say, by name; None leaves one out.
     """
     licence = licence_of(checkpoint)
-    base = {"base_model": checkpoint.name} if checkpoint.on_hub else {}
-    head = ModelCardData(library_name="transformers", tags=["langneurons"], **licence, **base).to_yaml()
+    head: Any = {"library_name": "transformers", "tags": ["langneurons"], **licence}
+    head |= {"base_model": checkpoint.name} if checkpoint.on_hub else {}
     named = ", ".join(filter(None, (licence.get("license_name"), licence.get("license"), licence.get("license_link"))))
     facts = {"Base model": checkpoint.name, "Revision": checkpoint.revision, **facts}
     facts["Licence of the base model"] = named or "not known; see the base model"
@@ -36,7 +36,7 @@ def card_of(
     listed = "\n".join(sections)
     about = "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact is not None)
     return f"""---
-{head}
+{ModelCardData(**head).to_yaml()}
 ---
 
 # {folder}

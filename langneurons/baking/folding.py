@@ -118,21 +118,21 @@ class Folding:
             target: The projection.
             linear: Its weights; with a bias where ``biases`` says so.
         """
-        at = {site: self._maps.get((layer, site)) for site in SITES}
-        if target == "gate":
-            linear = linear if (pre := at["pre"]) is None else pre.of_outputs(linear)
-            return self._with_constants(layer, linear)
-        if target == "o":
-            return linear if (head := at["head"]) is None else _by_column(head, linear).of_inputs(linear)
-        linear = linear if (post := at["post"]) is None else post.of_inputs(linear)
-        return linear if (residual := at["resid_post"]) is None else linear.adding(residual.summand)
-
-    def _with_constants(self, layer: int, linear: Linear) -> Linear:
-        if layer not in self._constants:
-            return linear
-        units, values = self._constants[layer]
-        assert linear.bias is not None
-        return Linear(linear.matrix.index_fill(0, units, 0.0), linear.bias.index_copy(0, units, values))
+        for site in SITES:
+            units = self._maps.get((layer, site))
+            if units is None or _TARGETS[site] != target:
+                continue
+            if site == "pre":
+                linear = units.of_outputs(linear)
+            elif site == "resid_post":
+                linear = linear.adding(units.summand)
+            else:
+                linear = _by_column(units, linear).of_inputs(linear)
+        if target == "gate" and layer in self._constants:
+            units, values = self._constants[layer]
+            assert linear.bias is not None
+            linear = Linear(linear.matrix.index_fill(0, units, 0.0), linear.bias.index_copy(0, units, values))
+        return linear
 
     def _compose(self, patch: Patch) -> None:
         site = patch.neurons.site
@@ -227,10 +227,10 @@ def _factor_and_summand(patch: Patch, layer: int) -> tuple[Tensor | float, Tenso
     return (0.0 if isinstance(patch, SetTo) else 1.0), value
 
 
-def _by_column(heads: Affine, linear: Linear) -> Affine:
-    """What is made of heads, for each of the numbers that a head hands on."""
-    d_head = linear.matrix.shape[1] // len(heads.factor)
-    return Affine(heads.factor.repeat_interleave(d_head), heads.summand.repeat_interleave(d_head))
+def _by_column(units: Affine, linear: Linear) -> Affine:
+    """What is made of units, for each of the numbers that a unit hands on: neurons one, heads d_head."""
+    columns = linear.matrix.shape[1] // len(units.factor)
+    return Affine(units.factor.repeat_interleave(columns), units.summand.repeat_interleave(columns))
 
 
 @torch.no_grad()

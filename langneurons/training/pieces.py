@@ -205,9 +205,9 @@ class Piece:
             own: The matrix as the model has it: of it alone, factors of inputs scale the columns.
         """
         parameters = {name: parameter.detach().to(matrix) for name, parameter in self.parameters.items()}
-        of_rows = bias is not None and self.axis == 0
         before = self.part(own if isinstance(self.form, ScaledInputs) else matrix)
-        new, new_bias = self.form.merged(parameters, before, self.part(bias) if of_rows else None)
+        bias_before = None if bias is None or self.axis == 1 else self.part(bias)
+        new, new_bias = self.form.merged(parameters, before, bias_before)
         if new_bias is not None and bias is not None:
             bias = self._replaced(bias, new_bias)
         return self._replaced(matrix, self.part(matrix) + (new - before)), bias
