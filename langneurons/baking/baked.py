@@ -17,17 +17,19 @@ from langneurons.baking.folding import Folding, Linear
 from langneurons.errors import ModelError, PatchError, TrainingError, check_kind
 from langneurons.models import ModelView, rows_of, view
 from langneurons.models.checkpoints import load_config, load_weights, reading, standalone_tokenizer
+from langneurons.models.gguf import stored_as
 from langneurons.models.probing import probe_of
 from langneurons.models.projections import Stored
 from langneurons.models.weights import module_fingerprint
 from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits, patching
+from langneurons.training.lora import Update
 from langneurons.training.masked import MaskedUpdate
 from langneurons.training.pieces import Piece
 
 
 def bake(
-    model: torch.nn.Module, patches: Patch | Iterable[Patch] = (), updates: MaskedUpdate | Iterable[MaskedUpdate] = ()
+    model: torch.nn.Module, patches: Patch | Iterable[Patch] = (), updates: Update | Iterable[Update] = ()
 ) -> "Baked":
     """Make an ordinary checkpoint of a patched and trained model, which every engine runs without langneurons.
 
@@ -53,28 +55,28 @@ def bake(
         Baked(babel: 2 patches, 0 updates)
     """
     model_view = view(model)
-    patches = (patches,) if isinstance(patches, Patch) else tuple(patches)
-    updates = (updates,) if isinstance(updates, MaskedUpdate) else tuple(updates)
-    if not patches and not updates:
+    patches = tuple(patches) if isinstance(patches, Iterable) else (patches,)
+    merged = tuple(map(_mergeable, updates if isinstance(updates, Iterable) else [updates]))
+    if not patches and not merged:
         raise PatchError("There is nothing to bake: give patches or updates.")
-    if model_view.hooked:
-        raise PatchError(
-            f"Something is attached to {model_view.name!r} at this moment: leave the block, and give its patches and "
-            "updates to bake."
-        )
     for patch in patches:
         check_kind(patch, Patch, "A patch is a SetTo, Add, Scale or DiffMean", PatchError)
         check_fits(patch, model_view)
-    for update in updates:
-        check_kind(
-            update, MaskedUpdate, "Updates that can be baked are MaskedLoRA, MaskedRows and MaskedIA3", TrainingError
-        )
     checkpoint = Checkpoint.of(model_view)
     folding = Folding(patches, model_view)
     modules = {model_view.projection(layer, target).hugging_face.name for layer, target in folding.biases}
-    baked = Baked(model_view, patches, updates, checkpoint, folding, tuple(checkpoint.biased(modules)))
-    with baked.running():  # an update of another model, or one that is merged, is refused
+    baked = Baked(model_view, patches, merged, checkpoint, folding, tuple(checkpoint.biased(modules)))
+    with baked.running():  # what does not fit the model is refused
         return baked
+
+
+def _mergeable(update: Update) -> MaskedUpdate:
+    if not isinstance(update, MaskedUpdate):
+        raise TrainingError(
+            f"Updates that can be baked are MaskedLoRA, MaskedRows and MaskedIA3, not {type(update).__name__}: merge "
+            "it into the Hugging Face model, save that, and load it from its folder."
+        )
+    return update
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,7 +132,17 @@ class Baked:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let the model compute, inside the block, what the checkpoint will."""
+        """Let the model compute, inside the block, what the checkpoint will.
+
+        Raises:
+            PatchError: If something is attached to the model already.
+            TrainingError: If an update was made for another model, or is merged.
+        """
+        if self.model_view.hooked:
+            raise PatchError(
+                f"Something is attached to {self.model_view.name!r} at this moment: leave the block, and give its "
+                "patches and updates to bake."
+            )
         with ExitStack() as stack:
             for update in self.updates:
                 stack.enter_context(update.attach(self.model_view.model))
@@ -186,6 +198,7 @@ class Baked:
             )
         allowed = f"{probe.tolerance:.2g} allowed"
         return {
+            "Weights of the base model": stored_as(self.checkpoint.folder) or None,
             "Fingerprint of the base weights": self.model_view.fingerprint,
             "Fingerprint of these weights": module_fingerprint(hf_model),
             "Options of the configuration that were turned on": ", ".join(self.options) or None,

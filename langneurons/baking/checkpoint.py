@@ -104,6 +104,8 @@ class Checkpoint:
         Raises:
             PatchError: If none gives a module one.
         """
+        if not modules:
+            return []
         lacking, options, config = {f"{module}.bias" for module in modules}, [], self.config
         names = _parameters_of(config)
         for option in _BIAS_OPTIONS:

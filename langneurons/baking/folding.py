@@ -16,7 +16,7 @@ from langneurons.patches import Add, Clamp, DiffMean, Patch, Scale, SetTo
 
 INSTEAD = "write it while the model runs, with ln.intervene"
 _TARGETS = {"pre": "gate", "act": "gate", "post": "down", "resid_post": "down", "head": "o"}
-_BISECTIONS = 200
+_BISECTIONS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,31 +153,28 @@ class Folding:
                 )
             units = act.summand.nonzero()[:, 0]
             if len(units):
-                values = [self._pre_giving(layer, float(value)) for value in act.summand[units]]
-                self._constants[layer] = (units, torch.tensor(values, dtype=torch.float64))
+                self._constants[layer] = (units, self._pre_giving(layer, act.summand[units]))
             factor = act.factor.index_fill(0, units, 1.0)
             after = self._maps.get((layer, "post")) or Affine.unchanged(len(factor))
             self._maps[layer, "post"] = Affine(after.factor * factor, after.summand)
 
-    def _pre_giving(self, layer: int, act: float) -> float:
-        """The pre-activation of which the activation function makes a value, on its rising side."""
-        act_fn, device = self._view.act_fn(layer), self._view.device
-
-        def act_of(pre: float) -> float:
-            return float(act_fn(torch.tensor([pre], dtype=torch.float64, device=device)))
-
-        grid = torch.linspace(-60, 60, 120_001, dtype=torch.float64, device=device)
-        low, high = float(grid[act_fn(grid).argmin()]), max(60.0, 2 * abs(act))
+    def _pre_giving(self, layer: int, act: Float64[Tensor, " chosen"]) -> Float64[Tensor, " chosen"]:
+        """The pre-activations of which the activation function makes some values, on its rising side."""
+        act_fn, act = self._view.act_fn(layer), act.to(self._view.device)
+        grid = torch.linspace(-60, 60, 120_001).to(act)
+        low, high = torch.full_like(act, float(grid[act_fn(grid).argmin()])), (2 * act.abs()).clamp(min=60)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            low, high = (middle, high) if act_of(middle) < act else (low, middle)
-        if abs(act_of(high) - act) > 1e-9 * max(1.0, abs(act)):
+            below = act_fn(middle) < act
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        missed = (act_fn(high) - act).abs() > 1e-9 * act.abs().clamp(min=1)
+        if bool(missed.any()):
             least, most = self._view.act_range()
             raise PatchError(
                 f"The activation function of {self._view.name!r} gives {least:.3f} to {most:.3g}, and no weight makes "
-                f"it give {act:.3g}: choose a value it can give, or {INSTEAD}."
+                f"it give {float(act[missed][0]):.3g}: choose a value it can give, or {INSTEAD}."
             )
-        return high
+        return high.cpu()
 
     def _check_residual(self) -> None:
         """Refuse what is made of the residual stream but a sum, and sums where the MLP's output is not added as it is.
