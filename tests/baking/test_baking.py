@@ -16,7 +16,7 @@ from langneurons.baking import checkpoint, folding
 from langneurons.baking.baked import Baked
 from langneurons.errors import ModelError, PatchError, SiteMismatchError, StorageError, TrainingError
 from langneurons.models import start_token, view
-from langneurons.models.dictionaries import SparseDictionary, add_dictionary
+from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig, add_dictionary
 from tests.backends import loadable
 from tests.tasks.harness_files import ASK, CHOICE, GENERATE, generation, write_task
 from tests.tiny_models import save_tiny, tiny_tokenizer
@@ -194,15 +194,20 @@ def test_some_layers_only_and_values_of_each_neuron(load, tmp_path):
     assert changed["transformer.h.1.mlp.c_proj.weight"].any(dim=1).nonzero().flatten().tolist() == [7]
 
 
-def test_steering_by_a_difference_of_means_is_a_bias(babel, babel_stats, tmp_path):
-    sites = ln.record(babel, ln.load_corpus("babel", ["en", "hi"]), sites=("resid_post",), progress=False)
-    steering = ln.DiffMean.everywhere(sites, "hi", 0.5, layers=[3, 4])
+@pytest.fixture(scope="module")
+def stats(babel):
+    recording = ln.Recording(tokens_per_language=500, context_length=64, sites=("act", "resid_post"))
+    return ln.record(babel, ln.load_corpus("babel", ["en", "hi"]), recording=recording, progress=False)
+
+
+def test_steering_by_a_difference_of_means_is_a_bias(babel, stats, tmp_path):
+    steering = ln.DiffMean.everywhere(stats.at("resid_post"), "hi", 0.5, layers=[3, 4])
     assert_baked(babel, tmp_path / "steered", [steering])
 
 
-def test_a_baked_babel_is_babel_for_everything_else(babel, babel_stats, tmp_path):
-    hindi = ln.LAPE(top=0.01).identify(babel_stats)["hi"]
-    patch = ln.SetTo(hindi, babel_stats["hi"].quantile(0.6))
+def test_a_baked_babel_is_babel_for_everything_else(babel, stats, tmp_path):
+    hindi = ln.LAPE(top=0.01).identify(stats.at("act"))["hi"]
+    patch = ln.SetTo(hindi, stats.at("act")["hi"].quantile(0.6))
     folder = ln.bake(babel, patch).save(tmp_path / "baked")
     baked, corpus = ln.load_model(folder), ln.load_corpus("babel", ["en", "hi"])
     assert view(baked).backend == "bridge"
@@ -348,11 +353,8 @@ def test_sums_are_refused_where_the_output_of_the_mlp_is_normalised(load, archit
 
 def test_features_of_dictionaries_are_refused(tmp_path):
     model = ln.load_model(save_tiny(tmp_path / "llama", "llama"))
-    width = view(model).shape("resid_post")[1]
-    generator = torch.Generator().manual_seed(0)
-    encoder, decoder = (torch.randn(shape, generator=generator) for shape in ((width, 6), (6, width)))
-    zeros = {"encoder_bias": torch.zeros(6), "decoder_bias": torch.zeros(width)}
-    add_dictionary(model, {0: SparseDictionary(encoder, decoder, site="resid_post", **zeros)})
+    cfg = SparseDictionaryConfig(d_in=32, d_sae=20, architecture="topk", hook_name="blocks.0.hook_resid_post", k=4)
+    add_dictionary(model, SparseDictionary(cfg))
     units = ln.NeuronSet.of({"hi": [(0, 1)]}, view(model).shape("features"), "features")
     assert "are a dictionary's and no weights" in refused(model, ln.SetTo(units, 0.0))
 
