@@ -12,7 +12,19 @@ __version__ = "0.2.0"
 _public_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 # Rooms that can be reached, but are not among the names that are shown.
-_ROOMS = {"analysis", "babel", "cli", "corpora", "errors", "evaluation", "models", "patches", "recording", "run"}
+_ROOMS = {
+    "analysis",
+    "babel",
+    "baking",
+    "cli",
+    "corpora",
+    "errors",
+    "evaluation",
+    "models",
+    "patches",
+    "recording",
+    "run",
+}
 _ROOMS |= {"storage", "study", "training", "views"}
 __all__[:] = [name for name in __all__ if name not in _ROOMS]
 
@@ -25,7 +37,7 @@ _MOVED = {
     "identification": "Contrast EntropyLambda GradientRelevance MeanActivation Scores SentenceAP TokenAP",
     "models": "SparseDictionary add_dictionary remove_dictionary",
     "patches": "Patch unreachable",
-    "recording": "SiteValues",
+    "recording": "SiteValues record_caches",
     "run": "RayExecutor",
     "tasks": "ClassificationHead Generation completions",
     "training": "Finetuned Transfer",

@@ -12,6 +12,7 @@ from .analysis.profiling import profile as profile
 from .analysis.screening import screen as screen
 from .analysis.validity import nulls as nulls
 from .analysis.validity import split_half as split_half
+from .baking import bake as bake
 from .corpora import Corpus as Corpus
 from .corpora import load_corpus as load_corpus
 from .errors import LangNeuronsError as LangNeuronsError
@@ -40,7 +41,6 @@ from .patches import intervene as intervene
 from .recording.looking import activations as activations
 from .recording.looking import examples as examples
 from .recording.recorder import record as record
-from .recording.recorder import record_caches as record_caches
 from .recording.statistics import ActivationStats as ActivationStats
 from .settings import Controls as Controls
 from .settings import Recording as Recording
@@ -64,6 +64,7 @@ from .views.report import write_report as write_report
 if typing.TYPE_CHECKING:  # rooms that can be reached, but are not among the names that are shown
     from . import analysis as analysis
     from . import babel as babel
+    from . import baking as baking
     from . import cli as cli
     from . import corpora as corpora
     from . import errors as errors

@@ -29,7 +29,7 @@ from langneurons.settings import (
 )
 from langneurons.study.stages.sweep import Doses
 from langneurons.study.tables import ModelOptions
-from langneurons.study.wording import language_patches, parsed, patch_maker
+from langneurons.study.wording import language_patches, parsed, patch_maker, patch_of
 
 OLD_TASKS = {"--xnli": "--task xnli=", "--xquad": "--task xquad="}  # options of 0.1.0
 SCREENED = 200  # neurons that a screen is checked on
@@ -358,6 +358,51 @@ def transfer_experiment(
         print(f"\n{transfer.effects(transfer.reference)}")
     if patches:
         print(f"\n{transfer.patch_effects()}")
+
+
+@command()
+def bake(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The folder to write, which must not exist.")],
+    update: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with trained updates, or an adapter that peft wrote; merged in turn; repeatable."),
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Language whose neurons are patched; by default all.")] = None,
+    *,
+    files: PatchOptions,
+    options: ModelOptions,
+) -> None:
+    """Write patches and trained updates into an ordinary checkpoint, which any engine runs."""
+    if files.neurons is None and (files.patch or language or not update):
+        raise PatchError("Which neurons are patched? Give --neurons, or --update alone to merge what was trained.")
+    # What can be wrong with the small files is found before the model is loaded.
+    patches = [] if files.neurons is None else patches_of_files(files, language)
+    loaded = options.load(model)
+    updates = [each for folder in update or () for each in ln.training.load_updates(folder, loaded)]
+    baked = ln.bake(loaded, patches, updates)
+    print(f"{baked} in {baked.save(out)}")
+
+
+def patches_of_files(files: PatchOptions, language: str | None) -> "list[ln.patches.Patch]":
+    """What is written at neurons, each patch once.
+
+    Args:
+        files: The neurons, and what is written at them.
+        language: Language whose neurons are patched; by default all.
+
+    Raises:
+        PatchError: If a value is a language's own and there is no language.
+    """
+    neurons, stats = files.load()
+    if language is None and len(neurons.languages) == 1:
+        [language] = neurons.languages
+    for text in files.patches() if language is None else ():
+        operation, value = patch_of(text)
+        if operation == "diffmean" or isinstance(parsed(value), str):
+            raise PatchError(f"{text!r} is a value of one language: give --language.")
+    neurons = neurons if language is None else neurons[language]
+    return [patch_maker(text, stats)(neurons, language or "") for text in files.patches()]
 
 
 def labelled_texts(path: Path) -> "ln.analysis.LabelledTexts":

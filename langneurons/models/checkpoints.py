@@ -272,6 +272,20 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return bos if cast(list[int], tokenizer("a", verbose=False)["input_ids"])[:1] == [bos] else None
 
 
+def standalone_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that writes the start token itself, for engines that do not know of it.
+
+    Args:
+        tokenizer: A tokenizer.
+
+    Returns:
+        The tokenizer, or a copy of it that writes what ``start_token`` finds.
+    """
+    start = start_token(tokenizer)
+    writes = cast(list[int], tokenizer("a", verbose=False)["input_ids"])[:1] == [start]
+    return tokenizer if start is None or writes else internals.writing_start(tokenizer)
+
+
 def fitting_tokenizer(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str
 ) -> PreTrainedTokenizerBase:

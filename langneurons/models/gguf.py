@@ -81,13 +81,9 @@ def converted_folder(name: str | Path, gguf_file: str | None = None, revision: s
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Write the folder under another name first, which a killed conversion leaves behind for the next one to remove."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    storage.remove_folder(partial)
-    _write(file, _origin(file), partial)
-    storage.remove_folder(folder)
-    with said_plainly(folder, "write"):
-        partial.rename(folder)
+    storage.remove_folder(folder)  # one that is not whole
+    with storage.replacing_folder(folder) as partial:
+        _write(file, _origin(file), partial)
 
 
 def stored_as(folder: str | Path) -> str:

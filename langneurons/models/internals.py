@@ -131,6 +131,15 @@ def declares_start(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.init_kwargs.get("add_bos_token"))
 
 
+@private("transformers", "tokenizer.add_bos_token")
+def writing_start(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Copy a tokenizer so that it writes its beginning of sequence itself, wherever it is loaded."""
+    tokenizer = copy.deepcopy(tokenizer)
+    assert hasattr(tokenizer, "add_bos_token")
+    setattr(tokenizer, "add_bos_token", True)  # noqa: B010 (not every class of tokenizers has it)
+    return tokenizer
+
+
 @private("transformers", "the arguments of a model's forward")
 def accepts(hf_model: nn.Module, option: str) -> bool:
     """Whether a Hugging Face model's forward takes an option, such as ``logits_to_keep``."""

@@ -10,6 +10,7 @@ from .files import path_of as path_of
 from .files import remove_folder as remove_folder
 from .files import remove_orphans as remove_orphans
 from .files import replacing as replacing
+from .files import replacing_folder as replacing_folder
 from .files import temporary_folder as temporary_folder
 from .files import understood as understood
 from .files import write_text as write_text

@@ -124,6 +124,40 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``folder`` that takes its name when the block ends without an exception.
+
+    A process that is killed in the block leaves ``.<name>.partial`` behind, which the next one to write it empties.
+
+    Args:
+        folder: The folder, which must not exist.
+
+    Raises:
+        StorageError: If something stands at ``folder``, another process is writing it, or it cannot be written.
+    """
+    if folder.exists():
+        raise StorageError(f"{folder} exists already: give the name of a folder that does not.")
+    temporary = folder.with_name(f".{folder.name}{_PARTIAL}")
+    with said_plainly(folder, "write"):
+        temporary.mkdir(parents=True, exist_ok=True)
+        with _folder_held(temporary, exclusive=True) as held:
+            if not held and any(temporary.iterdir()):
+                raise StorageError(f"Another process is writing {folder}; if there is none, remove {temporary}.")
+            try:
+                for orphan in temporary.iterdir():
+                    shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+                whole = temporary / folder.name  # inside: a folder that is held cannot be written by ``replacing``
+                whole.mkdir()
+                yield whole
+                for path in filter(Path.is_file, whole.rglob("*")):
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                os.rename(whole, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def _folder_held(folder: Path, exclusive: bool) -> Iterator[bool]:
     """Hold a folder inside the block, with others who write in it or alone; whether that succeeded."""
     try:

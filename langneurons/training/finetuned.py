@@ -18,7 +18,9 @@ from langneurons.storage import JsonObject, Result, Table, layout
 from langneurons.storage.layouts import Layout
 from langneurons.tasks.heads import ClassificationHead, Head
 from langneurons.tasks.task import Task
+from langneurons.training import peft_format
 from langneurons.training.lora import MaskedIA3, MaskedLoRA, MaskedRows, Update
+from langneurons.training.masked import MaskedUpdate
 
 _UPDATES = {kind.__name__: kind for kind in (MaskedLoRA, MaskedRows, MaskedIA3)}
 
@@ -193,6 +195,33 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
             "history": storage.read_table(folder / "history.parquet", content["history"]),
             "about": content["about"],
         }
+
+
+def load_updates(folder: str | Path, model: torch.nn.Module) -> tuple[MaskedUpdate, ...]:
+    """Read the updates in a folder, of whatever kind they are.
+
+    Args:
+        folder: Folder of a ``Finetuned``, of an update, or of an adapter that peft wrote.
+        model: The model that they were made for.
+
+    Raises:
+        StorageError: If there is none.
+        CorruptArtefactError: If a file was changed since.
+        TrainingError: If an update was made for another model.
+    """
+    folder = storage.path_of(folder)
+    if (folder / f"{Finetuned.file}.json").exists():
+        updates = [update for update in Finetuned.load(folder).updates if isinstance(update, MaskedUpdate)]
+        for update in updates:
+            update.prepare(model)
+        return tuple(updates)
+    kind = MaskedLoRA.kind
+    if peft_format.is_ours(folder):
+        kind = storage.read_json(folder / peft_format.SIDECAR, peft_format.SCHEMA).get("kind")
+    kinds = {update.kind: update for update in _UPDATES.values()}
+    if kind not in kinds:
+        raise TrainingError(unknown("kind of update", kind, kinds))
+    return (kinds[kind].load(folder, model),)
 
 
 @dataclass(frozen=True)

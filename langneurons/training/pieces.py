@@ -238,6 +238,23 @@ class Piece:
         return float((after - before).square().sum()), float(before.square().sum())
 
     @torch.no_grad()
+    def merged(self, matrix: Tensor, bias: Tensor | None, own: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute the whole matrix and bias that give what the attached change gives, in the dtype of the matrix.
+
+        Args:
+            matrix: The matrix "out in", with what other updates make of it.
+            bias: The bias "out".
+            own: The matrix as the model has it: of it alone, factors of inputs scale the columns.
+        """
+        parameters = {name: parameter.detach().to(matrix) for name, parameter in self.parameters.items()}
+        before = self.part(own if isinstance(self.form, ScaledInputs) else matrix)
+        bias_before = None if bias is None or self.axis == 1 else self.part(bias)
+        new, new_bias = self.form.merged(parameters, before, bias_before)
+        if new_bias is not None and bias is not None:
+            bias = self._replaced(bias, new_bias)
+        return self._replaced(matrix, self.part(matrix) + (new - before)), bias
+
+    @torch.no_grad()
     def merge(self, projection: Projection) -> dict[str, Tensor]:
         """Write the change into the weights; returns the rows or columns, and the bias, that stood there."""
         weight, bias = projection.matrix(), projection.bias()

@@ -213,7 +213,7 @@ def test_caches_give_the_same_statistics(world):
     model, _, dictionary, _, _ = world
     tokens = torch.randint(4, 240, (3, 20), generator=torch.Generator().manual_seed(0))
     _, cache = model.run_with_cache(tokens)
-    stats = ln.record_caches(model, {"en": [(tokens, cache)]}, sites=("features",))
+    stats = ln.recording.record_caches(model, {"en": [(tokens, cache)]}, sites=("features",))
     values = dictionary.encode(cache["blocks.0.hook_resid_pre"])[:, 1:].flatten(0, 1)
     torch.testing.assert_close(stats.mean()[0, 0].float(), values.mean(0), rtol=1e-4, atol=1e-5)
 

@@ -1,6 +1,8 @@
 import pytest
+import torch
 
 import langneurons as ln
+from langneurons.models import view
 from langneurons.training.finetuned import Finetuned
 from langneurons.training.transfer_table import Transfer
 from tests.test_cli import run
@@ -51,6 +53,42 @@ def test_finetune_prints_scores_in_both_languages_and_keeps_the_result(capsys, m
     assert "chance" in said
     kept = Finetuned.load(tmp_path / "finetuned")
     assert len(kept.update.neurons) == 4
+
+
+def test_bake_writes_what_was_trained_and_what_is_patched(capsys, monkeypatch, files, tmp_path):
+    run(capsys, monkeypatch, *asked(files, "finetune", "--language", "hi", "--out", str(tmp_path)))
+    model, adapter, neurons = str(files / "model"), str(tmp_path / "finetuned"), str(files / "neurons.json")
+    command = ["bake", model, "--update", adapter, "--neurons", neurons, "--language", "hi", "--patch", "scale:2"]
+    status, said, error = run(capsys, monkeypatch, *command, "--patch", "0", "--out", str(tmp_path / "baked"))
+    assert status == 0, error
+    assert said == f"Baked(model: 2 patches, 1 update) in {tmp_path / 'baked'}\n"
+    loaded, baked = ln.load_model(model), ln.load_model(tmp_path / "baked")
+    tokens = torch.arange(4, 30)[None]
+    with Finetuned.load(adapter).attach(loaded), torch.no_grad():
+        trained = view(loaded).forward(tokens)
+        with ln.intervene(loaded, ln.SetTo(ln.NeuronSet.load(neurons)["hi"], 0.0)):
+            expected = view(loaded).forward(tokens)
+    assert not torch.allclose(trained, expected, atol=1e-3)
+    torch.testing.assert_close(view(baked).forward(tokens), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ([], "Give --neurons, or --update alone"),
+        (["--language", "hi"], "Give --neurons, or --update alone"),
+        (["--neurons", "neurons.json", "--patch", "mean"], "'mean' is a value of one language: give --language"),
+        (["--neurons", "neurons.json", "--patch", "1"], "(MistralForCausalLM) can have none there"),
+        (["--neurons", "neurons.json", "--out", "model"], "exists already"),
+        (["--update", "xnli"], "holds no update"),
+    ],
+)
+def test_what_cannot_be_baked_is_a_sentence(capsys, monkeypatch, files, more, sentence):
+    monkeypatch.chdir(files)
+    status, _, said = run(capsys, monkeypatch, "bake", "model", "--out", "baked", *more)
+    assert status == 2
+    assert sentence in said
+    assert not (files / "baked").exists()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_a_converted_copy_is_read_again_and_another_content_is_another_model(fil
 def test_what_a_killed_conversion_left_is_removed_by_the_next(file, cache):
     ln.load_model(file)
     (whole,) = cache.glob("langneurons/gguf/*/gguf.json")
-    shutil.move(whole.parent, whole.parent.with_name(f"{whole.parent.name}.partial"))
+    shutil.move(whole.parent, whole.parent.with_name(f".{whole.parent.name}.partial"))
     ln.load_model(file)
     assert [path.name for path in cache.glob("langneurons/gguf/*") if path.is_dir()] == [whole.parent.name]
 

@@ -29,7 +29,7 @@ def test_statistics_of_caches_equal_a_recording_of_the_same_blocks(tiny, corpus,
     with unfused(tiny):
         recorded = record(tiny, corpus, sites=(site,), batch_size=1)
     caches = packed_caches(tiny, corpus, tmp_path)
-    of_caches = ln.record_caches(tiny, caches, sites=(site,), like=recorded)
+    of_caches = ln.recording.record_caches(tiny, caches, sites=(site,), like=recorded)
     assert torch.equal(of_caches.tokens, recorded.tokens)
     for language in LANGUAGES:
         mine, theirs = of_caches.records[site][language].tensors, recorded.records[site][language].tensors
@@ -40,7 +40,7 @@ def test_statistics_of_caches_equal_a_recording_of_the_same_blocks(tiny, corpus,
 
 
 def test_caches_without_given_edges_are_calibrated_on_themselves(tiny, corpus, tmp_path, whole):
-    of_caches = ln.record_caches(tiny, packed_caches(tiny, corpus, tmp_path))
+    of_caches = ln.recording.record_caches(tiny, packed_caches(tiny, corpus, tmp_path))
     assert torch.allclose(of_caches.mean(), whole.mean(), atol=1e-5)
     assert (of_caches.quantile(0.9) - whole.quantile(0.9)).abs().median() < 0.01
 
@@ -49,12 +49,12 @@ def test_a_cache_that_lacks_the_site_or_has_other_tokens_is_refused(tiny):
     tokens = torch.tensor([[1, 5, 6, 7]])
     _, cache = tiny.run_with_cache(tokens, names_filter="blocks.0.mlp.hook_post")
     with pytest.raises(HookSiteError, match=r"lacks blocks\.0\.mlp\.(hook_pre|gate\.hook_out)"):
-        ln.record_caches(tiny, {"en": [(tokens, cache)]})
+        ln.recording.record_caches(tiny, {"en": [(tokens, cache)]})
     _, full = tiny.run_with_cache(tokens)
     with pytest.raises(ln.LangNeuronsError, match="positions"):
-        ln.record_caches(tiny, {"en": [(torch.tensor([[1, 5, 6]]), full)]})
+        ln.recording.record_caches(tiny, {"en": [(torch.tensor([[1, 5, 6]]), full)]})
     with pytest.raises(CorpusError, match="no counted token"):
-        ln.record_caches(tiny, {"en": [(torch.tensor([[1, 2, 0]]), full)]})
+        ln.recording.record_caches(tiny, {"en": [(torch.tensor([[1, 2, 0]]), full)]})
 
 
 @pytest.fixture(scope="module")

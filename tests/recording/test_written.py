@@ -38,14 +38,14 @@ def test_what_is_written_is_summed_exactly_whatever_the_shards_and_batches(tiny,
 def test_what_is_written_survives_saving_and_caches_give_it_too(tiny, corpus, whole, tmp_path):
     whole.save(tmp_path / "stats")
     assert torch.equal(ln.load(tmp_path / "stats").write("hi"), whole.write("hi"))
-    of_caches = ln.record_caches(tiny, packed_caches(tiny, corpus, tmp_path / "packed"), like=whole)
+    of_caches = ln.recording.record_caches(tiny, packed_caches(tiny, corpus, tmp_path / "packed"), like=whole)
     assert torch.allclose(of_caches.write("hi"), whole.write("hi"), rtol=1e-5)
 
 
 def test_caches_without_post_and_statistics_of_version_0_1_say_that_up_is_missing(tiny, corpus, whole, tmp_path):
     hook = view(tiny)._layers[0].point("pre").name.replace("blocks.0.", "")
     caches = packed_caches(tiny, corpus, tmp_path, names_filter=lambda name: name.endswith(hook))
-    of_caches = ln.record_caches(tiny, caches)
+    of_caches = ln.recording.record_caches(tiny, caches)
     records = whole.records["act"]
     old = {
         language: replace(record, tensors={n: t for n, t in record.tensors.items() if n != "written"})

@@ -83,7 +83,7 @@ def record(at: Setting) -> object:
 def record_caches(at: Setting) -> object:
     tokens = at.model.to_tokens("w21 w5 w6 w21 w9")
     _, caches = at.model.run_with_cache(tokens)
-    return ln.record_caches(at.model, {"en": [(tokens, caches)]}, SITES)
+    return ln.recording.record_caches(at.model, {"en": [(tokens, caches)]}, SITES)
 
 
 def sweep(at: Setting) -> object:

@@ -1,0 +1,2 @@
+from .baked import Baked as Baked
+from .baked import bake as bake
