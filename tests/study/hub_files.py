@@ -100,7 +100,7 @@ def shrunk(name: str, folder: Path) -> StudyConfig:
         content["polysemanticity"] |= {"controls": 1, "probing": {"position": "last", "permutations": 100}}
     _reduced(content.get("report"), profiles=1)
     content["testing"] = {"resamples": 200}
-    if name in ("paper-babel", "paper-mistral-nemo"):  # what they say of it is what paper-llama-3.1-8b says (tests/docs)
+    if name in ("paper-babel", "paper-mistral-nemo"):  # they ask of it what paper-llama-3.1-8b asks (tests/docs)
         del content["validity"]
     if name == "paper-mistral-nemo":
         del content["transfer"]
