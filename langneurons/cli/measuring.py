@@ -37,7 +37,8 @@ TaskSource = Annotated[str, typer.Argument(help="A folder of the task's files, t
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        help="A task as kind=source, such as xnli=FOLDER, xquad=google/xquad, generation=TEXTS, confusion=FOLDER; "
+        help="A task as kind=source, such as xnli=FOLDER, xquad=google/xquad, generation=TEXTS, confusion=FOLDER, "
+        "steering=FOLDER; "
         "repeatable."
     ),
 ]
@@ -53,6 +54,13 @@ class AskedOptions(Settings):
     seed: Seed = Field(0, description="Seed for the choice of items.")
     max_new_tokens: Count = Field(32, description="Maximum number of tokens of an answer or a continuation.")
     beginnings: str | None = Field(None, description="Language of all prompts; by default each language's own.")
+    ask_in: tuple[str, ...] | None = Field(
+        None, description="Languages of steering's questions; by default all but the answer's."
+    )
+    instruction: Literal["english", "source", "target"] | None = Field(
+        None, description="Language of a sentence that asks for the language of the answer; by default none is added."
+    )
+    judge: str | None = Field(None, description="Folder or hub id of a model that rates how relevant answers are.")
     calibration: str | None = Field(
         "content-free", description="Calibration of XNLI's label likelihoods: content-free, batch, none."
     )

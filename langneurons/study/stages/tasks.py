@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ LABELS = 3  # that are read for their likelihood
 USUAL_TOKENS = 100  # of an item of which nothing is known
 # Items of the hub's splits, to tell how long an epoch is.
 ITEMS = {"xnli": {"train": 392_702, "validation": 2_490, "test": 5_010}, "xquad": {"validation": 1_190}}
+STEERING = ("ask_in", "judge", "instruction")  # options of the kind; as before where none is set
 FEW = 1000  # items, where nothing tells how many there are
 
 
@@ -41,6 +42,11 @@ class TaskPart(PatchedGrid):
     head: str | None = Field(None, description="xnli: the language on whose items of head_split a head is fitted")
     head_split: Split = "validation"
     head_items: Count = 830
+    ask_in: Languages | None = Field(None, description="steering: languages of the questions; all others by default")
+    judge: str | None = Field(None, description="steering: the folder or hub id of a model that rates answers")
+    instruction: Literal["english", "source", "target"] | dict[str, str] | None = Field(
+        None, description="steering: language of a sentence that asks for the answer's; or language -> sentence"
+    )
     tuned: str | None = Field(None, description="the finetuning whose model is asked, instead of the model as it is")
     controls: Controls = Controls(draws=0)
     prompting: Prompting = Prompting()
@@ -77,6 +83,15 @@ class TasksStage(
         if part.prompting.changes and "prompting" not in signature(kind.load).parameters:
             changes = ", ".join(part.prompting.changes)
             yield f"{where}.prompting: {part.kind} has no such options, so leave out {changes}."
+        for option in STEERING:
+            if getattr(part, option) is not None and option not in signature(kind.load).parameters:
+                yield f"{where}.{option}: {part.kind} has no such option, so leave it out."
+        everywhere = [name for name, patch in config.patches_of(part).items() if patch.everywhere is not None]
+        if everywhere and part.controls.draws:
+            yield (
+                f"{where}.controls: patches.{everywhere[0]} is written everywhere, which leaves no control neurons: "
+                "name other patches, or draw none."
+            )
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
@@ -105,8 +120,10 @@ def task_of(part: TaskPart, step: Step, work: Work) -> "ln.tasks.Task":
     """
     source = part.source or work.text(heldout=True)
     options = part.model_dump(
-        include={"revision", "prompt_tokens", "max_new_tokens", "min_new_tokens", "beginnings", "items"}
+        include={"revision", "prompt_tokens", "max_new_tokens", "min_new_tokens", "beginnings", "items", *STEERING}
     )
+    if (judge := part.judge) is not None:
+        options["judge"] = work.once(("judge", judge), lambda: ln.tasks.ModelJudge(judge))
     options["prompting"] = part.prompting
     languages = among(part.languages, step.settings["languages"])
     task = ln.tasks.load_task(part.kind, source, languages, part.split, seed=work.config.seed, **options)
@@ -150,8 +167,10 @@ def patchable(languages: Sequence[str], neurons: "ln.NeuronSet") -> list[str]:
 
 def task_settings(plan: Plan, part: TaskPart) -> dict[str, Any]:
     """What of a task decides its items and answers."""
-    plain = [] if part.prompting.changes else ["prompting"]
+    plain = [name for name in STEERING if getattr(part, name) is None]
+    plain += [] if part.prompting.changes else ["prompting"]
     settings = keyed(part, "methods", "sets", "patches", "controls", *plain)
+    settings |= {} if part.judge is None else {"judge": plan.source("model", part.judge)}
     return {**settings, "source": plan.source("task", part.source) if part.source else ""}
 
 
@@ -161,8 +180,11 @@ def tuned_inputs(model: str, *tasks: TaskPart) -> list[tuple[str, ...]]:
 
 
 def asked_tokens(part: TaskPart, languages: Sequence[str]) -> int:
-    """Tokens of a task's items in the languages of a set."""
-    return part.items * item_tokens(part) * len(among(part.languages, languages))
+    """Tokens of a task's items in the languages of a set; of a judge's work nothing is counted."""
+    asked_in = 1
+    if "ask_in" in signature(ln.tasks.KINDS[part.kind].load).parameters:
+        asked_in = len(part.ask_in or languages[1:])
+    return part.items * asked_in * item_tokens(part) * len(among(part.languages, languages))
 
 
 def item_tokens(part: TaskPart) -> int:
