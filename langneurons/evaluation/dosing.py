@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -26,6 +27,7 @@ from langneurons.patches.patch import Add, DiffMean, Patch
 
 Measure = Literal["write_norm", "relative_write_norm", "kl"]
 MLP_SITES = ("pre", "act", "post")
+DOSE_PRECISION = 0.01  # of a patch that is scaled to the dose of another
 
 
 def dose(
@@ -163,30 +165,39 @@ def at_dose_of(
         True
     """
     patches = (patches,) if isinstance(patches, Patch) else tuple(patches)
-    unscaled = [_scaled(patch, 1.0) for patch in patches]  # says what cannot be scaled before anything is measured
-    target, own = (float(dose(model, each, text)["write_norm"].to_numpy().mean()) for each in (others, unscaled))
+    scaled = partial(_scaled, patches)
+
+    def mean_dose(together: Patch | Sequence[Patch]) -> float:
+        return float(dose(model, together, text)["write_norm"].to_numpy().mean())
+
+    own, target = mean_dose(scaled(1.0)), mean_dose(others)
     if not (target > 0 and own > 0):
         idle = "what is to be scaled" if target > 0 else "the other"
         raise EffectError(f"Two patches cannot have the same dose, because {idle} writes nothing on the text.")
-    expected = target / own  # exact where what is written does not change what is written later
-    factor = equal_dose(
-        model, lambda amount: [_scaled(patch, amount) for patch in patches], text, target,
-        between=(0.0, 2 * expected), tolerance=0.005,
-    )  # fmt: skip
-    return [_scaled(patch, factor) for patch in patches]
+    factor = target / own  # exact where what is written does not change what is written later
+    if abs(mean_dose(scaled(factor)) / target - 1) > DOSE_PRECISION:
+        between = (0.0, 2 * factor)
+        factor = equal_dose(model, scaled, text, target, between=between, tolerance=DOSE_PRECISION / 2)
+    return scaled(factor)
 
 
-def _scaled(patch: Patch, factor: float) -> Patch:
-    """A patch that adds so many times as much.
+def _scaled(patches: Sequence[Patch], factor: float) -> list[Patch]:
+    """Patches that add so many times as much.
 
     Raises:
-        PatchError: If it does not add.
+        PatchError: If one does not add.
     """
-    if isinstance(patch, DiffMean):
-        return replace(patch, strength=patch.strength * factor)
-    if isinstance(patch, Add):
-        return replace(patch, value=patch.value * factor)
-    raise PatchError(f"Only what is added can be scaled, by Add or DiffMean; {type(patch).__name__} does not add.")
+    scaled: list[Patch] = []
+    for patch in patches:
+        if isinstance(patch, DiffMean):
+            scaled.append(replace(patch, strength=patch.strength * factor))
+        elif isinstance(patch, Add):
+            scaled.append(replace(patch, value=patch.value * factor))
+        else:
+            raise PatchError(
+                f"Only what is added can be scaled, by Add or DiffMean; {type(patch).__name__} does not add."
+            )
+    return scaled
 
 
 def _dose(

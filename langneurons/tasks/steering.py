@@ -153,13 +153,13 @@ class Steering:
 
         Example:
             >>> ln.tasks.Steering.load("babel", ["hi", "zh"], ask_in=["en"], max_new_tokens=8)
-            Steering(hi, zh; questions: 480, clusters: 52, asked in: en)
+            Steering(hi, zh; questions: 480, clusters: 116, asked in: en)
         """
         split, part = reading.sliced(split)
         answered = None if languages is None else distinct(languages)
-        asked = None if ask_in is None else distinct(ask_in)
+        sources = None if ask_in is None else distinct(ask_in)
         from_hub = isinstance(source, str) and source != reading.BABEL and is_hub_id(source)
-        wanted = [*(answered or ()), *(asked or ())] if from_hub else []
+        wanted = [*(answered or ()), *(sources or ())] if from_hub else []
         readers = {".txt": _read_lines, ".csv": reading.csv_of}
         tables = reading.read_items(source, wanted or None, split, readers, [], miniature_prompts, revision)
         questions = {
@@ -168,7 +168,7 @@ class Steering:
         if isinstance(judge, str | Path):
             judge = ModelJudge(judge)
         options = (judge, instruction, max_new_tokens, identify, prompting)
-        return cls(_clustered(questions), tuple(answered or ()), asked, *options)
+        return cls(_clustered(questions), tuple(answered or ()), sources, *options)
 
     def __repr__(self) -> str:
         first = next(iter(self.questions.values()))
@@ -304,11 +304,11 @@ class Steering:
             )
         parts = []
         for source in sources:
-            asked = self.questions[source]
+            table = self.questions[source]
             added = None if self.instruction is None else instruction_of(self.instruction, source, language)
-            prompts = [" ".join(filter(None, (question, added))) for question in asked["question"]]
-            items = [f"{item}{BESIDE}{source}" for item in asked["item"]]
-            parts.append(asked[COLUMNS].assign(item=items, language=language, source=source, prompt=prompts))
+            prompts = [" ".join(filter(None, (question, added))) for question in table["question"]]
+            items = [f"{item}{BESIDE}{source}" for item in table["item"]]
+            parts.append(table[COLUMNS].assign(item=items, language=language, source=source, prompt=prompts))
         return pd.concat(parts, ignore_index=True)
 
     def _language_of(self, answer: str) -> str:
