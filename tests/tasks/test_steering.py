@@ -576,8 +576,9 @@ def test_parts_of_a_study_that_cannot_use_such_a_patch_say_so():
     assert small(patches=patches, recording=recording, matrix={"patches": ["mean"]})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::langneurons.errors.LangNeuronsWarning")
-def test_the_benchmarks_study_runs_in_small_and_all_patches_write_as_much(tmp_path):
+def test_the_benchmarks_study_runs_in_small(tmp_path):
     content = read_config(STUDIES / "clas-bench.toml").model_dump(exclude_unset=True)
     content["models"] = {"babel": {"name": "babel"}}
     content["text"] = {"source": "babel", "heldout": 0.3, "heldout_tokens": 40, "heldout_context": 32}
