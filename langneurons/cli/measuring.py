@@ -38,7 +38,8 @@ TaskSource = Annotated[str, typer.Argument(help="A folder of the task's files, t
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        help="A task as kind=source, such as xnli=FOLDER, xquad=google/xquad, generation=TEXTS, confusion=FOLDER; "
+        help="A task as kind=source, such as xnli=FOLDER, xquad=google/xquad, generation=TEXTS, confusion=FOLDER, "
+        "steering=FOLDER; "
         "repeatable."
     ),
 ]

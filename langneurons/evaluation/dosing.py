@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -21,10 +23,11 @@ from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
 from langneurons.models.running import Predictions
 from langneurons.patches.intervening import check_fits, patching, reachable_range
-from langneurons.patches.patch import Patch
+from langneurons.patches.patch import Add, DiffMean, Patch
 
 Measure = Literal["write_norm", "relative_write_norm", "kl"]
 MLP_SITES = ("pre", "act", "post")
+DOSE_PRECISION = 0.01  # of a patch that is scaled to the dose of another
 
 
 def dose(
@@ -129,6 +132,72 @@ def equal_dose(
         )
     amount: Any = scipy.optimize.brentq(excess, low, high, xtol=tolerance * abs(high - low))
     return float(amount)
+
+
+def at_dose_of(
+    model: torch.nn.Module,
+    patches: Patch | Sequence[Patch],
+    others: Patch | Sequence[Patch],
+    text: HeldoutText,
+) -> list[Patch]:
+    """Scale what patches add, so that they write as much as other patches do.
+
+    Args:
+        model: A model returned by ``load_model``.
+        patches: Patches that add something, together: Add or DiffMean.
+        others: The patches whose dose to reach, of any kind.
+        text: Text to measure doses on: write_norm, the mean over its languages.
+
+    Returns:
+        The patches with other values or strengths, such that their dose is that of the others within about 1 %.
+
+    Raises:
+        PatchError: If a patch does not add, or ``dose`` would refuse one.
+        EffectError: If one of the two has no dose, or no factor up to twice the expected one reaches the other's.
+
+    Example:
+        >>> neurons = ln.LAPE(top=0.01).identify(stats)
+        >>> text = ln.HeldoutText.of(model, ln.load_corpus("babel", ["hi"]).take(10), context_length=64)
+        >>> added, zero = ln.Add(neurons["hi"], stats["hi"].mean()), ln.SetTo(neurons["hi"], 0.0)
+        >>> scaled = ln.evaluation.at_dose_of(model, added, zero, text)
+        >>> doses = [ln.evaluation.dose(model, each, text)["write_norm"].item() for each in (scaled, zero)]
+        >>> abs(doses[0] / doses[1] - 1) < 0.02
+        True
+    """
+    patches = (patches,) if isinstance(patches, Patch) else tuple(patches)
+    scaled = partial(_scaled, patches)
+
+    def mean_dose(together: Patch | Sequence[Patch]) -> float:
+        return float(dose(model, together, text)["write_norm"].to_numpy().mean())
+
+    own, target = mean_dose(scaled(1.0)), mean_dose(others)
+    if not (target > 0 and own > 0):
+        idle = "what is to be scaled" if target > 0 else "the other"
+        raise EffectError(f"Two patches cannot have the same dose, because {idle} writes nothing on the text.")
+    factor = target / own  # exact where what is written does not change what is written later
+    if abs(mean_dose(scaled(factor)) / target - 1) > DOSE_PRECISION:
+        between = (0.0, 2 * factor)
+        factor = equal_dose(model, scaled, text, target, between=between, tolerance=DOSE_PRECISION / 2)
+    return scaled(factor)
+
+
+def _scaled(patches: Sequence[Patch], factor: float) -> list[Patch]:
+    """Patches that add so many times as much.
+
+    Raises:
+        PatchError: If one does not add.
+    """
+    scaled: list[Patch] = []
+    for patch in patches:
+        if isinstance(patch, DiffMean):
+            scaled.append(replace(patch, strength=patch.strength * factor))
+        elif isinstance(patch, Add):
+            scaled.append(replace(patch, value=patch.value * factor))
+        else:
+            raise PatchError(
+                f"Only what is added can be scaled, by Add or DiffMean; {type(patch).__name__} does not add."
+            )
+    return scaled
 
 
 def _dose(

@@ -14,6 +14,7 @@ from langneurons import storage
 from langneurons.corpora.languages import distinct, spelled
 from langneurons.effects.estimation import difference
 from langneurons.errors import LanguageError, PatchError, TaskError, check_text, unknown
+from langneurons.evaluation.incomplete import both_scored, complete
 from langneurons.evaluation.measuring import BATCH_SIZE, Job, measure_jobs
 from langneurons.evaluation.results import AT, UNPATCHED, Evaluation, Factorial, design_of
 from langneurons.identification.neurons import NeuronSet, report_balance, united
@@ -121,7 +122,7 @@ def evaluate(
         scores = of_job.set_index("item").reindex(baseline["item"])[names].to_numpy(dtype=float)
         sums_of_controls[key[:3]] = sums_of_controls.get(key[:3], 0.0) + scores
         for metric in task.metrics:
-            estimate = difference(of_job, baseline, metric, "row")
+            estimate = difference(*both_scored(task, metric, of_job, baseline), metric, "row")
             changes.append((task.name, task.protocol, metric, patch, language, *draw, estimate))
 
     measure_jobs(model, jobs, run, keep)
@@ -140,11 +141,13 @@ def evaluate(
         )
         for (index, patch, language), sums in sums_of_controls.items()
     ]
+    tables = [pd.concat(tables, ignore_index=True) for tables in (parts, means) if tables]
+    by_item, *control_means = complete(tasks, *tables)
     return Evaluation(
-        rows=pd.concat(parts, ignore_index=True).reindex(columns=ROWS),
+        rows=by_item.reindex(columns=ROWS),
         references=references,
         controls=pd.DataFrame(changes, columns=CHANGES) if controls.draws else None,
-        control_means=pd.concat(means, ignore_index=True).reindex(columns=ROWS[:8]) if means else None,
+        control_means=control_means[0].reindex(columns=ROWS[:8]) if control_means else None,
         settings={
             "model": view(model).described,
             "patches": {f"{name} {language}": list(map(repr, cell)) for (name, language), cell in by_cell.items()},

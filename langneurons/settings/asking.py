@@ -49,6 +49,16 @@ class Asking(Settings):
     words: Path | None = Field(
         None, description="confusion: a file of English words, one per line; by default the benchmark's, beside it."
     )
+    ask_in: tuple[str, ...] | None = Field(
+        None, description="steering: languages of the questions; by default all but the answer's."
+    )
+    instruction: Literal["english", "source", "target"] | None = Field(
+        None,
+        description="steering: language of a sentence that asks for the answer's language; by default no sentence.",
+    )
+    judge: str | None = Field(
+        None, description="steering: folder or hub id of a model that rates how relevant answers are."
+    )
     include_path: Path | None = Field(None, description="harness: a folder of further tasks, looked in first.")
     fewshot: int | None = Field(
         None, ge=0, le=10**4, description="harness: examples in a prompt; by default shots, or what each task says."

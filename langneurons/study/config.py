@@ -29,7 +29,7 @@ from langneurons.study.stages.sweep import SweepStage
 from langneurons.study.stages.tasks import TasksStage
 from langneurons.study.stages.training import FinetuneStage, TransferStage
 from langneurons.study.stages.validity import NullsStage, ValidityStage
-from langneurons.study.tables import Name, Part, StudyConfig, python_only
+from langneurons.study.tables import Name, Part, PatchPart, StudyConfig, python_only
 from langneurons.study.wording import make_method, patch_of
 
 CONFIG = "study.toml"  # in the directory of a run
@@ -139,11 +139,24 @@ def _mistakes(config: StudyConfig) -> Iterator[str]:
         yield from misnamed_languages(f"patches.{name}.also", patch.also, config.languages)
     for stage in STAGES:
         yield from stage.mistakes(config)
-    for patch in config.patches.values():
-        for value in patch.values:
-            patch_of(value)
+    for name, patch in config.patches.items():
+        operations = [patch_of(value)[0] for value in patch.values]
+        yield from _misplaced(config, f"patches.{name}", patch, operations[0])
     for method in config.methods.values():
         make_method(method.method, method.options)
+
+
+def _misplaced(config: StudyConfig, where: str, patch: PatchPart, operation: str) -> Iterator[str]:
+    """What is wrong with where a patch writes, and with the patch whose dose it should have."""
+    if patch.everywhere is not None:
+        yield from misnamed("site", f"{where}.everywhere", [patch.everywhere], config.recording.sites)
+        if operation != "diffmean":
+            yield f"{where}.everywhere is for diffmean, and {patch.write!r} is written at neurons."
+    if patch.dose_of is not None:
+        own_dose = {name for name, other in config.patches.items() if other.dose_of is None}
+        yield from misnamed("patch", f"{where}.dose_of", [patch.dose_of], own_dose)
+        if operation not in ("add", "diffmean") or patch.also:
+            yield f"{where}.dose_of scales what add or diffmean add at one language's neurons, not {patch.write!r}."
 
 
 def _seeded(value: object, seed: int, where: str = "") -> Any:

@@ -46,6 +46,16 @@ def _distinct(codes: list[str]) -> list[str]:
 
 
 Languages = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+
+
+def _ascending(layers: tuple[int, int]) -> tuple[int, int]:
+    if layers[0] > layers[1]:
+        raise ValueError("The first layer lies after the last")
+    return layers
+
+
+Layer = Annotated[int, Field(ge=0, le=10**4)]
+LayerRange = Annotated[tuple[Layer, Layer], AfterValidator(_ascending)]
 Names = Annotated[list[str], BeforeValidator(_listed)]
 
 
@@ -165,6 +175,13 @@ class PatchPart(Part):
 
     write: Value = Field(description="a number, mean, p90; add:mean, scale:2, diffmean; published:mean_mu_act")
     also: dict[str, Value] = Field({}, description="other language -> what is written at its neurons meanwhile")
+    everywhere: str | None = Field(
+        None, description="diffmean: a recorded site whose every unit is written, not the neurons; such as resid_post"
+    )
+    layers: LayerRange | None = Field(None, description="the first and the last layer that is written; all by default")
+    dose_of: str | None = Field(
+        None, description="add, diffmean: the patch whose dose it is scaled to, on the held-out text"
+    )
     published_as: str | None = Field(
         None, description="what published numbers call it; as it is called here by default"
     )
@@ -178,6 +195,12 @@ class PatchPart(Part):
     def published(self) -> bool:
         """Whether it writes values of the published statistics."""
         return any(value.startswith(f"{PUBLISHED}:") for value in self.values)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides what it writes; options that are not set are left out, as before there were any."""
+        optional = {name for name in ("everywhere", "layers", "dose_of") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude={"published_as", *optional})
 
 
 class Grid(Part):

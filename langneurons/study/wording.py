@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any, TypeGuard
@@ -71,7 +72,10 @@ def patch_of(text: str) -> tuple[str, str]:
 
 
 def patch_maker(
-    text: str, stats: "ln.ActivationStats | None", published: "ln.replication.PublishedStatistics | None" = None
+    text: str,
+    stats: "ln.ActivationStats | None",
+    published: "ln.replication.PublishedStatistics | None" = None,
+    everywhere: str | None = None,
 ) -> MakePatch:
     """Build the patch of a language's neurons from what is written, see ``patch_of``.
 
@@ -79,6 +83,7 @@ def patch_maker(
         text: What is written.
         stats: Statistics that mean, percentiles and diffmean are read from.
         published: Statistics that published values are read from.
+        everywhere: A site whose every unit ``diffmean`` is written at, instead of the language's neurons.
 
     Raises:
         PatchError: If the operation or the published value is unknown, or a strength or factor is no number.
@@ -97,6 +102,8 @@ def patch_maker(
         return lambda neurons, language: kind(neurons, value)
     if stats is None:
         raise StatisticsError(f"The value {text!r} is read from statistics: give --statistics.")
+    if operation == "diffmean" and everywhere is not None:
+        return lambda neurons, language: ln.DiffMean.everywhere(stats.at(everywhere), language, value)
     if operation == "diffmean":
         return lambda neurons, language: ln.DiffMean(neurons, stats.at(neurons.site), language, value)
     if word == "mean":
@@ -117,13 +124,17 @@ def language_patches(
         LangNeuronsError: If an operation or a value is unknown, or needs statistics that are not given.
     """
 
-    def of_language(patch: PatchPart) -> PatchOfLanguage:
-        own = patch_maker(str(patch.write), stats, published)
-        also = {code: patch_maker(str(value), stats, published) for code, value in patch.also.items()}
-        return lambda language: [
-            *(make(neurons[code], code) for code, make in also.items() if spelled(code, [language]) is None),
-            own(neurons[language], language),
-        ]
+    def of_language(part: PatchPart) -> PatchOfLanguage:
+        own = patch_maker(str(part.write), stats, published, part.everywhere)
+        also = {code: patch_maker(str(value), stats, published) for code, value in part.also.items()}
+        layers = None if part.layers is None else range(part.layers[0], part.layers[1] + 1)
+
+        def patches_of(language: str) -> "list[ln.patches.Patch]":
+            others = [make(neurons[code], code) for code, make in also.items() if spelled(code, [language]) is None]
+            patch = own(neurons[language], language)
+            return [*others, patch if layers is None else replace(patch, layers=layers)]
+
+        return patches_of
 
     return {name: of_language(patch) for name, patch in patches.items()}
 

@@ -7,6 +7,7 @@ moved and copied.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -310,7 +311,18 @@ class Work:
     def patches(self, step: Step, patches: Mapping[str, PatchPart]) -> dict[str, PatchOfLanguage]:
         """Patches of each language's own neurons, by name."""
         neurons, stats = self.neurons(step)
-        return language_patches(neurons, patches, stats, self.published(step))
+        reference_of = {name: patch.dose_of for name, patch in patches.items() if patch.dose_of is not None}
+        parts = {**patches, **{name: self.config.patches[name] for name in reference_of.values()}}
+        by_name = language_patches(neurons, parts, stats, self.published(step))
+        scaled = {name: partial(self._scaled, step, by_name[name], by_name[of]) for name, of in reference_of.items()}
+        return {name: scaled.get(name, by_name[name]) for name in patches}
+
+    def _scaled(
+        self, step: Step, patches: PatchOfLanguage, others: PatchOfLanguage, language: str
+    ) -> "list[ln.patches.Patch]":
+        """Patches of a language at the dose of others, on the held-out text of the step's languages."""
+        text = self.heldout(step)
+        return ln.evaluation.at_dose_of(self.model(step), patches(language), others(language), text)
 
     def tuned(self, step: Step, name: str) -> "ln.training.Finetuned":
         """What was trained in the fine-tuning of a name."""

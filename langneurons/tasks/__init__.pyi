@@ -5,12 +5,15 @@ from .harness import Harness as Harness
 from .harness import harness as harness
 from .harness_model import HarnessModel as HarnessModel
 from .heads import ClassificationHead as ClassificationHead
+from .judging import ModelJudge as ModelJudge
 from .kinds import KINDS as KINDS
 from .kinds import load_task as load_task
 from .objectives import Answering as Answering
 from .objectives import Classifying as Classifying
 from .passes import language_passes as language_passes
 from .passes import pass_rates as pass_rates
+from .steering import Steering as Steering
+from .steering import steering_scores as steering_scores
 from .task import Objective as Objective
 from .task import Task as Task
 from .xnli import XNLI as XNLI

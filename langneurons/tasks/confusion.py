@@ -4,8 +4,7 @@ Marchisio et al. 2024 (arXiv 2406.20052). Answers are judged by ``langneurons.ta
 """
 
 import re
-from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from langneurons import storage
 from langneurons.babel.miniature import mini_xquad
 from langneurons.corpora.languages import distinct, label_of
-from langneurons.errors import TaskError, in_short
+from langneurons.errors import TaskError
 from langneurons.models import view
 from langneurons.settings import Prompting, whole_number
 from langneurons.storage.files import path_of
@@ -33,8 +32,10 @@ from langneurons.tasks.passes import (
     fasttext_language,
     has_checked_words,
     language_passes,
+    rule_of,
 )
-from langneurons.tasks.prompting import Prompts, check_no_shots
+from langneurons.tasks.prompting import Prompts, check_no_shots, fitting
+from langneurons.tasks.questions import miniature_prompts
 from langneurons.tasks.task import Task
 
 SCORING = "confusion/1"  # raised with every change of scoring, so that rows scored otherwise are not used again
@@ -86,7 +87,7 @@ class Confusion:
             raise TaskError("There is no prompt: give those of at least one language.")
         whole_number(self.max_new_tokens, "max_new_tokens", TaskError, least=1)
         for language, table in self.items.items():
-            _check_prompts(language, table)
+            reading.check_items(language, table, COLUMNS, "prompt")
         check_languages(self.items, self.words, self.identify)
         check_no_shots(self.prompting, self.name)
 
@@ -138,7 +139,7 @@ class Confusion:
         """
         split, part = reading.sliced(split)
         readers = {".csv": partial(_read_csv, folder=path_of(source, TaskError))}
-        tables = reading.read_items(source, languages, split, readers, ["prompt"], _miniature, revision)
+        tables = reading.read_items(source, languages, split, readers, ["prompt"], miniature_prompts, revision)
         items = {language: reading.part_of(_with_items(language, table), part) for language, table in tables.items()}
         words = english_words(_nearby_words(source) if words is None else words)
         return cls(items, words, max_new_tokens, identify, prompting=prompting)
@@ -156,9 +157,8 @@ class Confusion:
     @property
     def fingerprint(self) -> str:
         """A hash of the prompts, of how they are asked, of the length of answers and of how they are judged."""
-        identify = self.identify or fasttext_language
         words = english_words(self.words) or () if any(map(has_checked_words, self.items)) else ()
-        rule = f"{identify.__module__} {getattr(identify, '__qualname__', repr(identify))}"
+        rule = rule_of(self.identify or fasttext_language)
         parts = [str(self.max_new_tokens), rule, *sorted(words), *map(str, self.prompting.changes.items())]
         for language, table in sorted(self.items.items()):
             parts += [language, str(table[COLUMNS].to_json(orient="values", force_ascii=False))]
@@ -187,7 +187,8 @@ class Confusion:
         count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
         if count < 1:
             raise TaskError(f"Cannot take {count} prompts: the least is 1.")
-        return replace(self, items={language: _drawn(table, count, seed) for language, table in self.items.items()})
+        items = {language: reading.drawn(table, count, seed) for language, table in self.items.items()}
+        return replace(self, items=items)
 
     def select(self, languages: Iterable[str]) -> "Confusion":
         """The same prompts in some of the languages.
@@ -222,7 +223,7 @@ class Confusion:
         tokenizer_of(model_view, TaskError)  # says if there is none
         table, asking = self.items[language], Prompts(model_view, self.prompting)
         room = model_view.context_length - self.max_new_tokens
-        prompts, cut = zip(*(_fitting(asking, text, room) for text in table["prompt"]), strict=True)
+        prompts, cut = zip(*(fitting(asking.ids, text, room) for text in table["prompt"]), strict=True)
         completions = complete(model, prompts, self.max_new_tokens, (), batch_size, prompting=self.prompting)
         predictions = [completion.text for completion in completions]
         passes = self._passes(predictions, language)
@@ -256,31 +257,9 @@ class Confusion:
         return language_passes(table, self.words, self.identify)
 
 
-def _fitting(asking: Prompts, prompt: str, room: int) -> tuple[list[int], bool]:
-    """The tokens of as much of a prompt, from its beginning, as there is room for, and whether that is not all."""
-    if len(whole := asking.ids(prompt)) <= room:
-        return whole, False
-    letters = bisect_right(range(len(prompt)), room, key=lambda count: len(asking.ids(prompt[:count]))) - 1
-    return asking.ids(prompt[: max(letters, 0)]), True
-
-
 def _read_csv(path: Path, folder: Path) -> pd.DataFrame:
     """Read a set's prompts in one language, and call the set by its folder."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path} is not a table of comma-separated UTF-8 text ({in_short(error)}).") from error
-    return table.assign(set="/".join(path.parent.relative_to(folder).parts))
-
-
-def _miniature(split: str) -> dict[str, list[dict[str, str]]]:
-    """The questions of the miniature XQuAD."""
-    return {
-        language: [
-            {"item": row["id"], "cluster": row["id"].rpartition("-")[0], "prompt": row["question"]} for row in rows
-        ]
-        for language, rows in mini_xquad(split).items()
-    }
+    return reading.csv_of(path).assign(set="/".join(path.parent.relative_to(folder).parts))
 
 
 def _nearby_words(source: str | Path) -> Path | list[str] | None:
@@ -294,7 +273,7 @@ def _nearby_words(source: str | Path) -> Path | list[str] | None:
 
 def _with_items(language: str, table: pd.DataFrame) -> pd.DataFrame:
     """Name every prompt, and put those in a cluster that differ only in how and where they ask for a language."""
-    _check_visible(language, list(table["prompt"]))
+    reading.check_visible(language, list(table["prompt"]), "prompt")
     optional = ("set", "phrasing", "item", "cluster")
     rows = table[["prompt"]].assign(**{name: table[name].fillna("") if name in table else "" for name in optional})
     number = rows.groupby("set").cumcount().astype(str)
@@ -319,22 +298,3 @@ def _question(prompt: str, phrasing: str) -> str:
 def _span(counts: Iterable[int]) -> str:
     least, *_, most = sorted([*counts] * 2)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
-def _drawn(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    order = np.random.default_rng(seed).permutation(len(table))
-    turn = table.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
-    return table.iloc[np.sort(order[np.argsort(turn, kind="stable")[:count]])].reset_index(drop=True)
-
-
-def _check_prompts(language: str, table: pd.DataFrame) -> None:
-    reading.check_table(language, table, COLUMNS)
-    for item in table["item"][table["item"].duplicated()]:
-        raise TaskError(f"The item {item!r} stands twice among those of {language!r}; names must be distinct.")
-    _check_visible(language, list(table["prompt"]))
-
-
-def _check_visible(language: str, prompts: Sequence[object]) -> None:
-    for number, prompt in enumerate(prompts, 1):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise TaskError(f"Prompt {number} of {language!r} is blank or no text: {prompt!r:.60}.")

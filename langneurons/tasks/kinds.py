@@ -13,6 +13,7 @@ from langneurons.settings import Asking, Prompting
 from langneurons.tasks.confusion import Confusion
 from langneurons.tasks.generation import Generation
 from langneurons.tasks.harness import Harness
+from langneurons.tasks.steering import Steering
 from langneurons.tasks.task import Task
 from langneurons.tasks.xnli import XNLI
 from langneurons.tasks.xquad import XQuAD
@@ -23,6 +24,7 @@ _TASKS: dict[str, type[Task]] = {
     "generation": Generation,
     "confusion": Confusion,
     "harness": Harness,
+    "steering": Steering,
 }
 KINDS: dict[str, Any] = {**_TASKS}  # each has ``load`` as well
 

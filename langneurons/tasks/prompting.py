@@ -1,6 +1,7 @@
 """Prompts as a model reads them: plain text, or a chat by the template of its tokenizer."""
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from jinja2 import TemplateError
@@ -69,6 +70,23 @@ class Prompts:
     def ids(self, question: str) -> list[int]:
         """The tokens of everything before the answer."""
         return self.tokens([self.text(question)])[0]
+
+
+def fitting(ids: Callable[[str], list[int]], text: str, room: int) -> tuple[list[int], bool]:
+    """The tokens of a prompt with as much of a text, from its beginning, as there is room for.
+
+    Args:
+        ids: Function from a text to the tokens of the prompt that holds it.
+        text: The text.
+        room: Number of tokens that the prompt may have.
+
+    Returns:
+        The tokens, and whether the text was cut.
+    """
+    if len(whole := ids(text)) <= room:
+        return whole, False
+    letters = bisect_right(range(len(text)), room, key=lambda count: len(ids(text[:count]))) - 1
+    return ids(text[: max(letters, 0)]), True
 
 
 def is_chat(model_view: ModelView, chat: bool | Literal["auto"]) -> bool:

@@ -82,6 +82,28 @@ def is_mlqa(source: str | Path) -> bool:
     return path.exists() and any(_MLQA.search(file.name) for file in files_of(path, [".json"])[1])
 
 
+def miniature_prompts(split: str) -> dict[str, list[dict[str, str]]]:
+    """The questions of the miniature XQuAD without their paragraphs.
+
+    Args:
+        split: "train", "validation" or "test".
+
+    Returns:
+        Language -> rows of item, cluster (the paragraph) and prompt, the same items in every language.
+
+    Example:
+        >>> from langneurons.tasks.questions import miniature_prompts
+        >>> miniature_prompts("test")["en"][0]["item"]
+        'test-0-0'
+    """
+    return {
+        language: [
+            {"item": row["id"], "cluster": row["id"].rpartition("-")[0], "prompt": row["question"]} for row in rows
+        ]
+        for language, rows in mini_xquad(split).items()
+    }
+
+
 def check_questions(items: Mapping[str, pd.DataFrame], parallel: bool = True) -> None:
     """Check that every question is whole and stands in one cluster, and that languages have the same questions.
 

@@ -155,6 +155,21 @@ def text_of(path: Path, what: str) -> str:
         raise TaskError(f"{path} is not {what} in UTF-8 ({in_short(error)}).") from error
 
 
+def csv_of(path: Path) -> pd.DataFrame:
+    """A file of comma-separated text.
+
+    Args:
+        path: The file.
+
+    Raises:
+        TaskError: If it cannot be read.
+    """
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{path} is not a table of comma-separated UTF-8 text ({in_short(error)}).") from error
+
+
 def _from_files(
     source: Path, names: list[str] | None, split: str, readers: Mapping[str, Read], choose: Choose
 ) -> dict[str, pd.DataFrame]:
@@ -292,6 +307,47 @@ def in_turn(table: pd.DataFrame, column: str, count: int) -> list[int]:
     """Index of a table's first rows, taken round-robin over the values of a column."""
     turn = table.groupby(column).cumcount().to_numpy()  # a value's first, second, ...
     return table.index[np.argsort(turn, kind="stable")[:count]].tolist()
+
+
+def drawn(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Some rows of a table, drawn round-robin over its clusters, in their old order."""
+    order = np.random.default_rng(seed).permutation(len(table))
+    turn = table.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
+    return table.iloc[np.sort(order[np.argsort(turn, kind="stable")[:count]])].reset_index(drop=True)
+
+
+def check_items(language: str, table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Check that a table has its columns, that its items are distinct, and that no text is blank.
+
+    Args:
+        language: The language of the items.
+        table: The items.
+        columns: Columns that it must have, the text last.
+        what: What the text is, such as "prompt".
+
+    Raises:
+        TaskError: If not.
+    """
+    check_table(language, table, columns)
+    for item in table["item"][table["item"].duplicated()]:
+        raise TaskError(f"The item {item!r} stands twice among those of {language!r}; names must be distinct.")
+    check_visible(language, list(table[columns[-1]]), what)
+
+
+def check_visible(language: str, texts: Sequence[object], what: str) -> None:
+    """Check that no text is blank.
+
+    Args:
+        language: The language of the texts.
+        texts: The texts.
+        what: What they are, such as "prompt".
+
+    Raises:
+        TaskError: If one is.
+    """
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text.strip():
+            raise TaskError(f"{what.capitalize()} {number} of {language!r} is blank or no text: {text!r:.60}.")
 
 
 def check_shots(shots: int, items: Mapping[str, pd.DataFrame], examples: Mapping[str, pd.DataFrame]) -> None:

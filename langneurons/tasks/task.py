@@ -59,6 +59,8 @@ class Task(Protocol):
     a head, and is measured as a whole. A class that also has ``load(source, languages, split, **options)`` can be added
     to ``ln.tasks.KINDS``, under the name by which studies and the command line know it; ``shows_examples = True`` says
     there that solved examples can stand in front of its items, and ``samples = False`` that it generates greedily only.
+    ``incomplete = ("relevance",)`` names metrics that are NaN where an item could not be scored, as by a judge without
+    a rating: ``ln.evaluate`` then leaves the item out of that metric under every condition, and says how many.
     """
 
     reads_text: ClassVar[bool] = False

@@ -101,12 +101,18 @@ class Plan:
         return {**self.model_settings(model), "text": text}
 
     def patch_settings(self, patches: Mapping[str, PatchPart]) -> dict[str, Any]:
-        """What patches write."""
-        return {name: patch.model_dump(exclude={"published_as"}) for name, patch in patches.items()}
+        """What patches write; where one has the dose of another, also that one and the text it is measured on."""
+        text = self.config.text.model_dump(include={"heldout_tokens", "heldout_context"})
+        settings = {name: patch.settings for name, patch in patches.items()}
+        for name, patch in patches.items():
+            if patch.dose_of is not None:
+                settings[name]["dose_of"] = {**self.config.patches[patch.dose_of].settings, **text}
+        return settings
 
     def published(self, model: str, *readers: MethodPart | PatchPart) -> list[tuple[str, ...]]:
         """The place of the published statistics, where a method or a patch reads them."""
-        return [("published", model)] if any(part.published for part in readers) else []
+        others = [self.config.patches[part.dose_of] for part in readers if isinstance(part, PatchPart) and part.dose_of]
+        return [("published", model)] if any(part.published for part in (*readers, *others)) else []
 
 
 PartType = TypeVar("PartType", bound=BaseModel)

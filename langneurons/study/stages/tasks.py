@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,9 @@ class TaskPart(PatchedGrid, Asking):
     head: str | None = Field(None, description="xnli: the language on whose items of head_split a head is fitted")
     head_split: Split = "validation"
     head_items: Count = 830
+    instruction: Literal["english", "source", "target"] | dict[str, str] | None = Field(
+        None, description="steering: language of a sentence that asks for the answer's; or language -> sentence"
+    )
     tuned: str | None = Field(None, description="the finetuning whose model is asked, instead of the model as it is")
     controls: Controls = Controls(draws=0)
     prompting: Prompting = Prompting()
@@ -74,6 +77,12 @@ class TasksStage(
             changes = ", ".join(part.prompting.changes)
             yield f"{where}.prompting: {part.kind} has no such options, so leave out {changes}."
         yield from (f"{where}: {mistake}" for mistake in idle_options([part.kind], part))
+        everywhere = [name for name, patch in config.patches_of(part).items() if patch.everywhere is not None]
+        if everywhere and part.controls.draws:
+            yield (
+                f"{where}.controls: patches.{everywhere[0]} is written everywhere, which leaves no control neurons: "
+                "name other patches, or draw none."
+            )
         if part.tuned is not None and finetuning[part.tuned].kind != part.kind:
             yield f"{where} asks {part.kind} of a model tuned on {finetuning[part.tuned].kind}."
 
@@ -102,6 +111,8 @@ def task_of(part: TaskPart, step: Step, work: Work) -> "ln.tasks.Task":
     """
     source = part.source or work.text(heldout=True)
     options = part.model_dump(include={"revision", *Asking.model_fields})
+    if (judge := part.judge) is not None:
+        options["judge"] = work.once(("judge", judge), lambda: ln.tasks.ModelJudge(judge))
     languages = among(part.languages, step.settings["languages"])
     seed = work.config.seed
     task = ln.tasks.load_task(part.kind, source, languages, seed=seed, prompting=part.prompting, **options)
@@ -150,6 +161,7 @@ def task_settings(plan: Plan, part: TaskPart) -> dict[str, Any]:
     settings = keyed(part, "methods", "sets", "patches", "controls", *plain, *usual)
     sources = {name: str(value) for name, value in part if isinstance(value, Path)} | {"source": part.source}
     kind = part.kind if hasattr(ln.tasks.KINDS[part.kind], "files") else "task"
+    settings |= {} if part.judge is None else {"judge": plan.source("model", part.judge)}
     return settings | {name: source and plan.source(kind, source) for name, source in sources.items()}
 
 
@@ -159,8 +171,11 @@ def tuned_inputs(model: str, *tasks: TaskPart) -> list[tuple[str, ...]]:
 
 
 def asked_tokens(part: TaskPart, languages: Sequence[str]) -> int:
-    """Tokens of a task's items in the languages of a set."""
-    return part.items * item_tokens(part) * len(among(part.languages, languages))
+    """Tokens of a task's items in the languages of a set; of a judge's work nothing is counted."""
+    asked_in = 1
+    if "ask_in" in signature(ln.tasks.KINDS[part.kind].load).parameters:
+        asked_in = len(part.ask_in or languages[1:])
+    return part.items * asked_in * item_tokens(part) * len(among(part.languages, languages))
 
 
 def item_tokens(part: TaskPart) -> int:
