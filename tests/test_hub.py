@@ -1,6 +1,7 @@
 """Results go to a hub and come back: to a small one on the loopback, by the installed client of Hugging Face."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from langneurons.errors import StorageError
 from langneurons.training.finetuned import Finetuned
 from tests.hub_server import TOKEN, running_hub
 
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "babel"  # one of nearly every kind
 NEURONS = ln.NeuronSet.of({"hi": [(0, 3), (1, 2)], "ur": [(1, 2)]}, (2, 8), "act", model="f" * 32, method="LAPE")
 
 
@@ -40,6 +42,14 @@ def test_a_neuron_set_comes_back_from_its_address_and_from_its_commit(server, ca
     assert first != changed
     assert ln.load("hub:me/neurons/lape") == ln.load(changed) == NEURONS["hi"]
     assert ln.load(first) == ln.NeuronSet.load(first) == ln.load("hub:me/neurons@" + first.partition("@")[2]) == NEURONS
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RESULTS.iterdir()))
+def test_a_result_of_every_kind_comes_back_as_it_was_saved(server, name):
+    result = ln.load(RESULTS / name)
+    loaded = ln.load(result.push_to_hub("me/results"))
+    assert type(loaded) is type(result)
+    assert str(loaded) == str(result)
 
 
 def test_the_card_says_what_it_is_where_it_comes_from_and_how_it_is_loaded(server):

@@ -153,7 +153,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         baseline = self._named_condition(against)
         if not effects:
             raise EffectError(f"Nothing was trained that can be compared with {NAMES.get(against, repr(against))}.")
-        family = f"{self._about(metric)}, against {baseline}: {len(effects)} effects"
+        family = f"{self._subject(metric)}, against {baseline}: {len(effects)} effects"
         settings = {"measured": metric, "against": baseline, **self._named()}
         table = EffectTable.of(effects, ("trained", place), family, settings)
         return table if against == RANDOM else self._beside_random(table, pairs, metric)
@@ -183,7 +183,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         }
         if not effects:
             raise EffectError("No trained model was patched: give patches= to transfer_experiment().")
-        family = f"{self._about(metric)}, patched against unpatched: {len(effects)} effects"
+        family = f"{self._subject(metric)}, patched against unpatched: {len(effects)} effects"
         settings = {"measured": metric, **self._named()}
         return EffectTable.of(effects, ("trained", "patch", "language"), family, settings)
 
@@ -222,7 +222,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
             columns["score"] = Column(unit="%", scale=100, bounds=("low", "high"))
             columns["seed_sd"] = Column("SD over seeds", "points", 100, digits=2)
         columns |= {"moved": Column(unit="%", scale=100), "put_back": Column("put back", "%", 100)}
-        return Table(self.scores(), columns, self._about(metric), self._conclusion())
+        return Table(self.scores(), columns, self._subject(metric), self._conclusion())
 
     def _conclusion(self) -> str:
         if len(self.conditions) < 2:
@@ -279,7 +279,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
     def _testing(self) -> Testing:
         return Testing(**self.settings["options"])
 
-    def _about(self, metric: str) -> str:
+    def _subject(self, metric: str) -> str:
         named = self._named()
         return f"{named['model']}, {named['task']} {named['protocol']} {metric}, fine-tuned on {named['source']}"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -35,9 +35,6 @@ class TaskPart(PatchedGrid, Asking):
     head: str | None = Field(None, description="xnli: the language on whose items of head_split a head is fitted")
     head_split: Split = "validation"
     head_items: Count = 830
-    instruction: Literal["english", "source", "target"] | dict[str, str] | None = Field(
-        None, description="steering: language of a sentence that asks for the answer's; or language -> sentence"
-    )
     tuned: str | None = Field(None, description="the finetuning whose model is asked, instead of the model as it is")
     controls: Controls = Controls(draws=0)
     prompting: Prompting = Prompting()
