@@ -70,12 +70,12 @@ class Steering:
         LanguageError: If there is no question in a language to ask in, or a language cannot be identified.
 
     Example:
-        >>> questions = {"en": "The weather today", "hi": "आज"}
+        >>> questions = {"en": "The children went to", "hi": "बच्चे"}
         >>> row = {"item": ["1"], "cluster": ["1"]}
         >>> tables = {code: pd.DataFrame({**row, "question": text}) for code, text in questions.items()}
         >>> task = ln.tasks.Steering(tables, ("hi",), max_new_tokens=8)
         >>> task.measure(model, "hi")[["item", "prediction", "identified", "forcing"]].to_numpy().tolist()
-        [['1/en', ' will be a rain.', 'en', 0.0]]
+        [['1/en', ' the school.', 'en', 0.0]]
     """
 
     questions: Mapping[str, pd.DataFrame]

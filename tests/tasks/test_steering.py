@@ -265,6 +265,7 @@ def test_without_a_judge_only_forcing_has_numbers():
 # ---- answers without a rating ----
 
 
+@pytest.mark.filterwarnings("ignore:.* are left out of it under all:langneurons.errors.LangNeuronsWarning")
 def test_an_answer_without_a_rating_is_left_out_of_relevance_under_every_condition_and_counted(babel, to_hindi):
     def judge(answers):
         """No rating for one question, and for another one where it is answered in Hindi."""
@@ -285,6 +286,7 @@ def test_an_answer_without_a_rating_is_left_out_of_relevance_under_every_conditi
     assert steering_scores(evaluation.rows, resamples=200)["judged"].tolist() == [4, 4]
 
 
+@pytest.mark.filterwarnings("ignore:.* are left out of it under all:langneurons.errors.LangNeuronsWarning")
 def test_controls_are_paired_on_rated_answers_only(babel):
     neurons = ln.NeuronSet.of({"hi": [(0, 1), (3, 5)]}, (8, 1536), "act")
     patches = {"loud": ln.SetTo(neurons, 3.0)}
