@@ -11,7 +11,8 @@ import torch
 
 import langneurons as ln
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -43,6 +44,16 @@ def test_a_recipe_runs_after_the_first_lines(heading, tmp_path, monkeypatch, cap
     names = dict(begun())
     monkeypatch.chdir(tmp_path)
     exec(compile(recipes()[heading], f"recipes.md, {heading}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tour.md"])
+def test_the_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"^```python\n(.+?)^```", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {}
+    monkeypatch.chdir(tmp_path)
+    for number, block in enumerate(blocks, 1):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
 
 
 @pytest.mark.parametrize(
