@@ -101,9 +101,9 @@ class _Scoring:
             [self._sequences[row] for row in alone], self._batch_size, self._model_view.context_length
         ):
             members = [alone[row] for row in rows]
-            measured = self._measured(members, 0)
-            counted = _counted(measured, tokens)
-            self._add(self._model_view.predictions(tokens, counted), measured, counted)
+            answers = self._answer_tokens(members, 0)
+            counted = _counted(answers, tokens)
+            self._add(self._model_view.predictions(tokens, counted), answers, counted)
             self._check(members, tokens)
         return self._scores, self._likeliest
 
@@ -117,9 +117,9 @@ class _Scoring:
         for part in self._divided(members, [self._lengths[member] - start for _, member in members]):
             rows, sequences = [row for row, _ in part], [member for _, member in part]
             tokens = right_padded([self._sequences[member][start:] for member in sequences])
-            measured = self._measured(sequences, start)
-            counted = _counted(measured, tokens)
-            self._add(predictions_after(tokens, rows, counted), measured, counted)
+            answers = self._answer_tokens(sequences, start)
+            counted = _counted(answers, tokens)
+            self._add(predictions_after(tokens, rows, counted), answers, counted)
             self._check(sequences, right_padded([self._sequences[member] for member in sequences]))
 
     def _divided(self, parts: Sequence[Part], lengths: Sequence[int]) -> Iterator[Sequence[Part]]:
@@ -142,11 +142,11 @@ class _Scoring:
         if predictions_after is None:
             return False
         rest = sequence[:, shared:]
-        in_whole, in_rest = (self._measured(members[:1], start) for start in (0, shared))
+        in_whole, in_rest = (self._answer_tokens(members[:1], start) for start in (0, shared))
         whole = self._model_view.predictions(sequence, _counted(in_whole, sequence))
         return close_to(predictions_after(rest, [0], _counted(in_rest, rest)), whole)
 
-    def _measured(self, members: Sequence[int], start: int) -> Int[torch.Tensor, "4 token"]:
+    def _answer_tokens(self, members: Sequence[int], start: int) -> Int[torch.Tensor, "4 token"]:
         """Of every measured token of rows without their first ``start`` tokens: its row, place in it, id and text."""
         rows = [
             (row, place - start, self._texts[index][0][place], index)
@@ -159,11 +159,11 @@ class _Scoring:
     def _add(
         self,
         predictions: Predictions,
-        measured: Int[torch.Tensor, "4 token"],
+        answers: Int[torch.Tensor, "4 token"],
         counted: Bool[torch.Tensor, "row predicted"],
     ) -> None:
         """Add the log-probabilities of what is measured to the scores of its texts."""
-        row, place, token, text = measured
+        row, place, token, text = answers
         ordinal = counted.flatten().cumsum(0).reshape(counted.shape)[row, place] - 1
         first = 0
         for logits in predictions.logits():
@@ -180,11 +180,11 @@ class _Scoring:
 
 
 def _counted(
-    measured: Int[torch.Tensor, "4 token"], tokens: Int[torch.Tensor, "row position"]
+    answers: Int[torch.Tensor, "4 token"], tokens: Int[torch.Tensor, "row position"]
 ) -> Bool[torch.Tensor, "row predicted"]:
     """Where the measured tokens of a batch stand; the last may follow the tokens that are run."""
     counted = torch.zeros(len(tokens), tokens.shape[1] + 1, dtype=torch.bool)
-    counted[measured[0], measured[1]] = True
+    counted[answers[0], answers[1]] = True
     return counted
 
 
