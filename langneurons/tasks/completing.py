@@ -16,7 +16,7 @@ from langneurons.models.running import Draw
 from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
 from langneurons.settings import Prompting, PromptingOptions, whole_number, with_options
-from langneurons.tasks.batching import groups, scoring, tokenizer_of
+from langneurons.tasks.batching import groups_of_neighbours, scoring, tokenizer_of
 from langneurons.tasks.prompting import Prompts, check_no_shots
 from langneurons.tasks.sampling import Sampler, generators_of
 
@@ -74,8 +74,8 @@ def complete(
 ) -> list[Completion]:
     """Complete prompts, with whatever is attached to the model at this moment.
 
-    Only prompts of one length, rounded up to a multiple of 16, share a batch, so that a completion does not depend on
-    its neighbours, unless two tokens are equally likely up to rounding.
+    Prompts of similar length share a batch, padded on the left. A completion does not depend on its neighbours, unless
+    two tokens are equally likely up to rounding.
 
     Args:
         model: A model returned by ``load_model``.
@@ -111,7 +111,7 @@ def complete(
     generators = generators_of(prompting.seed, prompts) if prompting.temperature else []
     bar = tqdm(total=len(prompts), unit="prompt", disable=not progress, smoothing=0.1)
     with bar, scoring(model):
-        for length, rows in groups(prompts, batch_size, model_view.context_length - max_new_tokens):
+        for length, rows in groups_of_neighbours(prompts, batch_size, model_view.context_length - max_new_tokens):
             batch, draw = [prompts[row] for row in rows], None
             if prompting.temperature:
                 draw = Sampler(prompting.temperature, prompting.top_p, [generators[row] for row in rows])
