@@ -85,7 +85,7 @@ def idle_options(kinds: Iterable[str], asking: Asking) -> Iterator[str]:
 
     Example:
         >>> from langneurons.tasks.kinds import idle_options
-        >>> list(idle_options(["xnli"], ln.settings.Asking(metric="squad", max_new_tokens=8)))
+        >>> list(idle_options(["xnli"], ln.settings.Asking(metric="squad", items=8)))
         ["xnli has no option 'metric': leave it out."]
     """
     names = [kind for kind in dict.fromkeys(kinds) if kind in KINDS]

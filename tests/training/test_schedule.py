@@ -68,7 +68,7 @@ def test_a_history_loses_nothing_on_its_way_through_a_tensor():
     history, other = History(), History()
     history.add(0, 0.1, 1e-4, 3.3)
     history.add(0, 0.2, 2e-4, 3.4)
-    history.measured(0.75)
+    history.measured([0.75])
     other.restore(history.tensor())
     assert other.table().equals(history.table())
     assert history.table()["step"].tolist() == [1, 2]
