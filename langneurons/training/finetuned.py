@@ -92,11 +92,8 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
         trained = " + ".join(f"{name} ({count:,})" for name, count in self.trainable.items())
         losses = self.history["loss"]
         curve = f"{len(losses)} steps, loss {losses.iloc[0]:.3f} to {losses.iloc[-1]:.3f}" if len(losses) else "0 steps"
-        scores = self.history.dropna(subset=["dev"]).set_index("step")["dev"]
-        dev = ""
-        if len(scores):
-            step = self.about["best_step"]
-            dev = f", best {self.about['metric']} {scores[step]:.3f} at step {step}"
+        best = self.history.loc[self.history["step"] == self.about.get("best_step"), "dev"].dropna().tolist()
+        dev = f", best {self.about['metric']} {best[0]:.3f} at step {self.about['best_step']}" if best else ""
         return f"Finetuned({trained} trained numbers; {curve}{dev})"
 
     @contextmanager
@@ -154,6 +151,8 @@ class Finetuned(Result, kind="finetuned", tables=("history",)):
     def _check_parts(self) -> None:
         settings = layout(number="learning_rate? batch_size?", texts="updates?")
         settings.check("the settings of the training", self.about.get("settings") or {})
+        if self.history["step"].duplicated().to_numpy().any():
+            raise ValueError("a step of its history stands there twice")
         if self.history["dev"].notna().to_numpy().any():
             layout(text="metric", whole="best_step").check("what is said of the training", self.about)
 
