@@ -32,6 +32,12 @@ def test_a_page_says_what_its_results_hold(page):
     assert filled(page) == page.read_text("utf-8"), f"run: python -m scripts.fill_results {page}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_line_begins_with_a_number_of_results_because_its_marker_would_end_the_paragraph(page):
+    lines = page.read_text("utf-8").splitlines()
+    assert not [line for line in lines if line.lstrip().startswith(("<!-- cell", "<!-- value"))]
+
+
 def test_no_text_of_a_task_is_kept_with_its_results():
     kept = [pd.read_parquet(path) for path in (ROOT / "docs").rglob("rows.parquet")]
     answered = [rows for rows in kept if "gold" in rows]
