@@ -1,6 +1,6 @@
 """Completing prompts, with whatever is attached to the model: for tasks, and to read side by side."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack, cast
 
@@ -17,7 +17,7 @@ from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
 from langneurons.settings import Prompting, PromptingOptions, whole_number, with_options
 from langneurons.tasks.batching import groups_of_neighbours, scoring, tokenizer_of
-from langneurons.tasks.prompting import Prompts, check_no_shots
+from langneurons.tasks.prompting import Prompts, check_no_shots, fitting
 from langneurons.tasks.sampling import Sampler, generators_of
 
 
@@ -119,6 +119,40 @@ def complete(
             by_prompt |= zip(rows.tolist(), _completed(model_view, batch, length, stop, draw, **limits), strict=True)
             bar.update(len(batch))
     return [by_prompt[index] for index in range(len(prompts))]
+
+
+def answers_to(
+    model: torch.nn.Module, texts: Iterable[str], max_new_tokens: int, batch_size: int, prompting: Prompting
+) -> pd.DataFrame:
+    """Answer texts with as much of each, from its beginning, as there is room for beside the answer.
+
+    Args:
+        model: A model returned by ``load_model``.
+        texts: What is asked.
+        max_new_tokens: Maximum number of tokens of an answer.
+        batch_size: Texts per forward pass.
+        prompting: Whether texts are messages of a chat, and how tokens are chosen.
+
+    Returns:
+        One row per text: prediction (the answer), cut (whether the text was), generated (token ids) and stopped
+        (whether the model ended the answer itself).
+
+    Raises:
+        TaskError: If the model has no tokenizer, or its context no room for an answer.
+    """
+    model_view = view(model)
+    tokenizer_of(model_view, TaskError)  # says if there is none
+    asking, room = Prompts(model_view, prompting), model_view.context_length - max_new_tokens
+    prompts, cut = zip(*(fitting(asking.ids, text, room) for text in texts), strict=True)
+    completed = complete(model, prompts, max_new_tokens, (), batch_size, prompting=prompting)
+    return pd.DataFrame(
+        {
+            "prediction": [completion.text for completion in completed],
+            "cut": cut,
+            "generated": [completion.ids for completion in completed],
+            "stopped": [completion.stopped for completion in completed],
+        }
+    )
 
 
 def completions(

@@ -18,12 +18,10 @@ from langneurons import storage
 from langneurons.babel.miniature import mini_xquad
 from langneurons.corpora.languages import distinct, label_of
 from langneurons.errors import TaskError
-from langneurons.models import view
 from langneurons.settings import Prompting, whole_number
 from langneurons.storage.files import path_of
 from langneurons.tasks import reading
-from langneurons.tasks.batching import tokenizer_of
-from langneurons.tasks.completing import complete
+from langneurons.tasks.completing import answers_to
 from langneurons.tasks.heads import Head
 from langneurons.tasks.passes import (
     Identify,
@@ -34,7 +32,7 @@ from langneurons.tasks.passes import (
     language_passes,
     rule_of,
 )
-from langneurons.tasks.prompting import Prompts, check_no_shots, fitting
+from langneurons.tasks.prompting import check_no_shots
 from langneurons.tasks.questions import miniature_prompts
 from langneurons.tasks.task import Task
 
@@ -160,9 +158,7 @@ class Confusion:
         words = english_words(self.words) or () if any(map(has_checked_words, self.items)) else ()
         rule = rule_of(self.identify or fasttext_language)
         parts = [str(self.max_new_tokens), rule, *sorted(words), *map(str, self.prompting.changes.items())]
-        for language, table in sorted(self.items.items()):
-            parts += [language, str(table[COLUMNS].to_json(orient="values", force_ascii=False))]
-        return storage.fingerprint(SCORING, *parts)
+        return storage.fingerprint(SCORING, *parts, *reading.hashed_texts(self.items, COLUMNS))
 
     def with_head(self, head: Head) -> "Confusion":
         """The task itself: answers are generated."""
@@ -184,11 +180,7 @@ class Confusion:
         Raises:
             TaskError: If ``count`` is below 1.
         """
-        count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
-        if count < 1:
-            raise TaskError(f"Cannot take {count} prompts: the least is 1.")
-        items = {language: reading.drawn(table, count, seed) for language, table in self.items.items()}
-        return replace(self, items=items)
+        return replace(self, items=reading.drawn(self.items, count, seed, "prompts"))
 
     def select(self, languages: Iterable[str]) -> "Confusion":
         """The same prompts in some of the languages.
@@ -219,21 +211,15 @@ class Confusion:
             LanguageError: If the task has no such language.
             TaskError: If the model has no tokenizer, or its context no room for an answer.
         """
-        language, model_view = label_of(language, self.items), view(model)
-        tokenizer_of(model_view, TaskError)  # says if there is none
-        table, asking = self.items[language], Prompts(model_view, self.prompting)
-        room = model_view.context_length - self.max_new_tokens
-        prompts, cut = zip(*(fitting(asking.ids, text, room) for text in table["prompt"]), strict=True)
-        completions = complete(model, prompts, self.max_new_tokens, (), batch_size, prompting=self.prompting)
-        predictions = [completion.text for completion in completions]
-        passes = self._passes(predictions, language)
+        language = label_of(language, self.items)
+        table = self.items[language]
+        answers = answers_to(model, table["prompt"], self.max_new_tokens, batch_size, self.prompting).to_dict("list")
+        passes = self._passes(answers["prediction"], language)
         return table[COLUMNS].assign(
-            prediction=predictions,
+            prediction=answers.pop("prediction"),
             gold=language,
             **{metric: passes[metric] for metric in self.metrics},
-            cut=cut,
-            generated=[completion.ids for completion in completions],
-            stopped=[completion.stopped for completion in completions],
+            **answers,
         )
 
     def references(self, language: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from langneurons.corpora.languages import canonical, code_in_name, distinct, lab
 from langneurons.corpora.loading import hub_tables, is_hub_id
 from langneurons.corpora.purity import labels_of
 from langneurons.errors import CorruptArtefactError, TaskError, in_short, unknown
+from langneurons.settings import whole_number
 from langneurons.storage.files import path_of
 from langneurons.storage.tables import check_expansion
 
@@ -309,8 +310,34 @@ def in_turn(table: pd.DataFrame, column: str, count: int) -> list[int]:
     return table.index[np.argsort(turn, kind="stable")[:count]].tolist()
 
 
-def drawn(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """Some rows of a table, drawn round-robin over its clusters, in their old order."""
+def drawn(tables: Mapping[str, pd.DataFrame], count: int, seed: int, what: str) -> dict[str, pd.DataFrame]:
+    """Some rows of each table, drawn round-robin over its clusters, in their old order.
+
+    Args:
+        tables: Language -> its rows.
+        count: Number of rows; all where there are fewer.
+        seed: Seed of the draw.
+        what: What the rows are, such as "prompts".
+
+    Raises:
+        TaskError: If ``count`` is below 1.
+    """
+    count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
+    if count < 1:
+        raise TaskError(f"Cannot take {count} {what}: the least is 1.")
+    return {language: _drawn(table, count, seed) for language, table in tables.items()}
+
+
+def hashed_texts(tables: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> list[str]:
+    """What a fingerprint hashes of some columns of tables: each language and its content, by language."""
+    return [
+        part
+        for language, table in sorted(tables.items())
+        for part in (language, str(table[list(columns)].to_json(orient="values", force_ascii=False)))
+    ]
+
+
+def _drawn(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     order = np.random.default_rng(seed).permutation(len(table))
     turn = table.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...
     return table.iloc[np.sort(order[np.argsort(turn, kind="stable")[:count]])].reset_index(drop=True)

@@ -19,17 +19,15 @@ from langneurons.corpora.languages import distinct, label_of, language_of, spell
 from langneurons.corpora.loading import is_hub_id
 from langneurons.effects.estimation import effect
 from langneurons.errors import TaskError, unknown
-from langneurons.models import view
 from langneurons.settings import Prompting, Testing, TestingOptions, whole_number, with_options
 from langneurons.tasks import reading
 from langneurons.tasks.answers import UNKNOWN
-from langneurons.tasks.batching import tokenizer_of
-from langneurons.tasks.completing import complete
+from langneurons.tasks.completing import answers_to
 from langneurons.tasks.heads import Head
 from langneurons.tasks.instructions import Instruction, instruction_of
 from langneurons.tasks.judging import Judge, ModelJudge, relevance_of
 from langneurons.tasks.passes import Identify, check_identified, fasttext_language, rule_of
-from langneurons.tasks.prompting import Prompts, check_no_shots, fitting
+from langneurons.tasks.prompting import check_no_shots
 from langneurons.tasks.questions import miniature_prompts
 from langneurons.tasks.task import Task
 
@@ -194,9 +192,7 @@ class Steering:
         judge = "" if self.judge is None else getattr(self.judge, "fingerprint", None) or rule_of(self.judge)
         parts = [str(self.max_new_tokens), rule_of(self.identify or fasttext_language), judge, str(self.ask_in)]
         parts += [str(self.instruction), *map(str, self.prompting.changes.items())]
-        for language, table in sorted(self.questions.items()):
-            parts += [language, str(table[COLUMNS].to_json(orient="values", force_ascii=False))]
-        return storage.fingerprint(SCORING, *parts)
+        return storage.fingerprint(SCORING, *parts, *reading.hashed_texts(self.questions, COLUMNS))
 
     def with_head(self, head: Head) -> "Steering":
         """The task itself: answers are generated."""
@@ -217,11 +213,7 @@ class Steering:
         Raises:
             TaskError: If ``count`` is below 1.
         """
-        count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
-        if count < 1:
-            raise TaskError(f"Cannot take {count} questions: the least is 1.")
-        questions = {language: reading.drawn(table, count, seed) for language, table in self.questions.items()}
-        return replace(self, questions=questions)
+        return replace(self, questions=reading.drawn(self.questions, count, seed, "questions"))
 
     def select(self, languages: Iterable[str]) -> "Steering":
         """The same questions, to be answered in some of the languages.
@@ -254,26 +246,19 @@ class Steering:
             TaskError: If the model has no tokenizer, or its context no room for an answer; or if the judge is the
                 model itself, or gives anything but ratings.
         """
-        language, model_view = label_of(language, self.languages), view(model)
-        tokenizer_of(model_view, TaskError)  # says if there is none
+        language = label_of(language, self.languages)
         if isinstance(self.judge, ModelJudge):
             self.judge.check_apart(model)
-        asking, room = Prompts(model_view, self.prompting), model_view.context_length - self.max_new_tokens
         rows = self._prompts(language)
-        prompts, cut = zip(*(fitting(asking.ids, text, room) for text in rows["prompt"]), strict=True)
-        completions = complete(model, prompts, self.max_new_tokens, (), batch_size, prompting=self.prompting)
-        answers = [completion.text for completion in completions]
+        completed = answers_to(model, rows["prompt"], self.max_new_tokens, batch_size, self.prompting).to_dict("list")
+        answers = completed.pop("prediction")
         rows = rows.assign(prediction=answers, gold=language, identified=[*map(self._language_of, answers)])
         rows["forcing"] = (rows["identified"] == _counted_as(language)).astype(float)
         if self.judge is not None:
             judged = rows[["question", "source"]].assign(answer=[*map(str.strip, answers)], target=language)
             rows["relevance"] = relevance_of(self.judge, judged)
             rows["steering"] = _harmonic(rows["forcing"].to_numpy(), rows["relevance"].to_numpy())
-        return rows.reindex(columns=[*ROWS, *self.metrics]).assign(
-            cut=cut,
-            generated=[completion.ids for completion in completions],
-            stopped=[completion.stopped for completion in completions],
-        )
+        return rows.reindex(columns=[*ROWS, *self.metrics]).assign(**completed)
 
     def references(self, language: str) -> dict[str, float]:
         """Find what a model would score that repeats its questions.
