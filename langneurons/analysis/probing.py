@@ -15,7 +15,6 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 from langneurons.analysis.decomposition import Decomposition, ratio
 from langneurons.analysis.permutation import Design, ExchangeTest, Factor, auroc, bits
@@ -29,7 +28,7 @@ from langneurons.identification.neurons import NeuronSet, report_balance, united
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo
-from langneurons.run import alone_in_out
+from langneurons.run import Progress, alone_in_out
 from langneurons.settings import Controls, Probing, ProbingOptions, Run, controls_of, with_options
 
 FINEST = 10_000  # exchanges of one neuron: enough for a family of 250 in which it stands alone
@@ -152,7 +151,7 @@ def _probed(
     """Predict language and label from few neurons of the first set's labels, and of each of its controls."""
     rows, control_accuracies = [], []
     labels = list(product(probes, sets[0].languages))
-    for factor, label in tqdm(labels, unit="set", disable=not (progress and labels)):
+    for factor, label in Progress(labels, unit="set", shown=progress and labels):
         probe = probes[factor]
         own, *others = (
             probe.accuracy(all_values(readings, np.searchsorted(flat, neurons.members[label])), sizes)
@@ -196,7 +195,7 @@ def neuron_evidence(
         80 % power; language_bits and task_bits. The second has the AUROC of every language and label, a column each.
     """
     parts, changes = [], decomposition.squares["total"].ravel()[flat] > 0
-    with tqdm(total=len(flat), unit="neuron", disable=not progress) as bar:
+    with Progress(total=len(flat), unit="neuron", shown=progress) as bar:
         for columns in np.array_split(np.arange(len(flat)), range(AT_ONCE, len(flat), AT_ONCE)):
             # Those that differ by rounding only are taken for zeros.
             parts.append(_figures(tests, all_values(readings, columns) * changes[columns]))

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.analysis.decomposition import Decomposition, Moments
@@ -18,7 +17,7 @@ from langneurons.analysis.texts import LabelledTexts, Text
 from langneurons.errors import ModelError, PatchError, StorageError, TaskError
 from langneurons.models import ModelView, view
 from langneurons.models.finite import refusal
-from langneurons.run import alone_in_out, chosen_executor
+from langneurons.run import Progress, alone_in_out, chosen_executor
 from langneurons.settings import Probing, ProbingOptions, Run, with_options
 from langneurons.tasks.batching import Tokens, batches, front, scoring, token_ids
 from langneurons.tasks.heads import pair_tokens
@@ -181,7 +180,7 @@ def read(
     read_language = partial(_run, neurons=neurons, **how)
     new_readings = chosen_executor(run.executor).map(model, read_language, to_do)
     moments, values = {}, {}
-    with tqdm(total=sum(map(len, texts.items.values())), unit="text", disable=not run.progress) as bar:
+    with Progress(total=sum(map(len, texts.items.values())), unit="text", shown=run.progress) as bar:
         for language, path in paths.items():
             tensors = kept_readings[language]
             if tensors is None:

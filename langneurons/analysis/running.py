@@ -11,7 +11,6 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.analysis.metrics import TEXTS, AblationValue, Batch, Metric, TextMetric
@@ -23,6 +22,7 @@ from langneurons.models.finite import refusal
 from langneurons.models.sites import written
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import Patch
+from langneurons.run import Progress
 from langneurons.settings import Run
 from langneurons.tasks.batching import scoring
 
@@ -127,7 +127,7 @@ class Runner:
         with scoring(self.model) as model_view:
             memory = Remembered(model_view, patch.neurons.site, patch.by_layer)
             texts = metric.batches(model_view, language, min(TEXTS, self.rows))
-            for batch in tqdm(texts, unit="batch", desc=language, leave=False, disable=not self.run.progress):
+            for batch in Progress(texts, unit="batch", desc=language, leave=False, shown=self.run.progress):
                 memory.forget()
                 with memory.remembering():
                     columns = [batch.read(model_view, 1)]

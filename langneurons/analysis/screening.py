@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from scipy import stats as scipy_stats
 from torch import Tensor
-from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.analysis.ablating import ablate, with_current_options
@@ -34,7 +33,7 @@ from langneurons.models.finite import check_finite, units_in_words
 from langneurons.patches.intervening import check_fits
 from langneurons.patches.patch import SetTo, Value
 from langneurons.recording.statistics import ActivationStats
-from langneurons.run import alone_in_out
+from langneurons.run import Progress, alone_in_out
 from langneurons.settings import Run, RunOptions, with_options
 from langneurons.storage import Column, JsonObject, Result, Table, layout
 from langneurons.storage.layouts import Layout
@@ -222,7 +221,7 @@ def _predicted(model: torch.nn.Module, text: HeldoutText, language: str, patch: 
     total, loss = torch.zeros(patch.neurons.shape, dtype=torch.float64), 0.0
     batches = text.batches(language, run.batch_size or BATCH_SIZE)
     with scoring(model) as model_view, torch.inference_mode(False), torch.enable_grad():
-        for _, blocks in tqdm(batches, desc=language, unit="batch", disable=not run.progress):
+        for _, blocks in Progress(batches, desc=language, unit="batch", shown=run.progress):
             change, nll = _first_order(model_view, blocks, patch.neurons, values)
             total += change
             loss += nll

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from langneurons import storage
@@ -27,7 +26,7 @@ from langneurons.corpora.packing import stream_bytes
 from langneurons.errors import CorpusError, ModelError, unknown, warn_user
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
-from langneurons.run import Cost, timed
+from langneurons.run import Cost, Progress, timed
 from langneurons.settings import whole_number
 from langneurons.tasks.batching import scoring, tokenizer_of
 
@@ -200,7 +199,7 @@ class HeldoutText:
         model_view = view(model)
         batch_size = self._checked(model_view, batch_size)
         total = sum(len(group) for language in languages for group in self._groups(language))
-        bar = tqdm(total=total, unit=self.each, disable=not progress, smoothing=0.1)
+        bar = Progress(total=total, unit=self.each, shown=progress, smoothing=0.1)
         with bar, scoring(model):
             parts = [self._scored(model_view, language, batch_size, bar) for language in languages]
         return pd.concat(parts, ignore_index=True)
@@ -214,7 +213,7 @@ class HeldoutText:
                 ordinals = group[start : start + batch_size]
                 yield ordinals, read(language, ordinals)
 
-    def _scored(self, model_view: ModelView, language: str, batch_size: int, bar: tqdm) -> pd.DataFrame:
+    def _scored(self, model_view: ModelView, language: str, batch_size: int, bar: Progress) -> pd.DataFrame:
         bar.set_description(language)
         parts = []
         for ordinals, batch in self.batches(language, batch_size):

@@ -14,7 +14,6 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from langneurons import storage
@@ -27,7 +26,7 @@ from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.models import ModelView, start_token, view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.run import PIECES_PER_WORKER, Cost, Executor, alone_in_out, chosen_executor, say
+from langneurons.run import PIECES_PER_WORKER, Cost, Executor, Progress, alone_in_out, chosen_executor, say
 from langneurons.settings import Run, RunOptions, Testing, with_options
 
 BATCH_SIZE = 8
@@ -212,7 +211,7 @@ def measure_jobs(
     rows = _rows(model, {key: different[key] for key in uses}, run.out and run.out / "rows", executor, foretell)
     by_key: dict[str, pd.DataFrame] = {}
     results: dict[tuple, Any] = {}
-    for name, key in tqdm(keys.items(), unit="condition", disable=not run.progress):
+    for name, key in Progress(keys.items(), unit="condition", shown=run.progress):
         if key not in by_key:
             by_key[key] = next(rows)
         results[name] = by_key[key] if then is None else then(name, by_key[key])

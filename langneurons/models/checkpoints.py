@@ -2,8 +2,10 @@
 
 import copy
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -319,6 +321,13 @@ def fitting_tokenizer(
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def without_debris() -> Iterator[None]:
+    """Leave out the bars of other libraries where nothing can be drawn over, such as in a log."""
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()):
+        yield
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from langneurons import storage
 from langneurons.errors import ModelError, in_short
-from langneurons.models.checkpoints import reading
+from langneurons.models.checkpoints import reading, without_debris
 from langneurons.storage.files import said_plainly
 
 ORIGIN = "gguf.json"  # in a folder that was converted: how the weights were stored
@@ -82,7 +82,7 @@ def converted_folder(name: str | Path, gguf_file: str | None = None, revision: s
 
 def _convert(file: Path, folder: Path) -> None:
     storage.remove_folder(folder)  # one that is not whole
-    with storage.replacing_folder(folder) as partial:
+    with storage.replacing_folder(folder) as partial, without_debris():
         _write(file, _origin(file), partial)
 
 

@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from langneurons.corpora import Corpus
 from langneurons.errors import CorpusError, ModelError, NeuronSetError
 from langneurons.models import ModelView, start_token, view
 from langneurons.models.finite import check_finite
+from langneurons.run import Progress
 
 LENGTHS = 16  # rows are padded to a multiple of this
 ONE_LANGUAGE_SAMPLE = 2000
@@ -204,7 +204,7 @@ def token_values(
     """
     start = _start_tokens(model_view)
     with _values_of(model_view, site, indices) as read:
-        for first in tqdm(range(0, len(texts), batch_size), disable=not progress, unit="batch", leave=False):
+        for first in Progress(range(0, len(texts), batch_size), shown=progress, unit="batch", leave=False):
             batch = list(texts[first : first + batch_size])
             encoded = model_view.tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             token_ids = [ids[: context_length - len(start)] for ids in encoded["input_ids"]]

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, purity_warnings
@@ -25,7 +24,7 @@ from langneurons.recording.accumulation import FOLDS, Grid, GroupedSums
 from langneurons.recording.records import GRADIENT, SENTENCE, LanguageRecord, Sentences, held
 from langneurons.recording.statistics import ActivationStats
 from langneurons.recording.sums import Calibration, LanguageSums, recorded_model, relevance_units
-from langneurons.run import working_in
+from langneurons.run import Progress, working_in
 from langneurons.settings import Recording
 
 PLAN = "langneurons/recording/1"
@@ -130,7 +129,7 @@ def recorded_piece(model: torch.nn.Module, piece: "Pass") -> ActivationStats:
         model: The model that the piece is of.
         piece: What to record; it goes on from its checkpoint, if another worker left one.
     """
-    with tqdm(disable=True) as bar:
+    with Progress(shown=False) as bar:
         return piece.record(bar)
 
 
@@ -183,14 +182,14 @@ class Pass:
             for index, (start, stop) in enumerate(pairwise(ends))
         ]
 
-    def record(self, bar: tqdm) -> ActivationStats:
+    def record(self, bar: Progress) -> ActivationStats:
         """Record every language at every site."""
         with self.model_view.native_attention():
             by_language = {language: self._record(language, bar) for language in self.ranges}
         records = {site: {language: of[site] for language, of in by_language.items()} for site in self.sites}
         return ActivationStats(recorded_model(self.model_view, self.sites), self.packed.context_length, records)
 
-    def _record(self, language: str, bar: tqdm) -> dict[str, LanguageRecord]:
+    def _record(self, language: str, bar: Progress) -> dict[str, LanguageRecord]:
         """Record one language at every site, going on from its checkpoint if there is one."""
         blocks = self.ranges[language]
         state = self.folder.load(language, self.sites, self.model_view.device) or self._start(language, blocks)

@@ -4,7 +4,6 @@
 """
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial, reduce
@@ -14,7 +13,6 @@ from typing import Any, Unpack
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from langneurons.corpora import Corpus, PackedCorpus, pack
 from langneurons.corpora.corpus import check_corpus
@@ -31,7 +29,7 @@ from langneurons.recording.sums import (
     observing_caches,
     recorded_model,
 )
-from langneurons.run import alone_in_out, chosen_executor
+from langneurons.run import Progress, alone_in_out, chosen_executor, say
 from langneurons.settings import Recording, RecordingOptions, Run, with_options
 
 BATCH_SIZE = 8
@@ -93,14 +91,13 @@ def record(
         _check_like(like, model_view, recording)
         tokens = recording.tokens_per_language or int(like.tokens.max())
         recording = recording.model_copy(update={"tokens_per_language": tokens})
-    say = (lambda text: tqdm.write(text, file=sys.stderr)) if progress else (lambda text: None)
     with RecordingFolder.opened(run.out) as folder:
         folder.claim(_plan(model_view, corpus, recording, shard, like))
         if (statistics := folder.finished()) is not None:
-            say(f"{folder.path} already holds this recording: nothing to do.")
+            say(f"{folder.path} already holds this recording: nothing to do.", progress)
             return statistics
         if folder.resumable or progress:
-            folder.check_corpus(corpus, say)
+            folder.check_corpus(corpus, partial(say, progress=progress))
         packed = pack(
             corpus,
             model_view.tokenizer,
@@ -113,7 +110,7 @@ def record(
             say(forecast(model_view, packed, recording, batch_size, shard))
         whole = Pass(model_view, packed, _ranges(packed, shard), recording, batch_size, folder, like)
         pieces = whole.cut(executor.pieces(model))
-        with tqdm(total=whole.blocks, unit="block", disable=not progress, smoothing=0.1) as bar:
+        with Progress(total=whole.blocks, unit="block", shown=progress, smoothing=0.1) as bar:
             if len(pieces) == 1:
                 return folder.finish(whole.record(bar))
             return folder.finish(reduce(add, _counted_on(bar, pieces, executor.map(model, recorded_piece, pieces))))
@@ -145,7 +142,7 @@ def _plan(
 
 
 def _counted_on(
-    bar: tqdm, pieces: Sequence["Pass"], statistics: Iterator[ActivationStats]
+    bar: Progress, pieces: Sequence["Pass"], statistics: Iterator[ActivationStats]
 ) -> Iterator[ActivationStats]:
     for piece, piece_statistics in zip(pieces, statistics, strict=True):
         yield piece_statistics

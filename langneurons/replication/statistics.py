@@ -12,7 +12,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.corpora import Corpus
@@ -22,7 +21,7 @@ from langneurons.errors import CorpusError, StatisticsError, unknown
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
 from langneurons.recording.site_values import SiteValues
-from langneurons.run import alone_in_out, chosen_executor
+from langneurons.run import Progress, alone_in_out, chosen_executor
 from langneurons.settings import Recording, RecordingOptions, Run, with_options
 from langneurons.storage.layouts import layout
 from langneurons.storage.objects import JsonObject
@@ -223,12 +222,12 @@ def language_statistics(
         chunks = _cut_chunks(corpus, language, model_view, context_length)
         n_batches = _batches_a_pass(language, chunks, batch_size, tokens)
         first, second = (
-            tqdm(
+            Progress(
                 _random_batches(chunks, n_batches, batch_size, seed, name, language),
                 desc=f"{language}, {name} pass",
                 total=n_batches,
                 unit="batch",
-                disable=not progress,
+                shown=progress,
             )
             for name in ("first", "second")
         )
@@ -285,7 +284,7 @@ def _batch_statistics(z: Float[Tensor, "token neuron"]) -> Float[Tensor, "statis
 
 
 def _summed(
-    model_view: ModelView, batches: tqdm, number: int, of_tokens: Callable[[int, Tensor], Tensor]
+    model_view: ModelView, batches: Progress, number: int, of_tokens: Callable[[int, Tensor], Tensor]
 ) -> Float[Tensor, "statistic layer neuron"]:
     """Sum statistics of z, which a function computes of a layer and its tokens, over batches."""
     sums = torch.zeros(number, model_view.n_layers, model_view.width("pre"), dtype=torch.float64)

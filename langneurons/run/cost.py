@@ -1,11 +1,8 @@
 """What work will cost, said before it starts."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-from tqdm import tqdm
 
 TRIALS, TRIAL_SECONDS = 3, 2.0  # by which work is timed before it starts
 
@@ -68,17 +65,6 @@ def timed(work: Callable[[], object]) -> float:
         work()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def say(text: object, progress: object = True) -> None:
-    """Write a line to standard error, above progress bars.
-
-    Args:
-        text: What is written.
-        progress: Whether to write it.
-    """
-    if progress:
-        tqdm.write(str(text), file=sys.stderr)
 
 
 def _bytes(number: float | int) -> str:

@@ -18,8 +18,10 @@ CONTROLS = 2
 PAGES = 70  # neurons that get one
 TEXTS = 80  # a language that their pages choose from
 STEERED = ("hi", "zh", "fr")
-STRENGTH = 0.5  # of the difference of means, at every layer
+STRENGTH = 0.35  # of the difference of means, at every layer: less leaves French out, more repeats itself
+PROMPTS = ("The weather today is", "My grandmother lives in", "The children went to")
 BEGINNINGS = 20
+DOSE_TOKENS = 200  # of English, on which doses are made equal
 
 
 def run_demo(out: Path) -> str:
@@ -47,6 +49,7 @@ def run_demo(out: Path) -> str:
     profiles = ln.profile(model, neurons, train, stats, k=3, documents=TEXTS)
     profiles.save(out / "profiles")
     resolution, concluded = detectable(stats), list(of_matrix(matrix))
+    sides, shares = steering(model, heldout, recorded, lape)
     page = ln.write_report(
         out / "index.html",
         ln.Findings(
@@ -67,7 +70,12 @@ def run_demo(out: Path) -> str:
             f"LAPE {len(lape)} neurons, pooled-p90 {len(pooled)}, Jaccard overlap {_jaccard(lape, pooled):.2f}.",
             resolution,
             *concluded,
-            steered(model, heldout, recorded.at("resid_post")),
+            "",
+            "How the model goes on (the residual stream moved towards a language at every layer):",
+            *(f"  {prompt} ...\n{_listed(sides[prompt])}" for prompt in sides),
+            "",
+            f"How many of {BEGINNINGS} other English beginnings go on in the language:",
+            shares.to_string(index=False),
             "",
             f"Statistics and neuron sets: {out}",
             f"Report: {page} (open it in a browser)",
@@ -116,17 +124,48 @@ def summarise(stats: "ln.ActivationStats", lape: "ln.NeuronSet", pooled: "ln.Neu
     return pd.DataFrame(rows)
 
 
-def steered(model: torch.nn.Module, heldout: "ln.Corpus", stats: "ln.ActivationStats") -> str:
-    """Say how many English beginnings go on in another language where the residual stream is steered towards it."""
-    beginnings = [" ".join(text.split()[:4]) for text in islice(heldout.texts("en"), BEGINNINGS)]
-    steering = {language: ln.DiffMean.everywhere(stats, language, strength=STRENGTH) for language in STEERED}
-    table = completions(model, beginnings, steering, max_new_tokens=12, batch_size=BEGINNINGS)
-    named = {name: identify(list(table[name]), stats.languages) for name in ("unpatched", *STEERED)}
-    counts = [f"{name} {named[name].count(name)} (unpatched {named['unpatched'].count(name)})" for name in STEERED]
-    return (
-        f"Steered (the residual stream moved by {STRENGTH:g} times the difference of means at every layer), of "
-        f"{len(beginnings)} English beginnings these go on in another language: {', '.join(counts)}."
-    )
+def steering(
+    model: torch.nn.Module, heldout: "ln.Corpus", stats: "ln.ActivationStats", neurons: "ln.NeuronSet"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Continue English beginnings as the model is, without English's neurons, and moved towards other languages.
+
+    The residual stream is moved by a part of the difference of means at every layer; a language's neurons, and others
+    that write as much, by as much of theirs as has the same dose.
+
+    Returns:
+        Three beginnings with their continuations side by side; and the share of beginnings that go on in the language.
+    """
+    text = ln.HeldoutText.of(model, heldout.select(["en"]), DOSE_TOKENS, context_length=64)
+    act, controls = stats.at("act"), ln.Controls(draws=CONTROLS, stats=stats.at("act"), match="dose")
+    patches: dict[str, ln.Patch | list[ln.Patch]] = {"English's neurons off": ln.SetTo(neurons["en"], 0.0)}
+    for language in STEERED:
+        direction = ln.DiffMean.everywhere(stats.at("resid_post"), language, strength=STRENGTH)
+        own = ln.DiffMean(neurons[language], act, language)
+        others = [own.matched_control(controls, draw) for draw in range(CONTROLS)]
+        patches[f"towards {language}"] = direction
+        for name, patch in {"neurons": own, **{f"control {draw}": other for draw, other in enumerate(others)}}.items():
+            patches[f"{name} of {language}"] = ln.evaluation.at_dose_of(model, patch, direction, text)
+    beginnings = [*PROMPTS, *(" ".join(words.split()[:4]) for words in islice(heldout.texts("en"), BEGINNINGS))]
+    table = completions(model, beginnings, patches, max_new_tokens=12, batch_size=len(beginnings))
+    named = {name: identify(list(table[name])[len(PROMPTS) :], stats.languages) for name in ["unpatched", *patches]}
+
+    def share(language: str, *names: str) -> str:
+        count = sum(named[name].count(language) for name in names)
+        return f"{count / (BEGINNINGS * len(names)):.0%}"
+
+    shares = [
+        {
+            "continued in": language,
+            "unpatched": share(language, "unpatched"),
+            "residual stream moved": share(language, f"towards {language}"),
+            "its neurons, same dose": share(language, f"neurons of {language}"),
+            "control neurons, same dose": share(language, *(f"control {d} of {language}" for d in range(CONTROLS))),
+        }
+        for language in STEERED
+    ]
+    shown = ["unpatched", "English's neurons off", *(f"towards {language}" for language in STEERED)]
+    sides = table.loc[: len(PROMPTS) - 1, ["prompt", *shown]].set_index("prompt").T
+    return sides, pd.DataFrame(shares)
 
 
 def clearest(stats: "ln.ActivationStats", neurons: "ln.NeuronSet", language: str) -> tuple[int, int]:
@@ -149,6 +188,11 @@ def detectable(stats: "ln.ActivationStats") -> str:
         "activation probabilities of a typical neuron is the smallest this recording can detect (80 % power, two-sided "
         "5 % test, jackknife over documents)."
     )
+
+
+def _listed(continuations: pd.Series) -> str:
+    width = max(map(len, continuations.index))
+    return "\n".join(f"    {name:<{width}}  {text.strip()}" for name, text in continuations.items())
 
 
 def _jaccard(left: "ln.NeuronSet", right: "ln.NeuronSet") -> float:

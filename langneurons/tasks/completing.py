@@ -6,7 +6,6 @@ from typing import Unpack, cast
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from langneurons.errors import FINITE_ADVICE, ModelError, TaskError
@@ -15,6 +14,7 @@ from langneurons.models.finite import refusal
 from langneurons.models.running import Draw
 from langneurons.patches.intervening import check_fits, intervene
 from langneurons.patches.patch import Patch
+from langneurons.run import Progress
 from langneurons.settings import Prompting, PromptingOptions, whole_number, with_options
 from langneurons.tasks.batching import groups_of_neighbours, scoring, tokenizer_of
 from langneurons.tasks.prompting import Prompts, check_no_shots, fitting
@@ -109,7 +109,7 @@ def complete(
     by_prompt: dict[int, Completion] = {}
     ends = Prompts(model_view, prompting).ends
     generators = generators_of(prompting.seed, prompts) if prompting.temperature else []
-    bar = tqdm(total=len(prompts), unit="prompt", disable=not progress, smoothing=0.1)
+    bar = Progress(total=len(prompts), unit="prompt", shown=progress, smoothing=0.1)
     with bar, scoring(model):
         for length, rows in groups_of_neighbours(prompts, batch_size, model_view.context_length - max_new_tokens):
             batch, draw = [prompts[row] for row in rows], None

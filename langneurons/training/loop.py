@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from langneurons.errors import TrainingError
 from langneurons.models import ModelView
 from langneurons.models.finite import first_origin
 from langneurons.patches import Patch, intervene
+from langneurons.run import Progress
 from langneurons.settings import Training
 from langneurons.storage import understood
 from langneurons.tasks.task import Objective
@@ -47,7 +47,7 @@ def watching(steps: int, first: int, progress: bool | str, events: Path | None) 
         TrainingError: If events are asked for and TensorBoard is not installed.
     """
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=steps, initial=first, unit="step", disable=not progress))
+        bar = stack.enter_context(Progress(total=steps, initial=first, unit="step", shown=progress))
 
         def advance(row: Mapping[str, float]) -> None:
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)

@@ -8,7 +8,6 @@ from typing import Unpack
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.corpora.languages import distinct, label_of, spelled
@@ -20,7 +19,7 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.run import alone_in_out, chosen_executor
+from langneurons.run import Progress, alone_in_out, chosen_executor
 from langneurons.settings import (
     Controls,
     Experiment,
@@ -161,7 +160,7 @@ def transfer_experiment(
     trains_head = bool(objective.parameters())
     work = TrainingWork(train, training, tests, own_patches, languages, quiet, own, trains_head)
     results = chosen_executor(run.executor).map(model, work, trainings)
-    bar = tqdm(results, total=len(trainings), unit="training", disable=not run.progress)
+    bar = Progress(results, total=len(trainings), unit="training", shown=run.progress)
     costs, rows = zip(*bar, strict=True)
     updates = [planned.update for planned in trainings if planned.update is not None]
     return Transfer(

@@ -1,0 +1,68 @@
+"""How far work is, on standard error: a bar at a terminal and in a notebook, a plain line per minute elsewhere."""
+
+import math
+import sys
+from collections.abc import Iterable
+from time import monotonic
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+LINE_SECONDS = 60.0
+LINE = "{desc}{n_fmt} of {total_fmt} {unit}s after {elapsed}, {remaining} left{postfix}"
+
+
+class Progress(tqdm):
+    """A bar of tqdm, or lines where nothing can be drawn over, such as in a log.
+
+    Args:
+        iterable: Items whose number is shown as they are taken.
+        shown: Whether to show anything.
+        options: Options of tqdm, such as ``total`` and ``unit``.
+
+    Example:
+        >>> from langneurons.run import Progress
+        >>> list(Progress(range(3), shown=False, unit="batch"))
+        [0, 1, 2]
+    """
+
+    def __init__(self, iterable: Iterable[Item] | None = None, *, shown: object = True, **options: object) -> None:
+        self._draws = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self._line_at = monotonic()
+        if not self._draws:
+            options |= {"bar_format": LINE, "mininterval": LINE_SECONDS, "maxinterval": LINE_SECONDS}
+        super().__init__(iterable, disable=not shown, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def display(  # pyright: ignore[reportIncompatibleMethodOverride] (tqdm returns a bool, its stub says None)
+        self, msg: str | None = None, pos: int | None = None
+    ) -> bool:
+        """Draw the bar, or write a line if the last one is long ago."""
+        if self._draws:
+            return bool(super().display(msg, pos))
+        if due := monotonic() - self._line_at >= LINE_SECONDS:
+            self._line_at = monotonic()
+            sys.stderr.write(f"{self}\n")
+        return due
+
+    def clear(self, nolock: bool = False) -> None:
+        """Remove the bar before something else is written; a line stays."""
+        if self._draws:
+            super().clear(nolock)
+
+    def close(self) -> None:
+        """End the bar; lines need no end."""
+        if not self._draws:
+            self.delay = math.inf  # by which tqdm knows that there is no bar to clear
+        super().close()
+
+
+def say(text: object, progress: object = True) -> None:
+    """Write a line to standard error, above progress bars.
+
+    Args:
+        text: What is written.
+        progress: Whether to write it.
+    """
+    if progress:
+        tqdm.write(str(text), file=sys.stderr)

@@ -1,0 +1,62 @@
+"""Bars at a terminal, lines elsewhere."""
+
+import io
+import sys
+
+import pytest
+
+from langneurons.run import Progress, say
+from langneurons.run import progress as progress_module
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _pass_minutes(monkeypatch: pytest.MonkeyPatch, minutes_per_look: float) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(progress_module, "monotonic", lambda: 60.0 * minutes_per_look * next(clock))
+
+
+def test_a_log_gets_nothing_from_short_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(Progress(range(5), unit="batch")) == list(range(5))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_gets_whole_lines_from_long_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pass_minutes(monkeypatch, 1)
+    bar = Progress(total=4, unit="step")
+    for _ in range(4):
+        bar.update()
+        bar.refresh()
+    bar.close()
+    log = capsys.readouterr().err
+    assert log.endswith("\n")
+    assert "\r" not in log
+    lines = log.splitlines()
+    assert lines[-1].startswith("4 of 4 steps after 00:00, ")
+    assert "" not in lines
+
+
+def test_what_is_said_stands_on_its_own_line_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(total=2) as bar:
+        say("Half is done.")
+        bar.update()
+    assert capsys.readouterr().err == "Half is done.\n"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    list(Progress(range(3), unit="batch"))
+    assert "3/3" in terminal.getvalue()
+
+
+def test_nothing_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    list(Progress(range(3), shown=False))
+    assert terminal.getvalue() == ""
