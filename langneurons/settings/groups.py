@@ -236,8 +236,10 @@ class Adapter(Settings):
 
     rank: Few = Field(8, description="Rank of the update.")
     alpha: float = Field(16.0, gt=0, description="Scale of the update, divided by the rank.")
-    projections: tuple[Literal["gate", "up", "down"], ...] = Field(
-        ("gate",), description="Projections of the MLP whose rows or columns are trained at the chosen neurons."
+    projections: tuple[Literal["gate", "up", "down", "q", "k", "v"], ...] = Field(
+        ("gate",),
+        description="Projections whose rows or columns are trained at the chosen neurons: gate, up and down at neurons "
+        "of the MLP; q, k or v at coordinates of that site.",
     )
     attention: tuple[Literal["q", "k", "v", "o"], ...] = Field(
         ("q", "k", "v", "o"), description="Projections of attention that are trained as a whole; empty trains none."

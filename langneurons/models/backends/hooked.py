@@ -23,7 +23,7 @@ from langneurons.models.projections import (
     runs_in_turn,
 )
 from langneurons.models.running import GeneratedRows
-from langneurons.models.sites import Hook, attached
+from langneurons.models.sites import Hook, Place, attached
 
 _LLAMA_LIKE = {
     "block": "model.layers.{}.",
@@ -141,6 +141,10 @@ class Hooked:
     def native_attention(self) -> AbstractContextManager[None]:
         """Do nothing: a HookedTransformer has no attention of transformers."""
         return nullcontext()
+
+    def outputs(self, layer: int, target: str) -> list[Place]:
+        """Find where q, k or v is handed on as its matrix gives it."""
+        return [(getattr(self.model.blocks[layer].attn, f"hook_{target}"), None)]
 
     def projection(self, gated: bool, layer: int, target: str) -> Projection:
         """Find a projection that the model has.
