@@ -85,8 +85,8 @@ class MaskedLoRA(MaskedUpdate):
     """LoRA on the weights of chosen neurons: dW = alpha / rank x M (B A), computed for the neurons' rows alone.
 
     The neurons' rows of ``gate`` and ``up`` (A "rank d_model", B "neuron rank"), their columns of ``down`` (A "rank
-    neuron", B "d_model rank"), chosen rows of ``q``, ``k`` or ``v``, and whole matrices of attention. Every layer has the same rank, also one in which fewer
-    neurons were chosen.
+    neuron", B "d_model rank"), chosen rows of ``q``, ``k`` or ``v``, and whole matrices of attention. Every layer has
+    the same rank, also one in which fewer neurons were chosen.
 
     Args:
         neurons: Neurons whose weights are trained, of all languages in the set; None trains attention only.

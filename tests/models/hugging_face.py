@@ -49,8 +49,9 @@ class Linear:
 
 def linears(hf_model: Any, part: Parts) -> dict[str, Linear]:
     """Find q, k and v, and up in gated MLPs, by the names that each architecture gives them."""
-    config, attention = hf_model.config, next(
-        child for name, child in part.layer.named_children() if name in ("attn", "self_attn", "self_attention")
+    config, attention = (
+        hf_model.config,
+        next(child for name, child in part.layer.named_children() if name in ("attn", "self_attn", "self_attention")),
     )
     heads = config.num_attention_heads
     keys = getattr(config, "num_key_value_heads", None) or heads

@@ -1,4 +1,4 @@
-"""Sites up, q, k and v are what linear modules of the Hugging Face model give, and writing there is writing at those."""
+"""Sites up, q, k and v are what linear modules of the Hugging Face model give; writing there is writing at those."""
 
 from contextlib import nullcontext
 
@@ -90,11 +90,10 @@ def test_fused_layers_hand_on_what_plain_layers_do(name, load, tokens):
 def test_writing_up_inside_or_outside_writing_act_gives_both_factors(backend, load, tokens):
     model_view, unit = load("llama", backend).view, torch.tensor([4])
     posts = []
-    for order in (("act", "up"), ("up", "act")):
-        values = {"act": 0.5, "up": 3.0}
+    for order in ([("act", 0.5), ("up", 3.0)], [("up", 3.0), ("act", 0.5)]):
         first, second = (
-            model_view.writing(site, {0: unit}, lambda layer, now, site=site: torch.full_like(now, values[site]))
-            for site in order
+            model_view.writing(site, {0: unit}, lambda layer, now, value=value: torch.full_like(now, value))
+            for site, value in order
         )
         keep = {"post": lambda layer, post: posts.append(post[..., 4]) if layer == 0 else None}
         with first, second, model_view.reading(keep):

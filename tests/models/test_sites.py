@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from langneurons.errors import HookSiteError
-from langneurons.models import SITES
 from tests.backends import BACKENDS
 from tests.models.hugging_face import hf_act_set
 
@@ -73,12 +72,13 @@ def test_setting_act_equals_patching_the_activation_function_of_the_hugging_face
     torch.testing.assert_close(written, expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_change_sees_and_writes_only_the_units_given(some, tokens, site):
-    if site == "up" and not some.view.gated:
-        return
-    view, units = some.view, torch.tensor([0, 2])
-    seen = {}
+def test_change_sees_and_writes_only_the_units_given(some, tokens):
+    for site in some.view.sites:
+        check_only_the_units_given(some.view, tokens, site)
+
+
+def check_only_the_units_given(view, tokens, site):
+    units, seen = torch.tensor([0, 2]), {}
 
     def change(layer, current):
         seen[layer] = current.clone()
@@ -102,11 +102,12 @@ def test_an_offset_and_a_number_broadcast(some, tokens):
     assert (found["post"][0][..., 3] == 2.0).all()
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_nested_writings_start_from_what_the_one_before_wrote(some, tokens, site):
-    if site == "up" and not some.view.gated:
-        return
-    view = some.view
+def test_nested_writings_start_from_what_the_one_before_wrote(some, tokens):
+    for site in some.view.sites:
+        check_nested(some.view, tokens, site)
+
+
+def check_nested(view, tokens, site):
     first, second = torch.tensor([0, 1]), torch.tensor([1, 3])
     with torch.no_grad():
         with (
@@ -153,7 +154,8 @@ def test_no_hook_and_no_tensor_remains_after_an_exception(some, tokens):
     def fail(layer, values):
         raise RuntimeError("planted")
 
-    for context in [view.reading({"act": fail}), *(view.writing(site, all_units(view, site), fail) for site in view.sites)]:
+    writings = (view.writing(site, all_units(view, site), fail) for site in view.sites)
+    for context in [view.reading({"act": fail}), *writings]:
         with pytest.raises(RuntimeError, match="planted"), context:
             view.forward(tokens)
         assert hooks_left(view) == before
