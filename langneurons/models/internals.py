@@ -444,7 +444,7 @@ def check_hooked(model: nn.Module) -> None:
     root: Any = model
     count_hooks(model)
     attach(root.blocks[0].hook_resid_pre, _ignore)()
-    for name in ("W_Q", "W_K", "W_V", "W_O"):
+    for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V"):
         parameter_of(root.blocks[0].attn, name)
     for target in _ATTENTION_INPUTS:
         attention_input(root.blocks[0].attn, target)

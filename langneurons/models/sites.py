@@ -342,7 +342,7 @@ def check_fires(
     with attached(hooks + reading_hooks(layers, readers)):
         logits = forward()
     assert logits is not None
-    for site in LINEAR_SITES:
+    for site in [site for site in LINEAR_SITES if site in widths]:
         by_layer = widths[site]
         if [layer for layer, _ in by_layer] != list(range(len(layers))) or len({width for _, width in by_layer}) > 1:
             del widths[site]
