@@ -165,7 +165,7 @@ def record_caches(
         model: The model that made the caches.
         caches: Per language, pairs of tokens ("batch position") and the ActivationCache that ``run_with_cache`` gave
             for them. Each row of tokens counts as one document; special tokens and position 0 are not counted.
-        sites: Sites to record: "pre", "up", "act", "post", "q", "k", "v", "head", "resid_post", or names of dictionaries.
+        sites: Sites to record, such as "act", or names given to ``add_dictionary``.
         like: Statistics whose histogram edges to reuse for the languages it has.
 
     Returns:
