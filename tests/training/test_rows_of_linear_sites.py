@@ -88,7 +88,7 @@ def test_neurons_of_the_mlp_and_coordinates_of_attention_train_together():
     model = fresh("llama", "auto")
     parts_trained = [MaskedRows(coordinates(model, site), (site,)) for site in ("q", "k", "v")]
     parts_trained.append(MaskedRows(some_neurons(model, "up"), ("gate", "up", "down")))
-    text = ln.HeldoutText.of(model, ln.load_corpus({"hi": ["w5 w6 w7 w8 w9 w10"] * 4}), context_length=8)
+    text = ln.HeldoutText.of(model, ln.load_corpus({"hi": ["w5 w6 w7 w8 w9 w10"] * 20}), context_length=16)
     tuned = ln.finetune(model, text, parts_trained, steps=2, batch_size=2, progress=False)
     assert len(tuned.updates) == 4
     assert all(update.moved(model) > 0 for update in tuned.updates)
