@@ -21,6 +21,7 @@ from langneurons.effects.table import (
     with_current_names,
 )
 from langneurons.errors import EffectError
+from langneurons.recording.site_values import basis_note
 from langneurons.storage import Column, JsonObject, Result, Table, all_of, layout
 from langneurons.storage.layouts import Layout
 
@@ -153,7 +154,8 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         least, most = (self.scale * float(value) for value in self.rows["detectable"].agg(["min", "max"]))
         sizes = f"{self.rows['items'].min():,} to {self.rows['items'].max():,} items per effect"
         unit = " %" if self.unit.startswith("%") else f" {self.unit}"
-        basis = " Units of resid_post are coordinates: basis-dependent." if settings["site"] == "resid_post" else ""
+        note = basis_note(settings["site"])
+        basis = f" Units of {settings['site']} are coordinates: {note}." if note else ""
         return (
             f"{settings['model']}: {settings['metric']} in {self.unit}, {settings['patch']}; {len(self.rows)} effects, "
             f'p adjusted over all of them; "no effect" and "slightly" mean: within the margin of '

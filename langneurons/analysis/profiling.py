@@ -19,7 +19,7 @@ from langneurons.errors import FINITE_ADVICE, ModelError, NeuronSetError, SiteMi
 from langneurons.evaluation.measuring import Job, measure_jobs
 from langneurons.identification import NeuronSet
 from langneurons.models import ModelView, view
-from langneurons.models.sites import SITES
+from langneurons.models.sites import ATTENTION_SITES, SITES
 from langneurons.recording.looking import examples, token_values
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
 from langneurons.run import alone_in_out
@@ -319,10 +319,10 @@ def output_directions(model_view: ModelView, site: str, layer: int) -> Float[tor
         layer: The layer.
 
     Returns:
-        W_out's rows for sites of the MLP, the coordinate itself at ``resid_post``; None for heads and features, which
-        have no one direction of their own here.
+        W_out's rows for sites of the MLP, the coordinate itself at ``resid_post``; None for heads, queries, keys,
+        values and features, which have no one direction of their own here.
     """
-    if site not in SITES or site == "head":
+    if site not in SITES or site in ("head", *ATTENTION_SITES):
         return None
     weights = model_view.output_weights(layer, "post").detach()
     return torch.eye(weights.shape[1], dtype=weights.dtype) if site == "resid_post" else weights

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from langneurons.errors import PatchError
 from langneurons.models import SITES, ModelView
+from langneurons.models.sites import LINEAR_SITES
 from langneurons.patches import Add, Clamp, DiffMean, Patch, Scale, SetTo
 
 INSTEAD = "write it while the model runs, with ln.intervene"
 _TARGETS = {"pre": "gate", "act": "gate", "post": "down", "resid_post": "down", "head": "o"}
+_TARGETS |= {site: site for site in LINEAR_SITES}
 _BISECTIONS = 100
 
 
@@ -122,7 +124,7 @@ class Folding:
             units = self._maps.get((layer, site))
             if units is None or _TARGETS[site] != target:
                 continue
-            if site == "pre":
+            if site in ("pre", *LINEAR_SITES):
                 linear = units.of_outputs(linear)
             elif site == "resid_post":
                 linear = linear.adding(units.summand)

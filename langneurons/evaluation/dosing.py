@@ -22,11 +22,12 @@ from langneurons.evaluation.measuring import check_reads_text
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
 from langneurons.models.running import Predictions
+from langneurons.models.sites import ATTENTION_SITES
 from langneurons.patches.intervening import check_fits, patching, reachable_range
 from langneurons.patches.patch import Add, DiffMean, Patch
 
 Measure = Literal["write_norm", "relative_write_norm", "kl"]
-MLP_SITES = ("pre", "act", "post")
+MLP_SITES = ("pre", "up", "act", "post")
 DOSE_PRECISION = 0.01  # of a patch that is scaled to the dose of another
 
 
@@ -73,6 +74,11 @@ def dose(
         if patch.neurons.site in model_view.feature_sites:
             raise PatchError(
                 f"{patch.neurons.site!r} is a site of features: the dose of what a dictionary decodes is not measured."
+            )
+        if patch.neurons.site in ATTENTION_SITES:
+            raise PatchError(
+                f"What coordinates of {patch.neurons.site!r} write depends on what attention makes of them, so their "
+                "dose is not measured."
             )
     with torch.inference_mode(), model_view.native_attention():
         doses = {language: _dose(model_view, patches, text, language, batch_size) for language in text.languages}

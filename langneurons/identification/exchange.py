@@ -47,6 +47,7 @@ class ExchangedNeurons(LabelledNeurons, Result):
             languages: Names of the languages, in the file's order; where the file names them, those to keep.
             shape: Layers and neurons per layer; masks say it themselves.
             site: The tensor of a layer that holds the neurons, such as "act"; Tang's lists, Kojima's and Zhao's say it.
+                Where the last two hold several, it chooses: pre, up, q, k or v; post (the default), up, q, k or v.
             transposed: Whether masks are neuron x layer.
 
         Raises:

@@ -14,6 +14,7 @@ from langneurons.recording.statistics import ActivationStats
 # What an entropy-like score needs to know of the other languages: sum of p, sum of p log p, largest p.
 Others = tuple[Tensor, Tensor, Tensor]
 ScoreOfOne = Callable[[Others, Tensor], Tensor]
+SIGNLESS = ("up", "q", "k", "v", "head", "resid_post")
 POOLED_QUANTILE = re.compile(r"pooled-p(\d{1,2}(?:\.\d+)?)")
 
 
@@ -21,8 +22,9 @@ def check_sign_means_something(stats: ActivationStats) -> None:
     """Refuse sites where x > 0 does not mean that the neuron is active.
 
     Raises:
-        StatisticsError: At ``post`` of a gated MLP (the sign is that of act x up), ``head``, ``resid_post``, and where
-            features of a dictionary can be negative.
+        StatisticsError: At ``post`` of a gated MLP (the sign is that of act x up), ``up``, ``q``, ``k``, ``v`` (turning
+            the sign of the weights around them gives the same model), ``head``, ``resid_post``, and where features of
+            a dictionary can be negative.
     """
     if not sign_means_something(stats):
         raise StatisticsError(
@@ -33,7 +35,7 @@ def check_sign_means_something(stats: ActivationStats) -> None:
 
 def sign_means_something(stats: ActivationStats) -> bool:
     """Whether x > 0 means, at the site, that a unit is active."""
-    signless = stats.site in ("head", "resid_post") or (stats.site == "post" and stats.model.gated)
+    signless = stats.site in SIGNLESS or (stats.site == "post" and stats.model.gated)
     signed_features = stats.site in stats.of_features and bool((stats.pooled().minimum().values < 0).any())
     return not signless and not signed_features
 

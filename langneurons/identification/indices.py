@@ -19,6 +19,7 @@ from langneurons.settings import whole_number
 
 Shape = tuple[int, int]
 MOST_LAYERS, MOST_NEURONS = 4096, 2**28  # no model has so many, and a mask of them would fill the memory
+OF_HEADS = ("q", "k", "v")  # sites whose units are the coordinates of all heads in turn
 Labelled = TypeVar("Labelled", bound="LabelledNeurons")
 
 
@@ -232,6 +233,63 @@ class LabelledNeurons:
         rows = {label: np.bincount(flat // width, minlength=layers) for label, flat in self.members.items()}
         table = pd.DataFrame.from_dict(rows, orient="index", columns=range(layers), dtype="int64")
         return table.rename_axis(index="language", columns="layer")
+
+    def by_head(self, d_head: int) -> pd.DataFrame:
+        """Count each label's coordinates in every head that has any, at ``q``, ``k`` or ``v``.
+
+        Args:
+            d_head: Coordinates per head, such as ``model.cfg.d_head``.
+
+        Returns:
+            One row per label, layer and head: language, layer, head, coordinates.
+
+        Raises:
+            NeuronSetError: If the site has no heads' coordinates, or its width is no multiple of ``d_head``.
+
+        Example:
+            >>> neurons = ln.NeuronSet.of({"hi": [(0, 3), (0, 2), (1, 7)]}, shape=(2, 8), site="k")
+            >>> neurons.by_head(4).to_numpy().tolist()
+            [['hi', 0, 0, 2], ['hi', 1, 1, 1]]
+        """
+        heads = self._heads(d_head)
+        rows = [
+            (label, *divmod(int(head), heads), int(count))
+            for label, flat in self.members.items()
+            for head, count in zip(*np.unique(flat // d_head, return_counts=True), strict=True)
+        ]
+        return pd.DataFrame(rows, columns=["language", "layer", "head", "coordinates"])
+
+    def whole_heads(self: Labelled, d_head: int) -> Labelled:
+        """Widen each label to every coordinate of the heads in which it has one, at ``q``, ``k`` or ``v``.
+
+        Args:
+            d_head: Coordinates per head, such as ``model.cfg.d_head``.
+
+        Raises:
+            NeuronSetError: If the site has no heads' coordinates, or its width is no multiple of ``d_head``.
+
+        Example:
+            >>> neurons = ln.NeuronSet.of({"hi": [(0, 3), (1, 7)]}, shape=(2, 8), site="k")
+            >>> neurons.whole_heads(4).indices().tolist()
+            [[0, 0], [0, 1], [0, 2], [0, 3], [1, 4], [1, 5], [1, 6], [1, 7]]
+        """
+        self._heads(d_head)
+        members = {
+            label: (np.unique(flat // d_head)[:, None] * d_head + np.arange(d_head)).ravel()
+            for label, flat in self.members.items()
+        }
+        return replace(self, members=members, scores={}, method=f"whole heads of: {self.method}")
+
+    def _heads(self, d_head: int) -> int:
+        """The number of heads whose coordinates a layer has."""
+        width = self.shape[1]
+        if self.site not in OF_HEADS:
+            raise NeuronSetError(
+                f"Units at {self.site!r} are no coordinates of heads: those of {', '.join(OF_HEADS)} are."
+            )
+        if d_head < 1 or width % d_head:
+            raise NeuronSetError(f"{width} coordinates a layer are no whole number of heads of {d_head}.")
+        return width // d_head
 
     def jaccard(self, other: "LabelledNeurons | None" = None) -> pd.DataFrame:
         """Overlap of every pair of labels: shared neurons / neurons in either; NaN where both are empty.

@@ -29,10 +29,13 @@ EXPECTED = (
 ABOUT = "langneurons/neuron-list/1"  # schema of the file beside a list that does not say itself what it holds
 COUNTS = "over_zero"
 TABLE, EXPERTISE = ("language", "layer", "neuron"), ("concept", "layer", "unit")
-# What Kojima's modules put out: the matrix that the activation function reads. Other modules' outputs are no site.
-BEFORE_ACTIVATION = ("gate_proj", "dense_h_to_4h", "fc1", "c_fc")
+# The site of what each of Kojima's modules puts out; what down and o put out is no site.
+SITE_OF_MODULE = dict.fromkeys(("gate_proj", "dense_h_to_4h", "fc1", "c_fc"), "pre")
+SITE_OF_MODULE |= {"up_proj": "up", "q_proj": "q", "k_proj": "k", "v_proj": "v"}
 WIDEST = 2**31  # neurons of a layer
-FEED_FORWARD = 2  # the first lines of DAMO's files: rows of up_proj and columns of down_proj; then q, k and v
+# The lines of DAMO's files: rows of up_proj, columns of down_proj, rows of q, k and v.
+LINES_OF_SITE = {"post": (0, 1), "up": (0,), "q": (2,), "k": (3,), "v": (4,)}
+MOST_LINES = 5
 _LAYER = re.compile(r"(\d{1,9}): (?:\{(\d{1,9}(?:, \d{1,9})*)\}|set\(\))")
 _NUMPY_NUMBER = re.compile(r"np\.int\d+\((\d+)\)")
 
@@ -95,7 +98,7 @@ def read_listing(source: object, site: str | None = None, transposed: bool = Fal
 
     Args:
         source: A file, or what such a file holds.
-        site: The site, which chooses the rows of a table that has several.
+        site: The site, which chooses among those that a table or text has.
         transposed: Whether masks are neuron x layer.
 
     Raises:
@@ -109,7 +112,7 @@ def read_listing(source: object, site: str | None = None, transposed: bool = Fal
     if suffix in (".csv", ".tsv"):
         listing = _of_table(str(path), _read_table(path, "\t" if suffix == ".tsv" else ","), site)
     elif suffix == ".txt":
-        listing = _of_text(path)
+        listing = _of_text(path, site)
     else:
         content = _READERS.get(suffix, read_torch)(path)
         listing = _of_content(str(path), content, transposed, path.stat().st_size)
@@ -292,23 +295,31 @@ def _of_module(name: str, table: pd.DataFrame, site: str | None) -> tuple[pd.Dat
     if len(table) and places.isna().to_numpy().any():
         odd = table.loc[places.isna().any(axis=1), "layer"].tolist()[0]
         raise NeuronSetError(f"{name} names the module {odd!r:.80}, not one such as 'model.layers.3.mlp.gate_proj:0'.")
-    own = places[1].isin(BEFORE_ACTIVATION)
+    sites = places[1].map(SITE_OF_MODULE)
+    counts = sites.value_counts()
     modules = ", ".join(f"{module} {count:,}" for module, count in places[1].value_counts().items())
-    if site not in ("pre", None) or not own.any():
+    if counts.empty or site not in (None, *counts.index):
         raise NeuronSetError(
-            f"{name} holds units of {modules}; those of {', '.join(BEFORE_ACTIVATION)} are the site 'pre', and the "
-            f"others no site{'' if site in ('pre', None) else f', so not {site!r:.40}'}."
+            f"{name} holds units of {modules}; sites are what "
+            + ", ".join(f"{module} ({own})" for module, own in SITE_OF_MODULE.items())
+            + f" put out{'' if site is None else f', so there is no {site!r:.40}'}."
         )
-    if site is None and not own.all():
-        raise NeuronSetError(f"{name} holds units of {modules}: give site='pre' to read the {int(own.sum()):,} of it.")
-    return table[own].assign(layer=places[0], index=table.loc[own, "unit"]), "pre"
+    if site is None and int(counts.iloc[0]) < len(table):
+        possible = ", ".join(f"site={own!r} for {count:,}" for own, count in counts.items())
+        raise NeuronSetError(f"{name} holds units of {modules}: say which to read, {possible}.")
+    site = site or str(counts.index[0])
+    own = sites == site
+    return table[own].assign(layer=places[0], index=table.loc[own, "unit"]), site
 
 
-def _of_text(path: Path) -> Listing:
+def _of_text(path: Path, site: str | None) -> Listing:
     """A list of DAMO's text: Python dictionaries of sets, a line each for up, down, q, k and v.
 
-    A unit of up_proj's rows or down_proj's columns is one that the down projection reads: site ``post``.
+    A unit of up_proj's rows or down_proj's columns is one that the down projection reads: site ``post``, unless another
+    is asked for.
     """
+    own = site if site in LINES_OF_SITE else "post"
+    lines_read = LINES_OF_SITE[own]
     with said_plainly(path, "read"):
         check_regular(path)
         lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
@@ -321,15 +332,17 @@ def _of_text(path: Path) -> Listing:
             )
         layers = [(int(layer), neurons.split(", ")) for layer, neurons in _LAYER.findall(line) if neurons]
         by_line.append([(layer, int(neuron)) for layer, neurons in layers for neuron in neurons])
-    if not FEED_FORWARD <= len(lines) <= 5:
+    if not max(2, 1 + max(lines_read)) <= len(lines) <= MOST_LINES:
         raise NeuronSetError(
             f"{path} has {len(lines)} lines; Zhao et al.'s files have one each for up, down, q, k and v."
         )
-    if left_out := sum(map(len, by_line[FEED_FORWARD:])):
-        warn_user(f"{path.name}: its {left_out:,} coordinates of q, k and v are left out, which are no site.")
-    pairs = {pair for pairs in by_line[:FEED_FORWARD] for pair in pairs}
+    if site is None and (left_out := sum(map(len, by_line[2:]))):
+        warn_user(
+            f"{path.name}: its {left_out:,} coordinates of q, k and v are left out; read them with site='q', 'k', 'v'."
+        )
+    pairs = {pair for line in lines_read for pair in by_line[line]}
     part = Part(np.array(sorted(pairs), np.int64).reshape(-1, 2))
-    return Listing(str(path), (part,), site="post", method="PLND of Zhao et al. 2024")
+    return Listing(str(path), (part,), site=own, method="PLND of Zhao et al. 2024")
 
 
 _READERS = {".json": storage.read_object, ".safetensors": lambda path: storage.read_tensors(path, foreign=True)}

@@ -30,7 +30,7 @@ class ModelDescription:
         architecture: Its architecture, such as ``"LlamaForCausalLM"``.
         parameters: Number of weights, tied ones counted once.
         layers: Number of layers.
-        neurons: Neurons per layer at each site (heads at ``head``).
+        neurons: Units per layer at each site: neurons, heads at ``head``, coordinates at q, k, v and resid_post.
         context_length: The longest text it takes, in tokens.
         dtype: The dtype it loads in by default.
         memory_to_load: Bytes of weights in memory after loading, for each backend it can load with.
@@ -83,21 +83,25 @@ def describe(
     backend = choose_backend(config, str(name))
     text = config.get_text_config()
     dtype = torch.float32 if str(name) == "babel" else parse_dtype(text.dtype) or torch.float32
-    parameters, untied = _parameters(config, str(name))
+    parameters, untied, gated = _parameters(config, str(name))
     memory = {"bridge": parameters * dtype.itemsize}
     if reason_against_hooked(config) is None:
         # HookedTransformer has its own unembedding where the checkpoint ties it to the embedding.
         memory["hooked"] = (parameters + untied) * dtype.itemsize
     width = text.hidden_size
     neurons = next((size for field in _INTERMEDIATE if (size := getattr(text, field, None))), 4 * width)
+    heads = text.num_attention_heads
+    d_head = getattr(text, "head_dim", None) or width // heads
+    keys = _heads_of_keys(text) * d_head
     return ModelDescription(
         name=str(name),
         architecture=architecture_of(config),
         parameters=parameters,
         layers=text.num_hidden_layers,
         neurons={
-            **dict.fromkeys(("pre", "act", "post"), neurons),
-            "head": text.num_attention_heads,
+            **dict.fromkeys(("pre", "up", "act", "post") if gated else ("pre", "act", "post"), neurons),
+            **{"q": heads * d_head, "k": keys, "v": keys},
+            "head": heads,
             "resid_post": width,
         },
         context_length=context_length_of(config),
@@ -108,12 +112,24 @@ def describe(
     )
 
 
-def _parameters(config: PretrainedConfig, name: str) -> tuple[int, int]:
-    """Count a model's weights, and those of a tied unembedding, on tensors that have no storage."""
+def _heads_of_keys(config: PretrainedConfig) -> int:
+    """The number of heads that keys and values have, which several heads of queries may share."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    names = ("num_key_value_heads", "num_kv_heads", "num_attention_heads")
+    return next(heads for name in names if (heads := getattr(config, name, None)))
+
+
+def _parameters(config: PretrainedConfig, name: str) -> tuple[int, int, bool]:
+    """Count a model's weights, and those of a tied unembedding; find out whether its MLPs have a gate.
+
+    All on tensors that have no storage.
+    """
     try:
         model = weights_on_meta(config)
     except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise ModelError(f"Cannot describe {name!r}: {in_short(error)}.") from error
     embedding = model.get_input_embeddings().get_parameter("weight").numel()
     tied = config.get_text_config().tie_word_embeddings
-    return sum(weight.numel() for weight in model.parameters()), embedding if tied else 0
+    gated = any(".mlp.gate_" in weight for weight, _ in model.named_parameters())
+    return sum(weight.numel() for weight in model.parameters()), embedding if tied else 0, gated

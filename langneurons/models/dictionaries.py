@@ -18,6 +18,7 @@ from langneurons import storage
 from langneurons.errors import HookSiteError, ModelError, StorageError, unknown
 from langneurons.models.feature_sites import MLP_INPUT, Dictionary, FeatureSite, PlacedDictionary, hook_point
 from langneurons.models.model_view import view
+from langneurons.models.sites import SITES
 
 _HOOK = re.compile(r"blocks\.(\d+)\.")
 
@@ -63,7 +64,7 @@ def add_dictionary(
     if not re.fullmatch(r"[A-Za-z][\w.-]*", name):
         raise HookSiteError(f"A site's name is made of letters, digits, '_', '-' and '.', unlike {name!r}.")
     model_view = view(model)
-    if name in (*model_view.sites, "up"):
+    if name in (*SITES, *model_view.sites):
         raise HookSiteError(f"{model_view.name!r} has a site {name!r} already: give another name=, or remove it.")
     by_layer = _by_layer(dictionaries)
     if at is None:

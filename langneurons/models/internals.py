@@ -353,6 +353,13 @@ def linear_in(component: object) -> Any:
     return linear if isinstance(getattr(linear, "weight", None), nn.Parameter) else None
 
 
+@private("transformer-lens", "hook_out of a bridge's components")
+def output_point(component: nn.Module) -> HookPoint:
+    """The hook point that hands on what a component of a bridge gives, as the module that it wraps gives it."""
+    bridged: Any = component
+    return bridged.hook_out
+
+
 @private("transformer-lens", "name of a bridge's components")
 def path_of(*components: nn.Module) -> str:
     """Where in the Hugging Face model a component lies, given it and those around it from the outside."""
@@ -437,7 +444,7 @@ def check_hooked(model: nn.Module) -> None:
     root: Any = model
     count_hooks(model)
     attach(root.blocks[0].hook_resid_pre, _ignore)()
-    for name in ("W_Q", "W_K", "W_V", "W_O"):
+    for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V"):
         parameter_of(root.blocks[0].attn, name)
     for target in _ATTENTION_INPUTS:
         attention_input(root.blocks[0].attn, target)
@@ -455,6 +462,7 @@ def check_bridge(bridge: nn.Module) -> None:
     count_hooks(bridge)
     attach(root.blocks[0].hook_resid_pre, _ignore)()
     path_of(root.blocks[0], root.blocks[0].attn)
+    output_point(root.blocks[0].attn)
     install_attention(root.blocks[0], native=False)
 
 

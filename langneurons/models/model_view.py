@@ -14,7 +14,7 @@ from langneurons.models.backends import backend_of, layers_of
 from langneurons.models.feature_sites import FeatureSite
 from langneurons.models.internals import count_hooks, listens
 from langneurons.models.projections import Projection, check_target
-from langneurons.models.sites import SITES, Change, Layer, Reader
+from langneurons.models.sites import LINEAR_SITES, SITES, Change, Layer, Reader
 from langneurons.models.weights import Weights
 from langneurons.storage import fingerprint
 
@@ -87,8 +87,8 @@ class ModelView:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites it has."""
-        return (*SITES, *self.feature_sites)
+        """The sites it has, those that belong together in the order in which a layer computes them."""
+        return (*(site for site in SITES if site in self._widths), *self.feature_sites)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +106,7 @@ class ModelView:
         return (self.n_layers, self._widths[site]) if features is None else features.shape
 
     def width(self, site: str) -> int:
-        """Count a layer's neurons at a site (its heads at ``head``), as read from the site's tensor."""
+        """Count a layer's units at a site: neurons, heads, coordinates; as read from the site's tensor."""
         return self.shape(site)[1]
 
     def layer(self, index: int) -> Layer:
@@ -120,7 +120,9 @@ class ModelView:
         return self._layers[index]
 
     def _features(self, site: str) -> FeatureSite | None:
-        """The dictionaries of a site of features, None for neurons; unknown sites are refused."""
+        """The dictionaries of a site of features, None for neurons; sites that the model lacks are refused."""
+        if site in LINEAR_SITES and site not in self._widths:
+            raise HookSiteError(sites.why_missing(self.name, site))
         if site not in self.sites:
             raise HookSiteError(unknown("site", site, self.sites))
         return self.feature_sites.get(site)
@@ -153,14 +155,15 @@ class ModelView:
         """Measure how strongly each neuron can write: the norm of its row of W_out, of a head's block of W_O.
 
         Args:
-            site: Any site; the three of the MLP share W_out, and a coordinate of the residual stream writes itself.
+            site: Any site; those of the MLP share W_out, a coordinate of the residual stream writes itself, one of v
+                writes the rows of W_O of all heads that read it, and one of q or k, which writes nothing, counts as 1.
 
         Returns:
             Norms in float32, on CPU.
         """
         if (features := self._features(site)) is not None:
             return features.output_norm()
-        return torch.stack([layer.output_norm(site) for layer in self._layers])
+        return torch.stack([layer.output_norm(site, self.width(site)) for layer in self._layers])
 
     def projection(self, layer: int, target: str) -> Projection:
         """Find a matrix of a layer that can be trained: gate, up, down, q, k, v or o.
@@ -370,13 +373,12 @@ class ModelView:
         written there show only at ``post``.
 
         Args:
-            readers: From site to a function of (layer index, values); what it returns is ignored. On gated MLPs also
-                from ``"up"``, the factor that ``act`` is multiplied by.
+            readers: From site to a function of (layer index, values); what it returns is ignored.
 
         Raises:
-            HookSiteError: If a site is unknown.
+            HookSiteError: If the model has no such site.
         """
-        of_features = [site for site in readers if not (site == "up" and self.gated) and self._features(site)]
+        of_features = [site for site in readers if self._features(site)]
         once = {site: self._checkpointing.once(reader) for site, reader in readers.items()}
         own = {site: reader for site, reader in once.items() if site not in of_features}
         with ExitStack() as stack:
@@ -439,7 +441,9 @@ class ModelView:
         Raises:
             HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
         """
-        logits, self._widths = sites.check_fires(self.name, self._layers, lambda: self.forward(tokens))
+        logits, widths = sites.check_fires(self.name, self._layers, lambda: self.forward(tokens))
+        # A site counts only if its tensor arrives in whichever way attention runs.
+        self._widths = {site: width for site, width in widths.items() if site in (self._widths or widths)}
         self._unembeds = running.unembeds(self.hidden, self.runner.unembed, tokens, logits)
         return logits
 

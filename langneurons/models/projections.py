@@ -23,6 +23,7 @@ ATTENTION_TARGETS = ("q", "k", "v", "o")
 _MATRIX = "d_out d_in"
 # How a matrix is read from the layouts that it is stored in.
 _READ = {"d_in d_out": _MATRIX, "head d_in d_head": "(head d_head) d_in", "head d_head d_out": "d_out (head d_head)"}
+_READ |= {"head d_head": "(head d_head)"}
 
 Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Point = Callable[[Change], list[RemovableHandle]]
@@ -35,7 +36,7 @@ class Stored:
     Attributes:
         parameter: The parameter.
         layout: ``"d_out d_in"``, ``"d_in d_out"``, ``"head d_in d_head"`` or ``"head d_head d_out"``; of a bias,
-            ``"d_out d_in"``.
+            ``"d_out d_in"`` or ``"head d_head"``.
         rows: The rows of the matrix that are this projection's; None is all.
     """
 

@@ -1,9 +1,9 @@
 """Reading and writing neurons while a model runs, in the same words on HookedTransformer and TransformerBridge.
 
-Five sites: ``pre`` (the gate's pre-activation z), ``act`` (act_fn(z)), ``post`` (what W_out reads), ``head`` (the
-attention output of each head) and ``resid_post`` (the residual stream after the layer, where the field steers). Only
-the hook points both classes share are used: ``mlp.hook_pre``, ``mlp.hook_pre_linear``, ``mlp.hook_post``,
-``attn.hook_z`` and ``hook_resid_post``.
+Every model has ``pre`` (the gate's pre-activation z), ``act`` (act_fn(z)), ``post`` (what W_out reads), ``head`` (the
+attention output of each head) and ``resid_post`` (the residual stream after the layer, where the field steers). Most
+have ``up`` (the linear factor of ``post``, in gated MLPs) and ``q``, ``k`` and ``v`` (what attention's matrices give,
+before norms of queries and keys and before rotation; coordinates of all heads in turn).
 """
 
 import math
@@ -21,11 +21,16 @@ from langneurons.errors import HookSiteError
 from langneurons.models import internals
 from langneurons.models.internals import HookPoint
 
-SITES = ("pre", "act", "post", "head", "resid_post")
+# In the order in which a layer computes those that belong together.
+SITES = ("pre", "up", "act", "post", "q", "k", "v", "head", "resid_post")
+ATTENTION_SITES = ("q", "k", "v")
+LINEAR_SITES = ("up", *ATTENTION_SITES)  # which not every model has, or lets hooks reach
 
 Reader = Callable[[int, torch.Tensor], object]
 Change = Callable[[int, torch.Tensor], torch.Tensor]
 Hook = Callable[[torch.Tensor], torch.Tensor | None]
+# A hook point, and the columns of its tensor that are a site's units; None is all.
+Place = tuple[HookPoint, Int[torch.Tensor, " unit"] | None]
 
 _UNIT_AXIS = 2
 _ROWS = 1024  # of a matrix that are read at once where it can only be read by using it
@@ -45,7 +50,8 @@ class Layer:
     """One layer's hook points, and what the running forward has computed of its activation.
 
     ``adds_bias``: the MLP adds b_in after the product act x up (HookedTransformer), not inside up (a bridge).
-    ``flattened``: the MLP (OPT's) sees batch and position as one axis.
+    ``flattened``: the MLP (OPT's) sees batch and position as one axis. ``outputs``: from "q", "k" or "v" to the places
+    where that matrix hands on what it gives, of which each forward passes one.
     """
 
     index: int
@@ -57,6 +63,7 @@ class Layer:
     gated: bool
     adds_bias: bool
     n_heads: int
+    outputs: Callable[[str], list[Place]]
     flattened: bool = False
     batch_size: int = 1
     act_writers: int = 0
@@ -72,13 +79,23 @@ class Layer:
             return self.output_point
         if site == "up":
             return self.mlp.hook_pre_linear
+        if site in ATTENTION_SITES:
+            return self.outputs(site)[0][0]
         reads_pre = site == "pre" or (site == "act" and self.gated)
         return self.mlp.hook_pre if reads_pre else self.mlp.hook_post
+
+    def places(self, site: str) -> list[Place]:
+        """Find every place where the site's tensor may pass; none where the layer has no such site."""
+        if site in ATTENTION_SITES:
+            return self.outputs(site)
+        return [] if site == "up" and not self.gated else [(self.point(site), None)]
 
     def shaped(self, site: str, values: torch.Tensor) -> torch.Tensor:
         """View a hook point's tensor as "batch position neuron", or "batch position head d_head"."""
         if site == "head":
             return values if values.ndim == 4 else values.unflatten(-1, (self.n_heads, -1))
+        if site in ATTENTION_SITES:
+            return values.flatten(2)
         return values if values.ndim == 3 else values.unflatten(0, (self.batch_size, -1))
 
     def output_weights(self, site: str) -> Float[torch.Tensor, "unit d_model"]:
@@ -92,10 +109,15 @@ class Layer:
         return rearrange(weights, "head d_head d_model -> (head d_head) d_model")
 
     @torch.no_grad()
-    def output_norm(self, site: str) -> Float[torch.Tensor, " unit"]:
-        """The norm of what each of the site's units writes, in float32 on CPU."""
-        if site == "resid_post":
-            return torch.ones(self.mlp.W_out.shape[1])
+    def output_norm(self, site: str, width: int) -> Float[torch.Tensor, " unit"]:
+        """The norm of what each of the site's units writes, in float32 on CPU; ``width`` is their number."""
+        if site in ("resid_post", "q", "k"):
+            return torch.ones(width)
+        if site == "v":
+            norms = rearrange(self.output_weights("head").float().norm(dim=1), "(head d) -> head d", head=self.n_heads)
+            # The heads of a group read the same values, one group after the other.
+            shared = rearrange(norms, "(group head) d -> group head d", group=width // norms.shape[1])
+            return shared.norm(dim=1).flatten().cpu()
         weights = self.output_weights(site).float()
         if site == "head":
             weights = rearrange(weights, "(head d_head) d_model -> head (d_head d_model)", head=self.n_heads)
@@ -108,9 +130,13 @@ class Layer:
             return act
         return act * up + self.mlp.b_in if self.adds_bias else act * up
 
-    def values(self, site: str, values: torch.Tensor) -> torch.Tensor:
-        """The site's values, given its hook point's tensor."""
+    def values(
+        self, site: str, values: torch.Tensor, columns: Int[torch.Tensor, " unit"] | None = None
+    ) -> torch.Tensor:
+        """The site's values, given its hook point's tensor, and the columns that are the site's."""
         shaped = self.shaped(site, values)
+        if columns is not None:
+            shaped = shaped.index_select(_UNIT_AXIS, columns.to(values.device))
         return self.act_fn(shaped) if site == "act" and self.gated else shaped
 
     def batch_hooks(self) -> list[tuple[HookPoint, Hook]]:
@@ -156,19 +182,19 @@ def reading_hooks(layers: Sequence[Layer], readers: Mapping[str, Reader]) -> lis
     """
     hooks: list[tuple[HookPoint, Hook]] = []
     for layer in layers:
-        by_point: dict[int, tuple[HookPoint, list[str]]] = {}
+        by_point: dict[int, tuple[HookPoint, list[tuple[str, torch.Tensor | None]]]] = {}
         for site in readers:
-            point = layer.point(site)
-            by_point.setdefault(id(point), (point, []))[1].append(site)
+            for point, columns in layer.places(site):
+                by_point.setdefault(id(point), (point, []))[1].append((site, columns))
         hooks += layer.batch_hooks()
         hooks += [(point, _reader(layer, sites, readers)) for point, sites in by_point.values()]
     return hooks
 
 
-def _reader(layer: Layer, sites: list[str], readers: Mapping[str, Reader]) -> Hook:
+def _reader(layer: Layer, sites: list[tuple[str, torch.Tensor | None]], readers: Mapping[str, Reader]) -> Hook:
     def read(values: torch.Tensor) -> None:
-        for site in sites:
-            readers[site](layer.index, layer.values(site, values))
+        for site, columns in sites:
+            readers[site](layer.index, layer.values(site, values, columns))
 
     return read
 
@@ -210,14 +236,19 @@ def writing_hooks(
 
 
 def _plain_hooks(layer: Layer, site: str, units: torch.Tensor, change: Change) -> list[tuple[HookPoint, Hook]]:
-    def write(values: torch.Tensor) -> torch.Tensor:
-        shaped, index = layer.shaped(site, values), units.to(values.device)
-        out = written(shaped, index, change(layer.index, shaped.index_select(_UNIT_AXIS, index)))
-        if site == "pre" and layer.act_writers:
-            layer.pre = out
-        return out.reshape(values.shape)
+    def writing(columns: torch.Tensor | None) -> Hook:
+        places = units if columns is None else columns.to(units.device)[units]
 
-    return [(layer.point(site), write)]
+        def write(values: torch.Tensor) -> torch.Tensor:
+            shaped, index = layer.shaped(site, values), places.to(values.device)
+            out = written(shaped, index, change(layer.index, shaped.index_select(_UNIT_AXIS, index)))
+            if layer.act_writers and site in ("pre", "up"):
+                setattr(layer, site, out)
+            return out.reshape(values.shape)
+
+        return write
+
+    return [(point, writing(columns)) for point, columns in layer.places(site)]
 
 
 def _gated_act_hooks(layer: Layer, units: torch.Tensor, change: Change, replaces: bool) -> list[tuple[HookPoint, Hook]]:
@@ -297,7 +328,7 @@ def check_fires(
         forward: Runs it.
 
     Returns:
-        The logits of that run, and the width of each site.
+        The logits of that run, and the width of each site that the model has.
 
     Raises:
         HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
@@ -311,6 +342,10 @@ def check_fires(
     with attached(hooks + reading_hooks(layers, readers)):
         logits = forward()
     assert logits is not None
+    for site in [site for site in LINEAR_SITES if site in widths]:
+        by_layer = widths[site]
+        if [layer for layer, _ in by_layer] != list(range(len(layers))) or len({width for _, width in by_layer}) > 1:
+            del widths[site]
     for site, by_layer in widths.items():
         if [layer for layer, _ in by_layer] != list(range(len(layers))):
             fired = sorted(layer for layer, _ in by_layer)
@@ -321,6 +356,15 @@ def check_fires(
         if len(different := {width for _, width in by_layer}) != 1:
             raise HookSiteError(f"Layers of {name!r} differ in width at site {site!r}: {sorted(different)}.")
     return logits, {site: by_layer[0][1] for site, by_layer in widths.items()}
+
+
+def why_missing(name: str, site: str) -> str:
+    """Say why a model lacks one of the sites that not every model has."""
+    if site == "up":
+        return f"{name!r} has no site 'up': its MLP has no gate, so nothing multiplies act."
+    return (
+        f"{name!r} has no site {site!r}: no hook of TransformerLens sees what the {site} matrix of its attention gives."
+    )
 
 
 def _shape_hooks(layer: Layer) -> list[tuple[HookPoint, Hook]]:

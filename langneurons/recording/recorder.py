@@ -16,7 +16,7 @@ from torch import Tensor
 
 from langneurons.corpora import Corpus, PackedCorpus, pack
 from langneurons.corpora.corpus import check_corpus
-from langneurons.errors import CorpusError, HookSiteError, ModelError, StaleArtefactError, StatisticsError, unknown
+from langneurons.errors import CorpusError, HookSiteError, ModelError, StaleArtefactError, StatisticsError
 from langneurons.models import ModelView, view
 from langneurons.recording.accumulation import BINS, FOLDS
 from langneurons.recording.passes import Pass, RecordingFolder, recorded_piece
@@ -162,7 +162,7 @@ def record_caches(
         model: The model that made the caches.
         caches: Per language, pairs of tokens ("batch position") and the ActivationCache that ``run_with_cache`` gave
             for them. Each row of tokens counts as one document; special tokens and position 0 are not counted.
-        sites: Sites to record: "pre", "act", "post", "head", "resid_post", or names given to ``add_dictionary``.
+        sites: Sites to record, such as "act", or names given to ``add_dictionary``.
         like: Statistics whose histogram edges to reuse for the languages it has.
 
     Returns:
@@ -259,8 +259,7 @@ def _check_fits(recording: Recording, model_view: ModelView) -> None:
 
 def _check_sites(sites: Sequence[str], model_view: ModelView) -> None:
     for site in sites:
-        if site not in model_view.sites:
-            raise HookSiteError(unknown("site", site, model_view.sites))
+        model_view.shape(site)  # one that the model lacks is refused
 
 
 def _check_shard(shard: tuple[int, int]) -> None:

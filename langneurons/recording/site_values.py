@@ -14,9 +14,10 @@ from langneurons.recording.distributions import Histogram, ValueCdf, quantile, r
 from langneurons.recording.records import TENSORS, WRITTEN, LanguageRecord, RecordedModel, check_held
 from langneurons.settings import finite_number
 
-# Rotating the residual stream, and all weights with it, gives the same model with other coordinates. Neurons behind an
+# Rotating the residual stream, and all weights with it, gives the same model with other coordinates; so does turning a
+# head's queries and keys together (with rotary embedding: within each pair), or its values. Neurons behind an
 # activation function have no such freedom; a head's norm is the same however the head's own coordinates are turned.
-_ANY_BASIS = ("resid_post",)
+_ANY_BASIS = ("resid_post", "q", "k", "v")
 
 
 def basis_note(site: str) -> str:
@@ -156,9 +157,9 @@ class RecordedResponses:
     def mean_written(self) -> Float[Tensor, "layer neuron"] | None:
         """Mean magnitude of what neurons hand to their output weights; None where only their activation is known.
 
-        That is act x up at ``act`` of gated MLPs, which version 0.1.0 did not record.
+        That is act x up at ``act`` and ``up`` of gated MLPs, which version 0.1.0 did not record.
         """
-        if self.site != "act" or not self.model.gated:
+        if self.site not in ("act", "up") or not self.model.gated:
             return self.mean_magnitude()
         if WRITTEN not in self.record.tensors:
             return None

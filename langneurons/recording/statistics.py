@@ -169,8 +169,9 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
     def write(self, language: str) -> Float[Tensor, "layer neuron"]:
         """How much each neuron writes into the residual stream: the mean length of the vector that it adds.
 
-        That is mean |act x up| x norm of the output weights at ``act`` of a gated MLP, and mean |value| x norm at other
-        sites. Statistics of version 0.1.0 do not know ``up``: then |act| stands for |act x up|, with a warning.
+        That is mean |act x up| x norm of the output weights at ``act`` and ``up`` of a gated MLP, and mean |value| x
+        norm at other sites (``q`` and ``k`` write nothing by themselves, and their norm counts as 1). Statistics of
+        version 0.1.0 do not know ``up``: then |act| stands for |act x up|, with a warning.
 
         Args:
             language: A recorded language.

@@ -30,6 +30,7 @@ OPEN_ENDS = 0.0025  # share of the calibration tokens beyond each end of the gri
 LINEAR_PART = 0.05  # asinh coordinates are about linear below this share of the mean magnitude
 SILENT = 0.5  # a unit with more exact zeros than this is sparse: a sample shows too little of it
 SPARSE_LINEAR_PART = 1e-3  # of its peak
+FACTORS = {"act", "up"}  # of what neurons of gated MLPs write
 LEAST_PEAK = 0.1  # of the layer's: a sparse unit may fire later as strongly as others do now
 
 Observe = Callable[[str, int, Tensor, Tensor], None]
@@ -44,7 +45,7 @@ def observing(
 
     Values have shape "token unit": batch and position are joined, a head's output is reduced to its norm. ``z`` is the
     pre-activation at ``pre`` and ``act``, and the values themselves elsewhere. ``observe_written(layer, values)`` is
-    called with the values at ``post`` where ``act`` is observed in a gated MLP.
+    called with the values at ``post`` where one of its two factors is observed in a gated MLP.
     """
     pre: dict[int, Tensor] = {}
 
@@ -79,8 +80,8 @@ def observing(
 
 
 def writes_otherwise(model_view: ModelView, sites: Sequence[str]) -> bool:
-    """Whether neurons are observed at ``act`` that hand something else, act x up, to their output weights."""
-    return "act" in sites and model_view.gated
+    """Whether neurons are observed at ``act`` or ``up`` that hand something else, act x up, to their output weights."""
+    return model_view.gated and not FACTORS.isdisjoint(sites)
 
 
 def observing_caches(
@@ -101,8 +102,9 @@ def observing_caches(
             if site == "head":
                 values = torch.linalg.vector_norm(values.float(), dim=-1)
             observe(site, layer, values, joined("pre", layer) if site == "act" else values)
-            if observe_written is not None and site == "act" and model_view.gated:
-                observe_written(layer, joined("post", layer))
+    if observe_written is not None and writes_otherwise(model_view, sites):
+        for layer in range(model_view.n_layers):
+            observe_written(layer, joined("post", layer))
 
 
 @dataclass
@@ -158,7 +160,8 @@ class LanguageSums:
 
     def add_written(self, layer: int, values: Tensor, folds: Int[Tensor, " token"]) -> None:
         """Add the magnitudes of what one layer's neurons hand to their output weights."""
-        self.accumulators["act"].add_written(layer, values, folds, self.grids["act"])
+        for site in FACTORS & self.accumulators.keys():
+            self.accumulators[site].add_written(layer, values, folds, self.grids[site])
 
     def add_relevance(self, model_view: ModelView, batch: Blocks, folds: Int[Tensor, "block position"]) -> None:
         """Run a batch forward and backward, and add the relevance of every neuron."""

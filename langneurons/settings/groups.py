@@ -213,7 +213,7 @@ class Recording(Settings):
     sites: tuple[str, ...] = Field(
         ("act",),
         min_length=1,
-        description="Sites to record: pre, act, post, head, resid_post, or the names of added dictionaries.",
+        description="Sites to record: pre, up, act, post, q, k, v, head, resid_post, or names of added dictionaries.",
         json_schema_extra={"possible": "at least one site"},
     )
     also: tuple[Literal["sentence", "gradient"], ...] = Field(
@@ -236,8 +236,10 @@ class Adapter(Settings):
 
     rank: Few = Field(8, description="Rank of the update.")
     alpha: float = Field(16.0, gt=0, description="Scale of the update, divided by the rank.")
-    projections: tuple[Literal["gate", "up", "down"], ...] = Field(
-        ("gate",), description="Projections of the MLP whose rows or columns are trained at the chosen neurons."
+    projections: tuple[Literal["gate", "up", "down", "q", "k", "v"], ...] = Field(
+        ("gate",),
+        description="Projections whose rows or columns are trained at the chosen neurons: gate, up and down at neurons "
+        "of the MLP; q, k or v at coordinates of that site.",
     )
     attention: tuple[Literal["q", "k", "v", "o"], ...] = Field(
         ("q", "k", "v", "o"), description="Projections of attention that are trained as a whole; empty trains none."

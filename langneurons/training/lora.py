@@ -85,14 +85,15 @@ class MaskedLoRA(MaskedUpdate):
     """LoRA on the weights of chosen neurons: dW = alpha / rank x M (B A), computed for the neurons' rows alone.
 
     The neurons' rows of ``gate`` and ``up`` (A "rank d_model", B "neuron rank"), their columns of ``down`` (A "rank
-    neuron", B "d_model rank"), and whole matrices of attention. Every layer has the same rank, also one in which fewer
-    neurons were chosen.
+    neuron", B "d_model rank"), chosen rows of ``q``, ``k`` or ``v``, and whole matrices of attention. Every layer has
+    the same rank, also one in which fewer neurons were chosen.
 
     Args:
         neurons: Neurons whose weights are trained, of all languages in the set; None trains attention only.
         rank: Rank of LoRA; lowered to the number of neurons, with a warning, where that is smaller.
         alpha: Scale of LoRA, divided by the rank.
-        targets: Projections of the MLP: gate (where there is no gate: the first matrix), up, down.
+        targets: Projections of the MLP: gate (where there is no gate: the first matrix), up, down; for coordinates at
+            ``q``, ``k`` or ``v`` the matrix of that name.
         attention: Projections of attention: q, k, v, o; all of their rows.
         seed: Seed for A; a layer's projection of attention starts equal whichever neurons are trained.
         projections: Another name for ``targets``.
@@ -169,7 +170,7 @@ class MaskedRows(MaskedUpdate):
 
     Args:
         neurons: Neurons whose weights are trained, of all languages in the set; None trains attention only.
-        targets: Projections of the MLP: gate, up, down.
+        targets: Projections of the MLP: gate, up, down; for coordinates at ``q``, ``k`` or ``v`` that one.
         attention: Projections of attention, trained by LoRA.
         rank: Rank of that LoRA; None trains every weight of them by itself.
         alpha: Scale of that LoRA, divided by the rank.
@@ -202,7 +203,7 @@ class MaskedIA3(MaskedUpdate):
     Args:
         neurons: Neurons whose pre-activation (gate, bias included), factor (up) or activation as down reads it (down)
             is scaled, of all languages in the set; None trains attention only.
-        targets: Projections of the MLP: gate, up, down.
+        targets: Projections of the MLP: gate, up, down; for coordinates at ``q``, ``k`` or ``v`` that one.
         attention: Projections of attention, trained by LoRA.
         rank: Rank of that LoRA; None trains every weight of them by itself.
         alpha: Scale of that LoRA, divided by the rank.

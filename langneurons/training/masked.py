@@ -16,6 +16,7 @@ from langneurons.errors import SiteMismatchError, TrainingError, unknown
 from langneurons.identification.neurons import NeuronSet, check_neurons
 from langneurons.models import ModelView, view
 from langneurons.models.projections import ATTENTION_TARGETS, MLP_TARGETS
+from langneurons.models.sites import ATTENTION_SITES
 from langneurons.settings import finite_number, whole_number
 from langneurons.storage import fingerprint, understood
 from langneurons.storage.hub import Shareable, located
@@ -23,7 +24,7 @@ from langneurons.training import peft_format
 from langneurons.training.pieces import Direct, Form, LowRank, Piece
 
 _Kind = TypeVar("_Kind", bound="MaskedUpdate")
-MLP_SITES = ("pre", "act", "post")
+MLP_SITES = ("pre", "up", "act", "post")
 
 
 @dataclass
@@ -42,9 +43,10 @@ class MaskedUpdate(Shareable):
     Subclasses say by ``form`` how a neuron's rows and columns are changed; everything else is shared.
 
     Args:
-        neurons: Neurons whose rows of gate and up and columns of down are trained, of all languages in the set; None
-            trains attention only.
-        targets: Projections of the MLP that are trained at the neurons: gate, up, down.
+        neurons: Neurons whose rows of gate and up and columns of down are trained, or coordinates whose rows of q, k or
+            v are, of all languages in the set; None trains whole matrices of attention only.
+        targets: Projections that are trained at the neurons: gate, up, down for those of an MLP; at ``q``, ``k`` or
+            ``v`` the matrix of that name.
         attention: Projections of attention that are trained as a whole, by LoRA: q, k, v, o.
         rank: Rank of LoRA; None trains every weight of attention by itself.
         alpha: Scale of LoRA, divided by the rank.
@@ -66,7 +68,7 @@ class MaskedUpdate(Shareable):
         projections: Sequence[str] | None = None,
     ) -> None:
         targets = targets if projections is None else projections
-        _check_names("projection of the MLP", targets, MLP_TARGETS)
+        _check_names("projection", targets, MLP_TARGETS + ATTENTION_SITES)
         _check_names("projection of attention", attention, ATTENTION_TARGETS)
         _check_selection(neurons, targets, attention)
         rank = None if rank is None else whole_number(rank, "rank", TrainingError, least=1)
@@ -207,21 +209,21 @@ class MaskedUpdate(Shareable):
         """
         copy, by_layer = deepcopy(self), neurons.per_layer()
         for piece in copy.pieces:
-            if piece.target in MLP_TARGETS:
+            if piece.units is not None:
                 piece.put_back(by_layer.get(piece.layer, torch.empty(0, dtype=torch.int64)))
         return copy
 
     def moved(self, model: nn.Module) -> float:
-        """Measure how far the trained rows and columns of the MLP moved, relative to their norm before.
+        """Measure how far the neurons' trained rows and columns moved, relative to their norm before.
 
         Args:
             model: The model, without the update merged.
 
         Returns:
-            |W' - W| / |W|, of all of them together; NaN where only attention is trained.
+            |W' - W| / |W|, of all of them together; NaN where only whole matrices of attention are trained.
         """
         model_view = view(model)
-        pieces = [piece for piece in self.pieces if piece.target in MLP_TARGETS]
+        pieces = [piece for piece in self.pieces if piece.units is not None]
         parts = [piece.distance(model_view.projection(piece.layer, piece.target)) for piece in pieces]
         change, before = (sum(part) for part in zip(*parts, strict=True)) if parts else (math.nan, 1.0)
         return math.sqrt(change / before)
@@ -373,14 +375,23 @@ def _check_selection(neurons: NeuronSet | None, targets: Sequence[str], attentio
             raise TrainingError("Nothing would be trained: give neurons, or attention=('q', 'k', 'v', 'o') or some.")
         return
     check_neurons(neurons)
-    if neurons.site not in MLP_SITES:
+    if neurons.site not in (*MLP_SITES, *ATTENTION_SITES):
         raise TrainingError(
-            f"Neurons at {neurons.site!r} have no rows in the MLP: possible are {', '.join(MLP_SITES)}."
+            f"Neurons at {neurons.site!r} have no rows of their own to train: possible are "
+            f"{', '.join((*MLP_SITES, *ATTENTION_SITES))}."
         )
     if not len(neurons):
         raise TrainingError("The neuron set is empty: for attention only give neurons=None.")
+    possible = MLP_TARGETS if neurons.site in MLP_SITES else (neurons.site,)
     if not targets:
-        raise TrainingError(f"Name at least one of {', '.join(MLP_TARGETS)} as targets.")
+        raise TrainingError(f"Name at least one of {', '.join(possible)} as targets.")
+    if odd := [target for target in targets if target not in possible]:
+        raise TrainingError(
+            f"Units at {neurons.site!r} have rows or columns in {', '.join(possible)}, and none in {odd[0]!r}: name "
+            "what is trained at them as targets (projections)."
+        )
+    if both := [target for target in targets if target in attention]:
+        raise TrainingError(f"{both[0]!r} is trained at the units chosen, so it cannot be trained as a whole, too.")
 
 
 def _check_fits(neurons: NeuronSet, model_view: ModelView) -> None:

@@ -363,12 +363,13 @@ def piece_of(
         form: From a projection's name to the form of its change where that is not LoRA.
     """
     layer, target, (outputs, inputs) = described["layer"], described["target"], described["shape"]
+    whole = neurons is None or (target in ATTENTION_TARGETS and target != neurons.site)
     module = {**described["module"], "runs": tuple(map(tuple, described["module"]["runs"]))}
     return Piece(
         layer,
         target,
         (outputs, inputs),
-        None if target in ATTENTION_TARGETS or neurons is None else neurons.per_layer()[layer],
+        None if whole or neurons is None else neurons.per_layer()[layer],
         LowRank(**described["low_rank"]) if described["low_rank"] else form(target),
         HuggingFaceModule(**module),
         {name: nn.Parameter(tensors[f"{layer}.{target}.{name}"]) for name in described["parameters"]},

@@ -142,7 +142,7 @@ class ScaledInputs:
 
 @dataclass(eq=False)
 class Piece:
-    """Parameters that change some rows (of gate, up), some columns (of down) or all of one projection's matrix.
+    """Parameters that change some rows, some columns (of down) or all of one projection's matrix.
 
     Attributes:
         layer: The layer.

@@ -17,6 +17,7 @@ from langneurons.baking.baked import Baked
 from langneurons.errors import ModelError, PatchError, SiteMismatchError, StorageError, TrainingError
 from langneurons.models import start_token, view
 from langneurons.models.dictionaries import SparseDictionary, SparseDictionaryConfig, add_dictionary
+from langneurons.models.sites import LINEAR_SITES
 from tests.backends import loadable
 from tests.tasks.harness_files import ASK, CHOICE, GENERATE, generation, write_task
 from tests.tiny_models import save_tiny, tiny_tokenizer
@@ -110,12 +111,15 @@ def test_neurons_and_heads_are_switched_off_and_scaled_in_every_architecture(mod
         ln.Scale(neurons(model, "post", ((0, 6), (0, 5))), 3.0),
         ln.Scale(neurons(model, "pre", ((0, 9), (1, 8))), 2.0),
         ln.SetTo(heads(model), 0.0),
+        *(ln.Scale(neurons(model, site, ((0, 2), (1, 9))), 2.0) for site in LINEAR_SITES if site in view(model).sites),
+        ln.SetTo(neurons(model, "v", ((0, 5),)), 0.0),
     ]
     assert_baked(model, tmp_path / "baked", patches)
 
 
 def test_updates_are_merged_in_every_architecture(model, tmp_path):
-    assert_baked(model, tmp_path / "baked", updates=[trained(every_kind(model)[0], model)])
+    rows = ln.MaskedRows(neurons(model, "k"), ("k",))
+    assert_baked(model, tmp_path / "baked", updates=[trained(every_kind(model)[0], model), trained(rows, model)])
 
 
 def test_updates_come_before_patches_in_every_architecture(model, tmp_path):
@@ -134,7 +138,7 @@ def test_every_kind_of_update_is_merged_alone_and_after_others(load, architectur
 
 
 @pytest.mark.parametrize("architecture", PLAIN)
-@pytest.mark.parametrize("site", ["pre", "act", "post", "head", "resid_post"])
+@pytest.mark.parametrize("site", ["pre", "act", "post", "q", "head", "resid_post"])
 def test_constants_go_into_the_biases_that_a_plain_model_has(load, architecture, site, tmp_path):
     model = load(architecture)
     units = neurons(model, site, ((0, 1), (1, 3), (1, 2)))
@@ -157,16 +161,20 @@ def test_constants_turn_on_the_biases_that_a_llama_can_have(load, backend, tmp_p
         assert_baked(model, tmp_path / name, patches)
         assert '"mlp_bias": true' in (tmp_path / name / "config.json").read_text()
         assert "mlp_bias" in (tmp_path / name / "README.md").read_text()
-    assert_baked(model, tmp_path / "head", [ln.Add(heads(model), 0.5)])
-    config = (tmp_path / "head" / "config.json").read_text()
-    assert '"attention_bias": true' in config
-    assert '"mlp_bias": false' in config
+    assert_baked(model, tmp_path / "up", [ln.Add(neurons(model, "up"), 1.5)])
+    assert '"mlp_bias": true' in (tmp_path / "up" / "config.json").read_text()
+    for name, patch in {"head": ln.Add(heads(model), 0.5), "k": ln.SetTo(neurons(model, "k"), 2.0)}.items():
+        assert_baked(model, tmp_path / name, [patch])
+        config = (tmp_path / name / "config.json").read_text()
+        assert '"attention_bias": true' in config
+        assert '"mlp_bias": false' in config
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_overlapping_patches_act_in_order_at_every_site(load, seed, tmp_path):
     model, generator = load("llama"), torch.Generator().manual_seed(seed)
-    kinds = list(itertools.product(("pre", "post", "act", "head"), (ln.SetTo, ln.Add, ln.Scale)))
+    sites = ("pre", "post", "act", "up", "q", "v", "head")
+    kinds = list(itertools.product(sites, (ln.SetTo, ln.Add, ln.Scale)))
     patches = []
     for index in torch.randperm(len(kinds), generator=generator).tolist():
         site, kind = kinds[index]

@@ -21,6 +21,7 @@ def test_there_is_one_format_and_a_study_for_every_paper():
         "clas-bench",
         "demo",
         "factorial",
+        "kojima-babel",
         "language-arithmetics",
         "paper-babel",
         *PAPER,

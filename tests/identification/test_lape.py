@@ -161,7 +161,7 @@ def test_sites_without_a_meaningful_sign_are_refused_unless_a_magnitude_is_given
     random = torch.Generator().manual_seed(0)
     values = {one: torch.randn(400, 1, 20, generator=random) for one in ("en", "hi")}
     values["hi"][:, 0, 3] *= 4
-    for site in ("post", "head"):
+    for site in ("post", "up", "q", "k", "v", "head"):
         stats = statistics_from(values, site=site)
         for method in (LAPE(), EntropyLambda()):
             with pytest.raises(StatisticsError, match="'act' or 'pre'"):

@@ -346,3 +346,30 @@ def test_a_set_of_version_0_1_0_is_loaded_and_prints_its_labels(tmp_path):
     assert neurons == NeuronSet.of({"hi": [(0, 3), (1, 2)], "ur": [(1, 2)]}, (2, 8), "act", "m" * 8)
     assert neurons.method == "LAPE(top=0.01)"
     assert neurons.table().frame.to_numpy().tolist() == [["hi", 2, 1, "0 to 1"], ["ur", 1, 0, "1 to 1"]]
+
+
+def test_coordinates_are_counted_by_head_and_widened_to_whole_heads():
+    neurons = NeuronSet.of({"hi": [(0, 1), (0, 3), (1, 6)], "ur": []}, shape=(2, 12), site="v")
+    table = neurons.by_head(4)
+    assert table.to_dict("list") == {
+        "language": ["hi", "hi"],
+        "layer": [0, 1],
+        "head": [0, 1],
+        "coordinates": [2, 1],
+    }
+    whole = neurons.whole_heads(4)
+    assert whole["hi"].indices().tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 4], [1, 5], [1, 6], [1, 7]]
+    assert not len(whole["ur"])
+    assert whole.whole_heads(4) == whole
+    assert len(neurons.whole_heads(1)) == 3
+
+
+@pytest.mark.parametrize(
+    ("site", "d_head", "said"),
+    [("act", 4, "^Units at 'act' are no coordinates"), ("q", 5, "^12 coordinates"), ("q", 0, "^12")],
+)
+def test_heads_that_a_site_does_not_have_are_one_sentence(site, d_head, said):
+    neurons = NeuronSet.of({"hi": [(0, 1)]}, shape=(2, 12), site=site)
+    for use in (neurons.by_head, neurons.whole_heads):
+        with pytest.raises(NeuronSetError, match=said):
+            use(d_head)

@@ -251,20 +251,26 @@ def test_kojimas_other_models_have_other_names(tmp_path, module):
     assert NeuronSet.read(tmp_path / "x.csv", shape=SHAPE)["fr"].indices().tolist() == [[1, 5]]
 
 
-def test_kojimas_units_of_attention_are_left_out_only_where_that_is_said(tmp_path):
-    units = [("model.layers.0.mlp.gate_proj", 3, 0.9), ("model.layers.0.self_attn.q_proj", 999, 0.9)]
-    expertise(de=units).to_csv(tmp_path / "x.csv", index=False)
-    with pytest.raises(NeuronSetError, match=r"gate_proj 1, q_proj 1: give site='pre' to read the 1 of it"):
+def test_of_kojimas_units_those_of_the_site_are_read_that_is_asked_for(tmp_path):
+    units = {"mlp.gate_proj": 3, "mlp.up_proj": 4, "self_attn.q_proj": 5, "self_attn.k_proj": 6, "self_attn.v_proj": 7}
+    rows = [(f"model.layers.0.{module}", unit, 0.9) for module, unit in units.items()]
+    expertise(de=[*rows, ("model.layers.0.self_attn.o_proj", 999, 0.9)]).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(NeuronSetError, match=r"o_proj 1: say which to read, site='pre' for 1, .*site='v' for 1\.$"):
         NeuronSet.read(tmp_path / "x.csv", shape=SHAPE)
-    assert NeuronSet.read(tmp_path / "x.csv", shape=SHAPE, site="pre").indices().tolist() == [[0, 3]]
-    with pytest.raises(NeuronSetError, match="no site, so not 'head'"):
+    for site, unit in zip(("pre", "up", "q", "k", "v"), units.values(), strict=True):
+        neurons = NeuronSet.read(tmp_path / "x.csv", shape=SHAPE, site=site)
+        assert (neurons.site, neurons.indices().tolist()) == (site, [[0, unit]])
+    with pytest.raises(NeuronSetError, match="put out, so there is no 'head'"):
         NeuronSet.read(tmp_path / "x.csv", shape=SHAPE, site="head")
+    expertise(de=[("model.layers.0.mlp.down_proj", 3, 0.9)]).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(NeuronSetError, match="holds units of down_proj 1; sites are what gate_proj"):
+        NeuronSet.read(tmp_path / "x.csv", shape=SHAPE)
     expertise(de=[("lm_head", 3, 0.9)]).to_csv(tmp_path / "y.csv", index=False)
     with pytest.raises(NeuronSetError, match="names the module 'lm_head:0'"):
         NeuronSet.read(tmp_path / "y.csv", shape=SHAPE)
 
 
-def test_damos_text_is_read_and_its_attention_left_out_with_a_warning(tmp_path):
+def test_damos_text_is_read_by_site_and_what_is_left_out_is_said(tmp_path):
     path = tmp_path / "Meta-Llama-3-8Bhindigsm_2000_12000_990.txt"
     up, down = {0: {3}, 1: set(), 2: {7}}, {0: {3}, 1: set(), 2: {1}}
     path.write_text("\n".join(map(str, (up, down, {0: {900}}, {0: set()}, {0: set()}))) + "\n")
@@ -272,6 +278,11 @@ def test_damos_text_is_read_and_its_attention_left_out_with_a_warning(tmp_path):
         neurons = NeuronSet.read(path, languages=["hi"], shape=SHAPE)
     assert neurons.site == "post"
     assert neurons["hi"].indices().tolist() == [[0, 3], [2, 1], [2, 7]]
+    for site, width, members in (("up", 8, [[0, 3], [2, 7]]), ("q", 1024, [[0, 900]]), ("v", 256, [])):
+        of_site = NeuronSet.read(path, languages=["hi"], shape=(3, width), site=site)
+        assert (of_site.site, of_site["hi"].indices().tolist()) == (site, members)
+    with pytest.raises(SiteMismatchError, match="of site 'post', not 'act'"):
+        NeuronSet.read(path, languages=["hi"], shape=SHAPE, site="act")
 
 
 def test_damos_text_of_numpy_2_is_read(tmp_path):

@@ -18,6 +18,7 @@ PAIRS = [
     ("bloom", "bridge"),
     ("gemma2", "bridge"),
 ]
+SITES = ("pre", "act", "post", "head", "resid_post")  # of every model; tests/models/test_linear_sites.py has the others
 UNITS = {"head": [(0, 0), (0, 3), (1, 2)], "resid_post": [(0, 1), (0, 30), (1, 7)]}
 MLP_UNITS = [(0, 0), (0, 5), (0, 47), (1, 1), (1, 20)]
 

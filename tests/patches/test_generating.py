@@ -8,8 +8,7 @@ import torch
 
 import langneurons as ln
 from langneurons.errors import LangNeuronsWarning
-from langneurons.models import SITES
-from tests.patches.conftest import hooks_left, set_at
+from tests.patches.conftest import SITES, hooks_left, set_at
 from tests.patches.naive import naive_greedy, naively
 
 STEPS = 6

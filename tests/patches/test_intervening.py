@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 import langneurons as ln
 from langneurons.errors import HookSiteError, LangNeuronsWarning, PatchError, SiteMismatchError
-from langneurons.models import SITES, load_model, view
+from langneurons.models import load_model, view
 from langneurons.recording.site_values import SiteValues
 from tests.backends import loadable
 from tests.models.hugging_face import hf_act_set
-from tests.patches.conftest import everything_at, hooks_left, logits_of, set_at
+from tests.patches.conftest import SITES, everything_at, hooks_left, logits_of, set_at
 from tests.patches.naive import naively
 
 MLP_SITES = ("pre", "act", "post")

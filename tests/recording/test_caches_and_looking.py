@@ -24,7 +24,7 @@ def packed_caches(model, corpus, folder, names_filter=None):
     return caches
 
 
-@pytest.mark.parametrize("site", ["act", "pre", "post", "head", "resid_post"])
+@pytest.mark.parametrize("site", ["act", "pre", "up", "post", "k", "head", "resid_post"])
 def test_statistics_of_caches_equal_a_recording_of_the_same_blocks(tiny, corpus, tmp_path, site):
     with unfused(tiny):
         recorded = record(tiny, corpus, sites=(site,), batch_size=1)

@@ -19,6 +19,7 @@ from langneurons.errors import (
     StatisticsError,
     StorageError,
 )
+from langneurons.models import SITES
 from langneurons.recording import passes, recorder
 from langneurons.recording.sums import LanguageSums
 from tests.recording.conftest import LANGUAGES, documents, record, same
@@ -106,10 +107,11 @@ def test_more_documents_of_a_language_can_be_added_on_the_same_edges(tiny, corpu
 
 
 def test_every_site_is_recorded_in_one_pass_as_alone(tiny, corpus):
-    together = record(tiny, corpus, sites=("act", "pre", "post", "head", "resid_post"))
+    together = record(tiny, corpus, sites=SITES)
     for site in together.sites:
         assert same(together.at(site), record(tiny, corpus, sites=(site,)))
     assert together.at("head").shape == (2, 4)
+    assert (together.at("q").shape, together.at("v").shape) == ((2, 32), (2, 16))
 
 
 def test_pre_and_act_share_their_sign_and_relate_by_the_activation_function(tiny, corpus):

@@ -21,6 +21,13 @@ def test_a_recording_at_act_knows_what_a_recording_at_post_knows(tiny, corpus, w
         assert not torch.allclose(whole.write(language), whole.mean_magnitude()[0].double() * whole.output_norm(), 0.01)
 
 
+def test_up_is_recorded_with_act_and_knows_the_same_of_what_is_written(tiny, corpus, whole):
+    both = record(tiny, corpus, sites=("up", "act"))
+    assert same(both.at("act"), whole)
+    for language in LANGUAGES:
+        assert torch.allclose(both.at("up").write(language), whole.write(language), rtol=1e-3)
+
+
 def test_plain_mlps_write_their_activation(tmp_path, corpus):
     model = ln.load_model(str(save_tiny(tmp_path / "gpt2", "gpt2")))
     stats = record(model, corpus)

@@ -28,7 +28,8 @@ from tests.training.small import pairs, questions
 DTYPES = ("float32", "bfloat16", "float16")
 DAMAGES = {"nan": torch.nan, "infinity": torch.inf, "-infinity": -torch.inf, "overflow": None}
 WEIGHTS = {"embedding": "embed.W_E", "norm": "ln_final.w", "unembedding": "unembed.W_U"}
-PLACES = (*(f"{site} {layer}" for site in SITES for layer in (0, 1)), *WEIGHTS)
+DAMAGED = ("pre", "act", "post", "v", "head", "resid_post")
+PLACES = (*(f"{site} {layer}" for site in DAMAGED for layer in (0, 1)), *WEIGHTS)
 WORD = 21  # a token of most texts
 DOCUMENTS = {
     language: [" ".join(f"w{word}" for word in (WORD, *range(at, at + 5 + at % 7))) for at in range(first, first + 30)]

@@ -1,5 +1,7 @@
 """TransformerLens' two classes behind one interface: how each runs, and where its weights are."""
 
+from functools import partial
+
 from torch import nn
 
 from langneurons.errors import HookSiteError, ModelError
@@ -53,6 +55,7 @@ def layers_of(backend: Hooked | Bridge, name: str) -> list[Layer]:
             gated=gated,
             adds_bias=gated and backend.adds_bias,
             n_heads=backend.model.cfg.n_heads,
+            outputs=partial(backend.outputs, index),
         )
         layers.append(layer)
     backend.check_internals()

@@ -1,7 +1,7 @@
 """TransformerBridge around a Hugging Face model: made, run, and where its projections are."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from langneurons.errors import HookSiteError, ModelError, TrainingError, in_shor
 from langneurons.models import internals, projections
 from langneurons.models.checkpoints import activation_of, architecture_of, ends_of
 from langneurons.models.running import GeneratedRows
+from langneurons.models.sites import Place
 
 _MLP_NAMES = {"up": "in", "down": "out"}
 # Architectures that TransformerLens does not know, though it knows another with the same modules.
@@ -113,6 +114,7 @@ class Bridge:
         self.generation_fault: str | None = None
         self._native = self._attention_is_wrong = False
         self._uncached: set[bool] = set()
+        self._columns: dict[str, torch.Tensor | None] = {}
 
     def check_internals(self) -> None:
         """Refuse a version of TransformerLens or transformers that has moved what langneurons relies on."""
@@ -221,6 +223,27 @@ class Bridge:
     def leave_out_cache(self) -> None:
         """Generate without a key-value cache from now on, with the attention modules that run at this moment."""
         self._uncached.add(self._native)
+
+    def outputs(self, layer: int, target: str) -> list[Place]:
+        """Find where q, k or v is handed on as its matrix gives it; transformers' attention may fuse the three."""
+        attention = self.model.blocks[layer].attn
+        component, places = getattr(attention, target, None), []
+        if component is not None:
+            places.append((internals.output_point(component), None))
+        if (columns := self._columns_of(target)) is not None:
+            places.append((internals.output_point(attention.qkv), columns))
+        return places
+
+    def _columns_of(self, target: str) -> Int[torch.Tensor, " unit"] | None:
+        """Find the columns of q, k or v in what a fused matrix gives, the same in every layer; None without one."""
+        if target not in self._columns:
+            attention, columns = self.model.blocks[0].attn, None
+            with suppress(TrainingError):
+                if (fused := _fused(attention, target)) is not None:
+                    whole = _stored(fused[1]).read()
+                    columns = projections.rows_of(_runs(whole, attention, target, self.model.cfg.n_heads))
+            self._columns[target] = columns
+        return None if self._attention_is_wrong else self._columns[target]
 
     def projection(self, gated: bool, layer: int, target: str) -> projections.Projection:
         """Find a projection that the model has.

@@ -23,7 +23,7 @@ from langneurons.models.projections import (
     runs_in_turn,
 )
 from langneurons.models.running import GeneratedRows
-from langneurons.models.sites import Hook, attached
+from langneurons.models.sites import ATTENTION_SITES, Hook, Place, attached
 
 _LLAMA_LIKE = {
     "block": "model.layers.{}.",
@@ -142,6 +142,10 @@ class Hooked:
         """Do nothing: a HookedTransformer has no attention of transformers."""
         return nullcontext()
 
+    def outputs(self, layer: int, target: str) -> list[Place]:
+        """Find where q, k or v is handed on as its matrix gives it."""
+        return [(getattr(self.model.blocks[layer].attn, f"hook_{target}"), None)]
+
     def projection(self, gated: bool, layer: int, target: str) -> Projection:
         """Find a projection that the model has.
 
@@ -153,6 +157,8 @@ class Hooked:
         parent = self._parent(layer, target)
         weight = Stored(_parameter(parent, target, gated), _LAYOUTS.get(target, "d_in d_out"))
         biases = [Stored(parent.b_in)] if target == "gate" and not gated else []
+        if target in ATTENTION_SITES:
+            biases = [Stored(internals.parameter_of(parent, f"b_{target.upper()}"), "head d_head")]
         module = self._hugging_face_module(gated, layer, target, len(weight.read()))
         return Projection(layer, target, [weight], biases, [_installing(parent, target)], module)
 
