@@ -13,6 +13,7 @@ from langneurons.models.checkpoints import (
     check_supported,
     context_length_of,
     load_config,
+    number_of_experts,
     weights_on_meta,
 )
 from langneurons.models.gguf import converted_folder, is_gguf, stored_as
@@ -30,7 +31,7 @@ class ModelDescription:
         architecture: Its architecture, such as ``"LlamaForCausalLM"``.
         parameters: Number of weights, tied ones counted once.
         layers: Number of layers.
-        neurons: Neurons per layer at each site (heads at ``head``).
+        neurons: Neurons per layer at each site (heads at ``head``, experts at ``router``).
         context_length: The longest text it takes, in tokens.
         dtype: The dtype it loads in by default.
         memory_to_load: Bytes of weights in memory after loading, for each backend it can load with.
@@ -90,13 +91,15 @@ def describe(
         memory["hooked"] = (parameters + untied) * dtype.itemsize
     width = text.hidden_size
     neurons = next((size for field in _INTERMEDIATE if (size := getattr(text, field, None))), 4 * width)
+    experts = number_of_experts(config)
+    of_layer = {"router": experts} if experts else dict.fromkeys(("pre", "act", "post"), neurons)
     return ModelDescription(
         name=str(name),
         architecture=architecture_of(config),
         parameters=parameters,
         layers=text.num_hidden_layers,
         neurons={
-            **dict.fromkeys(("pre", "act", "post"), neurons),
+            **of_layer,
             "head": text.num_attention_heads,
             "resid_post": width,
         },

@@ -22,6 +22,7 @@ from langneurons.models import internals
 from langneurons.models.internals import HookPoint
 
 SITES = ("pre", "act", "post", "head", "resid_post")
+OF_MLP = ("pre", "act", "post", "up")  # what a layer has only where every token runs one MLP
 
 Reader = Callable[[int, torch.Tensor], object]
 Change = Callable[[int, torch.Tensor], torch.Tensor]
@@ -45,7 +46,8 @@ class Layer:
     """One layer's hook points, and what the running forward has computed of its activation.
 
     ``adds_bias``: the MLP adds b_in after the product act x up (HookedTransformer), not inside up (a bridge).
-    ``flattened``: the MLP (OPT's) sees batch and position as one axis.
+    ``flattened``: the MLP (OPT's) sees batch and position as one axis. ``mlp`` is None where every token runs experts
+    only, ``router`` what routes to them.
     """
 
     index: int
@@ -57,6 +59,8 @@ class Layer:
     gated: bool
     adds_bias: bool
     n_heads: int
+    d_model: int
+    router: nn.Module | None = None
     flattened: bool = False
     batch_size: int = 1
     act_writers: int = 0
@@ -95,7 +99,7 @@ class Layer:
     def output_norm(self, site: str) -> Float[torch.Tensor, " unit"]:
         """The norm of what each of the site's units writes, in float32 on CPU."""
         if site == "resid_post":
-            return torch.ones(self.mlp.W_out.shape[1])
+            return torch.ones(self.d_model)
         weights = self.output_weights(site).float()
         if site == "head":
             weights = rearrange(weights, "(head d_head) d_model -> head (d_head d_model)", head=self.n_heads)
@@ -287,7 +291,7 @@ def checked_units(
 
 @torch.no_grad()
 def check_fires(
-    name: str, layers: Sequence[Layer], forward: Callable[[], torch.Tensor | None]
+    name: str, layers: Sequence[Layer], forward: Callable[[], torch.Tensor | None], own_sites: Sequence[str] = SITES
 ) -> tuple[torch.Tensor, dict[str, int]]:
     """Run a model once and check that every site's tensor arrives exactly once a layer, all of one width.
 
@@ -295,6 +299,7 @@ def check_fires(
         name: The model's name.
         layers: Its layers.
         forward: Runs it.
+        own_sites: The sites that it has.
 
     Returns:
         The logits of that run, and the width of each site.
@@ -302,7 +307,7 @@ def check_fires(
     Raises:
         HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
     """
-    widths: dict[str, list[tuple[int, int]]] = {site: [] for site in SITES}
+    widths: dict[str, list[tuple[int, int]]] = {site: [] for site in own_sites}
     readers: dict[str, Reader] = {
         site: lambda layer, values, by_layer=by_layer: by_layer.append((layer, values.shape[2]))
         for site, by_layer in widths.items()
@@ -332,4 +337,4 @@ def _shape_hooks(layer: Layer) -> list[tuple[HookPoint, Hook]]:
     def flattened(values: torch.Tensor) -> None:
         layer.flattened = values.ndim == 2
 
-    return [(layer.input_point, batch), (layer.mlp.hook_pre, flattened)]
+    return [(layer.input_point, batch), *([] if layer.mlp is None else [(layer.mlp.hook_pre, flattened)])]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from langneurons.corpora import Corpus, PackedCorpus, pack
 from langneurons.corpora.corpus import check_corpus
-from langneurons.errors import CorpusError, HookSiteError, ModelError, StaleArtefactError, StatisticsError, unknown
+from langneurons.errors import CorpusError, HookSiteError, ModelError, StaleArtefactError, StatisticsError
 from langneurons.models import ModelView, view
 from langneurons.recording.accumulation import BINS, FOLDS
 from langneurons.recording.passes import Pass, RecordingFolder, recorded_piece
@@ -262,8 +262,7 @@ def _check_fits(recording: Recording, model_view: ModelView) -> None:
 
 def _check_sites(sites: Sequence[str], model_view: ModelView) -> None:
     for site in sites:
-        if site not in model_view.sites:
-            raise HookSiteError(unknown("site", site, model_view.sites))
+        model_view.shape(site)  # refuses sites that it lacks
 
 
 def _check_shard(shard: tuple[int, int]) -> None:

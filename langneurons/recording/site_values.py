@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from langneurons.errors import SiteMismatchError, StatisticsError
+from langneurons.models.experts import ROUTER_SITES
 from langneurons.recording.accumulation import SQUARE_UNITS, SUM_UNITS
 from langneurons.recording.distributions import Histogram, ValueCdf, quantile, rank_error_bound
 from langneurons.recording.records import TENSORS, WRITTEN, LanguageRecord, RecordedModel, check_held
@@ -137,7 +138,7 @@ class RecordedResponses:
         return self.record.grid().units
 
     def probability(self, threshold: Threshold) -> Float[Tensor, "layer neuron"]:
-        """P(activation > threshold)."""
+        """P(activation > threshold); at routers, with threshold 0, the share of tokens that an expert is chosen for."""
         values = self._threshold(threshold)
         above_zero = self.tensor("active").sum(0, dtype=torch.int64).double() / self.record.tokens.sum()
         if not bool(values.any()):
@@ -273,6 +274,8 @@ class Responses:
     def _exactly_zero(self, share: float) -> Bool[Tensor, "layer neuron"]:
         """Where the quantile is known: of units that are never negative and silent on ``share`` of the tokens."""
         active = self._averaged(lambda record: record.probability(0.0))
+        if self._records[0].site in ROUTER_SITES:  # an expert that is not chosen has a probability all the same
+            return torch.zeros_like(active, dtype=torch.bool)
         return (self.minimum().values == 0) & (share <= 1 - active)
 
     def _cdfs(self, layer: int) -> list[ValueCdf]:
