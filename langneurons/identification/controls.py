@@ -19,7 +19,7 @@ from langneurons.corpora.languages import spelled
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown, warn_user
 from langneurons.identification.firing import check_sign_means_something, sign_means_something
 from langneurons.identification.indices import shape_text
-from langneurons.models.experts import ROUTER_SITES
+from langneurons.recording.records import ROUTER_SITES
 from langneurons.recording.statistics import PUBLISHED, ActivationStats, check_statistics
 from langneurons.settings import Controls, Match, whole_number
 

@@ -149,12 +149,14 @@ def check_supported(config: PretrainedConfig, name: str) -> None:
     Raises:
         ModelError: If it is one.
     """
-    text, architecture = config.get_text_config(), architecture_of(config)
+    architecture = architecture_of(config)
     masked = internals.masks_tokens(config) and not getattr(config, "is_decoder", False)
     if getattr(config, "is_encoder_decoder", False) or masked:
         raise ModelError(f"{name!r} ({architecture}) has an encoder; langneurons takes decoder-only language models.")
     if number_of_experts(config):
-        check_routers(weights_on_meta(config), f"{name} ({architecture})")
+        with reading(name, "configuration"):
+            hf_model = weights_on_meta(config)
+        check_routers(hf_model, f"{name} ({architecture})")
 
 
 def number_of_experts(config: PretrainedConfig) -> int:

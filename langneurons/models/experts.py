@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -21,8 +21,8 @@ from langneurons.errors import HookSiteError, ModelError
 from langneurons.models.internals import HookPoint, replaced, routers_in
 from langneurons.models.sites import Change, Hook, Layer, Reader, attached, written
 
-ROUTER, LOGITS, CHOSEN = "router", "router_logits", "chosen"
-ROUTER_SITES = (ROUTER, LOGITS)
+ROUTER, LOGITS = ROUTER_SITES = ("router", "router_logits")
+CHOSEN = "chosen"  # no site, but read beside one: which experts are among the top k
 
 _TRIED = 16  # states that a router is tried with
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -58,7 +58,7 @@ class Router:
         handle = self.module.register_forward_hook(lambda module, inputs, output: hook(output, hook=self))
         self.fwd_hooks.append(SimpleNamespace(hook=handle))
 
-    def shaped(self, values: torch.Tensor) -> Float[torch.Tensor, "batch position expert"]:
+    def shaped(self, values: torch.Tensor) -> Shaped[torch.Tensor, "batch position expert"]:
         """View what the router gives, which sees batch and position as one axis, with both apart."""
         return values.reshape(self.batch_size, -1, values.shape[-1])
 
@@ -66,7 +66,7 @@ class Router:
         """The routing probability of each expert: softmax of the logits, or the sigmoid of each."""
         return logits.float().sigmoid() if self.independent else logits.float().softmax(-1)
 
-    def read(self, part: str, output: tuple[torch.Tensor, ...]) -> Float[torch.Tensor, "batch position expert"]:
+    def read(self, part: str, output: tuple[torch.Tensor, ...]) -> Shaped[torch.Tensor, "batch position expert"]:
         """What was asked for of the router's output: probabilities, logits, or which experts are chosen."""
         logits, _, indices = output
         if part == LOGITS:
@@ -341,6 +341,7 @@ def _in_words(output: object) -> str:
 
 
 def other_form(name: str, what: str) -> ModelError:
+    """The error of a router that is not read."""
     return ModelError(
         f"{name!r} is a mixture of experts whose router has another form: {what}; read are routers that give logits, "
         "weights and indices, such as those of Mixtral, Qwen3-MoE, OLMoE and GPT-OSS."

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from langneurons.errors import HookSiteError, ModelError, unknown
 from langneurons.models import running, sites
 from langneurons.models.backends import backend_of, layers_of
-from langneurons.models.experts import CHOSEN, ROUTER, ROUTER_SITES, RouterSite, router_sites
+from langneurons.models.experts import CHOSEN, ROUTER, RouterSite, router_sites
 from langneurons.models.feature_sites import FeatureSite
 from langneurons.models.internals import count_hooks, listens
 from langneurons.models.projections import Projection, check_target
@@ -58,7 +58,7 @@ class ModelView:
         act_fn_name: Its activation function, as the checkpoint's configuration names it.
         weights: Which weights it has: their fingerprint, and what it was before updates were merged.
         feature_sites: The sites that dictionaries were added as, by name.
-        routers: Of a mixture of experts the sites ``router`` and ``router_logits``.
+        routers: The sites ``router`` and ``router_logits`` of a mixture of experts, by name.
         loaded_as: The arguments of ``load_model`` that load it again elsewhere; None where it was given as an object.
     """
 
@@ -139,9 +139,9 @@ class ModelView:
             return self.feature_sites.get(site) or self.routers.get(site)
         if self.routers and site in OF_MLP:
             raise HookSiteError(
-                f"{self.name!r} has no site {site!r}, because its layers have no MLP of one width that every token runs, "
-                "and transformers multiplies the matrices of all experts at once, where no hook sees a neuron. Possible: "
-                f"{', '.join(self.sites)}."
+                f"{self.name!r} has no site {site!r}, because its layers have no MLP of one width that every token "
+                "runs, and transformers multiplies the matrices of all experts at once, where no hook sees a neuron. "
+                f"Possible: {', '.join(self.sites)}."
             )
         raise HookSiteError(unknown("site", site, self.sites))
 
@@ -158,7 +158,11 @@ class ModelView:
     def fingerprint_at(self, site: str) -> str:
         """Which weights, and at a site of features also which dictionaries, its values come from."""
         features = self._features(site)
-        return fingerprint(self.fingerprint, features.fingerprint) if isinstance(features, FeatureSite) else self.fingerprint
+        return (
+            fingerprint(self.fingerprint, features.fingerprint)
+            if isinstance(features, FeatureSite)
+            else self.fingerprint
+        )
 
     def output_weights(self, layer: int, site: str) -> Float[torch.Tensor, "unit d_model"]:
         """Find what a layer's units write to the residual stream: W_out, or a head's W_O with its d_head rows in turn.
@@ -398,8 +402,8 @@ class ModelView:
             HookSiteError: If a site is unknown.
         """
         once = {site: self._checkpointing.once(reader) for site, reader in readers.items()}
-        other = {site: self._features(site) for site in once if site not in ("up" if self.gated else "", CHOSEN)}
-        other |= {site: self._features(ROUTER) for site in once if site == CHOSEN}
+        of_mlp = {"up"} if self.gated else set()
+        other = {site: self._features(ROUTER if site == CHOSEN else site) for site in once if site not in of_mlp}
         own = {site: reader for site, reader in once.items() if not other.get(site)}
         with ExitStack() as stack:
             stack.enter_context(sites.attached(sites.reading_hooks(self._layers, own)))
@@ -453,7 +457,9 @@ class ModelView:
         """
         features, own = self._features(site), self._layers[layer]
         if isinstance(features, RouterSite):
-            raise HookSiteError(f"A cache does not hold which experts are chosen: record {site!r} by running the model.")
+            raise HookSiteError(
+                f"A cache does not hold which experts are chosen: record {site!r} by running the model."
+            )
         hook = str((own.point(site) if features is None else features.placed[layer].reads).name)
         try:
             values = cache[hook]
@@ -467,9 +473,7 @@ class ModelView:
         Raises:
             HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
         """
-        logits, self._widths = sites.check_fires(
-            self.name, self._layers, lambda: self.forward(tokens), self._own_sites
-        )
+        logits, self._widths = sites.check_fires(self.name, self._layers, lambda: self.forward(tokens), self._own_sites)
         self._unembeds = running.unembeds(self.hidden, self.runner.unembed, tokens, logits)
         return logits
 

@@ -9,10 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from langneurons.errors import SiteMismatchError, StatisticsError
-from langneurons.models.experts import ROUTER_SITES
 from langneurons.recording.accumulation import SQUARE_UNITS, SUM_UNITS
 from langneurons.recording.distributions import Histogram, ValueCdf, quantile, rank_error_bound
-from langneurons.recording.records import TENSORS, WRITTEN, LanguageRecord, RecordedModel, check_held
+from langneurons.recording.records import ROUTER_SITES, TENSORS, WRITTEN, LanguageRecord, RecordedModel, check_held
 from langneurons.settings import finite_number
 
 # Rotating the residual stream, and all weights with it, gives the same model with other coordinates. Neurons behind an

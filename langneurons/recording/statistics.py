@@ -24,11 +24,11 @@ from langneurons.errors import (
     unknown,
     warn_user,
 )
-from langneurons.models.experts import ROUTER_SITES
 from langneurons.recording.accumulation import SUM_UNITS
 from langneurons.recording.counts import checked_counts, read_counts
 from langneurons.recording.distributions import Histogram, ValueCdf
 from langneurons.recording.records import (
+    ROUTER_SITES,
     LanguageRecord,
     RecordedModel,
     check_manifest,
@@ -171,7 +171,8 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
         """How much each neuron writes into the residual stream: the mean length of the vector that it adds.
 
         That is mean |act x up| x norm of the output weights at ``act`` of a gated MLP, and mean |value| x norm at other
-        sites; at routers it is how often an expert is chosen. Statistics of version 0.1.0 do not know ``up``: then |act| stands for |act x up|, with a warning.
+        sites; at routers it is how often an expert is chosen. Statistics of version 0.1.0 do not know ``up``: then
+        |act| stands for |act x up|, with a warning.
 
         Args:
             language: A recorded language.

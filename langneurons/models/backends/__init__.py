@@ -68,7 +68,9 @@ def _without_common_mlp(backend: Hooked | Bridge, name: str) -> bool:
     """Whether layers have experts, and the MLPs that every token runs are not one of equal width in every layer."""
     experts = [internals.experts_in(block) for block in backend.model.blocks]
     if any(parts is not None and parts[0] is None for parts in experts):
-        raise ModelError(f"{name!r} is a mixture of experts whose router has another form: none lies beside its experts.")
+        raise ModelError(
+            f"{name!r} is a mixture of experts whose router has another form: none lies beside its experts."
+        )
     mlps = [internals.mlp_of(block) for block in backend.model.blocks]
     if not any(experts) or None in mlps:
         return any(experts)
