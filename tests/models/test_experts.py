@@ -215,6 +215,8 @@ def test_probabilities_beyond_one_are_one_and_gradients_reach_a_value(loaded):
     for site, most in (("router", 1.0), ("router_logits", 60.0)):
         probabilities: list[torch.Tensor] = []
         patch = ln.SetTo(experts_of(model_view, [(1, 0)], site), most)
+        if site == "router":
+            assert ln.patches.unreachable(model_view.model, ln.SetTo(experts, 1.5)) == 1
         reading = model_view.reading({"router": lambda row, values, to=probabilities: to.append(values)})
         with torch.no_grad(), ln.intervene(model_view.model, patch), reading:
             model_view.forward(TOKENS)

@@ -82,7 +82,7 @@ def test_a_rare_quantile_of_a_probability_is_no_zero_because_the_expert_is_not_c
     assert (stats["en"].probability().values[1, [HINDI, NEVER]] == 0).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_batch_size_does_not_change_a_byte(model, corpus, stats, batch_size):
     assert same(record(model, corpus, sites=SITES, batch_size=batch_size), stats)
 
@@ -105,21 +105,21 @@ def test_a_kill_and_shards_do_not_change_a_byte(model, corpus, stats, tmp_path, 
 
 
 def test_what_an_expert_writes_is_how_often_it_is_chosen_and_controls_match_it(stats):
-    assert torch.equal(stats.write("zh"), stats["zh"].probability().values.double())
-    experts = ln.NeuronSet.of({"zh": [(1, TOPIC)]}, stats.shape, "router", stats.fingerprint)
+    torch.testing.assert_close(stats.write("zh").float(), stats["zh"].probability().values)
     often = ln.NeuronSet.of({"zh": [(1, DEFAULT)]}, stats.shape, "router", stats.fingerprint)
-    draws = [often.matched_control(ln.Controls(stats=stats, seed=seed)).indices().tolist() for seed in range(3)]
-    nearest = torch.argsort((stats.write("zh")[1] - stats.write("zh")[1, DEFAULT]).abs())[1]
-    assert draws == [[[1, int(nearest)]]] * 3
-    balance = experts.balance(ln.Controls(stats=stats, draws=2))
-    assert balance["active_difference"].notna().all()
+    controls, p = ln.Controls(stats=stats, draws=2), stats.write("zh")[1]
+    draws = [often.matched_control(controls, draw) for draw in range(2)]
+    nearest = int((p - p[DEFAULT]).abs().index_fill(0, torch.tensor([DEFAULT]), 2.0).argmin())
+    assert [draw.indices().tolist() for draw in draws] == [[[1, nearest]]] * 2
+    [ratio] = often.balance(draws, controls)["write_ratio"]
+    assert ratio == pytest.approx(float(p[nearest] / p[DEFAULT]))
 
 
 def test_leaving_the_hindi_expert_out_costs_hindi_alone_and_exactly(model, stats):
     text = ln.HeldoutText.of(model, ln.load_corpus(documents(seed=5)), context_length=32)
     experts = neurons_of(model, {"hi": [EXPERT], "never": [(1, NEVER)]})
-    matrix = ln.perplexity_matrix(model, text, experts, controls=0, resamples=200, progress=False)
-    effects = matrix.rows.set_index(["patched", "measured"])["effect"]
+    matrix = ln.perplexity_matrix(model, text, experts, controls=0, resamples=400, progress=False)
+    effects = matrix.rows.set_index(["patched", "measured"])["estimate"]
     assert effects["hi", "hi"] != 0
     assert effects["hi", "en"] == effects["hi", "zh"] == 0
     assert (effects["never"] == 0).all()
