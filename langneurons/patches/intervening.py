@@ -177,6 +177,6 @@ def _warn_of_unreachable(patch: Patch, model_view: ModelView) -> None:
         low, high = reachable_range(model_view, patch.neurons.site)
         origin = "router" if patch.neurons.site == ROUTER else "activation function"
         warn_user(
-            f"{100 * share:.3g}% of the values that {patch!r} writes cannot come from this model's {origin}, which gives "
-            f"{low:.3f} to {high:.3g}."
+            f"{100 * share:.3g}% of the values that {patch!r} writes cannot come from this model's {origin}, which "
+            f"gives {low:.3f} to {high:.3g}."
         )
