@@ -254,7 +254,7 @@ def test_a_broken_configuration_is_refused(broken):
     [
         ({"model_type": "minimax_m2"}, "mixture of experts"),
         ({"model_type": "llama4_text"}, "mixture of experts"),
-        ({"model_type": "longcat_flash"}, "mixture of experts"),
+        ({"model_type": "jetmoe"}, "mixture of experts"),
         ({"model_type": "bert"}, "encoder"),
         ({"model_type": "xlm-roberta"}, "encoder"),
         ({"model_type": "t5"}, "encoder"),
