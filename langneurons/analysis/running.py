@@ -251,8 +251,7 @@ class Remembered:
                 weights = model_view.output_weights(layer, "post")
                 self._weights[layer] = weights[units.to(weights.device)].detach()
         # The layer after which each layer's forward passes begin: itself, or, where it is run again, the one below.
-        features = model_view.feature_sites.get(site)
-        depth = {layer: layer if features is None else features.layers[layer] for layer in neurons}
+        depth = {layer: model_view.layers_at(site)[layer] for layer in neurons}
         direct = [layer for layer in neurons if layer in self._weights or site == "resid_post"]
         self._begins = {layer: depth[layer] if layer in direct else depth[layer] - 1 for layer in neurons}
         self.forget()

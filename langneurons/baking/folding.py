@@ -12,6 +12,7 @@ from torch import Tensor
 
 from langneurons.errors import PatchError
 from langneurons.models import SITES, ModelView
+from langneurons.models.experts import ROUTER_SITES
 from langneurons.models.sites import LINEAR_SITES
 from langneurons.patches import Add, Clamp, DiffMean, Patch, Scale, SetTo
 
@@ -207,6 +208,11 @@ def check_weights_can(patch: Patch) -> None:
         raise PatchError(
             f"Weights are the same at every position, so {patch!r} cannot be baked: write at all positions, or "
             f"{INSTEAD}."
+        )
+    if patch.neurons.site in ROUTER_SITES:
+        raise PatchError(
+            f"No weight makes a router choose for every token as {patch!r} does: patch neurons at "
+            f"{', '.join(SITES)}, or {INSTEAD}."
         )
     if patch.neurons.site not in SITES:
         raise PatchError(

@@ -80,6 +80,8 @@ def dose(
                 f"What coordinates of {patch.neurons.site!r} write depends on what attention makes of them, so their "
                 "dose is not measured."
             )
+        if patch.neurons.site in model_view.routers:
+            raise PatchError(f"{patch.neurons.site!r} writes no direction of its own, so that it has no dose.")
     with torch.inference_mode(), model_view.native_attention():
         doses = {language: _dose(model_view, patches, text, language, batch_size) for language in text.languages}
     return pd.DataFrame([{"language": language, **of_language} for language, of_language in doses.items()])

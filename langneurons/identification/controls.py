@@ -19,6 +19,7 @@ from langneurons.corpora.languages import spelled
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown, warn_user
 from langneurons.identification.firing import check_sign_means_something, sign_means_something
 from langneurons.identification.indices import shape_text
+from langneurons.recording.records import ROUTER_SITES
 from langneurons.recording.statistics import PUBLISHED, ActivationStats, check_statistics
 from langneurons.settings import Controls, Match, whole_number
 
@@ -111,6 +112,8 @@ class Candidates:
             )
         if matched_by(controls) == "layer+magnitude":
             magnitude = stats[language].mean_magnitude().values.double() * stats.output_norm().double()
+            if stats.site in ROUTER_SITES:
+                magnitude = stats.write(language)
             rank = magnitude.numpy().argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
             stratum = stratum * DECILES + (rank * DECILES // width).ravel()
         if controls.spare or controls.firing:

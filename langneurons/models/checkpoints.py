@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from langneurons import babel, storage
 from langneurons.errors import ModelError, in_short
 from langneurons.models import internals
+from langneurons.models.experts import check_routers
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 # The most that a configuration may say: what it names is built, or listed, before any weight is read.
@@ -29,7 +30,7 @@ _LIMITS = {
 _NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 _LONGEST_NAME = 4096
 _WEIGHTS_PER_BYTE = 16  # quantised to less than a bit, none has more
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def source_of(name: str | Path) -> str:
@@ -141,7 +142,7 @@ def _numbers(content: object, field: str = "") -> Iterator[tuple[str, float]]:
 
 
 def check_supported(config: PretrainedConfig, name: str) -> None:
-    """Refuse mixtures of experts and encoders by name.
+    """Refuse encoders, and mixtures of experts whose router has an unknown form, before any weight is read.
 
     Args:
         config: The model's configuration.
@@ -150,15 +151,21 @@ def check_supported(config: PretrainedConfig, name: str) -> None:
     Raises:
         ModelError: If it is one.
     """
-    text, architecture = config.get_text_config(), architecture_of(config)
-    if any((getattr(text, field, None) or 0) > 1 for field in _EXPERTS):
-        raise ModelError(
-            f"{name!r} ({architecture}) is a mixture of experts: its MLPs do not run for every token, so the neuron "
-            "statistics of langneurons would mislead. Use a dense model."
-        )
+    architecture = architecture_of(config)
     masked = internals.masks_tokens(config) and not getattr(config, "is_decoder", False)
     if getattr(config, "is_encoder_decoder", False) or masked:
         raise ModelError(f"{name!r} ({architecture}) has an encoder; langneurons takes decoder-only language models.")
+    if number_of_experts(config):
+        with reading(name, "configuration"):
+            hf_model = weights_on_meta(config)
+        check_routers(hf_model, f"{name} ({architecture})")
+
+
+def number_of_experts(config: PretrainedConfig) -> int:
+    """Read how many experts a layer routes to; 0 of a dense model."""
+    text = config.get_text_config()
+    number = next((number for field in _EXPERTS if (number := getattr(text, field, None))), 0)
+    return number if number > 1 else 0
 
 
 def load_weights(

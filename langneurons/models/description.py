@@ -13,6 +13,7 @@ from langneurons.models.checkpoints import (
     check_supported,
     context_length_of,
     load_config,
+    number_of_experts,
     weights_on_meta,
 )
 from langneurons.models.gguf import converted_folder, is_gguf, stored_as
@@ -30,7 +31,8 @@ class ModelDescription:
         architecture: Its architecture, such as ``"LlamaForCausalLM"``.
         parameters: Number of weights, tied ones counted once.
         layers: Number of layers.
-        neurons: Units per layer at each site: neurons, heads at ``head``, coordinates at q, k, v and resid_post.
+        neurons: Units per layer at each site: neurons, heads at ``head``, experts at ``router``, coordinates at q, k, v
+            and resid_post.
         context_length: The longest text it takes, in tokens.
         dtype: The dtype it loads in by default.
         memory_to_load: Bytes of weights in memory after loading, for each backend it can load with.
@@ -93,13 +95,15 @@ def describe(
     heads = text.num_attention_heads
     d_head = getattr(text, "head_dim", None) or width // heads
     keys = _heads_of_keys(text) * d_head
+    experts = number_of_experts(config)
+    of_mlp = dict.fromkeys(("pre", "up", "act", "post") if gated else ("pre", "act", "post"), neurons)
     return ModelDescription(
         name=str(name),
         architecture=architecture_of(config),
         parameters=parameters,
         layers=text.num_hidden_layers,
         neurons={
-            **dict.fromkeys(("pre", "up", "act", "post") if gated else ("pre", "act", "post"), neurons),
+            **({"router": experts} if experts else of_mlp),
             **{"q": heads * d_head, "k": keys, "v": keys},
             "head": heads,
             "resid_post": width,

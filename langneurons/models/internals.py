@@ -360,6 +360,42 @@ def output_point(component: nn.Module) -> HookPoint:
     return bridged.hook_out
 
 
+_ROUTERS, _SHARED = ("gate", "router"), ("shared_expert", "shared_experts", "shared_mlp")
+
+
+@private("transformers", "the places of experts and routers")
+def routers_in(module: nn.Module) -> list[Any]:
+    """The router beside every bank of experts in a Hugging Face module; None for one that has another name."""
+    beside = [part for part in module.modules() if "experts" in dict(part.named_children())]
+    routers = [next((own for name in _ROUTERS if (own := getattr(part, name, None))), None) for part in beside]
+    return [None if router is None else _innermost(router) for router in routers]
+
+
+def _innermost(module: nn.Module) -> nn.Module:
+    """What a component of a bridge wraps, through all that wraps it; a module of transformers itself."""
+    while isinstance(inner := getattr(module, "original_component", None), nn.Module):
+        module = inner
+    return module
+
+
+@private("transformer-lens", "original_component and bound_dense of a bridge's layers")
+def experts_in(block: nn.Module) -> tuple[Any, Any] | None:
+    """The router of a bridge's layer and its shared expert, each None where it has none; None for a dense layer."""
+    mlp: Any = getattr(block, "mlp", None)
+    layer = getattr(block, "original_component", None)
+    routers = [] if layer is None else routers_in(layer)
+    if not routers and getattr(mlp, "bound_dense", True):
+        return None
+    shared = next((part for name in _SHARED if hasattr(part := getattr(mlp, name, None), "hook_pre")), None)
+    return (routers[0] if routers else None), shared
+
+
+def mlp_of(block: nn.Module) -> Any:
+    """The MLP of a layer that every token runs: beside experts the shared one, or None."""
+    experts = experts_in(block)
+    return getattr(block, "mlp", None) if experts is None else experts[1]
+
+
 @private("transformer-lens", "name of a bridge's components")
 def path_of(*components: nn.Module) -> str:
     """Where in the Hugging Face model a component lies, given it and those around it from the outside."""

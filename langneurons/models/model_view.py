@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from langneurons.errors import HookSiteError, ModelError, unknown
 from langneurons.models import running, sites
 from langneurons.models.backends import backend_of, layers_of
+from langneurons.models.experts import CHOSEN, ROUTER, RouterSite, router_sites
 from langneurons.models.feature_sites import FeatureSite
 from langneurons.models.internals import count_hooks, listens
 from langneurons.models.projections import Projection, check_target
-from langneurons.models.sites import LINEAR_SITES, SITES, Change, Layer, Reader
+from langneurons.models.sites import LINEAR_SITES, OF_MLP, SITES, Change, Layer, Reader
 from langneurons.models.weights import Weights
 from langneurons.storage import fingerprint
 
@@ -57,6 +58,7 @@ class ModelView:
         act_fn_name: Its activation function, as the checkpoint's configuration names it.
         weights: Which weights it has: their fingerprint, and what it was before updates were merged.
         feature_sites: The sites that dictionaries were added as, by name.
+        routers: The sites ``router`` and ``router_logits`` of a mixture of experts, by name.
         loaded_as: The arguments of ``load_model`` that load it again elsewhere; None where it was given as an object.
     """
 
@@ -72,6 +74,7 @@ class ModelView:
         self.context_length: int = self.model.cfg.n_ctx
         self._layers = layers_of(self.runner, self.name)
         self.gated = self._layers[0].gated
+        self.routers = router_sites(self._layers, self.model.cfg.d_model, self.name)
         self.act_fn_name = self.runner.act_fn_name
         self.weights = Weights(self.model)
         self.feature_sites: dict[str, FeatureSite] = {}
@@ -88,7 +91,13 @@ class ModelView:
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites it has, those that belong together in the order in which a layer computes them."""
-        return (*(site for site in SITES if site in self._widths), *self.feature_sites)
+        return (*(site for site in SITES if site in self._widths), *self.routers, *self.feature_sites)
+
+    @property
+    def _own_sites(self) -> tuple[str, ...]:
+        """The sites that its layers may have."""
+        without_mlp = self._layers[0].mlp is None
+        return tuple(site for site in SITES if not (without_mlp and site in OF_MLP))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,7 +110,7 @@ class ModelView:
         return next(self.model.parameters()).device
 
     def shape(self, site: str) -> tuple[int, int]:
-        """Count a site's layers and units per layer; a site of features has as many layers as dictionaries."""
+        """Count a site's layers and units per layer: as many layers as dictionaries, or as have experts."""
         features = self._features(site)
         return (self.n_layers, self._widths[site]) if features is None else features.shape
 
@@ -119,13 +128,24 @@ class ModelView:
             raise HookSiteError(f"{self.name!r} has no layer {index}: its layers are 0 to {self.n_layers - 1}.")
         return self._layers[index]
 
-    def _features(self, site: str) -> FeatureSite | None:
-        """The dictionaries of a site of features, None for neurons; sites that the model lacks are refused."""
-        if site in LINEAR_SITES and site not in self._widths:
+    def layers_at(self, site: str) -> tuple[int, ...]:
+        """Find the model's layer of each layer of a site."""
+        features = self._features(site)
+        return tuple(range(self.n_layers)) if features is None else features.layers
+
+    def _features(self, site: str) -> FeatureSite | RouterSite | None:
+        """The dictionaries or routers of a site, None for neurons; sites that the model lacks are refused."""
+        if site in self.sites:
+            return self.feature_sites.get(site) or self.routers.get(site)
+        if self.routers and site in OF_MLP:
+            raise HookSiteError(
+                f"{self.name!r} has no site {site!r}, because its layers have no MLP of one width that every token "
+                "runs, and transformers multiplies the matrices of all experts at once, where no hook sees a neuron. "
+                f"Possible: {', '.join(self.sites)}."
+            )
+        if site in LINEAR_SITES:
             raise HookSiteError(sites.why_missing(self.name, site))
-        if site not in self.sites:
-            raise HookSiteError(unknown("site", site, self.sites))
-        return self.feature_sites.get(site)
+        raise HookSiteError(unknown("site", site, self.sites))
 
     @property
     def fingerprint(self) -> str:
@@ -140,7 +160,11 @@ class ModelView:
     def fingerprint_at(self, site: str) -> str:
         """Which weights, and at a site of features also which dictionaries, its values come from."""
         features = self._features(site)
-        return self.fingerprint if features is None else fingerprint(self.fingerprint, features.fingerprint)
+        return (
+            fingerprint(self.fingerprint, features.fingerprint)
+            if isinstance(features, FeatureSite)
+            else self.fingerprint
+        )
 
     def output_weights(self, layer: int, site: str) -> Float[torch.Tensor, "unit d_model"]:
         """Find what a layer's units write to the residual stream: W_out, or a head's W_O with its d_head rows in turn.
@@ -373,18 +397,22 @@ class ModelView:
         written there show only at ``post``.
 
         Args:
-            readers: From site to a function of (layer index, values); what it returns is ignored.
+            readers: From site to a function of (layer index, values); what it returns is ignored. Of a mixture of
+                experts also from ``"chosen"``, whether each expert is among the top k.
 
         Raises:
             HookSiteError: If the model has no such site.
         """
-        of_features = [site for site in readers if self._features(site)]
         once = {site: self._checkpointing.once(reader) for site, reader in readers.items()}
-        own = {site: reader for site, reader in once.items() if site not in of_features}
+        other = {site: self._features(ROUTER if site == CHOSEN else site) for site in once}
+        own = {site: reader for site, reader in once.items() if not other.get(site)}
         with ExitStack() as stack:
             stack.enter_context(sites.attached(sites.reading_hooks(self._layers, own)))
-            for site in of_features:
-                stack.enter_context(self.feature_sites[site].reading(once[site]))
+            for site, features in other.items():
+                if isinstance(features, RouterSite):
+                    stack.enter_context(features.reading(once[site], site))
+                elif features is not None:
+                    stack.enter_context(features.reading(once[site]))
             yield
 
     def writing(
@@ -400,7 +428,8 @@ class ModelView:
             site: The site to write at.
             neurons: From layer index to sorted indices of neurons, or of heads at ``head``.
             change: A function of (layer index, current values) that returns the new ones, for the neurons given only:
-                "batch position neuron", at ``head`` "batch position head d_head".
+                "batch position neuron", at ``head`` "batch position head d_head". At ``router`` new probabilities are
+                carried out by new logits, and the other experts keep theirs in proportion.
             replaces: Whether ``change`` looks only at the shape of the current values, which are then not computed.
 
         Raises:
@@ -428,6 +457,10 @@ class ModelView:
             HookSiteError: If the cache does not hold the hook the site is read from.
         """
         features, own = self._features(site), self._layers[layer]
+        if isinstance(features, RouterSite):
+            raise HookSiteError(
+                f"A cache does not hold which experts are chosen: record {site!r} by running the model."
+            )
         hook = str((own.point(site) if features is None else features.placed[layer].reads).name)
         try:
             values = cache[hook]
@@ -441,7 +474,7 @@ class ModelView:
         Raises:
             HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
         """
-        logits, widths = sites.check_fires(self.name, self._layers, lambda: self.forward(tokens))
+        logits, widths = sites.check_fires(self.name, self._layers, lambda: self.forward(tokens), self._own_sites)
         # A site counts only if its tensor arrives in whichever way attention runs.
         self._widths = {site: width for site, width in widths.items() if site in (self._widths or widths)}
         self._unembeds = running.unembeds(self.hidden, self.runner.unembed, tokens, logits)
@@ -451,7 +484,8 @@ class ModelView:
     def hooked(self) -> bool:
         """Whether anything is attached to the model at this moment, such as a patch or a trained update."""
         trained = any(projection.changes for projection in self._projections.values())
-        return trained or count_hooks(self.model) > self._own_hooks
+        routed = any(router.writes for site in self.routers.values() for router in site.placed)
+        return trained or routed or count_hooks(self.model) > self._own_hooks
 
     def act_fn(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """Find the activation function that a layer's MLP really calls."""

@@ -25,6 +25,7 @@ from langneurons.models.internals import HookPoint
 SITES = ("pre", "up", "act", "post", "q", "k", "v", "head", "resid_post")
 ATTENTION_SITES = ("q", "k", "v")
 LINEAR_SITES = ("up", *ATTENTION_SITES)  # which not every model has, or lets hooks reach
+OF_MLP = ("pre", "up", "act", "post")  # what a layer has only where every token runs one MLP
 
 Reader = Callable[[int, torch.Tensor], object]
 Change = Callable[[int, torch.Tensor], torch.Tensor]
@@ -51,7 +52,8 @@ class Layer:
 
     ``adds_bias``: the MLP adds b_in after the product act x up (HookedTransformer), not inside up (a bridge).
     ``flattened``: the MLP (OPT's) sees batch and position as one axis. ``outputs``: from "q", "k" or "v" to the places
-    where that matrix hands on what it gives, of which each forward passes one.
+    where that matrix hands on what it gives, of which each forward passes one. ``mlp`` is None where every token runs
+    experts only, ``router`` what routes to them.
     """
 
     index: int
@@ -64,6 +66,7 @@ class Layer:
     adds_bias: bool
     n_heads: int
     outputs: Callable[[str], list[Place]]
+    router: nn.Module | None = None
     flattened: bool = False
     batch_size: int = 1
     act_writers: int = 0
@@ -318,7 +321,7 @@ def checked_units(
 
 @torch.no_grad()
 def check_fires(
-    name: str, layers: Sequence[Layer], forward: Callable[[], torch.Tensor | None]
+    name: str, layers: Sequence[Layer], forward: Callable[[], torch.Tensor | None], own_sites: Sequence[str] = SITES
 ) -> tuple[torch.Tensor, dict[str, int]]:
     """Run a model once and check that every site's tensor arrives exactly once a layer, all of one width.
 
@@ -326,6 +329,7 @@ def check_fires(
         name: The model's name.
         layers: Its layers.
         forward: Runs it.
+        own_sites: The sites that it has.
 
     Returns:
         The logits of that run, and the width of each site that the model has.
@@ -333,7 +337,7 @@ def check_fires(
     Raises:
         HookSiteError: If a site's hook does not fire exactly once, or widths differ between layers.
     """
-    widths: dict[str, list[tuple[int, int]]] = {site: [] for site in SITES}
+    widths: dict[str, list[tuple[int, int]]] = {site: [] for site in own_sites}
     readers: dict[str, Reader] = {
         site: lambda layer, values, by_layer=by_layer: by_layer.append((layer, values.shape[2]))
         for site, by_layer in widths.items()
@@ -376,4 +380,4 @@ def _shape_hooks(layer: Layer) -> list[tuple[HookPoint, Hook]]:
     def flattened(values: torch.Tensor) -> None:
         layer.flattened = values.ndim == 2
 
-    return [(layer.input_point, batch), (layer.mlp.hook_pre, flattened)]
+    return [(layer.input_point, batch), *([] if layer.mlp is None else [(layer.mlp.hook_pre, flattened)])]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from langneurons.errors import PatchError, SiteMismatchError, warn_user
 from langneurons.models import Following, ModelView, view
+from langneurons.models.experts import ROUTER
 from langneurons.patches.patch import Clamp, Patch, SetTo
 from langneurons.recording.site_values import SiteValues
 
@@ -99,7 +100,12 @@ def unreachable(model: torch.nn.Module, patch: Patch) -> float:
 
 
 def reachable_range(model_view: ModelView, site: str) -> tuple[float, float]:
-    """The values that a site can have: the range of act_fn, widened by its rounding; no bounds where it has none."""
+    """The values that a site can have: the range of act_fn, widened by its rounding; no bounds where it has none.
+
+    At ``router`` a value is a probability.
+    """
+    if site == ROUTER:
+        return 0.0, 1.0
     if site != "act" and not (site == "post" and not model_view.gated):
         return -math.inf, math.inf
     low, high = model_view.act_range()
@@ -169,7 +175,8 @@ def _warn_of_unreachable(patch: Patch, model_view: ModelView) -> None:
     share = unreachable(model_view.model, patch)
     if share > 0:
         low, high = reachable_range(model_view, patch.neurons.site)
+        origin = "router" if patch.neurons.site == ROUTER else "activation function"
         warn_user(
-            f"{100 * share:.3g}% of the values that {patch!r} writes cannot come from this model's activation "
-            f"function, which gives {low:.3f} to {high:.3g}."
+            f"{100 * share:.3g}% of the values that {patch!r} writes cannot come from this model's {origin}, which "
+            f"gives {low:.3f} to {high:.3g}."
         )

@@ -199,7 +199,8 @@ class Pass:
         with _interrupts_deferred() as interrupted:
             while state.next_block < blocks.stop:
                 end = min(state.next_block + self.batch_size, blocks.stop)
-                self._add(state, language, range(state.next_block, end))
+                for part in self._parts(range(state.next_block, end)):
+                    self._add(state, language, part)
                 bar.update(end - state.next_block)
                 state.next_block = end
                 due = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
@@ -266,6 +267,14 @@ class Pass:
         with torch.no_grad(), calibration.looking():
             self._forward(batch)
         return calibration.grids()
+
+    def _parts(self, blocks: range) -> list[range]:
+        """The blocks that share a forward pass: each by itself where experts multiply the tokens of all together.
+
+        The last bits of a product depend on its number of rows, which is here the number of tokens that chose an
+        expert.
+        """
+        return [range(block, block + 1) for block in blocks] if self.model_view.routers else [blocks]
 
     def _add(self, state: LanguageSums, language: str, blocks: range) -> None:
         batch = self.packed.blocks(language, blocks)

@@ -162,7 +162,8 @@ def record_caches(
         model: The model that made the caches.
         caches: Per language, pairs of tokens ("batch position") and the ActivationCache that ``run_with_cache`` gave
             for them. Each row of tokens counts as one document; special tokens and position 0 are not counted.
-        sites: Sites to record, such as "act", or names given to ``add_dictionary``.
+        sites: Sites to record, such as "act", or names given to ``add_dictionary``; not those of routers, whose choices
+            caches do not hold.
         like: Statistics whose histogram edges to reuse for the languages it has.
 
     Returns:

@@ -23,6 +23,7 @@ WRITTEN = "written"  # not in what version 0.1.0 recorded
 LOWS, HIGHS = ("minimum", "coordinate_minimum"), ("maximum", "coordinate_maximum")
 GRID = ("width", "first", "scale")
 ACT_FN = ("act_fn.inputs", "act_fn.outputs")
+ROUTER_SITES = ("router", "router_logits")  # where a unit is an expert, active where it is chosen
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from langneurons.errors import SiteMismatchError, StatisticsError
 from langneurons.recording.accumulation import SQUARE_UNITS, SUM_UNITS
 from langneurons.recording.distributions import Histogram, ValueCdf, quantile, rank_error_bound
-from langneurons.recording.records import TENSORS, WRITTEN, LanguageRecord, RecordedModel, check_held
+from langneurons.recording.records import ROUTER_SITES, TENSORS, WRITTEN, LanguageRecord, RecordedModel, check_held
 from langneurons.settings import finite_number
 
 # Rotating the residual stream, and all weights with it, gives the same model with other coordinates; so does turning a
@@ -138,7 +138,7 @@ class RecordedResponses:
         return self.record.grid().units
 
     def probability(self, threshold: Threshold) -> Float[Tensor, "layer neuron"]:
-        """P(activation > threshold)."""
+        """P(activation > threshold); at routers, with threshold 0, the share of tokens that an expert is chosen for."""
         values = self._threshold(threshold)
         above_zero = self.tensor("active").sum(0, dtype=torch.int64).double() / self.record.tokens.sum()
         if not bool(values.any()):
@@ -274,6 +274,8 @@ class Responses:
     def _exactly_zero(self, share: float) -> Bool[Tensor, "layer neuron"]:
         """Where the quantile is known: of units that are never negative and silent on ``share`` of the tokens."""
         active = self._averaged(lambda record: record.probability(0.0))
+        if self._records[0].site in ROUTER_SITES:  # an expert that is not chosen has a probability all the same
+            return torch.zeros_like(active, dtype=torch.bool)
         return (self.minimum().values == 0) & (share <= 1 - active)
 
     def _cdfs(self, layer: int) -> list[ValueCdf]:

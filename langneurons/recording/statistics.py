@@ -28,6 +28,7 @@ from langneurons.recording.accumulation import SUM_UNITS
 from langneurons.recording.counts import checked_counts, read_counts
 from langneurons.recording.distributions import Histogram, ValueCdf
 from langneurons.recording.records import (
+    ROUTER_SITES,
     LanguageRecord,
     RecordedModel,
     check_manifest,
@@ -170,8 +171,9 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
         """How much each neuron writes into the residual stream: the mean length of the vector that it adds.
 
         That is mean |act x up| x norm of the output weights at ``act`` and ``up`` of a gated MLP, and mean |value| x
-        norm at other sites (``q`` and ``k`` write nothing by themselves, and their norm counts as 1). Statistics of
-        version 0.1.0 do not know ``up``: then |act| stands for |act x up|, with a warning.
+        norm at other sites (``q`` and ``k`` write nothing by themselves, and their norm counts as 1); at routers it is
+        how often an expert is chosen. Statistics of version 0.1.0 do not know ``up``: then |act| stands for |act x up|,
+        with a warning.
 
         Args:
             language: A recorded language.
@@ -185,6 +187,8 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
             True
         """
         responses = self._of(language)
+        if self.site in ROUTER_SITES:
+            return responses.probability(0.0)
         magnitude = responses.mean_written()
         if magnitude is None:
             warn_user(

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from langneurons.corpora import Blocks
 from langneurons.models import ModelView
+from langneurons.models.experts import CHOSEN, ROUTER_SITES
+from langneurons.models.sites import Reader
 from langneurons.recording.accumulation import Accumulators, Grid, GroupedSums
 from langneurons.recording.distributions import ActivationFunction
 from langneurons.recording.records import (
@@ -44,10 +46,15 @@ def observing(
     """Call ``observe(site, layer, values, z)`` with every site's values of each forward inside.
 
     Values have shape "token unit": batch and position are joined, a head's output is reduced to its norm. ``z`` is the
-    pre-activation at ``pre`` and ``act``, and the values themselves elsewhere. ``observe_written(layer, values)`` is
-    called with the values at ``post`` where one of its two factors is observed in a gated MLP.
+    pre-activation at ``pre`` and ``act``, at routers 1 where an expert is chosen and 0 elsewhere, and the values
+    themselves at other sites. ``observe_written(layer, values)`` is called with the values at ``post`` where one of its
+    two factors is observed in a gated MLP.
     """
     pre: dict[int, Tensor] = {}
+    chosen: dict[int, Tensor] = {}
+
+    def on_router(site: str, layer: int, values: Tensor) -> None:
+        observe(site, layer, values.flatten(0, 1), chosen[layer].flatten(0, 1))
 
     def on_pre(layer: int, z: Tensor) -> None:
         if "act" in sites:
@@ -71,8 +78,10 @@ def observing(
         if "post" in sites:
             on_values("post", layer, values)
 
-    functions = {"pre": on_pre, "act": on_act, "head": on_head}
+    functions: dict[str, Reader] = {"pre": on_pre, "act": on_act, "head": on_head, CHOSEN: chosen.__setitem__}
+    functions |= {site: partial(on_router, site) for site in ROUTER_SITES}
     wanted = ("pre", *sites) if "act" in sites else sites
+    wanted = (CHOSEN, *wanted) if set(sites) & set(ROUTER_SITES) else wanted
     if observe_written is not None and writes_otherwise(model_view, sites):
         wanted, functions = (*wanted, "post"), {**functions, "post": on_post}
     with model_view.reading({site: functions.get(site, partial(on_values, site)) for site in wanted}):
@@ -153,10 +162,12 @@ class LanguageSums:
 
     def add(self, site: str, layer: int, values: Tensor, z: Tensor, folds: Int[Tensor, " token"]) -> None:
         """Add one layer's values."""
-        grid = self.grids[site]
-        values = values.float()
+        grid, active = self.grids[site], self.accumulators[site].active[:, layer]
+        values, before = values.float(), active.clone() if site in ROUTER_SITES else None
         coordinate = z.float() if grid.scale is None else grid.coordinate(layer, values)
         self.accumulators[site].add(layer, coordinate, values, folds, grid)
+        if before is not None:  # an expert is active where it is chosen, whatever its probability
+            active.copy_(before.index_add_(0, folds[folds >= 0], z[folds >= 0].to(before.dtype)))
 
     def add_written(self, layer: int, values: Tensor, folds: Int[Tensor, " token"]) -> None:
         """Add the magnitudes of what one layer's neurons hand to their output weights."""
@@ -244,7 +255,7 @@ class Calibration:
 
     def see(self, site: str, layer: int, values: Tensor, z: Tensor) -> None:
         """Look at one layer's values."""
-        sample = z[self.tokens.to(z.device)].float()
+        sample = (values if site in ROUTER_SITES else z)[self.tokens.to(z.device)].float()
         if site in ("pre", "act"):
             scale, (low, high) = None, _ends(sample)
         else:
@@ -297,7 +308,7 @@ def recorded_model(model_view: ModelView, sites: Sequence[str]) -> RecordedModel
         gated=model_view.gated,
         output_norm={site: model_view.output_norm(site).cpu() for site in sites},
         of_features=features_recorded(model_view, sites),
-        act_fn=ActivationFunction.of(model_view.act_fn(0)),
+        act_fn=ActivationFunction.of(model_view.act_fn(0)) if "act" in model_view.sites else None,
     )
 
 

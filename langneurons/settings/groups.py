@@ -213,7 +213,8 @@ class Recording(Settings):
     sites: tuple[str, ...] = Field(
         ("act",),
         min_length=1,
-        description="Sites to record: pre, up, act, post, q, k, v, head, resid_post, or names of added dictionaries.",
+        description="Sites to record: pre, up, act, post, q, k, v, head, resid_post, of mixtures of experts router and "
+        "router_logits, or names of added dictionaries.",
         json_schema_extra={"possible": "at least one site"},
     )
     also: tuple[Literal["sentence", "gradient"], ...] = Field(

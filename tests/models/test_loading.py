@@ -252,9 +252,9 @@ def test_a_broken_configuration_is_refused(broken):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"model_type": "mixtral"}, "mixture of experts"),
-        ({"model_type": "qwen3_moe"}, "mixture of experts"),
-        ({"model_type": "deepseek_v3"}, "mixture of experts"),
+        ({"model_type": "minimax_m2"}, "mixture of experts"),
+        ({"model_type": "llama4_text"}, "mixture of experts"),
+        ({"model_type": "jetmoe"}, "mixture of experts"),
         ({"model_type": "bert"}, "encoder"),
         ({"model_type": "xlm-roberta"}, "encoder"),
         ({"model_type": "t5"}, "encoder"),

@@ -2,9 +2,11 @@
 
 from functools import partial
 
+import torch
 from torch import nn
 
 from langneurons.errors import HookSiteError, ModelError
+from langneurons.models import internals
 from langneurons.models.backends.bridge import Bridge
 from langneurons.models.backends.hooked import Hooked
 from langneurons.models.internals import hooked_class
@@ -37,12 +39,13 @@ def layers_of(backend: Hooked | Bridge, name: str) -> list[Layer]:
 
     Raises:
         HookSiteError: If a layer lacks an MLP or an attention.
+        ModelError: If a layer has experts, and nothing beside them that routes to them.
     """
-    layers = []
+    layers, without_mlp = [], _without_common_mlp(backend, name)
     for index, block in enumerate(backend.model.blocks):
-        mlp, attention = getattr(block, "mlp", None), getattr(block, "attn", None)
-        points = [getattr(mlp, "hook_pre", None), getattr(mlp, "hook_post", None), getattr(attention, "hook_z", None)]
-        if mlp is None or attention is None or None in points:
+        mlp, attention = None if without_mlp else internals.mlp_of(block), getattr(block, "attn", None)
+        points = [] if without_mlp else [getattr(mlp, "hook_pre", None), getattr(mlp, "hook_post", None)]
+        if attention is None or None in (*points, getattr(attention, "hook_z", None)):
             raise HookSiteError(f"Layer {index} of {name!r} lacks an MLP or an attention that hooks can reach.")
         gated = getattr(mlp, "hook_pre_linear", None) is not None
         layer = Layer(
@@ -51,12 +54,31 @@ def layers_of(backend: Hooked | Bridge, name: str) -> list[Layer]:
             attention=attention,
             input_point=block.hook_resid_pre,
             output_point=block.hook_resid_post,
-            act_fn=backend.act_fn(index),
+            act_fn=_no_act_fn if without_mlp else backend.act_fn(index),
             gated=gated,
             adds_bias=gated and backend.adds_bias,
             n_heads=backend.model.cfg.n_heads,
             outputs=partial(backend.outputs, index),
+            router=(internals.experts_in(block) or (None,))[0],
         )
         layers.append(layer)
     backend.check_internals()
     return layers
+
+
+def _without_common_mlp(backend: Hooked | Bridge, name: str) -> bool:
+    """Whether layers have experts, and the MLPs that every token runs are not one of equal width in every layer."""
+    experts = [internals.experts_in(block) for block in backend.model.blocks]
+    if any(parts is not None and parts[0] is None for parts in experts):
+        raise ModelError(
+            f"{name!r} is a mixture of experts whose router has another form: none lies beside its experts."
+        )
+    mlps = [internals.mlp_of(block) for block in backend.model.blocks]
+    if not any(experts) or None in mlps:
+        return any(experts)
+    weights = [internals.readable_weight(mlp, "W_out") for mlp in mlps]
+    return len({None if weight is None else tuple(weight.shape) for weight in weights}) > 1
+
+
+def _no_act_fn(values: torch.Tensor) -> torch.Tensor:
+    raise HookSiteError("Not every token runs one MLP in this model, so it has no activation function to speak of.")

@@ -130,7 +130,7 @@ class Bridge:
 
         The configuration of the bridge is not asked: it says relu of Bloom, which is a gelu.
         """
-        mlp = internals.wrapped_by(self.model.blocks[layer].mlp)
+        mlp = internals.wrapped_by(internals.mlp_of(self.model.blocks[layer]))
         act_fn = internals.activation_in(mlp)
         if act_fn is None:
             raise HookSiteError(f"No activation function in {type(mlp).__name__}: sites need an MLP with one.")
@@ -257,6 +257,8 @@ class Bridge:
             TrainingError: If it is fused with others in an unknown order, or is no linear module.
         """
         block = self.model.blocks[layer]
+        if target in projections.MLP_TARGETS and internals.experts_in(block) is not None:
+            raise TrainingError(f"The MLP of layer {layer} is a mixture of experts: train q, k, v or o.")
         parent = block.mlp if target in projections.MLP_TARGETS else block.attn
         name = "in" if target == "gate" and not gated else _MLP_NAMES.get(target, target)
         component = getattr(parent, name, None)
