@@ -1,7 +1,7 @@
 """Profiles: what a neuron's page shows that only the model could tell, saved so that no page needs the model again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -265,7 +265,7 @@ def clearest_neurons(neurons: NeuronSet, stats: ActivationStats, count: int) -> 
             ahead = (probability[own] - others).numpy()[flat]
             ordered[label] = flat[np.argsort(-ahead, kind="stable")]
     method = f"the {count} furthest ahead of: {neurons.method}"
-    return NeuronSet(_in_turn(ordered, count), neurons.shape, neurons.site, neurons.model, method)
+    return replace(neurons, members=_in_turn(ordered, count), scores={}, method=method)
 
 
 def _in_turn(ordered: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:

@@ -12,7 +12,14 @@ import torch
 from langneurons import storage
 from langneurons.corpora.languages import label_of
 from langneurons.errors import NeuronSetError, SiteMismatchError, unknown, warn_user
-from langneurons.identification.indices import LabelledNeurons, Shape, checked_shape, flat_indices, shape_text
+from langneurons.identification.indices import (
+    LabelledNeurons,
+    Shape,
+    checked_shape,
+    flat_indices,
+    from_texts,
+    shape_text,
+)
 from langneurons.identification.published import Listing, Part, read_listing, write_about
 from langneurons.storage.files import path_of
 from langneurons.storage.result import Result
@@ -114,17 +121,21 @@ class ExchangedNeurons(LabelledNeurons, Result):
             for language, part in parts.items()
             if part.scores is not None
         }
-        method = listing.method or f"published list {Path(listing.name).name}"
-        return cls(members, shape, str(listing.site or site), listing.model, method, scores)
+        above, highest = (
+            _by_language([part for part in parts.values() if column in part.texts], column, shape)
+            for column in ("above", "highest")
+        )
+        about = str(listing.site or site), listing.model, listing.method or f"published list {Path(listing.name).name}"
+        return cls(members, shape, *about, scores, above, highest)
 
     def write(self, path: str | Path) -> Path:
         """Write the neurons in a format that other programs read; ``read`` reads it back.
 
         Args:
             path: The file. Its ending says the format: ``.pth`` (or ``.pt``) is Tang et al.'s list over languages of a
-                list over layers of index tensors; ``.csv`` has the columns language, layer, neuron, and score where
-                there are any; ``.json`` is what ``save`` writes. Beside the first two a file ``<name>.json`` says the
-                languages in their order, the shape, the site, the model and the method.
+                list over layers of index tensors, which has no place for more; ``.csv`` has the columns of
+                ``to_dataframe``; ``.json`` is what ``save`` writes. Beside the first two a file ``<name>.json`` says
+                the languages in their order, the shape, the site, the model and the method.
 
         Returns:
             The path.
@@ -160,8 +171,11 @@ class ExchangedNeurons(LabelledNeurons, Result):
 
     def _rows(self, label: str) -> pd.DataFrame:
         layers, neurons = np.divmod(self.members[label], self.shape[1])
-        scored = {"score": self.scores[label]} if label in self.scores else {}
-        return pd.DataFrame({"language": label, "layer": layers, "neuron": neurons, **scored})
+        further: dict[str, object] = {"score": self.scores[label]} if label in self.scores else {}
+        if self.highest:
+            flat = self.members[label]
+            further |= {"above": self.languages_above(flat), "highest": self.languages_highest(flat)}
+        return pd.DataFrame({"language": label, "layer": layers, "neuron": neurons, **further})
 
     def _by_layer(self, flat: np.ndarray) -> list[torch.Tensor]:
         layers, neurons = np.divmod(flat, self.shape[1])
@@ -176,6 +190,12 @@ def _as_given(neurons: Exchanged, languages: Sequence[str] | None, shape: Shape 
     if site not in (None, neurons.site):
         raise SiteMismatchError(f"The set holds neurons of site {neurons.site!r}, not {site!r:.40}.")
     return neurons if languages is None else neurons.select(languages)
+
+
+def _by_language(parts: Sequence[Part], column: str, shape: Shape) -> dict[str, np.ndarray]:
+    """What a column of a table says of its neurons."""
+    flat = np.concatenate([np.empty(0, np.int64), *(part.pairs @ np.array([shape[1], 1]) for part in parts)])
+    return from_texts(flat, [text for part in parts for text in part.texts[column]])
 
 
 def _named(listing: Listing, languages: Sequence[str] | None) -> dict[str, Part]:
