@@ -13,7 +13,7 @@ from torch import Tensor
 
 from langneurons import storage
 from langneurons.analysis.profiles import EXAMPLES, OUTPUTS, SIMILAR, TEXTS, Profiles
-from langneurons.analysis.quadrants import QUADRANTS, Tally
+from langneurons.analysis.quadrants import OF_MLP, QUADRANTS, Tally
 from langneurons.corpora import Corpus
 from langneurons.corpora.purity import script
 from langneurons.errors import FINITE_ADVICE, ModelError, NeuronSetError, SiteMismatchError, StaleArtefactError
@@ -134,7 +134,7 @@ def _examples(
     """Examples of one language, and, from reading their texts once more, pieces and every piece's value; quadrants."""
     model_view, indices = view(model), neurons.indices()
     batch_size, progress = run.batch_size or BATCH_SIZE, bool(run.progress)
-    tally = Tally.of(model_view, neurons.site, indices.numpy())
+    tally = Tally(indices.numpy()) if model_view.gated and neurons.site in OF_MLP else None
     options = {"batch_size": batch_size, "seed": profiling.seed, "progress": progress, "watch": tally}
     rows = examples(model, corpus, neurons, profiling.k, profiling.documents, profiling.context_length, **options)
     of_text = rows.groupby("text", sort=False)

@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from langneurons.models import ModelView
-
 SIGNS = ("+", "-")
 QUADRANTS = ["language", "layer", "neuron", "gate", "up", "tokens", "mean_up", "value", "text", "start", "end"]
 OF_MLP = ("pre", "act", "post", "up")
@@ -32,11 +30,6 @@ class Tally:
         self._tokens, self._up = np.zeros(shape, np.int64), np.zeros(shape)
         self._value, self._text = np.full(shape, np.nan), np.full(shape, "", object)
         self._start, self._end = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-
-    @classmethod
-    def of(cls, model_view: ModelView, site: str, indices: Int[np.ndarray, "n 2"]) -> "Tally | None":
-        """A tally of neurons; None where they have no gate."""
-        return cls(indices) if model_view.gated and site in OF_MLP else None
 
     def __call__(
         self, text: str, offsets: Sequence[tuple[int, int]], values: Float[np.ndarray, "site token n"]

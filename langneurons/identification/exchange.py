@@ -12,15 +12,9 @@ import torch
 from langneurons import storage
 from langneurons.corpora.languages import label_of
 from langneurons.errors import NeuronSetError, SiteMismatchError, unknown, warn_user
-from langneurons.identification.indices import (
-    LabelledNeurons,
-    Shape,
-    checked_shape,
-    flat_indices,
-    from_texts,
-    shape_text,
-)
+from langneurons.identification.indices import LabelledNeurons, Shape, checked_shape, flat_indices, shape_text
 from langneurons.identification.published import Listing, Part, read_listing, write_about
+from langneurons.identification.standing import from_texts
 from langneurons.storage.files import path_of
 from langneurons.storage.result import Result
 from langneurons.storage.torch_files import write_torch

@@ -11,18 +11,16 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from langneurons.corpora.languages import label_of, spelled
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, check_text
+from langneurons.identification.standing import NO_NEURONS, ByLanguage, as_texts, neurons_of
 from langneurons.settings import whole_number
 
 Shape = tuple[int, int]
 MOST_LAYERS, MOST_NEURONS = 4096, 2**28  # no model has so many, and a mask of them would fill the memory
-NO_NEURONS = np.empty(0, np.int64)
-SEPARATOR = ", "  # of the languages that a cell of a table names
-ByLanguage = Mapping[str, Int[np.ndarray, " _"]]  # each as many as it has
 Labelled = TypeVar("Labelled", bound="LabelledNeurons")
 
 
@@ -80,41 +78,6 @@ def check_flat(label: str, flat: Int[np.ndarray, " n"], shape: Shape) -> None:
         )
     if bool((np.diff(flat) <= 0).any()):
         raise NeuronSetError(f"The flat indices of {label!r} must increase: build the set with NeuronSet.of.")
-
-
-def highest_in(members: ByLanguage, values: Mapping[str, Float[np.ndarray, " unit"]]) -> ByLanguage:
-    """Language -> the members, of whatever label, whose value is highest there; of equal ones each language has it.
-
-    Args:
-        members: Label -> flat indices.
-        values: Language -> the values of all neurons, by which languages are compared.
-
-    Example:
-        >>> values = {"hi": np.array([0.1, 0.9]), "ur": np.array([0.3, 0.2])}
-        >>> {language: flat.tolist() for language, flat in highest_in({"hi": np.array([0, 1])}, values).items()}
-        {'hi': [1], 'ur': [0]}
-    """
-    flat = neurons_of(members)
-    own = {language: of_language[flat] for language, of_language in values.items()}
-    largest = np.max(list(own.values()), axis=0)
-    return {language: flat[of_language == largest] for language, of_language in own.items()}
-
-
-def neurons_of(members: ByLanguage) -> Int[np.ndarray, " n"]:
-    """Flat indices of the neurons of any language, sorted, each once."""
-    return np.unique(np.concatenate([NO_NEURONS, *members.values()]))
-
-
-def from_texts(flat: Int[np.ndarray, " row"], texts: Iterable[str]) -> ByLanguage:
-    """Language -> neurons, of a table's column that names the languages of each row's neuron.
-
-    Example:
-        >>> {language: flat.tolist() for language, flat in from_texts(np.array([3, 10]), ["hi, ur", "ur"]).items()}
-        {'hi': [3], 'ur': [3, 10]}
-    """
-    rows = pd.DataFrame({"flat": flat, "language": [text.split(SEPARATOR) if text else [] for text in texts]})
-    by_language = rows.explode("language").dropna().groupby("language", sort=False)["flat"]
-    return {str(language): np.unique(part.to_numpy(np.int64)) for language, part in by_language}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -273,11 +236,11 @@ class LabelledNeurons:
 
     def languages_above(self, flat: Int[np.ndarray, " row"]) -> list[str]:
         """The languages in which each of some neurons is above the bar, as a table's cells name them."""
-        return _texts(self.above, flat)
+        return as_texts(self.above, flat)
 
     def languages_highest(self, flat: Int[np.ndarray, " row"]) -> list[str]:
         """The language in which each of some neurons is highest, several where it is equally high; else ""."""
-        return _texts(self.highest, flat)
+        return as_texts(self.highest, flat)
 
     def _joined_with(self, other: "LabelledNeurons") -> dict[str, ByLanguage]:
         """What two sets say of neurons: above a bar where either says so, highest as both agree or one alone says."""
@@ -433,9 +396,3 @@ class LabelledNeurons:
             raise SiteMismatchError(f"These sets belong to different sites: {self.site!r} and {other.site!r}.")
         if self.model and other.model and self.model != other.model:
             raise NeuronSetError(f"These sets belong to different models: {self.model[:8]} and {other.model[:8]}.")
-
-
-def _texts(by_language: ByLanguage, flat: np.ndarray) -> list[str]:
-    """The languages of each neuron as text."""
-    inside = {language: np.isin(flat, own) for language, own in by_language.items()}
-    return [SEPARATOR.join(name for name, mask in inside.items() if mask[row]) for row in range(len(flat))]

@@ -23,15 +23,9 @@ from langneurons.identification.controls import (
     statistics_at,
 )
 from langneurons.identification.exchange import ExchangedNeurons
-from langneurons.identification.indices import (
-    ByLanguage,
-    Shape,
-    checked_shape,
-    flat_indices,
-    from_texts,
-    shape_text,
-)
+from langneurons.identification.indices import Shape, checked_shape, flat_indices, shape_text
 from langneurons.identification.scores import Scores
+from langneurons.identification.standing import ByLanguage, from_texts
 from langneurons.recording.site_values import basis_note
 from langneurons.recording.statistics import ActivationStats
 from langneurons.settings import Controls

@@ -13,9 +13,9 @@ from pydantic import ConfigDict, Field, create_model
 from torch import Tensor
 
 from langneurons.errors import LangNeuronsError, StatisticsError
-from langneurons.identification.indices import highest_in
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
+from langneurons.identification.standing import highest_in
 from langneurons.recording.statistics import PUBLISHED, ActivationStats, check_statistics
 from langneurons.settings import Settings
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from langneurons.errors import NeuronSetError, PatchError, StatisticsError, unknown, warn_user
-from langneurons.identification.indices import highest_in
 from langneurons.identification.lape import entropy
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.selection import check_share, level, lowest
+from langneurons.identification.standing import highest_in
 from langneurons.patches.patch import SetTo
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics
 

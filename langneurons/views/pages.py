@@ -18,7 +18,7 @@ from langneurons.analysis.profiles import NeuronProfile, Profiles
 from langneurons.analysis.quadrants import mean_up, shares
 from langneurons.errors import StaleArtefactError, StatisticsError
 from langneurons.identification import NeuronSet
-from langneurons.identification.indices import SEPARATOR
+from langneurons.identification.standing import SEPARATOR
 from langneurons.recording.statistics import ActivationStats
 from langneurons.storage.presenting import Column
 from langneurons.views.style import TEMPLATES
