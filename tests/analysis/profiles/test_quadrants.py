@@ -7,6 +7,7 @@ import torch
 
 import langneurons as ln
 from langneurons.analysis.quadrants import mean_up, shares
+from langneurons.views.pages import _outputs
 from tests.analysis.ablation_models import neurons_at, texts, tiny
 from tests.backends import BACKENDS
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -45,8 +46,9 @@ def by_hand(plain, corpus, language: str, layer: int, unit: int) -> pd.DataFrame
     return pd.concat(rows, ignore_index=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("site", ["pre", "act", "post"])
+@pytest.mark.parametrize(
+    ("backend", "site"), [*((backend, "act") for backend in BACKENDS), ("bridge", "pre"), ("bridge", "post")]
+)
 def test_quadrants_are_those_of_hooks_on_the_hugging_face_model(backend, site):
     model, corpus = tiny("llama", backend), texts()
     neurons = neurons_at(model, site, units=[(0, 1), (1, 20)])
@@ -120,19 +122,17 @@ def test_a_page_signs_output_tokens_by_the_mean_up_of_each_language(profiles):
         profiles.texts, profiles.examples, profiles.outputs, profiles.similar, profiles.settings, rows
     )
     assert mean_up(rows) == {language: -2.0 if language == languages[0] else 1.0 for language in languages}
-    from langneurons.views.pages import _outputs
-
     promoted, suppressed = (
         profile.outputs.loc[profile.outputs["effect"] == effect, "token"].tolist()
         for effect in ("promoted", "suppressed")
     )
-    paragraphs = {heading: part for heading, part in _outputs(signed[neuron])}
-    negative = f"in {languages[0]} (−2.00) it"
-    assert paragraphs[f"{negative} promotes"]["token"].tolist() == suppressed
-    assert paragraphs[f"{negative} suppresses"]["token"].tolist() == promoted
-    assert bool((paragraphs[f"{negative} promotes"]["change"] > 0).all())
-    positive = next(heading for heading in paragraphs if languages[-1] in heading and heading.endswith("promotes"))
-    assert paragraphs[positive]["token"].tolist() == promoted
+    paragraphs = {(heading.split()[1], heading.split()[-1]): part for heading, part in _outputs(signed[neuron])}
+    assert paragraphs[languages[0], "promotes"]["token"].tolist() == suppressed
+    assert paragraphs[languages[0], "suppresses"]["token"].tolist() == promoted
+    assert bool((paragraphs[languages[0], "promotes"]["change"] > 0).all())
+    assert paragraphs[languages[1], "promotes"]["token"].tolist() == promoted
+    page = str(ln.views.neuron_page(signed, neuron).body)
+    assert f"<b>in {languages[0]} (−2.0) it promotes</b>" in page
 
 
 def test_a_page_shows_shares_that_sum_to_one_and_a_text_of_each_quadrant(profiles):
@@ -143,3 +143,20 @@ def test_a_page_shows_shares_that_sum_to_one_and_a_text_of_each_quadrant(profile
     assert "Signs of the gate and of up" in page
     for row in quadrants[quadrants["tokens"] > 0].to_dict("records"):
         assert row["text"][row["start"] : row["end"]].strip() in page
+
+
+def test_a_page_says_where_a_neuron_is_above_the_bar_and_highest(profiles):
+    (layer, unit), width = profiles.neurons[0], profiles.settings["shape"][1]
+    flat = np.array([layer * width + unit])
+    about = profiles.settings["fingerprint"], "LAPE"
+    members = {"hi": flat, "ur": flat}
+
+    def page(highest, *labels):
+        neurons = ln.NeuronSet(members, tuple(profiles.settings["shape"]), "act", *about, highest=highest)
+        return ln.views.neuron_page(profiles, (layer, unit), neurons={"LAPE": neurons.select(labels)}).body
+
+    assert "LAPE: <b>hi, ur</b> (highest in ur)." in page({"ur": flat}, "hi", "ur")
+    assert "LAPE: <b>hi</b> (above the bar also in ur; highest in ur)." in page({"ur": flat}, "hi")
+    assert "LAPE: <b>hi, ur</b>." in page({}, "hi", "ur")
+    members = {"hi": flat}
+    assert "LAPE: <b>hi</b> (in no other language)." in page({"hi": flat}, "hi")
