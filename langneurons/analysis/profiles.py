@@ -59,9 +59,9 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS), optional=("qua
         similar: One row per neuron, by ("activity": correlation of activation probability over languages and document
             folds; "direction": cosine of what they write) and rank: other_layer, other_neuron, similarity.
         settings: Model, site, corpus, and how the neurons were looked at.
-        quadrants: Of gated MLPs, one row per language, neuron, gate and up ("+" above zero, else "-"): tokens of the
-            documents that were looked through, mean_up (of ``up`` on them), and the strongest of them: value (at
-            ``post``), text around it, and where it starts and ends there.
+        quadrants: One row per language, neuron, gate and up ("+" above zero, else "-"): tokens of the documents that
+            were looked through, mean_up (of ``up`` on them), and the strongest of them: value (at ``post``), text around
+            it, and where it starts and ends there. None where the MLP has no gate.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = {

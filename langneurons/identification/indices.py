@@ -118,6 +118,7 @@ class LabelledNeurons:
             flat.flags.writeable = False
         for label, flat in (*self.above.items(), *self.highest.items()):
             check_flat(label, flat, self.shape)
+            flat.flags.writeable = False
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -156,9 +156,9 @@ def part_makers(
 
     Args:
         text: What is written.
-        stats: As for ``patch_maker``.
-        published: As for ``patch_maker``.
-        everywhere: As for ``patch_maker``.
+        stats: Statistics that mean, percentiles and diffmean are read from.
+        published: Statistics that published values are read from.
+        everywhere: A site whose every unit ``diffmean`` is written at, instead of the language's neurons.
 
     Returns:
         A function of neurons, their language, and optionally the layers that are written, which gives the patches; a
@@ -170,10 +170,10 @@ def part_makers(
     makers = [(part, patch_maker(word, stats, published, everywhere)) for part, word in writes_of(text)]
 
     def make(neurons: "ln.NeuronSet", language: str, layers: range | None = None) -> "list[ln.patches.Patch]":
-        chosen = [(part, getattr(neurons, part)() if part else neurons, maker) for part, maker in makers]
+        by_part = [(part, getattr(neurons, part)() if part else neurons, maker) for part, maker in makers]
         patches = [
             maker(own, language)
-            for part, own, maker in chosen
+            for part, own, maker in by_part
             if not part or any(layers is None or layer in layers for layer in own.per_layer())
         ]
         if not patches:

@@ -132,7 +132,7 @@ def test_a_page_signs_output_tokens_by_the_mean_up_of_each_language(profiles):
     assert bool((paragraphs[languages[0], "promotes"]["change"] > 0).all())
     assert paragraphs[languages[1], "promotes"]["token"].tolist() == promoted
     page = str(ln.views.neuron_page(signed, neuron).body)
-    assert f"<b>in {languages[0]} (−2.0) it promotes</b>" in page
+    assert f"<b>in {languages[0]} (-2) it promotes</b>" in page
 
 
 def test_a_page_shows_shares_that_sum_to_one_and_a_text_of_each_quadrant(profiles):
