@@ -60,8 +60,8 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS), optional=("qua
             folds; "direction": cosine of what they write) and rank: other_layer, other_neuron, similarity.
         settings: Model, site, corpus, and how the neurons were looked at.
         quadrants: One row per language, neuron, gate and up ("+" above zero, else "-"): tokens of the documents that
-            were looked through, mean_up (of ``up`` on them), and the strongest of them: value (at ``post``), text around
-            it, and where it starts and ends there. None where the MLP has no gate.
+            were looked through, mean_up (of ``up`` on them), and the strongest of them: value (at ``post``), the text
+            around it, and where it starts and ends there. None where the MLP has no gate.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = {
