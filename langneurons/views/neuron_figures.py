@@ -73,7 +73,7 @@ def standing(neurons: NeuronSet) -> str:
     labels = sum(map(len, neurons.members.values()))
     exclusive, elsewhere = neurons.exclusive().members, neurons.highest_elsewhere()
     text = f"; of {labels:,} labels {sum(map(len, exclusive.values())):,} are exclusive"
-    higher = f", {sum(map(len, elsewhere.values())):,} on neurons that are higher in another language"
+    higher = f", {sum(map(len, elsewhere.values())):,} sit on neurons that are higher in another language"
     return text + (higher if neurons.highest else "")
 
 

@@ -86,7 +86,7 @@ def test_figures_say_what_is_exclusive_and_what_is_higher_in_another_language(ne
     known = replace(neurons, highest={"en": np.array([1, 2, 3]), "hi": np.array([4, 5]), "ur": np.array([6])})
     overlap, layers = plot.overlap(known), plot.layer_heatmap(known)
     for figure in (overlap, layers):
-        said = "of 9 labels 3 are exclusive, 3 on neurons that are higher in another language"
+        said = "of 9 labels 3 are exclusive, 3 sit on neurons that are higher in another language"
         assert said in figure.layout.title.subtitle.text.replace("<br>", " ")
     assert overlap.data[0].text[0][1] == "<br>1 highest in en<br>1 highest in hi"
     assert layers.data[0].text[0][0] == "2 exclusive, 1 higher in another language"
