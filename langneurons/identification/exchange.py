@@ -1,6 +1,6 @@
 """Neuron sets in other programs' formats: read whatever others publish, and written as they read it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ from langneurons.corpora.languages import label_of
 from langneurons.errors import NeuronSetError, SiteMismatchError, unknown, warn_user
 from langneurons.identification.indices import LabelledNeurons, Shape, checked_shape, flat_indices, shape_text
 from langneurons.identification.published import Listing, Part, read_listing, write_about
-from langneurons.identification.standing import from_texts
+from langneurons.identification.standing import ByLanguage, from_texts
 from langneurons.storage.files import path_of
 from langneurons.storage.result import Result
 from langneurons.storage.torch_files import write_torch
@@ -115,10 +115,7 @@ class ExchangedNeurons(LabelledNeurons, Result):
             for language, part in parts.items()
             if part.scores is not None
         }
-        above, highest = (
-            _by_language([part for part in parts.values() if column in part.texts], column, shape)
-            for column in ("above", "highest")
-        )
+        above, highest = (_by_language(parts, column, shape) for column in ("above", "highest"))
         about = str(listing.site or site), listing.model, listing.method or f"published list {Path(listing.name).name}"
         return cls(members, shape, *about, scores, above, highest)
 
@@ -186,10 +183,11 @@ def _as_given(neurons: Exchanged, languages: Sequence[str] | None, shape: Shape 
     return neurons if languages is None else neurons.select(languages)
 
 
-def _by_language(parts: Sequence[Part], column: str, shape: Shape) -> dict[str, np.ndarray]:
+def _by_language(parts: Mapping[str, Part], column: str, shape: Shape) -> ByLanguage:
     """What a column of a table says of its neurons."""
-    flat = np.concatenate([np.empty(0, np.int64), *(part.pairs @ np.array([shape[1], 1]) for part in parts)])
-    return from_texts(flat, [text for part in parts for text in part.texts[column]])
+    rows = [part for part in parts.values() if column in part.texts]
+    flat = np.concatenate([np.empty(0, np.int64), *(part.pairs @ np.array([shape[1], 1]) for part in rows)])
+    return from_texts(flat, [text for part in rows for text in part.texts[column]], parts)
 
 
 def _named(listing: Listing, languages: Sequence[str] | None) -> dict[str, Part]:

@@ -127,7 +127,8 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
         shape = checked_shape(shape)
         members = {label: flat_indices(label, pairs, shape) for label, pairs in rows.items()}
         flat = table["layer"].to_numpy() * shape[1] + table["neuron"].to_numpy()
-        said = {name: from_texts(flat, table[name].fillna("").astype(str)) for name in LATER if name in table.columns}
+        columns = {name: table[name].fillna("").astype(str) for name in LATER if name in table.columns}
+        said = {name: from_texts(flat, texts, labels) for name, texts in columns.items()}
         return cls(members, shape, site, table.attrs.get("model"), table.attrs.get("method", "given"), **said)
 
     def __repr__(self) -> str:

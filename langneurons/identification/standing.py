@@ -34,16 +34,23 @@ def neurons_of(members: ByLanguage) -> Int[np.ndarray, " n"]:
     return np.unique(np.concatenate([NO_NEURONS, *members.values()]))
 
 
-def from_texts(flat: Int[np.ndarray, " row"], texts: Iterable[str]) -> ByLanguage:
+def from_texts(flat: Int[np.ndarray, " row"], texts: Iterable[str], languages: Iterable[str] = ()) -> ByLanguage:
     """Language -> neurons, of a table's column that names the languages of each row's neuron.
 
+    Args:
+        flat: The neuron of each row.
+        texts: The languages of each row, as ``as_texts`` names them.
+        languages: Languages that come first, in this order, as far as a row names them.
+
     Example:
-        >>> {language: flat.tolist() for language, flat in from_texts(np.array([3, 10]), ["hi, ur", "ur"]).items()}
+        >>> by_language = from_texts(np.array([3, 10]), ["ur, hi", "ur"], ["hi", "ur", "zh"])
+        >>> {language: flat.tolist() for language, flat in by_language.items()}
         {'hi': [3], 'ur': [3, 10]}
     """
     rows = pd.DataFrame({"flat": flat, "language": [text.split(SEPARATOR) if text else [] for text in texts]})
-    by_language = rows.explode("language").dropna().groupby("language", sort=False)["flat"]
-    return {str(language): np.unique(part.to_numpy(np.int64)) for language, part in by_language}
+    parts = dict(list(rows.explode("language").dropna().groupby("language", sort=False)["flat"]))
+    order = dict.fromkeys((*languages, *map(str, parts)))
+    return {language: np.unique(parts[language].to_numpy(np.int64)) for language in order if language in parts}
 
 
 def as_texts(by_language: ByLanguage, flat: Int[np.ndarray, " row"]) -> list[str]:
