@@ -1,7 +1,7 @@
 """Profiles: what a neuron's page shows that only the model could tell, saved so that no page needs the model again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from langneurons.analysis.quadrants import QUADRANTS, SIGNS, mean_up
 from langneurons.corpora.languages import spelled
 from langneurons.errors import NeuronSetError, StaleArtefactError
 from langneurons.identification import NeuronSet
@@ -35,15 +36,17 @@ class NeuronProfile:
         examples: The texts that were looked at.
         outputs: Tokens that it promotes and suppresses.
         similar: Similar neurons.
+        quadrants: Signs of the gate and of ``up``; no rows where the MLP has no gate, or earlier versions read it.
     """
 
     examples: pd.DataFrame
     outputs: pd.DataFrame
     similar: pd.DataFrame
+    quadrants: pd.DataFrame
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
+class Profiles(Result, kind="profiles", tables=("texts", *PARTS), optional=("quadrants",)):
     """What some neurons respond to, what they write, and which neurons are similar; ``ln.profile`` makes it.
 
     Attributes:
@@ -56,6 +59,9 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
         similar: One row per neuron, by ("activity": correlation of activation probability over languages and document
             folds; "direction": cosine of what they write) and rank: other_layer, other_neuron, similarity.
         settings: Model, site, corpus, and how the neurons were looked at.
+        quadrants: One row per language, neuron, gate and up ("+" above zero, else "-"): tokens of the documents that
+            were looked through, mean_up (of ``up`` on them), and the strongest of them: value (at ``post``), the text
+            around it, and where it starts and ends there. None where the MLP has no gate.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = {
@@ -78,6 +84,12 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
             number="similarity",
             choices={"by": ("activity", "direction")},
         ),
+        "quadrants": layout(
+            text="language text",
+            whole="layer neuron tokens start end",
+            number="mean_up value",
+            choices={"gate": SIGNS, "up": SIGNS},
+        ),
         "settings": layout(
             text="model fingerprint site method? corpus",
             texts="languages",
@@ -91,6 +103,7 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
     outputs: pd.DataFrame
     similar: pd.DataFrame
     settings: Mapping[str, Any]
+    quadrants: pd.DataFrame | None = None
 
     @property
     def site(self) -> str:
@@ -126,7 +139,7 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
         """
         self.check_neuron(neuron)
         key = tuple(neuron)
-        parts = {name: of[key] if key in of else getattr(self, name).iloc[:0] for name, of in self._parts.items()}
+        parts = {name: of[key] if key in of else self._tables[name].iloc[:0] for name, of in self._parts.items()}
         return NeuronProfile(**{name: part.reset_index(drop=True) for name, part in parts.items()})
 
     def check_neuron(self, neuron: tuple[int, int]) -> None:
@@ -196,14 +209,16 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
             )
 
     def table(self) -> Table:
-        """One line per neuron: the language and word that activate it most, and the tokens it promotes most."""
+        """One line per neuron: the language and word that activate it most, and the tokens it promotes most there."""
         rows = []
         for place in self.neurons:
             profile, language, word = self[place], None, None
             if len(profile.examples):
                 top = profile.examples.loc[profile.examples["activation"].idxmax()]
                 language, word = top["language"], self.pieces(top["text"])[int(np.argmax(top["values"]))].strip()
-            words = profile.outputs.loc[profile.outputs["effect"] == "promoted", "token"].head(WORDS)
+            reverses = mean_up(profile.quadrants).get(str(language), 1.0) < 0
+            effect = "suppressed" if reverses else "promoted"
+            words = profile.outputs.loc[profile.outputs["effect"] == effect, "token"].head(WORDS)
             rows.append((*place, language, word, ", ".join(words.str.strip()) or None))
         title = (
             f"Profiles of {len(self):,} neurons of {self.settings['model']} at {self.site}: {len(self.texts):,} texts "
@@ -228,7 +243,14 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS)):
 
     @cached_property
     def _parts(self) -> dict[str, dict[Any, pd.DataFrame]]:
-        return {name: dict(list(getattr(self, name).groupby(["layer", "neuron"], sort=False))) for name in PARTS}
+        groups = {name: table.groupby(["layer", "neuron"], sort=False) for name, table in self._tables.items()}
+        return {name: dict(list(of_neurons)) for name, of_neurons in groups.items()}
+
+    @property
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        """The tables of single neurons."""
+        quadrants = pd.DataFrame(columns=pd.Index(QUADRANTS)) if self.quadrants is None else self.quadrants
+        return {**{name: getattr(self, name) for name in PARTS}, "quadrants": quadrants}
 
 
 def clearest_neurons(neurons: NeuronSet, stats: ActivationStats, count: int) -> NeuronSet:
@@ -265,7 +287,7 @@ def clearest_neurons(neurons: NeuronSet, stats: ActivationStats, count: int) -> 
             ahead = (probability[own] - others).numpy()[flat]
             ordered[label] = flat[np.argsort(-ahead, kind="stable")]
     method = f"the {count} furthest ahead of: {neurons.method}"
-    return NeuronSet(_in_turn(ordered, count), neurons.shape, neurons.site, neurons.model, method)
+    return replace(neurons, members=_in_turn(ordered, count), scores={}, method=method)
 
 
 def _in_turn(ordered: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from langneurons import storage
 from langneurons.analysis.profiles import EXAMPLES, OUTPUTS, SIMILAR, TEXTS, Profiles
+from langneurons.analysis.quadrants import OF_MLP, QUADRANTS, Tally
 from langneurons.corpora import Corpus
 from langneurons.corpora.purity import script
 from langneurons.errors import FINITE_ADVICE, ModelError, NeuronSetError, SiteMismatchError, StaleArtefactError
@@ -26,9 +27,10 @@ from langneurons.run import alone_in_out
 from langneurons.settings import Profiling, ProfilingOptions, Run, with_options
 
 BATCH_SIZE = 16
-PROCEDURE = "langneurons/examples/1"  # part of the name under which what was read is kept
+PROCEDURE = "langneurons/examples/2"  # part of the name under which what was read is kept
 AT_ONCE = 64  # units; a large vocabulary times these are held at once
 OTHER = "other"
+QUADRANT = "quadrant"  # the kind of the rows of quadrants among those of examples
 REPLACEMENT = "�"  # what decoding gives for bytes that are no character by themselves
 
 
@@ -82,6 +84,9 @@ def profile(
         score = partial(_examples, model, texts, neurons, profiling, run)
         jobs[(language,)] = Job((), storage.fingerprint(*about), score)
     rows = pd.concat(measure_jobs(model, jobs, run).values(), ignore_index=True)
+    of_quadrants = rows["kind"] == QUADRANT
+    quadrants = rows[of_quadrants].reindex(columns=QUADRANTS).reset_index(drop=True)
+    rows = rows[~of_quadrants].astype({"rank": "int64", "document": "int64", "cut": bool})
     rows["text"] = rows.groupby(["language", "document"], sort=False).ngroup()
     return Profiles(
         rows.drop_duplicates("text", ignore_index=True).reindex(columns=TEXTS),
@@ -101,6 +106,7 @@ def profile(
             "corpus": corpus.fingerprint,
             **choices,
         },
+        quadrants.astype({"tokens": "int64", "start": "int64", "end": "int64"}) if len(quadrants) else None,
     )
 
 
@@ -125,23 +131,28 @@ def _check_fits(model_view: ModelView, neurons: NeuronSet, stats: ActivationStat
 def _examples(
     model: torch.nn.Module, corpus: Corpus, neurons: NeuronSet, profiling: Profiling, run: Run
 ) -> pd.DataFrame:
-    """Examples of one language, and, from reading their texts once more, pieces and every piece's value."""
+    """Examples of one language, and, from reading their texts once more, pieces and every piece's value; quadrants."""
     model_view, indices = view(model), neurons.indices()
     batch_size, progress = run.batch_size or BATCH_SIZE, bool(run.progress)
-    options = {"batch_size": batch_size, "seed": profiling.seed, "progress": progress}
+    tally = Tally(indices.numpy()) if model_view.gated and neurons.site in OF_MLP else None
+    options = {"batch_size": batch_size, "seed": profiling.seed, "progress": progress, "watch": tally}
     rows = examples(model, corpus, neurons, profiling.k, profiling.documents, profiling.context_length, **options)
     of_text = rows.groupby("text", sort=False)
     length = min(profiling.context_length, model_view.context_length)
     texts = rows["text"].drop_duplicates().tolist()
-    read = token_values(model_view, neurons.site, indices, texts, length, batch_size, progress)
+    read = token_values(model_view, [neurons.site], indices, texts, length, batch_size, progress)
     column_of = {place: column for column, place in enumerate(map(tuple, indices.tolist()))}
     parts = []
-    for (text, part), (offsets, values) in zip(of_text, read, strict=True):
+    for (text, part), (offsets, (values,)) in zip(of_text, read, strict=True):
         pieces = pieces_of(str(text), offsets)
         columns = [column_of[place] for place in zip(part["layer"], part["neuron"], strict=True)]
         cut = len(str(text)) > sum(map(len, pieces))
         parts.append(part.assign(pieces=[pieces] * len(part), cut=cut, values=values[:, columns].T.tolist()))
-    return pd.concat(parts).sort_index().drop(columns=["text", "start", "end"])
+    examples_of_all = pd.concat(parts).sort_index().drop(columns=["text", "start", "end"])
+    if tally is None:
+        return examples_of_all
+    (language,) = corpus.languages
+    return pd.concat([examples_of_all, tally.rows(language).assign(kind=QUADRANT)], ignore_index=True)
 
 
 def pieces_of(text: str, offsets: Sequence[tuple[int, int]]) -> list[str]:

@@ -118,7 +118,9 @@ class PatchOptions(NeuronFiles):
     error: ClassVar[type[LangNeuronsError]] = PatchError
 
     patch: tuple[str, ...] = Field(
-        (), description="0, mean, p90 (set); add:mean, scale:2, diffmean; repeatable; 0 by default."
+        (),
+        description="0, mean, p90 (set); add:mean, scale:2, diffmean; or parts of the neurons, as in "
+        "'shared=scale:1.2; exclusive=scale:0.8'; repeatable; 0 by default.",
     )
 
     def patches(self) -> dict[str, PatchPart]:

@@ -29,7 +29,7 @@ from langneurons.settings import (
 )
 from langneurons.study.stages.sweep import Doses
 from langneurons.study.tables import ModelOptions
-from langneurons.study.wording import language_patches, parsed, patch_maker, patch_of
+from langneurons.study.wording import language_patches, parsed, part_makers, patch_maker, patch_of
 
 OLD_TASKS = {"--xnli": "--task xnli=", "--xquad": "--task xquad="}  # options of 0.1.0
 SCREENED = 200  # neurons that a screen is checked on
@@ -398,12 +398,12 @@ def patches_of_files(files: PatchOptions, language: str | None) -> "list[ln.patc
     neurons, stats = files.load()
     if language is None and len(neurons.languages) == 1:
         [language] = neurons.languages
-    for text in files.patches() if language is None else ():
+    for text in [word for part in files.patches().values() for word in part.values] if language is None else ():
         operation, value = patch_of(text)
         if operation == "diffmean" or isinstance(parsed(value), str):
             raise PatchError(f"{text!r} is a value of one language: give --language.")
     neurons = neurons if language is None else neurons[language]
-    return [patch_maker(text, stats)(neurons, language or "") for text in files.patches()]
+    return [patch for text in files.patches() for patch in part_makers(text, stats)(neurons, language or "")]
 
 
 def labelled_texts(path: Path) -> "ln.analysis.LabelledTexts":

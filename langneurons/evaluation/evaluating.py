@@ -166,7 +166,10 @@ def _balance(by_cell: Mapping[tuple[str, ...], Sequence[Patch]], controls: Contr
     if len(sites) != 1:
         return {}  # at several sites, what neurons write cannot be put in one table
     taken = united(patch.neurons for patch in patches)
-    by_label = {label: flat for patch in patches for label, flat in patch.neurons.members.items()}
+    by_label: dict[str, np.ndarray] = {}
+    for patch in patches:
+        for label, flat in patch.neurons.members.items():  # parts of a language's neurons may have patches of their own
+            by_label[label] = np.union1d(by_label.get(label, flat), flat)
     return report_balance(replace(taken, members=by_label), controls, taken)
 
 

@@ -1,7 +1,7 @@
 """Methods that rank neurons in each language: how often or strongly active, how much more than elsewhere, at random."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from langneurons.identification.firing import (
     variance_of_mean,
     variance_of_probability,
 )
+from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
 from langneurons.identification.selection import PER_LANGUAGE, Ranking, option, share
 from langneurons.recording.statistics import ActivationStats, check_statistics
@@ -213,6 +214,14 @@ class Random(Ranking):
 
     top: float = share(0.01)
     seed: int = option(Field(0, ge=0, le=2**32 - 1))
+
+    def identify(self, stats: ActivationStats) -> NeuronSet:
+        """Label random neurons; where they are highest, random numbers do not say.
+
+        Raises:
+            StatisticsError: If ``top`` is less than one neuron.
+        """
+        return replace(super().identify(stats), highest={})
 
     def scores(self, stats: ActivationStats) -> Scores:
         """Uniform random numbers; they have no standard error."""

@@ -1,6 +1,6 @@
 """Neuron sets in other programs' formats: read whatever others publish, and written as they read it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,7 @@ from langneurons.corpora.languages import label_of
 from langneurons.errors import NeuronSetError, SiteMismatchError, unknown, warn_user
 from langneurons.identification.indices import LabelledNeurons, Shape, checked_shape, flat_indices, shape_text
 from langneurons.identification.published import Listing, Part, read_listing, write_about
+from langneurons.identification.standing import ByLanguage, from_texts
 from langneurons.storage.files import path_of
 from langneurons.storage.result import Result
 from langneurons.storage.torch_files import write_torch
@@ -115,17 +116,18 @@ class ExchangedNeurons(LabelledNeurons, Result):
             for language, part in parts.items()
             if part.scores is not None
         }
-        method = listing.method or f"published list {Path(listing.name).name}"
-        return cls(members, shape, str(listing.site or site), listing.model, method, scores)
+        above, highest = (_by_language(parts, column, shape) for column in ("above", "highest"))
+        about = str(listing.site or site), listing.model, listing.method or f"published list {Path(listing.name).name}"
+        return cls(members, shape, *about, scores, above, highest)
 
     def write(self, path: str | Path) -> Path:
         """Write the neurons in a format that other programs read; ``read`` reads it back.
 
         Args:
             path: The file. Its ending says the format: ``.pth`` (or ``.pt``) is Tang et al.'s list over languages of a
-                list over layers of index tensors; ``.csv`` has the columns language, layer, neuron, and score where
-                there are any; ``.json`` is what ``save`` writes. Beside the first two a file ``<name>.json`` says the
-                languages in their order, the shape, the site, the model and the method.
+                list over layers of index tensors, which has no place for more; ``.csv`` has the columns of
+                ``to_dataframe``; ``.json`` is what ``save`` writes. Beside the first two a file ``<name>.json`` says
+                the languages in their order, the shape, the site, the model and the method.
 
         Returns:
             The path.
@@ -161,8 +163,11 @@ class ExchangedNeurons(LabelledNeurons, Result):
 
     def _rows(self, label: str) -> pd.DataFrame:
         layers, neurons = np.divmod(self.members[label], self.shape[1])
-        scored = {"score": self.scores[label]} if label in self.scores else {}
-        return pd.DataFrame({"language": label, "layer": layers, "neuron": neurons, **scored})
+        further: dict[str, object] = {"score": self.scores[label]} if label in self.scores else {}
+        if self.highest:
+            flat = self.members[label]
+            further |= {"above": self.languages_above(flat), "highest": self.languages_highest(flat)}
+        return pd.DataFrame({"language": label, "layer": layers, "neuron": neurons, **further})
 
     def _by_layer(self, flat: np.ndarray) -> list[torch.Tensor]:
         layers, neurons = np.divmod(flat, self.shape[1])
@@ -177,6 +182,13 @@ def _as_given(neurons: Exchanged, languages: Sequence[str] | None, shape: Shape 
     if site not in (None, neurons.site):
         raise SiteMismatchError(f"The set holds neurons of site {neurons.site!r}, not {site!r:.40}.")
     return neurons if languages is None else neurons.select(languages)
+
+
+def _by_language(parts: Mapping[str, Part], column: str, shape: Shape) -> ByLanguage:
+    """What a column of a table says of its neurons."""
+    rows = [part for part in parts.values() if column in part.texts]
+    flat = np.concatenate([np.empty(0, np.int64), *(part.pairs @ np.array([shape[1], 1]) for part in rows)])
+    return from_texts(flat, [text for part in rows for text in part.texts[column]], parts)
 
 
 def _named(listing: Listing, languages: Sequence[str] | None) -> dict[str, Part]:

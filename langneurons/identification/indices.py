@@ -5,6 +5,7 @@ Algebra on flat indices costs what a set is large, not what the model is large.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from langneurons.corpora.languages import label_of, spelled
 from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, check_text
+from langneurons.identification.standing import NO_NEURONS, ByLanguage, as_texts, neurons_of
 from langneurons.settings import whole_number
 
 Shape = tuple[int, int]
@@ -90,21 +92,33 @@ class LabelledNeurons:
         model: Fingerprint of the model's weights, None where unknown.
         method: Description of how the neurons were chosen.
         scores: Label -> each member's score, where the method gave one.
+        above: Language -> neurons above the method's bar there. It outlives the choice of labels: ``neurons["hi"]``
+            still says which of Hindi's neurons are above the bar in Urdu too. By default, what is labelled with it.
+        highest: Language -> neurons whose value, the one that the bar is set on, is higher there than in every other
+            language that the method compared: P(active) for LAPE, the score for methods with one per language. Empty
+            where no method said so.
     """
 
-    members: Mapping[str, Int[np.ndarray, " n"]]
+    members: ByLanguage
     shape: Shape
     site: str
     model: str | None = None
     method: str = "given"
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    above: ByLanguage = field(default_factory=dict)
+    highest: ByLanguage = field(default_factory=dict)
 
     def __post_init__(self):
+        if not self.above:
+            object.__setattr__(self, "above", dict(self.members))
         for label, flat in self.members.items():
             check_text(label, "label", NeuronSetError)
             check_flat(label, flat, self.shape)
             if label in self.scores and len(self.scores[label]) != len(flat):
                 raise NeuronSetError(f"{label!r} has {len(flat)} neurons but {len(self.scores[label])} scores.")
+            flat.flags.writeable = False
+        for label, flat in (*self.above.items(), *self.highest.items()):
+            check_flat(label, flat, self.shape)
             flat.flags.writeable = False
 
     @property
@@ -157,7 +171,92 @@ class LabelledNeurons:
             twice = [label for label, name in names.items() if list(names.values()).count(name) > 1]
             raise LanguageError(f"The labels {twice[0]!r:.60} and {twice[1]!r:.60} are both {names[twice[0]]!r:.60}.")
         members = {names[label]: flat for label, flat in self.members.items()}
-        return replace(self, members=members, scores={names[label]: values for label, values in self.scores.items()})
+        scores = {names[label]: values for label, values in self.scores.items()}
+        above, highest = (
+            {spelled(language, languages) or language: flat for language, flat in of_all.items()}
+            for of_all in (self.above, self.highest)
+        )
+        return replace(self, members=members, scores=scores, above=above, highest=highest)
+
+    def exclusive(self: Labelled) -> Labelled:
+        """Keep, under each label, the neurons that are above the method's bar in one language only.
+
+        Together with ``shared()`` these are all. The languages are those that the method compared, whichever labels
+        were selected since, see ``above``: for a method's set this is the same as being labelled with one of them.
+
+        Example:
+            >>> neurons = ln.NeuronSet.of({"hi": [(0, 3), (1, 2)], "ur": [(1, 2)]}, shape=(2, 8), site="act")
+            >>> neurons["hi"].exclusive().indices().tolist()
+            [[0, 3]]
+        """
+        return self._kept(self._in_several(), inside=False)
+
+    def shared(self: Labelled, *languages: str) -> Labelled:
+        """Keep, under each label, the neurons that are above the method's bar in several languages.
+
+        For a method's set this is the same as being labelled with all of them: LAPE labels what it keeps with every
+        language where P(active) exceeds its bar, and a ranking's bar is the lowest score that it keeps in a language.
+
+        Args:
+            languages: Languages in all of which a neuron must be above the bar, whatever it is in others; by default,
+                any two.
+
+        Raises:
+            LanguageError: If the method did not compare a language.
+
+        Example:
+            >>> neurons = ln.NeuronSet.of({"hi": [(0, 3), (1, 2)], "ur": [(1, 2)]}, shape=(2, 8), site="act")
+            >>> neurons.shared("hi", "ur")
+            NeuronSet of 1 neurons at act (2 layers x 8): hi 1, ur 1
+        """
+        if not languages:
+            return self._kept(self._in_several(), inside=True)
+        in_all = [self.above[label_of(language, self.above)] for language in languages]
+        return self._kept(reduce(np.intersect1d, in_all), inside=True)
+
+    def _in_several(self) -> np.ndarray:
+        """The neurons that are above the bar in two languages or more."""
+        flat, languages = np.unique(np.concatenate([NO_NEURONS, *self.above.values()]), return_counts=True)
+        return flat[languages > 1]
+
+    def _kept(self: Labelled, flat: np.ndarray, inside: bool) -> Labelled:
+        """Each label's neurons inside some, or outside of them, with their scores."""
+        masks = {label: np.isin(own, flat) == inside for label, own in self.members.items()}
+        return replace(
+            self,
+            members={label: self.members[label][mask] for label, mask in masks.items()},
+            scores={label: values[masks[label]] for label, values in self.scores.items()},
+        )
+
+    def highest_elsewhere(self) -> ByLanguage:
+        """Label -> those of its neurons that are higher in another language; none of a label that is no language."""
+        compared = {*self.above, *self.highest}
+        elsewhere = {
+            label: np.setdiff1d(neurons_of(self.highest), self.highest.get(label, NO_NEURONS)) for label in compared
+        }
+        return {label: np.intersect1d(flat, elsewhere.get(label, NO_NEURONS)) for label, flat in self.members.items()}
+
+    def languages_above(self, flat: Int[np.ndarray, " row"]) -> list[str]:
+        """The languages in which each of some neurons is above the bar, as a table's cells name them."""
+        return as_texts(self.above, flat)
+
+    def languages_highest(self, flat: Int[np.ndarray, " row"]) -> list[str]:
+        """The language in which each of some neurons is highest, several where it is equally high; else ""."""
+        return as_texts(self.highest, flat)
+
+    def _joined_with(self, other: "LabelledNeurons") -> dict[str, ByLanguage]:
+        """What two sets say of neurons: above a bar where either says so, highest as both agree or one alone says."""
+        mine, theirs = neurons_of(self.highest), neurons_of(other.highest)
+        highest: dict[str, np.ndarray] = {}
+        for language in dict.fromkeys((*self.highest, *other.highest)):
+            of_mine, of_theirs = self.highest.get(language, NO_NEURONS), other.highest.get(language, NO_NEURONS)
+            alone = np.union1d(np.setdiff1d(of_mine, theirs), np.setdiff1d(of_theirs, mine))
+            highest[language] = np.union1d(np.intersect1d(of_mine, of_theirs), alone)
+        above = {
+            language: np.union1d(self.above.get(language, NO_NEURONS), other.above.get(language, NO_NEURONS))
+            for language in dict.fromkeys((*self.above, *other.above))
+        }
+        return {"above": above, "highest": highest}
 
     def __and__(self: Labelled, other: Labelled) -> Labelled:
         return self._combined(other, "&", lambda mine, theirs: np.intersect1d(mine, theirs, assume_unique=True))
@@ -197,7 +296,8 @@ class LabelledNeurons:
             listed = [item for each in both for item in each.scores.items()]
             scores = {label: values for label, values in listed if len(values) == len(members[label])}
             method = " and ".join(dict.fromkeys(each.method for each in both))
-            merged = replace(self, members=members, scores=scores, model=merged.model or other.model, method=method)
+            about: dict[str, Any] = {"model": merged.model or other.model, "method": method}
+            merged = replace(self, members=members, scores=scores, **about, **merged._joined_with(other))
         return merged
 
     def mask(self, language: str | None = None) -> Bool[Tensor, "layer neuron"]:
@@ -314,7 +414,7 @@ class LabelledNeurons:
         """Flat indices of the neurons with any label, sorted."""
         if len(self.members) == 1:
             return next(iter(self.members.values()))
-        return np.unique(np.concatenate([np.empty(0, np.int64), *self.members.values()]))
+        return neurons_of(self.members)
 
     def _combined(self: Labelled, other: Labelled, sign: str, combine: Callable[..., np.ndarray]) -> Labelled:
         if not isinstance(other, LabelledNeurons):
@@ -337,6 +437,7 @@ class LabelledNeurons:
             scores={},
             model=self.model or other.model,
             method=f"({self.method}) {sign} ({other.method})",
+            **({} if sign == "-" else self._joined_with(other)),
         )
 
     def check_comparable(self, other: "LabelledNeurons") -> None:

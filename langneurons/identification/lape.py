@@ -242,4 +242,4 @@ def _assigned(stats: ActivationStats, scores: Scores, p: Tensor, flat: np.ndarra
     if homeless:
         warn_user(f"{homeless:,} of {len(flat):,} kept neurons exceed the bar in no language and belong to none.")
     members = {language: flat[above[i]] for i, language in enumerate(stats.languages)}
-    return labelled(stats, scores, members)
+    return labelled(stats, scores, members, p)

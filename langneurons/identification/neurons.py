@@ -25,6 +25,7 @@ from langneurons.identification.controls import (
 from langneurons.identification.exchange import ExchangedNeurons
 from langneurons.identification.indices import Shape, checked_shape, flat_indices, shape_text
 from langneurons.identification.scores import Scores
+from langneurons.identification.standing import ByLanguage, from_texts
 from langneurons.recording.site_values import basis_note
 from langneurons.recording.statistics import ActivationStats
 from langneurons.settings import Controls
@@ -33,6 +34,7 @@ from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import Table
 
 COLUMNS = ("language", "layer", "neuron")
+LATER = ("above", "highest")  # what files of earlier versions lack
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +48,10 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
         model: Fingerprint of the model's weights, None where unknown.
         method: Description of how the neurons were chosen.
         scores: Label -> each member's score, where the method gave one.
+        above: Language -> neurons above the method's bar there, whichever labels were selected since; by default what
+            is labelled with it. ``exclusive()`` and ``shared()`` choose by it.
+        highest: Language -> neurons whose value, the one that the bar is set on, is highest there; empty where no
+            method said so.
 
     Example:
         >>> neurons = NeuronSet.of({"hi": [(0, 3), (1, 2)], "ur": [(1, 2)]}, shape=(2, 8), site="act")
@@ -89,7 +95,8 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
         """Make a set of a table with the columns ``language``, ``layer`` and ``neuron``.
 
         Args:
-            table: A table such as ``to_dataframe`` gives; those remember their shape and site.
+            table: A table such as ``to_dataframe`` gives; those remember their shape and site. Columns ``above`` and
+                ``highest`` are read where there are any.
             shape: Layers and neurons per layer, for tables that do not remember.
             site: The site, for tables that do not remember.
 
@@ -119,7 +126,10 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
         rows = {label: table.loc[table["language"] == label, ["layer", "neuron"]].to_numpy() for label in labels}
         shape = checked_shape(shape)
         members = {label: flat_indices(label, pairs, shape) for label, pairs in rows.items()}
-        return cls(members, shape, site, table.attrs.get("model"), table.attrs.get("method", "given"))
+        flat = table["layer"].to_numpy() * shape[1] + table["neuron"].to_numpy()
+        columns = {name: table[name].fillna("").astype(str) for name in LATER if name in table.columns}
+        said = {name: from_texts(flat, texts, labels) for name, texts in columns.items()}
+        return cls(members, shape, site, table.attrs.get("model"), table.attrs.get("method", "given"), **said)
 
     def __repr__(self) -> str:
         counted = ", ".join(f"{label} {len(flat):,}" for label, flat in self.members.items())
@@ -136,15 +146,15 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
         return hash(self._identity())
 
     def table(self) -> Table:
-        """Number of neurons of every label, how many of them no other label has, and their layers."""
-        flat, labels = np.unique(np.concatenate([np.empty(0, np.int64), *self.members.values()]), return_counts=True)
-        own = flat[labels == 1]
+        """Number of neurons of every label, how many are exclusive, how many highest elsewhere, and their layers."""
+        exclusive, elsewhere = self.exclusive().members, self.highest_elsewhere()
         rows = [
-            (label, len(members), len(np.intersect1d(members, own, assume_unique=True)), self._layers(members))
+            (label, len(members), len(exclusive[label]), len(elsewhere[label]), self._layers(members))
             for label, members in self.members.items()
         ]
-        columns = ["language", "neurons", "of no other language", "layers"]
-        return Table(pd.DataFrame(rows, columns=columns), title=repr(self))
+        columns = ["language", "neurons", "of no other language", "higher in another", "layers"]
+        table = pd.DataFrame(rows, columns=columns)
+        return Table(table if self.highest else table.drop(columns="higher in another"), title=repr(self))
 
     def _layers(self, members: Int[np.ndarray, " n"]) -> str:
         return f"{members[0] // self.shape[1]} to {members[-1] // self.shape[1]}" if len(members) else ""
@@ -157,8 +167,9 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
             level: Confidence of the interval.
 
         Returns:
-            Columns language, layer, neuron; score where known; low and high where ``scores`` is given; ``basis`` at a
-            site whose single units depend on the basis.
+            Columns language, layer, neuron; score where known; where a method said so, ``above``, the languages in
+            which the neuron is above the method's bar, such as "hi, ur", and ``highest``, the one where it is highest;
+            low and high where ``scores`` is given; ``basis`` at a site whose single units depend on the basis.
         """
         pieces = [self._rows(label) for label in self.languages]
         empty = pd.DataFrame({"language": pd.Series(dtype="str"), "layer": [], "neuron": []})
@@ -213,7 +224,7 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
         seed, candidates = draw_seed(controls, draw), self._candidates(controls, exclude)
         members = {label: candidates[label].draw(flat, controls, seed) for label, flat in self.members.items()}
         method = f"control matched by {matched_by(controls)}, seed {seed}: {self.method}"
-        return replace(self, members=members, scores={}, method=method)
+        return replace(self, members=members, scores={}, above={}, highest={}, method=method)
 
     def balance(
         self, draws: "Sequence[NeuronSet]", controls: Controls, exclude: "NeuronSet | None" = None
@@ -260,7 +271,8 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
             sets = [self[label].matched_control(controls, draw, exclude=self) for draw in draws]
             order = random_stream(controls.seed, "pooled controls", label).permutation(united(sets).union())
             members[label] = np.sort(order[: controls.draws])
-        return replace(self, members=members, scores={}, method=f"single controls: {self.method}")
+        about: dict[str, Any] = {"above": {}, "highest": {}, "method": f"single controls: {self.method}"}
+        return replace(self, members=members, scores={}, **about)
 
     def neutral_control(self, stats: ActivationStats) -> "NeuronSet":
         """Choose neurons that fire often, and about as often in every language, in place of each label's neurons.
@@ -277,7 +289,8 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
         """
         stats = fitting_statistics(stats, self.shape, self.site, self.model)
         members = {label: choose_neutral(label, flat, self.union(), stats) for label, flat in self.members.items()}
-        return replace(self, members=members, scores={}, method=f"frequent neutral neurons: {self.method}")
+        about: dict[str, Any] = {"above": {}, "highest": {}, "method": f"frequent neutral neurons: {self.method}"}
+        return replace(self, members=members, scores={}, **about)
 
     def _about(self) -> dict[str, object]:
         counts = {label: len(flat) for label, flat in self.members.items()}
@@ -292,13 +305,22 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
             "method": self.method,
             "members": [[label, flat.tolist()] for label, flat in self.members.items()],
             "scores": [[label, values.tolist()] for label, values in self.scores.items()],
+            **{name: self._own(getattr(self, name)) for name in (("above", "highest") if self.highest else ("above",))},
         }
+
+    def _own(self, by_language: ByLanguage) -> list[list[object]]:
+        """What is said of the neurons of this set, as it is written."""
+        own = self.union()
+        return [[language, np.intersect1d(flat, own).tolist()] for language, flat in by_language.items()]
 
     @classmethod
     def _read(cls, folder: Path, content: JsonObject) -> dict[str, Any]:
         layout(text="site method model?", numbers="shape").check("the neuron set", content)
-        members, scores = ([(label, *values) for label, *values in content[name]] for name in ("members", "scores"))
-        labelled = pd.DataFrame([*members, *scores], columns=["label", "values"])
+        members, scores, above, highest = (
+            [(label, *values) for label, *values in (content.get(name, []) if name in LATER else content[name])]
+            for name in ("members", "scores", *LATER)
+        )
+        labelled = pd.DataFrame([*members, *scores, *above, *highest], columns=["label", "values"])
         layout(text="label", numbers="values").check("the neuron set", labelled)
         if (
             len(dict(members)) < len(members)
@@ -306,10 +328,15 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
             or not dict(scores).keys() <= dict(members).keys()
         ):
             raise ValueError("a label stands there twice, or has scores but no neurons")
-        if any(value != int(value) for value in (*content["shape"], *chain(*(flat for _, flat in members)))):
+        indices = chain(*(flat for _, flat in (*members, *above, *highest)))
+        if any(value != int(value) for value in (*content["shape"], *indices)):
             raise ValueError("a layer or an index is no whole number")
+        by_language = {
+            name: {label: np.array(flat, dtype=np.int64) for label, flat in rows}
+            for name, rows in (("members", members), ("above", above), ("highest", highest))
+        }
         return {
-            "members": {label: np.array(flat, dtype=np.int64) for label, flat in members},
+            **by_language,
             "shape": checked_shape(content["shape"]),
             "site": content["site"],
             "model": content["model"],
@@ -355,7 +382,7 @@ def united(neuron_sets: Iterable[NeuronSet], label: str = "all") -> NeuronSet:
     for other in others:
         first.check_comparable(other)
     flat = np.unique(np.concatenate([neurons.union() for neurons in (first, *others)]))
-    return replace(first, members={label: flat}, scores={})
+    return replace(first.merge(*others), members={label: flat}, scores={}, model=first.model, method=first.method)
 
 
 def check_neurons(neurons: object) -> None:

@@ -49,12 +49,14 @@ class Part:
         layers: Number of layers that it has, where it says so.
         width: Neurons per layer that it has, where it says so, as masks do.
         scores: One per row, where it has any.
+        texts: Column, ``above`` or ``highest`` -> the languages that it names for every row, where it has any.
     """
 
     pairs: np.ndarray
     layers: int | None = None
     width: int | None = None
     scores: np.ndarray | None = None
+    texts: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 NOTHING = Part(np.empty((0, 2), np.int64))
@@ -275,7 +277,9 @@ def _of_table(name: str, table: pd.DataFrame, site: str | None) -> Listing:
         if odd := [text for text in pairs.flat if re.fullmatch(r"\d{1,9}", str(text)) is None]:
             raise NeuronSetError(f"{name} holds {str(odd[0])!r:.40} as a layer or neuron, which is no whole number.")
         scores = np.array([_number(text) for text in rows[score]]) if score in rows else np.array(np.nan)
-        parts[str(language)] = Part(pairs.astype(np.int64), scores=None if np.isnan(scores).all() else scores)
+        texts = {column: rows[column].tolist() for column in ("above", "highest") if column in rows}
+        scores = None if np.isnan(scores).all() else scores
+        parts[str(language)] = Part(pairs.astype(np.int64), scores=scores, texts=texts)
     return Listing(name, tuple(parts.values()), tuple(parts), site=site, method=method)
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import ConfigDict, Field, create_model
+from torch import Tensor
 
 from langneurons.errors import LangNeuronsError, StatisticsError
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.scores import Scores
+from langneurons.identification.standing import highest_in
 from langneurons.recording.statistics import PUBLISHED, ActivationStats, check_statistics
 from langneurons.settings import Settings
 
@@ -152,9 +154,23 @@ def extremes(values: Float[np.ndarray, " n"], high: int, low: int) -> Int[np.nda
     return np.union1d(ends[0], ends[-1])
 
 
-def labelled(stats: ActivationStats, scores: Scores, members: Mapping[str, np.ndarray]) -> NeuronSet:
-    """The neuron set with these members and their scores."""
+def labelled(
+    stats: ActivationStats,
+    scores: Scores,
+    members: Mapping[str, np.ndarray],
+    values: Float[Tensor, "language layer neuron"] | None = None,
+) -> NeuronSet:
+    """The neuron set with these members, their scores, and the language where each is highest.
+
+    Args:
+        stats: Statistics.
+        scores: Scores.
+        members: Language -> flat indices.
+        values: What the method compares with its bar in each language; by default the scores.
+    """
     fingerprint = stats.fingerprint
+    values = scores.values if values is None else values
+    by_language = dict(zip(stats.languages, values.flatten(1).numpy(), strict=True))
     return NeuronSet(
         members={language: flat.astype(np.int64) for language, flat in members.items()},
         shape=stats.shape,
@@ -162,6 +178,7 @@ def labelled(stats: ActivationStats, scores: Scores, members: Mapping[str, np.nd
         model=None if fingerprint == PUBLISHED else fingerprint,
         method=scores.method,
         scores={language: scores[language].flatten().numpy()[flat].astype(float) for language, flat in members.items()},
+        highest=highest_in(members, by_language),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,6 +32,21 @@ class Neurons(Protocol):
 
     def indices(self) -> Int[Tensor, "n 2"]:
         """Layer and index of each."""
+        ...
+
+
+class Watch(Protocol):
+    """Sees every token that ``examples`` reads, at sites of its own."""
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """The sites; on gated MLPs also "up"."""
+        ...
+
+    def __call__(
+        self, text: str, offsets: Sequence[tuple[int, int]], values: Float[np.ndarray, "site token n"]
+    ) -> None:
+        """See a text: where its tokens start and end, and what the neurons are at the sites."""
         ...
 
 
@@ -66,9 +82,9 @@ def activations(model: torch.nn.Module, text: str, neurons: Neurons) -> pd.DataF
             f"The text has {len(ids)} tokens; {model_view.name}'s context holds "
             f"{model_view.context_length - len(start)}."
         )
-    with _values_of(model_view, neurons.site, indices) as read:
+    with _values_of(model_view, [neurons.site], indices) as read:
         tokens = torch.tensor([[*start, *ids]])
-        values = read(tokens)[0, len(start) :]
+        values = read(tokens)[0, 0, len(start) :]
         check_finite(model_view, values, tokens)
     rows = pd.MultiIndex.from_arrays([range(len(ids)), pieces], names=["position", "token"])
     columns = pd.MultiIndex.from_arrays(indices.T.tolist(), names=["layer", "neuron"])
@@ -85,6 +101,7 @@ def examples(
     batch_size: int = 16,
     seed: int = 0,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> pd.DataFrame:
     """Find the texts on which each neuron is most active, texts from the middle, and random ones, per language.
 
@@ -100,6 +117,7 @@ def examples(
         batch_size: Documents per forward pass.
         seed: Seed for the choice of documents and of random texts.
         progress: Whether to show a progress bar on standard error.
+        watch: Sees every token that is read, in the same pass.
 
     Returns:
         Rows with language, layer, neuron, kind ("top", "median", "random"), rank, activation, document, text, and
@@ -135,6 +153,7 @@ def examples(
             min(context_length, model_view.context_length),
             batch_size,
             progress,
+            watch,
         )
         for column, (layer, index) in enumerate(indices.tolist()):
             for kind, rank, row in _kinds(peaks[:, column], k, generator):
@@ -164,15 +183,18 @@ def _peaks(
     context_length: int,
     batch_size: int,
     progress: bool,
+    watch: Watch | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each document's highest activation of each neuron, and the characters of the token where it occurs."""
     peaks = np.full((len(texts), len(indices)), -np.inf, np.float32)
     places = np.zeros((len(texts), len(indices), 2), np.int64)
-    for row, (offsets, values) in enumerate(
-        token_values(model_view, site, indices, texts, context_length, batch_size, progress)
-    ):
+    sites = [site, *(watch.sites if watch is not None else ())]
+    read = token_values(model_view, sites, indices, texts, context_length, batch_size, progress)
+    for row, (offsets, (values, *others)) in enumerate(read):
         if not len(values):
             continue
+        if watch is not None:
+            watch(texts[row], offsets, np.stack(others))
         best = values.argmax(0)
         peaks[row] = values[best, np.arange(len(indices))]
         places[row] = np.array(offsets)[best]
@@ -181,18 +203,18 @@ def _peaks(
 
 def token_values(
     model_view: ModelView,
-    site: str,
+    sites: Sequence[str],
     indices: Int[Tensor, "n 2"],
     texts: Sequence[str],
     context_length: int,
     batch_size: int = 16,
     progress: bool = True,
-) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, "token n"]]]:
+) -> Iterator[tuple[list[tuple[int, int]], Float[np.ndarray, "site token n"]]]:
     """Read some neurons on every token of the beginnings of texts, several texts per forward pass.
 
     Args:
         model_view: The model.
-        site: Site of the neurons.
+        sites: Sites at which the neurons are read; on gated MLPs also "up", what ``act`` is multiplied by.
         indices: Layer and index of each.
         texts: Texts to read.
         context_length: Tokens read per text, special ones included.
@@ -200,10 +222,10 @@ def token_values(
         progress: Whether to show a progress bar on standard error.
 
     Yields:
-        For every text, where each of its tokens starts and ends, and its values; nothing for a text without tokens.
+        For every text, where each of its tokens starts and ends, and its values; none for a text without tokens.
     """
     start = _start_tokens(model_view)
-    with _values_of(model_view, site, indices) as read:
+    with _values_of(model_view, sites, indices) as read:
         for first in Progress(range(0, len(texts), batch_size), shown=progress, unit="batch", leave=False):
             batch = list(texts[first : first + batch_size])
             encoded = model_view.tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -214,7 +236,7 @@ def token_values(
                 rows[row, : len(start) + len(ids)] = torch.tensor([*start, *ids])
             values = read(rows).cpu().numpy()
             for row, ids in enumerate(token_ids):
-                own = values[row, len(start) : len(start) + len(ids)]
+                own = values[:, row, len(start) : len(start) + len(ids)]
                 check_finite(model_view, torch.from_numpy(own), rows[row : row + 1, : len(start) + len(ids)])
                 yield encoded["offset_mapping"][row][: len(ids)], own
 
@@ -230,22 +252,24 @@ def _kinds(peaks: np.ndarray, k: int, generator: np.random.Generator) -> Iterato
 
 @contextmanager
 def _values_of(
-    model_view: ModelView, site: str, indices: Int[Tensor, "n 2"]
-) -> Iterator[Callable[[Int[Tensor, "row position"]], Float[Tensor, "row position n"]]]:
-    """Give a function from token rows to the chosen neurons' values (a head's value is its norm)."""
-    held: dict[int, Tensor] = {}
+    model_view: ModelView, sites: Sequence[str], indices: Int[Tensor, "n 2"]
+) -> Iterator[Callable[[Int[Tensor, "row position"]], Float[Tensor, "site row position n"]]]:
+    """Give a function from token rows to the chosen neurons' values at some sites (a head's value is its norm)."""
+    held: dict[tuple[str, int], Tensor] = {}
     wanted = {int(layer): indices[indices[:, 0] == layer, 1] for layer in indices[:, 0].unique()}
 
-    def keep(layer: int, values: Tensor) -> None:
+    def keep(site: str, layer: int, values: Tensor) -> None:
         if layer in wanted:
             picked = values[:, :, wanted[layer].to(values.device)].float()
-            held[layer] = torch.linalg.vector_norm(picked, dim=-1) if site == "head" else picked
+            held[site, layer] = torch.linalg.vector_norm(picked, dim=-1) if site == "head" else picked
 
     def read(rows: Tensor) -> Tensor:
         model_view.forward(rows.to(model_view.device), logits=False)
-        return torch.cat([held.pop(layer) for layer in sorted(wanted)], dim=-1)
+        by_site = [torch.cat([held[site, layer] for layer in sorted(wanted)], dim=-1) for site in sites]
+        held.clear()
+        return torch.stack(by_site)
 
-    with torch.no_grad(), model_view.reading({site: keep}):
+    with torch.no_grad(), model_view.reading({site: partial(keep, site) for site in sites}):
         yield read
 
 

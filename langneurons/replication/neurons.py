@@ -9,6 +9,7 @@ from langneurons.errors import NeuronSetError, PatchError, StatisticsError, unkn
 from langneurons.identification.lape import entropy
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.selection import check_share, level, lowest
+from langneurons.identification.standing import highest_in
 from langneurons.patches.patch import SetTo
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics
 
@@ -56,7 +57,7 @@ def act_prob_90p_neurons(
         for language in (statistics.languages if languages is None else languages)
     }
     members = {language: lowest(-score, count) for language, score in scores.items()}
-    return _labelled(statistics, members, scores, f"act_prob_90p, share {share}")
+    return _labelled(statistics, members, scores, scores, f"act_prob_90p, share {share}")
 
 
 def lape_neurons(
@@ -112,7 +113,8 @@ def lape_neurons(
     selected = (above & (lape <= cutoff)).flatten(1).numpy()
     members = {language: np.flatnonzero(row) for language, row in zip(languages, selected, strict=True)}
     scores = dict.fromkeys(languages, lape.flatten().numpy())
-    return _labelled(statistics, members, scores, f"published LAPE of {', '.join(languages)}, top {top}")
+    values = dict(zip(languages, p.flatten(1).numpy(), strict=True))
+    return _labelled(statistics, members, scores, values, f"published LAPE of {', '.join(languages)}, top {top}")
 
 
 def published_patch(neurons: NeuronSet, statistics: PublishedStatistics, language: str, intervene_by: str) -> SetTo:
@@ -161,7 +163,12 @@ def _count(name: str, share: float, statistics: PublishedStatistics) -> int:
 
 
 def _labelled(
-    statistics: PublishedStatistics, members: dict[str, np.ndarray], scores: dict[str, np.ndarray], method: str
+    statistics: PublishedStatistics,
+    members: dict[str, np.ndarray],
+    scores: dict[str, np.ndarray],
+    values: dict[str, np.ndarray],
+    method: str,
 ) -> NeuronSet:
     own_scores = {language: scores[language][flat] for language, flat in members.items()}
-    return NeuronSet(members, statistics.shape, "act", statistics.model, method, own_scores)
+    highest = highest_in(members, values)
+    return NeuronSet(members, statistics.shape, "act", statistics.model, method, own_scores, highest=highest)

@@ -141,21 +141,21 @@ def _mistakes(config: StudyConfig) -> Iterator[str]:
         yield from stage.mistakes(config)
     for name, patch in config.patches.items():
         operations = [patch_of(value)[0] for value in patch.values]
-        yield from _misplaced(config, f"patches.{name}", patch, operations[0])
+        yield from _misplaced(config, f"patches.{name}", patch, operations[: len(patch.parts)])
     for method in config.methods.values():
         make_method(method.method, method.options)
 
 
-def _misplaced(config: StudyConfig, where: str, patch: PatchPart, operation: str) -> Iterator[str]:
+def _misplaced(config: StudyConfig, where: str, patch: PatchPart, operations: list[str]) -> Iterator[str]:
     """What is wrong with where a patch writes, and with the patch whose dose it should have."""
     if patch.everywhere is not None:
         yield from misnamed("site", f"{where}.everywhere", [patch.everywhere], config.recording.sites)
-        if operation != "diffmean":
+        if operations != ["diffmean"] or any(patch.parts):
             yield f"{where}.everywhere is for diffmean, and {patch.write!r} is written at neurons."
     if patch.dose_of is not None:
         own_dose = {name for name, other in config.patches.items() if other.dose_of is None}
         yield from misnamed("patch", f"{where}.dose_of", [patch.dose_of], own_dose)
-        if operation not in ("add", "diffmean") or patch.also:
+        if not {"add", "diffmean"}.issuperset(operations) or patch.also:
             yield f"{where}.dose_of scales what add or diffmean add at one language's neurons, not {patch.write!r}."
 
 

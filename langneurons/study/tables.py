@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 import langneurons as ln
 from langneurons.corpora.languages import canonical
-from langneurons.errors import LangNeuronsError, ModelError
+from langneurons.errors import LangNeuronsError, ModelError, PatchError, unknown
 from langneurons.settings import (
     PYTHON_ONLY,
     Checked,
@@ -30,6 +30,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Split = Annotated[str, Field(pattern=r"^[a-z]+(\[(\d{1,2}%)?:(\d{1,2}%)?\])?$")]
 Value = str | float | int
+PARTS = ("shared", "exclusive")  # of a language's neurons, as the filters of NeuronSet are called
 PUBLISHED = "published"  # how methods and patches begin that read the published statistics
 
 
@@ -170,10 +171,43 @@ class MethodPart(Part):
         return self.method.startswith(f"{PUBLISHED}-")
 
 
+WRITES = (
+    "a number, mean, p90; add:mean, scale:2, diffmean; published:mean_mu_act; parts of a language's neurons by name: "
+    "shared=scale:1.2; exclusive=scale:0.8"
+)
+
+
+def writes_of(text: str) -> list[tuple[str, str]]:
+    """What is written at which part of a language's neurons.
+
+    Args:
+        text: What is written at all of them, or ``<part>=<what>`` for each part, divided by semicolons.
+
+    Returns:
+        Pairs of a part ("shared" or "exclusive", see ``NeuronSet.shared``; "" for all) and what is written there.
+
+    Raises:
+        PatchError: If there is no such part, it is named twice, or stands beside something without a part.
+
+    Example:
+        >>> writes_of("shared=scale:1.2; exclusive=0"), writes_of("mean")
+        ([('shared', 'scale:1.2'), ('exclusive', '0')], [('', 'mean')])
+    """
+    pieces = [piece.strip() for piece in text.split(";")]
+    pairs = [(part.strip(), word.strip()) for part, _, word in (piece.rpartition("=") for piece in pieces)]
+    parts = [part for part, _ in pairs]
+    for part in parts:
+        if part not in PARTS and (part or len(parts) > 1):
+            raise PatchError(unknown("part of a language's neurons", part, PARTS))
+        if parts.count(part) > 1:
+            raise PatchError(f"{text!r:.100} writes twice at the {part} neurons.")
+    return pairs
+
+
 class PatchPart(Part):
     """What is written at a language's own neurons."""
 
-    write: Value = Field(description="a number, mean, p90; add:mean, scale:2, diffmean; published:mean_mu_act")
+    write: Value = Field(description=WRITES)
     also: dict[str, Value] = Field({}, description="other language -> what is written at its neurons meanwhile")
     everywhere: str | None = Field(
         None, description="diffmean: a recorded site whose every unit is written, not the neurons; such as resid_post"
@@ -188,8 +222,17 @@ class PatchPart(Part):
 
     @property
     def values(self) -> list[str]:
-        """Everything that it writes."""
-        return [str(value) for value in (self.write, *self.also.values())]
+        """Everything that it writes, wherever.
+
+        Raises:
+            PatchError: If there is no such part of a language's neurons.
+        """
+        return [word for value in (self.write, *self.also.values()) for _, word in writes_of(str(value))]
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of the language's neurons that it writes at, "" for all."""
+        return [part for part, _ in writes_of(str(self.write))]
 
     @property
     def published(self) -> bool:

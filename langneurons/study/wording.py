@@ -14,7 +14,7 @@ import langneurons as ln
 from langneurons.corpora.languages import spelled
 from langneurons.errors import PatchError, StatisticsError, unknown
 from langneurons.settings import literal_choices, plain_types, shown
-from langneurons.study.tables import PUBLISHED, PatchPart
+from langneurons.study.tables import PUBLISHED, PatchPart, writes_of
 
 METHODS = {
     "lape": "LAPE",
@@ -50,9 +50,15 @@ def patch_of(text: str) -> tuple[str, str]:
         The operation, and its value: a number, the mean, a percentile, or the name of a published value.
 
     Raises:
-        PatchError: If the operation or the published value is unknown, or a strength or factor is no number.
+        PatchError: If the operation or the published value is unknown, a strength or factor is no number, or a part of
+            the language's neurons is named.
         StatisticsError: If the value is no number, mean or percentile.
     """
+    if "=" in text:
+        raise PatchError(
+            f"{text!r:.100} writes at parts of a language's neurons, which only tasks, transfers and bake do: here all "
+            "of them are written."
+        )
     before, colon, after = text.partition(":")
     operation, value = (before, after) if colon else ("diffmean", "1") if text == "diffmean" else ("set", text)
     if operation == PUBLISHED:
@@ -125,18 +131,58 @@ def language_patches(
     """
 
     def of_language(part: PatchPart) -> PatchOfLanguage:
-        own = patch_maker(str(part.write), stats, published, part.everywhere)
-        also = {code: patch_maker(str(value), stats, published) for code, value in part.also.items()}
+        own = part_makers(str(part.write), stats, published, part.everywhere)
+        also = {code: part_makers(str(value), stats, published) for code, value in part.also.items()}
         layers = None if part.layers is None else range(part.layers[0], part.layers[1] + 1)
 
         def patches_of(language: str) -> "list[ln.patches.Patch]":
-            others = [make(neurons[code], code) for code, make in also.items() if spelled(code, [language]) is None]
-            patch = own(neurons[language], language)
-            return [*others, patch if layers is None else replace(patch, layers=layers)]
+            others = [(code, make) for code, make in also.items() if spelled(code, [language]) is None]
+            beside = [patch for code, make in others for patch in make(neurons[code], code)]
+            patches = own(neurons[language], language, layers)
+            return [*beside, *(patch if layers is None else replace(patch, layers=layers) for patch in patches)]
 
         return patches_of
 
     return {name: of_language(patch) for name, patch in patches.items()}
+
+
+def part_makers(
+    text: str,
+    stats: "ln.ActivationStats | None",
+    published: "ln.replication.PublishedStatistics | None" = None,
+    everywhere: str | None = None,
+) -> "Callable[..., list[ln.patches.Patch]]":
+    """Build the patches of a language's neurons, one for each part that ``writes_of`` names.
+
+    Args:
+        text: What is written.
+        stats: Statistics that mean, percentiles and diffmean are read from.
+        published: Statistics that published values are read from.
+        everywhere: A site whose every unit ``diffmean`` is written at, instead of the language's neurons.
+
+    Returns:
+        A function of neurons, their language, and optionally the layers that are written, which gives the patches; a
+        part without a neuron there is left out.
+
+    Raises:
+        LangNeuronsError: If a part, an operation or a value is unknown, or needs statistics that are not given.
+    """
+    makers = [(part, patch_maker(word, stats, published, everywhere)) for part, word in writes_of(text)]
+
+    def make(neurons: "ln.NeuronSet", language: str, layers: range | None = None) -> "list[ln.patches.Patch]":
+        by_part = [(part, getattr(neurons, part)() if part else neurons, maker) for part, maker in makers]
+        patches = [
+            maker(own, language)
+            for part, own, maker in by_part
+            if not part or any(layers is None or layer in layers for layer in own.per_layer())
+        ]
+        if not patches:
+            where = "" if layers is None else f" in layers {layers[0]} to {layers[-1]}"
+            names = " or ".join(part for part, _ in makers)
+            raise PatchError(f"{language!r} has no neuron that is {names}{where}: leave the language out.")
+        return patches
+
+    return make
 
 
 def make_method(name: str, options: Mapping[str, object]) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from langneurons.corpora.languages import label_of, spelled
+from langneurons.corpora.languages import spelled
 from langneurons.errors import TrainingError, unknown
 from langneurons.identification.controls import reported_balance
 from langneurons.identification.neurons import NeuronSet, united
@@ -171,23 +171,20 @@ def _selected(name: str, neurons: NeuronSet, source: str, target: str) -> Neuron
 
 
 def _part_of_source(name: str, neurons: NeuronSet, source: str) -> NeuronSet:
-    """The source's neurons that other languages have too, or those that none has."""
-    label = label_of(source, neurons.languages)
-    others = [neurons.members[other] for other in neurons.languages if other != label]
-    own = neurons.members[label]
-    elsewhere = np.isin(own, np.concatenate([np.empty(0, np.int64), *others]))
-    members = own[elsewhere if name == SHARED else ~elsewhere]
-    if not len(members):
+    """The source's neurons that are above the method's bar in other languages too, or those that are in none."""
+    own = neurons[source]
+    part = own.shared() if name == SHARED else own.exclusive()
+    if not len(part):
         which = "shares with another language" if name == SHARED else "has alone"
         raise TrainingError(
             f"{source!r} has no neuron that it {which}, so that the condition {name!r} would train none: leave it away."
         )
-    return replace(neurons, members={f"{source} {name}": members}, scores={})
+    return _relabelled(part, f"{source} {name}")
 
 
 def _relabelled(neurons: NeuronSet, label: str) -> NeuronSet:
     (flat,) = neurons.members.values()
-    return replace(neurons, members={label: flat})
+    return replace(neurons, members={label: flat}, scores={})
 
 
 def _check(names: Sequence[str], source: str, targets: Sequence[str], seeds: Sequence[int], draws: int) -> None:

@@ -1,6 +1,7 @@
 """Figures of neurons: where a language's neurons are, what one does in every language, what written values do."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -28,8 +29,8 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         neurons: A neuron set.
 
     Returns:
-        A heatmap, languages down in the set's order, layers across; hovering shows the count and its share of the
-        layer.
+        A heatmap, languages down in the set's order, layers across; hovering shows the count, its share of the layer,
+        and how many are exclusive to the language or higher in another.
 
     Raises:
         NeuronSetError: If the set is empty.
@@ -51,8 +52,9 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         ("language", "layer"),
         customdata=counts / width,
         zmax=None,
+        text=_parts_by_layer(neurons),
         texttemplate="%{z}" if layers <= MANY_LAYERS else None,
-        hovertemplate="%{y}, layer %{x}<br>%{z} neurons<br>%{customdata:.2%} of the layer<extra></extra>",
+        hovertemplate="%{y}, layer %{x}<br>%{z} neurons<br>%{customdata:.2%} of the layer<br>%{text}<extra></extra>",
         colorbar={"title": "neurons"},
     )
     figure.update_xaxes(type="linear", tickmode="linear" if layers <= 40 else "auto")
@@ -60,10 +62,29 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         figure,
         f"Neurons per language and layer ({len(neurons):,} of {layers * width:,})",
         110 + 46 * len(counts),
-        ", ".join(f"{label} {len(neurons[label]):,}" for label in neurons.languages),
+        f"{', '.join(f'{label} {len(neurons[label]):,}' for label in neurons.languages)}{standing(neurons)}",
         "Number of a layer's neurons that each language has; a neuron can belong to several languages.",
         provenance_of_neurons(neurons),
     )
+
+
+def standing(neurons: NeuronSet) -> str:
+    """How many labels are exclusive and how many sit on neurons that are higher in another language, for a subtitle."""
+    labels = sum(map(len, neurons.members.values()))
+    exclusive, elsewhere = neurons.exclusive().members, neurons.highest_elsewhere()
+    text = f"; of {labels:,} labels {sum(map(len, exclusive.values())):,} are exclusive"
+    higher = f", {sum(map(len, elsewhere.values())):,} sit on neurons that are higher in another language"
+    return text + (higher if neurons.highest else "")
+
+
+def _parts_by_layer(neurons: NeuronSet) -> list[list[str]]:
+    """What hovering says of each language's neurons in each layer."""
+    exclusive = neurons.exclusive().counts().to_numpy()
+    texts = np.char.add(exclusive.astype(str), " exclusive")
+    if neurons.highest:
+        elsewhere = replace(neurons, members=neurons.highest_elsewhere(), scores={}).counts().to_numpy()
+        texts = np.char.add(np.char.add(texts, ", "), np.char.add(elsewhere.astype(str), " higher in another language"))
+    return texts.tolist()
 
 
 def layer_profile(neurons: NeuronSet | Mapping[str, NeuronSet]) -> go.Figure:

@@ -12,7 +12,8 @@ from langneurons.corpora import languages as language_sets
 from langneurons.errors import NeuronSetError
 from langneurons.identification import NeuronSet
 from langneurons.identification.neurons import check_neurons, sets_by_name
-from langneurons.views.neuron_figures import provenance_of_neurons
+from langneurons.identification.standing import NO_NEURONS
+from langneurons.views.neuron_figures import provenance_of_neurons, standing
 from langneurons.views.style import heatmap, label_room, styled
 
 PUBLISHED_SETS = {name.lower(): group for name, group in vars(language_sets).items() if name.startswith("SET")}
@@ -28,7 +29,8 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
         names: Names of the two sets on the axes.
 
     Returns:
-        A heatmap of Jaccard similarities from 0 to 1; hovering shows the shared count.
+        A heatmap of Jaccard similarities from 0 to 1; hovering shows the shared count, and how many of them are highest
+        in which of the two languages, where the method says so.
 
     Example:
         >>> ln.plot.overlap(ln.LAPE(top=0.01).identify(stats)).data[0].zmax
@@ -46,11 +48,12 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
         columns.languages,
         (names[0] or "language", names[1] or "language"),
         customdata=shared,
+        text=np.array(_where_highest(neurons, columns)).reshape(jaccard.shape),
         texttemplate="%{z:.2f}",
-        hovertemplate="%{y} and %{x}<br>Jaccard %{z:.3f}<br>%{customdata} shared neurons<extra></extra>",
+        hovertemplate="%{y} and %{x}<br>Jaccard %{z:.3f}<br>%{customdata} shared neurons%{text}<extra></extra>",
         colorbar={"title": "Jaccard"},
     )
-    sizes, title = f"{len(neurons):,} neurons", "Overlap between the languages' neurons"
+    sizes, title = f"{len(neurons):,} neurons{standing(neurons)}", "Overlap between the languages' neurons"
     if other is not None:
         sizes = f"{len(neurons):,} and {len(columns):,} neurons"
         title = f"Overlap of {names[0] or 'one set'} and {names[1] or 'the other'}, language by language"
@@ -101,10 +104,10 @@ def sets(
             "A language set is compared where at least two of its languages have been labelled; none has."
         )
     labels = list(dict.fromkeys(label for group in groups.values() for label in group.languages))
-    counts = {name: group.table().frame.set_index("language") for name, group in groups.items()}
-    own, size = (
+    counts = {name: _counts(group) for name, group in groups.items()}
+    own, size, elsewhere = (
         pd.DataFrame({name: count[column] for name, count in counts.items()}).T.reindex(columns=labels)
-        for column in ("of no other language", "neurons")
+        for column in ("own", "neurons", "elsewhere")
     )
     texts = own.map("{:.0f}<br>of ".format) + size.map("{:.0f}".format)
     figure = heatmap(
@@ -113,9 +116,12 @@ def sets(
         labels,
         ("language set", "language"),
         text=texts.where(size.notna(), "").to_numpy(),
+        customdata=elsewhere.to_numpy(),
         texttemplate="%{text}",
         textfont={"size": 12 if len(labels) <= 10 else 10},
-        hovertemplate="%{y}, %{x}<br>%{z:.0%} of its neurons: %{text}<extra></extra>",
+        hovertemplate="%{y}, %{x}<br>%{z:.0%} of its neurons: %{text}"
+        + ("<br>%{customdata} are higher in another language" * any(group.highest for group in groups.values()))
+        + "<extra></extra>",
         colorbar={"title": "share its own", "tickformat": ".0%"},
     )
     compared = "; ".join(f"{name}: {' '.join(group.languages)}" for name, group in groups.items())
@@ -177,6 +183,31 @@ def methods(neurons: Mapping[str, NeuronSet]) -> go.Figure:
         _provenance(neurons.values()),
         left=label_room(names),
     )
+
+
+def _counts(neurons: NeuronSet) -> pd.DataFrame:
+    """Of each label: its neurons, those that no other label of this set has, and those higher in another language."""
+    flat, labels = np.unique(np.concatenate([NO_NEURONS, *neurons.members.values()]), return_counts=True)
+    elsewhere = neurons.highest_elsewhere()
+    rows = {
+        label: (len(members), len(np.intersect1d(members, flat[labels == 1])), len(elsewhere[label]))
+        for label, members in neurons.members.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["neurons", "own", "elsewhere"])
+
+
+def _where_highest(rows: NeuronSet, columns: NeuronSet) -> list[str]:
+    """What hovering says of the neurons that two languages share: in which of the two how many are highest."""
+    texts = []
+    for (row, mine), (column, theirs) in itertools.product(rows.members.items(), columns.members.items()):
+        shared = np.intersect1d(mine, theirs)
+        counts = [
+            f"{len(np.intersect1d(shared, neurons.highest[language])):,} highest in {language}"
+            for language, neurons in {row: rows, column: columns}.items()
+            if language in neurons.highest
+        ]
+        texts.append("".join(f"<br>{count}" for count in counts))
+    return texts
 
 
 def _provenance(sets: Iterable[NeuronSet]) -> str:

@@ -14,15 +14,18 @@ from torch import Tensor
 from langneurons import storage
 from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.polysemanticity import Polysemanticity
-from langneurons.analysis.profiles import Profiles
+from langneurons.analysis.profiles import NeuronProfile, Profiles
+from langneurons.analysis.quadrants import mean_up, shares
 from langneurons.errors import StaleArtefactError, StatisticsError
 from langneurons.identification import NeuronSet
+from langneurons.identification.standing import SEPARATOR
 from langneurons.recording.statistics import ActivationStats
 from langneurons.storage.presenting import Column
 from langneurons.views.style import TEMPLATES
 from langneurons.views.tokens import coloured_text, whole_characters
 
 KINDS = ("top", "median", "random")
+SIGN_WORDS = {"+": "> 0", "-": "≤ 0"}
 BEFORE, AFTER = 36, 24  # characters shown around the strongest token, in brief
 ANCHOR = "L{}N{}"
 SIMILAR = {
@@ -30,6 +33,11 @@ SIMILAR = {
     "direction": "write in the same direction (cosine)",
 }
 VALUE, PERCENT = Column(), Column(scale=100)
+UP = Column(digits=2, signed=True).text
+OPPOSITE = {"promoted": "suppressed", "suppressed": "promoted"}
+QUADRANT_NAMES = {
+    f"{gate}{up}": f"gate {SIGN_WORDS[gate]}, up {SIGN_WORDS[up]}" for gate in SIGN_WORDS for up in SIGN_WORDS
+}
 
 
 class Results(NamedTuple):
@@ -151,6 +159,9 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
         "about": settings,
         "signless": settings["gated"] and site in ("pre", "act"),
         "labels": list(_labels(neurons, neuron)),
+        "outputs": list(_outputs(profile)),
+        "signs": list(_signs(profile.quadrants)),
+        "strongest": list(_strongest(profile.quadrants)),
         "languages": {} if stats is None or recorded is None else _languages(stats, site, neuron, outlines),
         "strips": outlines,
         "strip": {"width": BINS * STEP, "height": HEIGHT},
@@ -168,8 +179,9 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
 def rendered(content: Mapping[str, object], brief: bool) -> Markup:
     """Write the page; in brief, only the strongest text of each language."""
     means = {"anchor_of": ANCHOR.format, "Column": Column, "value": VALUE.text, "percent": PERCENT.text}
+    names = list(QUADRANT_NAMES.values())
     page = TEMPLATES.get_template("neuron_page.html.jinja")
-    return Markup(page.render(**content, **means, visible=visible, in_brief=brief))  # noqa: S704
+    return Markup(page.render(**content, **means, quadrants=names, visible=visible, in_brief=brief))  # noqa: S704
 
 
 def own_files(*names: str) -> Markup:
@@ -178,11 +190,59 @@ def own_files(*names: str) -> Markup:
     return Markup("".join((folder / name).read_text("utf-8") for name in names))  # noqa: S704
 
 
-def _labels(neurons: Mapping[str, NeuronSet], neuron: tuple[int, int]) -> Iterator[tuple[str, list[str]]]:
+def _labels(neurons: Mapping[str, NeuronSet], neuron: tuple[int, int]) -> Iterator[tuple[str, list[str], str]]:
+    """Method, the neuron's labels, and where else it is above the bar, and highest."""
     for method, neuron_set in neurons.items():
         flat = neuron[0] * neuron_set.shape[1] + neuron[1]
         if own := [label for label, members in neuron_set.members.items() if flat in members]:
-            yield method, own
+            place = np.array([flat])
+            above, highest = neuron_set.languages_above(place)[0], neuron_set.languages_highest(place)[0]
+            also = [language for language in above.split(SEPARATOR) if above and language not in own]
+            notes = [f"above the bar also in {SEPARATOR.join(also)}"] * bool(also)
+            notes += [f"highest in {highest}"] * (bool(highest) and own != [highest])
+            notes += ["in no other language"] * (bool(highest) and own == [highest] == above.split(SEPARATOR))
+            yield method, own, "; ".join(notes)
+
+
+def _outputs(profile: NeuronProfile) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Output tokens, as the sign of ``up`` in the languages has them; as the direction has them where it has none."""
+    signs = mean_up(profile.quadrants)
+    by_effect = dict(list(profile.outputs.groupby("effect")))
+    if not signs:
+        yield from ((f"{effect} output tokens", rows) for effect, rows in by_effect.items())
+        return
+    for sign in (1, -1):
+        languages = [f"{language} ({UP(mean)})" for language, mean in signs.items() if (mean < 0) == (sign < 0)]
+        for word, effect in (("promotes", "promoted"), ("suppresses", "suppressed")):
+            rows = by_effect.get(effect if sign > 0 else OPPOSITE[effect])
+            if languages and rows is not None:
+                yield f"in {', '.join(languages)} it {word}", rows.assign(change=sign * rows["change"])
+
+
+def _signs(quadrants: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
+    """Language, share of its tokens in each quadrant, and mean ``up`` where the gate is positive."""
+    means = mean_up(quadrants)
+    for language, of_language in shares(quadrants).iterrows() if len(quadrants) else ():
+        numbers_of_language = [PERCENT.text(float(of_language[name])) for name in QUADRANT_NAMES]
+        yield str(language), [*numbers_of_language, UP(means.get(str(language)))]
+
+
+def _strongest(quadrants: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """For each quadrant its strongest text in each language, the strongest first."""
+    for name, title in QUADRANT_NAMES.items():
+        rows = quadrants.loc[(quadrants["gate"] + quadrants["up"] == name) & (quadrants["tokens"] > 0)]
+        texts = [
+            {
+                "language": row["language"],
+                "value": VALUE.text(row["value"]),
+                "before": shortened(row["text"][: row["start"]], BEFORE, end=False),
+                "peak": row["text"][row["start"] : row["end"]],
+                "after": shortened(row["text"][row["end"] :], AFTER, end=True),
+            }
+            for row in rows.sort_values("value", key=abs, ascending=False).to_dict("records")
+        ]
+        if texts:
+            yield title, texts
 
 
 def _languages(

@@ -18,6 +18,7 @@ PAPER = ["paper-llama-3.1-8b", "paper-mistral-nemo"]
 def test_there_is_one_format_and_a_study_for_every_paper():
     assert set(STUDIES) == {
         "babel",
+        "clas",
         "clas-bench",
         "demo",
         "factorial",

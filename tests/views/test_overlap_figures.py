@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -78,3 +80,18 @@ def test_what_chance_gives_is_what_random_sets_share():
         shared.append(len(one & other) / len(one | other))
     assert _chance(20, 10, (2, 40)) == pytest.approx(np.mean(shared), abs=0.01)
     assert _chance(0, 0, (2, 40)) == 0
+
+
+def test_figures_say_what_is_exclusive_and_what_is_higher_in_another_language(neurons):
+    known = replace(neurons, highest={"en": np.array([1, 2, 3]), "hi": np.array([4, 5]), "ur": np.array([6])})
+    overlap, layers = plot.overlap(known), plot.layer_heatmap(known)
+    for figure in (overlap, layers):
+        said = "of 9 labels 3 are exclusive, 3 sit on neurons that are higher in another language"
+        assert said in figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert overlap.data[0].text[0][1] == "<br>1 highest in en<br>1 highest in hi"
+    assert layers.data[0].text[0][0] == "2 exclusive, 1 higher in another language"
+    shown = plot.sets(known, {"north": ["en", "hi"]}).data[0]
+    assert list(shown.customdata[0]) == [1, 1]
+    assert "higher in another language" in shown.hovertemplate
+    assert "of 9 labels 3 are exclusive" in plot.overlap(neurons).layout.title.subtitle.text
+    assert "higher" not in plot.overlap(neurons).layout.title.subtitle.text

@@ -142,7 +142,7 @@ class Stage(Generic[PartType]):
     verb: ClassVar[str] = ""
     section: ClassVar[str] = ""
 
-    def __init_subclass__(cls, **attributes: str | bool) -> None:
+    def __init_subclass__(cls, **attributes: str | bool | int) -> None:
         """Take the attributes that the class statement gives, and the class of its tables."""
         super().__init_subclass__()
         (part,) = get_args(vars(cls)["__orig_bases__"][0])
@@ -230,7 +230,7 @@ class NeuronStage(Stage[PartType]):
     judged: ClassVar[bool] = False
     own: ClassVar[str] = ""
 
-    def __init_subclass__(cls, **attributes: str | bool) -> None:
+    def __init_subclass__(cls, **attributes: str | bool | int) -> None:
         """Take the attributes that the class statement gives."""
         names = {"table": attributes["name"], "verb": attributes["name"], **attributes}
         super().__init_subclass__(**{"section": names["table"], **names})

@@ -29,10 +29,10 @@ class MatrixStage(NeuronStage[MatrixPart], name="matrix", verb="perplexity_matri
     def mistakes_in(self, config: StudyConfig, where: str, part: MatrixPart) -> Iterator[str]:
         """Patches that also write at neurons of other languages."""
         for name, patch in config.patches_of(part).items():
-            if set(patch.settings) - {"write", "also"}:
+            if set(patch.settings) - {"write", "also"} or any(patch.parts):
                 yield (
                     f"matrix writes at one language's neurons as they are, and patches.{name} everywhere, in some "
-                    "layers or at another dose: name its patches."
+                    "layers, at parts of them or at another dose: name its patches."
                 )
             if patch.also:
                 yield f"matrix writes at one language's neurons, and patches.{name} at others' also: name its patches."

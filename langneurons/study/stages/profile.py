@@ -23,7 +23,9 @@ class ReportPart(Part):
     profiling: Profiling = Profiling()
 
 
-class ProfileStage(Stage[ReportPart], name="profile", table="report", always=True, verb="profile", section="profiles"):
+class ProfileStage(
+    Stage[ReportPart], name="profile", version=3, table="report", always=True, verb="profile", section="profiles"
+):
     """Profiles of neurons; a report has room for those of the first method in the first language set."""
 
     def steps(self, plan: Plan, model: str) -> Iterator[Step]:
