@@ -1,4 +1,7 @@
 from .ablation import Ablation as Ablation
+from .attributing import attribute as attribute
+from .attributing import confusion_point as confusion_point
+from .attribution import Attribution as Attribution
 from .comparison import Comparison as Comparison
 from .polysemanticity import Polysemanticity as Polysemanticity
 from .profiles import Profiles as Profiles

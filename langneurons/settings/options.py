@@ -139,6 +139,19 @@ class ProbingOptions(RunOptions, MatchingOptions, total=False):
     seed: int
 
 
+class AttributingOptions(MeasuringOptions, total=False):
+    """Single options of ``Attributing``, ``Testing`` and ``Run``."""
+
+    exact: int
+
+
+class TaskScoringOptions(RunOptions, total=False):
+    """Single options of ``TaskScoring`` and ``Run``."""
+
+    site: str
+    top: float
+
+
 class PromptingOptions(TypedDict, total=False):
     """The fields of ``Prompting``, for functions that take them one by one."""
 
