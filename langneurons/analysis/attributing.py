@@ -144,8 +144,8 @@ def attribute(
     texts = dict(zip(("before", "token_text", "rival_text"), map(model_view.tokenizer.decode, (ids[:end], token, rival))))
     point = {"language": "any", "item": 0, "cluster": 0, "tokens": ids[:end], "token": token, "rival": rival}
     points = pd.DataFrame([{**point, **texts, "rank": 1}])
-    written = {"any": [patches] if isinstance(patches, Patch) else list(patches)}
-    return _attributed(model, points, written, attributing.exact, Testing(), run, {})
+    by_language = {"any": [patches] if isinstance(patches, Patch) else list(patches)}
+    return _attributed(model, points, by_language, attributing.exact, Testing(), run, {})
 
 
 @alone_in_out
@@ -199,15 +199,16 @@ def confusion_point(
     if not isinstance(task, Confusion):
         raise TaskError(f"Answers are judged by an ln.tasks.Confusion, not by a {type(task).__name__}.")
     codes = measured_languages(task.languages, languages)
-    written = {language: parts for (_, language), parts in written_patches({PATCHED: patches}, codes).items()}
+    named = {} if isinstance(patches, Sequence) and not patches else {PATCHED: patches}
+    by_language = {language: parts for (_, language), parts in written_patches(named, codes).items()}
     points, counts = [], {}
     for language in codes:
-        with intervene(model, *_checked(written[language])):
+        with intervene(model, *_checked(by_language.get(language, ()))):
             part, counts[language] = confusion_points(model, task, language, BATCH_SIZE)
         points.append(part)
     if not (together := pd.concat(points, ignore_index=True)).size:
         raise EffectError(f"There is no point to look at: {_in_words(counts)}.")
-    return _attributed(model, together, written, attributing.exact, testing, run, counts)
+    return _attributed(model, together, by_language, attributing.exact, testing, run, counts)
 
 
 def _attributed(
@@ -224,13 +225,14 @@ def _attributed(
     shape = model_view.shape(SITE)
     direct, rows, rest, differences = [], [], [], []
     for language, part in metric.texts.items():
-        with intervene(model, *_checked(patches[language])):
+        written = _checked(patches.get(language, ()))
+        with intervene(model, *written):
             pairs = list(zip(part["token"], part["rival"], strict=True))
             contributions = contributions_at(model, part["tokens"].tolist(), pairs, BATCH_SIZE)
         mean = contributions.neurons.mean(0)
         largest = np.sort(np.argsort(-np.abs(mean).ravel(), kind="stable")[:exact])
         chosen = NeuronSet({"all": largest}, shape, SITE, model_view.fingerprint, "largest direct contributions")
-        runner = Runner(model, metric, AblationValue.of(0.0, None, chosen), [language], run, patches[language])
+        runner = Runner(model, metric, AblationValue.of(0.0, None, chosen), [language], run, written)
         table = runner.alone(chosen)[language].set_index("item").loc[part["item"]]
         with_it = table[UNPATCHED].to_numpy()[None]
         added = with_it - table[[str(index) for index in largest]].to_numpy().T

@@ -29,8 +29,8 @@ from langneurons.tasks.passes import (
 from langneurons.tasks.prompting import Prompts, fitting
 
 COLUMNS = ["language", "item", "cluster", "tokens", "before", "token", "rival", "token_text", "rival_text", "rank"]
-CANDIDATES = 50  # tokens that are tried at most, the likeliest first
-CONTINUED = 16  # tokens by which it is judged in which language the model goes on
+CANDIDATES = 32  # tokens that are tried at most, the likeliest first
+CONTINUED = 12  # tokens by which it is judged in which language the model goes on
 FOREIGN = 0.2  # share of a line's letters from which on those of another script make it one of another language
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
 
@@ -42,9 +42,8 @@ def leaves_at(
 
     In a line that passes but holds an English word, it is that word. In a line that is identified as another language
     it is the first letter of another script, where at least a fifth of its letters are of one; else the first word from
-    which on five words are identified as another language, or if such words begin within a line, the first after those
-    that are identified as the right one. So it is exact at the beginning of lines and by script, and within a line
-    about a word early or late.
+    which on five words are identified as another language. So it is exact at the beginning of lines and by script; a
+    language that begins within a line may begin a word or two later.
 
     Args:
         text: The answer.
@@ -80,8 +79,8 @@ def confusion_points(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Let a model answer in one language, and find in each failed answer the token with which it leaves the language.
 
-    Its rival is the likeliest token in that place after which the model goes on in the right language: the 50 likeliest
-    tokens that write a letter are tried, each continued greedily with 16 more, which are identified. So no list of a
+    Its rival is the likeliest token in that place after which the model goes on in the right language: the 32 likeliest
+    tokens that write a letter are tried, each continued greedily with 12 more, which are identified. So no list of a
     language's tokens is needed, and a token of some bytes of a letter counts as what it becomes.
 
     Args:
@@ -205,6 +204,5 @@ def _foreign_words(line: str, code: str, identify: Identify) -> int | None:
     for first in range(max(1, len(words) - LEAST_WORDS + 1)):
         last = min(first + LEAST_WORDS, len(words))
         if language(first, last) not in (code, UNKNOWN):
-            before = [place for place in range(first + 1, last) if first and language(first, place) == code]
-            return words[before[-1] if before else first].start()
+            return words[first].start()
     return None
