@@ -51,9 +51,9 @@ def planted_confusion(confused: int = 8, others: int = 3, seed: int = 0) -> Plan
             network.lm_head.weight[place] += 4 * read[word] / network.model.norm.weight
     network.lm_head.weight[[list(vocabulary).index(word) for word in (*SPECIAL, TRIGGER)]] = 0
     for (layer, place), gate, write in [
-        (PLANTED[0], trigger, 0.3 * english),
-        (PLANTED[1], trigger, english),
-        (BOTH, trigger, 0.3 * (hindi + english)),
+        (PLANTED[0], trigger, 0.15 * english),
+        (PLANTED[1], trigger, 0.2 * english),
+        (BOTH, trigger, 0.05 * (hindi + english)),
     ]:
         block = network.model.layers[layer]
         set_gate(block, place, gate)
