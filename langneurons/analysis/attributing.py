@@ -29,7 +29,6 @@ from langneurons.run import alone_in_out
 from langneurons.settings import (
     Attributing,
     AttributingOptions,
-    MeasuringOptions,
     Prompting,
     Run,
     Testing,
@@ -141,7 +140,8 @@ def attribute(
     if token == rival:
         raise TaskError(f"The two tokens are the same, {tokens[0]!r}: give two whose logits differ.")
     end = position % len(ids) + 1
-    texts = dict(zip(("before", "token_text", "rival_text"), map(model_view.tokenizer.decode, (ids[:end], token, rival))))
+    decode = tokenizer_of(model_view, TaskError).decode
+    texts = {"before": decode(ids[:end]), "token_text": decode([token]), "rival_text": decode([rival])}
     point = {"language": "any", "item": 0, "cluster": 0, "tokens": ids[:end], "token": token, "rival": rival}
     points = pd.DataFrame([{**point, **texts, "rank": 1}])
     by_language = {"any": [patches] if isinstance(patches, Patch) else list(patches)}

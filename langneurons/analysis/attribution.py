@@ -50,9 +50,7 @@ class Attribution(Result, kind="attribution", tables=("rows", "rest", "points"))
             choices=VERDICTS,
         ),
         "rest": layout(text="language", number="layer contribution", choices={"part": PARTS}),
-        "points": layout(
-            text="language before token_text rival_text", whole="token rival rank", finite="difference"
-        ),
+        "points": layout(text="language before token_text rival_text", whole="token rival rank", finite="difference"),
         "settings": layout(text="model patch", texts="languages", mapping="counts", whole="resamples exact"),
     }
 

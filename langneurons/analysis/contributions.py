@@ -143,7 +143,9 @@ class _Reading:
         """What each coordinate of the residual stream adds per unit at every point, and what is added anyway."""
         normed = self._norm(final.to(self._view.dtype)[:, None])[:, 0].double() - self._bias
         linear = final @ self._linear
-        scale = einsum(linear, linear, "point d, point d -> point") / einsum(normed, linear, "point d, point d -> point")
+        scale = einsum(linear, linear, "point d, point d -> point") / einsum(
+            normed, linear, "point d, point d -> point"
+        )
         of_logits, constant = self._unembedding(chosen)
         direction = einsum(self._linear, of_logits, "d e, point e -> point d") / scale[:, None]
         return direction, constant + einsum(of_logits, self._bias, "point e, e -> point")

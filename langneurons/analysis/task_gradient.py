@@ -236,7 +236,7 @@ def _scored(model: torch.nn.Module, task: Any, language: str, role: str, site: s
 def _item_scores(
     model_view: ModelView, every: NeuronSet, tokens: Int[Tensor, "text position"], texts: pd.DataFrame
 ) -> tuple[Float[Tensor, "text layer neuron"], Float[Tensor, " text"]]:
-    """p max_t a_t dp/da_t of every neuron on each text, and p."""
+    """The scores p max_t a_t dp/da_t of every neuron on each text, and p."""
     lengths = torch.tensor([len(ids) for ids in texts["tokens"]])
     answers = [ids[given:] for ids, given in zip(texts["tokens"], texts["given"], strict=True)]
     place = torch.arange(tokens.shape[1] + 1)

@@ -5,7 +5,7 @@ from typing import Any
 import langneurons as ln
 from langneurons.cli.commands import command
 from langneurons.cli.finding import Model, PatchOptions, keep
-from langneurons.cli.measuring import AskedItems, TaskSource, Tasks, named_task
+from langneurons.cli.measuring import AskedItems, Tasks, TaskSource, named_task
 from langneurons.errors import PatchError, TaskError
 from langneurons.settings import Attributing, Prompting, Run, TaskScoring, Testing
 from langneurons.study.tables import ModelOptions

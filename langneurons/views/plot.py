@@ -45,5 +45,15 @@ FIGURES: Mapping[str, Callable[..., go.Figure]] = {
     "ValidityTable": validity,
 }
 
-__all__ = ["ablation", "attribution", "dose_response", "effects", "histogram", "layer_heatmap", "layer_profile", "methods", "overlap"]
+__all__ = [
+    "ablation",
+    "attribution",
+    "dose_response",
+    "effects",
+    "histogram",
+    "layer_heatmap",
+    "layer_profile",
+    "methods",
+    "overlap",
+]
 __all__ += ["perplexity_matrix", "save", "selectivity", "sets", "tokens", "training", "transfer", "validity"]

@@ -11,11 +11,17 @@ import pandas as pd
 import torch
 
 import langneurons as ln
-from tests.planted.network import HIDDEN, LAYERS, SPECIAL, PlantedNetwork, directions, embedding, random_llama, set_gate
+from tests.planted.network import HIDDEN, SPECIAL, PlantedNetwork, directions, embedding, random_llama, set_gate
 from tests.tiny_models import word_tokenizer
 
-HINDI = "यह वह मैं हम और घर पानी किताब बहुत अच्छा है में से को का की पर नहीं आज कल बच्चे स्कूल".split()
-ENGLISH = "the this that house water book very good with from they have children school today not we people".split()
+HINDI = (
+    *("यह", "वह", "मैं", "हम", "और", "घर", "पानी", "किताब", "बहुत", "अच्छा", "है"),
+    *("में", "से", "को", "का", "की", "पर", "नहीं", "आज", "कल", "बच्चे", "स्कूल"),
+)
+ENGLISH = (
+    *("the", "this", "that", "house", "water", "book", "very", "good", "with"),
+    *("from", "they", "have", "children", "school", "today", "not", "we", "people"),
+)
 TRIGGER = "मौसम"
 WIDTH = 64
 PLANTED = [(0, 7), (1, 20)]

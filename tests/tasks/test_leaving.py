@@ -49,7 +49,9 @@ def test_the_token_is_the_one_that_writes_the_first_foreign_letter_and_its_rival
         logits = planted.hf_model(input_ids=_row(point["tokens"])).logits[0, -1]
         assert int(logits.argmax()) == point["token"]
         assert int((logits > logits[point["rival"]]).sum()) + 1 == point["rank"]
-        likelier = [tokenizer.decode([token]) for token in logits.argsort(descending=True)[: point["rank"] - 1].tolist()]
+        likelier = [
+            tokenizer.decode([token]) for token in logits.argsort(descending=True)[: point["rank"] - 1].tolist()
+        ]
         assert not set(likelier) & set(HINDI)
 
 
