@@ -15,7 +15,7 @@ from langneurons.study.wording import language_patches
 @command()
 def confusion_point(
     model: Model,
-    prompts: TaskSource,
+    task: TaskSource,
     *,
     files: PatchOptions,
     asked_items: AskedItems,
@@ -28,18 +28,20 @@ def confusion_point(
     """Find the neurons that push the token with which answers leave their language."""
     if files.patch and files.neurons is None:
         raise PatchError("--patch says what is written at neurons: give --neurons too.")
-    [task] = asked_items.load([("confusion", prompts)], prompting)
+    confusion: Any
+    [confusion] = asked_items.load([("confusion", task)], prompting)
     # What can be wrong with the small files is found before the model is loaded.
-    stats, patches = files.stats(), ()
+    by_name = {}
     if files.neurons is not None:
-        neurons, _ = files.load()
+        neurons, stats = files.load()
         by_name = language_patches(neurons, files.patches(), stats)
 
-        def patches(language: str) -> "list[ln.patches.Patch]":
-            return [patch for of_language in by_name.values() for patch in of_language(language)]
+    def patches_of(language: str) -> "list[ln.patches.Patch]":
+        return [patch for of_language in by_name.values() for patch in of_language(language)]
 
     settings: dict[str, Any] = {"attributing": attributing, "testing": testing, "run": run}
-    attribution = ln.analysis.confusion_point(options.load(model), task, patches=patches, **settings)
+    settings["patches"] = patches_of if by_name else ()
+    attribution = ln.analysis.confusion_point(options.load(model), confusion, **settings)
     keep(attribution, run, "attribution")
     print(attribution)
 
