@@ -145,7 +145,7 @@ def attribute(
     point = {"language": "any", "item": 0, "cluster": 0, "tokens": ids[:end], "token": token, "rival": rival}
     points = pd.DataFrame([{**point, **texts, "rank": 1}])
     by_language = {"any": [patches] if isinstance(patches, Patch) else list(patches)}
-    return _attributed(model, points, by_language, attributing.exact, Testing(), run, {})
+    return _attributed(model, points, by_language, attributing.exact, Testing(), run)
 
 
 @alone_in_out
@@ -178,7 +178,7 @@ def confusion_point(
         options: Single fields of ``Attributing``, ``Testing`` and ``Run``, such as ``out="runs/x"``.
 
     Returns:
-        Contributions of every neuron in each language with a point; ``settings["counts"]`` has the number of answers.
+        Contributions of every neuron in each language with a point; ``answers`` says how many answers there were.
 
     Raises:
         LanguageError: If the task has no such language.
@@ -187,13 +187,12 @@ def confusion_point(
         ModelError: If contributions would not add up in this model.
 
     Example:
-        >>> prompts = pd.DataFrame({"item": range(3), "cluster": range(3)})
-        >>> prompts["prompt"] = ["The weather today", "The children went to", "The king has"]
-        >>> task = ln.tasks.Confusion({"hi": prompts}, words=[], max_new_tokens=12)
-        >>> ln.analysis.confusion_point(model, task, exact=5, progress=False)
+        >>> prompts = pd.DataFrame({"item": [0, 1], "cluster": [0, 1], "prompt": ["The king has", "The children"]})
+        >>> task = ln.tasks.Confusion({"en": prompts}, max_new_tokens=8)
+        >>> ln.analysis.confusion_point(model, task, progress=False)
         Traceback (most recent call last):
             ...
-        langneurons.errors.EffectError: ...
+        langneurons.errors.EffectError: There is no point to look at: en: 0 of ...
     """
     attributing, testing, run = with_options(options, attributing, testing, run)
     if not isinstance(task, Confusion):
@@ -201,14 +200,15 @@ def confusion_point(
     codes = measured_languages(task.languages, languages)
     named = {} if isinstance(patches, Sequence) and not patches else {PATCHED: patches}
     by_language = {language: parts for (_, language), parts in written_patches(named, codes).items()}
-    points, counts = [], {}
+    points, counts = [], []
     for language in codes:
         with intervene(model, *_checked(by_language.get(language, ()))):
-            part, counts[language] = confusion_points(model, task, language, BATCH_SIZE)
+            part, numbers = confusion_points(model, task, language, BATCH_SIZE)
         points.append(part)
+        counts.append({"language": language, **numbers})
     if not (together := pd.concat(points, ignore_index=True)).size:
         raise EffectError(f"There is no point to look at: {_in_words(counts)}.")
-    return _attributed(model, together, by_language, attributing.exact, testing, run, counts)
+    return _attributed(model, together, by_language, attributing.exact, testing, run, pd.DataFrame(counts))
 
 
 def _attributed(
@@ -218,7 +218,7 @@ def _attributed(
     exact: int,
     testing: Testing,
     run: Run,
-    counts: Mapping[str, Mapping[str, int]],
+    answers: pd.DataFrame | None = None,
 ) -> Attribution:
     """Measure contributions at points, language by language."""
     model_view, metric = view(model), TokenDifference.of(points)
@@ -246,7 +246,6 @@ def _attributed(
         "site": SITE,
         "languages": list(metric.texts),
         "patch": "; ".join(dict.fromkeys(repr(patch) for parts in patches.values() for patch in parts)) or "unpatched",
-        "counts": {language: dict(numbers) for language, numbers in counts.items()},
         "exact": len(rows[0]),
         **testing.model_dump(include={"margin", "level", "seed"}),
         "resamples": testing.in_family(exact).samples,
@@ -254,7 +253,7 @@ def _attributed(
     points = pd.concat(metric.texts.values(), ignore_index=True).assign(difference=np.concatenate(differences))
     points = points.astype({"item": str, "cluster": str})[POINTS]
     tables = (pd.concat(rows, ignore_index=True), pd.concat(rest, ignore_index=True), points)
-    return Attribution(torch.stack(direct), *tables, settings)
+    return Attribution(torch.stack(direct), *tables, answers, settings)
 
 
 def _rows(
@@ -335,9 +334,9 @@ def _single(model_view: ModelView, token: str | int) -> int:
     return ids[0]
 
 
-def _in_words(counts: Mapping[str, Mapping[str, int]]) -> str:
+def _in_words(counts: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join(
-        f"{language}: {numbers['failed']} of {numbers['judged']} judged answers failed, {numbers['left']} of them at a "
-        f"place that can be told, {numbers['points']} with a token of the right language among the likeliest"
-        for language, numbers in counts.items()
+        f"{row['language']}: {row['failed']} of {row['judged']} judged answers failed, {row['left']} of them at a place "
+        f"that can be told, {row['points']} with a token of the right language among the likeliest"
+        for row in counts
     )

@@ -20,7 +20,7 @@ PARTS = ("embedding", "attention", "neurons", "biases", "output")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution(Result, kind="attribution", tables=("rows", "rest", "points")):
+class Attribution(Result, kind="attribution", tables=("rows", "rest", "points"), optional=("answers",)):
     """What every neuron adds to logit(token) - logit(rival) where the model writes a token, as a mean over points.
 
     A positive contribution pushes the token, a negative one its rival. Two numbers of each neuron: ``direct``, by the
@@ -38,7 +38,9 @@ class Attribution(Result, kind="attribution", tables=("rows", "rest", "points"))
             of each layer, "output": biases of the final norm and the unembedding), layer, contribution.
         points: Where: language, item, cluster, before (the text so far), token and rival (ids), token_text,
             rival_text, rank (the rival's among all tokens, from 1), difference (of the logits).
-        settings: How it was measured; ``counts`` says of each language how many answers failed.
+        answers: Of each language the numbers of answers, judged, failed, left (those that leave the language at a place
+            that can be told) and points; None where a point was given.
+        settings: How it was measured.
     """
 
     layouts: ClassVar[Mapping[str, Layout]] = {
@@ -51,13 +53,15 @@ class Attribution(Result, kind="attribution", tables=("rows", "rest", "points"))
         ),
         "rest": layout(text="language", number="layer contribution", choices={"part": PARTS}),
         "points": layout(text="language before token_text rival_text", whole="token rival rank", finite="difference"),
-        "settings": layout(text="model patch", texts="languages", mapping="counts", whole="resamples exact"),
+        "settings": layout(text="model patch", texts="languages", whole="resamples exact"),
+        "answers": layout(text="language", whole="answers judged failed left points"),
     }
 
     direct: Float[Tensor, "language layer neuron"]
     rows: pd.DataFrame
     rest: pd.DataFrame
     points: pd.DataFrame
+    answers: pd.DataFrame | None
     settings: Mapping[str, Any]
 
     @property
@@ -112,8 +116,12 @@ class Attribution(Result, kind="attribution", tables=("rows", "rest", "points"))
             shown = ", ".join(map(repr, tokens.value_counts().index[:3]))
             parts = self.rest.loc[self.rest["language"] == language].groupby("part")["contribution"].sum()
             shares = ", ".join(f"{part} {parts[part]:+.3g}" for part in PARTS if part in parts)
-            counts = self.settings["counts"].get(str(language))
-            failed = "" if counts is None else f", of {counts['failed']} failed of {counts['judged']} judged answers"
+            counts = (
+                []
+                if self.answers is None
+                else self.answers.loc[self.answers["language"] == language].to_dict("records")
+            )
+            failed = "".join(f", of {row['failed']} failed of {row['judged']} judged answers" for row in counts[:1])
             lines.append(
                 f"{language}: {len(points)} points in {points['cluster'].nunique()} clusters{failed} (token / rival: "
                 f"{shown}); difference {points['difference'].mean():+.3g} = {shares}"
@@ -122,7 +130,8 @@ class Attribution(Result, kind="attribution", tables=("rows", "rest", "points"))
 
     def _check_parts(self) -> None:
         languages, shape = self.languages, self.direct.shape
-        if len(shape) != 3 or len(set(languages)) != len(languages) or shape[0] != len(languages) or self.rows.empty:
+        fits = len(shape) == 3 and len(set(languages)) == len(languages) == shape[0]
+        if not fits or self.rows.empty or not set(self.rows["language"]) <= set(languages):
             raise ValueError("it needs the contribution of every neuron for each language")
         if not self.direct.is_floating_point() or not bool(self.direct.isfinite().all()):
             raise ValueError("a contribution is not finite")

@@ -76,7 +76,8 @@ class TaskGradient(Result, kind="task-gradient", tables=("items",)):
         settings, scores = self.settings, self.scores
         layers, width = self.parts["score"].shape[1:]
         count = max(1, round(settings["top"] * layers * width))
-        values = {language: scores[language].flatten().double().numpy() for language in settings["languages"]}
+        rows = zip(settings["languages"], scores.values, strict=True)
+        values = {language: own.flatten().double().numpy() for language, own in rows}
         members = {language: lowest(-own, count) for language, own in values.items()}
         kept = {language: values[language][flat] for language, flat in members.items()}
         return NeuronSet(members, (layers, width), settings["site"], settings["fingerprint"], self._method, kept)
@@ -94,10 +95,12 @@ class TaskGradient(Result, kind="task-gradient", tables=("items",)):
 
     def _check_parts(self) -> None:
         shape = self.parts["score"].shape
-        if len(shape) != 3 or shape[0] != len(set(self.settings["languages"])) or self.items.empty:
+        languages = self.settings["languages"]
+        if len(shape) != 3 or not shape[0] == len(languages) == len(set(languages)) or self.items.empty:
             raise ValueError("it needs the score of every neuron for each language")
         for name in PARTS:
-            if self.parts[name].shape != shape or not bool(self.parts[name].isfinite().all()):
+            part = self.parts[name]
+            if part.shape != shape or not part.is_floating_point() or not bool(part.isfinite().all()):
                 raise ValueError(f"the part {name!r} is not a finite number for every neuron")
 
     def _write(self, folder: Path) -> JsonObject:
@@ -154,10 +157,10 @@ def task_gradient(
         ModelError: If a score is not finite.
 
     Example:
-        >>> task = ln.XNLI.load("babel", ["en", "hi"]).take(4)
+        >>> task = ln.XNLI.load("babel", ["en"]).take(2)
         >>> result = ln.analysis.task_gradient(model, task, top=0.001, progress=False)
-        >>> result.scores.values.shape == (2, model.cfg.n_layers, model.cfg.d_mlp), result.neurons.languages
-        (True, ('en', 'hi'))
+        >>> result.scores.values.shape == (1, model.cfg.n_layers, model.cfg.d_mlp), len(result.neurons)
+        (True, 12)
     """
     task_scoring, run = with_options(options, task_scoring, run)
     model_view, codes = view(model), measured_languages(task.languages, languages)

@@ -102,10 +102,9 @@ def confusion_points(
     Example:
         >>> from langneurons.tasks.leaving import confusion_points
         >>> prompts = pd.DataFrame([{"item": "1", "cluster": "1", "prompt": "The weather today"}])
-        >>> task = ln.tasks.Confusion({"hi": prompts}, words=[], max_new_tokens=12)
-        >>> points, counts = confusion_points(model, task, "hi")
-        >>> counts["answers"], counts["failed"], counts["left"]
-        (1, 1, 1)
+        >>> points, counts = confusion_points(model, ln.tasks.Confusion({"en": prompts}, max_new_tokens=8), "en")
+        >>> len(points), counts["answers"], counts["failed"]
+        (0, 1, 0)
     """
     language = label_of(language, task.items)
     answers = task.measure(model, language, batch_size)

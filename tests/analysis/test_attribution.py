@@ -38,7 +38,8 @@ def test_two_planted_neurons_are_in_the_first_two_places(found):
         assert set(zip(largest["layer"], largest["neuron"], strict=True)) == set(PLANTED)
         assert (largest[column] > 0).all()
         assert set(largest["verdict"]) == {"worse"}
-    assert found.settings["counts"]["hi"] == {"answers": 11, "judged": 11, "failed": 8, "left": 8, "points": 8}
+    numbers = {"language": "hi", "answers": 11, "judged": 11, "failed": 8, "left": 8, "points": 8}
+    assert found.answers.to_dict("records") == [numbers]
     assert found.rows["items"].unique().tolist() == found.rows["clusters"].unique().tolist() == [8]
 
 
