@@ -29,6 +29,7 @@ from langneurons.run import alone_in_out
 from langneurons.settings import (
     Attributing,
     AttributingOptions,
+    ConfusionOptions,
     Prompting,
     Run,
     Testing,
@@ -158,7 +159,7 @@ def confusion_point(
     attributing: Attributing = Attributing(),
     testing: Testing = Testing(),
     run: Run = Run(),
-    **options: Unpack[AttributingOptions],
+    **options: Unpack[ConfusionOptions],
 ) -> Attribution:
     """Find out which neurons push the token with which failed answers leave their language.
 
@@ -336,7 +337,7 @@ def _single(model_view: ModelView, token: str | int) -> int:
 
 def _in_words(counts: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join(
-        f"{row['language']}: {row['failed']} of {row['judged']} judged answers failed, {row['left']} of them at a place "
-        f"that can be told, {row['points']} with a token of the right language among the likeliest"
+        f"{row['language']}: {row['failed']} of {row['judged']} judged answers failed, {row['left']} of them at a "
+        f"place that can be told, {row['points']} with a token of the right language among the likeliest"
         for row in counts
     )

@@ -37,6 +37,7 @@ from langneurons.settings.groups import Testing as Testing
 from langneurons.settings.groups import Training as Training
 from langneurons.settings.groups import controls_of as controls_of
 from langneurons.settings.options import AttributingOptions as AttributingOptions
+from langneurons.settings.options import ConfusionOptions as ConfusionOptions
 from langneurons.settings.options import ControlledOptions as ControlledOptions
 from langneurons.settings.options import ExperimentOptions as ExperimentOptions
 from langneurons.settings.options import FinetuningOptions as FinetuningOptions

@@ -139,10 +139,14 @@ class ProbingOptions(RunOptions, MatchingOptions, total=False):
     seed: int
 
 
-class AttributingOptions(MeasuringOptions, total=False):
-    """Single options of ``Attributing``, ``Testing`` and ``Run``."""
+class AttributingOptions(RunOptions, total=False):
+    """Single options of ``Attributing`` and ``Run``."""
 
     exact: int
+
+
+class ConfusionOptions(AttributingOptions, TestingOptions, total=False):
+    """Single options of ``Attributing``, ``Testing`` and ``Run``."""
 
 
 class TaskScoringOptions(RunOptions, total=False):
