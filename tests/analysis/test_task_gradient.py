@@ -40,11 +40,11 @@ def test_scores_equal_autograd_token_by_token(backend, site):
     result = ln.analysis.task_gradient(model, task, control, site=site, batch_size=2, progress=False)
     of_task, of_control = (by_hand(hf_model, each.gold_texts(view(model), "en"), site) for each in (task, control))
     expected = of_task.mean(0) - np.maximum(of_control, 0).mean(0)
-    assert result.scores["en"].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6 * np.abs(expected).max())
+    assert result.scores["en"].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6 * float(np.abs(expected).max()))
     # Two clusters: the first premise has two items.
     mean, sums, sizes = of_task.mean(0), np.stack([of_task[:2].sum(0), of_task[2]]), np.array([2, 1])
     variance = 2 * ((sums - sizes[:, None, None] * mean) ** 2).sum(0) / 9
-    assert result.parts["variance"][0].numpy() == pytest.approx(variance, rel=1e-3, abs=1e-6 * variance.max())
+    assert result.parts["variance"][0].numpy() == pytest.approx(variance, rel=1e-3, abs=1e-6 * float(variance.max()))
 
 
 def by_hand(hf_model, texts, site):
