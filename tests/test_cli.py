@@ -364,7 +364,7 @@ def test_a_value_that_cannot_be_written_is_a_sentence(value, sentence):
 
 COMMANDS = ("record", "identify", "validity", "compare-methods", "profile", "report", "describe", "study", "demo")
 COMMANDS += ("perplexity", "perplexity-matrix", "evaluate", "ablate", "polysemanticity", "finetune")
-COMMANDS += ("transfer-experiment", "sweep", "bake", "push")
+COMMANDS += ("transfer-experiment", "sweep", "bake", "push", "confusion-point", "task-gradient")
 HEAVY = ("torch", "scipy", "numpy", "pandas", "datasets", "transformers", "transformer_lens", "sklearn", "pyarrow")
 LIGHT = f"""
 import resource, sys

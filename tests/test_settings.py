@@ -19,6 +19,9 @@ OPTIONS = {
     settings.MeasuringOptions: [settings.Testing, settings.Run],
     settings.ControlledOptions: [settings.Controls, settings.Testing, settings.Run],
     settings.PromptingOptions: [settings.Prompting],
+    settings.AttributingOptions: [settings.Attributing, settings.Run],
+    settings.ConfusionOptions: [settings.Attributing, settings.Testing, settings.Run],
+    settings.TaskScoringOptions: [settings.TaskScoring, settings.Run],
     settings.RecordingOptions: [settings.Recording, settings.Run],
     settings.FinetuningOptions: [settings.Training, settings.Run],
     settings.ExperimentOptions: [

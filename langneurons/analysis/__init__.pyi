@@ -1,8 +1,13 @@
 from .ablation import Ablation as Ablation
+from .attributing import attribute as attribute
+from .attributing import confusion_point as confusion_point
+from .attribution import Attribution as Attribution
 from .comparison import Comparison as Comparison
 from .polysemanticity import Polysemanticity as Polysemanticity
 from .profiles import Profiles as Profiles
 from .reading import decompose as decompose
 from .screening import Screen as Screen
+from .task_gradient import TaskGradient as TaskGradient
+from .task_gradient import task_gradient as task_gradient
 from .texts import LabelledTexts as LabelledTexts
 from .validity import rerun as rerun

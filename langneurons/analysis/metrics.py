@@ -83,6 +83,15 @@ class Batch:
 class TextMetric(Metric):
     """Something measured on texts, whose forward passes may hold many neurons."""
 
+    def rows(self, model: torch.nn.Module, language: str, batch_size: int) -> pd.DataFrame:
+        """Measure every item."""
+        with scoring(model) as model_view:
+            parts = [
+                pd.DataFrame({"item": batch.items, "cluster": batch.clusters, "value": batch.read(model_view, 1)[0]})
+                for batch in self.batches(model_view, language, batch_size)
+            ]
+        return pd.concat(parts, ignore_index=True)
+
     @abstractmethod
     def batches(self, model_view: ModelView, language: str, batch_size: int) -> Iterator[Batch]:
         """The texts of a language, some at a time."""
@@ -143,15 +152,6 @@ class FunctionMetric(TextMetric):
         fingerprint = None if version is None else storage.fingerprint(str(version), *content)
         tokenised = {language: _tokenised(model_view, table) for language, table in texts.items()}
         return cls(name, ROW, tuple(texts), fingerprint, function=function, texts=tokenised)
-
-    def rows(self, model: torch.nn.Module, language: str, batch_size: int) -> pd.DataFrame:
-        """Compute the number of every text."""
-        with scoring(model) as model_view:
-            parts = [
-                pd.DataFrame({"item": batch.items, "cluster": batch.clusters, "value": batch.read(model_view, 1)[0]})
-                for batch in self.batches(model_view, language, batch_size)
-            ]
-        return pd.concat(parts, ignore_index=True)
 
     def batches(self, model_view: ModelView, language: str, batch_size: int) -> Iterator[Batch]:
         """Texts with their numbers."""

@@ -362,7 +362,7 @@ def token_changes(
     if directions is None:
         return None
     own = directions[units.to(directions.device)].to(model_view.device)
-    normed = _through_norm(model_view.model.ln_final, own)
+    normed = through_norm(model_view.model.ln_final, own)
     rest = _unembedded(model_view, torch.zeros_like(normed[:1]))
     parts = [(_unembedded(model_view, part) - rest).float().cpu() for part in normed.split(AT_ONCE)]
     changes = torch.cat(parts)
@@ -373,7 +373,7 @@ def token_changes(
     return changes - changes.mean(1, keepdim=True)
 
 
-def _through_norm(norm: torch.nn.Module, directions: torch.Tensor) -> torch.Tensor:
+def through_norm(norm: torch.nn.Module, directions: torch.Tensor) -> torch.Tensor:
     """Apply a norm's weight, and its centring where it has one, whatever these are called in the module."""
     # A probe of mean 0 and mean square 1, which a norm only multiplies by its weight (and adds a bias to).
     probe = torch.ones(1, 1, directions.shape[1], dtype=directions.dtype, device=directions.device)

@@ -42,6 +42,7 @@ class Runner:
         value: What neurons are set to.
         languages: Languages to measure in.
         run: Where it runs and where it is kept; a batch's rows are texts with one neuron ablated, 32 by default.
+        patches: Patches that are written while neurons are ablated one by one on texts.
     """
 
     model: torch.nn.Module
@@ -49,6 +50,7 @@ class Runner:
     value: AblationValue
     languages: Sequence[str]
     run: Run
+    patches: Sequence[Patch] = ()
 
     def __post_init__(self) -> None:
         if self.run.out is not None and self.metric.fingerprint is None:
@@ -110,7 +112,7 @@ class Runner:
             for number, shard in enumerate(np.split(flat, range(SHARD, len(flat), SHARD))):
                 patch = self._checked(shard, neurons, language)
                 score = partial(self._streamed, metric, language, patch)
-                jobs[language, number] = Job((), self._about(language, patch.fingerprint), score)
+                jobs[language, number] = Job(self.patches, self._about(language, patch.fingerprint), score)
         return jobs
 
     def _checked(self, flat: np.ndarray, neurons: NeuronSet, language: str) -> Patch:

@@ -5,7 +5,8 @@ ablation then changes it by (value - a) dL/da, summed over tokens. How far that 
 neurons drawn at random are ablated exactly.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -231,16 +232,8 @@ def _predicted(model: torch.nn.Module, text: HeldoutText, language: str, patch: 
 def _first_order(
     model_view: ModelView, blocks: Blocks, every: NeuronSet, values: Mapping[int, Tensor | float]
 ) -> tuple[Float[Tensor, "layer neuron"], float]:
-    """One forward and one backward pass: each neuron gets an addend of zero, whose gradient is its own."""
-    addends: dict[int, Tensor] = {}
-    before: dict[int, Tensor] = {}
-
-    def add(layer: int, current: Tensor) -> Tensor:
-        before[layer] = current.detach()
-        addends[layer] = torch.zeros_like(current, requires_grad=True)
-        return current + addends[layer]
-
-    with model_view.writing(every.site, every.per_layer(), add):
+    """One forward and one backward pass."""
+    with differentiable(model_view, every) as (before, addends):
         nll = losses(model_view, blocks).sum()
         check_finite(model_view, nll, blocks.tokens)
         slopes = torch.autograd.grad(nll, [addends[layer] for layer in range(every.shape[0])])
@@ -254,6 +247,29 @@ def _first_order(
         if (sentence := units_in_words(change[layer])) is not None:
             raise EffectError(f"Predicted effects are not finite: in layer {layer}, {sentence}. {FINITE_ADVICE}")
     return change, float(nll.detach())
+
+
+@contextmanager
+def differentiable(model_view: ModelView, every: NeuronSet) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
+    """Give every neuron an addend of zero inside the block, whose gradient is the neuron's own.
+
+    Args:
+        model_view: View of the model.
+        every: All neurons of a site.
+
+    Yields:
+        Layer -> the values of the last forward, and layer -> the addends.
+    """
+    before: dict[int, Tensor] = {}
+    addends: dict[int, Tensor] = {}
+
+    def add(layer: int, current: Tensor) -> Tensor:
+        before[layer] = current.detach()
+        addends[layer] = torch.zeros_like(current, requires_grad=True)
+        return current + addends[layer]
+
+    with model_view.writing(every.site, every.per_layer(), add):
+        yield before, addends
 
 
 def _agreement(language: str, table: pd.DataFrame, seed: int) -> dict[str, Any]:

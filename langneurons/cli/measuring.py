@@ -1,5 +1,6 @@
 """Commands that patch, ablate, train and measure."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -45,11 +46,29 @@ Tasks = Annotated[
 ]
 
 
-class AskedOptions(Asking):
+class AskedItems(Asking):
     """Which items of tasks are asked, and how."""
 
     languages: tuple[str, ...] | None = Field(None, description="Language codes, such as en,hi; by default all.")
     seed: Seed = Field(0, description="Seed for the choice of items.")
+
+    def load(self, sources: "Sequence[tuple[str, str]]", prompting: Prompting) -> "list[ln.tasks.Task]":
+        """Load tasks by kind and source.
+
+        Raises:
+            TaskError: If an option belongs to none of the kinds, or a kind refuses something.
+        """
+        from langneurons.tasks.kinds import idle_options
+
+        for mistake in idle_options([kind for kind, _ in sources], self):
+            raise TaskError(mistake)
+        about: dict[str, Any] = {**self.model_dump(exclude={"languages", "head"}), "prompting": prompting}
+        return [ln.tasks.load_task(kind, source, self.languages, **about) for kind, source in sources]
+
+
+class AskedOptions(AskedItems):
+    """Which items of tasks are asked, how, and what answers."""
+
     head: Path | None = Field(None, description="A saved classification head that answers.")
 
 
@@ -193,17 +212,12 @@ def evaluate(
 ) -> None:
     """Score a model on tasks, without and with patches of each language's neurons."""
     from langneurons.evaluation.evaluating import chosen_languages
-    from langneurons.tasks.kinds import idle_options
 
     if files.patch and files.neurons is None:
         raise PatchError("--patch says what is written at neurons: give --neurons too.")
     if not task:
         raise TaskError("Nothing to score: give --task, such as --task xnli=FOLDER.")
-    sources = [_named(each) for each in task]
-    for mistake in idle_options([kind for kind, _ in sources], asked_items):
-        raise TaskError(mistake)
-    about = {**asked_items.model_dump(exclude={"languages", "head"}), "prompting": prompting}
-    tasks = [ln.tasks.load_task(kind, source, asked_items.languages, **about) for kind, source in sources]
+    tasks = asked_items.load([named_task(each) for each in task], prompting)
     # What can be wrong with the small files is found before the model is loaded.
     stats, languages, patches = files.stats(), asked_items.languages, {}
     if files.neurons is not None:
@@ -286,7 +300,7 @@ def polysemanticity(
     if len(sources) != 1:
         raise TaskError(f"Give exactly one of --task and --texts, not {len(sources)}.")
     codes = None if languages is None else listed(languages)
-    labelled = ln.tasks.load_task(*_named(str(sources[0])), codes) if texts is None else labelled_texts(texts)
+    labelled = ln.tasks.load_task(*named_task(str(sources[0])), codes) if texts is None else labelled_texts(texts)
     neuron_set, stats = NeuronFiles(neurons=neurons, statistics=statistics).load(codes)
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "probing": probing, "run": run}
     result = ln.polysemanticity(options.load(model), neuron_set, labelled, codes, **settings)
@@ -422,8 +436,12 @@ def labelled_texts(path: Path) -> "ln.analysis.LabelledTexts":
     return ln.analysis.LabelledTexts(tables, path.stem)
 
 
-def _named(task: str) -> tuple[str, str]:
-    """Kind and source of a task from ``kind=source``, or ``harness:NAME`` as the harness' users write it."""
+def named_task(task: str) -> tuple[str, str]:
+    """Kind and source of a task from ``kind=source``, or ``harness:NAME`` as the harness' users write it.
+
+    Raises:
+        TaskError: If the text reads otherwise.
+    """
     kind, divider, source = task.partition("=" if "=" in task else ":")
     if not divider:
         raise TaskError(f"A task reads kind=source, such as xnli=FOLDER, not {task!r}.")

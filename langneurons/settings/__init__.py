@@ -22,6 +22,7 @@ from langneurons.settings.groups import EXECUTORS as EXECUTORS
 from langneurons.settings.groups import IN_WORDS as IN_WORDS
 from langneurons.settings.groups import PYTHON_ONLY as PYTHON_ONLY
 from langneurons.settings.groups import Adapter as Adapter
+from langneurons.settings.groups import Attributing as Attributing
 from langneurons.settings.groups import Controls as Controls
 from langneurons.settings.groups import Experiment as Experiment
 from langneurons.settings.groups import Match as Match
@@ -31,9 +32,12 @@ from langneurons.settings.groups import Prompting as Prompting
 from langneurons.settings.groups import Recording as Recording
 from langneurons.settings.groups import Resampled as Resampled
 from langneurons.settings.groups import Run as Run
+from langneurons.settings.groups import TaskScoring as TaskScoring
 from langneurons.settings.groups import Testing as Testing
 from langneurons.settings.groups import Training as Training
 from langneurons.settings.groups import controls_of as controls_of
+from langneurons.settings.options import AttributingOptions as AttributingOptions
+from langneurons.settings.options import ConfusionOptions as ConfusionOptions
 from langneurons.settings.options import ControlledOptions as ControlledOptions
 from langneurons.settings.options import ExperimentOptions as ExperimentOptions
 from langneurons.settings.options import FinetuningOptions as FinetuningOptions
@@ -44,6 +48,7 @@ from langneurons.settings.options import ProfilingOptions as ProfilingOptions
 from langneurons.settings.options import PromptingOptions as PromptingOptions
 from langneurons.settings.options import RecordingOptions as RecordingOptions
 from langneurons.settings.options import RunOptions as RunOptions
+from langneurons.settings.options import TaskScoringOptions as TaskScoringOptions
 from langneurons.settings.options import TestingOptions as TestingOptions
 from langneurons.settings.options import TrainingOptions as TrainingOptions
 from langneurons.settings.options import with_options as with_options

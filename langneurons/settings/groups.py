@@ -351,6 +351,35 @@ class Probing(Settings):
     seed: Seed = Field(0, description="Seed for items, exchanges and probes.")
 
 
+class Attributing(Settings):
+    """How it is measured what neurons add to a token's logit.
+
+    Example:
+        >>> ln.settings.Attributing(exact=50).exact
+        50
+    """
+
+    error: ClassVar[type[LangNeuronsError]] = EffectError
+
+    exact: Few = Field(
+        300, description="Neurons per language, those with the largest direct contributions, to ablate as well."
+    )
+
+
+class TaskScoring(Settings):
+    """Which neurons are scored by a task, and how many are named.
+
+    Example:
+        >>> ln.settings.TaskScoring(site="pre").top
+        0.01
+    """
+
+    error: ClassVar[type[LangNeuronsError]] = StatisticsError
+
+    site: str = Field("act", description="Site of the neurons; CULNIG scores the gate's output, pre.")
+    top: float = Field(0.01, gt=0, le=1, description="Share of all neurons to name in each language.")
+
+
 class Prompting(Settings):
     """How a model is asked, and how it chooses the tokens of its answer: by default plain text, answered greedily.
 

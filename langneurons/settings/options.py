@@ -139,6 +139,23 @@ class ProbingOptions(RunOptions, MatchingOptions, total=False):
     seed: int
 
 
+class AttributingOptions(RunOptions, total=False):
+    """Single options of ``Attributing`` and ``Run``."""
+
+    exact: int
+
+
+class ConfusionOptions(AttributingOptions, TestingOptions, total=False):
+    """Single options of ``Attributing``, ``Testing`` and ``Run``."""
+
+
+class TaskScoringOptions(RunOptions, total=False):
+    """Single options of ``TaskScoring`` and ``Run``."""
+
+    site: str
+    top: float
+
+
 class PromptingOptions(TypedDict, total=False):
     """The fields of ``Prompting``, for functions that take them one by one."""
 

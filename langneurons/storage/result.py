@@ -20,6 +20,7 @@ AnyResult = TypeVar("AnyResult", bound="Result")
 MODULES = {
     "ablation": "analysis.ablation",
     "activation-statistics": "recording.statistics",
+    "attribution": "analysis.attribution",
     "classification-head": "tasks.heads",
     "comparison": "analysis.comparison",
     "decomposition": "analysis.decomposition",
@@ -34,6 +35,7 @@ MODULES = {
     "published-statistics": "replication.statistics",
     "screen": "analysis.screening",
     "split-half": "analysis.validity.reliability",
+    "task-gradient": "analysis.task_gradient",
     "transfer": "training.transfer_table",
     "validity-table": "analysis.validity.checks",
 }

@@ -249,10 +249,13 @@ def _completed(
         yield Completion(ids, text, cut or ended)
 
 
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of generated tokens; where the last are the first bytes of a character, a sign stands for them."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    # The last token may be the first bytes of a character.
-    return str(text).rstrip("\N{REPLACEMENT CHARACTER}")
+    return decoded(tokenizer, ids).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:

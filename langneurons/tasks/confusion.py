@@ -218,7 +218,7 @@ class Confusion:
         return table[COLUMNS].assign(
             prediction=answers.pop("prediction"),
             gold=language,
-            **{metric: passes[metric] for metric in self.metrics},
+            **{metric: passes[metric].to_numpy() for metric in self.metrics},
             **answers,
         )
 

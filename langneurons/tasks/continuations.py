@@ -22,6 +22,11 @@ LEAST_SHARED = 8  # tokens: a beginning that is worth a forward of its own
 MORE = 2  # times as many parts of texts as whole texts, at most: each has the keys and values of a whole text
 
 
+def columns_of(texts: Sequence[Continuation]) -> dict[str, list]:
+    """Texts as columns of a table: tokens, and given, how many of them precede what is measured."""
+    return {"tokens": [tokens for tokens, _ in texts], "given": [given for _, given in texts]}
+
+
 def alternative_scores(
     model: torch.nn.Module, items: Sequence[Alternatives], batch_size: int = 8
 ) -> Float[np.ndarray, "item alternative"]:
@@ -39,7 +44,7 @@ def alternative_scores(
         TaskError: If alternatives share all tokens of one, or not even the first.
         ModelError: If a likelihood is not finite.
     """
-    texts = [(tokens, _shared(alternatives)) for alternatives in items for tokens in alternatives]
+    texts = [(tokens, shared_tokens(alternatives)) for alternatives in items for tokens in alternatives]
     scores, _ = continuation_scores(model, texts, batch_size)
     return scores.reshape(len(items), len(items[0]) if items else 0)
 
@@ -188,8 +193,12 @@ def _counted(
     return counted
 
 
-def _shared(alternatives: Alternatives) -> int:
-    """Count the tokens that all alternatives begin with."""
+def shared_tokens(alternatives: Alternatives) -> int:
+    """Count the tokens that all alternatives begin with.
+
+    Raises:
+        TaskError: If they share all tokens of one, or not even the first.
+    """
     shortest = min(len(tokens) for tokens in alternatives)
     columns = zip(*alternatives, strict=False)
     shared = next((place for place, column in enumerate(columns) if len(set(column)) > 1), shortest)

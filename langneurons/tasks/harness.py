@@ -17,8 +17,9 @@ import torch
 from langneurons import storage
 from langneurons.corpora.languages import distinct, label_of
 from langneurons.errors import TaskError, in_short, unknown
-from langneurons.models import view
+from langneurons.models import ModelView, view
 from langneurons.settings import Prompting, whole_number
+from langneurons.tasks.continuations import columns_of
 from langneurons.tasks.harness_documents import YAML, choices_of, in_parallel, items_of, language_of_task, local_files
 from langneurons.tasks.heads import Head
 from langneurons.tasks.prompting import is_chat
@@ -185,6 +186,31 @@ class Harness:
             scores = pd.DataFrame([_answer(task, filtered) | _scores(task, filtered) for filtered in samples])
             parts.append(pd.concat([table[["item", "cluster"]].reset_index(drop=True), scores], axis=1))
         return pd.concat(parts, ignore_index=True).loc[:, ["item", "cluster", "prediction", "gold", *self.metrics]]
+
+    def gold_texts(self, model_view: ModelView, language: str) -> pd.DataFrame:
+        """The right choices as texts of which the model predicts the last tokens, one per item.
+
+        Args:
+            model_view: View of the model that is asked.
+            language: Language of the items.
+
+        Returns:
+            Columns item, cluster, tokens (ids of the whole text) and given (how many of them precede the choice).
+
+        Raises:
+            LanguageError: If no task is in the language.
+            TaskError: If a task has no choices, or no single right one.
+        """
+        from langneurons.tasks.harness_model import ReadingModel  # importing the harness takes seconds
+
+        language, reading, parts = label_of(language, self.items), ReadingModel(model_view.model), []
+        chat = is_chat(model_view, self.chat)
+        for name, table in self.items[language].groupby("task", sort=False):
+            task = self.tasks[language][str(name)]
+            samples = _samples(task, reading, table["doc"].tolist(), chat, self.system if chat else None)
+            texts = [reading.texts[tuple(_gold_request(task, first))] for first, *_ in samples]
+            parts.append(table[["item", "cluster"]].assign(**columns_of(texts)))
+        return pd.concat(parts, ignore_index=True)
 
     def references(self, language: str) -> dict[str, float]:
         """What accuracy is worth by chance; nothing for tasks without choices.
@@ -381,6 +407,14 @@ def _answer(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     prediction = texts[max(choices, key=lambda place: responses[place][0])]
     gold = texts[target] if isinstance(target, int) and target in choices else str(target)
     return {"prediction": prediction, "gold": gold}
+
+
+def _gold_request(task: Any, sample: Mapping[str, Any]) -> Sequence[str]:
+    """The texts of the request for the right choice."""
+    target = sample["target"]
+    if task.OUTPUT_TYPE != "multiple_choice" or target not in range(choices_of(task, sample)):
+        raise TaskError(f"{task.task_name!r} has no single right choice in document {sample['doc_id']}.")
+    return sample["arguments"][target]
 
 
 def _described(content: Any) -> str:

@@ -13,7 +13,7 @@ from langneurons.errors import TaskError
 from langneurons.models import load_model, view
 from langneurons.tasks.batching import tokenizer_of
 from langneurons.tasks.completing import complete
-from langneurons.tasks.continuations import continuation_scores
+from langneurons.tasks.continuations import Continuation, continuation_scores
 
 try:
     from lm_eval import utils
@@ -151,14 +151,33 @@ class HarnessModel(TemplateLM):
         return texts
 
     def _loglikelihood_tokens(self, requests: Sequence[Encoded], **options: Any) -> list[tuple[float, bool]]:
+        scores, likeliest = continuation_scores(self.view.model, self._texts(requests), self.batch_size)
+        return list(zip(scores.tolist(), likeliest.tolist(), strict=True))
+
+    def _texts(self, requests: Sequence[Encoded]) -> list[Continuation]:
         texts = []
         for _, before, scored in requests:
             tokens = tuple(before + scored)[-(self.max_length + 1) :]
             texts.append((tokens, len(tokens) - len(scored)))
         if any(before < 1 for _, before in texts):
             raise TaskError(f"An answer of more than {self.max_length} tokens does not fit {self.view.name!r}.")
-        scores, likeliest = continuation_scores(self.view.model, texts, self.batch_size)
-        return list(zip(scores.tolist(), likeliest.tolist(), strict=True))
+        return texts
+
+
+class ReadingModel(HarnessModel):
+    """A model that answers nothing, and keeps the requests as it would read them.
+
+    Attributes:
+        texts: The two texts of a request -> its tokens, and how many of them are given.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model)
+        self.texts: dict[tuple[str, str], Continuation] = {}
+
+    def _loglikelihood_tokens(self, requests: Sequence[Encoded], **options: Any) -> list[tuple[float, bool]]:
+        self.texts |= zip([tuple(request[0]) for request in requests], self._texts(requests), strict=True)
+        return [(-1.0, False)] * len(requests)
 
 
 class BlankModel(LM):

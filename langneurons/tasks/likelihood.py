@@ -17,7 +17,7 @@ from langneurons import storage
 from langneurons.errors import TaskError, in_short, unknown
 from langneurons.models import ModelView, view
 from langneurons.settings import Prompting
-from langneurons.tasks.continuations import Alternatives, alternative_scores
+from langneurons.tasks.continuations import Alternatives, Continuation, alternative_scores, shared_tokens
 from langneurons.tasks.heads import Pair
 from langneurons.tasks.prompting import Prompts
 
@@ -217,13 +217,52 @@ def label_scores(
     scores, cuts = [], []
     for template in templates:
         prompts = Prompts(model_view, prompting, [_solved(template, *example) for example in examples])
-        items = _tokens(prompts, template, pairs, orders)
-        cut = np.array([_positions(alternatives) > model_view.context_length for alternatives in items], bool)
-        for item in np.flatnonzero(cut).tolist():
-            items[item] = _cut(model_view, prompts, template, pairs[item], orders[item])
+        items, cut = _fitting_items(model_view, prompts, template, pairs, orders)
         scores.append(_calibrated(model, prompts, template, items, orders, calibration, batch_size))
         cuts.append(cut)
     return log_softmax(np.mean(scores, 0), axis=1), np.any(cuts, 0)
+
+
+def gold_texts(
+    model_view: ModelView,
+    pairs: Sequence[Pair],
+    orders: Sequence[Order],
+    labels: Sequence[str],
+    template: Template,
+    prompting: Prompting = Prompting(),
+    examples: Sequence[Example] = (),
+) -> list[Continuation]:
+    """The texts that answer a template rightly.
+
+    Args:
+        model_view: View of the model.
+        pairs: (premise, hypothesis) each.
+        orders: For each pair, the labels in the order in which its options are shown.
+        labels: The right label of each pair.
+        template: The template.
+        prompting: Whether it is filled in as plain text or as a chat.
+        examples: Solved pairs to show in front.
+
+    Returns:
+        For each pair the tokens of its text, and how many of them precede what tells the labels apart.
+    """
+    prompts = Prompts(model_view, prompting, [_solved(template, *example) for example in examples])
+    items, _ = _fitting_items(model_view, prompts, template, pairs, orders)
+    return [
+        (alternatives[LABELS.index(label)], shared_tokens(alternatives))
+        for alternatives, label in zip(items, labels, strict=True)
+    ]
+
+
+def _fitting_items(
+    model_view: ModelView, prompts: Prompts, template: Template, pairs: Sequence[Pair], orders: Sequence[Order]
+) -> tuple[list[Alternatives], Bool[np.ndarray, " item"]]:
+    """Fill in a template for every pair, with as much of its premise as fits, and say which were cut."""
+    items = _tokens(prompts, template, pairs, orders)
+    cut = np.array([_positions(alternatives) > model_view.context_length for alternatives in items], bool)
+    for item in np.flatnonzero(cut).tolist():
+        items[item] = _cut(model_view, prompts, template, pairs[item], orders[item])
+    return items, cut
 
 
 def _cut(model_view: ModelView, prompts: Prompts, template: Template, pair: Pair, order: Order) -> Alternatives:

@@ -5,7 +5,7 @@ The line and word pass rates of the Language Confusion Benchmark (Marchisio et a
 
 import logging
 import string
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -211,6 +211,34 @@ def rule_of(function: Callable) -> str:
     return f"{function.__module__} {getattr(function, '__qualname__', repr(function))}"
 
 
+def judged_lines(text: str, language: str) -> Iterator[tuple[int, str, list[str]]]:
+    r"""The lines of an answer that are long enough to be judged.
+
+    Args:
+        text: The answer.
+        language: Its language, without script and region.
+
+    Yields:
+        The place in the text at which a line begins, the line, and its words without punctuation.
+
+    Example:
+        >>> from langneurons.tasks.passes import judged_lines
+        >>> list(judged_lines("Well!\nIt is raining here today.", "en"))
+        [(6, 'It is raining here today.', ['It', 'is', 'raining', 'here', 'today'])]
+    """
+    answer = text.split(NEXT_QUESTION)[0]
+    place = len(answer) - len(answer.lstrip())
+    for line in answer.strip().split("\n"):
+        if len(words := words_of(unpunctuated(line), language)) >= LEAST_WORDS:
+            yield place, line, words
+        place += len(line) + 1
+
+
+def unpunctuated(line: str) -> str:
+    """A line without the punctuation that the benchmark removes."""
+    return line.translate(_UNPUNCTUATED)
+
+
 def words_of(line: str, language: str) -> list[str]:
     """Divide a line into words.
 
@@ -239,8 +267,7 @@ def fasttext_languages() -> frozenset[str]:
 def _passes(text: str, language: str, words: Collection[str], identify: Identify) -> tuple[bool, bool, bool]:
     """Whether an answer can be judged, is in its language line by line, and is so word by word."""
     code = language_of(language)
-    lines = text.split(NEXT_QUESTION)[0].strip().translate(_UNPUNCTUATED).split("\n")
-    divided = {line: words_in_line for line in lines if len(words_in_line := words_of(line, code)) >= LEAST_WORDS}
+    divided = {unpunctuated(line): words_in_line for _, line, words_in_line in judged_lines(text, code)}
     in_language = bool(divided) and all(language_of(identify(line)) == code for line in divided)
     english = has_checked_words(language) and any(word.strip() in words for line in divided.values() for word in line)
     return bool(divided), in_language, in_language and not english

@@ -61,6 +61,8 @@ class Task(Protocol):
     there that solved examples can stand in front of its items, and ``samples = False`` that it generates greedily only.
     ``incomplete = ("relevance",)`` names metrics that are NaN where an item could not be scored, as by a judge without
     a rating: ``ln.evaluate`` then leaves the item out of that metric under every condition, and says how many.
+    ``gold_texts(model_view, language)`` gives the right answers as texts, see ``XNLI.gold_texts``, for
+    ``ln.analysis.task_gradient``.
     """
 
     reads_text: ClassVar[bool] = False

@@ -22,12 +22,14 @@ from langneurons.corpora.languages import distinct, for_languages, label_of
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
 from langneurons.settings import Prompting, Training, whole_number
+from langneurons.tasks.continuations import columns_of
 from langneurons.tasks.heads import Head, items_of, pairs_of
 from langneurons.tasks.likelihood import (
     CALIBRATIONS,
     LABELS,
     Example,
     Templates,
+    gold_texts,
     label_scores,
     order_of,
     read_templates,
@@ -290,6 +292,32 @@ class XNLI:
                 "cut": cut,
             }
         )
+
+    def gold_texts(self, model_view: ModelView, language: str) -> pd.DataFrame:
+        """The right answers as texts of which the model predicts the last tokens, one per item and template.
+
+        Args:
+            model_view: View of the model that is asked.
+            language: Language of the items.
+
+        Returns:
+            Columns item, cluster, tokens (ids of the whole text) and given (how many of them precede the answer).
+
+        Raises:
+            LanguageError: If it has no items in the language.
+            TaskError: If a head answers, or an item does not fit the model even without its premise.
+        """
+        if self.head is not None:
+            raise TaskError("A head answers this task, so no answer is a text: load it without head=.")
+        language = label_of(language, self.items)
+        table = self.items[language]
+        orders = [order_of(self.seed, item) for item in table["item"]]
+        about = (pairs_of(table), orders, list(table["label"]))
+        parts = []
+        for template in self.templates[language]:
+            texts = gold_texts(model_view, *about, template, self.prompting, self._examples(language))
+            parts.append(table[["item", "cluster"]].assign(**columns_of(texts)))
+        return pd.concat(parts, ignore_index=True)
 
     def references(self, language: str) -> dict[str, float]:
         """What accuracy is worth without the model: chance, majority, hypothesis only, bag of words.

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from langneurons.effects.table import EffectTable
 from langneurons.evaluation.results import Evaluation
 from langneurons.views.analysis_figures import ablation, selectivity, validity
+from langneurons.views.attribution_figure import attribution
 from langneurons.views.effect_figures import effects, perplexity_matrix
 from langneurons.views.neuron_figures import dose_response, histogram, layer_heatmap, layer_profile
 from langneurons.views.overlap_figures import methods, overlap, sets
@@ -33,14 +34,26 @@ def _evaluation(evaluation: Evaluation, *which: str | None, **options: str | Non
 FIGURES: Mapping[str, Callable[..., go.Figure]] = {
     "Ablation": ablation,
     "ActivationStats": histogram,
+    "Attribution": attribution,
     "EffectTable": _effect_table,
     "Evaluation": _evaluation,
     "Finetuned": lambda tuned: training(tuned.history, tuned.about),
     "NeuronSet": layer_heatmap,
     "Polysemanticity": selectivity,
+    "TaskGradient": lambda result: layer_heatmap(result.neurons),
     "Transfer": transfer,
     "ValidityTable": validity,
 }
 
-__all__ = ["ablation", "dose_response", "effects", "histogram", "layer_heatmap", "layer_profile", "methods", "overlap"]
+__all__ = [
+    "ablation",
+    "attribution",
+    "dose_response",
+    "effects",
+    "histogram",
+    "layer_heatmap",
+    "layer_profile",
+    "methods",
+    "overlap",
+]
 __all__ += ["perplexity_matrix", "save", "selectivity", "sets", "tokens", "training", "transfer", "validity"]

@@ -9,10 +9,12 @@ import torch
 
 import langneurons as ln
 from langneurons.analysis.ablation import Ablation
+from langneurons.analysis.attribution import Attribution
 from langneurons.analysis.comparison import Comparison
 from langneurons.analysis.decomposition import SOURCES, Decomposition, Moments
 from langneurons.analysis.polysemanticity import Polysemanticity
 from langneurons.analysis.screening import Screen
+from langneurons.analysis.task_gradient import PARTS, TaskGradient
 from langneurons.analysis.validity.checks import Evidence, Nulls, ValidityTable, validity_table
 from langneurons.analysis.validity.reliability import EVERY, FIGURES, SplitHalf
 from langneurons.evaluation.results import Evaluation, Factorial, design_of
@@ -130,6 +132,29 @@ def screen() -> Screen:
     return Screen(predicted, pd.DataFrame({"language": LANGUAGES, **agreement}), sample, settings)
 
 
+def attribution() -> Attribution:
+    numbers = {f"{name}{end}": 0.5 for name in ("direct_", "") for end in ("low", "high")}
+    numbers |= {"direct": 0.6, "exact": 0.7, "p": 0.01, "p_adjusted": 0.04, "detectable": 0.2}
+    rows = pd.DataFrame({"language": LANGUAGES, "layer": 0, "neuron": [1, 2], **numbers, "verdict": "worse"})
+    rest = pd.DataFrame({"language": "en", "part": ["neurons", "output"], "layer": [0.0, np.nan], "contribution": 0.5})
+    texts = {"before": "", "token_text": " the", "rival_text": " la"}
+    points = pd.DataFrame({"language": LANGUAGES, "item": "1", "cluster": ["1", "2"], **texts})
+    points = points.assign(token=3, rival=4, rank=2, difference=0.5)
+    answers = pd.DataFrame(
+        {"language": LANGUAGES, **dict.fromkeys(("answers", "judged", "failed", "left", "points"), 1)}
+    )
+    settings = {**ABOUT, "languages": list(LANGUAGES), "patch": "unpatched", "resamples": 100, "exact": 1}
+    direct = torch.arange(16.0).reshape(2, 2, 4)
+    return Attribution(direct, rows.assign(items=6, clusters=6), rest, points, answers, settings)
+
+
+def task_gradient() -> TaskGradient:
+    items = pd.DataFrame({"language": LANGUAGES, "role": ["task", "control"], "items": 4, "clusters": 2})
+    settings = {**ABOUT, "fingerprint": "f", "task": "t", "control": "c", "languages": list(LANGUAGES), "top": 0.2}
+    parts = {name: torch.arange(16.0).reshape(2, 2, 4) for name in PARTS}
+    return TaskGradient(parts, items.assign(probability=0.5), settings)
+
+
 def split_half() -> SplitHalf:
     numbers = {f"{name}{end}": 0.5 for name in FIGURES for end in ("", "_low", "_high")}
     numbers |= {"jaccard_chance": 0.1, "chosen_first": 3.0, "chosen_second": 3.5}
@@ -166,6 +191,7 @@ def scored_neurons() -> ln.NeuronSet:
 RESULTS: dict[str, Callable[[], Result]] = {
     "ablation": ablation,
     "activation-statistics": made_up.statistics,
+    "attribution": attribution,
     "classification-head": head,
     "comparison": comparison,
     "decomposition": decomposition,
@@ -181,11 +207,12 @@ RESULTS: dict[str, Callable[[], Result]] = {
     "published-statistics": published,
     "screen": screen,
     "split-half": split_half,
+    "task-gradient": task_gradient,
     "transfer": lambda: simulated({"none": 0.0, "source": 0.1}, seeds=2, clusters=4, resamples=100),
     "validity-table": validity,
 }
 DRAWN = {"ablation", "activation-statistics", "effect-table", "evaluation", "finetuned", "neuron-set"}
-DRAWN |= {"polysemanticity", "transfer", "validity-table"}
+DRAWN |= {"attribution", "polysemanticity", "task-gradient", "transfer", "validity-table"}
 # Methods and properties beside those that every result has.
 FURTHER = ("sets_table", "probes_table", "overlap_table", "neurons", "sentences", "conclusion", "verdict", "overall")
 FURTHER += ("trainable", "fingerprint", "effects", "scores", "counts", "union", "passes", "passing")

@@ -11,6 +11,7 @@ from langneurons.analysis.polysemanticity import VERDICTS, Polysemanticity
 from langneurons.analysis.validity import Evidence, validity_table
 from langneurons.views.plot import FIGURES
 from tests.planted.transfer import simulated
+from tests.robustness import results
 from tests.views.report import made_up
 
 
@@ -43,11 +44,13 @@ def polysemanticity():
 RESULTS = {
     "Ablation": lambda: (made_up.ablation(made_up.neuron_set()),),
     "ActivationStats": lambda: (made_up.statistics(), (0, 1)),
+    "Attribution": lambda: (results.attribution(),),
     "EffectTable": lambda: (made_up.matrix(),),
     "Evaluation": lambda: (evaluation(),),
     "Finetuned": lambda: (finetuned(),),
     "NeuronSet": lambda: (made_up.neuron_set(),),
     "Polysemanticity": lambda: (polysemanticity(),),
+    "TaskGradient": lambda: (results.task_gradient(),),
     "Transfer": lambda: (simulated({"none": 0.0, "source": 0.2}, clusters=10, resamples=200),),
     "ValidityTable": lambda: (validity_table([Evidence("good", recall=1.0), Evidence("bad", recall=0.2)]),),
 }
