@@ -6,11 +6,11 @@ Usage (from the project's root; the same command goes on after any interruption)
     python -m scripts.measure_silencing runs/silencing-text --text texts/       # it learns to predict text instead
     python -m scripts.measure_silencing runs/smollm2 --text texts/ --model SmolLM2-135M-Instruct.Q4_1.gguf --seeds 2
 
-For each language, low-rank updates of attention (and for XNLI, a head) are trained on the language's own data: with
-nothing silenced, with the language's LAPE neurons set to 0 in every step, and with as many others that write as much
-(each seed draws its own). Every model is tested with these neurons and without them. The folder ``effects`` holds what
-that changes: silenced in the test, in training, and in both, against neither; and in both against in the test alone,
-which is what is routed around.
+For each language, low-rank updates of attention (and for XNLI, a fitted head) are trained on the language's own data:
+with nothing silenced, with the language's LAPE neurons set to 0 in every step, and with as many others that write as
+much (each seed draws its own). Every model is tested with these neurons and without them. The folder ``effects`` holds
+what that changes: silenced in the test, in training, and in both, against neither; and in both against in the test
+alone, which is what is routed around.
 """
 
 import argparse
@@ -31,7 +31,8 @@ from langneurons.training.text import TextTask, as_task, to_judge_by
 
 ATTENTION = ("q", "k", "v", "o")
 TOKENS, CONTEXT = 3_000, 128  # of each language to find neurons on, and positions of a block
-TEST_TOKENS, TEST_ITEMS = 1_000, 300  # of each language
+TEST_TOKENS, TEST_PREMISES = 1_000, 100  # of each language
+HEAD_PREMISES = 100  # on which the head is fitted that training starts from
 CONTRASTS = {  # silenced in training and in the test, against what
     "in the test": ((False, True), (False, False)),
     "in training": ((True, False), (False, False)),
@@ -49,6 +50,7 @@ class Lesson:
     language: str
     neurons: ln.NeuronSet
     stats: ln.ActivationStats
+    head: ln.tasks.ClassificationHead | None = None
 
     def silenced(self, which: str, seed: int) -> Patch:
         """Set neurons to 0."""
@@ -71,6 +73,7 @@ class Lesson:
                         self.train,
                         ln.MaskedLoRA(None, attention=ATTENTION, seed=seed),
                         languages=[self.language],
+                        head=self.head,
                         patches=held,
                         training=training.model_copy(update={"seed": seed}),
                         run=ln.Run(out=folder, progress=False),
@@ -102,17 +105,20 @@ def main() -> None:
     corpus, heldout = texts(arguments.text or "babel")
     if arguments.text is None:
         train: Task = ln.XNLI.load("babel", arguments.languages, split="train")
-        test: Task = ln.XNLI.load("babel", arguments.languages).take(TEST_ITEMS, 0)
+        test: Task = ln.XNLI.load("babel", arguments.languages).take(TEST_PREMISES, 0)
     else:
         trained = corpus.select(arguments.languages)
-        train = as_task(ln.HeldoutText.of(model, trained, training.steps * training.batch_size * CONTEXT, CONTEXT))
+        train = as_task(ln.HeldoutText.of(model, trained, context_length=CONTEXT))
         test = to_judge_by(model, ln.HeldoutText.of(model, heldout.select(arguments.languages), TEST_TOKENS, CONTEXT))
     statistics = ln.Run(out=arguments.out / "statistics", progress=False)
     stats = ln.record(model, corpus, tokens_per_language=TOKENS, context_length=CONTEXT, run=statistics)
     neurons = ln.LAPE(top=arguments.top).identify(stats)
     effects = {}
     for language in arguments.languages:
-        lesson = Lesson(train, test, language, neurons, stats)
+        head = None
+        if isinstance(train, ln.XNLI):
+            head = ln.tasks.ClassificationHead.fit(model, train.take(HEAD_PREMISES), [language])
+        lesson = Lesson(train, test, language, neurons, stats, head)
         rows = lesson.rows(model, training, arguments.seeds, arguments.out)
         effects |= dict(effects_of(rows, test, language))
     numbers = ", ".join(f"{language} {len(neurons[language])}" for language in arguments.languages)
@@ -139,7 +145,7 @@ def parsed() -> tuple[argparse.Namespace, ln.Training]:
     parser.add_argument("--languages", default=["hi", "es"], type=lambda codes: codes.split(","), help="such as hi,es")
     parser.add_argument("--top", type=float, default=0.02, help="share of all neurons that LAPE takes")
     parser.add_argument("--seeds", type=int, default=6, help="training seeds")
-    parser.add_argument("--steps", type=int, default=60, help="steps of a training")
+    parser.add_argument("--steps", type=int, default=15, help="steps of a training")
     parser.add_argument("--batch-size", type=int, default=16, help="examples of a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest learning rate")
     arguments = parser.parse_args()

@@ -69,7 +69,10 @@ def test_more_seeds_and_conditions_keep_what_has_been_trained(tmp_path):
         ({"tasks": ["xnly"]}, "did you mean 'xnli'"),
         ({"tasks": ["tuned"]}, "transfer.x.tasks: tuned is asked of a model that was tuned before"),
         ({"kind": "xnli"}, "transfer.x.source is missing"),
-        ({"kind": "xnli", "train_tokens": 9}, "transfer.x.train_tokens: only text is counted in tokens"),
+        (
+            {"kind": "xnli", "source": "babel", "train_tokens": 9},
+            "transfer.x.train_tokens: only text is counted in tokens",
+        ),
         ({"kind": "texts", "source": "babel"}, "Unknown kind of task in transfer.x 'texts'"),
     ],
 )
