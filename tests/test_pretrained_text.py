@@ -6,7 +6,7 @@ import pytest
 
 import langneurons as ln
 from scripts.fetch_text import FetchError
-from scripts.pretrained import prepare, source_of
+from scripts.pretrained import WIKIPEDIA, prepare, source_of, text_of
 
 
 def test_a_folder_that_does_not_exist_is_refused_and_not_made(tmp_path):
@@ -18,6 +18,13 @@ def test_a_folder_that_does_not_exist_is_refused_and_not_made(tmp_path):
 def test_prompts_that_are_not_there_are_asked_for(tmp_path):
     with pytest.raises(FetchError, match="language-confusion are needed: put them in"):
         source_of("confusion", tmp_path, tmp_path)
+
+
+def test_text_to_train_on_is_the_folders_or_else_the_hubs(tmp_path):
+    assert text_of(WIKIPEDIA, None, tmp_path) == {"source": WIKIPEDIA, "heldout": 0.01}
+    assert text_of(WIKIPEDIA, tmp_path, tmp_path) == {"source": WIKIPEDIA, "heldout": 0.01}
+    (tmp_path / "text").mkdir()
+    assert text_of(WIKIPEDIA, tmp_path, tmp_path) == {"source": str(tmp_path / "text")}
 
 
 @pytest.fixture

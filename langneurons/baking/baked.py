@@ -23,6 +23,7 @@ from langneurons.models.projections import Stored
 from langneurons.models.weights import module_fingerprint
 from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits, patching
+from langneurons.storage.hub import push_folder
 from langneurons.training.lora import Update
 from langneurons.training.masked import MaskedUpdate
 from langneurons.training.pieces import Piece
@@ -122,13 +123,36 @@ class Baked:
             ModelError: If the checkpoint cannot be loaded again, or computes other logits. Nothing is left behind.
         """
         folder = storage.path_of(folder)
+        self._save(folder, folder.name)
+        return folder
+
+    def push_to_hub(self, repo: str, *, private: bool = True) -> str:
+        """Upload the checkpoint to a repository on Hugging Face's hub, which any engine loads by its name.
+
+        It is written and checked as ``save`` does, into a temporary folder. Log in before, with ``hf auth login`` or
+        the variable ``HF_TOKEN``.
+
+        Args:
+            repo: The repository, ``user/name``; it is created where it is missing. Files of the same names go.
+            private: Whether a repository that is created is private.
+
+        Returns:
+            The commit, for ``ln.load_model(repo, revision=...)``.
+
+        Raises:
+            StorageError: If the hub cannot be reached, or refuses; if the name is none.
+            ModelError: If the checkpoint cannot be loaded again, or computes other logits.
+        """
+        with storage.temporary_folder() as place:
+            self._save(place / "checkpoint", repo)
+            return push_folder(place / "checkpoint", repo, private)
+
+    def _save(self, folder: Path, name: str) -> None:
         with storage.replacing_folder(folder) as partial:
             self._write(partial)
             facts = self._reloaded(partial)
             changes = {"Updates": [repr(update) for update in self.updates], "Patches": list(map(repr, self.patches))}
-            card = card_of(self.checkpoint, folder.name, changes, facts)
-            storage.write_text(partial / "README.md", card)
-        return folder
+            storage.write_text(partial / "README.md", card_of(self.checkpoint, name, changes, facts))
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -12,13 +12,13 @@ _LICENCE = ("license", "license_name", "license_link")
 
 
 def card_of(
-    checkpoint: Checkpoint, folder: str, changes: Mapping[str, Sequence[str]], facts: Mapping[str, object]
+    checkpoint: Checkpoint, name: str, changes: Mapping[str, Sequence[str]], facts: Mapping[str, object]
 ) -> str:
     """Write the README of a baked checkpoint.
 
     Args:
         checkpoint: The checkpoint that it was made from.
-        folder: Name of its folder.
+        name: Name of its folder or repository, by which it is loaded.
         changes: Heading -> what was written into the weights, in order.
         facts: What else there is to say, by name; None leaves one out.
     """
@@ -39,7 +39,7 @@ def card_of(
 {ModelCardData(**head).to_yaml()}
 ---
 
-# {folder}
+# {name}
 
 The weights of {checkpoint.name}, with the changes below written into them. Any engine runs them without langneurons.
 
@@ -51,8 +51,8 @@ The weights of {checkpoint.name}, with the changes below written into them. Any 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```
 """
 

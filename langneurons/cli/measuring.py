@@ -29,13 +29,14 @@ from langneurons.settings import (
     Training,
 )
 from langneurons.study.stages.sweep import Doses
+from langneurons.study.stages.training import TEXT
 from langneurons.study.tables import ModelOptions
 from langneurons.study.wording import language_patches, parsed, part_makers, patch_maker, patch_of
 
 OLD_TASKS = {"--xnli": "--task xnli=", "--xquad": "--task xquad="}  # options of 0.1.0
 SCREENED = 200  # neurons that a screen is checked on
 
-TaskSource = Annotated[str, typer.Argument(help="A folder of the task's files, the hub's name, or babel.")]
+TaskSource = Annotated[str, typer.Argument(help="A folder of the task's files, or of text; the hub's name, or babel.")]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
@@ -96,23 +97,33 @@ class TrainingItems(Settings):
 
     error: ClassVar[type[LangNeuronsError]] = TrainingError
 
-    kind: str = Field("xnli", description="Kind of the task: xnli (a head is trained), xquad, ...")
+    kind: str = Field("xnli", description="Kind of the task: xnli (a head is trained), xquad, ...; or text.")
     source: str = Field("en", description="Language of the training data.")
     train_split: str = Field("train", description="Part to train on: train, validation or test, or train[:25%].")
-    test_split: str = Field("test", description="Part to evaluate on.")
-    train_items: Count | None = Field(None, description="Premises or questions to train on; by default all.")
-    test_items: Count | None = Field(None, description="Premises or questions per language to evaluate on.")
+    test_split: str = Field("test", description="Part to evaluate on; of a folder of text, heldout.")
+    train_items: Count | None = Field(None, description="Premises, questions or documents to train on; by default all.")
+    test_items: Count | None = Field(None, description="Premises, questions or documents per language to evaluate on.")
     seed: Seed = Field(0, description="Seed for the choice of items.")
 
-    def load(self, source: str, languages: "list[str]") -> "tuple[ln.tasks.Task, ln.tasks.Task]":
+    def load(
+        self, source: str, languages: "list[str]"
+    ) -> "tuple[ln.tasks.Task | ln.Corpus, ln.tasks.Task | ln.Corpus]":
         """What is trained on, in the language of the training data, and what is evaluated on, in all languages."""
         from langneurons.training.transfer import check_apart
 
+        every = list(dict.fromkeys([self.source, *languages]))
+        if self.kind == TEXT:
+            train = self._text(source, [self.source], self.train_split, self.train_items)
+            return train, self._text(source, every, self.test_split, self.test_items)
         load = partial(ln.tasks.load_task, self.kind, source, seed=self.seed)
         train = load([self.source], self.train_split, items=self.train_items)
-        test = load(list(dict.fromkeys([self.source, *languages])), self.test_split, items=self.test_items)
+        test = load(every, self.test_split, items=self.test_items)
         check_apart(train, test, self.source, "training")
         return train, test
+
+    def _text(self, source: str, languages: "list[str]", split: str, documents: int | None) -> "ln.Corpus":
+        text = ln.load_corpus(source, languages, split=split).shuffle(self.seed)
+        return text if documents is None else text.take(documents)
 
 
 class IdentifiedNeurons(PatchOptions):
@@ -324,7 +335,7 @@ def finetune(
     run: Run,
     options: ModelOptions,
 ) -> None:
-    """Fine-tune the neurons of a language, with attention and a head, and evaluate what came of it."""
+    """Fine-tune the neurons of a language on a task or on text, with attention and a head, and evaluate the result."""
     from langneurons.training.conditions import NONE, conditions
 
     languages = [] if language is None else [language]
@@ -343,7 +354,11 @@ def finetune(
     keep(tuned, run, "finetuned")
     print(tuned)
     evaluated = list(dict.fromkeys([items.source, *languages]))
-    print(tuned.evaluate(loaded, test, evaluated, batch_size=training.batch_size))
+    if isinstance(test, ln.Corpus):
+        with tuned.attach(loaded):
+            print(ln.perplexity(loaded, test, batch_size=training.batch_size).to_string(index=False))
+    else:
+        print(tuned.evaluate(loaded, test, evaluated, batch_size=training.batch_size))
 
 
 @command(old={"--draws": "--controls"}, required=("out", "targets"))

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import pyarrow.parquet
@@ -19,6 +19,9 @@ import pyarrow.parquet
 from langneurons.errors import LangNeuronsError, StorageError, in_short, unknown
 from langneurons.storage.files import names_a_file, path_of, temporary_folder
 from langneurons.storage.presenting import MISSING, Table
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 PREFIX = "hub:"
 TYPES = ("dataset", "model")
@@ -60,8 +63,7 @@ class Shareable:
             StorageError: If the hub cannot be reached, or refuses; if a name is none.
         """
         name = self.kind.replace(" ", "-") if name is None else name
-        if not isinstance(repo, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
-            raise StorageError(f"A repository is called user/name, not {repo!r:.80}.")
+        _check_repository(repo)
         if not isinstance(name, str) or not names_a_file(name) or "@" in name:
             raise StorageError(f"A result on the hub needs a name such as 'lape', not {name!r:.80}.")
         if odd := [key for key in about if key not in STATED]:
@@ -86,6 +88,27 @@ class Shareable:
     def _loading(self, address: str) -> str:
         """The line of Python that loads it."""
         return f"result = ln.load({address!r})"
+
+
+def push_folder(folder: Path, repo: str, private: bool) -> str:
+    """Upload the files of a folder to the top of a model repository, in one commit; other files there stay.
+
+    Args:
+        folder: The folder.
+        repo: The repository, ``user/name``; it is created where it is missing.
+        private: Whether a repository that is created is private.
+
+    Returns:
+        The commit.
+
+    Raises:
+        StorageError: If the hub cannot be reached, or refuses; if the name is none.
+    """
+    _check_repository(repo)
+    api = _online(repo)
+    with _reaching(repo, "write"):
+        api.create_repo(repo, private=private, exist_ok=True)
+        return api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add a checkpoint").oid
 
 
 def located(path: str | Path) -> Path:
@@ -143,11 +166,9 @@ def _downloaded(repo: str, kind: str, name: str | None, revision: str | None, na
 
 def _upload(folder: Path, repo: str, name: str, kind: str, private: bool, section: str) -> str:
     """Put a folder and its part of the card into a repository, in one commit; returns the commit."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, hf_hub_download
 
-    if constants.is_offline_mode():
-        raise StorageError(f"Nothing can be pushed to {repo} offline: unset HF_HUB_OFFLINE.")
-    api = HfApi()
+    api = _online(repo)
     with _reaching(repo, "write"):
         api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
         there = api.list_repo_files(repo, repo_type=kind)
@@ -162,6 +183,20 @@ def _upload(folder: Path, repo: str, name: str, kind: str, private: bool, sectio
             warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # a history's
             commit = api.create_commit(repo, operations, commit_message=f"Add {name}", repo_type=kind)
     return commit.oid
+
+
+def _online(repo: str) -> "HfApi":
+    """The hub's client, to push something to a repository."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.is_offline_mode():
+        raise StorageError(f"Nothing can be pushed to {repo} offline: unset HF_HUB_OFFLINE.")
+    return HfApi()
+
+
+def _check_repository(repo: object) -> None:
+    if not isinstance(repo, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
+        raise StorageError(f"A repository is called user/name, not {repo!r:.80}.")
 
 
 @contextmanager

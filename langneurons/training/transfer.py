@@ -250,11 +250,12 @@ class TrainingWork:
         neurons = self.neurons if planned.condition.name in WHOLE else update.neurons
         if not isinstance(test, TextTask) or neurons is None:
             return moved, math.nan
-        versions = {"before": None, "after": update, "put back": update.without(neurons)}
-        jobs = {
-            (name,): self._job(model, test, replace(tuned, update=version), source, [])
-            for name, version in versions.items()
+        versions = {
+            "before": replace(tuned, update=None, about={}),  # the same whatever was trained, so measured once
+            "after": tuned,
+            "put back": replace(tuned, update=update.without(neurons)),
         }
+        jobs = {(name,): self._job(model, test, version, source, []) for name, version in versions.items()}
         before, after, put_back = (level(test, rows, "nll") for rows in measure_jobs(model, jobs, self.run).values())
         return moved, (put_back - after) / (before - after) if before != after else math.nan
 

@@ -21,6 +21,12 @@ def files(tmp_path_factory):
         rows = table(seed)
         lines = ["\t".join(row) for row in rows.itertuples(index=False, name=None)]
         (folder / "xnli" / f"{name}.tsv").write_text("\n".join(["\t".join(rows.columns), *lines]), "utf-8")
+    (folder / "text").mkdir()
+    for language in ("en", "hi"):
+        for split, first in (("train", 0), ("heldout", 40)):
+            words = [[f"w{4 + (7 * line + place) % 97}" for place in range(6)] for line in range(first, first + 40)]
+            lines = map(" ".join, words)
+            (folder / "text" / f"{language}.{split}.txt").write_text("\n".join(lines), "utf-8")
     units = {name: [(layer, 4 * place + layer) for layer in (0, 1) for place in range(2)] for name in ("en", "hi")}
     units["hi"] = [(layer, unit + 2) for layer, unit in units["hi"]]
     ln.NeuronSet.of(units, SHAPE, "act").save(folder / "neurons.json")
@@ -53,6 +59,47 @@ def test_finetune_prints_scores_in_both_languages_and_keeps_the_result(capsys, m
     assert "chance" in said
     kept = Finetuned.load(tmp_path / "finetuned")
     assert len(kept.update.neurons) == 4
+
+
+def on_text(files, command, *more):
+    common = [
+        "--neurons",
+        str(files / "neurons.json"),
+        "--kind",
+        "text",
+        "--test-split",
+        "heldout",
+        "--test-items",
+        "4",
+    ]
+    return [command, str(files / "model"), str(files / "text"), *common, "--steps", "2", "--batch-size", "1", *more]
+
+
+def test_neurons_are_trained_on_text_and_its_loss_is_printed(capsys, monkeypatch, files, tmp_path):
+    command = on_text(files, "finetune", "--language", "hi", "--attention", "", "--out", str(tmp_path))
+    status, said, error = run(capsys, monkeypatch, *command)
+    assert status == 0, error
+    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["language", "en", "hi"]
+    tuned = Finetuned.load(tmp_path / "finetuned")
+    assert len(tuned.update.neurons) == 4
+    assert tuned.head is None
+
+
+def test_conditions_are_compared_on_text(capsys, monkeypatch, files, tmp_path):
+    options = ["--targets", "hi", "--conditions", "none,source", "--seeds", "2", "--form", "rows", "--attention", ""]
+    status, said, error = run(
+        capsys, monkeypatch, *on_text(files, "transfer-experiment", *options, "--out", str(tmp_path))
+    )
+    assert status == 0, error
+    assert "bits per byte" in said
+    assert Transfer.load(tmp_path / "transfer").settings["task"] == "text"
+
+
+def test_text_that_is_trained_on_is_not_tested_on(capsys, monkeypatch, files, tmp_path):
+    options = ["--targets", "hi", "--conditions", "none,source", "--test-split", "train", "--out", str(tmp_path)]
+    status, _, error = run(capsys, monkeypatch, *on_text(files, "transfer-experiment", *options, "--test-items", "40"))
+    assert status == 2
+    assert "hold some out" in error
 
 
 def test_bake_writes_what_was_trained_and_what_is_patched(capsys, monkeypatch, files, tmp_path):

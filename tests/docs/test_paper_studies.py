@@ -28,6 +28,8 @@ def test_there_is_one_format_and_a_study_for_every_paper():
         *PAPER,
         "smollm2",
         "smollm2-more",
+        "smollm2-text",
+        "sparse-subnetwork",
         "tang",
     }
     assert not [path for path in FOLDER.iterdir() if path.is_dir()]

@@ -12,5 +12,6 @@ def hub(tmp_path_factory):
     """Tiny checkpoints of the papers' architectures, and data files of the hub's schemas."""
     folder = tmp_path_factory.mktemp("hub")
     save_checkpoints(folder)
-    save_data(folder, sorted(set().union(*map(languages_of, PAPERS))))
+    languages = sorted(set().union(*map(languages_of, PAPERS)))
+    save_data(folder, dict.fromkeys([*languages, *sorted(languages_of("sparse-subnetwork"))]))
     return folder

@@ -14,7 +14,9 @@ def test_a_relatives_study_runs_and_shows_published_against_measured(name, hub, 
 
 
 @pytest.mark.filterwarnings("ignore::langneurons.errors.LangNeuronsWarning")
-@pytest.mark.parametrize("name", ["babel", "kojima-babel", "smollm2", "smollm2-more"])
-def test_what_is_measured_of_our_own_models_runs(name, hub, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["babel", "kojima-babel", "smollm2", "smollm2-more", "smollm2-text", "sparse-subnetwork"]
+)
+def test_a_study_without_published_numbers_runs(name, hub, tmp_path):
     states = Study(shrunk(name, hub), tmp_path).run(progress=False)
     assert set(states["state"]) == {"done"}, states.query("state != 'done'")[["step", "why"]].to_string()

@@ -42,6 +42,26 @@ def test_neurons_are_trained_on_the_studys_text_and_asked_its_tasks(tmp_path):
     assert "bits per byte" in report
 
 
+def test_more_seeds_and_conditions_keep_what_has_been_trained(tmp_path):
+    def trained(**changes):
+        experiment = EXPERIMENT | {"conditions": ["none", "source"]} | changes
+        transfer = TRANSFER | {"train_tokens": 150, "experiment": experiment}
+        config = small(matrix=None, patches={}, transfer={"next": transfer}, report={"profiles": 0})
+        study = Study(config, tmp_path / "run")
+        states = study.run("transfer", progress=False).set_index("step")["state"]
+        assert states["transfer/babel/two/lape/next"] == "done"
+        runs = (tmp_path / "run" / "work" / "training").glob("*/trainings/*/run.json")
+        return ln.load(study.path("transfer/babel/two/lape/next")), {path: path.stat().st_mtime_ns for path in runs}
+
+    few, before = trained()
+    more, after = trained(seeds=2, conditions=["none", "source", "random"])
+    assert len(before) == 1
+    assert len(after) == 4
+    assert before.items() <= after.items()
+    of_both = more.rows.query("seed == 0 and condition != 'random'")
+    assert of_both["value"].tolist() == few.rows["value"].tolist()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -49,6 +69,10 @@ def test_neurons_are_trained_on_the_studys_text_and_asked_its_tasks(tmp_path):
         ({"tasks": ["xnly"]}, "did you mean 'xnli'"),
         ({"tasks": ["tuned"]}, "transfer.x.tasks: tuned is asked of a model that was tuned before"),
         ({"kind": "xnli"}, "transfer.x.source is missing"),
+        (
+            {"kind": "xnli", "source": "babel", "train_tokens": 9},
+            "transfer.x.train_tokens: only text is counted in tokens",
+        ),
         ({"kind": "texts", "source": "babel"}, "Unknown kind of task in transfer.x 'texts'"),
     ],
 )

@@ -46,6 +46,18 @@ def test_a_saved_update_comes_back_exactly_without_the_model(kind, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == names
 
 
+@pytest.mark.parametrize("kind", [MaskedRows, MaskedIA3])
+def test_whole_matrices_of_attention_come_back_too(kind, tmp_path):
+    model = fresh("llama", "auto")
+    update = trained(kind(some_neurons(model), attention=ATTENTION, rank=None), model)
+    loaded = kind.load(update.save(tmp_path))
+    assert (loaded.rank, loaded.attention, loaded.count()) == (None, ATTENTION, update.count())
+    shapes = [piece.selected_shape for piece in loaded.pieces if piece.target in ATTENTION]
+    assert shapes == [view(model).projection(layer, target).shape for layer in range(2) for target in ATTENTION]
+    assert torch.equal(logits_of(model, loaded), logits_of(model, update))
+    assert not torch.equal(logits_of(model, loaded), logits_of(model))
+
+
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 @torch.no_grad()
 def test_plain_peft_computes_what_the_attached_update_does(pair, tmp_path):

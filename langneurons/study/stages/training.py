@@ -1,6 +1,7 @@
 """Training: fine-tuned models, of which tasks may be asked, and transfer experiments with chosen neurons."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -92,6 +93,9 @@ class TransferPart(TrainedPart, PatchedGrid):
     train_split: Split = Field("train", description="such as train, or train[:25%]")
     test_split: Split = "test"
     train_items: Count | None = Field(None, description="premises or questions; of text, documents; all by default")
+    train_tokens: Count | None = Field(
+        None, description="of text, tokens of the source to train on; by default as many as are recorded"
+    )
     test_items: Count | None = None
     experiment: Experiment = Experiment()
     training: Training = Training()
@@ -110,6 +114,8 @@ class TransferStage(
             settings = keyed(part, "methods", "sets", "tasks")
             if part.experiment.form == "lora":
                 del settings["experiment"]["form"]  # as the keys of version 0.2.0 are
+            if part.train_tokens is None:
+                del settings["train_tokens"]  # likewise
             settings |= heldout(plan.config) if part.kind == TEXT else {"source": plan.source("task", part.source)}
             settings |= {"tasks": {name: task_settings(plan, tasks[name]) for name in part.tasks}} if part.tasks else {}
             settings |= {"patches": plan.patch_settings(patches)}
@@ -121,6 +127,8 @@ class TransferStage(
             yield from check_kind(where, part.kind, trained=True)
             if not part.source:
                 yield f"{where}.source is missing."
+            if part.train_tokens is not None:
+                yield f"{where}.train_tokens: only text is counted in tokens, so give train_items."
         elif part.test_items is not None:
             yield f"{where}.test_items: trained models are tested on text.heldout_tokens of text, so leave it out."
         tasks = config.tables("tasks")
@@ -143,6 +151,7 @@ class TransferStage(
         options["experiment"] = part.experiment.model_copy(update={"targets": tuple(targets)})
         options["patches"] = work.patches(step, work.config.patches_of(part)) or None
         options["stats"] = stats.at(neurons.site)
+        options["run"] = work.own(_trainings(step), self.own)
         return ln.transfer_experiment(work.model(step), train, [test, *further], neurons, **options)
 
     def tokens(self, step: Step, part: TransferPart, config: StudyConfig, units: Units) -> float:
@@ -150,7 +159,8 @@ class TransferStage(
         experiment, targets = part.experiment, _targets(part, step.settings["languages"])
         seeds = experiment.seeds if isinstance(experiment.seeds, int) else len(experiment.seeds)
         if part.kind == TEXT:
-            blocks = (config.recording.tokens_per_language or USUAL_TOKENS) / config.recording.context_length
+            tokens = part.train_tokens or config.recording.tokens_per_language or USUAL_TOKENS
+            blocks = tokens / config.recording.context_length
             trained = _examples_seen(part.training, blocks) * config.recording.context_length * BACKWARD
             tested = config.text.heldout_tokens or 0
         else:
@@ -158,6 +168,14 @@ class TransferStage(
             tested = examples(part.kind, part.test_split, part.test_items) * pair_tokens(part.kind)
         tested *= 1 + len(targets) * (1 + len(config.patches_of(part)))
         return seeds * len(experiment.conditions) * (trained + tested)
+
+
+def _trainings(step: Step) -> Step:
+    """The step as each training depends on it, so that more seeds or conditions keep what has been trained."""
+    experiment = {
+        name: value for name, value in step.settings["experiment"].items() if name not in ("seeds", "conditions")
+    }
+    return replace(step, settings={**step.settings, "experiment": experiment})
 
 
 def _targets(part: TransferPart, languages: Sequence[str]) -> list[str]:
@@ -178,7 +196,7 @@ def _text(part: TransferPart, step: Step, work: Work) -> "tuple[ln.HeldoutText, 
     text, recording = work.text(heldout=False), work.config.recording
     train = text.select([part.experiment.source])
     train = train if part.train_items is None else train.take(part.train_items)
-    tokens = recording.tokens_per_language if part.train_items is None else None
+    tokens = part.train_tokens or (recording.tokens_per_language if part.train_items is None else None)
     packed = ln.HeldoutText.of(work.model(step), train, tokens, recording.context_length)
     return packed, work.heldout(step)
 
