@@ -22,9 +22,9 @@ from langneurons.patches.patch import SetTo
 from langneurons.recording.looking import activations
 from langneurons.recording.statistics import ActivationStats
 from langneurons.settings import Profiling
+from langneurons.views.looks import FONT
 from langneurons.views.neuron_figures import layer_heatmap
 from langneurons.views.pages import NeuronPage, Results, neuron_page, page_content, rendered
-from langneurons.views.style import FONT
 from langneurons.views.tokens import coloured_text
 from langneurons.views.trials import Trial, ranked, response, try_out
 

@@ -11,7 +11,7 @@ from plotly.callbacks import Points
 
 from langneurons.errors import LangNeuronsError
 from langneurons.views.explorer import Explorer
-from langneurons.views.style import FONT
+from langneurons.views.looks import FONT
 
 WHAT = {"this neuron": "neuron", "its layer's neurons of the language": "layer", "all of the language": "language"}
 HOW = "Click a cell of the map (or choose language and layer), then a neuron; then ablate it on a text of your own."

@@ -19,6 +19,7 @@ from langneurons.errors import StaleArtefactError, StatisticsError
 from langneurons.identification import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.storage.presenting import Column
+from langneurons.views.looks import language_class, language_styles
 from langneurons.views.style import TEMPLATES
 from langneurons.views.tokens import coloured_text, whole_characters
 
@@ -63,7 +64,7 @@ class NeuronPage:
     body: Markup
 
     def _repr_html_(self) -> str:
-        return f"<style>{own_files('neuron_page.css')}</style>{self.body}"
+        return f"<style>{language_styles()}{own_files('neuron_page.css')}</style>{self.body}"
 
     def __repr__(self) -> str:
         return f"NeuronPage: {self.title}"
@@ -75,7 +76,7 @@ class NeuronPage:
             The path.
         """
         page = TEMPLATES.get_template("single_page.html.jinja")
-        style = own_files("base.css", "neuron_page.css")
+        style = language_styles() + own_files("base.css", "neuron_page.css")
         storage.write_text(Path(path), page.render(title=self.title, body=self.body, style=style))
         return Path(path)
 
@@ -116,7 +117,8 @@ def neuron_page(
     results = Results(stats, polysemanticity, ablation, neurons or {})
     check_belongs(profiles, results)
     content = page_content(profiles, neuron, results)
-    content["texts"] = list(_texts(profiles, content["profile"].examples))
+    texts = _texts(profiles, content["profile"].examples)
+    content["texts"] = sorted(texts, key=lambda group: group[0] not in content["own"])
     title = f"Layer {neuron[0]}, neuron {neuron[1]} of {profiles.settings['model']}"
     return NeuronPage(neuron, title, rendered(content, brief=False))
 
@@ -142,6 +144,8 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
     """Collect what the template shows of a neuron, texts in brief."""
     stats, polysemanticity, ablation, neurons = results
     profile, settings, site = profiles[neuron], profiles.settings, profiles.site
+    labels = list(_labels(neurons, neuron))
+    own = {language for _, languages in labels for language in languages}
     recorded = None if stats is None or site not in stats.sites else stats.at(site)
     outlines = None if recorded is None else strips(recorded, neuron)
     return {
@@ -150,7 +154,8 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
         "profiles": profiles,
         "about": settings,
         "signless": settings["gated"] and site in ("pre", "act"),
-        "labels": list(_labels(neurons, neuron)),
+        "labels": labels,
+        "own": own,
         "languages": {} if stats is None or recorded is None else _languages(stats, site, neuron, outlines),
         "strips": outlines,
         "strip": {"width": BINS * STEP, "height": HEIGHT},
@@ -160,16 +165,23 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
         "ablated": [] if ablation is None else _of_neuron(ablation.rows, neuron),
         "ablation": ablation,
         "similar": SIMILAR,
-        "brief": list(_brief(profiles, profile.examples)),
+        "brief": sorted(_brief(profiles, profile.examples), key=lambda text: text["language"] not in own),
         "texts": [],
     }
 
 
 def rendered(content: Mapping[str, object], brief: bool) -> Markup:
     """Write the page; in brief, only the strongest text of each language."""
-    means = {"anchor_of": ANCHOR.format, "Column": Column, "value": VALUE.text, "percent": PERCENT.text}
+    means = {
+        "language_class": language_class,
+        "anchor_of": ANCHOR.format,
+        "Column": Column,
+        "value": VALUE.text,
+        "percent": PERCENT.text,
+        "visible": visible,
+    }
     page = TEMPLATES.get_template("neuron_page.html.jinja")
-    return Markup(page.render(**content, **means, visible=visible, in_brief=brief))  # noqa: S704
+    return Markup(page.render(**content, **means, in_brief=brief))  # noqa: S704
 
 
 def own_files(*names: str) -> Markup:
