@@ -18,6 +18,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "
 MANY_LAYERS = 24  # more, and a cell is too narrow for its number
 PANELS = 4  # side by side
 STRIP = 62  # pixels down for each language of a histogram
+RARE = 0.001  # share of the tokens in a bin that does not raise the scale, however narrow the bin is
 
 
 def layer_heatmap(neurons: NeuronSet) -> go.Figure:
@@ -176,15 +177,17 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
     figure = make_subplots(
         rows=len(stats.languages), cols=1, shared_xaxes=True, shared_yaxes="all", vertical_spacing=0.02
     )
-    lines = lines_of(stats.languages)
+    lines, highest = lines_of(stats.languages), 0.0
     for position, language in enumerate(stats.languages):
         edges, counts = (tensor.numpy() for tensor in stats.histogram(language, neuron))
         occupied = np.flatnonzero(counts)
         edges, counts = edges[occupied[0] : occupied[-1] + 2], counts[occupied[0] : occupied[-1] + 1]
         share, row = counts / counts.sum(), position + 1
+        heights = share / np.maximum(np.diff(edges), 1e-12)
+        highest = max(highest, float(heights[share > RARE].max(initial=0)))
         name = f"{language}  {float(stats.probability()[position, layer, index]):.0%} > 0"
         figure.add_scatter(
-            **steps(edges, share / np.maximum(np.diff(edges), 1e-12), {**lines[language], "width": 1.5}),
+            **steps(edges, heights, {**lines[language], "width": 1.5}),
             fill="tozeroy",
             customdata=share,
             name=name,
@@ -200,7 +203,7 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
     figure.add_vline(x=0, line=DOTTED)
     quantity = "pre-activation z" if stats.site in ("pre", "act") else f"activation at {stats.site}"
     figure.update_xaxes(title=quantity, row=len(stats.languages))
-    figure.update_yaxes(rangemode="tozero", showticklabels=False, showgrid=False)
+    figure.update_yaxes(range=[0, 1.1 * highest], showticklabels=False, showgrid=False)
     unit = quantity.split()[-1] if "z" in quantity else "activation"
     return styled(
         figure,

@@ -203,9 +203,9 @@ def test_a_report_draws_a_sweep_over_the_values_of_the_neurons_that_were_swept(s
     sets = {"narrow": replace(neurons["hi"], method="narrow"), "wide": replace(neurons, method="wide")}
     for by_name, drawn in ((sets, ["wide"]), ({"narrow": sets["narrow"]}, [])):
         findings = ln.Findings("Which?", stats=stats, neurons=by_name, sweep=swept)
-        figures = [figure for section in sections(findings) for figure in section.figures]
-        captions = [figure.caption for figure in figures if figure.title.startswith("What values written")]
-        assert [caption.rpartition("neurons: ")[2].split()[0] for caption in captions] == drawn
+        (provenance,) = (section for section in sections(findings) if section.anchor == "made-from")
+        swept_at = [text for text in provenance.paragraphs if text.startswith("What values written")]
+        assert [text.rpartition("neurons: ")[2].split()[0] for text in swept_at] == drawn
 
 
 def test_a_result_given_to_effects_draws_itself_and_warns(matrix):
