@@ -124,6 +124,8 @@ def test_cells_neurons_and_ablations_are_clicked_in_jupyterlab(lab, online, tmp_
 
     page.get_by_role("button", name="ablate").click()
     page.get_by_text(f"neuron {index} of layer {layer} set to 0: the loss of this text goes from").wait_for()
+    without, patched = page.locator("table:has(caption:has-text('How the model goes on')) td").all()
+    assert without.bounding_box()["y"] == patched.bounding_box()["y"]
     page.screenshot(path=tmp_path / "ablated.png")
     page.locator(".widget-select").scroll_into_view_if_needed()
     page.screenshot(path=tmp_path / "page.png")
