@@ -15,8 +15,8 @@ from langneurons.views.looks import FONT
 
 WHAT = {"this neuron": "neuron", "its layer's neurons of the language": "layer", "all of the language": "language"}
 HOW = (
-    "Click a cell of the map (or choose language and layer, or search for a token or a text), then a neuron; then ablate "
-    "it on a text of your own."
+    "Click a cell of the map (or choose language and layer, or search for a token or a text), then a neuron; then "
+    "ablate it on a text of your own."
 )
 SELECTED = {"type": "rect", "line": {"color": "#D55E00", "width": 3}, "fillcolor": "rgba(0,0,0,0)"}
 WIDE = ipywidgets.Layout(width="auto")
