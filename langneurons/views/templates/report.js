@@ -290,7 +290,7 @@ for (const section of document.querySelectorAll("main > section")) explain(secti
 
 // Where one is, and what is wider than the window -----------------------------------------------------------------------
 const hint = () => {
-  for (const element of document.querySelectorAll(".wide")) element.toggleAttribute("data-scrolls", element.scrollWidth > element.clientWidth + 1);
+  for (const element of document.querySelectorAll(".wide, .ln-wide")) element.toggleAttribute("data-scrolls", element.scrollWidth > element.clientWidth + 1);
 };
 const links = new Map([...document.querySelectorAll("nav.top a")].map((link) => [link.hash.slice(1), link]));
 const visible = new Set();
@@ -301,7 +301,7 @@ const reading = new IntersectionObserver((entries) => {
   links.get(section?.getAttribute("aria-labelledby") ?? "content")?.setAttribute("aria-current", "true");
 }, { rootMargin: "-15% 0px -60% 0px" });
 for (const section of document.querySelectorAll("main > section")) reading.observe(section);
-window.addEventListener("resize", hint);
+window.addEventListener("resize", () => { hide(); hint(); });
 
 // Figures ----------------------------------------------------------------------------------------------------------------
 const plotly = once(async () => {
