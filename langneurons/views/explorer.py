@@ -338,8 +338,9 @@ class Explorer:
 
     def _strongest(self, languages: Sequence[str]) -> tuple[str, int]:
         """Language and layer of the cell with most neurons."""
-        language, layer = self._neurons.counts().loc[list(languages)].stack().idxmax()
-        return str(language), int(layer)
+        counts = self._neurons.counts().loc[list(languages)].to_numpy()
+        row, layer = divmod(int(counts.argmax()), counts.shape[1])
+        return languages[row], layer
 
     def _largest(self) -> Float[Tensor, "layer neuron"] | None:
         """Each neuron's largest recorded value, by size; None for published counts."""

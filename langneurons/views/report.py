@@ -159,7 +159,7 @@ class Figure:
 class Section:
     """A heading and what stands under it; ``number`` tells sections of several results of one kind apart.
 
-    ``made`` says what each figure was made from; what is ``folded`` opens when it is asked for.
+    ``sources`` says what each figure was made from; what is ``folded`` opens when it is asked for.
     """
 
     anchor: str
@@ -170,7 +170,7 @@ class Section:
     figures: list[Figure] = field(default_factory=list)
     tables: list[PageTable] = field(default_factory=list)
     finder: NeuronPages | None = None
-    made: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
     folded: bool = False
     code: str = ""
     number: int = 1
@@ -197,7 +197,7 @@ class Section:
             layout.title.text = f"{plain(name)}: {layout.title.text}"
         title = title_of(content) or self.title
         if meta.get("provenance"):
-            self.made.append(f"{title}: {meta['provenance']}.")
+            self.sources.append(f"{title}: {meta['provenance']}.")
         parts = content.to_plotly_json()
         parts["layout"] = {key: part for key, part in parts["layout"].items() if key not in ("template", "meta")}
         json_text = Markup(to_json_plotly(parts).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
@@ -207,11 +207,11 @@ class Section:
 
 def sections(findings: Findings) -> Iterator[Section]:
     """Make a section of every kind of result, in the order of a study, and of what they were made from."""
-    made = [*provenance(findings)]
+    sources = [*provenance(findings)]
     for section in _results(findings):
-        made += section.made
+        sources += section.sources
         yield section
-    yield Section("made-from", "Provenance", "What this was made from", made, folded=True)
+    yield Section("made-from", "Provenance", "What this was made from", sources, folded=True)
     if findings.config:
         yield Section("again", "Run again", "How to get the same again", code=findings.config, folded=True)
 

@@ -29,19 +29,19 @@ class NeuronPages(NamedTuple):
 
 def neuron_pages(findings: Findings, profiles: Profiles) -> NeuronPages:
     """Write the page of every profiled neuron, in brief."""
-    results, written = findings.beside_profiles, []
+    results, pages = findings.beside_profiles, []
     for neuron in profiles.neurons:
         content = page_content(profiles, neuron, results)
         own = sorted(content["own"])
         words = [own[0] if own else "no language", " ".join(own), _words(profiles, neuron)]
-        written.append((words[0], neuron, words, rendered(content, brief=True)))
-    written.sort(key=lambda page: page[:2])
-    anchors = [ANCHOR.format(*neuron) for _, neuron, *_ in written]
-    index = [[anchor, *written[place][2], place // PART] for place, anchor in enumerate(anchors)]
-    parts: list[dict[str, Markup]] = [{} for _ in range(0, len(written), PART)]
+        pages.append((words[0], neuron, words, rendered(content, brief=True)))
+    pages.sort(key=lambda page: page[:2])
+    anchors = [ANCHOR.format(*neuron) for _, neuron, *_ in pages]
+    index = [[anchor, *pages[place][2], place // PART] for place, anchor in enumerate(anchors)]
+    parts: list[dict[str, Markup]] = [{} for _ in range(0, len(pages), PART)]
     for anchor, *_, part in index:
-        parts[part][anchor] = written[len(parts[part]) + PART * part][3]
-    return NeuronPages(index, parts, written[0][3])
+        parts[part][anchor] = pages[len(parts[part]) + PART * part][3]
+    return NeuronPages(index, parts, pages[0][3] if pages else Markup(""))
 
 
 def _words(profiles: Profiles, neuron: tuple[int, int]) -> str:

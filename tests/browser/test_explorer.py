@@ -112,8 +112,7 @@ def test_cells_neurons_and_ablations_are_clicked_in_jupyterlab(lab, online, tmp_
     page.mouse.move(x, y)
     page.mouse.click(x, y)
     listed = page.locator(".widget-select select option")
-    listed.first.wait_for()
-    assert page.get_by_text(f"{language}, layer {layer}:").count() == 1
+    page.get_by_text(f"{language}, layer {layer}:").wait_for()
 
     page.locator(".widget-select select").select_option(index=0)
     shown = page.locator("article.ln-neuron")
