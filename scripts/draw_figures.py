@@ -1,8 +1,9 @@
 """Draw every figure from a saved demo study: ``make figures``, or ``python scripts/draw_figures.py runs/demo``.
 
-What the demo does not hold (a sweep, a task, ablations, a transfer experiment, ...) is made on babel in some minutes
-and kept in the study's folder ``for-figures``; run again, only the drawing is done anew. A larger result is drawn in
-place of the study's by naming it: ``--from matrix=runs/large/matrix --from statistics=runs/large``.
+Results that the documents print (docs/results/babel, of studies/babel.toml) are drawn from there, so that figures and
+tables agree. What neither holds (a fine-tuning, neurons ablated one after the other) is made on babel in some minutes
+and kept in the study's folder ``for-figures``; run again, only the drawing is done anew. Another result is drawn in
+their place by naming it: ``--from matrix=runs/large/matrix --from statistics=runs/large``.
 """
 
 import argparse
@@ -16,15 +17,14 @@ from typing import Any
 from plotly.graph_objects import Figure
 
 import langneurons as ln
-from langneurons.analysis.validity import Evidence, RedrawnRandom, nulls_of, record_nulls, split_half, validity_table
-from langneurons.analysis.validity.checks import ValidityTable
 from langneurons.study.demo import clearest
 
 HELDOUT_TOKENS = 600
 SHOWN = "hi"  # the language whose neurons are swept and ablated
 TRAINED = {"batch_size": 32, "learning_rate": 8e-4, "bfloat16": True}
 RESAMPLES = 2000
-PRETRAINED = Path(__file__).parents[1] / "docs" / "results" / "smollm2"  # saved results of another study
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PRETRAINED = RESULTS / "smollm2"  # saved results of another study
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Study:
 
     Attributes:
         folder: What ``langneurons demo`` wrote.
-        given: Result -> folder of a larger one, drawn in its place.
+        given: Result -> folder of another one, drawn in its place.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Study:
     @cached_property
     def stats(self) -> ln.ActivationStats:
         """Activation statistics."""
-        return ln.ActivationStats.load(self.given.get("statistics", self.folder / "statistics"))
+        return ln.ActivationStats.load(self.given.get("statistics", self.folder / "statistics")).at("act")
 
     @cached_property
     def neurons(self) -> ln.NeuronSet:
@@ -55,19 +55,9 @@ class Study:
         return {name: method.identify(self.stats) for name, method in methods(self.stats).items()}
 
     @cached_property
-    def own_stats(self) -> ln.ActivationStats:
-        """The study's own statistics, whatever is drawn: what is made is made with these."""
-        return ln.ActivationStats.load(self.folder / "statistics")
-
-    @cached_property
-    def own_neurons(self) -> ln.NeuronSet:
-        """LAPE's neurons in the study's own statistics."""
-        return ln.LAPE(top=0.01).identify(self.own_stats)
-
-    @cached_property
-    def swept(self) -> ln.ActivationStats:
-        """The statistics of the model that was swept, which may be another than the study's."""
-        return ln.ActivationStats.load(self.given.get("sweep-statistics", self.folder / "statistics"))
+    def swept(self) -> ln.NeuronSet:
+        """The neurons that were swept."""
+        return ln.NeuronSet.load(RESULTS / "babel" / "neurons")
 
     @cached_property
     def model(self) -> Any:
@@ -80,7 +70,11 @@ class Study:
         _, heldout = ln.load_corpus("babel").split(heldout=0.3, seed=0)
         return ln.HeldoutText.of(self.model, heldout, HELDOUT_TOKENS, context_length=128)
 
-    def result(self, name: str, kind: Any, make: Callable[["Study"], Any]) -> Any:
+    def saved(self, name: str) -> Any:
+        """A result that was given, or that the documents print."""
+        return ln.load(self.given.get(name, RESULTS / "babel" / name))
+
+    def made(self, name: str, kind: Any, make: Callable[["Study"], Any]) -> Any:
         """A result that was given, or was made before, or is made now."""
         folder = self.given.get(name, self.folder / "for-figures" / name)
         if not folder.is_dir():
@@ -100,90 +94,24 @@ def methods(stats: ln.ActivationStats) -> dict[str, Any]:
     }
 
 
-def sweep(study: Study) -> ln.effects.EffectTable:
-    """One language's neurons set to many values."""
-    doses = [ln.evaluation.Dose("set", value) for value in (-10, -5, -2, -1, 0, 1, 2, 5, 10)]
-    doses += [ln.evaluation.Dose("quantile", share) for share in (0.1, 0.5, 0.9)]
-    return ln.sweep(study.model, study.text, study.own_neurons, doses, stats=study.own_stats, languages=[SHOWN])
-
-
-def tasks(study: Study) -> ln.evaluation.Evaluation:
-    """The miniature XNLI under three patches, by babel fine-tuned on English: as it comes it cannot answer."""
-    tuned = study.result("training", ln.training.Finetuned, training)
-    test, neurons, stats = ln.XNLI.load("babel", split="test").take(40), study.own_neurons, study.own_stats
-    patches = {
-        "zero": lambda language: ln.SetTo(neurons[language], 0.0),
-        "mean": lambda language: ln.SetTo(neurons[language], stats[language].mean()),
-        "p90": lambda language: ln.SetTo(neurons[language], stats[language].quantile(0.9)),
-    }
-    options = {"controls": 3, "stats": stats, "resamples": RESAMPLES}
-    with tuned.attach(study.model):
-        return ln.evaluate(study.model, test, patches=patches, head=tuned.head, **options)
-
-
-def ablation(study: Study) -> ln.analysis.Ablation:
-    """Each neuron of one language alone."""
-    return ln.ablate(
-        study.model, study.own_neurons[SHOWN], study.text, languages=["en", SHOWN, "ur"], value=0.0, controls=40,
-        stats=study.own_stats, resamples=RESAMPLES,
-    )  # fmt: skip
-
-
 def cumulative(study: Study) -> ln.analysis.Ablation:
     """The neurons of one language, one after the other."""
     return ln.ablate(
-        study.model, study.own_neurons[SHOWN], study.text, each="cumulative", languages=["en", SHOWN, "ur"], value=0.0,
+        study.model, study.neurons[SHOWN], study.text, each="cumulative", languages=["en", SHOWN, "ur"], value=0.0,
         resamples=RESAMPLES,
-    )  # fmt: skip
-
-
-def carried(study: Study) -> ln.analysis.Polysemanticity:
-    """What else the neurons carry, of the miniature XNLI."""
-    return ln.polysemanticity(
-        study.model, study.own_neurons, ln.XNLI.load("babel", split="test"), position="last", controls=5,
-        permutations=200, stats=study.own_stats, max_items=240, probe_sizes=(1,),
-    )  # fmt: skip
-
-
-def transfer(study: Study) -> ln.training.Transfer:
-    """English neurons trained on English, in other languages; six seeds, which is what a p-value needs."""
-    task, test = ln.XNLI.load("babel", ["en"], split="train"), ln.XNLI.load("babel", split="test").take(40)
-    return ln.transfer_experiment(
-        study.model, task, test, study.own_neurons, source="en", targets=["es", "hi"],
-        conditions=["none", "source", "random"], seeds=6, projections=("gate", "up", "down"), stats=study.own_stats,
-        resamples=RESAMPLES, steps=30, **TRAINED,
     )  # fmt: skip
 
 
 def training(study: Study) -> ln.training.Finetuned:
     """One fine-tuning, its development score measured on the way."""
     task, dev = ln.XNLI.load("babel", ["en"], split="train"), ln.XNLI.load("babel", ["en"], split="test").take(40)
-    update = ln.MaskedLoRA(study.own_neurons["en"], rank=8, alpha=16, attention=("q", "k", "v", "o"))
+    update = ln.MaskedLoRA(study.neurons["en"], rank=8, alpha=16, attention=("q", "k", "v", "o"))
     return ln.finetune(study.model, task, update, dev=dev, evaluate_every=10, steps=50, **TRAINED)
-
-
-def validity(study: Study) -> ValidityTable:
-    """Do the methods find the same neurons again, and nothing in text without languages?"""
-    corpus, _ = ln.load_corpus("babel").split(heldout=0.3, seed=0)
-    recorded = record_nulls(study.model, corpus, context_length=256, which=("shuffled",))
-    chosen = methods(study.own_stats)
-    del chosen["pooled-p90"]  # halves of a recording hold no quantiles; scripts/measure_validity.py reads twice
-    checked = chosen | {"Random, drawn anew for every text": RedrawnRandom(top=0.01)}
-    return validity_table(
-        [
-            Evidence(
-                name,
-                split_half=split_half(method, study.own_stats),
-                nulls=nulls_of(method, recorded.real, recorded.nulls),
-            )
-            for name, method in checked.items()
-        ]
-    )
 
 
 def figures(study: Study) -> dict[str, Callable[[], Figure]]:
     """Name -> what draws it."""
-    plot, folder = ln.plot, study.folder
+    plot = ln.plot
     return {
         "layer_heatmap": lambda: plot.layer_heatmap(study.neurons),
         "layer_profile": lambda: plot.layer_profile(study.neurons),
@@ -193,24 +121,17 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
         "sets": lambda: plot.sets(study.neurons),
         "methods": lambda: plot.methods(study.sets),
         "histogram": lambda: plot.histogram(study.stats, clearest(study.stats, study.neurons, SHOWN)),
-        "perplexity_matrix": lambda: plot.perplexity_matrix(
-            ln.effects.EffectTable.load(study.given.get("matrix", folder / "matrix" / "effects"))
-        ),
-        "smollm2_matrix": lambda: plot.perplexity_matrix(ln.effects.EffectTable.load(PRETRAINED / "matrix")),
-        "dose_response": lambda: plot.dose_response(
-            study.result("sweep", ln.effects.EffectTable, sweep),
-            study.swept,
-            ln.LAPE(top=0.01).identify(study.swept),
-            SHOWN,
-        ),
-        "tasks": lambda: study.result("tasks", ln.evaluation.Evaluation, tasks).plot(),
-        "ablation": lambda: plot.ablation(study.result("ablation", ln.analysis.Ablation, ablation), top=15),
-        "cumulative": lambda: plot.ablation(study.result("cumulative", ln.analysis.Ablation, cumulative)),
-        "carried": lambda: plot.selectivity(study.result("carried", ln.analysis.Polysemanticity, carried)),
-        "transfer": lambda: plot.transfer(study.result("transfer", ln.training.Transfer, transfer)),
-        "transfer_effects": lambda: plot.effects(study.result("transfer", ln.training.Transfer, transfer).effects()),
-        "training": lambda: study.result("training", ln.training.Finetuned, training).plot(),
-        "validity": lambda: plot.validity(study.result("validity", ValidityTable, validity)),
+        "perplexity_matrix": lambda: plot.perplexity_matrix(study.saved("matrix")),
+        "smollm2_matrix": lambda: plot.perplexity_matrix(ln.load(PRETRAINED / "matrix")),
+        "dose_response": lambda: plot.dose_response(study.saved("sweep"), study.stats, study.swept, SHOWN, "given"),
+        "tasks": lambda: study.saved("xnli").plot(),
+        "ablation": lambda: plot.ablation(study.saved("ablation"), top=15),
+        "cumulative": lambda: plot.ablation(study.made("cumulative", ln.analysis.Ablation, cumulative)),
+        "carried": lambda: plot.selectivity(study.saved("carried")),
+        "transfer": lambda: plot.transfer(study.saved("transfer")),
+        "transfer_effects": lambda: plot.effects(study.saved("transfer").effects()),
+        "training": lambda: study.made("training", ln.training.Finetuned, training).plot(),
+        "validity": lambda: plot.validity(study.saved("validity")),
     }
 
 

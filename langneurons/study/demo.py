@@ -54,11 +54,12 @@ def run_demo(out: Path) -> str:
         out / "index.html",
         ln.Findings(
             "Which neurons of babel belong to which language?",
-            answer=[introduction(stats), resolution],
+            sure=[resolution],
             stats=stats,
             neurons={"LAPE": lape, "pooled-p90": pooled},
             matrix=matrix,
             profiles=profiles,
+            provenance=[introduction(stats)],
             config="langneurons demo",
         ),
     )

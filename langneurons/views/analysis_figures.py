@@ -15,10 +15,12 @@ from langneurons.errors import EffectError, StatisticsError, check_kind
 from langneurons.storage import Column
 from langneurons.views import style
 from langneurons.views.effect_figures import MARKS, SYMBOLS, provenance_of
-from langneurons.views.style import COLOURS, error_bars, styled
+from langneurons.views.looks import COLOURS, FAINT, PAPER, RULE, colour_of, lines_of
+from langneurons.views.style import error_bars, panels, styled
 
 CLOSE = 0.6  # share of the margin: smaller effects are drawn on a scale of their own
 SPREAD = 0.62  # share of a neuron's line over which its languages are spread
+PANELS, CROWDED = 3, 6  # panels side by side; labels of an axis in one of them
 CONTROL = "one more matched control"
 SCALED = ("effect", "low", "high", "detectable", "control_low", "control_high")
 EFFECT, FINE = Column(signed=True), Column(digits=2)
@@ -29,7 +31,7 @@ def ablation(result: Ablation, top: int = 30, languages: list[str] | None = None
 
     Neurons alone: one line each, the largest effects on top, an open circle where the verdict is inconclusive, grey
     bars for the controls that the neuron stands among. Neurons together: a line per label. Neurons added one by one: a
-    curve per label and language, over the number of ablated neurons.
+    panel per measured language, in it a curve per label, over the number of ablated neurons.
 
     Args:
         result: What ``ln.ablate`` returned.
@@ -48,11 +50,11 @@ def ablation(result: Ablation, top: int = 30, languages: list[str] | None = None
     """
     check_kind(result, Ablation, "This figure is of what ln.ablate() returns", EffectError)
     measured_in = list(dict.fromkeys(result.rows["language"]))
-    languages = measured_in if languages is None else distinct(languages, measured_in)
+    languages = sorted(measured_in if languages is None else distinct(languages, measured_in))
     rows = result.rows.loc[result.rows["language"].isin(languages)]
     rows = rows.assign(**{name: result.scale * rows[name] for name in SCALED if name in rows.columns})
     if result.settings["each"] == "cumulative":
-        return style.legend_above(_curves(result, rows, languages))
+        return _curves(result, rows, languages)
     return style.legend_above(_lines(result, rows, languages, top))
 
 
@@ -66,8 +68,8 @@ def _lines(result: Ablation, rows: pd.DataFrame, languages: list[str], top: int)
     shifts = dict(zip(languages, SPREAD * ((np.arange(len(languages)) + 0.5) / len(languages) - 0.5), strict=True))
     rows = rows.assign(place=rows["line"] + [shifts[language] for language in rows["language"]])
     figure = go.Figure()
-    for number, language in enumerate(languages):
-        part, colour = rows.loc[rows["language"] == language], COLOURS[number % len(COLOURS)]
+    for language in languages:
+        part, colour = rows.loc[rows["language"] == language], colour_of(language)
         figure.add_scatter(
             x=part["effect"],
             y=part["place"],
@@ -93,7 +95,7 @@ def _lines(result: Ablation, rows: pd.DataFrame, languages: list[str], top: int)
     else:
         figure.update_xaxes(range=[-1.08 * reach, 1.08 * reach])
         band = f"everything shown lies within ±{margin:g}, which counts as no change"
-    figure.add_vline(x=0, line_width=1, line_color="#555555")
+    figure.add_vline(x=0, line_width=1, line_color=RULE)
     title = "Each neuron ablated by itself" if alone else "Each label's neurons ablated together"
     if alone and len(names) < len(sizes):
         title += f": the {len(names)} largest effects of {len(sizes)}"
@@ -118,30 +120,44 @@ def _add_controls(figure: go.Figure, rows: pd.DataFrame, languages: int) -> None
 
 
 def _curves(result: Ablation, rows: pd.DataFrame, languages: list[str]) -> go.Figure:
-    figure = go.Figure()
-    labels = list(dict.fromkeys(rows["label"]))
-    for number, language in enumerate(languages):
-        for place, label in enumerate(labels):
+    labels = sorted(set(rows["label"]))
+    lines, names = lines_of(labels), [f"measured in {language}" for language in languages]
+    figure, places = panels(names, PANELS, "neurons ablated")
+    for language, (row, column) in zip(languages, places, strict=True):
+        for label in labels:
             part = rows.loc[(rows["language"] == language) & (rows["label"] == label)]
             figure.add_scatter(
                 x=part["neurons"],
                 y=part["effect"],
                 error_y=error_bars(part, "effect", thickness=1),
                 mode="lines+markers",
-                name=language if len(labels) == 1 else f"{label} measured in {language}",
-                line={"color": COLOURS[number % len(COLOURS)], "dash": style.DASHES[place % len(style.DASHES)]},
+                name=language if len(labels) == 1 else label,
+                legendgroup=label,
+                showlegend=len(labels) > 1 and language == languages[0],
+                line=lines[label] if len(labels) > 1 else {"color": colour_of(language)},
                 marker={"symbol": [SYMBOLS[verdict] for verdict in part["verdict"]], "size": 8},
                 customdata=_hovers(part),
-                hovertemplate="%{x} neurons<br>%{customdata}<extra></extra>",
+                hovertemplate=f"{label} measured in {language}<br>%{{x}} neurons<br>%{{customdata}}<extra></extra>",
+                row=row,
+                col=column,
             )
     axis, margin = _axis(result)
     counts = sorted(set(rows["neurons"].tolist()))
-    figure.update_xaxes(title="neurons ablated, the first ones first", type="log", tickvals=counts, ticktext=counts)
-    figure.update_yaxes(title=axis)
-    figure.add_hrect(y0=-margin, y1=margin, **style.BAND)
+    shown = counts if len(counts) < CROWDED else [*counts[::2], counts[-1]]
+    figure.update_xaxes(type="log", tickvals=shown, ticktext=shown)
+    figure.update_yaxes(title=axis, row=1, col=1)
+    ends = rows[["low", "high"]].to_numpy(float)
+    band = f"everything shown lies within ±{margin:g}, which counts as no change"
+    if max(np.nanmax(np.abs(ends), initial=0), 1e-6) > CLOSE * margin:
+        figure.add_hrect(y0=-margin, y1=margin, **style.BAND)
+        band = f"grey band: ±{margin:g} counts as no change"
+    low, high = np.nanmin(ends, initial=0), np.nanmax(ends, initial=0)
+    figure.update_yaxes(range=[low - 0.1 * (high - low), high + 0.1 * (high - low)])
+    figure.add_hline(y=0, line_width=1, line_color=RULE)
     whose = f" of {labels[0]}" if len(labels) == 1 else ""
-    band = f"grey band: ±{margin:g} counts as no change"
-    return _titled(figure, result, rows, f"Neurons{whose} ablated one after the other", 460, band)
+    height = 130 + 190 * -(-len(languages) // PANELS)
+    titled = _titled(figure, result, rows, f"Neurons{whose} ablated one after the other", height, band)
+    return style.legend_above(titled) if len(labels) > 1 else titled.update_layout(showlegend=False)
 
 
 def _titled(
@@ -169,7 +185,7 @@ def _hovers(rows: pd.DataFrame) -> list[str]:
     return texts
 
 
-COLOUR_OF = {"language": COLOURS[0], "task": COLOURS[1], "both": COLOURS[2], "neither": "#666666"}
+COLOUR_OF = {"language": COLOURS[0], "task": COLOURS[1], "both": COLOURS[2], "neither": FAINT}
 SYMBOL_OF = {"language": "circle", "task": "diamond", "both": "square", "neither": "x"}
 BACKGROUND = 2000  # more points of other neurons would show nothing and make a page heavy
 
@@ -219,7 +235,7 @@ def selectivity(result: Polysemanticity, seed: int = 0) -> go.Figure:
             y=part["task"],
             name=f"{verdict} ({len(part)})",
             mode="markers",
-            marker={"color": colour, "size": 8, "symbol": SYMBOL_OF[verdict], "line": {"color": "white", "width": 1}},
+            marker={"color": colour, "size": 8, "symbol": SYMBOL_OF[verdict], "line": {"color": PAPER, "width": 1}},
             customdata=part[["language", "layer", "neuron", "language_p_adjusted", "task_p_adjusted", "task_bits"]],
             hovertemplate="%{customdata[0]}: layer %{customdata[1]}, neuron %{customdata[2]}<br>"
             "language %{x:.1%} (adjusted p %{customdata[3]:.2g})<br>task %{y:.1%} (adjusted p %{customdata[4]:.2g}, "

@@ -13,7 +13,8 @@ from langneurons.effects.table import EffectTable, span
 from langneurons.errors import EffectError, check_kind, warn_user
 from langneurons.storage import Column, Result
 from langneurons.views import style
-from langneurons.views.style import COLOURS, interval, signed, styled
+from langneurons.views.looks import COLOURS, DIVERGING, FAINT, INK, LANGUAGES, RULE, colour_of
+from langneurons.views.style import interval, signed, styled
 
 STARS = {
     "worse": "*",
@@ -23,7 +24,9 @@ STARS = {
     "no effect": "",
     "inconclusive": "?",
 }
-CELL = 94  # pixels across, for an interval of two decimals
+CELL, NARROW_CELL = 94, 62  # pixels across, with and without an interval of two decimals
+FEW = 4  # languages; with more, intervals in the cells could not be read in print
+WIDTH = Column(digits=2)
 SCALED = ("estimate", "low", "high", "minimal_detectable", "control_low", "control_high")
 PLACES = ("measured", "language", "target")  # key columns that say where an effect was measured
 STORED = {
@@ -37,6 +40,7 @@ STORED = {
 }
 PATCHED_SET = re.compile(r"\(NeuronSet of .*?, (?=\w+=)")  # in a patch; every row of a matrix has its own set
 DETECTABLE = Column(digits=2)
+OPTIONS = re.compile(r"\b([A-Z]\w+)\((?:[^()]|\([^()]*\))*\)")  # of a method
 FINGERPRINT = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24}\b")
 
 
@@ -47,7 +51,8 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
         table: A table that ``ln.perplexity_matrix`` returned.
 
     Returns:
-        A heatmap in per cent of the measured language's own loss, with the interval in every cell. A star marks a
+        A heatmap in per cent of the measured language's own loss, with the interval in every cell of up to four
+        languages, and the widest interval in the text above for more. A star marks a
         change that is significant in its family (Holm), a small circle one that is significant but within the margin, a
         question mark an inconclusive one; unmarked cells have no effect: not significant, and within the margin.
         Hovering shows the verdict, the minimal detectable effect and what the controls did.
@@ -65,8 +70,10 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
     check_kind(table, EffectTable, "This figure is of what ln.perplexity_matrix() returns", EffectError)
     if table.keys != ["patched", "measured"]:
         raise EffectError("This table has no columns patched and measured: ln.perplexity_matrix makes one that has.")
-    estimate = table.scale * table.matrix("estimate")
-    texts = replace(table, rows=table.rows.assign(text=_in_cells(table), hover=_hovers(table)))
+    rows, columns = (sorted(dict.fromkeys(table.rows[key])) for key in table.keys)
+    estimate = table.scale * table.matrix("estimate").loc[rows, columns]
+    many = len(columns) > FEW
+    texts = replace(table, rows=table.rows.assign(text=_in_cells(table, not many), hover=_hovers(table)))
     margin, level = table.scale * float(table.settings["margin"]), 100 * float(table.settings["level"])
     limit = max(float(np.nanmax(np.abs(estimate.to_numpy()))), margin)
     figure = style.heatmap(
@@ -74,26 +81,28 @@ def perplexity_matrix(table: EffectTable) -> go.Figure:
         estimate.index,
         estimate.columns,
         ("patched neurons of", "measured in"),
-        text=texts.matrix("text").fillna("").to_numpy(),
+        text=texts.matrix("text").loc[rows, columns].fillna("").to_numpy(),
         texttemplate="%{text}",
-        textfont={"size": 11},
-        customdata=texts.matrix("hover").fillna("not measured").to_numpy(),
+        textfont={"size": 13 if many else 11},
+        customdata=texts.matrix("hover").loc[rows, columns].fillna("not measured").to_numpy(),
         hovertemplate="patched %{y}, measured in %{x}<br>%{customdata}<extra></extra>",
-        colorscale=style.DIVERGING,
+        colorscale=DIVERGING,
         zmin=-limit,
         zmax=limit,
         colorbar={"title": f"change of loss, {table.unit}"},
     )
+    widths: Any = table.scale * (table.rows["high"] - table.rows["low"]) / 2
+    intervals = f"{level:g} % intervals of at most ±{WIDTH.text(widths.max())}" if many else f"{level:g} % intervals"
     patch = f"{PATCHED_SET.sub('(', str(table.settings['patch']))}; " if "patch" in table.settings else ""
     return styled(
         figure,
         "Change of each language's loss when each language's neurons are patched",
-        150 + 46 * len(estimate),
-        f"{patch}{table.unit} of the measured language's own loss, with {level:g} % intervals; * better or worse, "
+        150 + (36 if many else 46) * len(estimate),
+        f"{patch}{table.unit} of the measured language's own loss, with {intervals}; * better or worse, "
         f"° slightly (within ±{margin:g} {table.unit}), ? inconclusive, unmarked: no effect; {_sizes(table)}",
         table.table().caption,
         provenance_of(table.settings),
-        max(style.WIDTH, 190 + CELL * len(estimate.columns)),
+        max(style.WIDTH, 190 + (NARROW_CELL if many else CELL) * len(estimate.columns)),
     )
 
 
@@ -130,7 +139,7 @@ def effects(table: EffectTable | Result) -> go.Figure:
         ticks = pd.DataFrame({"estimate": table.scale * ticks["estimate"], **_named(ticks, table.keys)})
     figure = forest(_lines(table), ticks, controls, f"{unit}, interval, verdict")
     figure.add_vrect(x0=-margin, x1=margin, **style.BAND)
-    figure.add_vline(x=0, line_width=1, line_color="#555555")
+    figure.add_vline(x=0, line_width=1, line_color=RULE)
     against = settings.get("against", "the unpatched model")
     figure.update_layout(xaxis={"title": f"change of {metric}, {unit}, against {against}"})
     marks = f"{_sizes(table)}; grey band: ±{margin:g} {unit} counts as no change; {MARKS}"
@@ -141,13 +150,14 @@ def effects(table: EffectTable | Result) -> go.Figure:
         marks + (f"; grey ticks: {controls}" if ticks is not None else ""),
         table.table().caption,
         provenance_of(settings),
+        WIDE,
     )
 
 
 def provenance_of(settings: Mapping[str, object]) -> str:
     """Where a result comes from, as far as its stored settings say."""
     parts = [text.format(settings[name]) for name, text in STORED.items() if settings.get(name) is not None]
-    return FINGERPRINT.sub(r"\1", ", ".join(parts))
+    return FINGERPRINT.sub(r"\1", OPTIONS.sub(r"\1", ", ".join(parts)))
 
 
 def _title(table: EffectTable, metric: str) -> str:
@@ -169,7 +179,7 @@ def _lines(table: EffectTable) -> pd.DataFrame:
     ]
     named, symbols = _named(table.rows, table.keys), [SYMBOLS[verdict] for verdict in verdicts]
     lines = values.assign(**named, text=texts, symbol=symbols, hover=_hovers(table))
-    return lines.sort_values("group", key=lambda groups: pd.factorize(groups)[0], kind="stable")
+    return lines.sort_values("name" if table.keys[0] in PLACES else "group", kind="stable")
 
 
 def _named(rows: pd.DataFrame, keys: list[str]) -> dict[str, Any]:
@@ -180,11 +190,11 @@ def _named(rows: pd.DataFrame, keys: list[str]) -> dict[str, Any]:
     return {"group": rows[place].astype(str) if place else pd.Series("", rows.index), "name": name}
 
 
-def _in_cells(table: EffectTable) -> list[str]:
+def _in_cells(table: EffectTable, intervals: bool) -> list[str]:
     """What each cell of a matrix shows."""
     cells: Any = table.scale * table.rows[["estimate", "low", "high"]].astype(float)
     return [
-        f"<b>{signed(value)}{STARS[verdict]}</b><br>{interval(low, high)}"
+        f"<b>{signed(value)}{STARS[verdict]}</b>" + (f"<br>{interval(low, high)}" if intervals else "")
         for (value, low, high), verdict in zip(cells.to_numpy().tolist(), table.rows["verdict"], strict=True)
     ]
 
@@ -217,7 +227,7 @@ def _sizes(table: EffectTable) -> str:
 SYMBOLS = {"better": "diamond", "worse": "diamond", "slightly better": "diamond-open", "slightly worse": "diamond-open"}
 SYMBOLS |= {"no effect": "circle", "inconclusive": "circle-open"}
 MARKS = "◆\u00a0better or worse, ◇\u00a0slightly, ●\u00a0no effect, ○\u00a0inconclusive"
-ROW, MARGINS = 26, 190  # pixels
+ROW, MARGINS, WIDE = 26, 190, 740  # pixels
 DRAWING_END, WORDS_START = 0.66, 0.68  # shares of the width
 
 
@@ -242,11 +252,12 @@ def forest(rows: pd.DataFrame, ticks: pd.DataFrame | None = None, ticks_name: st
             y=places(ticks),
             mode="markers",
             name=ticks_name,
-            marker={"color": style.FAINT, "size": 12, "symbol": "line-ns-open"},
+            marker={"color": FAINT, "size": 12, "symbol": "line-ns-open"},
             hovertemplate=f"%{{y}}<br>{ticks_name}: %{{x:+.2f}}<extra></extra>",
         )
     for number, name in enumerate(dict.fromkeys(rows["name"])):
         part, colour = rows.loc[rows["name"] == name], COLOURS[number % len(COLOURS)]
+        colour = colour_of(str(name)) if name in LANGUAGES else colour
         figure.add_scatter(
             x=part["estimate"],
             y=places(part),
@@ -265,14 +276,14 @@ def forest(rows: pd.DataFrame, ticks: pd.DataFrame | None = None, ticks_name: st
         name="in words",
         text=rows["text"],
         textposition="middle right",
-        textfont={"size": 11, "color": style.INK},
+        textfont={"size": 11, "color": INK},
         hoverinfo="skip",
     )
     kind = "multicategory" if _grouped(rows) else "category"
     figure.update_yaxes(type=kind, range=[len(rows) - 0.4, -0.6], showgrid=True, autorange=False)
     figure.add_annotation(
         text=heading, x=WORDS_START, xref="paper", xanchor="left", y=1, yref="paper", yanchor="bottom", showarrow=False,
-        font={"size": 11, "color": style.FAINT},
+        font={"size": 11, "color": FAINT},
     )  # fmt: skip
     hidden: dict[str, Any] = {"showgrid": False, "showline": False, "showticklabels": False, "fixedrange": True}
     return figure.update_layout(

@@ -1,11 +1,14 @@
 """``ln.explore``: the interactive view of a neuron set, and what each of its clicks does, with widgets and without."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from markupsafe import Markup
+from torch import Tensor
 
 from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.polysemanticity import Polysemanticity
@@ -22,19 +25,21 @@ from langneurons.patches.patch import SetTo
 from langneurons.recording.looking import activations
 from langneurons.recording.statistics import ActivationStats
 from langneurons.settings import Profiling
+from langneurons.views.looks import FONT
 from langneurons.views.neuron_figures import layer_heatmap
-from langneurons.views.pages import NeuronPage, Results, neuron_page, page_content, rendered
-from langneurons.views.style import FONT
+from langneurons.views.pages import ANCHOR, NeuronPage, Results, neuron_page, page_content, rendered, visible
 from langneurons.views.tokens import coloured_text
 from langneurons.views.trials import Trial, ranked, response, try_out
 
 Neuron = tuple[int, int]
 WHATS = ("neuron", "layer", "language")
 SAMPLE_LETTERS = 200
+SEARCHED = 50  # neurons that a search lists
 EXAMPLES_SHOWN, OUTPUT_TOKENS, SIMILAR = 3, 10, 8  # shown on a page, of each kind
 WITHOUT_WIDGETS = (
     "Widgets are not available here (pip install 'langneurons[notebooks]', then start Jupyter again), so this is a "
-    "still picture. The clicks are methods too: .click(language, layer), .show((layer, neuron)), .ablate(value, text)."
+    "still picture. The clicks are methods too: .click(language, layer), .search(text), .show((layer, neuron)), "
+    ".ablate(value, text)."
 )
 STILL = (
     "The explorer works while its notebook runs. The methods .click(language, layer), .show((layer, neuron)) and "
@@ -95,8 +100,8 @@ class Explorer:
 
     Attributes:
         text: The text to ablate on.
-        language: Language of the cell that was clicked last, None before.
-        layer: Layer of the cell that was clicked last, None before.
+        language: Language of the cell that was clicked last, at first that of the cell with most neurons.
+        layer: Layer of the cell that was clicked last.
         neuron: Layer and index of the neuron shown last, None before.
         panel: The widgets, None where there are none.
     """
@@ -117,14 +122,14 @@ class Explorer:
         self._pages: dict[Neuron, NeuronPage] = {}
         self._figure = layer_heatmap(neurons)
         self.text, self._sample = text, ""
-        self.language: str | None = None
-        self.layer: int | None = None
+        self.language, self.layer = self._strongest(neurons.languages)
         self.neuron: Neuron | None = None
         self.panel: Any = None
         with suppress(ImportError):  # ipywidgets, or the anywidget that it asks for, may not be installed
             from langneurons.views.explorer_panel import Panel  # noqa: PLC0415
 
-            self.panel = Panel(self, self._figure, neurons.languages, neurons.shape[0])
+            self.panel = Panel(self, self._figure, sorted(neurons.languages), neurons.shape[0])
+        self.click(self.language, self.layer)
 
     def __repr__(self) -> str:
         return f"Explorer of {self._neurons!r}"
@@ -158,6 +163,46 @@ class Explorer:
             self.panel.show_cell(language, layer, title, choices)
         return table
 
+    def strongest_layer(self, language: str) -> int:
+        """The layer with most neurons of a language."""
+        return self._strongest([language])[1]
+
+    def search(self, text: str) -> pd.DataFrame:
+        """Look for the neurons of the set that respond most to a token or a text.
+
+        Args:
+            text: A token, or a text of any length that the model's context holds.
+
+        Returns:
+            One row per neuron, the strongest response first, at most 50: layer, neuron, language (its languages), token
+            (on which it responds most), value (its activation there) and share (of its largest recorded value, by size;
+            NaN where that was not recorded).
+
+        Raises:
+            ModelError: If the text is empty or too long.
+        """
+        values = activations(self._model, text, self._neurons)
+        tokens = values.index.get_level_values("token").tolist()
+        largest = self._largest()
+        rows = []
+        for (layer, index), column in zip(values.columns, values.to_numpy().T, strict=True):
+            place = int(abs(column).argmax())
+            value, most = float(column[place]), float("nan") if largest is None else float(largest[layer, index])
+            own = [
+                name for name, flat in self._neurons.members.items() if layer * self._neurons.shape[1] + index in flat
+            ]
+            rows.append((layer, index, ", ".join(own), tokens[place], value, abs(value) / most if most else 0.0))
+        table = pd.DataFrame(rows, columns=["layer", "neuron", "language", "token", "value", "share"])
+        by = ["share", "value"] if largest is not None else ["value"]
+        table = table.sort_values(by, ascending=False, key=abs, kind="stable").head(SEARCHED).reset_index(drop=True)
+        if self.panel is not None:
+            choices = [
+                (f"{ANCHOR.format(*row[:2])} ({row[2]}): {row[4]:.2f} on {visible(row[3])}", (row[0], row[1]))
+                for row in table.itertuples(index=False)
+            ]
+            self.panel.show_choices(f"Neurons that respond most to {text.strip()[:40]!r}", choices)
+        return table
+
     def show(self, neuron: Neuron) -> NeuronPage:
         """Look at a neuron, of the set or not.
 
@@ -177,7 +222,7 @@ class Explorer:
             self._pages[neuron] = self._page(neuron)
         self.neuron, page = neuron, self._pages[neuron]
         if self.panel is not None:
-            html = self._notes(neuron) + self._on_the_text(neuron) + Markup(page._repr_html_())
+            html = _link(neuron) + self._notes(neuron) + self._on_the_text(neuron) + Markup(page._repr_html_())
             self.panel.show_page(neuron, html, self._range(neuron))
         self._say("")
         return page
@@ -195,7 +240,7 @@ class Explorer:
             The loss of every token, and how the model goes on, without and with it.
 
         Raises:
-            NeuronSetError: If no neuron was shown, or no cell clicked.
+            NeuronSetError: If no neuron was shown.
             ModelError: If the text is empty or too long.
             TaskError: If it leaves no room in the model's context to go on.
         """
@@ -277,8 +322,6 @@ class Explorer:
             if self.neuron is None:
                 raise NeuronSetError("No neuron is chosen: choose one of the list, or call .show((layer, neuron)).")
             return self._alone(self.neuron), f"neuron {self.neuron[1]} of layer {self.neuron[0]}"
-        if self.language is None or self.layer is None:
-            raise NeuronSetError("No cell is chosen: click one of the map, or call .click(language, layer).")
         neurons = self._neurons[self.language]
         if what == "language":
             return neurons, f"{len(neurons):,} {self.language} neurons"
@@ -293,6 +336,20 @@ class Explorer:
         self._sample = self._corpus.text(language, 0)[:SAMPLE_LETTERS]
         self._set_text(self._sample)
 
+    def _strongest(self, languages: Sequence[str]) -> tuple[str, int]:
+        """Language and layer of the cell with most neurons."""
+        counts = self._neurons.counts().loc[list(languages)].to_numpy()
+        row, layer = divmod(int(counts.argmax()), counts.shape[1])
+        return languages[row], layer
+
+    def _largest(self) -> Float[Tensor, "layer neuron"] | None:
+        """Each neuron's largest recorded value, by size; None for published counts."""
+        try:
+            pooled = self._stats.pooled()
+            return torch.maximum(pooled.minimum().abs(), pooled.maximum().abs())
+        except StatisticsError:
+            return None
+
     def _range(self, neuron: Neuron) -> tuple[float, float]:
         """Values that the neuron takes, zero among them."""
         try:
@@ -301,3 +358,10 @@ class Explorer:
         except StatisticsError:  # published counts
             return -1.0, 1.0
         return min(low, 0.0), max(high, 0.0)
+
+
+def _link(neuron: Neuron) -> Markup:
+    """Where this page is, to copy: a link to it in this notebook, and the neuron as methods take it."""
+    return Markup(
+        '<p>To copy: <a href="#{0}">{0}</a>, <code style="user-select:all" title="One click selects it">{1}</code></p>'
+    ).format(ANCHOR.format(*neuron), neuron)

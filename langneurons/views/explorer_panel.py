@@ -11,10 +11,13 @@ from plotly.callbacks import Points
 
 from langneurons.errors import LangNeuronsError
 from langneurons.views.explorer import Explorer
-from langneurons.views.style import FONT
+from langneurons.views.looks import FONT
 
 WHAT = {"this neuron": "neuron", "its layer's neurons of the language": "layer", "all of the language": "language"}
-HOW = "Click a cell of the map (or choose language and layer), then a neuron; then ablate it on a text of your own."
+HOW = (
+    "Click a cell of the map (or choose language and layer, or search for a token or a text), then a neuron; then "
+    "ablate it on a text of your own."
+)
 SELECTED = {"type": "rect", "line": {"color": "#D55E00", "width": 3}, "fillcolor": "rgba(0,0,0,0)"}
 WIDE = ipywidgets.Layout(width="auto")
 CLASS = "langneurons-explorer"
@@ -38,10 +41,13 @@ class Panel:
         self._explorer, self._languages, self._quiet, self._tried = explorer, list(languages), False, False
         self.heatmap = go.FigureWidget(figure)
         self.heatmap.update_layout(title_subtitle_text="")  # the widget's plotly draws it across the title
-        self.language = ipywidgets.Dropdown(options=self._languages, value=None, description="language")
-        self.layer = ipywidgets.Dropdown(options=range(layers), value=None, description="layer")
-        self.neurons = ipywidgets.Select(options=[], rows=14, layout=ipywidgets.Layout(width="26em"))
-        self.page = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 30em", max_height="36em", overflow="auto"))
+        self.language = ipywidgets.Dropdown(options=self._languages, value=explorer.language, description="language")
+        self.layer = ipywidgets.Dropdown(options=range(layers), value=explorer.layer, description="layer")
+        self.search = ipywidgets.Text(
+            description="search", placeholder="a token or a text, then Enter", continuous_update=False
+        )
+        self.neurons = ipywidgets.Select(options=[], rows=8, layout=WIDE)
+        self.page = ipywidgets.HTML(layout=WIDE)
         self.text = ipywidgets.Textarea(
             value=explorer.text, placeholder="A text in any language", description="your text", rows=3, layout=WIDE
         )
@@ -54,15 +60,15 @@ class Panel:
         self.status = ipywidgets.HTML(layout=WIDE)
         self.neurons_title = ipywidgets.HTML()
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        top = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")
-        listed = ipywidgets.VBox([self.neurons_title, self.neurons])
         self.box = ipywidgets.VBox(
             [
                 ipywidgets.HTML(Markup("{}<p>{}</p>").format(Markup(STYLE), HOW)),
                 self.heatmap,
-                ipywidgets.HBox([self.language, self.layer], layout=row),
+                ipywidgets.HBox([self.language, self.layer, self.search], layout=row),
                 self.status,
-                ipywidgets.HBox([listed, self.page], layout=top),
+                self.neurons_title,
+                self.neurons,
+                self.page,
                 self.text,
                 ipywidgets.HBox([self.what, self.value, self.button], layout=row),
                 self.trial,
@@ -88,6 +94,11 @@ class Panel:
         self.heatmap.update_layout(shapes=[SELECTED | corners])
         with self._quietly():
             self.language.value, self.layer.value = language, layer
+        self.show_choices(title, choices)
+
+    def show_choices(self, title: str, choices: Sequence[tuple[str, tuple[int, int]]]) -> None:
+        """List neurons under a title: pairs of a line of text and the neuron."""
+        with self._quietly():
             self.neurons.options = list(choices)
             self.neurons.index = None
         self.neurons_title.value = Markup("<b>{}</b>").format(title)
@@ -128,8 +139,9 @@ class Panel:
     def _listen(self) -> None:
         heatmap: Any = self.heatmap.data
         heatmap[0].on_click(self._cell_clicked)
-        for widget in (self.language, self.layer):
-            widget.observe(self._cell_chosen, "value")
+        self.language.observe(self._language_chosen, "value")
+        self.layer.observe(self._layer_chosen, "value")
+        self.search.observe(self._searched, "value")
         self.neurons.observe(self._neuron_chosen, "value")
         self.text.observe(self._typed, "value")
         self.button.on_click(lambda _: self._ablate())
@@ -141,10 +153,18 @@ class Panel:
             language = self._languages[list(rows.y).index(points.ys[0])]
             self._do(self._explorer.click, language, int(points.xs[0]))
 
-    def _cell_chosen(self, change: object) -> None:
-        language, layer = self.language.value, self.layer.value
-        if not self._quiet and language is not None and layer is not None:
-            self._do(self._explorer.click, language, layer)
+    def _language_chosen(self, change: object) -> None:
+        if not self._quiet:
+            language = self.language.value
+            self._do(self._explorer.click, language, self._explorer.strongest_layer(language))
+
+    def _layer_chosen(self, change: object) -> None:
+        if not self._quiet:
+            self._do(self._explorer.click, self.language.value, self.layer.value)
+
+    def _searched(self, change: object) -> None:
+        if self.search.value.strip():
+            self._do(self._explorer.search, self.search.value)
 
     def _neuron_chosen(self, change: object) -> None:
         neuron = self.neurons.value

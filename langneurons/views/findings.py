@@ -24,7 +24,7 @@ from langneurons.views.pages import Results, check_belongs
 
 NAMED = 6  # effects named one by one
 POINTS = Column(scale=100, signed=True)
-TEXTS = ("question", "answer", "published_about", "provenance", "config")  # fields of a report that are no results
+TEXTS = ("question", "answer", "sure", "published_about", "provenance", "config")  # of a report, no results
 
 WITHIN = ("no effect", "slightly better", "slightly worse")  # verdicts on effects within the margin
 
@@ -35,7 +35,9 @@ class Findings:
 
     Attributes:
         question: The question of the study, which is the report's title.
-        answer: Sentences to print before those that follow from the results.
+        answer: Sentences that answer the question, before those that follow from the results; the first three of all
+            stand on the first screen.
+        sure: Sentences on how sure the answer is, before those that follow from the results.
         stats: Activation statistics.
         neurons: Method -> its neuron set.
         matrix: Result of ``ln.perplexity_matrix``; of this and the following either one result, or several by name.
@@ -55,6 +57,7 @@ class Findings:
 
     question: str
     answer: Sequence[str] = ()
+    sure: Sequence[str] = ()
     stats: ActivationStats | None = None
     neurons: Mapping[str, NeuronSet] = field(default_factory=dict)
     matrix: EffectTable | Mapping[str, EffectTable] | None = None

@@ -39,7 +39,8 @@ def overlap(neurons: NeuronSet, other: NeuronSet | None = None, names: tuple[str
     columns = neurons if other is None else other
     for each in (neurons, columns):
         check_neurons(each)
-    jaccard = neurons.jaccard(other).to_numpy(dtype=float)
+    neurons, columns = (each.select(sorted(each.languages)) for each in (neurons, columns))
+    jaccard = neurons.jaccard(columns).to_numpy(dtype=float)
     pairs = list(itertools.product(neurons.members.values(), columns.members.values()))
     shared = np.array([len(np.intersect1d(*pair)) for pair in pairs]).reshape(jaccard.shape)
     figure = heatmap(
@@ -103,7 +104,7 @@ def sets(
         raise NeuronSetError(
             "A language set is compared where at least two of its languages have been labelled; none has."
         )
-    labels = list(dict.fromkeys(label for group in groups.values() for label in group.languages))
+    labels = sorted({label for group in groups.values() for label in group.languages})
     counts = {name: _counts(group) for name, group in groups.items()}
     own, size, elsewhere = (
         pd.DataFrame({name: count[column] for name, count in counts.items()}).T.reindex(columns=labels)

@@ -21,6 +21,7 @@ from langneurons.identification import NeuronSet
 from langneurons.identification.standing import SEPARATOR
 from langneurons.recording.statistics import ActivationStats
 from langneurons.storage.presenting import Column
+from langneurons.views.looks import language_class, language_styles
 from langneurons.views.style import TEMPLATES
 from langneurons.views.tokens import coloured_text, whole_characters
 
@@ -71,7 +72,7 @@ class NeuronPage:
     body: Markup
 
     def _repr_html_(self) -> str:
-        return f"<style>{own_files('neuron_page.css')}</style>{self.body}"
+        return f"<style>{language_styles()}{own_files('neuron_page.css')}</style>{self.body}"
 
     def __repr__(self) -> str:
         return f"NeuronPage: {self.title}"
@@ -83,7 +84,7 @@ class NeuronPage:
             The path.
         """
         page = TEMPLATES.get_template("single_page.html.jinja")
-        style = own_files("base.css", "neuron_page.css")
+        style = language_styles() + own_files("base.css", "neuron_page.css")
         storage.write_text(Path(path), page.render(title=self.title, body=self.body, style=style))
         return Path(path)
 
@@ -124,7 +125,8 @@ def neuron_page(
     results = Results(stats, polysemanticity, ablation, neurons or {})
     check_belongs(profiles, results)
     content = page_content(profiles, neuron, results)
-    content["texts"] = list(_texts(profiles, content["profile"].examples))
+    texts = _texts(profiles, content["profile"].examples)
+    content["texts"] = sorted(texts, key=lambda group: group[0] not in content["own"])
     title = f"Layer {neuron[0]}, neuron {neuron[1]} of {profiles.settings['model']}"
     return NeuronPage(neuron, title, rendered(content, brief=False))
 
@@ -150,6 +152,8 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
     """Collect what the template shows of a neuron, texts in brief."""
     stats, polysemanticity, ablation, neurons = results
     profile, settings, site = profiles[neuron], profiles.settings, profiles.site
+    labels = list(_labels(neurons, neuron))
+    own = {language for _, languages, _ in labels for language in languages}
     recorded = None if stats is None or site not in stats.sites else stats.at(site)
     outlines = None if recorded is None else strips(recorded, neuron)
     return {
@@ -158,7 +162,8 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
         "profiles": profiles,
         "about": settings,
         "signless": settings["gated"] and site in ("pre", "act"),
-        "labels": list(_labels(neurons, neuron)),
+        "labels": labels,
+        "own": own,
         "outputs": list(_outputs(profile)),
         "signs": list(_signs(profile.quadrants)),
         "strongest": list(_strongest(profile.quadrants)),
@@ -171,17 +176,24 @@ def page_content(profiles: Profiles, neuron: tuple[int, int], results: Results) 
         "ablated": [] if ablation is None else _of_neuron(ablation.rows, neuron),
         "ablation": ablation,
         "similar": SIMILAR,
-        "brief": list(_brief(profiles, profile.examples)),
+        "brief": sorted(_brief(profiles, profile.examples), key=lambda text: text["language"] not in own),
         "texts": [],
     }
 
 
 def rendered(content: Mapping[str, object], brief: bool) -> Markup:
     """Write the page; in brief, only the strongest text of each language."""
-    means = {"anchor_of": ANCHOR.format, "Column": Column, "value": VALUE.text, "percent": PERCENT.text}
-    names = list(QUADRANT_NAMES.values())
+    means = {
+        "language_class": language_class,
+        "anchor_of": ANCHOR.format,
+        "Column": Column,
+        "value": VALUE.text,
+        "percent": PERCENT.text,
+        "visible": visible,
+        "quadrants": list(QUADRANT_NAMES.values()),
+    }
     page = TEMPLATES.get_template("neuron_page.html.jinja")
-    return Markup(page.render(**content, **means, quadrants=names, visible=visible, in_brief=brief))  # noqa: S704
+    return Markup(page.render(**content, **means, in_brief=brief))  # noqa: S704
 
 
 def own_files(*names: str) -> Markup:

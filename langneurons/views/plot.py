@@ -13,8 +13,9 @@ from langneurons.effects.table import EffectTable
 from langneurons.evaluation.results import Evaluation
 from langneurons.views.analysis_figures import ablation, selectivity, validity
 from langneurons.views.attribution_figure import attribution
+from langneurons.views.dose_figures import dose_response
 from langneurons.views.effect_figures import effects, perplexity_matrix
-from langneurons.views.neuron_figures import dose_response, histogram, layer_heatmap, layer_profile
+from langneurons.views.neuron_figures import histogram, layer_heatmap, layer_profile
 from langneurons.views.overlap_figures import methods, overlap, sets
 from langneurons.views.style import save
 from langneurons.views.tokens import tokens

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
+from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from langneurons import storage
@@ -27,9 +28,13 @@ from langneurons.storage import Column, Table
 from langneurons.training.transfer_table import Transfer
 from langneurons.views import plot
 from langneurons.views.findings import Findings, answers, provenance
-from langneurons.views.pages import ANCHOR, own_files, page_content, rendered
+from langneurons.views.glossary import GLOSSARY
+from langneurons.views.headline import certainty, headline, leading_kind
+from langneurons.views.looks import DARK, TEMPLATE, language_class, language_styles
+from langneurons.views.pages import ANCHOR, own_files
+from langneurons.views.report_pages import NeuronPages, neuron_pages
 from langneurons.views.report_tables import PageTable, neuron_map, neuron_table, table_of
-from langneurons.views.style import TEMPLATES, layout_of, plain, texts_below, title_of
+from langneurons.views.style import TEMPLATES, layout_of, plain, title_of
 from langneurons.views.tokens import whole_characters
 
 STYLES = ("base.css", "report.css", "neuron_page.css")
@@ -38,9 +43,10 @@ STYLES = ("base.css", "report.css", "neuron_page.css")
 def write_report(path: str | Path, findings: Findings) -> Path:
     """Write results as one HTML file that opens anywhere, without server or network.
 
-    Words, tables and neuron pages read without a script; the file's own script (the only one its content security
-    policy lets run) sorts and filters tables, leads from the map of layers and languages to lists, shows all texts of a
-    neuron and draws the figures.
+    The first screen has the question, the answer in three sentences, the figure that shows it, and how sure it is;
+    sections follow. Words, tables and the first neuron's page read without a script; the file's own script (the only
+    one its content security policy lets run) sorts, filters and saves tables, unpacks the pages and texts of the other
+    neurons when they are asked for, explains words and draws the figures.
 
     Args:
         path: File to write.
@@ -63,16 +69,26 @@ def write_report(path: str | Path, findings: Findings) -> Path:
     """
     findings.check()
     parts = list(sections(findings))
-    script, packs = own_files("report.js"), []
+    lead = _lead(parts, findings)
+    packs: list[tuple[str, str]] = []
     if findings.profiles is not None:
-        packs.append(("texts", packed_texts(findings.profiles)))
-    if any(section.figures for section in parts):
-        packs.append(("plotly", packed_plotly()))
+        (pages,) = (section.finder for section in parts if section.finder is not None)
+        packs += [(f"pages-{number}", packed(dumped(part))) for number, part in enumerate(pages.parts)]
+        packs += [("neurons-index", packed(dumped(pages.index))), ("texts", packed_texts(findings.profiles))]
+    if lead is not None or any(section.figures for section in parts):
+        packs += [("looks", packed(dumped(LOOKS))), ("plotly", packed_plotly())]
+    script, first = own_files("report.js"), headline(findings)
     html = TEMPLATES.get_template("report.html.jinja").render(
         title=findings.question,
-        answer=list(answers(findings)),
+        answer=first,
+        sure=certainty(findings),
+        rest=[sentence for sentence in answers(findings) if sentence not in first],
+        lead=lead,
         sections=parts,
-        style=own_files(*STYLES),
+        glossary=sorted(GLOSSARY.items(), key=lambda item: item[0].lower()),
+        style=language_styles() + own_files(*STYLES),
+        language_class=language_class,
+        main=MAIN,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         packed=packs,
@@ -84,6 +100,14 @@ def write_report(path: str | Path, findings: Findings) -> Path:
 ACTIVATION = Column()
 LEVELS = 30  # levels of colour on either side of zero
 MIDDLE = 78  # the character code that stands for level 0
+MAIN = 2  # figures of a section that are open; more are folded away
+# The template of all figures, which none of them carries, and what changes on dark paper.
+LOOKS = {"template": TEMPLATE.to_plotly_json(), "dark": DARK}
+
+
+def dumped(content: object) -> str:
+    """JSON without spaces."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def packed(text: str) -> str:
@@ -117,7 +141,7 @@ def packed_texts(profiles: Profiles) -> str:
             text = "".join(chr(MIDDLE + level) for level in levels)
             rows.append([row["language"], row["kind"][0], ACTIVATION.text(row["activation"]), row["text"], text])
         examples[ANCHOR.format(*neuron)] = {"scale": float(f"{scale:.4g}"), "rows": rows}
-    return packed(json.dumps({"texts": texts, "examples": examples}, ensure_ascii=False, separators=(",", ":")))
+    return packed(dumped({"texts": texts, "examples": examples}))
 
 
 @dataclass(frozen=True)
@@ -133,7 +157,10 @@ class Figure:
 
 @dataclass
 class Section:
-    """A heading and what stands under it; ``number`` tells sections of several results of one kind apart."""
+    """A heading and what stands under it; ``number`` tells sections of several results of one kind apart.
+
+    ``sources`` says what each figure was made from; what is ``folded`` opens when it is asked for.
+    """
 
     anchor: str
     short: str
@@ -142,7 +169,9 @@ class Section:
     maps: list[dict[str, Any]] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     tables: list[PageTable] = field(default_factory=list)
-    pages: list[Markup] = field(default_factory=list)
+    finder: NeuronPages | None = None
+    sources: list[str] = field(default_factory=list)
+    folded: bool = False
     code: str = ""
     number: int = 1
 
@@ -163,17 +192,31 @@ class Section:
         except LangNeuronsError as error:
             self.paragraphs.append(f"No figure: {error}")
             return
-        layout, caption = layout_of(content), " ".join(texts_below(content))
+        layout, meta = layout_of(content), layout_of(content).meta or {}
         if name:
             layout.title.text = f"{plain(name)}: {layout.title.text}"
         title = title_of(content) or self.title
-        json_text = Markup(str(content.to_json()).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
+        if meta.get("provenance"):
+            self.sources.append(f"{title}: {meta['provenance']}.")
+        parts = content.to_plotly_json()
+        parts["layout"] = {key: part for key, part in parts["layout"].items() if key not in ("template", "meta")}
+        json_text = Markup(to_json_plotly(parts).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
         anchor = f"figure-{self.anchor}-{len(self.figures) + 1}"
-        self.figures.append(Figure(anchor, title, caption, int(layout.height or 400), json_text))
+        self.figures.append(Figure(anchor, title, meta.get("caption", ""), int(layout.height or 400), json_text))
 
 
 def sections(findings: Findings) -> Iterator[Section]:
-    """Make a section of every kind of result, in the order of a study."""
+    """Make a section of every kind of result, in the order of a study, and of what they were made from."""
+    sources = [*provenance(findings)]
+    for section in _results(findings):
+        sources += section.sources
+        yield section
+    yield Section("made-from", "Provenance", "What this was made from", sources, folded=True)
+    if findings.config:
+        yield Section("again", "Run again", "How to get the same again", code=findings.config, folded=True)
+
+
+def _results(findings: Findings) -> Iterator[Section]:
     if findings.published:
         section = Section("published", "Published", "Published numbers beside measured ones")
         section.paragraphs += findings.published_about
@@ -190,9 +233,18 @@ def sections(findings: Findings) -> Iterator[Section]:
             yield section
     if findings.profiles is not None:
         yield _pages(findings, findings.profiles)
-    yield Section("made-from", "Provenance", "What this was made from", [*provenance(findings)])
-    if findings.config:
-        yield Section("again", "Run again", "How to get the same again", code=findings.config)
+
+
+def _lead(parts: list[Section], findings: Findings) -> Figure | None:
+    """Take the figure that shows the answer out of its section; where there are only neurons, draw where they are."""
+    if kind := leading_kind(findings):
+        section = next(section for section in parts if section.anchor == KINDS[kind][0])
+        return section.figures.pop(0) if section.figures else None
+    first = next(iter(findings.neurons.values()), None)
+    section = Section("first", "", "")
+    if first is not None:
+        section.draw(lambda: plot.layer_heatmap(first))
+    return next(iter(section.figures), None)
 
 
 def _neurons(findings: Findings) -> Section:
@@ -289,8 +341,7 @@ KINDS: dict[str, tuple[str, str, str, Callable[[Section, Any, Findings], None]]]
 
 def _pages(findings: Findings, profiles: Profiles) -> Section:
     section = Section("pages", "Neuron pages", f"{len(profiles):,} neurons, one by one")
-    results = findings.beside_profiles
-    section.pages = [rendered(page_content(profiles, neuron, results), brief=True) for neuron in profiles.neurons]
+    section.finder = neuron_pages(findings, profiles)
     settings = profiles.settings
     section.paragraphs.append(
         f"Texts: the first {settings['context_length']} tokens of at most {settings['documents'] or 'all'} documents "

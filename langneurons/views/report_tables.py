@@ -14,9 +14,11 @@ from langneurons.corpora.languages import spelled
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.storage.presenting import MISSING, Column, Table
+from langneurons.views.looks import language_class
 from langneurons.views.pages import ANCHOR, numbers
 
 MOST_ROWS = 2000
+LANGUAGE_COLUMNS = {"language", "patched", "measured", "target", "source", "where"}
 SHARE = Column(unit="%", scale=100)
 NEURON_COLUMNS = {
     "score": Column(digits=4),
@@ -34,12 +36,14 @@ class Cell:
         numeric: Whether that is a number.
         verdict: Whether it is a verdict.
         link: Anchor that it leads to, "" for none.
+        language: CSS class of the language that it names, "" for none.
     """
 
     text: str
     numeric: bool = False
     verdict: bool = False
     link: str = ""
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,9 @@ def table_of(table: Table, anchor: str, heading: str = "") -> PageTable:
     ]
     filled = [place for place in range(len(heads)) if not texts.iloc[:, place].isin(["", MISSING]).all()]
     columns = [heads[place] for place in filled]
+    named = [names[place] in LANGUAGE_COLUMNS for place in filled]
     rows = [
-        Row([replace(column, text=text) for column, text in zip(columns, row, strict=True)])
+        Row([_cell(*cell) for cell in zip(columns, row, named, strict=True)])
         for row in texts.iloc[:, filled].to_numpy().tolist()
     ]
     title = f"{table.title}." if heading and table.title else ""
@@ -83,13 +88,18 @@ def table_of(table: Table, anchor: str, heading: str = "") -> PageTable:
     return PageTable(anchor, heading or table.title, caption, columns, rows)
 
 
+def _cell(column: Cell, text: str, names_language: bool) -> Cell:
+    named = names_language and text not in ("", MISSING)
+    return replace(column, text=text, language=language_class(text) if named else "")
+
+
 def neuron_map(method: str, neurons: NeuronSet) -> dict[str, Any]:
     """The map of layers and languages of one method: counts, and what shades them and leads to their neurons."""
     counts = neurons.counts()
     return {
         "method": method,
         "total": f"{len(neurons):,}",
-        "counts": {language: counts.loc[language].tolist() for language in neurons.languages},
+        "counts": {language: counts.loc[language].tolist() for language in sorted(neurons.languages)},
         "most": max(int(counts.to_numpy().max()), 1),
         "layers": range(neurons.shape[0]),
         "share": lambda count: f"{SHARE.text(count / neurons.shape[1])} %",

@@ -5,7 +5,7 @@ import math
 import operator
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import plotly.graph_objects as go
 from jaxtyping import Real
 from markupsafe import Markup
 from plotly.basedatatypes import BasePlotlyType
+from plotly.subplots import make_subplots
 
 from langneurons import storage
 from langneurons.errors import LangNeuronsError, unknown
 from langneurons.storage.presenting import MISSING
+from langneurons.views.looks import COLOURS, DASHES, FAINT, FONT, SHADES, TEMPLATE
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("langneurons.views"),
@@ -29,21 +31,10 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 
-# Okabe and Ito's eight colours, told apart by colour-blind readers; black comes last.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
-DASHES = ("solid", "dash", "dot", "dashdot")
-SHADES = "Blues"  # for values without a sign
-DIVERGING = "RdBu_r"  # for values with a sign: centred on zero, red is more
-INK, FAINT, RULE, GRID = "#222222", "#5a5a5a", "#888888", "#e8e8e8"
-# The Noto faces cover Arabic script, Devanagari and Han where the first ones do not.
-FONT = (
-    "Inter, 'Noto Sans', 'Segoe UI', Helvetica, Arial, 'Noto Sans Devanagari', 'Nirmala UI', 'Noto Naskh Arabic', "
-    "'Noto Sans Arabic', 'Geeza Pro', 'Noto Sans CJK SC', 'Noto Sans SC', 'Microsoft YaHei', sans-serif"
-)
-WIDTH = 780
+WIDTH = 620
 LEFT, RIGHT = 70, 30  # margins
 TITLE_LETTERS, SUBTITLE_LETTERS = 0.11, 0.16  # letters per pixel of width, at sizes 17 and 12
-LEGEND_LETTER, LEGEND_KEY, LEGEND_ROW = 7, 52, 22  # pixels, at size 12
+LEGEND_LETTER, LEGEND_KEY, LEGEND_ROW = 5.7, 44, 22  # pixels, at size 12
 LABEL_LETTER = 7.4  # pixels, of an axis' labels
 LONGEST_LABEL = 60  # letters; longer labels lose their middle
 LEAST_ACROSS = 300  # pixels left for the drawing beside long labels
@@ -52,31 +43,6 @@ OWN_TAGS = re.compile(r"(<br>|</?b>)")  # the markup that figures here write int
 PLAIN = {"&": "&amp;", "<": "&lt;", "$": "&#36;", "%{": "&#37;{"}
 DOTTED = {"color": FAINT, "width": 1, "dash": "dot"}
 BAND = {"fillcolor": "#999999", "opacity": 0.15, "line_width": 0, "layer": "below"}  # what counts as no change
-
-_AXIS = {
-    "automargin": True,
-    "gridcolor": GRID,
-    "linecolor": RULE,
-    "showline": True,
-    "ticks": "",
-    "title": {"font": {"size": 14}, "standoff": 10},
-    "zeroline": False,
-}
-_COLORBAR = {"outlinewidth": 0, "ticks": "", "title": {"side": "right", "font": {"size": 13}}}
-TEMPLATE = go.layout.Template(
-    layout={
-        "colorway": COLOURS,
-        "font": {"family": FONT, "size": 13, "color": INK},
-        "hoverlabel": {"align": "left", "font": {"family": FONT}},
-        "legend": {"font": {"size": 12}},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "title": {"x": 0.0, "xref": "paper", "xanchor": "left", "font": {"size": 17}},
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
-    },
-    data={"heatmap": [{"colorbar": _COLORBAR, "xgap": 1, "ygap": 1}]},
-)
 
 
 def styled(
@@ -240,6 +206,30 @@ def heatmap(
     figure = go.Figure(go.Heatmap({"z": values, "x": list(columns), "y": list(rows), **shades, **looks}))
     down, across = ({"title": title, "showgrid": False, "type": "category"} for title in titles)
     return figure.update_layout(xaxis=across, yaxis=down | {"autorange": "reversed"})
+
+
+def panels(names: Sequence[str], across: int, title: str) -> tuple[go.Figure, list[tuple[int, int]]]:
+    """Small multiples on the same axes, each under its name.
+
+    Args:
+        names: Names of the panels.
+        across: Number of panels side by side, at most.
+        title: Title of the horizontal axes, under the lowest panel of each column.
+
+    Returns:
+        A figure without traces, and row and column of each panel.
+    """
+    across = min(across, len(names))
+    rows = -(-len(names) // across)
+    figure = make_subplots(
+        rows, across, shared_xaxes="all", shared_yaxes="all", subplot_titles=[*names],
+        horizontal_spacing=0.025, vertical_spacing=0.24 / rows,
+    )  # fmt: skip
+    places = [(place // across + 1, place % across + 1) for place in range(len(names))]
+    for row, column in places[-across:]:
+        figure.update_xaxes(showticklabels=True, title=title, row=row, col=column)
+    figure.update_annotations(font={"size": 13})
+    return figure, places
 
 
 def error_bars(rows: pd.DataFrame, value: str, **looks: object) -> dict[str, object]:

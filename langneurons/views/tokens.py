@@ -13,7 +13,7 @@ from circuitsvis.tokens import colored_tokens_multi
 from markupsafe import Markup, escape
 
 from langneurons.errors import NeuronSetError
-from langneurons.views.style import FONT
+from langneurons.views.looks import FONT
 
 POSITIVE, NEGATIVE = "#d55e00", "#0072b2"  # Okabe and Ito's vermilion and blue
 DENSEST = 170  # of 255: text stays legible through the colour, on light and on dark pages

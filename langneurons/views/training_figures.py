@@ -6,17 +6,18 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from langneurons.effects.table import EffectTable, span
 from langneurons.errors import TrainingError, check_kind, warn_user
 from langneurons.evaluation.results import UNPATCHED
 from langneurons.storage.presenting import Column
 from langneurons.training.transfer_table import NAMES, Transfer, is_loss
-from langneurons.views.effect_figures import MARGINS, ROW, effects, forest, places, provenance_of
-from langneurons.views.style import COLOURS, legend_above, styled
+from langneurons.views.effect_figures import MARGINS, ROW, WIDE, effects, forest, places, provenance_of
+from langneurons.views.looks import COLOURS, FAINT
+from langneurons.views.style import legend_above, styled
 
 SMOOTHED = 0.05  # share of the steps over which the loss is averaged
-WIDE = 860
 SCORE = Column()
 RATES = ("learning_rate", "batch_size")  # settings of a fine-tuning that its provenance names
 
@@ -29,7 +30,7 @@ def training(history: pd.DataFrame, about: Mapping[str, object] | None = None) -
         about: Further facts to print (``Finetuned.about``): metric, best_step and settings.
 
     Returns:
-        The loss of every step, faint, its running mean, and the development score on an axis of its own.
+        The loss of every step, faint, and its running mean; under it, over the same steps, the development score.
 
     Raises:
         TrainingError: If it is not a history, or holds no step.
@@ -51,30 +52,30 @@ def training(history: pd.DataFrame, about: Mapping[str, object] | None = None) -
     template = "step %{x}<br>%{y:.4g}<extra></extra>"
     faint, bold = {"color": COLOURS[0], "width": 1}, {"color": COLOURS[0], "width": 2}
     steps, losses = history["step"], history["loss"]
-    figure = go.Figure()
+    heights = [0.6, 0.4] if scored else [1.0]
+    figure = make_subplots(rows=len(heights), shared_xaxes=True, row_heights=heights, vertical_spacing=0.08)
     figure.add_scatter(x=steps, y=losses, name="loss", line=faint, opacity=0.35, hovertemplate=template)
     mean = losses.rolling(window, min_periods=1).mean()
     figure.add_scatter(x=steps, y=mean, name="running mean", line=bold, hovertemplate=template)
     if scored:
         dev = history.loc[history["dev"].notna()]
-        marks = {"mode": "lines+markers", "line": {"color": COLOURS[1], "dash": "dash"}, "yaxis": "y2"}
+        marks = {"mode": "lines+markers", "line": {"color": COLOURS[1]}, "row": 2, "col": 1}
         figure.add_scatter(x=dev["step"], y=dev["dev"], name="dev", hovertemplate=template, **marks)
-        right = {"title": f"development {metric}", "overlaying": "y", "side": "right", "showgrid": False}
-        figure.update_layout(yaxis2=right | {"tickformat": ".2f"})
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(title="loss, nats", selector={"side": None})
+        figure.update_yaxes(title=f"development {metric}", tickformat=".2f", row=2)
+    figure.update_xaxes(title="step", row=len(heights))
+    figure.update_yaxes(title="loss, nats", row=1)
     settings: Any = about.get("settings", {})
     rates = [f"{name.replace('_', ' ')} {settings[name]:g}" for name in RATES if name in settings]
     best = f", parameters of step {about['best_step']} kept" if "best_step" in about else ""
     styled(
         figure,
         "Fine-tuning: loss" + (", and score on the development set" if scored else ""),
-        420,
+        460 if scored else 360,
         f"n = {len(history):,} steps{best}; running mean over {window} step{'s' * (window > 1)}",
         "Loss: cross-entropy of the training batch at each step, before the step is taken.",
         ", ".join(filter(None, [*(settings.get("updates") or []), *rates, provenance_of(settings)])),
     )
-    return legend_above(figure).update_layout(margin={"r": 70})
+    return legend_above(figure)
 
 
 def transfer(result: Transfer | EffectTable) -> go.Figure:
@@ -135,7 +136,7 @@ def _lines(scores: pd.DataFrame, table: EffectTable | None, source: str, scale: 
         score = SCORE.text(line["score"], line["low"], line["high"])
         hovers.append(f"{score}{unit}<br>{line['neurons']:,} neurons and {line['parameters']:,} parameters trained")
     lines = lines.assign(estimate=lines["score"], group=lines["language"], name=names, text=texts, hover=hovers)
-    return lines.sort_values("group", key=lambda groups: pd.factorize(groups)[0], kind="stable")
+    return lines.sort_values("group", kind="stable")
 
 
 def _add_spread(figure: go.Figure, rows: pd.DataFrame) -> None:
@@ -164,7 +165,7 @@ def _add_references(figure: go.Figure, rows: pd.DataFrame, scores: pd.DataFrame,
             y=places(rows),
             mode="markers",
             name=str(name),
-            marker={"color": "#555555", "size": 9, "symbol": symbols[number % len(symbols)]},
+            marker={"color": FAINT, "size": 9, "symbol": symbols[number % len(symbols)]},
             meta=str(name),
             hovertemplate="%{y}<br>%{meta}: %{x:.1f} %<extra></extra>",
         )

@@ -20,7 +20,8 @@ from langneurons.recording.looking import activations
 from langneurons.recording.statistics import ActivationStats
 from langneurons.tasks.batching import scoring
 from langneurons.tasks.completing import complete, prompt_ids
-from langneurons.views.style import FONT, TEMPLATES
+from langneurons.views.looks import FONT
+from langneurons.views.style import TEMPLATES
 from langneurons.views.tokens import coloured_text
 
 ACTIVE, MAGNITUDE = "share active", "mean magnitude"

@@ -112,8 +112,7 @@ def test_cells_neurons_and_ablations_are_clicked_in_jupyterlab(lab, online, tmp_
     page.mouse.move(x, y)
     page.mouse.click(x, y)
     listed = page.locator(".widget-select select option")
-    listed.first.wait_for()
-    assert page.get_by_text(f"{language}, layer {layer}:").count() == 1
+    page.get_by_text(f"{language}, layer {layer}:").wait_for()
 
     page.locator(".widget-select select").select_option(index=0)
     shown = page.locator("article.ln-neuron")
@@ -124,6 +123,8 @@ def test_cells_neurons_and_ablations_are_clicked_in_jupyterlab(lab, online, tmp_
 
     page.get_by_role("button", name="ablate").click()
     page.get_by_text(f"neuron {index} of layer {layer} set to 0: the loss of this text goes from").wait_for()
+    without, patched = page.locator("table:has(caption:has-text('How the model goes on')) td").all()
+    assert without.bounding_box()["y"] == patched.bounding_box()["y"]
     page.screenshot(path=tmp_path / "ablated.png")
     page.locator(".widget-select").scroll_into_view_if_needed()
     page.screenshot(path=tmp_path / "page.png")

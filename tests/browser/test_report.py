@@ -1,12 +1,16 @@
+import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import langneurons as ln
 from langneurons.views.pages import neuron_page
 from tests.browser.conftest import Watched
 from tests.views.report import made_up
+
+AXE = ("node_modules/axe-core/axe.min.js", os.environ.get("AXE_CORE", "axe.min.js"))
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +50,11 @@ def test_a_cell_of_the_map_leads_to_its_list_and_on_to_a_page(opened):
     assert all(f"{row[1]}, layer {row[2]}" in wanted for row in rows)
     assert page.evaluate("document.activeElement.id") == "neurons-heading"
     assert "listed below" in page.locator("#said").text_content()
-    page.locator("#neurons tbody tr:not([hidden]) a").first.click()
-    anchor = rows[0][3]
+    page.locator("#neurons tbody tr:not([hidden]) a").last.click()
+    anchor = rows[-1][3]
     assert page.evaluate("location.hash") == f"#{anchor}"
-    assert page.locator(f"article#{anchor} h3").is_visible()
-    page.get_by_role("button", name="Show all rows").first.click()
+    page.locator(f"article#{anchor} h3").wait_for()
+    page.locator("#neurons-heading ~ .filter").get_by_role("button", name="Show all rows").first.click()
     assert len(shown_rows(page)) == 12
     assert opened.errors == []
 
@@ -61,10 +65,10 @@ def test_the_map_works_from_the_keyboard(opened):
     assert 0 < len(shown_rows(opened.page)) < 12
 
 
-def test_tables_sort_numbers_as_numbers_and_say_so(opened):
+def test_tables_sort_numbers_as_numbers_from_the_largest_and_say_so(opened):
     page = opened.page
     header = page.locator("#neurons thead th").nth(5)
-    for direction in ("ascending", "descending"):
+    for direction in ("descending", "ascending"):
         header.get_by_role("button").click()
         values = [float(row[5]) for row in shown_rows(page)]
         assert values == sorted(values, reverse=direction == "descending")
@@ -78,6 +82,104 @@ def test_tables_filter_by_words(opened):
     assert page.locator(".filter output").first.text_content() == "4 of 12 rows"
     page.locator(".filter input").first.fill("no such row")
     assert shown_rows(page) == []
+
+
+def test_tables_filter_by_column(opened):
+    page = opened.page
+    column = page.locator("#neurons thead th").nth(5).text_content()
+    every = [float(row[5]) for row in shown_rows(page)]
+    middle = sorted(every)[6]
+    page.get_by_label(f"Filter by {column}").fill(f"> {middle}")
+    assert sorted(float(row[5]) for row in shown_rows(page)) == sorted(value for value in every if value > middle)
+    page.locator("#neurons").get_by_label("Filter by language").select_option("hi")
+    assert all(row[1] == "hi" and float(row[5]) > middle for row in shown_rows(page))
+
+
+def test_a_table_is_saved_as_csv_with_intervals_in_columns_and_no_formula(opened, tmp_path):
+    page = opened.page
+    table = page.locator("#matrix")
+    with page.expect_download() as download:
+        page.locator("#matrix-heading ~ .filter").get_by_role("button", name="Download CSV").first.click()
+    download.value.save_as(tmp_path / "matrix.csv")
+    frame = pd.read_csv(tmp_path / "matrix.csv")
+    assert download.value.suggested_filename == "matrix.csv"
+    assert len(frame) == table.locator("tbody tr").count() == 9
+    change = next(name for name in frame.columns if f"{name} low" in frame.columns)
+    assert (frame[f"{change} low"] <= frame[change]).all()
+    assert frame[change].max() == pytest.approx(20, abs=1)
+
+
+def test_pages_are_searched_and_turned_from_the_keyboard(opened):
+    page = opened.page
+    page.locator(".finder:not([hidden])").wait_for()
+    first = page.locator("#neuron-page article").get_attribute("id")
+    page.locator("#next-neuron").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"document.querySelector('#neuron-page article').id !== '{first}'")
+    assert page.locator("#place-of-neuron").text_content() == "2 of 12"
+    page.locator("#find-neuron").fill("layer 2 ur")
+    options = page.locator("#choose-neuron option").evaluate_all("options => options.map(option => option.value)")
+    assert options
+    assert all(option.startswith("L2N") for option in options)
+    page.locator("#find-neuron").press("Enter")
+    page.locator(f"article#{options[0]}").wait_for()
+    page.locator("#neuron-page").get_by_role("link").first.click()  # a similar neuron
+    page.wait_for_function(f"document.querySelector('#neuron-page article').id !== '{options[0]}'")
+    page.go_back()
+    page.locator(f"article#{options[0]}").wait_for()
+    assert opened.errors == []
+
+
+def test_words_are_explained_where_the_focus_or_the_pointer_is(opened):
+    page = opened.page
+    word = page.locator(".sure .term").first
+    word.focus()
+    shown = page.locator("#meaning")
+    assert shown.is_visible()
+    described = word.get_attribute("aria-describedby")
+    assert shown.text_content() == page.locator(f"#{described}").text_content().strip()
+    page.keyboard.press("Escape")
+    assert not shown.is_visible()
+    word.hover()
+    page.mouse.move(1, 1)
+    word.hover()
+    assert shown.is_visible()
+
+
+def test_figures_follow_dark_mode_while_the_page_is_open(opened):
+    page = opened.page
+    background = "getComputedStyle(document.querySelector('[data-figure] .main-svg')).backgroundColor"
+    page.locator("[data-figure] .main-svg").first.wait_for(timeout=60_000)
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{background} === 'rgb(21, 24, 28)'")
+
+
+def test_print_holds_what_matters_on_few_pages(browser, report):
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    for place in page.locator("[data-figure]").all():
+        place.evaluate("place => place.closest('details')?.removeAttribute('open')")
+    page.wait_for_timeout(3000)
+    assert page.pdf(format="A4").count(b"/Type /Page\n") <= 15
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser, report, scheme):
+    axe = next((path for path in map(Path, AXE) if path.is_file()), None)
+    if axe is None:
+        pytest.skip(f"axe-core is not installed: no file of {', '.join(AXE)} (npm install axe-core)")
+    context = browser.new_context(color_scheme=scheme, offline=True, bypass_csp=True)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    page.locator(".finder:not([hidden])").wait_for()
+    page.evaluate(axe.read_text("utf-8"))
+    result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    serious = {each["id"] for each in result["violations"] if each["impact"] in ("serious", "critical")}
+    assert serious == set()
+    context.close()
 
 
 def test_corpus_text_is_text_and_never_runs(opened):

@@ -37,9 +37,9 @@ def matrix():
 def test_the_matrix_marks_what_is_significant_and_larger_than_the_margin(matrix):
     figure = ln.plot.perplexity_matrix(matrix)
     text = dict(zip([*"ab"], figure.data[0].text, strict=True))
-    assert list(figure.data[0].y) == ["hi", "en"]
-    assert text["a"][0].startswith("<b>+30.00*</b><br>[+29")
-    assert "*" not in text["a"][1]
+    assert list(figure.data[0].y) == list(figure.data[0].x) == ["en", "hi"]
+    assert text["b"][1].startswith("<b>+30.00*</b><br>[+29")
+    assert "*" not in text["b"][0]
 
 
 def test_the_matrix_says_in_print_what_was_written_how_many_and_which_marks(matrix):
@@ -55,15 +55,19 @@ def test_the_matrix_says_in_print_what_was_written_how_many_and_which_marks(matr
     assert "made up: 4 effects" in figure.layout.meta["caption"]
 
 
-def test_a_wide_matrix_is_a_wide_figure():
+def test_a_wide_matrix_is_a_wide_figure_that_says_its_widest_interval_above():
     languages = [f"l{n}" for n in range(12)]
     wide = table_of({("l0", language): 1.1 for language in languages}, ("patched", "measured"))
-    assert ln.plot.perplexity_matrix(wide).layout.width > 12 * 90
+    figure = ln.plot.perplexity_matrix(wide)
+    assert figure.layout.width > 12 * 60
+    assert "[" not in "".join(figure.data[0].text[0])
+    half = 50 * (wide.rows["high"] - wide.rows["low"]).max()
+    assert f"95 % intervals of at most ±{half:.2g}" in figure.layout.title.subtitle.text.replace("\u00a0", " ")
 
 
 def test_a_matrix_with_cells_not_measured_is_drawn_with_holes(matrix):
     holed = replace(matrix, rows=matrix.rows.iloc[1:])
-    assert ln.plot.perplexity_matrix(holed).data[0].text[0][1] == ""
+    assert ln.plot.perplexity_matrix(holed).data[0].text[1][1] == ""
 
 
 def test_the_matrix_is_centred_on_no_change_and_says_what_controls_did(matrix):
@@ -131,8 +135,8 @@ def test_effects_stand_one_under_the_other_by_language_with_verdict_and_controls
     assert words["hi", "zero"].startswith("+30.0 [")
     assert words["hi", "zero"].endswith("worse")
     assert words["en", "mean"].endswith("no effect")
-    assert list(dict.fromkeys(traces["in words"].y[0])) == ["hi", "en"]
-    assert [symbol for symbol in traces["zero"].marker.symbol] == ["diamond", "circle"]
+    assert list(dict.fromkeys(traces["in words"].y[0])) == ["en", "hi"]
+    assert [symbol for symbol in traces["zero"].marker.symbol] == ["circle", "diamond"]
     assert list(traces["matched controls"].x) == [1, 2]
     assert "grey ticks: matched controls" in figure.layout.title.subtitle.text.replace("<br>", " ").replace(
         "\u00a0", " "
@@ -140,11 +144,11 @@ def test_effects_stand_one_under_the_other_by_language_with_verdict_and_controls
 
 
 def test_any_table_of_effects_can_be_drawn(matrix, swept):
-    assert list(ln.plot.effects(matrix).data[0].y[0]) == ["hi", "en"]  # measured; the traces are what was patched
+    assert list(ln.plot.effects(matrix).data[0].y[0]) == ["en", "hi"]  # measured; the traces are what was patched
     names = [trace.name for trace in ln.plot.effects(swept).data]
     assert "given, hi, set, -1.0, all" in names
     one_key = table_of({"hi": 1.2, "en": 1.0}, ("language",))
-    assert list(ln.plot.effects(one_key).data[-1].y) == ["hi", "en"]
+    assert list(ln.plot.effects(one_key).data[-1].y) == ["en", "hi"]
 
 
 def test_an_evaluation_is_drawn_by_its_effects():
@@ -199,9 +203,9 @@ def test_a_report_draws_a_sweep_over_the_values_of_the_neurons_that_were_swept(s
     sets = {"narrow": replace(neurons["hi"], method="narrow"), "wide": replace(neurons, method="wide")}
     for by_name, drawn in ((sets, ["wide"]), ({"narrow": sets["narrow"]}, [])):
         findings = ln.Findings("Which?", stats=stats, neurons=by_name, sweep=swept)
-        figures = [figure for section in sections(findings) for figure in section.figures]
-        captions = [figure.caption for figure in figures if figure.title.startswith("What values written")]
-        assert [caption.rpartition("neurons: ")[2].split()[0] for caption in captions] == drawn
+        (provenance,) = (section for section in sections(findings) if section.anchor == "made-from")
+        swept_at = [text for text in provenance.paragraphs if text.startswith("What values written")]
+        assert [text.rpartition("neurons: ")[2].split()[0] for text in swept_at] == drawn
 
 
 def test_a_result_given_to_effects_draws_itself_and_warns(matrix):

@@ -98,11 +98,39 @@ def test_all_neurons_of_the_layer_or_of_the_language_can_be_ablated(explorer, ne
 
 def test_language_and_layer_can_be_chosen_without_a_mouse(explorer, neurons):
     layer = cell_of(neurons, "en")
-    received(explorer.panel.language, index=neurons.languages.index("en"))
-    assert explorer.language is None
-    received(explorer.panel.layer, index=layer)
-    assert (explorer.language, explorer.layer) == ("en", layer)
+    received(explorer.panel.language, index=explorer.panel.language.options.index("en"))
+    assert (explorer.language, explorer.layer) == ("en", layer)  # the layer with most of them
     assert len(explorer.panel.neurons.options) == int(neurons.counts().loc["en", layer])
+    other = int(neurons.counts().loc["en"].drop(layer).idxmax())
+    received(explorer.panel.layer, index=other)
+    assert len(explorer.panel.neurons.options) == int(neurons.counts().loc["en", other])
+
+
+def test_it_opens_with_the_cell_that_has_most_neurons(explorer, neurons):
+    counts = neurons.counts()
+    assert counts.loc[explorer.language, explorer.layer] == counts.to_numpy().max()
+    assert len(explorer.panel.neurons.options) == counts.to_numpy().max()
+    assert (explorer.panel.language.value, explorer.panel.layer.value) == (explorer.language, explorer.layer)
+    assert explorer.neuron is None
+
+
+def test_a_search_lists_the_neurons_that_respond_most_to_a_text(explorer, babel, neurons):
+    received(explorer.panel.search, value=HINDI)
+    table = explorer.search(HINDI)
+    values = ln.activations(babel, HINDI, neurons)
+    largest = explorer._stats.pooled().maximum().abs().maximum(explorer._stats.pooled().minimum().abs())
+    shares = {pair: float(values[pair].abs().max() / largest[pair]) for pair in values.columns}
+    best = max(shares, key=shares.get)
+    assert tuple(table.loc[0, ["layer", "neuron"]]) == best
+    assert table.loc[0, "share"] == pytest.approx(shares[best])
+    assert best in [tuple(pair) for pair in neurons[table.loc[0, "language"].split(", ")[0]].indices().tolist()]
+    assert explorer.panel.neurons.options[0][1] == best
+    received(explorer.panel.neurons, index=0)
+    assert explorer.neuron == best
+    assert f'<a href="#L{best[0]}N{best[1]}">' in explorer.panel.page.value
+    assert f">({best[0]}, {best[1]})</code>" in explorer.panel.page.value
+    received(explorer.panel.search, value="word " * 3000)
+    assert "context holds" in explorer.panel.status.value
 
 
 def test_every_path_is_a_method_that_moves_the_widgets_too(explorer, neurons):
@@ -120,9 +148,6 @@ def test_what_goes_wrong_is_a_sentence_in_the_panel_and_the_panel_goes_on(explor
     panel = explorer.panel
     pressed(panel.button)
     assert "No neuron is chosen" in panel.status.value
-    received(panel.what, index=2)
-    pressed(panel.button)
-    assert "No cell is chosen" in panel.status.value
     empty = neurons.counts().loc["hi"].eq(0)
     cell_clicked(panel.heatmap, "hi", int(empty.idxmax()))
     assert "hi has no neurons in layer" in panel.status.value
@@ -169,7 +194,8 @@ def test_with_a_corpus_a_page_shows_its_texts_and_a_sample_of_the_language_is_of
     table = explorer.click("hi", layer)
     assert explorer.panel.text.value == corpus.text("hi", 0)[:200]
     explorer.show((layer, int(table.loc[0, "neuron"])))
-    assert "Texts in hi" in explorer.panel.page.value
+    shown = explorer.panel.page.value
+    assert 0 < shown.index("Texts in hi") < shown.index("Texts in en")  # its own language first
     received(explorer.panel.text, value="my own")
     explorer.click("en", cell_of(neurons, "en"))
     assert explorer.text == explorer.panel.text.value == "my own"

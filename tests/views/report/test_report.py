@@ -12,6 +12,8 @@ from langneurons.errors import NeuronSetError, StaleArtefactError, StatisticsErr
 from langneurons.identification.neurons import NeuronSet
 from langneurons.storage.presenting import Table
 from langneurons.views.findings import answers, verdicts
+from langneurons.views.headline import certainty, headline
+from langneurons.views.looks import colour_of, language_class
 from langneurons.views.pages import (
     BINS,
     HEIGHT,
@@ -43,8 +45,14 @@ def unpacked(html: str, name: str) -> str:
     return gzip.decompress(base64.b64decode(found[1])).decode()
 
 
+def with_pages(html: str) -> str:
+    """The report and all pages of neurons that it unpacks."""
+    return html + "".join(json.loads(unpacked(html, "pages-0")).values())
+
+
 def test_text_from_outside_is_escaped_wherever_it_stands(html):
     assert made_up.HOSTILE not in html
+    assert made_up.HOSTILE not in with_pages(html)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "&lt;b&gt;bold" in html
     assert "made &lt;up&gt;" in html
@@ -57,11 +65,73 @@ def test_nothing_is_asked_of_the_network_and_only_our_script_may_run(html):
 
 
 def test_every_neuron_has_a_page_that_lists_link_to(findings, html):
-    for layer, index in findings.profiles.neurons:
-        assert html.count(f'id="L{layer}N{index}"') == 1
-        assert f'href="#L{layer}N{index}"' in html
-    for target in set(re.findall(r'href="#([^"]+)"', html)):
-        assert f'id="{target}"' in html, target
+    pages, whole = json.loads(unpacked(html, "pages-0")), with_pages(html)
+    assert sorted(pages) == sorted(f"L{layer}N{index}" for layer, index in findings.profiles.neurons)
+    for anchor, page in pages.items():
+        assert page.count(f'id="{anchor}"') == 1
+        assert f'href="#{anchor}"' in html
+    for target in set(re.findall(r'href="#([^"]+)"', whole)):
+        assert f'id="{target}"' in whole, target
+
+
+def test_the_index_of_neurons_has_each_with_its_languages_and_tokens_by_language(findings, html):
+    index = json.loads(unpacked(html, "neurons-index"))
+    assert [row[1] for row in index] == sorted(row[1] for row in index)
+    assert len(index) == len(findings.profiles)
+    assert all(row[3].startswith("␣the") and row[4] == 0 for row in index)
+    first = re.search(r'id="neuron-page">.*?id="(L\d+N\d+)"', html, re.S)
+    assert first is not None
+    assert first[1] == index[0][0]
+
+
+def test_the_first_screen_has_question_answer_figure_and_how_sure_it_is(html):
+    screen = re.search(r'<section aria-label="Answer".*?</section>', html, re.S)[0]
+    answer, rest = screen.split("<h2", 1)
+    assert answer.count("<p dir") == 3
+    assert (
+        "makes its own loss significantly worse in 3 of 3 languages, and that of another language in 0 of 6" in answer
+    )
+    assert "How sure" in rest
+    assert "9 effects judged together (Holm), each over 40 items in 20 clusters" in rest
+    assert "No controls were drawn" in rest
+    assert rest.count("data-figure") == 1
+    assert "Change of each language" in rest
+
+
+def test_given_sentences_answer_first(findings):
+    given = replace(findings, answer=["Hindi's do."], sure=["Six seeds."])
+    assert headline(given)[0] == "Hindi's do."
+    assert len(headline(given)) == 3
+    assert certainty(given)[0] == "Six seeds."
+
+
+def test_captions_hold_no_options_which_stand_in_provenance(tmp_path, stats_of_lape):
+    stats, neurons = stats_of_lape
+    html = ln.write_report(tmp_path / "r.html", ln.Findings("Q?", stats=stats, neurons={"LAPE": neurons})).read_text()
+    captions = " ".join(re.findall(r"<figcaption>.*?</figcaption>|<caption>.*?</caption>", html, re.S))
+    assert "filter_quantile" not in captions
+    provenance = html.split('id="made-from"')[1]
+    assert "filter_quantile" in provenance
+    assert "In which layers each language" in provenance
+
+
+@pytest.fixture(scope="module")
+def stats_of_lape():
+    stats = made_up.statistics()
+    return stats, ln.LAPE(top=0.1).identify(stats)
+
+
+def test_a_language_has_one_colour_in_figures_tables_and_pages(findings, html):
+    for language in made_up.PIECES:
+        named = language_class(language)
+        assert f'<span class="lang {named}">{language}</span>' in html
+        assert f'<dt class="{named}" data-language="{language}">' in html
+        assert f".{named} {{ --own: {colour_of(language)}; }}" in html
+    neurons = findings.neurons["made <up>"]
+    bars = {trace.meta: trace.marker.color for trace in ln.plot.layer_profile(neurons).data}
+    assert bars == {language: colour_of(language) for language in sorted(made_up.PIECES)}
+    lines = {trace.meta: trace.line.color for trace in ln.plot.histogram(findings.stats, (0, 1)).data}
+    assert lines == bars
 
 
 def test_ids_are_unique(html):
@@ -151,7 +221,8 @@ def test_numbers_are_printed_in_the_unit_of_the_text_and_what_is_missing_is_no_n
     html = ln.write_report(tmp_path / "r.html", replace(findings, matrix=matrix)).read_text("utf-8")
     table = re.search(r'<table class="data" id="selectivity">.*?</table>', html, re.S)[0]
     assert "selectivity (points)" in table
-    assert [cell for cell in re.findall(r"<td[^>]*>([^<]*)", table)] == ["all", "+0.305 [+0.21, +0.4]", "+0.02"]
+    bare = re.sub(r"</?span[^>]*>", "", table)
+    assert [cell for cell in re.findall(r"<td[^>]*>([^<]*)", bare)] == ["all", "+0.305 [+0.21, +0.4]", "+0.02"]
     assert "changes more than the others': by +0.305 [+0.21, +0.4] points on average" in html.replace("&#39;", "'")
     cells = re.findall(r"<td[^>]*>([^<]*)", html)
     assert not [cell for cell in cells if re.search(r"\bnan\b|none", cell, re.I)]
