@@ -22,6 +22,8 @@ from langneurons.settings.groups import EXECUTORS as EXECUTORS
 from langneurons.settings.groups import IN_WORDS as IN_WORDS
 from langneurons.settings.groups import PYTHON_ONLY as PYTHON_ONLY
 from langneurons.settings.groups import Adapter as Adapter
+from langneurons.settings.groups import Altering as Altering
+from langneurons.settings.groups import Condition as Condition
 from langneurons.settings.groups import Controls as Controls
 from langneurons.settings.groups import Experiment as Experiment
 from langneurons.settings.groups import Match as Match
@@ -34,6 +36,7 @@ from langneurons.settings.groups import Run as Run
 from langneurons.settings.groups import Testing as Testing
 from langneurons.settings.groups import Training as Training
 from langneurons.settings.groups import controls_of as controls_of
+from langneurons.settings.options import AlteringOptions as AlteringOptions
 from langneurons.settings.options import ControlledOptions as ControlledOptions
 from langneurons.settings.options import ExperimentOptions as ExperimentOptions
 from langneurons.settings.options import FinetuningOptions as FinetuningOptions

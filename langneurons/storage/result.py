@@ -34,6 +34,7 @@ MODULES = {
     "published-statistics": "replication.statistics",
     "screen": "analysis.screening",
     "split-half": "analysis.validity.reliability",
+    "survival": "analysis.validity.survival",
     "transfer": "training.transfer_table",
     "validity-table": "analysis.validity.checks",
 }

@@ -1,0 +1,249 @@
+"""Language or script, language or words: how many of a method's neurons stay when the text lacks one of them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import torch
+from jaxtyping import Float
+
+from langneurons.analysis.validity.altering import RANDOM, AlteredRecordings, Parts, record_altered
+from langneurons.analysis.validity.reliability import EVERY, selections
+from langneurons.corpora import Corpus
+from langneurons.errors import StatisticsError
+from langneurons.identification import Method
+from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.random_tokens import SHARE, without_active_on
+from langneurons.recording.statistics import ActivationStats
+from langneurons.run import alone_in_out
+from langneurons.settings import Altering, AlteringOptions, Recording, Run, with_options
+from langneurons.storage import Column, Result, Table, layout
+from langneurons.storage.layouts import Layout
+
+LEVEL = 0.95
+FIGURES = ("stays", "again", "change")
+
+Chosen = Mapping[str, np.ndarray]
+Values = Sequence[np.ndarray]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Survival(Result, kind="survival", tables=("rows",)):
+    """How many of each method's neurons stay when text is altered.
+
+    Attributes:
+        rows: One row per method, condition and language, and one for all languages of the condition together,
+            "overall". ``neurons``: how many the method names in one half of the documents. ``stays``: share of these
+            that it names again for the same language in the other half, altered; ``again``: in the other half as it is;
+            ``change``: the difference; each with ``_low`` and ``_high``, the ends of a 95 % interval.
+        settings: The number of parts, the level, and the share for random tokens.
+    """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "rows": layout(
+            text="method condition",
+            mark="language",
+            number="neurons " + " ".join(f"{name} {name}_low {name}_high" for name in FIGURES),
+        )
+    }
+
+    rows: pd.DataFrame
+    settings: Mapping[str, Any]
+
+    def table(self) -> Table:
+        """One line per method, condition and language: what stays, and what stays in other text as it is."""
+        headings = {"stays": ("stays", "%"), "again": ("stays in text as it is", "%"), "change": ("change", "points")}
+        columns = {
+            name: Column(*heading, 100, 3, name == "change", (f"{name}_low", f"{name}_high"))
+            for name, heading in headings.items()
+        }
+        caption = (
+            "Named in one half of the documents, and again in the other, altered and as it is; "
+            f"{self.settings['level']:.0%} intervals over {self.settings['parts']} parts of the documents, and over "
+            "neurons."
+        )
+        return Table(self.rows, columns, "Neurons that stay when text is altered", caption)
+
+
+@alone_in_out
+def survival(
+    methods: Method | Mapping[str, Method],
+    model: torch.nn.Module,
+    corpus: Corpus,
+    *,
+    seed: int = 0,
+    altering: Altering = Altering(),
+    recording: Recording = Recording(),
+    run: Run = Run(),
+    **options: Unpack[AlteringOptions],
+) -> Survival:
+    """Ask what a method's neurons respond to: language or script, language or words.
+
+    A method names neurons in one half of the documents, and again in the other half, as it is and altered: with words
+    or characters shuffled, in Latin letters, without what is active on random tokens, or with the same sentences in
+    every language. A neuron stays if the method names it for the same language again.
+
+    Args:
+        methods: A method, or several by name.
+        model: A model returned by ``load_model``.
+        corpus: A corpus of two languages or more, with its documents and, for parallel text, ids.
+        seed: Seed of the halves, the parts, and every shuffling.
+        altering: How text is altered.
+        recording: What is recorded, from how much text: tokens of each language in each half and condition, by default
+            as many as the smallest part allows in all.
+        run: Where it runs and what keeps it.
+        options: Single fields of ``Altering``, ``Recording`` and ``Run``, such as ``conditions=["words"]``.
+
+    Returns:
+        The shares that stay.
+
+    Raises:
+        CorpusError: If there are too few documents or tokens, or a condition fits no language.
+
+    Example:
+        >>> from langneurons.analysis.validity import survival
+        >>> size = {"tokens_per_language": 600, "context_length": 64, "progress": False}
+        >>> corpus = ln.load_corpus("babel", ["en", "hi"])
+        >>> stays = survival(ln.LAPE(top=0.01), model, corpus, conditions=["words"], parts=3, **size)
+        >>> stays.rows["language"].tolist()
+        ['en', 'hi', 'overall']
+    """
+    altering, recording, run = with_options(options, altering, recording, run)
+    by_name = methods if isinstance(methods, Mapping) else {repr(methods): methods}
+    needs = {need for method in by_name.values() for need in method.needs}
+    recording = recording.model_copy(update={"also": tuple(sorted({*recording.also, *needs}))})
+    recordings = record_altered(model, corpus, seed=seed, altering=altering, recording=recording, run=run)
+    return survival_of(by_name, recordings, altering.random_share)
+
+
+def survival_of(methods: Mapping[str, Method], recordings: AlteredRecordings, random_share: float = SHARE) -> Survival:
+    """How many of some methods' neurons stay, in text that has been recorded.
+
+    Intervals hold how far a figure would move with other documents (a jackknife over parts, the same of every language
+    and condition, so that the change is paired) and with other neurons like these, by Student's t.
+
+    Args:
+        methods: Methods by name.
+        recordings: What ``record_altered`` returned.
+        random_share: A neuron is active on random tokens if it is active at least this many times as often as in its
+            language.
+
+    Returns:
+        The shares that stay.
+
+    Raises:
+        StatisticsError: If there is no method, or parts are fewer than three.
+
+    Example:
+        >>> from langneurons.analysis.validity import AlteredRecordings, survival_of
+        >>> recordings = AlteredRecordings([stats] * 3, [stats] * 3, {"words": [stats] * 3})
+        >>> bool((survival_of({"lape": ln.LAPE(top=0.01)}, recordings).rows["stays"] == 1).all())
+        True
+    """
+    if not methods or len(recordings.first) < 3:
+        raise StatisticsError(
+            f"Give at least one method and three parts, not {len(methods)} and {len(recordings.first)}."
+        )
+    chosen = {
+        "first": _chosen(methods, _left_out(recordings.first)),
+        "second": _chosen(methods, _left_out(recordings.second)),
+        **{name: _chosen(methods, _altered(name, recordings)) for name in recordings.altered if name != RANDOM},
+    }
+    rows = [
+        row
+        for name in methods
+        for condition, parts in recordings.altered.items()
+        for row in _rows(name, condition, {label: of[name] for label, of in chosen.items()}, recordings, random_share)
+    ]
+    settings = {"parts": len(recordings.first), "level": LEVEL, "random_share": random_share}
+    return Survival(pd.DataFrame(rows), settings)
+
+
+def _left_out(parts: Parts) -> Iterator[ActivationStats]:
+    """The sum of all parts, then the sums without each in turn."""
+    yield reduce(add, parts)
+    for place in range(len(parts)):
+        yield reduce(add, [part for other, part in enumerate(parts) if other != place])
+
+
+def _altered(condition: str, recordings: AlteredRecordings) -> Iterator[ActivationStats]:
+    """Statistics in which the altered languages stand for their originals, without each part in turn."""
+    for whole, altered in zip(_left_out(recordings.second), _left_out(recordings.altered[condition]), strict=True):
+        rest = [language for language in whole.languages if language not in altered.languages]
+        yield (whole.select(rest) + altered if rest else altered).select(whole.languages)
+
+
+def _chosen(methods: Mapping[str, Method], several: Iterable[ActivationStats]) -> dict[str, list[Chosen]]:
+    """What each method names in several recordings."""
+    chosen: dict[str, list[Chosen]] = {name: [] for name in methods}
+    for stats in several:
+        for name, method in methods.items():
+            by_language = selections(method, stats)
+            chosen[name].append({language: selection.neurons for language, selection in by_language.items()})
+    return chosen
+
+
+def _rows(
+    method: str,
+    condition: str,
+    chosen: Mapping[str, list[Chosen]],
+    recordings: AlteredRecordings,
+    random_share: float,
+) -> Iterator[dict[str, object]]:
+    first, again = chosen["first"], chosen["second"]
+    if condition == RANDOM:
+        languages, stays = recordings.second[0].languages, _without_random(again, recordings, random_share)
+    else:
+        languages, stays = recordings.altered[condition][0].languages, chosen[condition]
+    for language in (*languages, EVERY):
+        members = languages if language == EVERY else (language,)
+        neurons = sum(len(first[0][member]) for member in members)
+        row: dict[str, object] = {"method": method, "condition": condition, "language": language, "neurons": neurons}
+        staying, control = (
+            [_named_again(*pair, members) for pair in zip(first, others, strict=True)] for others in (stays, again)
+        )
+        yield row | _figures(staying, control)
+
+
+def _without_random(chosen: list[Chosen], recordings: AlteredRecordings, share: float) -> list[Chosen]:
+    """What was named, without what is active on random tokens."""
+    staying = []
+    recorded = zip(_left_out(recordings.second), _left_out(recordings.altered[RANDOM]), strict=True)
+    for of, (stats, random) in zip(chosen, recorded, strict=True):
+        neurons = NeuronSet({language: flat.copy() for language, flat in of.items()}, stats.shape, stats.site)
+        staying.append(without_active_on(neurons, stats, random, share).members)
+    return staying
+
+
+def _named_again(first: Chosen, other: Chosen, languages: tuple[str, ...]) -> Float[np.ndarray, " neuron"]:
+    """Of every neuron of some languages, 1 if it is among the others for the same language, else 0."""
+    named = [np.isin(first[language], other[language]) for language in languages]
+    return np.concatenate(named).astype(float)
+
+
+def _figures(stays: Values, again: Values) -> dict[str, float]:
+    """Shares, their difference and intervals, from each neuron's values with all parts and without each in turn."""
+    change = [of_neurons - others for of_neurons, others in zip(stays, again, strict=True)]
+    return _interval("stays", stays, 0.0) | _interval("again", again, 0.0) | _interval("change", change, -1.0)
+
+
+def _interval(name: str, values: Values, least: float) -> dict[str, float]:
+    """The mean over neurons, and how far it would move with other documents, and with other neurons like these.
+
+    Variance by documents is the jackknife's. Two neurons at either end are added to the variance by neurons, as Agresti
+    and Coull (1998) do to a share, so that an interval has a width also where all neurons agree.
+    """
+    if not len(values[0]):
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
+    whole, *without = (float(np.mean(of_neurons)) if len(of_neurons) else np.nan for of_neurons in values)
+    parts = len(without)
+    by_documents = (parts - 1) * np.nanvar(without)
+    ends = np.concatenate([values[0], [least, least, 1.0, 1.0]])
+    by_neurons = np.var(ends) / len(ends)
+    reach = float(scipy.stats.t.ppf((1 + LEVEL) / 2, parts - 1) * np.sqrt(by_documents + by_neurons))
+    return {name: whole, f"{name}_low": max(whole - reach, least), f"{name}_high": min(whole + reach, 1.0)}
