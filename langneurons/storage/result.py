@@ -34,7 +34,7 @@ MODULES = {
     "published-statistics": "replication.statistics",
     "screen": "analysis.screening",
     "split-half": "analysis.validity.reliability",
-    "survival": "analysis.validity.survival",
+    "survival": "analysis.validity.staying",
     "transfer": "training.transfer_table",
     "validity-table": "analysis.validity.checks",
 }

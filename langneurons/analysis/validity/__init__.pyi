@@ -1,5 +1,5 @@
-from .altering import AlteredRecordings as AlteredRecordings
 from .altering import record_altered as record_altered
+from .altering import survival as survival
 from .checks import CHECKS as CHECKS
 from .checks import Check as Check
 from .checks import Evidence as Evidence
@@ -21,6 +21,6 @@ from .reliability import SplitHalf as SplitHalf
 from .reliability import chance_jaccard as chance_jaccard
 from .reliability import rerun as rerun
 from .reliability import split_half as split_half
-from .survival import Survival as Survival
-from .survival import survival as survival
-from .survival import survival_of as survival_of
+from .staying import AlteredRecordings as AlteredRecordings
+from .staying import Survival as Survival
+from .staying import survival_of as survival_of

@@ -6,9 +6,9 @@ figure depends on the documents. Parts have equal histogram edges and can be add
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -17,34 +17,69 @@ from transformers import PreTrainedTokenizerBase
 
 from langneurons import storage
 from langneurons.analysis.validity.recordings import inside
+from langneurons.analysis.validity.staying import RANDOM, AlteredRecordings, Survival, survival_of
 from langneurons.corpora import Corpus, pack
 from langneurons.corpora.altered import characters_shuffled, random_tokens, romanised, words_shuffled
 from langneurons.errors import CorpusError
+from langneurons.identification import Method
 from langneurons.models import view
 from langneurons.recording.recorder import record
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import alone_in_out
 from langneurons.settings import Altering, AlteringOptions, Condition, Recording, Run, with_options
 
-PARALLEL, RANDOM = "parallel", "random"
-
-Parts = Sequence[ActivationStats]
+PARALLEL = "parallel"
 
 
-@dataclass(frozen=True)
-class AlteredRecordings:
-    """Recorded parts of two halves of the documents, the second also altered.
+@alone_in_out
+def survival(
+    methods: Method | Mapping[str, Method],
+    model: torch.nn.Module,
+    corpus: Corpus,
+    *,
+    seed: int = 0,
+    altering: Altering = Altering(),
+    recording: Recording = Recording(),
+    run: Run = Run(),
+    **options: Unpack[AlteringOptions],
+) -> Survival:
+    """Ask what a method's neurons respond to: language or script, language or words.
 
-    Attributes:
-        first: Parts of the half in which neurons are named.
-        second: Parts of the other half, as it is.
-        altered: Condition -> parts of the other half, altered: of the languages that can be; of random tokens, under
-            the label "random".
+    A method names neurons in one half of the documents, and again in the other half, as it is and altered: with words
+    or characters shuffled, in Latin letters, without what is active on random tokens, or with the same sentences in
+    every language. A neuron stays if the method names it for the same language again.
+
+    Args:
+        methods: A method, or several by name.
+        model: A model returned by ``load_model``.
+        corpus: A corpus of two languages or more, with its documents and, for parallel text, ids.
+        seed: Seed of the halves, the parts, and every shuffling.
+        altering: How text is altered.
+        recording: What is recorded, from how much text: tokens of each language in each half and condition, by default
+            as many as the smallest part allows in all.
+        run: Where it runs and what keeps it.
+        options: Single fields of ``Altering``, ``Recording`` and ``Run``, such as ``conditions=["words"]``.
+
+    Returns:
+        The shares that stay.
+
+    Raises:
+        CorpusError: If there are too few documents or tokens, or a condition fits no language.
+
+    Example:
+        >>> from langneurons.analysis.validity import survival
+        >>> size = {"tokens_per_language": 600, "context_length": 64, "progress": False}
+        >>> corpus = ln.load_corpus("babel", ["en", "hi"])
+        >>> stays = survival(ln.LAPE(top=0.01), model, corpus, conditions=["words"], parts=3, **size)
+        >>> stays.rows["language"].tolist()
+        ['en', 'hi', 'overall']
     """
-
-    first: Parts
-    second: Parts
-    altered: Mapping[Condition, Parts]
+    altering, recording, run = with_options(options, altering, recording, run)
+    by_name = methods if isinstance(methods, Mapping) else {repr(methods): methods}
+    needs = {need for method in by_name.values() for need in method.needs}
+    recording = recording.model_copy(update={"also": tuple(sorted({*recording.also, *needs}))})
+    recordings = record_altered(model, corpus, seed=seed, altering=altering, recording=recording, run=run)
+    return survival_of(by_name, recordings, altering.random_share)
 
 
 @alone_in_out
@@ -213,3 +248,15 @@ def _recorded(
         recorded.append(reduce(add, of_part))
         edges = recorded[0]
     return recorded
+
+
+def load_parts(folder: Path) -> list[ActivationStats]:
+    """The parts of one condition that ``record_altered`` kept, in their order.
+
+    Args:
+        folder: Folder of the condition.
+    """
+    recorded: dict[int, list[ActivationStats]] = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        recorded.setdefault(int(place.name.partition(".")[0]), []).append(ActivationStats.load(place))
+    return [reduce(add, recorded[part]) for part in sorted(recorded)]

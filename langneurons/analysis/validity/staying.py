@@ -4,32 +4,46 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import scipy.stats
-import torch
 from jaxtyping import Float
 
-from langneurons.analysis.validity.altering import RANDOM, AlteredRecordings, Parts, record_altered
 from langneurons.analysis.validity.reliability import EVERY, selections
-from langneurons.corpora import Corpus
 from langneurons.errors import StatisticsError
 from langneurons.identification import Method
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.random_tokens import SHARE, without_active_on
 from langneurons.recording.statistics import ActivationStats
-from langneurons.run import alone_in_out
-from langneurons.settings import Altering, AlteringOptions, Recording, Run, with_options
+from langneurons.settings import Condition
 from langneurons.storage import Column, Result, Table, layout
 from langneurons.storage.layouts import Layout
 
+RANDOM = "random"
 LEVEL = 0.95
 FIGURES = ("stays", "again", "change")
 
 Chosen = Mapping[str, np.ndarray]
 Values = Sequence[np.ndarray]
+Parts = Sequence[ActivationStats]
+
+
+@dataclass(frozen=True)
+class AlteredRecordings:
+    """Recorded parts of two halves of the documents, the second also altered.
+
+    Attributes:
+        first: Parts of the half in which neurons are named.
+        second: Parts of the other half, as it is.
+        altered: Condition -> parts of the other half, altered: of the languages that can be; of random tokens, under
+            the label "random".
+    """
+
+    first: Parts
+    second: Parts
+    altered: Mapping[Condition, Parts]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,6 +69,11 @@ class Survival(Result, kind="survival", tables=("rows",)):
     rows: pd.DataFrame
     settings: Mapping[str, Any]
 
+    @classmethod
+    def joined(cls, tables: "Sequence[Survival]") -> "Survival":
+        """One table of methods that were asked one by one, in the same text."""
+        return cls(pd.concat([table.rows for table in tables], ignore_index=True), tables[0].settings)
+
     def table(self) -> Table:
         """One line per method, condition and language: what stays, and what stays in other text as it is."""
         headings = {"stays": ("stays", "%"), "again": ("stays in text as it is", "%"), "change": ("change", "points")}
@@ -68,57 +87,6 @@ class Survival(Result, kind="survival", tables=("rows",)):
             "neurons."
         )
         return Table(self.rows, columns, "Neurons that stay when text is altered", caption)
-
-
-@alone_in_out
-def survival(
-    methods: Method | Mapping[str, Method],
-    model: torch.nn.Module,
-    corpus: Corpus,
-    *,
-    seed: int = 0,
-    altering: Altering = Altering(),
-    recording: Recording = Recording(),
-    run: Run = Run(),
-    **options: Unpack[AlteringOptions],
-) -> Survival:
-    """Ask what a method's neurons respond to: language or script, language or words.
-
-    A method names neurons in one half of the documents, and again in the other half, as it is and altered: with words
-    or characters shuffled, in Latin letters, without what is active on random tokens, or with the same sentences in
-    every language. A neuron stays if the method names it for the same language again.
-
-    Args:
-        methods: A method, or several by name.
-        model: A model returned by ``load_model``.
-        corpus: A corpus of two languages or more, with its documents and, for parallel text, ids.
-        seed: Seed of the halves, the parts, and every shuffling.
-        altering: How text is altered.
-        recording: What is recorded, from how much text: tokens of each language in each half and condition, by default
-            as many as the smallest part allows in all.
-        run: Where it runs and what keeps it.
-        options: Single fields of ``Altering``, ``Recording`` and ``Run``, such as ``conditions=["words"]``.
-
-    Returns:
-        The shares that stay.
-
-    Raises:
-        CorpusError: If there are too few documents or tokens, or a condition fits no language.
-
-    Example:
-        >>> from langneurons.analysis.validity import survival
-        >>> size = {"tokens_per_language": 600, "context_length": 64, "progress": False}
-        >>> corpus = ln.load_corpus("babel", ["en", "hi"])
-        >>> stays = survival(ln.LAPE(top=0.01), model, corpus, conditions=["words"], parts=3, **size)
-        >>> stays.rows["language"].tolist()
-        ['en', 'hi', 'overall']
-    """
-    altering, recording, run = with_options(options, altering, recording, run)
-    by_name = methods if isinstance(methods, Mapping) else {repr(methods): methods}
-    needs = {need for method in by_name.values() for need in method.needs}
-    recording = recording.model_copy(update={"also": tuple(sorted({*recording.also, *needs}))})
-    recordings = record_altered(model, corpus, seed=seed, altering=altering, recording=recording, run=run)
-    return survival_of(by_name, recordings, altering.random_share)
 
 
 def survival_of(methods: Mapping[str, Method], recordings: AlteredRecordings, random_share: float = SHARE) -> Survival:
