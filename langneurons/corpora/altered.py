@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,7 @@ def _changed(corpus: Corpus, change: Callable[[str, np.random.Generator], str], 
     return Corpus(tables)
 
 
+@cache  # its tables take seconds to load
 def _romaniser() -> Callable[[str, np.random.Generator], str]:
     try:
         from uroman import Uroman  # pyright: ignore[reportMissingImports]
