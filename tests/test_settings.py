@@ -20,6 +20,7 @@ OPTIONS = {
     settings.ControlledOptions: [settings.Controls, settings.Testing, settings.Run],
     settings.PromptingOptions: [settings.Prompting],
     settings.RecordingOptions: [settings.Recording, settings.Run],
+    settings.AlteringOptions: [settings.Altering, settings.Recording, settings.Run],
     settings.FinetuningOptions: [settings.Training, settings.Run],
     settings.ExperimentOptions: [
         settings.Experiment,

@@ -19,6 +19,7 @@ SAMPLE = 100  # texts that show in which letters a language is written
 REMAINING = 0.05  # share of the letters that may stay in another script
 RANDOM = "random"  # label of random tokens
 RANDOM_LENGTH = 32  # tokens of a random text
+VIRAMA = 9  # Unicode's combining class of the marks that join consonants
 # First words of the letters' names in scripts that are written without spaces between words; Korean has spaces.
 UNSPACED = {"CJK", "HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "YI"}
 
@@ -89,7 +90,7 @@ def words_shuffled(corpus: Corpus, seed: int = 0) -> Corpus:
 def characters_shuffled(corpus: Corpus, seed: int = 0) -> Corpus:
     """Put the characters of each text in a random order, with spaces where they were: letters stay, words do not.
 
-    A character is a letter with its marks, which stay together.
+    A character is a letter with its marks, or consonants that are written as one, which stay together.
 
     Args:
         corpus: Any corpus.
@@ -166,10 +167,12 @@ def _with_characters_shuffled(text: str, random: np.random.Generator) -> str:
 
 
 def _characters(text: str) -> list[str]:
-    """The letters of a text, each with the marks that belong to it."""
+    """The letters of a text, each with the marks that belong to it, and with those that a virama joins to it."""
     characters: list[str] = []
     for letter in text:
-        if characters and unicodedata.category(letter).startswith("M"):
+        is_mark = unicodedata.category(letter).startswith("M")
+        is_joined = letter.isalpha() and bool(characters) and unicodedata.combining(characters[-1][-1]) == VIRAMA
+        if characters and (is_mark or is_joined):
             characters[-1] += letter
         else:
             characters.append(letter)

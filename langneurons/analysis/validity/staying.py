@@ -63,7 +63,8 @@ class Survival(Result, kind="survival", tables=("rows",)):
             text="method condition",
             mark="language",
             number="neurons " + " ".join(f"{name} {name}_low {name}_high" for name in FIGURES),
-        )
+        ),
+        "settings": layout(whole="parts", share="level random_share"),
     }
 
     rows: pd.DataFrame
