@@ -150,14 +150,19 @@ def _changed(corpus: Corpus, change: Callable[[str, np.random.Generator], str], 
     return Corpus(tables)
 
 
-@cache  # its tables take seconds to load
 def _romaniser() -> Callable[[str, np.random.Generator], str]:
     try:
-        from uroman import Uroman  # pyright: ignore[reportMissingImports]
+        from uroman import Uroman
     except ImportError as error:
         raise CorpusError("Romanising a text needs the package uroman: pip install 'langneurons[script]'.") from error
-    romaniser = Uroman()
+    romaniser = _loaded(Uroman)
     return lambda text, _: str(romaniser.romanize_string(text)).strip() or text
+
+
+@cache
+def _loaded(kind: Callable[[], Any]) -> Any:
+    """An object whose tables take seconds to load."""
+    return kind()
 
 
 def _with_characters_shuffled(text: str, random: np.random.Generator) -> str:

@@ -1,16 +1,23 @@
 """Neurons that read a script, words, or nothing of a language are told apart by what happens when text is altered."""
 
+import inspect
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import langneurons as ln
 from langneurons.analysis.validity import AlteredRecordings, record_altered, survival, survival_of
+from langneurons.cli import checking, commands
 from langneurons.corpora import altered
-from langneurons.errors import CorpusError, StatisticsError
+from langneurons.errors import CorpusError, StatisticsError, StudyError
 from langneurons.identification.random_tokens import without_active_on
+from langneurons.settings import Altering
+from langneurons.study.config import parse_config
+from langneurons.study.stages.survival import SurvivalPart
 from tests.planted import script
 from tests.planted.recordings import LABELS, recording
+from tests.study.small import SMALL
 
 CONDITIONS = ["parallel", "words", "characters", "romanised", "random"]
 SIZE = {"tokens_per_language": 480, "context_length": 64, "progress": False}
@@ -119,6 +126,18 @@ def test_neurons_that_are_active_on_random_tokens_are_left_out():
         assert staying.members[language].tolist() == expected
         assert len(staying.scores[language]) == len(expected)
     assert 0 < len(staying) < len(neurons)
+
+
+def test_python_a_study_and_the_command_line_have_the_same_options():
+    assert checking.survival
+    defaults = [about.default for about in inspect.signature(survival).parameters.values()]
+    in_python = next(default for default in defaults if isinstance(default, Altering))
+    assert in_python == commands.GROUPS["survival"]["altering"] == SurvivalPart().altering
+    content = {**SMALL, "survival": {"tokens": 600, "altering": {"conditions": ["words"], "parts": 3}}}
+    config = parse_config(content)
+    assert config.survival.altering == Altering(conditions=("words",), parts=3)
+    with pytest.raises(StudyError, match="conditions"):
+        parse_config({**SMALL, "survival": {"altering": {"conditions": ["backwards"]}}})
 
 
 def test_bad_input_is_one_sentence():
