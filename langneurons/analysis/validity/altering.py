@@ -5,8 +5,9 @@ parts of documents, the same ones in every language and condition, so that leavi
 figure depends on the documents. Parts have equal histogram edges and can be added.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from itertools import chain
 from operator import add
 from pathlib import Path
 from typing import Unpack
@@ -26,9 +27,15 @@ from langneurons.models import view
 from langneurons.recording.recorder import record
 from langneurons.recording.statistics import ActivationStats
 from langneurons.run import alone_in_out
-from langneurons.settings import Altering, AlteringOptions, Condition, Recording, Run, with_options
+from langneurons.settings import Altering, AlteringOptions, Recording, Run, with_options
 
 PARALLEL = "parallel"
+# What is done to a text where that needs nothing but the text and a seed.
+ALTERATIONS: Mapping[str, Callable[[Corpus, int], Corpus]] = {
+    "words": words_shuffled,
+    "characters": characters_shuffled,
+    "romanised": lambda corpus, seed: romanised(corpus),
+}
 
 
 @alone_in_out
@@ -122,45 +129,25 @@ def record_altered(
     altering, recording, run = with_options(options, altering, recording, run)
     tokenizer = view(model).tokenizer
     first, second = (_parts_of(half, altering.parts, seed) for half in corpus.split(heldout=0.5, seed=seed))
-    tokens = recording.tokens_per_language or altering.parts * _least_tokens(first + second, tokenizer, recording)
-    of_a_part = recording.model_copy(update={"tokens_per_language": tokens // altering.parts})
     texts = {
-        name: [altered_text(name, part, tokenizer, of_a_part, seed + place) for place, part in enumerate(second)]
-        for name in altering.conditions
+        name: [alter(part, seed + place) for place, part in enumerate(second)]
+        for name, alter in ALTERATIONS.items()
+        if name in altering.conditions
     }
+    everything = [*first, *second, *chain.from_iterable(texts.values())]
+    tokens = recording.tokens_per_language or altering.parts * _least_tokens(everything, tokenizer, recording)
+    of_a_part = tokens // altering.parts
+    if PARALLEL in altering.conditions:
+        texts[PARALLEL] = [_same_texts(part, tokenizer, of_a_part) for part in second]
+    if RANDOM in altering.conditions:
+        texts[RANDOM] = [random_tokens(tokenizer, 2 * of_a_part, seed + place) for place in range(altering.parts)]
+    texts = {"first": first, "second": second} | {name: texts[name] for name in altering.conditions}
+    recording = recording.model_copy(update={"tokens_per_language": of_a_part})
     recorded = {
-        name: _recorded(model, parts, of_a_part, inside(run, name), equal=name != PARALLEL)
-        for name, parts in {"first": first, "second": second, **texts}.items()
+        name: _recorded(model, parts, recording, inside(run, name), equal=name != PARALLEL)
+        for name, parts in texts.items()
     }
     return AlteredRecordings(recorded.pop("first"), recorded.pop("second"), recorded)
-
-
-def altered_text(
-    condition: Condition, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, recording: Recording, seed: int = 0
-) -> Corpus:
-    """A text under a condition: of the languages that can be altered so, or of random tokens.
-
-    Args:
-        condition: What is done to the text.
-        corpus: The text.
-        tokenizer: The tokenizer of the model that reads it.
-        recording: How much of it is read.
-        seed: Seed of what is random.
-
-    Raises:
-        CorpusError: If no language can be altered so.
-    """
-    if condition == "words":
-        return words_shuffled(corpus, seed)
-    if condition == "characters":
-        return characters_shuffled(corpus, seed)
-    if condition == "romanised":
-        return romanised(corpus)
-    tokens = recording.tokens_per_language
-    assert tokens is not None
-    if condition == RANDOM:
-        return random_tokens(tokenizer, 2 * tokens, seed)
-    return _same_texts(corpus, tokenizer, tokens)
 
 
 def _parts_of(corpus: Corpus, parts: int, seed: int) -> list[Corpus]:

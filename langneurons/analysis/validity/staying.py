@@ -17,7 +17,6 @@ from langneurons.identification import Method
 from langneurons.identification.neurons import NeuronSet
 from langneurons.identification.random_tokens import SHARE, without_active_on
 from langneurons.recording.statistics import ActivationStats
-from langneurons.settings import Condition
 from langneurons.storage import Column, Result, Table, layout
 from langneurons.storage.layouts import Layout
 
@@ -25,7 +24,7 @@ RANDOM = "random"
 LEVEL = 0.95
 FIGURES = ("stays", "again", "change")
 
-Chosen = Mapping[str, np.ndarray]
+Choice = Mapping[str, np.ndarray]
 Values = Sequence[np.ndarray]
 Parts = Sequence[ActivationStats]
 
@@ -43,7 +42,7 @@ class AlteredRecordings:
 
     first: Parts
     second: Parts
-    altered: Mapping[Condition, Parts]
+    altered: Mapping[str, Parts]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,16 +117,16 @@ def survival_of(methods: Mapping[str, Method], recordings: AlteredRecordings, ra
         raise StatisticsError(
             f"Give at least one method and three parts, not {len(methods)} and {len(recordings.first)}."
         )
-    chosen = {
-        "first": _chosen(methods, _left_out(recordings.first)),
-        "second": _chosen(methods, _left_out(recordings.second)),
-        **{name: _chosen(methods, _altered(name, recordings)) for name in recordings.altered if name != RANDOM},
+    choices = {
+        "first": _choices(methods, _left_out(recordings.first)),
+        "second": _choices(methods, _left_out(recordings.second)),
+        **{name: _choices(methods, _altered(name, recordings)) for name in recordings.altered if name != RANDOM},
     }
     rows = [
         row
         for name in methods
         for condition, parts in recordings.altered.items()
-        for row in _rows(name, condition, {label: of[name] for label, of in chosen.items()}, recordings, random_share)
+        for row in _rows(name, condition, {label: of[name] for label, of in choices.items()}, recordings, random_share)
     ]
     settings = {"parts": len(recordings.first), "level": LEVEL, "random_share": random_share}
     return Survival(pd.DataFrame(rows), settings)
@@ -147,28 +146,28 @@ def _altered(condition: str, recordings: AlteredRecordings) -> Iterator[Activati
         yield (whole.select(rest) + altered if rest else altered).select(whole.languages)
 
 
-def _chosen(methods: Mapping[str, Method], several: Iterable[ActivationStats]) -> dict[str, list[Chosen]]:
+def _choices(methods: Mapping[str, Method], several: Iterable[ActivationStats]) -> dict[str, list[Choice]]:
     """What each method names in several recordings."""
-    chosen: dict[str, list[Chosen]] = {name: [] for name in methods}
+    choices: dict[str, list[Choice]] = {name: [] for name in methods}
     for stats in several:
         for name, method in methods.items():
             by_language = selections(method, stats)
-            chosen[name].append({language: selection.neurons for language, selection in by_language.items()})
-    return chosen
+            choices[name].append({language: selection.neurons for language, selection in by_language.items()})
+    return choices
 
 
 def _rows(
     method: str,
     condition: str,
-    chosen: Mapping[str, list[Chosen]],
+    choices: Mapping[str, list[Choice]],
     recordings: AlteredRecordings,
     random_share: float,
 ) -> Iterator[dict[str, object]]:
-    first, again = chosen["first"], chosen["second"]
+    first, again = choices["first"], choices["second"]
     if condition == RANDOM:
         languages, stays = recordings.second[0].languages, _without_random(again, recordings, random_share)
     else:
-        languages, stays = recordings.altered[condition][0].languages, chosen[condition]
+        languages, stays = recordings.altered[condition][0].languages, choices[condition]
     for language in (*languages, EVERY):
         members = languages if language == EVERY else (language,)
         neurons = sum(len(first[0][member]) for member in members)
@@ -179,17 +178,17 @@ def _rows(
         yield row | _figures(staying, control)
 
 
-def _without_random(chosen: list[Chosen], recordings: AlteredRecordings, share: float) -> list[Chosen]:
+def _without_random(choices: list[Choice], recordings: AlteredRecordings, share: float) -> list[Choice]:
     """What was named, without what is active on random tokens."""
     staying = []
     recorded = zip(_left_out(recordings.second), _left_out(recordings.altered[RANDOM]), strict=True)
-    for of, (stats, random) in zip(chosen, recorded, strict=True):
+    for of, (stats, random) in zip(choices, recorded, strict=True):
         neurons = NeuronSet({language: flat.copy() for language, flat in of.items()}, stats.shape, stats.site)
         staying.append(without_active_on(neurons, stats, random, share).members)
     return staying
 
 
-def _named_again(first: Chosen, other: Chosen, languages: tuple[str, ...]) -> Float[np.ndarray, " neuron"]:
+def _named_again(first: Choice, other: Choice, languages: tuple[str, ...]) -> Float[np.ndarray, " neuron"]:
     """Of every neuron of some languages, 1 if it is among the others for the same language, else 0."""
     named = [np.isin(first[language], other[language]) for language in languages]
     return np.concatenate(named).astype(float)
