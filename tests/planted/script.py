@@ -1,7 +1,8 @@
 """A tiny Llama with neurons that read a script, a language's words in any script, or what is no word at all.
 
 Hindi is written in six letters of Devanagari, English in six others. Every three of them are a token, so that shuffled
-letters can be read; some are words, and those of Hindi also have a token in Latin letters. Kinds of planted neurons, in every layer:
+letters can be read; some are words, and those of Hindi also have a token in Latin letters. Kinds of planted
+neurons, in every layer:
 
 - ``script``: fires on every token in Devanagari, word or not;
 - ``word``: fires on the words of Hindi in either script, and on nothing else;
