@@ -23,6 +23,7 @@ OPTIONS = {
     settings.ConfusionOptions: [settings.Attributing, settings.Testing, settings.Run],
     settings.TaskScoringOptions: [settings.TaskScoring, settings.Run],
     settings.RecordingOptions: [settings.Recording, settings.Run],
+    settings.AlteringOptions: [settings.Altering, settings.Recording, settings.Run],
     settings.FinetuningOptions: [settings.Training, settings.Run],
     settings.ExperimentOptions: [
         settings.Experiment,

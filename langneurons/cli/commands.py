@@ -246,7 +246,7 @@ def run(arguments: Sequence[str]) -> int:
     if list(arguments[:1]) == ["--version"]:
         print(f"langneurons {ln.__version__}")
         return 0
-    for module in ("measuring", "attributing", "finding"):
+    for module in ("measuring", "attributing", "finding", "checking"):
         import_module(f"langneurons.cli.{module}")
     try:
         # Not standalone: typer would answer Ctrl-C itself, without saying that the work goes on.

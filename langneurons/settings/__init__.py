@@ -22,7 +22,9 @@ from langneurons.settings.groups import EXECUTORS as EXECUTORS
 from langneurons.settings.groups import IN_WORDS as IN_WORDS
 from langneurons.settings.groups import PYTHON_ONLY as PYTHON_ONLY
 from langneurons.settings.groups import Adapter as Adapter
+from langneurons.settings.groups import Altering as Altering
 from langneurons.settings.groups import Attributing as Attributing
+from langneurons.settings.groups import Condition as Condition
 from langneurons.settings.groups import Controls as Controls
 from langneurons.settings.groups import Experiment as Experiment
 from langneurons.settings.groups import Match as Match
@@ -36,6 +38,7 @@ from langneurons.settings.groups import TaskScoring as TaskScoring
 from langneurons.settings.groups import Testing as Testing
 from langneurons.settings.groups import Training as Training
 from langneurons.settings.groups import controls_of as controls_of
+from langneurons.settings.options import AlteringOptions as AlteringOptions
 from langneurons.settings.options import AttributingOptions as AttributingOptions
 from langneurons.settings.options import ConfusionOptions as ConfusionOptions
 from langneurons.settings.options import ControlledOptions as ControlledOptions

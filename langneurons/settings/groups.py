@@ -20,6 +20,7 @@ Positive = Annotated[float, Field(gt=0)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 Resamples = Annotated[int, Field(ge=100, le=10**7)]
 Match = Literal["write", "dose", "layer", "layer+magnitude"]
+Condition = Literal["parallel", "words", "characters", "romanised", "random"]
 Resampled = Literal["auto", "clusters", "sources"]
 RESAMPLES = 5000
 RESAMPLES_PER_TEST = 100
@@ -223,6 +224,34 @@ class Recording(Settings):
         "(a backward pass, about four times the time).",
     )
     sentences: Count = Field(500, description='Documents per language that also="sentence" keeps.')
+
+
+class Altering(Settings):
+    """How text is altered, to see which of a method's neurons stay.
+
+    Example:
+        >>> ln.settings.Altering(conditions=["romanised"]).parts
+        6
+    """
+
+    error: ClassVar[type[LangNeuronsError]] = StatisticsError
+
+    conditions: tuple[Condition, ...] = Field(
+        ("parallel", "words", "characters", "romanised", "random"),
+        min_length=1,
+        description="What is done to the text. parallel: every language reads the same sentences; words, characters: "
+        "these are shuffled in each text; romanised: Latin letters replace others (extra script); random: neurons that "
+        "are active on random tokens are left out.",
+        json_schema_extra={"possible": "at least one of parallel, words, characters, romanised, random"},
+    )
+    parts: int = Field(6, ge=3, le=100, description="Parts of documents; leaving out each in turn gives the intervals.")
+    random_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="A neuron is active on random tokens if it is active at least this many times as often as in its "
+        "language.",
+    )
 
 
 class Adapter(Settings):

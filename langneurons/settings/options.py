@@ -85,6 +85,14 @@ class RecordingOptions(RunOptions, total=False):
     sentences: int
 
 
+class AlteringOptions(RecordingOptions, total=False):
+    """Single options of ``Altering``, ``Recording`` and ``Run``."""
+
+    conditions: Sequence[str]
+    parts: int
+    random_share: float
+
+
 class FinetuningOptions(TrainingOptions, total=False):
     """Single options of ``Training`` and ``Run``."""
 

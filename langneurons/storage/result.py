@@ -35,6 +35,7 @@ MODULES = {
     "published-statistics": "replication.statistics",
     "screen": "analysis.screening",
     "split-half": "analysis.validity.reliability",
+    "survival": "analysis.validity.staying",
     "task-gradient": "analysis.task_gradient",
     "transfer": "training.transfer_table",
     "validity-table": "analysis.validity.checks",

@@ -25,6 +25,7 @@ from langneurons.study.stages.polysemanticity import PolysemanticityStage
 from langneurons.study.stages.profile import ProfileStage
 from langneurons.study.stages.protocols import ProtocolsStage
 from langneurons.study.stages.record import IdentifyStage, PublishedStage, RecordStage
+from langneurons.study.stages.survival import AlteredStage, SurvivalStage
 from langneurons.study.stages.sweep import SweepStage
 from langneurons.study.stages.tasks import TasksStage
 from langneurons.study.stages.training import FinetuneStage, TransferStage
@@ -41,6 +42,8 @@ STAGES: tuple[Stage[Any], ...] = (
     IdentifyStage(),
     NullsStage(),
     ValidityStage(),
+    AlteredStage(),
+    SurvivalStage(),
     MatrixStage(),
     SweepStage(),
     FinetuneStage(),

@@ -12,6 +12,7 @@ from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.polysemanticity import Polysemanticity
 from langneurons.analysis.profiles import Profiles
 from langneurons.analysis.validity.checks import ValidityTable
+from langneurons.analysis.validity.staying import Survival
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, StaleArtefactError, StatisticsError
@@ -48,6 +49,7 @@ class Findings:
         ablation: Result of ``ln.ablate``.
         polysemanticity: Result of ``ln.polysemanticity``.
         validity: A validity table.
+        survival: Result of ``langneurons.analysis.validity.survival``; one, or several by name.
         published: Heading -> table that holds published numbers against these.
         published_about: Sentences that say where the published numbers come from.
         profiles: Result of ``ln.profile``: each of its neurons gets a page.
@@ -68,6 +70,7 @@ class Findings:
     ablation: Ablation | Mapping[str, Ablation] | None = None
     polysemanticity: Polysemanticity | Mapping[str, Polysemanticity] | None = None
     validity: ValidityTable | None = None
+    survival: Survival | Mapping[str, Survival] | None = None
     published: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     published_about: Sequence[str] = ()
     profiles: Profiles | None = None

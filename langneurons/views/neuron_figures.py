@@ -29,8 +29,8 @@ def layer_heatmap(neurons: NeuronSet) -> go.Figure:
         neurons: A neuron set.
 
     Returns:
-        A heatmap, languages down by their codes, layers across; hovering shows the count, its share of the layer, and how
-        many are exclusive to the language or higher in another.
+        A heatmap, languages down by their codes, layers across; hovering shows the count, its share of the layer, and
+        how many are exclusive to the language or higher in another.
 
     Raises:
         NeuronSetError: If the set is empty.

@@ -21,6 +21,7 @@ from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.polysemanticity import Polysemanticity
 from langneurons.analysis.profiles import Profiles
 from langneurons.analysis.validity.checks import ValidityTable
+from langneurons.analysis.validity.staying import Survival
 from langneurons.effects.table import EffectTable
 from langneurons.errors import EffectError, LangNeuronsError
 from langneurons.evaluation.results import Evaluation, Factorial
@@ -326,6 +327,10 @@ def _validity(section: Section, validity: ValidityTable, _: Findings) -> None:
     section.add(validity.table(), "checks", "Every check")
 
 
+def _survival(section: Section, survival: Survival, _: Findings) -> None:
+    section.add(survival.table(), "survival", "Neurons that stay, by condition and language")
+
+
 # Kind of result -> anchor, short and long title of its section, and what fills it.
 KINDS: dict[str, tuple[str, str, str, Callable[[Section, Any, Findings], None]]] = {
     "matrix": ("patching", "Patching", "What patching each language's neurons does to the loss", _matrix),
@@ -336,6 +341,7 @@ KINDS: dict[str, tuple[str, str, str, Callable[[Section, Any, Findings], None]]]
     "ablation": ("ablation", "Ablation", "What ablating a neuron changes", _ablation),
     "polysemanticity": ("carried", "Carried", "What else the neurons carry", _polysemanticity),
     "validity": ("validity", "Validity", "Are the scores real?", _validity),
+    "survival": ("survival", "Altered text", "Language or script, language or words?", _survival),
 }
 
 

@@ -33,6 +33,7 @@ FULL: dict[str, Any] = {
     "matrix": {},
     "published_statistics": {},
     "validity": {},
+    "survival": {},
     "tasks": {"q": {"kind": "xquad", "source": "babel"}, "t": {"kind": "xnli", "source": "babel", "head": "en"}},
     "protocols": {"p": {"task": "t"}},
     "finetuning": {"f": {"source": "babel"}},

@@ -17,6 +17,7 @@ from langneurons.analysis.screening import Screen
 from langneurons.analysis.task_gradient import PARTS, TaskGradient
 from langneurons.analysis.validity.checks import Evidence, Nulls, ValidityTable, validity_table
 from langneurons.analysis.validity.reliability import EVERY, FIGURES, SplitHalf
+from langneurons.analysis.validity.staying import Survival
 from langneurons.evaluation.results import Evaluation, Factorial, design_of
 from langneurons.replication.protocols import ProtocolComparison
 from langneurons.replication.statistics import ARRAYS, PublishedStatistics
@@ -168,6 +169,12 @@ def nulls() -> Nulls:
     return Nulls("LAPE()", rows.assign(jaccard=0.5, jaccard_chance=0.1), per_language, 0.05)
 
 
+def survival() -> Survival:
+    numbers = {f"{name}{end}": 0.5 for name in ("stays", "again", "change") for end in ("", "_low", "_high")}
+    rows = pd.DataFrame({"method": "LAPE()", "condition": "words", "language": [*LANGUAGES, EVERY], "neurons": 3.0})
+    return Survival(rows.assign(**numbers), {"parts": 3, "level": 0.95, "random_share": 0.5})
+
+
 def validity() -> ValidityTable:
     return validity_table([Evidence("good", recall=1.0, fdr=0.0), Evidence("bad", recall=0.2, fdr=0.5)])
 
@@ -207,6 +214,7 @@ RESULTS: dict[str, Callable[[], Result]] = {
     "published-statistics": published,
     "screen": screen,
     "split-half": split_half,
+    "survival": survival,
     "task-gradient": task_gradient,
     "transfer": lambda: simulated({"none": 0.0, "source": 0.1}, seeds=2, clusters=4, resamples=100),
     "validity-table": validity,

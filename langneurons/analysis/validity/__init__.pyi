@@ -1,3 +1,5 @@
+from .altering import record_altered as record_altered
+from .altering import survival as survival
 from .checks import CHECKS as CHECKS
 from .checks import Check as Check
 from .checks import Evidence as Evidence
@@ -19,3 +21,6 @@ from .reliability import SplitHalf as SplitHalf
 from .reliability import chance_jaccard as chance_jaccard
 from .reliability import rerun as rerun
 from .reliability import split_half as split_half
+from .staying import AlteredRecordings as AlteredRecordings
+from .staying import Survival as Survival
+from .staying import survival_of as survival_of

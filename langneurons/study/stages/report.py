@@ -32,7 +32,7 @@ SECTIONS = {
     "neuron-set": "neurons",
     "effect-table": "matrix",
     "validity-table": "validity",
-    **{kind: kind for kind in ("evaluation", "transfer", "ablation", "polysemanticity", "profiles")},
+    **{kind: kind for kind in ("evaluation", "transfer", "ablation", "polysemanticity", "survival", "profiles")},
 }
 # Columns of an effect table -> what a comparison of protocols calls them.
 COMPARED = {"baseline": "base", "condition": "patched", "minimal_detectable": "detectable"}
