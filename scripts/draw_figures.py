@@ -18,7 +18,6 @@ from plotly.graph_objects import Figure
 import langneurons as ln
 from langneurons.analysis.validity import Evidence, RedrawnRandom, nulls_of, record_nulls, split_half, validity_table
 from langneurons.analysis.validity.checks import ValidityTable
-from langneurons.study.demo import clearest
 
 HELDOUT_TOKENS = 600
 SHOWN = "hi"  # the language whose neurons are swept and ablated
@@ -48,6 +47,11 @@ class Study:
     def neurons(self) -> ln.NeuronSet:
         """LAPE's neurons."""
         return ln.LAPE(top=0.01).identify(self.stats)
+
+    @cached_property
+    def clearest(self) -> list[int]:
+        """Layer and index of the clearest neuron of the language that is shown."""
+        return self.neurons[SHOWN].clearest(self.stats).indices()[0].tolist()
 
     @cached_property
     def sets(self) -> dict[str, ln.NeuronSet]:
@@ -192,7 +196,9 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
         "overlap_methods": lambda: plot.overlap(study.sets["LAPE"], study.sets["pooled-p90"], ("LAPE", "pooled-p90")),
         "sets": lambda: plot.sets(study.neurons),
         "methods": lambda: plot.methods(study.sets),
-        "histogram": lambda: plot.histogram(study.stats, clearest(study.stats, study.neurons, SHOWN)),
+        "histogram": lambda: plot.histogram(
+            study.stats, *study.neurons[SHOWN].clearest(study.stats).indices().tolist()
+        ),
         "perplexity_matrix": lambda: plot.perplexity_matrix(
             ln.effects.EffectTable.load(study.given.get("matrix", folder / "matrix" / "effects"))
         ),
