@@ -73,6 +73,10 @@ notebooks: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --no-header -p no:jaxtyping \
 		--override-ini addopts= notebooks
 
+# Runs the notebooks anew and keeps what they show, with pictures for where no script runs.
+notebooks-run: install
+	OMP_NUM_THREADS=2 $(BIN)/python -m scripts.run_notebooks notebooks/*.ipynb
+
 # FROM draws larger results in place of the study's: make figures FROM='--from matrix=runs/large/matrix'
 figures: install
 	test -d $(RUN)/statistics || $(BIN)/langneurons demo --out $(RUN)

@@ -23,7 +23,7 @@ HELDOUT_TOKENS = 600
 SHOWN = "hi"  # the language whose neurons are swept and ablated
 TRAINED = {"batch_size": 32, "learning_rate": 8e-4, "bfloat16": True}
 RESAMPLES = 2000
-PRETRAINED = Path(__file__).parents[1] / "docs" / "results" / "smollm2"  # saved results of another study
+RESULTS = Path(__file__).parents[1] / "docs" / "results"  # saved results of other studies
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,11 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
         "perplexity_matrix": lambda: plot.perplexity_matrix(
             ln.effects.EffectTable.load(study.given.get("matrix", folder / "matrix" / "effects"))
         ),
-        "smollm2_matrix": lambda: plot.perplexity_matrix(ln.effects.EffectTable.load(PRETRAINED / "matrix")),
+        "smollm2_matrix": lambda: plot.perplexity_matrix(ln.load(RESULTS / "smollm2" / "matrix")),
+        "smollm2_validity": lambda: plot.validity(ln.load(RESULTS / "smollm2" / "validity")),
+        "smollm2_carried": lambda: plot.selectivity(ln.load(RESULTS / "smollm2" / "carried")),
+        "smollm2_confusion": lambda: ln.load(RESULTS / "smollm2-more" / "confusion").plot(),
+        "babel_transfer": lambda: plot.effects(ln.load(RESULTS / "babel" / "transfer").effects()),
         "dose_response": lambda: plot.dose_response(
             study.result("sweep", ln.effects.EffectTable, sweep),
             study.swept,

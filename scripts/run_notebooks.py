@@ -6,8 +6,8 @@ Usage (from the project's root; needs the extras ``notebooks`` and ``figures``, 
     python -m scripts.run_notebooks notebooks/06_explore_one_neuron.ipynb
     python -m scripts.run_notebooks --pictures notebooks/*.ipynb          # runs nothing: pictures of what is there
 
-GitHub, nbviewer and PDF run no script and drop styles. So an interactive figure gets a PNG beside it, a page with drawings or
-coloured tokens becomes a PNG, and widgets leave what stands in their place.
+GitHub, nbviewer and PDF run no script and drop styles. So an interactive figure gets a PNG beside it, a page with
+drawings or coloured tokens becomes a PNG, and widgets leave what stands in their place.
 """
 
 import argparse
