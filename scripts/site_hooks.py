@@ -122,7 +122,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if page.file.src_uri == "models.md":
         markdown = FAMILY_ROW.sub(r"| [\1](models/\1.md) |", markdown)
     paragraphs = (" ".join(part.split()) for part in re.sub(r"<!--.*?-->", "", markdown, flags=re.DOTALL).split("\n\n"))
-    first = next((text for text in paragraphs if text[:1].isalpha() or text.startswith("**")), "")
+    first = next((text for text in paragraphs if text[:1].isalpha() or text.startswith(("**", "`"))), "")
     PAGES[page.url] = f"- [{page.title}]({page.url}): {first.replace('**', '')}"
     return markdown
 
