@@ -134,9 +134,7 @@ def on_nav(nav: Navigation, *, config: MkDocsConfig, files: Files) -> None:
 
 
 def on_post_build(*, config: MkDocsConfig) -> None:
-    """Write llms.txt, and refuse a site of which a script, style, picture or frame comes from elsewhere."""
-    lines = [f"# {config.site_name}", f"> {config.site_description}", "\n".join(filter(None, PAGES.values()))]
-    Path(config.site_dir, "llms.txt").write_text("\n\n".join(lines) + "\n", "utf-8")
+    """Refuse a site of which a script, style, picture or frame comes from elsewhere, and write llms.txt."""
     found = [
         f"{path.relative_to(config.site_dir)}: {match[0][:100]}"
         for path in sorted(Path(config.site_dir).rglob("*"))
@@ -145,6 +143,8 @@ def on_post_build(*, config: MkDocsConfig) -> None:
     ]
     if found:
         raise PluginError("The site would ask the network: " + "; ".join(found[:5]))
+    lines = [f"# {config.site_name}", f"> {config.site_description}", "\n".join(filter(None, PAGES.values()))]
+    Path(config.site_dir, "llms.txt").write_text("\n\n".join(lines) + "\n", "utf-8")
 
 
 def fields(kind: type) -> str:

@@ -125,9 +125,11 @@ def test_a_site_that_would_ask_the_network_is_refused(hooks, tmp_path, html):
         hooks.on_post_build(config=SimpleNamespace(site_dir=tmp_path))
 
 
-def test_links_for_the_reader_to_click_are_allowed(hooks, tmp_path):
+def test_links_for_the_reader_to_click_are_allowed_and_llms_txt_lists_the_pages(hooks, tmp_path, monkeypatch):
     (tmp_path / "page.html").write_text('<a href="https://arxiv.org">paper</a><script src="assets/a.js"></script>')
-    hooks.on_post_build(config=SimpleNamespace(site_dir=tmp_path))
+    monkeypatch.setattr(hooks, "PAGES", {"tour.html": "- [A tour](tour.html): Every part."})
+    hooks.on_post_build(config=SimpleNamespace(site_dir=tmp_path, site_name="langneurons", site_description="Neurons."))
+    assert (tmp_path / "llms.txt").read_text() == "# langneurons\n\n> Neurons.\n\n- [A tour](tour.html): Every part.\n"
 
 
 def test_a_notebook_becomes_a_page_with_its_pictures_and_without_what_is_fetched(hooks):
