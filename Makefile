@@ -1,21 +1,31 @@
-# `make demo` and `make test` do everything on a machine with Python 3.11 and make.
+# `make demo` and `make test` do everything on a machine with Python 3.11 and make; each installs no more than it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: install demo test test-transformerlens-4 test-pretrained lint types contracts wheel notebooks docs figures pretrained \
-	pretrained-more pretrained-text benchmark soak clean
+.PHONY: base install demo test test-transformerlens-4 test-pretrained lint types contracts wheel notebooks notebooks-run docs \
+	figures pretrained pretrained-more pretrained-text benchmark soak clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# Modules are compiled when they are first imported, since most never are: that saves a quarter of the time and of the space.
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+# What the package itself needs: enough for the demo.
+$(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) torch -e .
 	touch $@
+
+# Every extra, and what tests, linters, notebooks and the documentation need.
+$(VENV)/installed: $(VENV)/base
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+base: $(VENV)/base
 
 install: $(VENV)/installed
 
-demo: install
+demo: base
 	$(BIN)/langneurons demo --out $(RUN)
 
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
@@ -62,6 +72,10 @@ contracts: install
 notebooks: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --no-header -p no:jaxtyping \
 		--override-ini addopts= notebooks
+
+# Runs the notebooks anew and keeps what they show, with pictures for where no script runs.
+notebooks-run: install
+	OMP_NUM_THREADS=2 $(BIN)/python -m scripts.run_notebooks notebooks/*.ipynb
 
 # FROM draws larger results in place of the study's: make figures FROM='--from matrix=runs/large/matrix'
 figures: install

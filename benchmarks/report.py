@@ -8,7 +8,6 @@ from pathlib import Path
 import langneurons as ln
 from benchmarks.measuring import Settings
 from benchmarks.rows import Row
-from langneurons.analysis.profiles import clearest_neurons
 
 PAGE = re.compile(r'<article class="ln-neuron".*?</article>', re.DOTALL)
 
@@ -20,7 +19,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     stats = ln.record(model, corpus, context_length=64, progress=False)
     lape = ln.LAPE(top=0.05).identify(stats)
     pooled = ln.ActivationProbability(threshold="pooled-p90", top=0.01).identify(stats)
-    shown = clearest_neurons(lape, stats, count)
+    shown = lape.clearest(stats, count)
     profiles = ln.profile(model, shown, corpus, stats, k=3, documents=texts, progress=False)
     text = ln.HeldoutText.of(model, corpus, 100, context_length=32)
     ablation = ln.ablate(model, shown, text, resamples=100, progress=False)

@@ -17,14 +17,12 @@ from typing import Any
 from plotly.graph_objects import Figure
 
 import langneurons as ln
-from langneurons.study.demo import clearest
 
 HELDOUT_TOKENS = 600
 SHOWN = "hi"  # the language whose neurons are swept and ablated
 TRAINED = {"batch_size": 32, "learning_rate": 8e-4, "bfloat16": True}
 RESAMPLES = 2000
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
-PRETRAINED = RESULTS / "smollm2"  # saved results of another study
+RESULTS = Path(__file__).parents[1] / "docs" / "results"  # saved results of other studies
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,11 @@ class Study:
     def neurons(self) -> ln.NeuronSet:
         """LAPE's neurons."""
         return ln.LAPE(top=0.01).identify(self.stats)
+
+    @cached_property
+    def clearest(self) -> list[int]:
+        """Layer and index of the clearest neuron of the language that is shown."""
+        return self.neurons[SHOWN].clearest(self.stats).indices()[0].tolist()
 
     @cached_property
     def sets(self) -> dict[str, ln.NeuronSet]:
@@ -120,9 +123,15 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
         "overlap_methods": lambda: plot.overlap(study.sets["LAPE"], study.sets["pooled-p90"], ("LAPE", "pooled-p90")),
         "sets": lambda: plot.sets(study.neurons),
         "methods": lambda: plot.methods(study.sets),
-        "histogram": lambda: plot.histogram(study.stats, clearest(study.stats, study.neurons, SHOWN)),
+        "histogram": lambda: plot.histogram(
+            study.stats, *study.neurons[SHOWN].clearest(study.stats).indices().tolist()
+        ),
         "perplexity_matrix": lambda: plot.perplexity_matrix(study.saved("matrix")),
-        "smollm2_matrix": lambda: plot.perplexity_matrix(ln.load(PRETRAINED / "matrix")),
+        "smollm2_matrix": lambda: plot.perplexity_matrix(ln.load(RESULTS / "smollm2" / "matrix")),
+        "smollm2_validity": lambda: plot.validity(ln.load(RESULTS / "smollm2" / "validity")),
+        "smollm2_carried": lambda: plot.selectivity(ln.load(RESULTS / "smollm2" / "carried")),
+        "smollm2_confusion": lambda: ln.load(RESULTS / "smollm2-more" / "confusion").plot(),
+        "babel_transfer": lambda: plot.effects(ln.load(RESULTS / "babel" / "transfer").effects()),
         "dose_response": lambda: plot.dose_response(study.saved("sweep"), study.stats, study.swept, SHOWN, "given"),
         "tasks": lambda: study.saved("xnli").plot(),
         "ablation": lambda: plot.ablation(study.saved("ablation"), top=15),

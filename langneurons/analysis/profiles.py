@@ -1,21 +1,17 @@
 """Profiles: what a neuron's page shows that only the model could tell, saved so that no page needs the model again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 
 from langneurons.analysis.quadrants import QUADRANTS, SIGNS, mean_up
-from langneurons.corpora.languages import spelled
 from langneurons.errors import NeuronSetError, StaleArtefactError
 from langneurons.identification import NeuronSet
-from langneurons.identification.controls import fitting_statistics
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
-from langneurons.settings import whole_number
 from langneurons.storage import Result, Table, layout
 from langneurons.storage.layouts import Layout
 
@@ -251,52 +247,3 @@ class Profiles(Result, kind="profiles", tables=("texts", *PARTS), optional=("qua
         """The tables of single neurons."""
         quadrants = pd.DataFrame(columns=pd.Index(QUADRANTS)) if self.quadrants is None else self.quadrants
         return {**{name: getattr(self, name) for name in PARTS}, "quadrants": quadrants}
-
-
-def clearest_neurons(neurons: NeuronSet, stats: ActivationStats, count: int) -> NeuronSet:
-    """Keep the neurons that are furthest ahead in their own language, as many of each label as of the others.
-
-    Args:
-        neurons: A neuron set; a label that was recorded is a language.
-        stats: Statistics of the same model.
-        count: Largest number of neurons to keep in all.
-
-    Returns:
-        The set, at most ``count`` neurons; of each label those whose activation probability exceeds that of every other
-        language most (of a label that was not recorded, the first ones).
-
-    Raises:
-        NeuronSetError: If ``count`` is below 1, or the statistics do not fit.
-
-    Example:
-        >>> neurons = ln.LAPE(top=0.01).identify(stats)
-        >>> from langneurons.analysis.profiles import clearest_neurons
-        >>> len(clearest_neurons(neurons, stats, 6)) <= 6
-        True
-    """
-    if whole_number(count, "count", NeuronSetError) < 1:
-        raise NeuronSetError(f"At least one neuron is to be looked at, not {count}.")
-    stats = fitting_statistics(stats, neurons.shape, neurons.site, neurons.model)
-    probability = stats.probability().flatten(1)
-    ordered = {}
-    for label, flat in neurons.members.items():
-        ordered[label] = flat
-        if (language := spelled(label, stats.languages)) and len(stats.languages) > 1:
-            own = stats.languages.index(language)
-            others = torch.cat([probability[:own], probability[own + 1 :]]).amax(0)
-            ahead = (probability[own] - others).numpy()[flat]
-            ordered[label] = flat[np.argsort(-ahead, kind="stable")]
-    method = f"the {count} furthest ahead of: {neurons.method}"
-    return replace(neurons, members=_in_turn(ordered, count), scores={}, method=method)
-
-
-def _in_turn(ordered: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Take from each label in turn until ``count`` different neurons are taken."""
-    taken: set[int] = set()
-    members: dict[str, list[int]] = {label: [] for label in ordered}
-    for rank in range(max(map(len, ordered.values()), default=0)):
-        for label, flat in ordered.items():
-            if rank < len(flat) and (len(taken) < count or int(flat[rank]) in taken):
-                taken.add(int(flat[rank]))
-                members[label].append(int(flat[rank]))
-    return {label: np.array(sorted(flat), np.int64) for label, flat in members.items()}

@@ -49,7 +49,7 @@ def profile(
 
     Args:
         model: A model returned by ``load_model``.
-        neurons: A neuron set, of some hundreds at most; ``clearest_neurons`` chooses from larger ones.
+        neurons: A neuron set, of some hundreds at most; ``neurons.clearest`` chooses from larger ones.
         corpus: Texts to look through.
         stats: Statistics of the same model, to find neurons that are active alike.
         profiling: What profiles show, and how many texts are looked through.

@@ -303,15 +303,13 @@ def profile(
     ] = 200,
 ) -> None:
     """Look at single neurons: the texts that move them, the tokens they promote, the neurons like them."""
-    from langneurons.analysis.profiles import clearest_neurons
-
     neurons, stats = files.load(text.languages)
     if len(neurons) > most and stats is None:
         raise NeuronSetError(
             f"{files.neurons} holds {len(neurons):,} neurons, more than {most}: give --statistics or --most."
         )
     if stats is not None and len(neurons) > most:
-        neurons = clearest_neurons(neurons, stats, most)
+        neurons = neurons.clearest(stats, most)
     texts = text.load(corpus, shuffled=False)
     profiles = ln.profile(options.load(model), neurons, texts, stats, profiling=profiling, run=run)
     keep(profiles, run, "profiles")

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Int
 
 from langneurons.errors import NeuronSetError, check_kind
+from langneurons.identification.clearest import furthest_ahead
 from langneurons.identification.controls import (
     Candidates,
     balance_of,
@@ -28,7 +29,7 @@ from langneurons.identification.scores import Scores
 from langneurons.identification.standing import ByLanguage, from_texts
 from langneurons.recording.site_values import basis_note
 from langneurons.recording.statistics import ActivationStats
-from langneurons.settings import Controls
+from langneurons.settings import Controls, whole_number
 from langneurons.storage.layouts import layout
 from langneurons.storage.objects import JsonObject
 from langneurons.storage.presenting import Table
@@ -189,6 +190,31 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
             "method": self.method,
         }
         return table
+
+    def clearest(self, stats: ActivationStats, count: int = 1) -> "NeuronSet":
+        """Keep the neurons that are furthest ahead in their own language, as many of each label as of the others.
+
+        Args:
+            stats: Statistics of the same model.
+            count: Largest number of neurons to keep in all.
+
+        Returns:
+            The set: of each label those whose activation probability exceeds that of every other language most (of a
+            label that was not recorded, the first ones).
+
+        Raises:
+            NeuronSetError: If ``count`` is below 1, or the statistics do not fit.
+
+        Example:
+            >>> neurons = ln.LAPE(top=0.01).identify(stats)
+            >>> len(neurons.clearest(stats, 6)), len(neurons["hi"].clearest(stats))
+            (6, 1)
+        """
+        if whole_number(count, "count", NeuronSetError) < 1:
+            raise NeuronSetError(f"At least one neuron is to be looked at, not {count}.")
+        fitting = fitting_statistics(stats, self.shape, self.site, self.model)
+        members, method = furthest_ahead(self.members, fitting, count), f"the {count} furthest ahead of: {self.method}"
+        return replace(self, members=members, scores={}, method=method)
 
     def matched_control(
         self,

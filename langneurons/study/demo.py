@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 
 import langneurons as ln
-from langneurons.analysis.profiles import clearest_neurons
 from langneurons.tasks import completions
 from langneurons.tasks.answers import identify
 from langneurons.views.findings import of_matrix
@@ -45,7 +44,7 @@ def run_demo(out: Path) -> str:
     text = ln.HeldoutText.of(model, heldout, HELDOUT_TOKENS, context_length=128)
     matrix = ln.perplexity_matrix(model, text, lape, controls=CONTROLS, stats=stats, out=out / "matrix")
     matrix.save(out / "matrix" / "effects")
-    neurons = clearest_neurons(lape, stats, PAGES)
+    neurons = lape.clearest(stats, PAGES)
     profiles = ln.profile(model, neurons, train, stats, k=3, documents=TEXTS)
     profiles.save(out / "profiles")
     resolution, concluded = detectable(stats), list(of_matrix(matrix))
@@ -108,7 +107,7 @@ def summarise(stats: "ln.ActivationStats", lape: "ln.NeuronSet", pooled: "ln.Neu
     probability = stats.probability()
     rows = []
     for position, language in enumerate(stats.languages):
-        layer, index = clearest(stats, lape, language)
+        ((layer, index),) = lape[language].clearest(stats).indices().tolist()
         own, others = probability[position, layer, index], probability[:, layer, index].clone()
         others[position] = -1
         rows.append(
@@ -167,16 +166,6 @@ def steering(
     shown = ["unpatched", "English's neurons off", *(f"towards {language}" for language in STEERED)]
     sides = table.loc[: len(PROMPTS) - 1, ["prompt", *shown]].set_index("prompt").T
     return sides, pd.DataFrame(shares)
-
-
-def clearest(stats: "ln.ActivationStats", neurons: "ln.NeuronSet", language: str) -> tuple[int, int]:
-    """The neuron of a language whose activation probability is furthest above that of any other language.
-
-    Returns:
-        Layer and index.
-    """
-    (flat,) = clearest_neurons(neurons.select([language]), stats, 1).members[language]
-    return divmod(int(flat), stats.shape[1])
 
 
 def detectable(stats: "ln.ActivationStats") -> str:

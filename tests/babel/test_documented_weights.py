@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 WEIGHTS = re.compile(r"(?:\bweights `?|babel \(|\bmodel )([0-9a-f]{8})\b")
 PRETRAINED = ROOT / "docs" / "results" / "smollm2"
-SHOW_PRETRAINED = ("README.md", "smollm2.md", "smollm2-more.md")
+SHOW_PRETRAINED = ("README.md", "smollm2.md", "smollm2-more.md", "do-they-matter.md", "do-they-help-a-task.md")
+SHOW_PRETRAINED += ("what-else-they-carry.md", "are-the-scores-real.md")
 SHOWN = {page.name: set(WEIGHTS.findall(page.read_text("utf-8"))) for page in PAGES}
 
 

@@ -1,5 +1,6 @@
 """Pages of results say what the saved results beside them hold."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,37 @@ def test_a_page_says_what_its_results_hold(page):
 def test_no_line_begins_with_a_number_of_results_because_its_marker_would_end_the_paragraph(page):
     lines = page.read_text("utf-8").splitlines()
     assert not [line for line in lines if line.lstrip().startswith(("<!-- cell", "<!-- value"))]
+
+
+QUESTIONS = [
+    ROOT / "docs" / "results" / f"{name}.md"
+    for name in (
+        "do-they-matter",
+        "do-they-help-a-task",
+        "does-training-help",
+        "what-else-they-carry",
+        "are-the-scores-real",
+    )
+]
+
+
+@pytest.mark.parametrize("page", QUESTIONS, ids=lambda page: page.stem)
+def test_a_question_s_page_has_its_answer_a_figure_a_table_how_to_repeat_it_and_what_would_change_our_mind(page):
+    text = page.read_text("utf-8")
+    title, _, answer, figure, *_ = text.split("\n\n")
+    assert title.endswith("?")
+    assert answer.startswith("**")
+    assert (ROOT / "figures" / re.fullmatch(r"!\[.+\]\(\.\./figures/(.+)\)", figure)[1]).is_file()
+    assert text.count("![") == text.count("<!-- table ") == 1
+    assert "\n## How to repeat it\n" in text
+    assert "\n## What would change our mind\n\n- " in text
+
+
+def test_the_gallery_shows_every_figure_that_no_page_of_results_shows():
+    pages = [path.read_text("utf-8") for path in (ROOT / "docs" / "results").glob("*.md")]
+    assert [
+        path.name for path in (ROOT / "figures").glob("*.png") if not any(path.name in text for text in pages)
+    ] == []
 
 
 def test_no_text_of_a_task_is_kept_with_its_results():

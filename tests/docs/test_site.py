@@ -70,9 +70,11 @@ def test_what_is_documented_exists(path):
     assert object_of(path).__doc__
 
 
-def test_every_page_stands_in_the_navigation():
-    written = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
-    assert written == set(pages(SITE["nav"]))
+NOTEBOOKS = {f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+def test_every_page_and_every_notebook_stands_in_the_navigation():
+    assert {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} | NOTEBOOKS == set(pages(SITE["nav"]))
 
 
 @pytest.mark.parametrize("name", EXCEPTIONS)
@@ -123,6 +125,32 @@ def test_a_site_that_would_ask_the_network_is_refused(hooks, tmp_path, html):
         hooks.on_post_build(config=SimpleNamespace(site_dir=tmp_path))
 
 
-def test_links_for_the_reader_to_click_are_allowed(hooks, tmp_path):
+def test_links_for_the_reader_to_click_are_allowed_and_llms_txt_lists_the_pages(hooks, tmp_path, monkeypatch):
     (tmp_path / "page.html").write_text('<a href="https://arxiv.org">paper</a><script src="assets/a.js"></script>')
-    hooks.on_post_build(config=SimpleNamespace(site_dir=tmp_path))
+    monkeypatch.setattr(hooks, "PAGES", {"tour.html": "- [A tour](tour.html): Every part."})
+    hooks.on_post_build(config=SimpleNamespace(site_dir=tmp_path, site_name="langneurons", site_description="Neurons."))
+    assert (tmp_path / "llms.txt").read_text() == "# langneurons\n\n> Neurons.\n\n- [A tour](tour.html): Every part.\n"
+
+
+def test_a_notebook_becomes_a_page_with_its_pictures_and_without_what_is_fetched(hooks):
+    pictures = {}
+    path = next((ROOT / "notebooks").glob("01_*.ipynb"))
+    page = "\n\n".join(hooks.notebook_parts(path, pictures))
+    assert page.startswith("# 1. Find a model's language neurons")
+    assert "[Open in Colab](https://colab" in page
+    assert not hooks.FETCHED.search(page)
+    assert len(pictures) >= 4
+    assert all(f"]({name})" in page and content.startswith(b"\x89PNG") for name, content in pictures.items())
+
+
+def test_every_family_of_the_table_has_a_page_that_says_on_which_backends_it_was_checked(hooks):
+    models = (DOCS / "models.md").read_text("utf-8")
+    family_pages = hooks.family_pages(models)
+    assert len(family_pages) == models.count("ForCausalLM`")
+    assert "HookedTransformer | no |" in family_pages["gemma-2"]
+    assert "does not put a beginning-of-sequence token" in family_pages["smollm2"]
+
+
+@pytest.mark.parametrize("name", ["counted token", "`act`", "dose", "neutral", "detectable"])
+def test_the_start_page_defines_the_words_that_other_pages_use(name):
+    assert f"\n| {name} | " in (DOCS / "index.md").read_text("utf-8")

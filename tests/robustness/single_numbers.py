@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 
 import langneurons as ln
-from langneurons.analysis.profiles import clearest_neurons
 from langneurons.errors import LangNeuronsError
 from tests.robustness.artefacts import DOCUMENTS, model
 from tests.training.small import pairs, questions
@@ -65,7 +64,7 @@ def calls() -> dict[str, tuple[bool, Callable[[Any], Any]]]:
         "shape": lambda number: ln.NeuronSet.of({"hi": [(0, 1)]}, (2, number), "act"),
         "rank": lambda number: ln.MaskedLoRA(neurons["en"], rank=number),
         "prompts": lambda number: ln.tasks.Generation.of(corpus, documents=3, prompt_tokens=number),
-        "clearest": lambda number: clearest_neurons(neurons, stats, number),
+        "clearest": lambda number: neurons.clearest(stats, number),
         "draws": lambda number: ln.Controls(draws=number),
     }
     finite = {

@@ -11,16 +11,6 @@ OURS = (
     *("babel", "clas", "clas-bench", "demo", "kojima-babel"),
     *("smollm2", "smollm2-more", "smollm2-text", "sparse-subnetwork"),
 )
-    "babel",
-    "clas",
-    "clas-bench",
-    "demo",
-    "kojima-babel",
-    "smollm2",
-    "smollm2-more",
-    "smollm2-text",
-    "sparse-subnetwork",
-)
 PAPERS = [path.stem for path in sorted(STUDIES.glob("*.toml")) if path.stem not in OURS]
 # What a paper's numbers are, in its report, and one of them.
 SHOWN = {

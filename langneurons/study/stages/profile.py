@@ -40,11 +40,9 @@ class ProfileStage(
 
     def run(self, step: Step, part: ReportPart, work: Work) -> Any:
         """Look at the clearest neurons."""
-        from langneurons.analysis.profiles import clearest_neurons
-
         neurons, stats = work.neurons(step)
         stats = stats.at(neurons.site)
-        clearest = clearest_neurons(neurons, stats, min(step.settings["neurons"], len(neurons)))
+        clearest = neurons.clearest(stats, min(step.settings["neurons"], len(neurons)))
         text = work.text(heldout=False).select(step.settings["languages"])
         return ln.profile(work.model(step), clearest, text, stats, profiling=part.profiling, run=work.run())
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import langneurons as ln
-from langneurons.analysis.profiles import clearest_neurons
 from langneurons.analysis.profiling import (
     activity,
     completed,
@@ -168,20 +167,20 @@ def test_what_belongs_to_another_model_or_site_is_refused(model, corpus, neurons
 
 def test_the_clearest_neurons_are_those_furthest_ahead(truth, stats, neurons):
     every = ln.NeuronSet.of({"en": [(0, unit) for unit in range(160)]}, (2, 160), "act", neurons.model)
-    kept = clearest_neurons(every, stats, 3).indices()[:, 1]
+    kept = every.clearest(stats, 3).indices()[:, 1]
     probability = stats.probability()[:, 0]
     ahead = probability[stats.languages.index("en")] - probability[
         [place for place, language in enumerate(stats.languages) if language != "en"]
     ].amax(0)
     assert set(kept.tolist()) == set(ahead.topk(3).indices.tolist())
     with pytest.raises(NeuronSetError, match="At least one"):
-        clearest_neurons(every, stats, 0)
+        every.clearest(stats, 0)
 
 
 def test_labels_share_the_places_among_the_clearest(stats, neurons):
-    kept = clearest_neurons(neurons, stats, 4)
+    kept = neurons.clearest(stats, 4)
     assert [len(kept[language]) for language in kept.languages] == [2, 2]
-    assert len(clearest_neurons(neurons, stats, 10_000)) == len(neurons)
+    assert len(neurons.clearest(stats, 10_000)) == len(neurons)
 
 
 def test_scripts_and_parts_of_characters_are_named(babel):
