@@ -133,7 +133,7 @@ def random_tokens(tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int = 0
     texts: list[str] = []
     while len(texts) * RANDOM_LENGTH < tokens:
         ids = generator.choice(vocabulary, RANDOM_LENGTH).tolist()
-        text = "".join(piece for piece in map(tokenizer.decode, ids) if "\ufffd" not in piece)
+        text = str(tokenizer.decode([index for index in ids if "\ufffd" not in tokenizer.decode(index)]))
         texts += [text] if text.strip() else []
     return Corpus({RANDOM: Dataset.from_dict({"text": texts})})
 
