@@ -82,10 +82,12 @@ def _differences(
     counted = torch.zeros(len(tokens), tokens.shape[1] + 1, dtype=torch.bool)
     counted[torch.arange(len(tokens)), torch.tensor([len(ids) for ids in part["tokens"]])] = True
     read = model_view.predictions(tokens.repeat(copies, 1), counted.repeat(copies, 1)).logits()
-    chosen = repeat(torch.tensor(part[["token", "rival"]].to_numpy()), "text pair -> (copy text) pair", copy=copies)
+    pairs_of_copies = repeat(
+        torch.tensor(part[["token", "rival"]].to_numpy()), "text pair -> (copy text) pair", copy=copies
+    )
     values, first = [], 0
     for logits in read:
-        pairs = logits.gather(1, chosen[first : first + len(logits)].to(logits.device)).double().cpu()
+        pairs = logits.gather(1, pairs_of_copies[first : first + len(logits)].to(logits.device)).double().cpu()
         values.append(pairs[:, 0] - pairs[:, 1])
         first += len(logits)
     return torch.cat(values).numpy().reshape(copies, -1)
@@ -226,15 +228,15 @@ def _attributed(
     shape = model_view.shape(SITE)
     direct, rows, rest, differences = [], [], [], []
     for language, part in metric.texts.items():
-        written = _checked(patches.get(language, ()))
-        with intervene(model, *written):
+        own_patches = _checked(patches.get(language, ()))
+        with intervene(model, *own_patches):
             pairs = list(zip(part["token"], part["rival"], strict=True))
             contributions = contributions_at(model, part["tokens"].tolist(), pairs, BATCH_SIZE)
         mean = contributions.neurons.mean(0)
         largest = np.sort(np.argsort(-np.abs(mean).ravel(), kind="stable")[:exact])
-        chosen = NeuronSet({"all": largest}, shape, SITE, model_view.fingerprint, "largest direct contributions")
-        runner = Runner(model, metric, AblationValue.of(0.0, None, chosen), [language], run, written)
-        table = runner.alone(chosen)[language].set_index("item").loc[part["item"]]
+        tested = NeuronSet({"all": largest}, shape, SITE, model_view.fingerprint, "largest direct contributions")
+        runner = Runner(model, metric, AblationValue.of(0.0, None, tested), [language], run, own_patches)
+        table = runner.alone(tested)[language].set_index("item").loc[part["item"]]
         with_it = table[UNPATCHED].to_numpy()[None]
         added = with_it - table[[str(index) for index in largest]].to_numpy().T
         in_direct = contributions.neurons.reshape(len(part), -1)[:, largest].T

@@ -38,7 +38,7 @@ class Attribution(Result, kind="attribution", tables=("rows", "rest", "points"),
             of each layer, "output": biases of the final norm and the unembedding), layer, contribution.
         points: Where: language, item, cluster, before (the text so far), token and rival (ids), token_text,
             rival_text, rank (the rival's among all tokens, from 1), difference (of the logits).
-        answers: Of each language the numbers of answers, judged, failed, left (those that leave the language at a place
+        answers: Per language, the numbers of answers, judged, failed, left (those that leave the language at a place
             that can be told) and points; None where a point was given.
         settings: How it was measured.
     """

@@ -77,8 +77,8 @@ def contributions_at(
         reading = _Reading(model_view)
         for rows, tokens in batches(texts, batch_size, model_view.context_length):
             places = torch.tensor([len(texts[row]) - 1 for row in rows])
-            chosen = torch.tensor([pairs[row] for row in rows])
-            read = reading.parts(tokens, places, chosen)
+            compared = torch.tensor([pairs[row] for row in rows])
+            read = reading.parts(tokens, places, compared)
             by_row |= {int(row): {name: part[i] for name, part in read.items()} for i, row in enumerate(rows)}
     names = Contributions.__dataclass_fields__
     return Contributions(**{name: np.stack([by_row[row][name] for row in range(len(texts))]) for name in names})
@@ -98,7 +98,7 @@ class _Reading:
         probe[..., 1::2] = -1
         self._bias = ((self._norm(probe) + self._norm(-probe)) / 2)[0, 0].double()
 
-    def parts(self, tokens: Tensor, places: Tensor, chosen: Tensor) -> dict[str, np.ndarray]:
+    def parts(self, tokens: Tensor, places: Tensor, compared: Tensor) -> dict[str, np.ndarray]:
         """The contributions at one position of each row."""
         own = torch.arange(len(tokens))
         held: dict[str, dict[int, Tensor]] = {"resid_post": {}, "post": {}, "head": {}}
@@ -117,9 +117,9 @@ class _Reading:
         counted[own, places + 1] = True
         with begin, self._view.reading(readers):
             logits = torch.cat(list(self._view.predictions(tokens, counted).logits())).double()
-        difference = (logits[own, chosen[:, 0]] - logits[own, chosen[:, 1]]).cpu()
+        difference = (logits[own, compared[:, 0]] - logits[own, compared[:, 1]]).cpu()
         final = held["resid_post"][self._view.n_layers - 1]
-        direction, constant = self._directions(final, chosen)
+        direction, constant = self._directions(final, compared)
         contribution = {"embedding": (before[-1] * direction).sum(1)}
         below, layers = before[-1], range(self._view.n_layers)
         by_part: dict[str, list[Tensor]] = {"neurons": [], "attention": [], "biases": []}
@@ -139,24 +139,24 @@ class _Reading:
     def _weights(self, layer: int, site: str) -> Float[Tensor, "unit d_model"]:
         return self._view.output_weights(layer, site).detach().to(self._linear)
 
-    def _directions(self, final: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def _directions(self, final: Tensor, compared: Tensor) -> tuple[Tensor, Tensor]:
         """What each coordinate of the residual stream adds per unit at every point, and what is added anyway."""
         normed = self._norm(final.to(self._view.dtype)[:, None])[:, 0].double() - self._bias
         linear = final @ self._linear
         scale = einsum(linear, linear, "point d, point d -> point") / einsum(
             normed, linear, "point d, point d -> point"
         )
-        of_logits, constant = self._unembedding(chosen)
+        of_logits, constant = self._unembedding(compared)
         direction = einsum(self._linear, of_logits, "d e, point e -> point d") / scale[:, None]
         return direction, constant + einsum(of_logits, self._bias, "point e, e -> point")
 
-    def _unembedding(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def _unembedding(self, compared: Tensor) -> tuple[Tensor, Tensor]:
         """The difference of two logits as a linear function of what the unembedding reads: gradient and constant."""
         like = {"dtype": self._view.dtype, "device": self._view.device}
         with torch.inference_mode(False), torch.enable_grad():
-            zeros = torch.zeros(len(chosen), 1, len(self._linear), **like, requires_grad=True)
+            zeros = torch.zeros(len(compared), 1, len(self._linear), **like, requires_grad=True)
             logits = self._unembed(zeros)[:, 0]
-            pairs = logits.gather(1, chosen.clone().to(logits.device))
+            pairs = logits.gather(1, compared.clone().to(logits.device))
             constant = pairs[:, 0] - pairs[:, 1]
             (gradient,) = torch.autograd.grad(constant.sum(), zeros)
         return gradient[:, 0].double(), constant.detach().double()

@@ -79,8 +79,8 @@ class TaskGradient(Result, kind="task-gradient", tables=("items",)):
         rows = zip(settings["languages"], scores.values, strict=True)
         values = {language: own.flatten().double().numpy() for language, own in rows}
         members = {language: lowest(-own, count) for language, own in values.items()}
-        kept = {language: values[language][flat] for language, flat in members.items()}
-        return NeuronSet(members, (layers, width), settings["site"], settings["fingerprint"], self._method, kept)
+        scores = {language: values[language][flat] for language, flat in members.items()}
+        return NeuronSet(members, (layers, width), settings["site"], settings["fingerprint"], self._method, scores)
 
     def table(self) -> Table:
         """The items of the task and its control, per language."""
@@ -164,11 +164,11 @@ def task_gradient(
     """
     task_scoring, run = with_options(options, task_scoring, run)
     model_view, codes = view(model), measured_languages(task.languages, languages)
-    asked = {("task", code): (task, code) for code in codes}
+    tasks = {("task", code): (task, code) for code in codes}
     if control is not None:
-        asked |= {("control", code): (control, _language_of(control, code)) for code in codes}
+        tasks |= {("control", code): (control, _language_of(control, code)) for code in codes}
     jobs = {}
-    for key, (of_task, code) in asked.items():
+    for key, (of_task, code) in tasks.items():
         if not hasattr(of_task, "gold_texts"):
             raise TaskError(
                 f"{of_task.name!r} has no right answers whose likelihood could be read: possible are XNLI and multiple "
@@ -241,7 +241,7 @@ def _item_scores(
 ) -> tuple[Float[Tensor, "text layer neuron"], Float[Tensor, " text"]]:
     """The scores p max_t a_t dp/da_t of every neuron on each text, and p."""
     lengths = torch.tensor([len(ids) for ids in texts["tokens"]])
-    answers = [ids[given:] for ids, given in zip(texts["tokens"], texts["given"], strict=True)]
+    answers = [ids[start:] for ids, start in zip(texts["tokens"], texts["given"], strict=True)]
     place = torch.arange(tokens.shape[1] + 1)
     counted = (place >= torch.tensor(texts["given"].tolist())[:, None]) & (place < lengths[:, None])
     owner = torch.repeat_interleave(torch.arange(len(answers)), torch.tensor([len(answer) for answer in answers]))

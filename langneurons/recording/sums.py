@@ -51,10 +51,10 @@ def observing(
     two factors is observed in a gated MLP.
     """
     pre: dict[int, Tensor] = {}
-    chosen: dict[int, Tensor] = {}
+    choices: dict[int, Tensor] = {}
 
     def on_router(site: str, layer: int, values: Tensor) -> None:
-        observe(site, layer, values.flatten(0, 1), chosen[layer].flatten(0, 1))
+        observe(site, layer, values.flatten(0, 1), choices[layer].flatten(0, 1))
 
     def on_pre(layer: int, z: Tensor) -> None:
         if "act" in sites:
@@ -78,7 +78,7 @@ def observing(
         if "post" in sites:
             on_values("post", layer, values)
 
-    functions: dict[str, Reader] = {"pre": on_pre, "act": on_act, "head": on_head, CHOSEN: chosen.__setitem__}
+    functions: dict[str, Reader] = {"pre": on_pre, "act": on_act, "head": on_head, CHOSEN: choices.__setitem__}
     functions |= {site: partial(on_router, site) for site in ROUTER_SITES}
     wanted = ("pre", *sites) if "act" in sites else sites
     wanted = (CHOSEN, *wanted) if set(sites) & set(ROUTER_SITES) else wanted

@@ -24,7 +24,7 @@ MORE = 2  # times as many parts of texts as whole texts, at most: each has the k
 
 def columns_of(texts: Sequence[Continuation]) -> dict[str, list]:
     """Texts as columns of a table: tokens, and given, how many of them precede what is measured."""
-    return {"tokens": [tokens for tokens, _ in texts], "given": [given for _, given in texts]}
+    return {"tokens": [tokens for tokens, _ in texts], "given": [start for _, start in texts]}
 
 
 def alternative_scores(
