@@ -62,7 +62,9 @@ class TokenDifference(TextMetric):
     def of(cls, points: pd.DataFrame) -> "TokenDifference":
         """The metric of some points."""
         texts = {str(language): part for language, part in points.groupby("language", sort=False)}
-        fingerprint = storage.fingerprint(repr(points[["language", "item", "cluster", *_READ]].to_dict("list")))
+        fingerprint = storage.fingerprint(
+            repr(points.reindex(columns=["language", "item", "cluster", *_READ]).to_dict("list"))
+        )
         return cls(VALUE, ROW, tuple(texts), fingerprint, texts=texts)
 
     def batches(self, model_view: ModelView, language: str, batch_size: int) -> Iterator[Batch]:
@@ -142,10 +144,10 @@ def attribute(
     token, rival = (_single(model_view, text) for text in tokens)
     if token == rival:
         raise TaskError(f"The two tokens are the same, {tokens[0]!r}: give two whose logits differ.")
-    end = position % len(ids) + 1
+    read = list(ids[: position % len(ids) + 1])
     decode = tokenizer_of(model_view, TaskError).decode
-    texts = {"before": decode(ids[:end]), "token_text": decode([token]), "rival_text": decode([rival])}
-    point = {"language": "any", "item": 0, "cluster": 0, "tokens": ids[:end], "token": token, "rival": rival}
+    texts = {"before": decode(read), "token_text": decode([token]), "rival_text": decode([rival])}
+    point = {"language": "any", "item": 0, "cluster": 0, "tokens": tuple(read), "token": token, "rival": rival}
     points = pd.DataFrame([{**point, **texts, "rank": 1}])
     by_language = {"any": [patches] if isinstance(patches, Patch) else list(patches)}
     return _attributed(model, points, by_language, attributing.exact, Testing(), run)
@@ -254,7 +256,7 @@ def _attributed(
         "resamples": testing.in_family(exact).samples,
     }
     points = pd.concat(metric.texts.values(), ignore_index=True).assign(difference=np.concatenate(differences))
-    points = points.astype({"item": str, "cluster": str})[POINTS]
+    points = points.astype({"item": str, "cluster": str}).reindex(columns=POINTS)
     tables = (pd.concat(rows, ignore_index=True), pd.concat(rest, ignore_index=True), points)
     return Attribution(torch.stack(direct), *tables, answers, settings)
 

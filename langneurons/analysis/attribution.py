@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
@@ -83,7 +84,7 @@ class Attribution(Result, kind="attribution", tables=("rows", "rest", "points"),
         Args:
             show: Number of neurons per language.
         """
-        order = self.rows["exact"].abs().sort_values(ascending=False, kind="stable").index
+        order = self.rows.sort_values("exact", key=np.abs, ascending=False, kind="stable").index
         rows = self.rows.loc[order].groupby("language", sort=False).head(show).reset_index(drop=True)
         tested = rows["low"].notna().any()
         names = ["language", "layer", "neuron", "exact", "low", "high", "direct", "direct_low", "direct_high"]

@@ -85,8 +85,8 @@ def profile(
         jobs[(language,)] = Job((), storage.fingerprint(*about), score)
     rows = pd.concat(measure_jobs(model, jobs, run).values(), ignore_index=True)
     of_quadrants = rows["kind"] == QUADRANT
-    quadrants = rows[of_quadrants].reindex(columns=QUADRANTS).reset_index(drop=True)
-    rows = rows[~of_quadrants].astype({"rank": "int64", "document": "int64", "cut": bool})
+    quadrants = rows.loc[of_quadrants].reindex(columns=QUADRANTS).reset_index(drop=True)
+    rows = rows.loc[~of_quadrants].astype({"rank": "int64", "document": "int64", "cut": bool})
     rows["text"] = rows.groupby(["language", "document"], sort=False).ngroup()
     return Profiles(
         rows.drop_duplicates("text", ignore_index=True).reindex(columns=TEXTS),

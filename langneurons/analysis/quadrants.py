@@ -50,7 +50,7 @@ class Tally:
             strength = np.where(inside, np.abs(post), -1.0)
             best = strength.argmax(0)
             strongest = np.nan_to_num(np.abs(self._value[number]), nan=-1.0)
-            for column in np.flatnonzero(strength[best, columns] > strongest):
+            for column in np.flatnonzero(strength[best, columns] > strongest).tolist():
                 self._remember(number, column, float(post[best[column], column]), text, offsets[best[column]])
 
     def _remember(self, number: int, column: int, value: float, text: str, place: tuple[int, int]) -> None:
@@ -112,4 +112,7 @@ def mean_up(quadrants: pd.DataFrame) -> dict[str, float]:
     """
     active = quadrants.query("gate == '+' and tokens > 0")
     sums = active.assign(total=active["mean_up"] * active["tokens"]).groupby("language", sort=False)
-    return {str(language): float(part["total"].sum() / part["tokens"].sum()) for language, part in sums}
+    return {
+        str(language): part["total"].to_numpy().sum().item() / part["tokens"].to_numpy().sum().item()
+        for language, part in sums
+    }

@@ -66,7 +66,7 @@ class TaskGradient(Result, kind="task-gradient", tables=("items",)):
             languages=tuple(self.settings["languages"]),
             method=self._method,
             uncertainty=UNCERTAINTY,
-            degrees_of_freedom=int(self.items["clusters"].min()) - 1,
+            degrees_of_freedom=int(self.items["clusters"].to_numpy().min()) - 1,
             compute_standard_error=lambda: (self.parts["variance"] + self.parts["control_variance"]).sqrt(),
         )
 

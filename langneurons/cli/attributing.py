@@ -60,8 +60,10 @@ def task_gradient(
     """Name the neurons that right answers to a task depend on, and those to a control, the second task, do not."""
     if not task or len(task) > 2:
         raise TaskError("Give --task once, or twice: the task, and then its control.")
-    tasks = asked_items.load([named_task(each) for each in task], prompting)
-    result = ln.analysis.task_gradient(options.load(model), *tasks, task_scoring=task_scoring, run=run)
+    scored, *control = asked_items.load([named_task(each) for each in task], prompting)
+    result = ln.analysis.task_gradient(
+        options.load(model), scored, control[0] if control else None, task_scoring=task_scoring, run=run
+    )
     keep(result, run, "task-gradient")
     if run.out is not None:
         print(f"Neurons: {result.neurons.save(run.out / 'neurons.task-gradient.json')}")

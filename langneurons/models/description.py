@@ -97,13 +97,14 @@ def describe(
     keys = _heads_of_keys(text) * d_head
     experts = number_of_experts(config)
     of_mlp = dict.fromkeys(("pre", "up", "act", "post") if gated else ("pre", "act", "post"), neurons)
+    of_layer = {"router": experts} if experts else of_mlp
     return ModelDescription(
         name=str(name),
         architecture=architecture_of(config),
         parameters=parameters,
         layers=text.num_hidden_layers,
         neurons={
-            **({"router": experts} if experts else of_mlp),
+            **of_layer,
             **{"q": heads * d_head, "k": keys, "v": keys},
             "head": heads,
             "resid_post": width,

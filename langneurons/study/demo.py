@@ -1,5 +1,6 @@
 """The whole study in small: record the phrasebook on babel, name each language's neurons, patch them, show it all."""
 
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def run_demo(out: Path) -> str:
             *concluded,
             "",
             "How the model goes on (the residual stream moved towards a language at every layer):",
-            *(f"  {prompt} ...\n{_listed(sides[prompt])}" for prompt in sides),
+            *(f"  {prompt} ...\n{_listed(sides[prompt].to_dict())}" for prompt in sides),
             "",
             f"How many of {BEGINNINGS} other English beginnings go on in the language:",
             shares.to_string(index=False),
@@ -137,7 +138,9 @@ def steering(
     """
     text = ln.HeldoutText.of(model, heldout.select(["en"]), DOSE_TOKENS, context_length=64)
     act, controls = stats.at("act"), ln.Controls(draws=CONTROLS, stats=stats.at("act"), match="dose")
-    patches: dict[str, ln.Patch | list[ln.Patch]] = {"English's neurons off": ln.SetTo(neurons["en"], 0.0)}
+    patches: dict[str, ln.patches.Patch | list[ln.patches.Patch]] = {
+        "English's neurons off": ln.SetTo(neurons["en"], 0.0)
+    }
     for language in STEERED:
         direction = ln.DiffMean.everywhere(stats.at("resid_post"), language, strength=STRENGTH)
         own = ln.DiffMean(neurons[language], act, language)
@@ -180,8 +183,8 @@ def detectable(stats: "ln.ActivationStats") -> str:
     )
 
 
-def _listed(continuations: pd.Series) -> str:
-    width = max(map(len, continuations.index))
+def _listed(continuations: Mapping[str, str]) -> str:
+    width = max(map(len, continuations))
     return "\n".join(f"    {name:<{width}}  {text.strip()}" for name, text in continuations.items())
 
 

@@ -208,7 +208,7 @@ class Harness:
         for name, table in self.items[language].groupby("task", sort=False):
             task = self.tasks[language][str(name)]
             samples = _samples(task, reading, table["doc"].tolist(), chat, self.system if chat else None)
-            texts = [reading.texts[tuple(_gold_request(task, first))] for first, *_ in samples]
+            texts = [reading.texts[_gold_request(task, first)] for first, *_ in samples]
             parts.append(table[["item", "cluster"]].assign(**columns_of(texts)))
         return pd.concat(parts, ignore_index=True)
 
@@ -409,12 +409,13 @@ def _answer(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {"prediction": prediction, "gold": gold}
 
 
-def _gold_request(task: Any, sample: Mapping[str, Any]) -> Sequence[str]:
+def _gold_request(task: Any, sample: Mapping[str, Any]) -> tuple[str, str]:
     """The texts of the request for the right choice."""
     target = sample["target"]
     if task.OUTPUT_TYPE != "multiple_choice" or target not in range(choices_of(task, sample)):
         raise TaskError(f"{task.task_name!r} has no single right choice in document {sample['doc_id']}.")
-    return sample["arguments"][target]
+    context, continuation = sample["arguments"][target]
+    return context, continuation
 
 
 def _described(content: Any) -> str:

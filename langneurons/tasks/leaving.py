@@ -109,7 +109,12 @@ def confusion_points(
     language = label_of(language, task.items)
     answers = task.measure(model, language, batch_size)
     failed = answers.loc[(answers["judged"] == 1) & (answers["word_pass"] == 0)]
-    counts = {"answers": len(answers), "judged": int(answers["judged"].sum()), "failed": len(failed), "left": 0}
+    counts = {
+        "answers": len(answers),
+        "judged": int(answers["judged"].to_numpy().sum()),
+        "failed": len(failed),
+        "left": 0,
+    }
     rows = []
     with scoring(model) as model_view:
         asking, room = Prompts(model_view, task.prompting), model_view.context_length - task.max_new_tokens

@@ -346,7 +346,7 @@ class Explorer:
         """Each neuron's largest recorded value, by size; None for published counts."""
         try:
             pooled = self._stats.pooled()
-            return torch.maximum(pooled.minimum().abs(), pooled.maximum().abs())
+            return torch.maximum(pooled.minimum().values.abs(), pooled.maximum().values.abs())
         except StatisticsError:
             return None
 

@@ -155,7 +155,7 @@ class Panel:
 
     def _language_chosen(self, change: object) -> None:
         if not self._quiet:
-            language = self.language.value
+            language = str(self.language.value)
             self._do(self._explorer.click, language, self._explorer.strongest_layer(language))
 
     def _layer_chosen(self, change: object) -> None:

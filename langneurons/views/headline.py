@@ -96,10 +96,10 @@ def _of_table(table: EffectTable) -> Iterator[str]:
         f"{family}, each over {span(rows['items'])} items in {span(rows['clusters'])} clusters, with "
         f"{100 * float(table.settings['level']):g} % intervals."
     )
-    detectable = rows["minimal_detectable"].astype(float).replace(np.inf, np.nan)
-    unsure = int((rows["verdict"] == "inconclusive").sum())
-    if detectable.notna().any():
-        missed = number(table.scale * float(detectable.max()), 2)
+    detectable = rows["minimal_detectable"].to_numpy(float)
+    unsure = rows["verdict"].tolist().count("inconclusive")
+    if np.isfinite(detectable).any():
+        missed = number(table.scale * detectable[np.isfinite(detectable)].max(), 2)
         yield f"An effect below {missed} {table.unit} could be missed; {unsure} of {len(rows):,} are inconclusive."
     draws = rows["control_draws"].dropna() if "control_draws" in rows.columns else ()
     yield _controls(f"{span(draws)} draws" if len(draws) else "")

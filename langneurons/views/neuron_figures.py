@@ -197,7 +197,11 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
     stats = stats.select(sorted(stats.languages if languages is None else languages))
     layer, index = stats.check_neuron(neuron)
     figure = make_subplots(
-        rows=len(stats.languages), cols=1, shared_xaxes=True, shared_yaxes="all", vertical_spacing=0.02
+        rows=len(stats.languages),
+        cols=1,
+        shared_xaxes=True,
+        shared_yaxes="all",  # pyright: ignore[reportArgumentType] (its stub lacks "all")
+        vertical_spacing=0.02,
     )
     lines, highest = lines_of(stats.languages), 0.0
     for position, language in enumerate(stats.languages):

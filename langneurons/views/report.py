@@ -75,7 +75,7 @@ def write_report(path: str | Path, findings: Findings) -> Path:
     if findings.profiles is not None:
         (pages,) = (section.finder for section in parts if section.finder is not None)
         packs += [(f"pages-{number}", packed(dumped(part))) for number, part in enumerate(pages.parts)]
-        packs += [("neurons-index", packed(dumped(pages.index))), ("texts", packed_texts(findings.profiles))]
+        packs += [("neurons-index", packed(dumped(pages.listed))), ("texts", packed_texts(findings.profiles))]
     if lead is not None or any(section.figures for section in parts):
         packs += [("looks", packed(dumped(LOOKS))), ("plotly", packed_plotly())]
     script, first = own_files("report.js"), headline(findings)
@@ -201,7 +201,7 @@ class Section:
             self.sources.append(f"{title}: {meta['provenance']}.")
         parts = content.to_plotly_json()
         parts["layout"] = {key: part for key, part in parts["layout"].items() if key not in ("template", "meta")}
-        json_text = Markup(to_json_plotly(parts).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
+        json_text = Markup(str(to_json_plotly(parts)).replace("<", "\\u003c"))  # noqa: S704 (no < is left)
         anchor = f"figure-{self.anchor}-{len(self.figures) + 1}"
         self.figures.append(Figure(anchor, title, meta.get("caption", ""), int(layout.height or 400), json_text))
 

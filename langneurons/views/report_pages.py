@@ -16,13 +16,13 @@ class NeuronPages(NamedTuple):
     """The pages of the profiled neurons.
 
     Attributes:
-        index: One row per neuron, by language: its anchor, its language (the first), all its languages and output
+        listed: One row per neuron, by language: its anchor, its language (the first), all its languages and output
             tokens, and the number of the part that has its page.
         parts: For each part, anchor -> page.
         first: The first page of the index.
     """
 
-    index: list[list[Any]]
+    listed: list[list[Any]]
     parts: list[dict[str, Markup]]
     first: Markup
 

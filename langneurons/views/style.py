@@ -222,9 +222,14 @@ def panels(names: Sequence[str], across: int, title: str) -> tuple[go.Figure, li
     across = min(across, len(names))
     rows = -(-len(names) // across)
     figure = make_subplots(
-        rows, across, shared_xaxes="all", shared_yaxes="all", subplot_titles=[*names],
-        horizontal_spacing=0.025, vertical_spacing=0.24 / rows,
-    )  # fmt: skip
+        rows,
+        across,
+        shared_xaxes="all",  # pyright: ignore[reportArgumentType] (its stub lacks "all")
+        shared_yaxes="all",  # pyright: ignore[reportArgumentType] (its stub lacks "all")
+        subplot_titles=[*names],
+        horizontal_spacing=0.025,
+        vertical_spacing=0.24 / rows,
+    )
     places = [(place // across + 1, place % across + 1) for place in range(len(names))]
     for row, column in places[-across:]:
         figure.update_xaxes(showticklabels=True, title=title, row=row, col=column)
