@@ -97,7 +97,7 @@ def describe(
     keys = _heads_of_keys(text) * d_head
     experts = number_of_experts(config)
     of_mlp = dict.fromkeys(("pre", "up", "act", "post") if gated else ("pre", "act", "post"), neurons)
-    of_layer = {"router": experts} if experts else of_mlp
+    of_layer: dict[str, int] = {"router": experts} if experts else of_mlp
     return ModelDescription(
         name=str(name),
         architecture=architecture_of(config),

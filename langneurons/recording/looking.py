@@ -35,6 +35,7 @@ class Neurons(Protocol):
         ...
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Sees every token that ``examples`` reads, at sites of its own."""
 

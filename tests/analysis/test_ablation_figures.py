@@ -28,9 +28,11 @@ def test_the_largest_effects_are_drawn_with_intervals_and_controls():
 
 def test_groups_and_prefixes_are_drawn_too():
     assert [len(trace.x) for trace in ablation(made(each="group")).data] == [2, 2]
-    curves = ablation(made(each="cumulative"), languages=["hi"]).data
-    assert [trace.name for trace in curves] == ["hi measured in hi", "en measured in hi"]
-    assert list(curves[0].x) == [1, 2, 4, 6]
+    figure = ablation(made(each="cumulative"), languages=["hi"])
+    curves = {trace.name: list(trace.x) for trace in figure.data}
+    assert list(curves) == ["en", "hi"]
+    assert curves["hi"] == [1, 2, 4, 6]
+    assert [panel.text for panel in figure.layout.annotations][0] == "measured in hi"
 
 
 def test_an_unknown_language_is_refused():
@@ -44,7 +46,7 @@ def test_languages_of_one_neuron_stand_beside_each_other_on_its_line():
     assert [round(place) for place in sorted(places[0])] == [0, 1]
     assert all(hi > en for en, hi in zip(sorted(places[0]), sorted(places[1]), strict=True))
     assert len(figure.layout.yaxis.ticktext) == 2
-    assert "the 2 largest effects of" in figure.layout.title.text
+    assert "the 2 largest effects of" in figure.layout.title.text.replace("<br>", " ")
 
 
 def test_the_caption_is_the_results_own():
