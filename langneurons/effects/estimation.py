@@ -22,6 +22,7 @@ from langneurons.settings import Testing, TestingOptions, with_options
 Verdict = Literal["better", "worse", "slightly better", "slightly worse", "no effect", "inconclusive"]
 LOSSES = ("nll", "loss", "perplexity", "bits_per_byte")
 LEAST_SEEDS = LEAST_CLUSTERS = 6
+ROUNDING = 1e-12  # share of a value that may be lost to it
 TOGETHER = 64  # conditions whose resamples are held at once
 
 
@@ -363,7 +364,10 @@ def _level_of(values: Float[np.ndarray, " row"], rows: Paired, per: str) -> floa
 
 def _seed_sd(sums: ClusterSums) -> float | None:
     by_seed = sums.differences.sum(1) / sums.denominators.sum(1)
-    return float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
+    if len(by_seed) < 2:
+        return None
+    # Seeds that agree but for rounding do not differ.
+    return 0.0 if np.ptp(by_seed) < ROUNDING * np.abs(by_seed).max() else float(by_seed.std(ddof=1))
 
 
 def _p_values(p: Sequence[float | None] | Float[np.ndarray, " test"]) -> tuple[np.ndarray, np.ndarray]:
