@@ -39,6 +39,7 @@ from langneurons.tasks.batching import batches, token_ids, tokenizer_of
 from langneurons.tasks.confusion import Confusion
 from langneurons.tasks.leaving import confusion_points
 from langneurons.tasks.prompting import Prompts
+from langneurons.tasks.task import Task
 
 Patches = Patch | Sequence[Patch]
 VALUE = "logit difference"
@@ -156,7 +157,7 @@ def attribute(
 @alone_in_out
 def confusion_point(
     model: torch.nn.Module,
-    task: Confusion,
+    task: Task,
     languages: Iterable[str] | None = None,
     patches: Patches | Callable[[str], Patches] = (),
     *,

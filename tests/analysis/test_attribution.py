@@ -178,8 +178,9 @@ def test_what_would_not_add_up_is_refused():
     patch = ln.SetTo(neurons, 0.0, positions="generated")
     with pytest.raises(PatchError, match="positions must be 'all'"):
         ln.analysis.attribute(load("llama"), "w5 w9", ("w7", "w8"), patches=patch, progress=False)
-    with pytest.raises(TaskError, match=r"judged by an ln\.tasks\.Confusion, not by a str"):
-        ln.analysis.confusion_point(load("llama"), "confusion")
+    pairs = pd.DataFrame({"premise": ["w5"], "hypothesis": ["w9"], "label": ["neutral"]})
+    with pytest.raises(TaskError, match=r"judged by an ln\.tasks\.Confusion, not by a XNLI"):
+        ln.analysis.confusion_point(load("llama"), ln.XNLI.load({"en": pairs}))
 
 
 def test_the_command_gives_what_python_gives(capsys, monkeypatch, planted, found, tmp_path):
