@@ -24,6 +24,10 @@ VIRAMA = 9  # Unicode's combining class of the marks that join consonants
 UNSPACED = {"CJK", "HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "YI"}
 
 
+class NothingToAlterError(CorpusError):
+    """A condition alters the text of no language."""
+
+
 def romanised(corpus: Corpus) -> Corpus:
     """Write in Latin letters the languages that are written in others, by the transliterator uroman.
 
@@ -49,7 +53,7 @@ def romanised(corpus: Corpus) -> Corpus:
     """
     others = [language for language in corpus.languages if _share_of_latin(corpus.tables[language]) < 0.5]
     if not others:
-        raise CorpusError(
+        raise NothingToAlterError(
             f"Nothing is to be romanised: {', '.join(corpus.languages)} are in Latin letters already; give a language "
             "in another script, such as hi or zh."
         )
@@ -83,7 +87,9 @@ def words_shuffled(corpus: Corpus, seed: int = 0) -> Corpus:
     """
     spaced = [language for language in corpus.languages if not _unspaced(language)]
     if not spaced:
-        raise CorpusError(f"No words can be shuffled: {', '.join(corpus.languages)} put no spaces between them.")
+        raise NothingToAlterError(
+            f"No words can be shuffled: {', '.join(corpus.languages)} put no spaces between them."
+        )
     return _changed(corpus.select(spaced), lambda text, random: " ".join(_permuted(text.split(), random)), seed)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import langneurons as ln
+from langneurons.cli import attributing, checking, finding, measuring
 from langneurons.cli import commands as cli
-from langneurons.cli import finding, measuring
 from langneurons.errors import LangNeuronsError, LangNeuronsWarning, StudyError
 from langneurons.settings import Controls, Prompting, Settings, controls_of, literal_choices, plain_types
 from langneurons.study.config import STAGES, parse_config
@@ -16,7 +16,8 @@ from tests.study.small import SMALL
 
 STAGE_OF = {stage.verb: stage for stage in STAGES if stage.verb}
 NEEDED = {"kind": "xnli", "source": "babel", "task": "t", "tasks": ["t"]}  # what a table cannot do without
-assert finding.command is measuring.command  # both register their commands
+for module in (attributing, checking, finding, measuring):
+    assert module.command is cli.command  # each registers its commands
 
 VERBS = sorted({*STAGE_OF, "perplexity", "compare_methods"})
 

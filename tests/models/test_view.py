@@ -61,7 +61,7 @@ def test_post_follows_from_pre_and_up(loaded, tokens):
 
 def test_up_can_be_read_where_there_is_a_gate_only(load):
     plain = load("gpt2", "bridge").view
-    with pytest.raises(HookSiteError, match="Unknown site 'up'"), plain.reading({"up": print}):
+    with pytest.raises(HookSiteError, match="has no site 'up': its MLP has no gate"), plain.reading({"up": print}):
         pass
 
 

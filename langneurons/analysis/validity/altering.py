@@ -20,8 +20,14 @@ from langneurons import storage
 from langneurons.analysis.validity.recordings import inside
 from langneurons.analysis.validity.staying import RANDOM, AlteredRecordings, Survival, survival_of
 from langneurons.corpora import Corpus, pack
-from langneurons.corpora.altered import characters_shuffled, random_tokens, romanised, words_shuffled
-from langneurons.errors import CorpusError
+from langneurons.corpora.altered import (
+    NothingToAlterError,
+    characters_shuffled,
+    random_tokens,
+    romanised,
+    words_shuffled,
+)
+from langneurons.errors import CorpusError, warn_user
 from langneurons.identification import Method
 from langneurons.models import view
 from langneurons.recording.recorder import record
@@ -71,7 +77,7 @@ def survival(
         The shares that stay.
 
     Raises:
-        CorpusError: If there are too few documents or tokens, or a condition fits no language.
+        CorpusError: If there are too few documents or tokens, or the only condition alters no language.
 
     Example:
         >>> from langneurons.analysis.validity import survival
@@ -116,7 +122,7 @@ def record_altered(
         The recordings.
 
     Raises:
-        CorpusError: If there are too few documents or tokens, or a condition fits no language.
+        CorpusError: If there are too few documents or tokens, or the only condition alters no language.
 
     Example:
         >>> from langneurons.analysis.validity import record_altered
@@ -129,11 +135,14 @@ def record_altered(
     altering, recording, run = with_options(options, altering, recording, run)
     tokenizer = view(model).tokenizer
     first, second = (_parts_of(half, altering.parts, seed) for half in corpus.split(heldout=0.5, seed=seed))
-    texts = {
-        name: [alter(part, seed + place) for place, part in enumerate(second)]
-        for name, alter in ALTERATIONS.items()
-        if name in altering.conditions
-    }
+    texts: dict[str, list[Corpus]] = {}
+    for name in set(ALTERATIONS).intersection(altering.conditions):
+        try:
+            texts[name] = [ALTERATIONS[name](part, seed + place) for place, part in enumerate(second)]
+        except NothingToAlterError as error:
+            if len(altering.conditions) == 1:
+                raise
+            warn_user(f"{error} The condition {name!r} is left out.")
     everything = [*first, *second, *chain.from_iterable(texts.values())]
     tokens = recording.tokens_per_language or altering.parts * _least_tokens(everything, tokenizer, recording)
     of_a_part = tokens // altering.parts
@@ -141,7 +150,7 @@ def record_altered(
         texts[PARALLEL] = [_same_texts(part, tokenizer, of_a_part) for part in second]
     if RANDOM in altering.conditions:
         texts[RANDOM] = [random_tokens(tokenizer, 2 * of_a_part, seed + place) for place in range(altering.parts)]
-    texts = {"first": first, "second": second} | {name: texts[name] for name in altering.conditions}
+    texts = {"first": first, "second": second} | {name: texts[name] for name in altering.conditions if name in texts}
     recording = recording.model_copy(update={"tokens_per_language": of_a_part})
     recorded = {
         name: _recorded(model, parts, recording, inside(run, name), equal=name != PARALLEL)
