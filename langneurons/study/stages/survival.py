@@ -96,6 +96,7 @@ class SurvivalStage(Stage[SurvivalPart], name="survival", table="survival", sect
             conditions = {
                 condition: _parts(folder / condition, of_method.site)
                 for condition in (FIRST, SECOND, *part.altering.conditions)
+                if (folder / condition).is_dir()  # those that alter no language are left out
             }
             recordings = AlteredRecordings(conditions.pop(FIRST), conditions.pop(SECOND), conditions)
             methods = {name: make_method(of_method.method, of_method.options)}
