@@ -13,7 +13,7 @@ import pytest
 import langneurons as ln
 from langneurons.analysis.validity import AlteredRecordings, record_altered, survival, survival_of
 from langneurons.cli import checking, commands
-from langneurons.errors import CorpusError, StatisticsError, StudyError
+from langneurons.errors import CorpusError, LangNeuronsWarning, StatisticsError, StudyError
 from langneurons.identification.random_tokens import without_active_on
 from langneurons.settings import Altering
 from langneurons.study.config import parse_config
@@ -142,11 +142,21 @@ def test_python_a_study_and_the_command_line_have_the_same_options():
         parse_config({**SMALL, "survival": {"altering": {"conditions": ["backwards"]}}})
 
 
+def test_a_condition_that_alters_nothing_is_left_out_beside_others():
+    corpus = script.planted_text().select(["en"])
+    with pytest.warns(LangNeuronsWarning, match="Latin letters already.*'romanised' is left out"):
+        recordings = record_altered(
+            script.planted_script().model(), corpus, conditions=["romanised", "characters"], parts=3, **SIZE
+        )
+    assert set(recordings.altered) == {"characters"}
+
+
 def test_bad_input_is_one_sentence():
     corpus = script.planted_text()
     model = script.planted_script().model()
+    without_ids = ln.load_corpus({name: list(corpus[name]) for name in corpus})
     with pytest.raises(CorpusError, match="has no ids"):
-        survival(ln.LAPE(), model, ln.load_corpus({name: list(corpus[name]) for name in corpus}), parts=3, **SIZE)
+        survival(ln.LAPE(), model, without_ids, conditions=["parallel"], parts=3, **SIZE)
     with pytest.raises(CorpusError, match="en are in Latin letters already"):
         survival(ln.LAPE(), model, corpus.select(["en"]), conditions=["romanised"], parts=3, **SIZE)
     with pytest.raises(StatisticsError, match="at least 3"):

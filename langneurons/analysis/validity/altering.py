@@ -6,7 +6,7 @@ figure depends on the documents. Parts have equal histogram edges and can be add
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain
 from operator import add
 from pathlib import Path
@@ -27,7 +27,7 @@ from langneurons.corpora.altered import (
     romanised,
     words_shuffled,
 )
-from langneurons.errors import CorpusError, warn_user
+from langneurons.errors import warn_user
 from langneurons.identification import Method
 from langneurons.models import view
 from langneurons.recording.recorder import record
@@ -135,19 +135,17 @@ def record_altered(
     altering, recording, run = with_options(options, altering, recording, run)
     tokenizer = view(model).tokenizer
     first, second = (_parts_of(half, altering.parts, seed) for half in corpus.split(heldout=0.5, seed=seed))
-    texts: dict[str, list[Corpus]] = {}
-    for name in set(ALTERATIONS).intersection(altering.conditions):
-        try:
-            texts[name] = [ALTERATIONS[name](part, seed + place) for place, part in enumerate(second)]
-        except NothingToAlterError as error:
-            if len(altering.conditions) == 1:
-                raise
-            warn_user(f"{error} The condition {name!r} is left out.")
+    texts = {
+        name: altered
+        for name, alter in ALTERATIONS.items()
+        if (altered := _altered_if_any(name, second, altering, partial(_each, alter, seed)))
+    }
     everything = [*first, *second, *chain.from_iterable(texts.values())]
     tokens = recording.tokens_per_language or altering.parts * _least_tokens(everything, tokenizer, recording)
     of_a_part = tokens // altering.parts
-    if PARALLEL in altering.conditions:
-        texts[PARALLEL] = [_same_texts(part, tokenizer, of_a_part) for part in second]
+    same = partial(_same_texts, tokenizer=tokenizer, tokens=of_a_part)
+    if parallel := _altered_if_any(PARALLEL, second, altering, lambda parts: list(map(same, parts))):
+        texts[PARALLEL] = parallel
     if RANDOM in altering.conditions:
         texts[RANDOM] = [random_tokens(tokenizer, 2 * of_a_part, seed + place) for place in range(altering.parts)]
     texts = {"first": first, "second": second} | {name: texts[name] for name in altering.conditions if name in texts}
@@ -157,6 +155,25 @@ def record_altered(
         for name, parts in texts.items()
     }
     return AlteredRecordings(recorded.pop("first"), recorded.pop("second"), recorded)
+
+
+def _each(alter: Callable[[Corpus, int], Corpus], seed: int, parts: Sequence[Corpus]) -> list[Corpus]:
+    return [alter(part, seed + place) for place, part in enumerate(parts)]
+
+
+def _altered_if_any(
+    condition: str, parts: list[Corpus], altering: Altering, alter: Callable[[list[Corpus]], list[Corpus]]
+) -> list[Corpus] | None:
+    """The altered parts; None for a condition that is not wanted, or one of several that alters no language."""
+    if condition not in altering.conditions:
+        return None
+    try:
+        return alter(parts)
+    except NothingToAlterError as error:
+        if len(altering.conditions) == 1:
+            raise
+        warn_user(f"{error} The condition {condition!r} is left out.")
+        return None
 
 
 def _parts_of(corpus: Corpus, parts: int, seed: int) -> list[Corpus]:
@@ -186,14 +203,16 @@ def _same_texts(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, tokens: int)
     places: dict[str, dict[str, int]] = {}
     for language in corpus.languages:
         if (ids := corpus.ids(language)) is None:
-            raise CorpusError(
+            raise NothingToAlterError(
                 f"{language!r} has no ids, which say what texts are translations of each other: load texts with a "
                 "column 'id', or leave out the condition 'parallel'."
             )
         places[language] = {name: place for place, name in enumerate(ids)}
     shared = [name for name in places[corpus.languages[0]] if all(name in of for of in places.values())]
     if not shared:
-        raise CorpusError(f"No text is in all of {', '.join(corpus.languages)} by its id: there is no parallel text.")
+        raise NothingToAlterError(
+            f"No text is in all of {', '.join(corpus.languages)} by its id: there is no parallel text."
+        )
     tables = {
         language: corpus.tables[language].select([of[name] for name in shared]) for language, of in places.items()
     }
