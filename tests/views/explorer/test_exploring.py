@@ -118,7 +118,8 @@ def test_a_search_lists_the_neurons_that_respond_most_to_a_text(explorer, babel,
     received(explorer.panel.search, value=HINDI)
     table = explorer.search(HINDI)
     values = ln.activations(babel, HINDI, neurons)
-    largest = explorer._stats.pooled().maximum().abs().maximum(explorer._stats.pooled().minimum().abs())
+    pooled = explorer._stats.pooled()
+    largest = pooled.maximum().values.abs().maximum(pooled.minimum().values.abs())
     shares = {pair: float(values[pair].abs().max() / largest[pair]) for pair in values.columns}
     best = max(shares, key=shares.get)
     assert tuple(table.loc[0, ["layer", "neuron"]]) == best
