@@ -70,7 +70,7 @@ contracts: install
 	$(BIN)/lint-imports
 
 notebooks: install
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --no-header -p no:jaxtyping \
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --nbmake-timeout 900 --no-header -p no:jaxtyping \
 		--override-ini addopts= notebooks
 
 # Runs the notebooks anew and keeps what they show, with pictures for where no script runs.
