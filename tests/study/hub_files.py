@@ -80,6 +80,7 @@ def shrunk(name: str, folder: Path) -> StudyConfig:
         part.update({share: min(0.4, 10 * part[share]) for share in ("top", "share") if share in part})
     _reduced(content.get("published_statistics"), tokens=256)
     _reduced(content.get("validity"), tokens=200, splits=2)
+    _reduced(content.get("survival"), tokens=300, altering={"parts": 3})
     _reduced(content.get("matrix"), controls=0)
     for part in content.get("finetuning", {}).values():
         _trained(part, folder, split="train[:25%]" if part["kind"] == "xnli" else "validation[:80%]")
