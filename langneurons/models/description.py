@@ -96,8 +96,8 @@ def describe(
     d_head = getattr(text, "head_dim", None) or width // heads
     keys = _heads_of_keys(text) * d_head
     experts = number_of_experts(config)
-    of_mlp = dict.fromkeys(("pre", "up", "act", "post") if gated else ("pre", "act", "post"), neurons)
-    of_layer: dict[str, int] = {"router": experts} if experts else of_mlp
+    mlp_sites = ("pre", "up", "act", "post") if gated else ("pre", "act", "post")
+    of_layer = {"router": experts} if experts else {site: neurons for site in mlp_sites}
     return ModelDescription(
         name=str(name),
         architecture=architecture_of(config),
