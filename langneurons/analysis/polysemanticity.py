@@ -137,7 +137,7 @@ class Polysemanticity(Result, kind="polysemanticity", tables=("rows", "sets", "p
         share = float(np.median(self.rows["task_detectable"].to_numpy(float)))
         limits = "With so few clusters no effect of a label is found with 80 % power (median neuron)."
         if np.isfinite(share):
-            explained = f"{100 * share:.2g} % of what language leaves"
+            explained = f"{100 * share:.2g} % of the variance that language leaves unexplained"
             limits = f"To be found with 80 % power, a label must explain {explained} (median neuron)."
         largest = max(map(len, self.rows.groupby("language").groups.values()))
         least = np.ceil(TESTS_A_TASK * largest / (SIGNIFICANCE * (1 + self.settings["finest"])))

@@ -144,9 +144,12 @@ def draws_needed(rows: pd.DataFrame) -> str:
     needed = math.ceil(max(tests, 1) / SIGNIFICANCE) - 1
     if draws >= needed:
         return ""
-    family = f"{tests} rank tests can be significant after Holm" if tests else "a rank test can be significant"
+    if not tests:
+        return f" A p among controls takes {needed:,} control draws or more; there are {draws}."
+    of_family = f" among {tests} tests" if tests > 1 else ""
     return (
-        f" With {draws} control draws a rank p-value is at least {1 / (draws + 1):.2g}; {family} from {needed:,} draws."
+        f" With {draws} control draws, p among controls is at least {1 / (draws + 1):.2g}; "
+        f"a significant one{of_family} takes {needed:,} draws."
     )
 
 

@@ -272,9 +272,10 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         bounds = dict.fromkeys(size.text(bound) for bound in self.rows["minimal_detectable"].agg(["min", "max"]))
         metric = self.settings.get("measured", self.settings["value"])
         clusters = f"{span(self.rows['clusters'])} {self._unit}s"
+        alone = " of each effect alone; p and verdict are adjusted for the family" if len(self.rows) > 1 else ""
         return (
             f"Family: {self.family} (Holm). Change of {metric}{f' in {unit}' if unit else ''} "
-            f"[{self._level} interval]. {self._margin(size, column)} {span(self.rows['items'])} items in "
+            f"[{self._level} interval{alone}]. {self._margin(size, column)} {span(self.rows['items'])} items in "
             f"{clusters} per effect; minimal detectable effect (in this family) "
             f"{' to '.join(f'{bound}{column}' for bound in bounds)}.{dominance(self.rows)}{draws_needed(self.rows)}"
             f"{balance_sentence(self.settings)}"

@@ -279,7 +279,8 @@ def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, obj
         ``rows``, the table, and ``sentence``, which says it in words for captions.
     """
     one_by_one = matched_by(controls) == "write"
-    sentence = f"Controls: {controls.draws} draws, matched by {matched_by(controls)}"
+    draws = f"{controls.draws} draw{'s' if controls.draws > 1 else ''}"
+    sentence = f"Controls: {draws}, matched by {matched_by(controls)}"
     rows = balance.dropna(subset=["write_ratio"]).to_dict("records")
     if rows:
         ratios, apart = [row["write_ratio"] for row in rows], max(abs(row["write_difference"]) for row in rows)
@@ -289,14 +290,16 @@ def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, obj
         sentence += ")" if np.isnan(active) else f", P(active) by up to {active:.2f} SD)"
         lonely, total = (sum(int(row[name]) for row in rows) for name in ("without_candidate", "neurons"))
         if lonely and one_by_one:
-            sentence += f"; {lonely} of {total} neurons have no equal in their layer, so the nearest stands for them"
+            sentence += (
+                f"; for {lonely} of {total} neurons no other of their layer writes as much, so the nearest is used"
+            )
     spread, overlap = (float(balance[name].to_numpy(float).max()) for name in ("spread", "overlap"))
     if np.isinf(spread):
         sentence += "; all draws of a label are the same neurons, so that there is no p-value"
     elif spread > 1 + UNEVEN_RATIO:
         sentence += (
-            f"; draws share up to {100 * overlap:.0f} % of what they write, so their spread is "
-            f"multiplied by up to {spread:.2f}"
+            f"; draws have up to {100 * overlap:.0f} % of what they write in common, so they vary too little: "
+            f"their distances from their mean are multiplied by up to {spread:.2f}"
         )
     uneven = [
         row

@@ -171,8 +171,8 @@ def of_matrix(matrix: EffectTable) -> Iterator[str]:
     overall = matrix.selectivity.set_index("language").loc["all"].to_dict()
     low, high, value = (float(overall[name]) for name in ("low", "high", "selectivity"))
     more = "more than" if low > 0 else "less than" if high < 0 else "not measurably more than"
-    controls = float(overall.get("control_mean", np.nan))
-    beside = "" if np.isnan(controls) else f"; with matched control neurons by {POINTS.text(controls)} points"
+    controls = [float(overall.get(f"control_{name}", np.nan)) for name in ("mean", "low", "high")]
+    beside = "" if np.isnan(controls[0]) else f"; with matched control neurons by {POINTS.text(*controls)} points"
     yield (
         f"A language's own loss changes {more} the others': by {POINTS.text(value, low, high)} points on "
         f"average{beside}."
@@ -280,7 +280,8 @@ def verdicts(rows: pd.DataFrame, table: EffectTable) -> str:
     without_effect = sum(rows["verdict"] == "no effect")
     if without_effect:
         margin = f"±{scale * table.settings['margin']:g} {unit}"
-        clauses.append(f"{without_effect} without effect (shown to be within {margin} of no change)")
+        of_all = "all" if without_effect == len(rows) else f"{without_effect} of them"
+        clauses.append(f"{of_all} shown to lie within {margin}")
     inconclusive = rows.loc[rows["verdict"] == "inconclusive", "minimal_detectable"]
     if len(inconclusive):
         clauses.append(f"{len(inconclusive)} inconclusive ({_missed(scale * inconclusive, unit)})")

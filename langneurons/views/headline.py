@@ -63,10 +63,16 @@ def _of_matrix(matrix: EffectTable) -> Iterator[str]:
         largest = rows[own].loc[rows.loc[own, "estimate"].abs().idxmax()]
         size = Column(scale=matrix.scale, signed=True).text(largest["estimate"], largest["low"], largest["high"])
         others = f", and that of another language in {worse[1][0]} of {worse[1][1]} cases" if worse[1][1] else ""
-        yield (
+        sentence = (
             f"Patching a language's neurons makes its own loss significantly worse in {worse[0][0]} of {worse[0][1]} "
             f"languages{others}; the largest change of an own loss is {size} {matrix.unit} ({largest['patched']})."
         )
+        if "beyond_verdict" in rows.columns:
+            beyond = rows.loc[own, "beyond_verdict"].dropna().isin(["worse", "slightly worse"])
+            sentence += (
+                f" It is significantly worse than with matched controls in {int(beyond.sum())} of {len(beyond)}."
+            )
+        yield sentence
     difference = list(of_matrix(matrix))[-1]
     if difference.startswith("A language's own loss"):
         yield difference
@@ -100,7 +106,7 @@ def _of_table(table: EffectTable) -> Iterator[str]:
     unsure = rows["verdict"].tolist().count("inconclusive")
     if np.isfinite(detectable).any():
         missed = number(table.scale * detectable[np.isfinite(detectable)].max(), 2)
-        yield f"An effect below {missed} {table.unit} could be missed; {unsure} of {len(rows):,} are inconclusive."
+        yield f"Effects below {missed} {table.unit} could be missed; {unsure} of {len(rows):,} effects are inconclusive."
     draws = rows["control_draws"].dropna() if "control_draws" in rows.columns else ()
     yield _controls(f"{span(draws)} draws" if len(draws) else "")
 

@@ -353,6 +353,6 @@ def _pages(findings: Findings, profiles: Profiles) -> Section:
         f"Texts: the first {settings['context_length']} tokens of at most {settings['documents'] or 'all'} documents "
         "per language; each language shows its strongest text around the strongest token (marked). Output tokens: the "
         "direct path only, through the final norm's weight and the unembedding; point at one to see what a value of 1 "
-        "adds to its logit." + " The gate's other factor can be negative, which reverses them." * settings["gated"]
+        "adds to its logit." + " Where up is negative, promoted and suppressed tokens swap." * settings["gated"]
     )
     return section
