@@ -31,9 +31,9 @@ demo: base
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
 RAY := tests/running/test_run.py tests/running/test_cluster.py
-# Whole studies, command lines and pages run without the check of shapes, as users run them: the rooms' own tests make it, and
-# it takes a third of the time. They wait for programs now and then, so three run at once.
-WHOLE := tests/study tests/robustness tests/browser tests/cli tests/test_cli.py
+# Whole studies, tasks, command lines and the documentation's code run without the check of shapes, as users run them: the
+# rooms' own tests make it, and it takes a third of the time. They wait for programs now and then, so three run at once.
+WHOLE := tests/docs tests/tasks tests/study tests/robustness tests/browser tests/cli tests/test_cli.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: install
@@ -44,6 +44,7 @@ test: install
 # TransformerLens 4 has TransformerBridge alone: what faces models is tested under it too, in an environment of its own.
 VENV_4 ?= build/transformer-lens-4
 TESTS_4 := tests/models tests/patches tests/recording/test_recorder.py tests/recording/test_caches_and_looking.py \
+	tests/recording/test_experts.py \
 	tests/training/test_lora.py tests/training/test_adapters.py tests/training/test_finetuning.py \
 	tests/analysis/test_ablation.py tests/analysis/test_features.py tests/tasks/test_completing.py
 
@@ -53,7 +54,8 @@ test-transformerlens-4:
 	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt torch
 	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt -e '.[large,gguf]' \
 		beartype hypothesis peft pytest pytest-timeout pytest-xdist
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_4)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS_4)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_4)/bin/python -m pytest -q -n 2 --dist loadfile -p no:jaxtyping \
+		--override-ini addopts=--strict-markers $(TESTS_4)
 
 # A cut of `make pretrained` in three minutes: skipped, with the reason, where the model cannot be downloaded.
 test-pretrained: install
