@@ -22,7 +22,7 @@ from langneurons.corpora.languages import distinct, for_languages, label_of
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
 from langneurons.settings import Prompting, Training, whole_number
-from langneurons.tasks.continuations import columns_of
+from langneurons.tasks.continuations import table_of_texts
 from langneurons.tasks.heads import Head, items_of, pairs_of
 from langneurons.tasks.likelihood import (
     CALIBRATIONS,
@@ -316,7 +316,7 @@ class XNLI:
         parts = []
         for template in self.templates[language]:
             texts = gold_texts(model_view, *about, template, self.prompting, self._examples(language))
-            parts.append(table[["item", "cluster"]].assign(**columns_of(texts)))
+            parts.append(table_of_texts(table, texts))
         return pd.concat(parts, ignore_index=True)
 
     def references(self, language: str) -> dict[str, float]:
