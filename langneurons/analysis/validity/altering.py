@@ -151,9 +151,7 @@ def _each(alter: Callable[[Corpus, int], Corpus], seed: int, parts: Sequence[Cor
     return [alter(part, seed + place) for place, part in enumerate(parts)]
 
 
-def _altered_if_any(
-    condition: str, altering: Altering, alter: Callable[[], list[Corpus]]
-) -> list[Corpus] | None:
+def _altered_if_any(condition: str, altering: Altering, alter: Callable[[], list[Corpus]]) -> list[Corpus] | None:
     """The altered parts; None for a condition that is not wanted, or one of several that alters no language."""
     if condition not in altering.conditions:
         return None
