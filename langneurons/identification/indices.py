@@ -86,8 +86,8 @@ class LabelledNeurons:
     """Neurons under labels, as flat indices: looking them up, counting them, and the algebra of sets.
 
     ``NeuronSet`` says what the fields hold. ``above`` outlives the choice of labels: ``neurons["hi"]`` still says which
-    of Hindi's neurons are above the bar in Urdu too. ``highest`` compares P(active) for LAPE, the scores of methods that
-    have one per language.
+    of Hindi's neurons are above the bar in Urdu too. ``highest`` is about P(active) for LAPE, and about the score for
+    methods with one per language.
     """
 
     members: ByLanguage
