@@ -1,5 +1,3 @@
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +19,6 @@ from langneurons.errors import (
 )
 from langneurons.models import SITES
 from langneurons.recording import passes, recorder
-from langneurons.recording.sums import LanguageSums
 from tests.recording.conftest import LANGUAGES, documents, record, same
 from tests.tiny_models import save_tiny, tiny_model
 
@@ -163,16 +160,8 @@ def test_a_folder_of_another_recording_or_other_files_is_refused(tiny, corpus, t
     assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
 
 
-def test_ctrl_c_keeps_whole_batches_and_the_same_call_goes_on(tiny, corpus, whole, tmp_path, monkeypatch):
-    adding, calls = LanguageSums.adding, []
-
-    def interrupted(self, *arguments):
-        calls.append(1)
-        if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return adding(self, *arguments)
-
-    monkeypatch.setattr(LanguageSums, "adding", interrupted)
+def test_ctrl_c_keeps_whole_batches_and_the_same_call_goes_on(tiny, corpus, whole, tmp_path, interrupted_at):
+    calls = interrupted_at(5)
     with pytest.raises(KeyboardInterrupt):
         record(tiny, corpus, out=tmp_path / "run", batch_size=2)
     before = len(calls)

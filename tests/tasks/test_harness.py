@@ -23,6 +23,8 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from tests.tasks.local_tasks import check_samples
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -60,13 +62,7 @@ def test_the_harness_scores_our_model_as_its_own(both, manager):
     model, expected = both
     actual = evaluated(ln.tasks.HarnessModel(model, batch_size=3), CONFIGURATIONS, manager)
     for name in CONFIGURATIONS:
-        for sample, other in zip(actual["samples"][name], expected["samples"][name], strict=True):
-            assert sample["arguments"] == other["arguments"]
-            for (response,), (reference,) in zip(sample["resps"], other["resps"], strict=True):
-                if isinstance(response, str):
-                    assert response == reference, name
-                else:
-                    np.testing.assert_allclose(np.float64(response), np.float64(reference), atol=1e-4)
+        check_samples(actual["samples"][name], expected["samples"][name])
         for metric, value in expected["results"][name].items():
             if isinstance(value, float):
                 assert actual["results"][name][metric] == pytest.approx(value, rel=1e-4), (name, metric)
