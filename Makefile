@@ -33,7 +33,7 @@ demo: base
 RAY := tests/running/test_run.py tests/running/test_cluster.py
 # Whole studies, command lines and pages run without the check of shapes, as users run them: the rooms' own tests make it, and
 # it takes a third of the time. They wait for programs now and then, so three run at once.
-WHOLE := tests/study tests/robustness tests/browser tests/cli tests/test_cli.py
+WHOLE := tests/study tests/robustness tests/browser tests/cli tests/docs tests/test_cli.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: install
