@@ -1,7 +1,6 @@
 """The miniature tasks: true by construction, apart between splits, and not to be had without reading both texts."""
 
 import random
-from functools import cache
 from itertools import combinations, islice
 
 import numpy as np
@@ -19,7 +18,6 @@ from langneurons.tasks.xnli import label_references
 from scripts import miniature_text
 
 SPLITS = ("train", "validation", "test")
-mini_xnli, mini_xquad = cache(miniature.mini_xnli), cache(miniature.mini_xquad)
 
 
 def follows(premise: tuple[Clause, ...], hypothesis: Clause) -> str:
@@ -57,7 +55,7 @@ def test_splits_share_no_pair_and_no_combination_of_content_words():
         kinds = ("person", *miniature.KINDS)  # a cook may cook: a name may be of two kinds
         content = [[(kind, name) for kind in kinds if (name := getattr(one, kind))] for one in clauses]
         pairs[split] = {pair for found in content for pair in combinations(found, 2)}
-        rows = mini_xnli(split)["en"]
+        rows = miniature.mini_xnli(split)["en"]
         texts[split] = {(row["premise"], row["hypothesis"]) for row in rows}
         assert len(texts[split]) == len(rows)
     for one, other in combinations(SPLITS, 2):
@@ -104,7 +102,7 @@ def test_unlabelled_text_depends_on_its_seed_only():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_bag_of_words_learned_in_training_does_not_tell_the_label(language):
-    train, test = (pd.DataFrame(mini_xnli(split)[language]) for split in ("train", "test"))
+    train, test = (pd.DataFrame(miniature.mini_xnli(split)[language]) for split in ("train", "test"))
     bag = CountVectorizer(analyzer=list if language == "zh" else str.split)
     bag.fit([*train["premise"], *train["hypothesis"]])
 
@@ -118,7 +116,7 @@ def test_a_bag_of_words_learned_in_training_does_not_tell_the_label(language):
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", "zh", "ur"])
 def test_neither_the_hypothesis_alone_nor_a_bag_of_characters_tells_the_label(language):
-    test = pd.DataFrame(mini_xnli("test")[language])
+    test = pd.DataFrame(miniature.mini_xnli("test")[language])
     found = label_references(test.assign(cluster=np.arange(len(test)) // 3), miniature.LABELS)
     assert found["majority"] == pytest.approx(1 / 3)
     assert found["hypothesis only"] <= 0.4
@@ -133,14 +131,14 @@ def test_the_reader_that_knows_the_words_tells_every_label():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_answers_stand_in_their_context_once_asked_for(language):
-    for row in mini_xquad("test")[language]:
+    for row in miniature.mini_xquad("test")[language]:
         (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
         assert row["context"][start : start + len(text)] == text
         assert row["question"][-1] in "?？؟"
 
 
 def test_the_answer_is_in_the_sentence_that_the_question_is_about():
-    for row in mini_xquad("test")["en"]:
+    for row in miniature.mini_xquad("test")["en"]:
         (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
         told = row["context"]
         about = told[told.rfind(".", 0, start) + 1 : told.index(".", start)].lower()
@@ -163,10 +161,10 @@ def test_miniature_tasks_load_like_any_other():
 
 
 def test_miniature_tasks_written_as_parquet_are_the_same_task(tmp_path):
-    for language, rows in mini_xnli("test").items():
+    for language, rows in miniature.mini_xnli("test").items():
         pd.DataFrame(rows).to_parquet(tmp_path / f"{language}-test.parquet")
     assert ln.XNLI.load(tmp_path, ["en", "ur"]).fingerprint == ln.XNLI.load("babel", ["en", "ur"]).fingerprint
-    assert list(mini_xquad("test")["en"][0]) == ["id", "context", "question", "answers"]
+    assert list(miniature.mini_xquad("test")["en"][0]) == ["id", "context", "question", "answers"]
 
 
 def test_unknown_splits_and_languages_are_refused_with_what_there_is():
