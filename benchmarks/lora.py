@@ -9,7 +9,7 @@ import torch
 
 import langneurons as ln
 from benchmarks.llama import chosen, loaded, random_llama
-from benchmarks.measuring import Settings, Way, held, medians, memory_is_seen, peak
+from benchmarks.measuring import Settings, Way, added_memory, medians, memory_is_seen
 from benchmarks.rows import Row
 from langneurons.models import view
 from langneurons.training.lora import MaskedLoRA
@@ -27,7 +27,6 @@ WAYS = (
 )
 HELD = WAYS[1:3]
 STEP_HOLD, MEMORY_HOLD = 1.1, 1.0
-PAGE = 4096 / 1e6  # MB; memory is seen in pages, and no step takes less than one
 
 
 def step_of(logits_of: Callable[[torch.Tensor], Any], parameters: list[Any], tokens: torch.Tensor) -> Way:
@@ -72,14 +71,6 @@ def made(way: str, tiny: bool, stack: ExitStack) -> Way:
     return theirs(tiny, tokens) if way == PEFT else ours(way, tiny, tokens, stack)
 
 
-def added_memory(way: str, tiny: bool) -> float:
-    """Give the MB that three steps add to this process at their peak."""
-    with ExitStack() as stack:
-        step = made(way, tiny, stack)
-        before = held()
-        return max(PAGE, peak(lambda: [step() for _ in range(3)]) - before)
-
-
 def rows(settings: Settings) -> Iterator[Row]:
     """Compare time and memory."""
     with ExitStack() as stack:
@@ -88,7 +79,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         hold, detail = STEP_HOLD if way in HELD else None, f"{1000 * taken[way]:.0f} ms"
         yield Row(f"step of {way}, 44M", PEFT, taken[way] / taken[PEFT], at_most=hold, detail=detail)
     if memory_is_seen():
-        memory = {way: settings.apart(added_memory, way, settings.tiny) for way in WAYS}
+        memory = {way: settings.apart(added_memory, made, way, settings.tiny) for way in WAYS}
         for way in WAYS[1:]:
             hold, detail = MEMORY_HOLD if way in HELD else None, f"{memory[way]:.0f} MB"
             yield Row(f"memory of {way}, 44M", PEFT, memory[way] / memory[PEFT], at_most=hold, detail=detail)

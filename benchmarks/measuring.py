@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 Way = Callable[[], object]
 _PROCESS = Path("/proc/self")
+_PAGE = 4096 / 1e6  # MB; memory is seen in pages, and no step takes less than one
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,14 @@ def peak(way: Way, device: str = "cpu") -> float:
     (_PROCESS / "clear_refs").write_text("5")  # forgets the peak so far, such as that of imports and loading
     way()
     return _resident("VmHWM")
+
+
+def added_memory(made: Callable[[str, bool, ExitStack], Way], way: str, tiny: bool) -> float:
+    """Give the MB that three steps of a way add to this process at their peak."""
+    with ExitStack() as stack:
+        step = made(way, tiny, stack)
+        before = held()
+        return max(_PAGE, peak(lambda: [step() for _ in range(3)]) - before)
 
 
 def held(device: str = "cpu") -> float:

@@ -11,9 +11,9 @@ import torch
 
 import langneurons as ln
 from benchmarks.llama import BACKENDS, SMOLLM2, TINY, loaded, random_llama
-from benchmarks.lora import MODULES, PAGE, step_of
+from benchmarks.lora import MODULES, step_of
 from benchmarks.losses import phrases
-from benchmarks.measuring import Settings, Way, held, medians, memory_is_seen, peak
+from benchmarks.measuring import Settings, Way, added_memory, medians, memory_is_seen
 from benchmarks.rows import Row
 from langneurons.models import view
 from langneurons.training.loop import Loop
@@ -77,14 +77,6 @@ def made(way: str, tiny: bool, stack: ExitStack) -> Way:
     return theirs(tiny) if way == PEFT else ours(WAYS[way], tiny, stack)
 
 
-def added_memory(way: str, tiny: bool) -> float:
-    """Give the MB that three steps add to this process at their peak."""
-    with ExitStack() as stack:
-        step = made(way, tiny, stack)
-        before = held()
-        return max(PAGE, peak(lambda: [step() for _ in range(3)]) - before)
-
-
 def rows(settings: Settings) -> Iterator[Row]:
     """Compare time and memory."""
     blocks, context = size(settings.tiny)
@@ -97,7 +89,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         ratio = taken[way] / taken[PEFT]
         yield Row(f"next-token step of {way}, {shape}", PEFT, ratio, at_most=hold, detail=detail)
     if memory_is_seen():
-        memory = {way: settings.apart(added_memory, way, settings.tiny) for way in (PEFT, *WAYS)}
+        memory = {way: settings.apart(added_memory, made, way, settings.tiny) for way in (PEFT, *WAYS)}
         for way in WAYS:
             hold, detail = MEMORY_HOLD if way == HELD else None, f"{memory[way]:.0f} MB"
             ratio = memory[way] / memory[PEFT]

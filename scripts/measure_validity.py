@@ -57,7 +57,6 @@ METHODS = {
     "document heterogeneity": DocumentHeterogeneity(),
 }
 PLANTED_TOP = 0.04  # of 320 neurons, as many a language as were planted
-PLANTED_UNION = {"top": 0.1}
 
 
 def main() -> None:

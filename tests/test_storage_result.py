@@ -98,8 +98,9 @@ def test_optional_tables_may_be_none_and_required_ones_may_not_be_missing(toy, t
 
 
 def test_what_the_current_functions_wrote_is_read(toy, tmp_path):
-    tables = {"rows": toy.rows, "controls": None}
-    storage.write_result(tmp_path / "toys.json", "langneurons/toy/1", {"model": "m"}, tables)
+    checksums = {"rows": storage.write_table(tmp_path / "rows.parquet", toy.rows)}
+    content = {"settings": {"model": "m"}, "checksums": checksums}
+    storage.write_json(tmp_path / "toys.json", "langneurons/toy/1", content)
     assert Toy.load(tmp_path).settings == {"model": "m"}
 
 

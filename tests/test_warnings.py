@@ -16,13 +16,12 @@ def of_line(call):
 
 
 @pytest.mark.parametrize("depth", ["shallow", "in a settings object", "in a constructor"])
-def test_the_file_is_the_users(depth, tmp_path):
+def test_the_file_is_the_users(depth, babel):
     corpus = ln.load_corpus("babel", ["en", "hi"]).take(30)
-    model = ln.load_model("babel")
     calls = {
         "shallow": lambda: ln.Set,
-        "in a settings object": lambda: ln.record(model, corpus, tokens=100, context_length=64, progress=False),
-        "in a constructor": lambda: ln.HeldoutText.of(model, corpus, each="document"),
+        "in a settings object": lambda: ln.record(babel, corpus, tokens=100, context_length=64, progress=False),
+        "in a constructor": lambda: ln.HeldoutText.of(babel, corpus, each="document"),
     }
     places = of_line(calls[depth])
     assert places

@@ -8,17 +8,9 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 
 from langneurons.models import load_model
-from tests.tiny_models import VOCABULARY, random_model
+from tests.tiny_models import DECODER, SPECIAL, random_model
 
-_DECODER: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 96,
-}
-_EIGHT_BY_FOUR = {**_DECODER, "num_key_value_heads": 4}
+_EIGHT_BY_FOUR = {**DECODER, "num_key_value_heads": 4}
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -37,8 +29,17 @@ _LONGROPE = {
     "original_max_position_embeddings": 48,
     "partial_rotary_factor": 0.5,
 }
+_OPT = {
+    "model_type": "opt",
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+    "word_embed_proj_dim": 32,
+    "tie_word_embeddings": True,
+}
 _ALTERNATING = ["sliding_attention", "full_attention"]
-_SPECIAL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _VISION = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -50,37 +51,37 @@ _VISION = {
 _QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
 _QWEN_IMAGES = {"image_token_id": 100, "video_token_id": 99, "vision_start_token_id": 98, "vision_end_token_id": 97}
 _QWEN_TEXT = {
-    **_DECODER,
-    **_SPECIAL,
+    **DECODER,
+    **SPECIAL,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
 }
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama-2": {"model_type": "llama", **_EIGHT_BY_FOUR},
-    "llama-3.1": {"model_type": "llama", **_DECODER, "rope_parameters": _LLAMA3_ROPE},
-    "llama-3.2": {"model_type": "llama", **_DECODER, "rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True},
-    "tinyllama": {"model_type": "llama", **_DECODER, "num_key_value_heads": 1},
-    "eurollm": {"model_type": "llama", **_DECODER, "head_dim": 8},
-    "smollm2": {"model_type": "llama", **_DECODER, "tie_word_embeddings": True},
-    "smollm3": {"model_type": "smollm3", **_DECODER, "no_rope_layers": [1, 0], "tie_word_embeddings": True},
-    "mistral": {"model_type": "mistral", **_DECODER, "sliding_window": 16},
-    "mistral-nemo": {"model_type": "mistral", **_DECODER, "head_dim": 12, "sliding_window": None},
+    "llama-3.1": {"model_type": "llama", **DECODER, "rope_parameters": _LLAMA3_ROPE},
+    "llama-3.2": {"model_type": "llama", **DECODER, "rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True},
+    "tinyllama": {"model_type": "llama", **DECODER, "num_key_value_heads": 1},
+    "eurollm": {"model_type": "llama", **DECODER, "head_dim": 8},
+    "smollm2": {"model_type": "llama", **DECODER, "tie_word_embeddings": True},
+    "smollm3": {"model_type": "smollm3", **DECODER, "no_rope_layers": [1, 0], "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", **DECODER, "sliding_window": 16},
+    "mistral-nemo": {"model_type": "mistral", **DECODER, "head_dim": 12, "sliding_window": None},
     "ministral": {
         "model_type": "ministral",
-        **_DECODER,
+        **DECODER,
         "head_dim": 12,
         "sliding_window": 16,
         "layer_types": _ALTERNATING,
     },
-    "ministral-3": {"model_type": "ministral3", **_DECODER, "head_dim": 12},
-    "qwen2.5": {"model_type": "qwen2", **_DECODER},
-    "qwen2.5-small": {"model_type": "qwen2", **_DECODER, "tie_word_embeddings": True},
-    "qwen3": {"model_type": "qwen3", **_DECODER, "head_dim": 12},
-    "qwen3-yarn": {"model_type": "qwen3", **_DECODER, "head_dim": 12, "rope_parameters": _YARN},
-    "gemma": {"model_type": "gemma", **_DECODER, "head_dim": 12, "tie_word_embeddings": True},
+    "ministral-3": {"model_type": "ministral3", **DECODER, "head_dim": 12},
+    "qwen2.5": {"model_type": "qwen2", **DECODER},
+    "qwen2.5-small": {"model_type": "qwen2", **DECODER, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", **DECODER, "head_dim": 12},
+    "qwen3-yarn": {"model_type": "qwen3", **DECODER, "head_dim": 12, "rope_parameters": _YARN},
+    "gemma": {"model_type": "gemma", **DECODER, "head_dim": 12, "tie_word_embeddings": True},
     "gemma-2": {
         "model_type": "gemma2",
-        **_DECODER,
+        **DECODER,
         "head_dim": 12,
         "sliding_window": 16,
         "query_pre_attn_scalar": 12,
@@ -88,17 +89,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "gemma-3": {
         "model_type": "gemma3_text",
-        **_DECODER,
+        **DECODER,
         "head_dim": 12,
         "sliding_window": 16,
         "layer_types": _ALTERNATING,
         "tie_word_embeddings": True,
     },
-    "command-r": {"model_type": "cohere", **_DECODER, "tie_word_embeddings": True},
-    "command-r-plus": {"model_type": "cohere", **_DECODER, "use_qk_norm": True, "tie_word_embeddings": True},
+    "command-r": {"model_type": "cohere", **DECODER, "tie_word_embeddings": True},
+    "command-r-plus": {"model_type": "cohere", **DECODER, "use_qk_norm": True, "tie_word_embeddings": True},
     "command-r7b": {
         "model_type": "cohere2",
-        **_DECODER,
+        **DECODER,
         "sliding_window": 16,
         "layer_types": _ALTERNATING,
         "tie_word_embeddings": True,
@@ -115,7 +116,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "falcon-7b": {
         "model_type": "falcon",
-        **_DECODER,
+        **DECODER,
         "multi_query": True,
         "parallel_attn": True,
         "bias": False,
@@ -123,7 +124,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "falcon-40b": {
         "model_type": "falcon",
-        **_DECODER,
+        **DECODER,
         "num_kv_heads": 2,
         "new_decoder_architecture": True,
         "bias": False,
@@ -149,27 +150,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "n_positions": 96,
         "tie_word_embeddings": True,
     },
-    "opt": {
-        "model_type": "opt",
-        "hidden_size": 32,
-        "ffn_dim": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 96,
-        "word_embed_proj_dim": 32,
-        "tie_word_embeddings": True,
-    },
-    "opt-350m": {
-        "model_type": "opt",
-        "hidden_size": 32,
-        "ffn_dim": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 96,
-        "word_embed_proj_dim": 16,
-        "do_layer_norm_before": False,
-        "tie_word_embeddings": True,
-    },
+    "opt": _OPT,
+    "opt-350m": {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
     "gpt-neo": {
         "model_type": "gpt_neo",
         "hidden_size": 32,
@@ -194,34 +176,34 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm": {"model_type": "stablelm", **_EIGHT_BY_FOUR},
     "stablelm-2": {
         "model_type": "stablelm",
-        **_DECODER,
+        **DECODER,
         "qk_layernorm": True,
         "use_qkv_bias": True,
         "use_parallel_residual": True,
     },
     "phi-2": {"model_type": "phi", **_EIGHT_BY_FOUR},
     "phi-3": {"model_type": "phi3", **_EIGHT_BY_FOUR, "sliding_window": 16},
-    "phi-4": {"model_type": "phi3", **_DECODER, "sliding_window": None},
+    "phi-4": {"model_type": "phi3", **DECODER, "sliding_window": None},
     "phi-4-mini": {
         "model_type": "phi3",
-        **_DECODER,
+        **DECODER,
         "sliding_window": None,
         "rope_parameters": _LONGROPE,
         "original_max_position_embeddings": 48,
         "tie_word_embeddings": True,
     },
     "olmo": {"model_type": "olmo", **_EIGHT_BY_FOUR, "clip_qkv": 8.0},
-    "olmo-2": {"model_type": "olmo2", **_DECODER},
-    "olmo-3": {"model_type": "olmo3", **_DECODER, "sliding_window": 16, "layer_types": _ALTERNATING},
-    "starcoder2": {"model_type": "starcoder2", **_DECODER, "sliding_window": 16},
-    "granite": {"model_type": "granite", **_DECODER, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
-    "glm-4": {"model_type": "glm", **_DECODER, "head_dim": 8},
-    "glm-4-0414": {"model_type": "glm4", **_DECODER, "head_dim": 8},
-    "nemotron": {"model_type": "nemotron", **_DECODER},
-    "exaone-4": {"model_type": "exaone4", **_DECODER, "sliding_window": 16, "layer_types": _ALTERNATING},
-    "seed-oss": {"model_type": "seed_oss", **_DECODER, "head_dim": 12},
-    "apertus": {"model_type": "apertus", **_DECODER},
-    "helium": {"model_type": "helium", **_DECODER, "head_dim": 8},
+    "olmo-2": {"model_type": "olmo2", **DECODER},
+    "olmo-3": {"model_type": "olmo3", **DECODER, "sliding_window": 16, "layer_types": _ALTERNATING},
+    "starcoder2": {"model_type": "starcoder2", **DECODER, "sliding_window": 16},
+    "granite": {"model_type": "granite", **DECODER, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
+    "glm-4": {"model_type": "glm", **DECODER, "head_dim": 8},
+    "glm-4-0414": {"model_type": "glm4", **DECODER, "head_dim": 8},
+    "nemotron": {"model_type": "nemotron", **DECODER},
+    "exaone-4": {"model_type": "exaone4", **DECODER, "sliding_window": 16, "layer_types": _ALTERNATING},
+    "seed-oss": {"model_type": "seed_oss", **DECODER, "head_dim": 12},
+    "apertus": {"model_type": "apertus", **DECODER},
+    "helium": {"model_type": "helium", **DECODER, "head_dim": 8},
     "gpt-bigcode": {"model_type": "gpt_bigcode", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
 }
 
@@ -232,7 +214,7 @@ HOOKED = (
 WITH_IMAGES: dict[str, dict[str, Any]] = {
     "gemma-3-vision": {
         "model_type": "gemma3",
-        "text_config": {**FAMILIES["gemma-3"], **_SPECIAL},
+        "text_config": {**FAMILIES["gemma-3"], **SPECIAL},
         "vision_config": {"model_type": "siglip_vision_model", **_VISION},
         "image_token_index": 100,
         "mm_tokens_per_image": 1,
@@ -240,13 +222,13 @@ WITH_IMAGES: dict[str, dict[str, Any]] = {
     },
     "mistral-3": {
         "model_type": "mistral3",
-        "text_config": {**FAMILIES["mistral-nemo"], **_SPECIAL},
+        "text_config": {**FAMILIES["mistral-nemo"], **SPECIAL},
         "vision_config": {"model_type": "pixtral", **_VISION},
         "image_token_index": 100,
     },
     "ministral-3-vision": {
         "model_type": "mistral3",
-        "text_config": {**FAMILIES["ministral-3"], **_SPECIAL},
+        "text_config": {**FAMILIES["ministral-3"], **SPECIAL},
         "vision_config": {"model_type": "pixtral", **_VISION},
         "image_token_index": 100,
     },
@@ -268,14 +250,30 @@ WITH_IMAGES: dict[str, dict[str, Any]] = {
         **_QWEN_IMAGES,
     },
 }
+_SMALL = {"moe_intermediate_size": 24}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": None},
+    "qwen3-moe": {"model_type": "qwen3_moe", **_SMALL, "num_experts": 6, "head_dim": 12, "norm_topk_prob": True},
+    "olmoe": {"model_type": "olmoe", "num_experts": 6, "num_key_value_heads": 4},
+    "gpt-oss": {"model_type": "gpt_oss", "num_local_experts": 4, "head_dim": 12, "sliding_window": 16},
+    "granite-moe": {"model_type": "granitemoe", "num_local_experts": 4},
+    "flex-olmo": {"model_type": "flex_olmo", "num_experts": 4},
+    "minimax-m2": {"model_type": "minimax_m2", "num_local_experts": 4, "head_dim": 8, "rotary_dim": 8},
+    "qwen2-moe": {"model_type": "qwen2_moe", **_SMALL, "num_experts": 6, "shared_expert_intermediate_size": 40},
+    "glm-4-moe": {"model_type": "glm4_moe", **_SMALL, "n_routed_experts": 8, "head_dim": 12},
+    "ernie-4.5-moe": {"model_type": "ernie4_5_moe", **_SMALL, "moe_num_experts": 4, "moe_layer_start_index": 1},
+    "qwen3-moe-dense": {"model_type": "qwen3_moe", **_SMALL, "num_experts": 6, "head_dim": 12, "mlp_only_layers": [0]},
+}
 
 
 def tiny_family(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Build a random model of a family, in memory."""
     if name in WITH_IMAGES:
         settings = {**WITH_IMAGES[name], **overrides}
+    elif name in EXPERTS:
+        settings = {**DECODER, **SPECIAL, "num_experts_per_tok": 2, **EXPERTS[name], **overrides}
     else:
-        settings = {**_SPECIAL, "tie_word_embeddings": False, **FAMILIES[name], **overrides}
+        settings = {**SPECIAL, "tie_word_embeddings": False, **FAMILIES[name], **overrides}
     return random_model(AutoConfig.for_model(settings.pop("model_type"), **settings), seed)
 
 

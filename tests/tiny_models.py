@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from langneurons.models.checkpoints import model_class
 
 VOCABULARY = 101
-_LLAMA_LIKE = {
+DECODER = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -21,6 +21,7 @@ _LLAMA_LIKE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 96,
 }
+SPECIAL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -30,12 +31,12 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 _CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama", **_LLAMA_LIKE},
-    "llama-head-dim": {"model_type": "llama", **_LLAMA_LIKE, "head_dim": 12, "num_key_value_heads": 4},
-    "llama3-rope": {"model_type": "llama", **_LLAMA_LIKE, "rope_parameters": _LLAMA3_ROPE},
-    "mistral": {"model_type": "mistral", **_LLAMA_LIKE, "head_dim": 12, "sliding_window": 16},
-    "qwen2": {"model_type": "qwen2", **_LLAMA_LIKE},
-    "qwen3": {"model_type": "qwen3", **_LLAMA_LIKE, "head_dim": 12},
+    "llama": {"model_type": "llama", **DECODER},
+    "llama-head-dim": {"model_type": "llama", **DECODER, "head_dim": 12, "num_key_value_heads": 4},
+    "llama3-rope": {"model_type": "llama", **DECODER, "rope_parameters": _LLAMA3_ROPE},
+    "mistral": {"model_type": "mistral", **DECODER, "head_dim": 12, "sliding_window": 16},
+    "qwen2": {"model_type": "qwen2", **DECODER},
+    "qwen3": {"model_type": "qwen3", **DECODER, "head_dim": 12},
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
     "opt": {
         "model_type": "opt",
@@ -47,10 +48,10 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "word_embed_proj_dim": 32,
         "dropout": 0.0,
     },
-    "phi3": {"model_type": "phi3", **_LLAMA_LIKE, "sliding_window": None},
+    "phi3": {"model_type": "phi3", **DECODER, "sliding_window": None},
     "bloom": {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4, "seq_length": 96},
-    "gemma2": {"model_type": "gemma2", **_LLAMA_LIKE, "head_dim": 12, "sliding_window": 16},
-    "gemma3": {"model_type": "gemma3_text", **_LLAMA_LIKE, "head_dim": 12, "sliding_window": 16},
+    "gemma2": {"model_type": "gemma2", **DECODER, "head_dim": 12, "sliding_window": 16},
+    "gemma3": {"model_type": "gemma3_text", **DECODER, "head_dim": 12, "sliding_window": 16},
 }
 HOOKED = ["llama", "llama-head-dim", "llama3-rope", "mistral", "qwen2", "qwen3", "gpt2", "opt", "phi3", "bloom"]
 ARCHITECTURES = list(_CONFIGS)
@@ -59,10 +60,7 @@ ARCHITECTURES = list(_CONFIGS)
 def tiny_config(architecture: str, **overrides: Any) -> Any:
     settings = {
         **_CONFIGS[architecture],
-        "vocab_size": VOCABULARY,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
+        **SPECIAL,
         "tie_word_embeddings": architecture in ("gpt2", "opt", "bloom", "gemma2", "gemma3"),
         **overrides,
     }

@@ -53,6 +53,7 @@ def lexicon() -> dict[str, dict[str, dict[str, tuple[str, ...]]]]:
     return concepts_of
 
 
+@cache
 def concepts(kind: str) -> tuple[str, ...]:
     """The concepts of a kind: person, place, activity, thing, number or time."""
     return tuple(lexicon()[kind])

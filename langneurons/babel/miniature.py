@@ -39,6 +39,7 @@ class Inference:
     hypotheses: dict[str, Clause]
 
 
+@cache
 def mini_xnli(split: str) -> dict[str, list[dict[str, str]]]:
     """Make the inference items of a split, the same in every language.
 
@@ -154,6 +155,7 @@ _SPLIT_OF_GROUPS = {
 }
 
 
+@cache
 def mini_xquad(split: str) -> dict[str, list[dict[str, Any]]]:
     """Make the questions of a split, the same in every language.
 

@@ -5,11 +5,10 @@ from typing import Any
 import langneurons as ln
 from langneurons.cli.commands import command
 from langneurons.cli.finding import Model, PatchOptions, keep
-from langneurons.cli.measuring import AskedItems, Tasks, TaskSource, named_task
-from langneurons.errors import PatchError, TaskError
+from langneurons.cli.measuring import AskedItems, Tasks, TaskSource, loaded_patches, named_task
+from langneurons.errors import TaskError
 from langneurons.settings import Attributing, Prompting, Run, TaskScoring, Testing
 from langneurons.study.tables import ModelOptions
-from langneurons.study.wording import language_patches
 
 
 @command()
@@ -26,15 +25,10 @@ def confusion_point(
     options: ModelOptions,
 ) -> None:
     """Find the neurons that push the token with which answers leave their language."""
-    if files.patch and files.neurons is None:
-        raise PatchError("--patch says what is written at neurons: give --neurons too.")
+    # What can be wrong with the small files is found before the model is loaded.
+    _, _, by_name = loaded_patches(files)
     confusion: Any
     [confusion] = asked_items.load([("confusion", task)], prompting)
-    # What can be wrong with the small files is found before the model is loaded.
-    by_name = {}
-    if files.neurons is not None:
-        neurons, stats = files.load()
-        by_name = language_patches(neurons, files.patches(), stats)
 
     def patches_of(language: str) -> "list[ln.patches.Patch]":
         return [patch for of_language in by_name.values() for patch in of_language(language)]

@@ -31,7 +31,7 @@ from langneurons.settings import (
 from langneurons.study.stages.sweep import Doses
 from langneurons.study.stages.training import TEXT
 from langneurons.study.tables import ModelOptions
-from langneurons.study.wording import language_patches, parsed, part_makers, patch_maker, patch_of
+from langneurons.study.wording import PatchOfLanguage, language_patches, parsed, part_makers, patch_maker, patch_of
 
 OLD_TASKS = {"--xnli": "--task xnli=", "--xquad": "--task xquad="}  # options of 0.1.0
 SCREENED = 200  # neurons that a screen is checked on
@@ -224,16 +224,12 @@ def evaluate(
     """Score a model on tasks, without and with patches of each language's neurons."""
     from langneurons.evaluation.evaluating import chosen_languages
 
-    if files.patch and files.neurons is None:
-        raise PatchError("--patch says what is written at neurons: give --neurons too.")
     if not task:
         raise TaskError("Nothing to score: give --task, such as --task xnli=FOLDER.")
-    tasks = asked_items.load([named_task(each) for each in task], prompting)
     # What can be wrong with the small files is found before the model is loaded.
-    stats, languages, patches = files.stats(), asked_items.languages, {}
-    if files.neurons is not None:
-        neurons, _ = files.load()
-        patches = language_patches(neurons, files.patches(), stats)
+    neurons, stats, patches = loaded_patches(files)
+    tasks, languages = asked_items.load([named_task(each) for each in task], prompting), asked_items.languages
+    if neurons is not None:
         languages = languages or [name for name in chosen_languages(tasks, None) if spelled(name, neurons.languages)]
     head = None if asked_items.head is None else ln.tasks.ClassificationHead.load(asked_items.head)
     settings: dict[str, Any] = {"controls": controls, "stats": stats, "testing": testing, "run": run}
@@ -412,6 +408,20 @@ def bake(
     updates = [each for folder in update or () for each in ln.training.load_updates(folder, loaded)]
     baked = ln.bake(loaded, patches, updates)
     print(f"{baked} in {baked.save(out)}")
+
+
+def loaded_patches(
+    files: PatchOptions,
+) -> "tuple[ln.NeuronSet | None, ln.ActivationStats | None, dict[str, PatchOfLanguage]]":
+    """Neurons, statistics, and the patches of each language's own neurons, by name; none without neurons.
+
+    Raises:
+        PatchError: If there is a patch but no neurons.
+    """
+    if files.patch and files.neurons is None:
+        raise PatchError("--patch says what is written at neurons: give --neurons too.")
+    neurons, stats = (None, files.stats()) if files.neurons is None else files.load()
+    return neurons, stats, {} if neurons is None else language_patches(neurons, files.patches(), stats)
 
 
 def patches_of_files(files: PatchOptions, language: str | None) -> "list[ln.patches.Patch]":

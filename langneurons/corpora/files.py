@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 import pyarrow.parquet
 
-from langneurons.errors import CorpusError, CorruptArtefactError, in_short, is_unicode, unknown
+from langneurons.errors import CorpusError, CorruptArtefactError, LangNeuronsError, in_short, is_unicode, unknown
 from langneurons.storage.tables import check_expansion
 
 Row = dict[str, str | None]
@@ -85,16 +85,24 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _objects(path: Path, text_column: str) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, row in json_objects(path, _lines(path), CorpusError):
+        yield row_of(row, text_column, f"line {number} of {path}")
+
+
+def json_objects(
+    path: Path, lines: Iterable[str], kind: type[LangNeuronsError]
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """The JSON object of every line of a file that is not blank, with the line's number; other lines are an error."""
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CorpusError(f"Line {number} of {path} is not JSON ({in_short(error)}).") from error
+            raise kind(f"Line {number} of {path} is not JSON ({in_short(error)}).") from error
         if not isinstance(row, dict):
-            raise CorpusError(f"Line {number} of {path} is not a JSON object but {line[:40]!r}.")
-        yield row_of(row, text_column, f"line {number} of {path}")
+            raise kind(f"Line {number} of {path} is not a JSON object but {line[:40]!r}.")
+        yield number, row
 
 
 def _json(path: Path, text_column: str) -> Iterator[Row]:

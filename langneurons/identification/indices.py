@@ -85,18 +85,9 @@ def check_flat(label: str, flat: Int[np.ndarray, " n"], shape: Shape) -> None:
 class LabelledNeurons:
     """Neurons under labels, as flat indices: looking them up, counting them, and the algebra of sets.
 
-    Attributes:
-        members: Label -> flat indices (layer x width + neuron), strictly increasing.
-        shape: Layers and neurons per layer of the model.
-        site: The tensor of a layer that holds the neurons.
-        model: Fingerprint of the model's weights, None where unknown.
-        method: Description of how the neurons were chosen.
-        scores: Label -> each member's score, where the method gave one.
-        above: Language -> neurons above the method's bar there. It outlives the choice of labels: ``neurons["hi"]``
-            still says which of Hindi's neurons are above the bar in Urdu too. By default, what is labelled with it.
-        highest: Language -> neurons whose value, the one that the bar is set on, is higher there than in every other
-            language that the method compared: P(active) for LAPE, the score for methods with one per language. Empty
-            where no method said so.
+    ``NeuronSet`` says what the fields hold. ``above`` outlives the choice of labels: ``neurons["hi"]`` still says which
+    of Hindi's neurons are above the bar in Urdu too. ``highest`` is about P(active) for LAPE, and about the score for
+    methods with one per language.
     """
 
     members: ByLanguage

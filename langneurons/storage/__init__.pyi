@@ -26,9 +26,7 @@ from .presenting import Column as Column
 from .presenting import Table as Table
 from .result import Result as Result
 from .result import load as load
-from .tables import read_result as read_result
 from .tables import read_table as read_table
-from .tables import write_result as write_result
 from .tables import write_table as write_table
 from .tensors import read_tensors as read_tensors
 from .tensors import write_tensors as write_tensors

@@ -1,9 +1,6 @@
-"""Tables as parquet, and results: tables with the settings they belong to."""
+"""Tables as parquet."""
 
-import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow.parquet
@@ -12,7 +9,6 @@ from pyarrow.compute import call_function
 from langneurons.errors import CorruptArtefactError, in_short
 from langneurons.storage.checksums import check_whole, write_summed
 from langneurons.storage.files import said_plainly
-from langneurons.storage.objects import read_json, write_json
 
 EXPANSION, LEAST_LIMIT = 100, 2**28  # times its size in bytes, and at least so many, that a table may unpack to
 ROWS_AT_ONCE = 256
@@ -96,45 +92,3 @@ def _bytes(column: pyarrow.Array) -> int:
         return int(column.nbytes)
     lengths = call_function("binary_length", [column.dictionary])
     return call_function("sum", [lengths.take(column.indices)]).as_py() or 0
-
-
-def write_result(path: Path, schema: str, settings: Mapping[str, Any], tables: Mapping[str, Any]) -> Path:
-    """Write a result: a parquet file a table, and last a JSON file with the settings and the tables' checksums.
-
-    Args:
-        path: The JSON file; the tables are written beside it.
-        schema: Schema of the JSON file.
-        settings: What JSON can hold.
-        tables: Name -> table; those that are None are left out.
-
-    Returns:
-        The folder.
-    """
-    frames = {name: frame for name, frame in tables.items() if frame is not None}
-    checksums = {name: write_table(path.parent / f"{name}.parquet", frame) for name, frame in frames.items()}
-    write_json(path, schema, {"settings": dict(settings), "checksums": checksums})
-    return path.parent
-
-
-def read_result(path: Path, schema: str, needed: Iterable[str]) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """Read what ``write_result`` wrote.
-
-    Args:
-        path: The JSON file.
-        schema: Schema of the JSON file.
-        needed: Tables without which it is no such result.
-
-    Returns:
-        The settings, and the tables by name.
-
-    Raises:
-        StorageError: If a file is missing.
-        CorruptArtefactError: If a file is truncated or changed, or the JSON file lacks a table.
-    """
-    content = read_json(path, schema)
-    checksums, settings = content.get("checksums"), content.get("settings")
-    if not isinstance(checksums, dict) or not isinstance(settings, dict) or not set(needed) <= set(checksums):
-        raise CorruptArtefactError(f"{path} does not name {', '.join(needed)} and the settings: save it again.")
-    if odd := [item for item in checksums.items() if not re.fullmatch(r"\w+", item[0]) or not isinstance(item[1], str)]:
-        raise CorruptArtefactError(f"{path} does not name tables and their checksums: {odd[0]!r:.60}. Save it again.")
-    return settings, {name: read_table(path.parent / f"{name}.parquet", digest) for name, digest in checksums.items()}

@@ -6,6 +6,7 @@ from math import ceil
 from typing import TypeVar, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
@@ -22,9 +23,10 @@ LEAST_SHARED = 8  # tokens: a beginning that is worth a forward of its own
 MORE = 2  # times as many parts of texts as whole texts, at most: each has the keys and values of a whole text
 
 
-def columns_of(texts: Sequence[Continuation]) -> dict[str, list]:
-    """Texts as columns of a table: tokens, and given, how many of them precede what is measured."""
-    return {"tokens": [tokens for tokens, _ in texts], "given": [start for _, start in texts]}
+def table_of_texts(items: pd.DataFrame, texts: Sequence[Continuation]) -> pd.DataFrame:
+    """A text of each item: item, cluster, tokens, and given, how many of them precede what is measured."""
+    columns = {"tokens": [tokens for tokens, _ in texts], "given": [start for _, start in texts]}
+    return items[["item", "cluster"]].assign(**columns)
 
 
 def alternative_scores(

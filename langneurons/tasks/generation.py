@@ -22,6 +22,7 @@ from langneurons.tasks.batching import token_ids, tokenizer_of
 from langneurons.tasks.completing import complete
 from langneurons.tasks.heads import Head
 from langneurons.tasks.prompting import Prompts, check_no_shots
+from langneurons.tasks.reading import checked_draw
 from langneurons.tasks.task import Task
 
 SCORING = "generation/1"  # raised with every change of scoring, so that rows scored otherwise are not used again
@@ -193,9 +194,7 @@ class Generation:
         Raises:
             TaskError: If ``count`` is below 1.
         """
-        count = whole_number(count, "count", TaskError)
-        if count < 1:
-            raise TaskError(f"Cannot take {count} documents: the least is 1.")
+        count, _ = checked_draw(count, 0, "documents")
         return replace(self, documents={language: table[:count] for language, table in self.documents.items()})
 
     def select(self, languages: Iterable[str]) -> "Generation":

@@ -19,7 +19,7 @@ from langneurons.corpora.languages import distinct, label_of
 from langneurons.errors import TaskError, in_short, unknown
 from langneurons.models import ModelView, view
 from langneurons.settings import Prompting, whole_number
-from langneurons.tasks.continuations import columns_of
+from langneurons.tasks.continuations import table_of_texts
 from langneurons.tasks.harness_documents import YAML, choices_of, in_parallel, items_of, language_of_task, local_files
 from langneurons.tasks.heads import Head
 from langneurons.tasks.prompting import is_chat
@@ -188,14 +188,7 @@ class Harness:
         return pd.concat(parts, ignore_index=True).loc[:, ["item", "cluster", "prediction", "gold", *self.metrics]]
 
     def gold_texts(self, model_view: ModelView, language: str) -> pd.DataFrame:
-        """The right choices as texts of which the model predicts the last tokens, one per item.
-
-        Args:
-            model_view: View of the model that is asked.
-            language: Language of the items.
-
-        Returns:
-            Columns item, cluster, tokens (ids of the whole text) and given (how many of them precede the choice).
+        """The right choices as texts of which the model predicts the last tokens, one per item; see ``XNLI``.
 
         Raises:
             LanguageError: If no task is in the language.
@@ -209,7 +202,7 @@ class Harness:
             task = self.tasks[language][str(name)]
             samples = _samples(task, reading, table["doc"].tolist(), chat, self.system if chat else None)
             texts = [reading.texts[_gold_request(task, first)] for first, *_ in samples]
-            parts.append(table[["item", "cluster"]].assign(**columns_of(texts)))
+            parts.append(table_of_texts(table, texts))
         return pd.concat(parts, ignore_index=True)
 
     def references(self, language: str) -> dict[str, float]:

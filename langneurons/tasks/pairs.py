@@ -1,6 +1,5 @@
 """Pairs of a premise and a hypothesis with a label, as XNLI has them: read, checked and put beside each other."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from langneurons.babel.miniature import mini_xnli
+from langneurons.corpora.files import json_objects
 from langneurons.corpora.languages import by_canonical_code, distinct
-from langneurons.errors import TaskError, in_short, unknown, warn_user
+from langneurons.errors import TaskError, unknown, warn_user
 from langneurons.tasks.likelihood import LABELS
 from langneurons.tasks.reading import check_table, read_items, table_of, text_of
 
@@ -65,19 +65,9 @@ def _read_tsv(path: Path) -> pd.DataFrame:
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
-    rows = []
-    for number, line in enumerate(text_of(path, "a JSON object per line").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TaskError(f"Line {number} of {path} is not JSON ({in_short(error)}).") from error
-        if not isinstance(row, dict):
-            raise TaskError(f"Line {number} of {path} is not a JSON object but {line!r:.40}.")
-        rows.append(row)
+    lines = text_of(path, "a JSON object per line").split("\n")
     try:
-        return _named(path, pd.DataFrame(rows))
+        return _named(path, pd.DataFrame([row for _, row in json_objects(path, lines, TaskError)]))
     except UnicodeEncodeError as error:
         raise TaskError(f"{path} is not valid Unicode: it holds half a surrogate pair.") from error
 

@@ -310,6 +310,14 @@ def in_turn(table: pd.DataFrame, column: str, count: int) -> list[int]:
     return table.index[np.argsort(turn, kind="stable")[:count]].tolist()
 
 
+def checked_draw(count: int, seed: int, what: str) -> tuple[int, int]:
+    """How many items to draw, at least one, and the seed, as whole numbers; ``what`` names the items in an error."""
+    count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
+    if count < 1:
+        raise TaskError(f"Cannot take {count} {what}: the least is 1.")
+    return count, seed
+
+
 def drawn(tables: Mapping[str, pd.DataFrame], count: int, seed: int, what: str) -> dict[str, pd.DataFrame]:
     """Some rows of each table, drawn round-robin over its clusters, in their old order.
 
@@ -322,9 +330,7 @@ def drawn(tables: Mapping[str, pd.DataFrame], count: int, seed: int, what: str) 
     Raises:
         TaskError: If ``count`` is below 1.
     """
-    count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
-    if count < 1:
-        raise TaskError(f"Cannot take {count} {what}: the least is 1.")
+    count, seed = checked_draw(count, seed, what)
     return {language: _drawn(table, count, seed) for language, table in tables.items()}
 
 

@@ -21,8 +21,8 @@ from langneurons import storage
 from langneurons.corpora.languages import distinct, for_languages, label_of
 from langneurons.errors import TaskError, unknown
 from langneurons.models import ModelView
-from langneurons.settings import Prompting, Training, whole_number
-from langneurons.tasks.continuations import columns_of
+from langneurons.settings import Prompting, Training
+from langneurons.tasks.continuations import table_of_texts
 from langneurons.tasks.heads import Head, items_of, pairs_of
 from langneurons.tasks.likelihood import (
     CALIBRATIONS,
@@ -36,7 +36,7 @@ from langneurons.tasks.likelihood import (
 )
 from langneurons.tasks.objectives import Classifying
 from langneurons.tasks.pairs import COLUMNS, read_pairs
-from langneurons.tasks.reading import BABEL, SPLITS, check_shots, in_turn, part_of, sliced, table_of
+from langneurons.tasks.reading import BABEL, SPLITS, check_shots, checked_draw, in_turn, part_of, sliced, table_of
 
 SCORING = "xnli/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 
@@ -235,9 +235,7 @@ class XNLI:
         Raises:
             TaskError: If ``count`` is below 1.
         """
-        count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
-        if count < 1:
-            raise TaskError(f"Cannot take {count} premises: the least is 1.")
+        count, seed = checked_draw(count, seed, "premises")
         clusters = np.unique(next(iter(self.items.values()))["cluster"])
         premises = np.random.default_rng(seed).permutation(clusters)[:count]
         parts = {language: table[table["cluster"].isin(premises.tolist())] for language, table in self.items.items()}
@@ -316,7 +314,7 @@ class XNLI:
         parts = []
         for template in self.templates[language]:
             texts = gold_texts(model_view, *about, template, self.prompting, self._examples(language))
-            parts.append(table[["item", "cluster"]].assign(**columns_of(texts)))
+            parts.append(table_of_texts(table, texts))
         return pd.concat(parts, ignore_index=True)
 
     def references(self, language: str) -> dict[str, float]:

@@ -18,7 +18,7 @@ from langneurons import storage
 from langneurons.corpora.languages import distinct, for_languages, label_of
 from langneurons.errors import TaskError, TrainingError, in_short, unknown
 from langneurons.models import ModelView, view
-from langneurons.settings import Prompting, Training, whole_number
+from langneurons.settings import Prompting, Training
 from langneurons.tasks.answers import check_metric, exact_match, f1
 from langneurons.tasks.batching import tokenizer_of
 from langneurons.tasks.completing import complete, continuation_ids, end_ids
@@ -36,7 +36,7 @@ from langneurons.tasks.questions import (
     questions_of,
     read_questions,
 )
-from langneurons.tasks.reading import BABEL, check_shots, part_of, sliced, table_of
+from langneurons.tasks.reading import BABEL, check_shots, checked_draw, part_of, sliced, table_of
 
 SCORING = "xquad/1"  # raised with every change of scoring, so that rows on disk that were scored otherwise are not used
 PLACEHOLDERS = ("context", "question")
@@ -242,9 +242,7 @@ class XQuAD:
         Raises:
             TaskError: If ``count`` is below 1, or a language has none of the questions drawn.
         """
-        count, seed = whole_number(count, "count", TaskError), whole_number(seed, "seed", TaskError, least=0)
-        if count < 1:
-            raise TaskError(f"Cannot take {count} questions: the least is 1.")
+        count, seed = checked_draw(count, seed, "questions")
         questions = questions_of(self.items)
         order = np.random.default_rng(seed).permutation(len(questions))
         turn = questions.iloc[order].groupby("cluster").cumcount().to_numpy()  # a cluster's first, second, ...

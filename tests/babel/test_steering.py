@@ -11,12 +11,12 @@ BEGINNINGS = 24
 
 
 @pytest.fixture(scope="module")
-def continuations():
-    model, (train, heldout) = ln.load_model("babel"), ln.load_corpus("babel", LANGUAGES).split(heldout=0.3, seed=0)
-    stats = ln.record(model, train, sites=["resid_post"], context_length=128, progress=False)
+def continuations(babel):
+    train, heldout = ln.load_corpus("babel", LANGUAGES).split(heldout=0.3, seed=0)
+    stats = ln.record(babel, train, sites=["resid_post"], context_length=128, progress=False)
     steering = {language: ln.DiffMean.everywhere(stats, language, strength=0.5) for language in LANGUAGES[1:]}
     beginnings = [" ".join(text.split()[:4]) for text in list(heldout.texts("en"))[:BEGINNINGS]]
-    return completions(model, beginnings, steering, max_new_tokens=20, batch_size=BEGINNINGS)
+    return completions(babel, beginnings, steering, max_new_tokens=20, batch_size=BEGINNINGS)
 
 
 @pytest.mark.parametrize("language", LANGUAGES[1:])

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -28,3 +29,12 @@ def word_tokenizer(*special: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     named = {f"{name}_token": f"<{name}>" for name in special}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, add_bos_token="bos" in special, **named)
+
+
+TOKENIZERS = {
+    "bos and eos": word_tokenizer("bos", "eos", "pad"),
+    "bos": word_tokenizer("bos"),
+    "eos": word_tokenizer("eos"),
+    "neither": word_tokenizer(),
+}
+words = st.sampled_from([*LETTERS, "<eos>", "<bos>", "unheard"])

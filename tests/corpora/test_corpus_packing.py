@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from langneurons.corpora import Blocks, PackedCorpus, load_corpus, pack, packing
 from langneurons.errors import CorpusError, CorruptArtefactError, LanguageError, StorageError
-from tests.corpora.conftest import LETTERS, word_tokenizer
+from tests.corpora.conftest import LETTERS, TOKENIZERS, word_tokenizer, words
 
-TOKENIZERS = {
-    "bos and eos": word_tokenizer("bos", "eos", "pad"),
-    "bos": word_tokenizer("bos"),
-    "eos": word_tokenizer("eos"),
-    "neither": word_tokenizer(),
-}
-words = st.sampled_from([*LETTERS, "<eos>", "<bos>", "unheard"])
 documents = st.lists(st.lists(words, min_size=1, max_size=30).map(" ".join), min_size=1, max_size=12)
 kinds = st.sampled_from(sorted(TOKENIZERS))
 

@@ -7,15 +7,8 @@ from hypothesis import strategies as st
 
 from langneurons.corpora import load_corpus, pack
 from langneurons.errors import CorpusError, LanguageError
-from tests.corpora.conftest import LETTERS, word_tokenizer
+from tests.corpora.conftest import LETTERS, TOKENIZERS, words
 
-TOKENIZERS = {
-    "bos and eos": word_tokenizer("bos", "eos", "pad"),
-    "bos": word_tokenizer("bos"),
-    "eos": word_tokenizer("eos"),
-    "neither": word_tokenizer(),
-}
-words = st.sampled_from([*LETTERS, "<eos>", "<bos>", "unheard"])
 documents = st.lists(st.lists(words, min_size=1, max_size=45).map(" ".join), min_size=1, max_size=8)
 
 

@@ -1,5 +1,7 @@
 """Standard errors against brute force, and the coverage of the intervals."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -111,11 +113,16 @@ def test_intervals_hold_the_score_and_stay_in_its_bounds():
         scores.interval(95.0)
 
 
+@cache
+def drawn(seed):
+    return statistics_from(*clustered(seed, documents=80, width=8))
+
+
 def spread_over_draws(method, draws=40):
     """Standard deviation of a score over independent corpora, and its mean claimed standard error."""
     found, claimed = [], []
     for seed in range(draws):
-        scores = method.scores(statistics_from(*clustered(seed, documents=80, width=8)))
+        scores = method.scores(drawn(seed))
         found.append(scores.values)
         claimed.append(scores.standard_error())
     return torch.stack(found).double().std(0).mean(), torch.stack(claimed).double().mean()
@@ -149,7 +156,7 @@ def test_lape_intervals_cover_the_truth_on_clustered_data():
     truth = LAPE().scores(statistics_from(*clustered(10_000, documents=20_000, width=1))).values[0, 0]
     covered, total = 0, 0
     for seed in range(100):
-        low, high = LAPE().scores(statistics_from(*clustered(seed, documents=80, width=8))).interval(0.95)
+        low, high = LAPE().scores(drawn(seed)).interval(0.95)
         covered += int(((low <= truth) & (truth <= high)).sum())
         total += low.numel()
     assert 0.85 <= covered / total <= 0.99, covered / total

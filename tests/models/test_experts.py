@@ -14,7 +14,7 @@ from langneurons.errors import HookSiteError, ModelError, TrainingError
 from langneurons.models import ModelView, view
 from langneurons.models.experts import ROUTER_SITES, output_of, router_sites
 from langneurons.recording import records
-from tests.tiny_experts import EXPERTS, tiny_experts
+from tests.tiny_families import EXPERTS, tiny_family
 from tests.tiny_models import tiny_tokenizer
 
 NAMED = ("mixtral", "qwen3-moe", "olmoe", "gpt-oss")
@@ -31,7 +31,7 @@ def loaded() -> Callable[[str], ModelView]:
 
     def get(name: str) -> ModelView:
         if name not in views:
-            model = ln.load_model(name, hf_model=tiny_experts(name), tokenizer=tiny_tokenizer())
+            model = ln.load_model(name, hf_model=tiny_family(name), tokenizer=tiny_tokenizer())
             views[name] = view(model)
         return views[name]
 
@@ -74,7 +74,7 @@ def by_hand(hf_model: Any, layer: int, mlp: Any, change: Change) -> Callable[...
 
 @torch.no_grad()
 def logits_by_hand(name: str, change: Change) -> torch.Tensor:
-    hf_model: Any = tiny_experts(name)
+    hf_model: Any = tiny_family(name)
     for index, layer in enumerate(hf_model.model.layers):
         layer.mlp.forward = by_hand(hf_model, index, layer.mlp, change)
     return hf_model(TOKENS).logits
@@ -93,13 +93,13 @@ def patched(model_view: ModelView, *patches: Any) -> torch.Tensor:
 @pytest.mark.parametrize("name", NAMED)
 def test_a_forward_by_hand_is_that_of_the_model(name):
     with torch.no_grad():
-        expected = tiny_experts(name)(TOKENS).logits
+        expected = tiny_family(name)(TOKENS).logits
     torch.testing.assert_close(logits_by_hand(name, lambda layer, logits: logits), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", READ)
 def test_probabilities_logits_and_choices_are_what_the_routers_of_the_hugging_face_model_give(name, loaded):
-    model_view, hf_model = loaded(name), tiny_experts(name)
+    model_view, hf_model = loaded(name), tiny_family(name)
     outputs: list[Any] = []
     for module in hf_model.modules():
         if hasattr(module, "experts"):
@@ -248,7 +248,7 @@ def test_layers_of_the_site_are_those_with_experts(loaded):
 
 
 def test_shared_experts_keep_the_sites_of_an_mlp(loaded):
-    model_view, hf_model = loaded("qwen2-moe"), tiny_experts("qwen2-moe")
+    model_view, hf_model = loaded("qwen2-moe"), tiny_family("qwen2-moe")
     outputs: list[torch.Tensor] = []
     for layer in hf_model.model.layers:
         layer.mlp.shared_expert.act_fn.register_forward_hook(lambda module, inputs, act: outputs.append(act))

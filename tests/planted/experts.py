@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import langneurons as ln
-from tests.tiny_experts import tiny_experts
+from tests.tiny_families import tiny_family
 from tests.tiny_models import tiny_tokenizer
 
 LANGUAGES = ("en", "hi", "zh")
@@ -22,7 +22,7 @@ def of_topic(word: int) -> bool:
 
 def planted_experts() -> Any:
     """A Mixtral with two experts of five for every token; attention and the experts of layer 0 write nothing."""
-    model: Any = tiny_experts("mixtral", num_local_experts=EXPERTS)
+    model: Any = tiny_family("mixtral", num_local_experts=EXPERTS)
     with torch.no_grad():
         embedding = model.get_input_embeddings().weight
         embedding[:, :3] = torch.tensor([4.0, 0.0, 0.0])

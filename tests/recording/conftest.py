@@ -1,7 +1,11 @@
+import os
+import signal
+
 import pytest
 import torch
 
 import langneurons as ln
+from langneurons.recording.sums import LanguageSums
 from tests.tiny_models import save_tiny
 
 LANGUAGES = ("en", "hi", "zh")
@@ -38,6 +42,25 @@ def corpus():
 @pytest.fixture(scope="session")
 def whole(tiny, corpus):
     return record(tiny, corpus)
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """Lets Ctrl-C come when so many parts of a recording have been begun; gives a list with an entry for each."""
+
+    def interrupt(count: int) -> list[int]:
+        adding, calls = LanguageSums.adding, []
+
+        def interrupted(self, *arguments):
+            calls.append(1)
+            if len(calls) == count:
+                os.kill(os.getpid(), signal.SIGINT)
+            return adding(self, *arguments)
+
+        monkeypatch.setattr(LanguageSums, "adding", interrupted)
+        return calls
+
+    return interrupt
 
 
 def record(model, corpus, **options):

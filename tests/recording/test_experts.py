@@ -1,15 +1,11 @@
 """A planted mixture of experts: its experts are recorded, found, told apart, matched and left out."""
 
-import os
-import signal
-
 import pytest
 import torch
 
 import langneurons as ln
 from langneurons.errors import PatchError
 from langneurons.models import view
-from langneurons.recording.sums import LanguageSums
 from tests.planted.experts import DEFAULT, HINDI, LANGUAGES, NEVER, TOPIC, WORDS, documents, loaded, of_topic
 from tests.recording.conftest import record, same
 
@@ -87,18 +83,10 @@ def test_batch_size_does_not_change_a_byte(model, corpus, stats, batch_size):
     assert same(record(model, corpus, sites=SITES, batch_size=batch_size), stats)
 
 
-def test_a_kill_and_shards_do_not_change_a_byte(model, corpus, stats, tmp_path, monkeypatch):
+def test_a_kill_and_shards_do_not_change_a_byte(model, corpus, stats, tmp_path, interrupted_at):
     shards = [record(model, corpus, sites=SITES, shard=(part, 3), batch_size=2) for part in range(3)]
     assert same(shards[0] + shards[1] + shards[2], stats)
-    adding, calls = LanguageSums.adding, []
-
-    def interrupted(self, *arguments):
-        calls.append(1)
-        if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return adding(self, *arguments)
-
-    monkeypatch.setattr(LanguageSums, "adding", interrupted)
+    interrupted_at(5)
     with pytest.raises(KeyboardInterrupt):
         record(model, corpus, sites=SITES, out=tmp_path, batch_size=2)
     assert same(record(model, corpus, sites=SITES, out=tmp_path, batch_size=2), stats)

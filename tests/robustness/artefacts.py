@@ -17,7 +17,7 @@ from torch import nn
 import langneurons as ln
 from langneurons import storage
 from langneurons.analysis.comparison import Comparison
-from langneurons.analysis.validity.checks import Evidence, ValidityTable, validity_table
+from langneurons.analysis.validity.checks import ValidityTable
 from langneurons.cli.measuring import labelled_texts
 from langneurons.corpora import PackedCorpus, pack
 from langneurons.models.checkpoints import load_tokenizer
@@ -289,10 +289,6 @@ def _dictionary(folder: Path) -> None:
     SparseDictionary(cfg).save(folder)
 
 
-def _validity() -> ValidityTable:
-    return validity_table([Evidence("good", recall=1.0, fdr=0.0), Evidence("bad", recall=0.2, fdr=0.5)])
-
-
 def _labelled_texts(folder: Path) -> None:
     TABLE.assign(language="en", label=["a", "b"] * 3).drop(columns="value").to_parquet(folder / "texts.parquet")
 
@@ -317,7 +313,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "polysemanticity": Artefact(lambda f: results.polysemanticity().save(f), ln.analysis.Polysemanticity.load),
     "profiles": Artefact(lambda f: made_up.profiles(made_up.neuron_set(3)).save(f), ln.analysis.Profiles.load),
     "comparison": Artefact(lambda f: results.comparison().save(f), Comparison.load),
-    "validity table": Artefact(lambda f: _validity().save(f), ValidityTable.load),
+    "validity table": Artefact(lambda f: results.validity().save(f), ValidityTable.load),
     "head": Artefact(
         lambda f: ln.tasks.ClassificationHead(torch.eye(3, 32), torch.ones(3), ("a", "b", "c"), "m").save(f), _read_head
     ),

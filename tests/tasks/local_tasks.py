@@ -97,12 +97,17 @@ def assert_equal_answers(ours: Any, theirs: Any, folder: Path, names: Iterable[s
     actual, expected = (simple_evaluate(model=model, **options) for model in (ours, theirs))
     assert actual is not None and expected is not None  # noqa: PT018 (for the type checker)
     for name in names:
-        for sample, other in zip(actual["samples"][name], expected["samples"][name], strict=True):
-            assert sample["arguments"] == other["arguments"]
-            for (response,), (reference,) in zip(sample["resps"], other["resps"], strict=True):
-                if isinstance(response, str):
-                    assert response == reference, name
-                else:
-                    np.testing.assert_allclose(np.float64(response), np.float64(reference), atol=1e-4)
+        check_samples(actual["samples"][name], expected["samples"][name])
     assert actual["results"] == expected["results"]
     return actual["results"]
+
+
+def check_samples(actual: Iterable[dict], expected: Iterable[dict]) -> None:
+    """Check that the harness sent two models the same requests and had the same answers."""
+    for sample, other in zip(actual, expected, strict=True):
+        assert sample["arguments"] == other["arguments"]
+        for (response,), (reference,) in zip(sample["resps"], other["resps"], strict=True):
+            if isinstance(response, str):
+                assert response == reference
+            else:
+                np.testing.assert_allclose(np.float64(response), np.float64(reference), atol=1e-4)

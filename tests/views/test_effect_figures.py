@@ -11,6 +11,7 @@ from langneurons.storage.result import Result
 from langneurons.views.plot import FIGURES
 from langneurons.views.report import sections
 from tests.planted.statistics import statistics_from
+from tests.views.report import made_up
 
 
 def rows(change, seed=0):
@@ -152,15 +153,7 @@ def test_any_table_of_effects_can_be_drawn(matrix, swept):
 
 
 def test_an_evaluation_is_drawn_by_its_effects():
-    rows = [
-        ("xnli", "head", patch, "hi", item, item // 2, "accuracy", float(item % 3 < right), "", "")
-        for patch, right in (("unpatched", 1), ("zero", 2))
-        for item in range(60)
-    ]
-    names = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
-    references = pd.DataFrame(columns=["task", "protocol", "metric", "language", "reference", "value"])
-    settings = {"model": "made up", "options": {"margin": 0.01, "resamples": 1000, "seed": 0}}
-    evaluation = ln.evaluation.Evaluation(pd.DataFrame(rows, columns=names), references, None, settings)
+    evaluation = made_up.evaluation()
     figure = FIGURES["Evaluation"](evaluation)
     assert figure.data[0].x[0] == pytest.approx(100 / 3)
     assert figure.layout.title.text == "Change of accuracy under each patch (xnli, head)"

@@ -15,18 +15,6 @@ from tests.robustness import results
 from tests.views.report import made_up
 
 
-def evaluation():
-    rows = [
-        ("xnli", "head", patch, "hi", item, item // 2, "accuracy", float(item % 3 < right), "", "")
-        for patch, right in (("unpatched", 1), ("zero", 2))
-        for item in range(60)
-    ]
-    names = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
-    references = pd.DataFrame(columns=["task", "protocol", "metric", "language", "reference", "value"])
-    settings = {"model": "made up", "options": {"margin": 0.01, "resamples": 1000, "seed": 0}}
-    return ln.evaluation.Evaluation(pd.DataFrame(rows, columns=names), references, None, settings)
-
-
 def finetuned():
     history = pd.DataFrame({"step": [1, 2, 3], "loss": [1.1, 0.9, 0.8], "dev": [np.nan, 0.4, 0.5]})
     return ln.training.Finetuned(None, None, history, {"metric": "accuracy"})
@@ -46,7 +34,7 @@ RESULTS = {
     "ActivationStats": lambda: (made_up.statistics(), (0, 1)),
     "Attribution": lambda: (results.attribution(),),
     "EffectTable": lambda: (made_up.matrix(),),
-    "Evaluation": lambda: (evaluation(),),
+    "Evaluation": lambda: (made_up.evaluation(),),
     "Finetuned": lambda: (finetuned(),),
     "NeuronSet": lambda: (made_up.neuron_set(),),
     "Polysemanticity": lambda: (polysemanticity(),),

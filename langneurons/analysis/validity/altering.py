@@ -106,17 +106,7 @@ def record_altered(
     run: Run = Run(),
     **options: Unpack[AlteringOptions],
 ) -> AlteredRecordings:
-    """Record two halves of a corpus, the second also altered.
-
-    Args:
-        model: A model returned by ``load_model``.
-        corpus: A corpus of two languages or more, with its documents and, for parallel text, ids.
-        seed: Seed of the halves, the parts, and every shuffling.
-        altering: How text is altered.
-        recording: What is recorded, from how much text: tokens of each language in each half and condition, by default
-            as many as the smallest part allows in all.
-        run: Where it runs, and the folder for the recordings.
-        options: Single fields of ``Altering``, ``Recording`` and ``Run``, such as ``conditions=["words"]``.
+    """Record two halves of a corpus, the second also altered: what ``survival`` reads, with the same arguments.
 
     Returns:
         The recordings.
@@ -138,13 +128,13 @@ def record_altered(
     texts = {
         name: altered
         for name, alter in ALTERATIONS.items()
-        if (altered := _altered_if_any(name, second, altering, partial(_each, alter, seed)))
+        if (altered := _altered_if_any(name, altering, partial(_each, alter, seed, second)))
     }
     everything = [*first, *second, *chain.from_iterable(texts.values())]
     tokens = recording.tokens_per_language or altering.parts * _least_tokens(everything, tokenizer, recording)
     of_a_part = tokens // altering.parts
     same = partial(_same_texts, tokenizer=tokenizer, tokens=of_a_part)
-    if parallel := _altered_if_any(PARALLEL, second, altering, lambda parts: list(map(same, parts))):
+    if parallel := _altered_if_any(PARALLEL, altering, lambda: list(map(same, second))):
         texts[PARALLEL] = parallel
     if RANDOM in altering.conditions:
         texts[RANDOM] = [random_tokens(tokenizer, 2 * of_a_part, seed + place) for place in range(altering.parts)]
@@ -161,14 +151,12 @@ def _each(alter: Callable[[Corpus, int], Corpus], seed: int, parts: Sequence[Cor
     return [alter(part, seed + place) for place, part in enumerate(parts)]
 
 
-def _altered_if_any(
-    condition: str, parts: list[Corpus], altering: Altering, alter: Callable[[list[Corpus]], list[Corpus]]
-) -> list[Corpus] | None:
+def _altered_if_any(condition: str, altering: Altering, alter: Callable[[], list[Corpus]]) -> list[Corpus] | None:
     """The altered parts; None for a condition that is not wanted, or one of several that alters no language."""
     if condition not in altering.conditions:
         return None
     try:
-        return alter(parts)
+        return alter()
     except NothingToAlterError as error:
         if len(altering.conditions) == 1:
             raise

@@ -8,6 +8,7 @@ from langneurons.analysis.ablation import Ablation
 from langneurons.analysis.profiles import Profiles
 from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable
+from langneurons.evaluation.results import Evaluation
 from langneurons.identification.neurons import NeuronSet
 from langneurons.recording.statistics import ActivationStats
 from langneurons.views.report import Findings
@@ -132,3 +133,15 @@ def findings(count: int = 12, **more) -> Findings:
     given = {"stats": statistics(), "neurons": {"made <up>": neurons}, "profiles": profiles(neurons)}
     given |= {"matrix": matrix(), "ablation": ablation(neurons), "config": f"# {HOSTILE}\nseed = 0\n"}
     return Findings(f"Which neurons? {HOSTILE}", **(given | more))
+
+
+def evaluation() -> Evaluation:
+    rows = [
+        ("xnli", "head", patch, "hi", item, item // 2, "accuracy", float(item % 3 < right), "", "")
+        for patch, right in (("unpatched", 1), ("zero", 2))
+        for item in range(60)
+    ]
+    names = ["task", "protocol", "patch", "language", "item", "cluster", "metric", "value", "prediction", "gold"]
+    references = pd.DataFrame(columns=["task", "protocol", "metric", "language", "reference", "value"])
+    settings = {"model": "made up", "options": {"margin": 0.01, "resamples": 1000, "seed": 0}}
+    return Evaluation(pd.DataFrame(rows, columns=names), references, None, settings)
