@@ -49,6 +49,37 @@ def read_object(path: Path) -> JsonObject:
     return unseal(path, _parsed(path))
 
 
+def check_same(path: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse to replace, or to go on with, what something else made.
+
+    Args:
+        path: Where it stands.
+        what: What stands there, such as "recording".
+        there: What it was made with, by name.
+        here: What it would be replaced by, or gone on with.
+
+    Raises:
+        StaleArtefactError: If they differ.
+
+    Example:
+        >>> from langneurons.storage import check_same
+        >>> check_same(Path("runs/neurons.json"), "neuron set", {"method": "LAPE()"}, {"method": "Contrast()"})
+        Traceback (most recent call last):
+        langneurons.errors.StaleArtefactError: runs/neurons.json holds another neuron set, which differs in method
+        (there LAPE(), here Contrast()): give another path as out, or remove this one.
+    """
+    differing = [
+        f"{name} (there {there.get(name)!s:.240}, here {here.get(name)!s:.240})"
+        for name in {**here, **there}
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise StaleArtefactError(
+            f"{path} holds another {what}, which differs in {'; '.join(differing)}: give another path as out, or "
+            "remove this one."
+        )
+
+
 def schema_of(path: Path) -> str:
     """The schema that a JSON file carries, "" where it is no artefact of ours.
 

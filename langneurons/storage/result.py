@@ -1,7 +1,9 @@
 """Results: what verbs return; they are saved, loaded, printed and drawn in one way."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -10,10 +12,12 @@ from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageEr
 from langneurons.storage.files import check_regular, path_of, understood
 from langneurons.storage.hub import Shareable, located
 from langneurons.storage.layouts import Layout, check_fields
-from langneurons.storage.objects import JsonObject, read_json, schema_of, write_json
+from langneurons.storage.objects import JsonObject, check_same, read_json, read_object, schema_of, write_json
 from langneurons.storage.presenting import Table
 from langneurons.storage.tables import read_table, write_table
 
+# Settings that say what a result is of, and by what method.
+ORIGIN = ("model", "fingerprint", "site", "sites", "context_length", "task", "method", "methods", "neurons")
 AnyResult = TypeVar("AnyResult", bound="Result")
 
 # Kind of result -> module of langneurons that defines its class; it is imported when such a result is loaded.
@@ -111,9 +115,15 @@ class Result(Shareable):
 
         Returns:
             The path.
+
+        Raises:
+            StaleArtefactError: If another kind of result stands there, or one of another model, site, task, method or
+                options of the method; nothing is overwritten then.
+            StorageError: If the path names a file of another program, or cannot be written.
         """
         path = path_of(path)
         file = path if self.file is None else path / f"{self.file}.json"
+        self._check_replaces(file)
         write_json(file, self.schema, self._write(path))
         return path
 
@@ -181,6 +191,36 @@ class Result(Shareable):
 
     def _check_parts(self) -> None:
         """Raise a ValueError or KeyError where what was read does not fit together; by default everything does."""
+
+    def _check_replaces(self, file: Path) -> None:
+        """Refuse to overwrite what is no earlier version of this result."""
+        names = set(self.tables.values())
+        for other in sorted(file.parent.glob("*.json")) if names else ():
+            kind = _kind_of(other) if other != file and other.is_file() else ""
+            if kind in result_kinds() and names & set(read_object(other).get("checksums", {})):
+                check_same(file.parent, "result", {"kind": kind}, {"kind": self.kind})
+        if not file.is_file() or not file.stat().st_size:
+            return
+        kind = _kind_of(file)
+        if not kind and self.file is None:
+            raise StorageError(f"{file} is no file of langneurons: give another path as out, or remove this one.")
+        with suppress(CorruptArtefactError):  # what is broken is worth nothing
+            if kind and kind != self.kind:
+                check_same(file, "result", {"kind": kind}, {"kind": self.kind})
+            if schema_of(file) == self.schema:
+                check_same(file, self.kind.replace("-", " "), self._origin_of(read_object(file)), self._origin)
+
+    @property
+    def _origin(self) -> JsonObject:
+        """What an earlier version of this result must have been made with."""
+        made_with = self._origin_of({"settings": dict(getattr(self, "settings", vars(self)))})
+        return json.loads(json.dumps(made_with))  # as it is in a file
+
+    @classmethod
+    def _origin_of(cls, content: JsonObject) -> JsonObject:
+        """What a result was made with, of what its JSON file holds."""
+        settings = content.get("settings", content)
+        return {name: settings[name] for name in ORIGIN if name in settings}
 
     def _save_into(self, folder: Path) -> None:
         self.save(folder / f"{self.kind}.json" if self.file is None else folder)
