@@ -74,7 +74,7 @@ def test_identify_does_not_overwrite_the_neurons_of_another_method(capsys, monke
         status, _, said = run(capsys, monkeypatch, *words, *other)
         assert status == 2
         assert "n.json holds another neuron set, which differs in" in said
-        assert "give another path as out, or remove this one." in said
+        assert "give another path (--out on the command line), or remove this one." in said
     assert "LAPE(top=0.02" in said or "languages" in said
     assert (tmp_path / "n.json").read_bytes() == before
 

@@ -11,6 +11,7 @@ from langneurons.storage.checksums import seal, unseal
 from langneurons.storage.files import check_regular, path_of, said_plainly, write_text
 
 JsonObject = dict[str, Any]
+ADVICE = "give another path (--out on the command line), or remove this one"
 
 
 def write_json(path: Path, schema: str, content: Mapping[str, Any]) -> None:
@@ -66,7 +67,7 @@ def check_same(path: Path, what: str, there: Mapping[str, Any], here: Mapping[st
         >>> check_same(Path("runs/neurons.json"), "neuron set", {"method": "LAPE()"}, {"method": "Contrast()"})
         Traceback (most recent call last):
         langneurons.errors.StaleArtefactError: runs/neurons.json holds another neuron set, which differs in method
-        (there LAPE(), here Contrast()): give another path as out, or remove this one.
+        (there LAPE(), here Contrast()): give another path (--out on the command line), or remove this one.
     """
     differing = [
         f"{name} (there {there.get(name)!s:.240}, here {here.get(name)!s:.240})"
@@ -74,10 +75,7 @@ def check_same(path: Path, what: str, there: Mapping[str, Any], here: Mapping[st
         if there.get(name) != here.get(name)
     ]
     if differing:
-        raise StaleArtefactError(
-            f"{path} holds another {what}, which differs in {'; '.join(differing)}: give another path as out, or "
-            "remove this one."
-        )
+        raise StaleArtefactError(f"{path} holds another {what}, which differs in {'; '.join(differing)}: {ADVICE}.")
 
 
 def schema_of(path: Path) -> str:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, unknown
-from langneurons.storage.files import check_regular, path_of, understood
+from langneurons.storage.files import check_regular, path_of, said_plainly, understood
 from langneurons.storage.hub import Shareable, located
 from langneurons.storage.layouts import Layout, check_fields
-from langneurons.storage.objects import JsonObject, check_same, read_json, read_object, schema_of, write_json
+from langneurons.storage.objects import ADVICE, JsonObject, check_same, read_json, read_object, schema_of, write_json
 from langneurons.storage.presenting import Table
 from langneurons.storage.tables import read_table, write_table
 
 # Settings that say what a result is of, and by what method.
-ORIGIN = ("model", "fingerprint", "site", "sites", "context_length", "task", "method", "methods", "neurons")
+ORIGIN = ("model", "fingerprint", "site", "sites", "context_length", "task", "tasks", "method", "methods", "neurons")
 AnyResult = TypeVar("AnyResult", bound="Result")
 
 # Kind of result -> module of langneurons that defines its class; it is imported when such a result is loaded.
@@ -194,21 +194,23 @@ class Result(Shareable):
 
     def _check_replaces(self, file: Path) -> None:
         """Refuse to overwrite what is no earlier version of this result."""
-        names = set(self.tables.values())
-        for other in sorted(file.parent.glob("*.json")) if names else ():
-            kind = _kind_of(other) if other != file and other.is_file() else ""
-            if kind in result_kinds() and names & set(read_object(other).get("checksums", {})):
-                check_same(file.parent, "result", {"kind": kind}, {"kind": self.kind})
-        if not file.is_file() or not file.stat().st_size:
-            return
-        kind = _kind_of(file)
-        if not kind and self.file is None:
-            raise StorageError(f"{file} is no file of langneurons: give another path as out, or remove this one.")
-        with suppress(CorruptArtefactError):  # what is broken is worth nothing
-            if kind and kind != self.kind:
-                check_same(file, "result", {"kind": kind}, {"kind": self.kind})
-            if schema_of(file) == self.schema:
-                check_same(file, self.kind.replace("-", " "), self._origin_of(read_object(file)), self._origin)
+        here = {"kind": self.kind}
+        with said_plainly(file, "write"):
+            others = [other for other in sorted(file.parent.glob("*.json")) if other != file] if self.tables else []
+            for other in filter(Path.is_file, others):
+                kind, tables = _tables_of(other)
+                if set(tables) & set(self.tables.values()):
+                    check_same(file.parent, "result", {"kind": kind}, here)
+            if not file.is_file() or not file.stat().st_size:
+                return
+        if not (kind := _kind_of(file)) and self.file is None:
+            raise StorageError(f"{file} is no file of langneurons: {ADVICE}.")
+        check_same(file, "result", {"kind": kind or self.kind}, here)
+        if schema_of(file) == self.schema:
+            with suppress(CorruptArtefactError):  # what is broken is worth nothing
+                with understood(file):
+                    there = self._origin_of(read_object(file))
+                check_same(file, self.kind.replace("-", " "), there, self._origin)
 
     @property
     def _origin(self) -> JsonObject:
@@ -304,6 +306,15 @@ def _file_in(folder: Path) -> Path:
     if len(files) > 1:
         raise StorageError(f"{folder} holds several results: give one of {', '.join(file.name for file in files)}.")
     return files[0]
+
+
+def _tables_of(file: Path) -> tuple[str, list[str]]:
+    """The kind of the result that a JSON file belongs to, and its tables; of another file neither."""
+    try:
+        kind, checksums = _kind_of(file), read_object(file).get("checksums")
+    except StorageError:
+        return "", []
+    return (kind, list(checksums)) if kind in result_kinds() and isinstance(checksums, dict) else ("", [])
 
 
 def _kind_of(file: Path) -> str:

@@ -36,5 +36,5 @@ def test_neurons_that_were_made_otherwise_are_not_overwritten(tmp_path, name, ch
     with pytest.raises(StaleArtefactError) as refusal:
         replace(NEURONS, **change).write(path)
     assert difference in str(refusal.value)
-    assert "give another path as out, or remove this one" in str(refusal.value)
+    assert "give another path (--out on the command line), or remove this one" in str(refusal.value)
     assert ln.NeuronSet.read(path) == NEURONS
