@@ -39,8 +39,8 @@ def reliability(stats: ActivationStats) -> float:
 
 
 def _chance(stats: ActivationStats, language: str, p: torch.Tensor) -> float:
-    tokens = stats.fold_tokens(language)
-    independent = float((p * (1 - p)).mean() / tokens.sum())
+    tokens = int(stats.fold_tokens(language).sum())
+    independent = float((p * (1 - p)).mean()) / max(tokens - 1, 1)
     if _filled(stats, language) < 2:
         return independent
     return max(independent, float(variance_of_probability(stats, language).mean()))
