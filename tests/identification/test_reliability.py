@@ -72,10 +72,9 @@ def test_a_hundred_tokens_are_noise_and_the_thousand_of_the_readme_are_not(babel
 
 
 def test_tokens_of_a_single_document_are_noise_however_many(babel):
-    texts = {
-        language: [" ".join(ln.load_corpus("babel", [language]).texts(language)[:60])] for language in ("en", "hi")
-    }
-    stats = ln.record(babel, ln.load_corpus(texts), context_length=64, progress=False)
+    phrases = ln.load_corpus("babel", ["en", "hi"])
+    texts = ln.load_corpus({language: [" ".join(phrases.texts(language))] for language in phrases.languages})
+    stats = ln.record(babel, texts, tokens_per_language=600, context_length=64, progress=False)
     (message,) = _warnings(stats)
     assert "all in one of 20 folds of documents" in message
     assert f"only {int(stats.tokens.min()):,} tokens were counted" in message
