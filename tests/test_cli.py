@@ -64,6 +64,31 @@ def test_record_and_identify_give_what_python_gives(capsys, monkeypatch, texts, 
     assert ln.NeuronSet.load(out / "neurons.lape.json") == ln.LAPE(top=0.02).identify(stats)
 
 
+def test_identify_does_not_overwrite_the_neurons_of_another_method(capsys, monkeypatch, recorded, tmp_path):
+    _, statistics = recorded
+    words = ["identify", str(statistics), "--out", str(tmp_path / "n.json")]
+    for _ in range(2):
+        assert run(capsys, monkeypatch, *words, "--set", "top=0.02")[0] == 0
+    before = (tmp_path / "n.json").read_bytes()
+    for other in (["--method", "contrast"], ["--set", "top=0.01"], ["--set", "top=0.02", "--languages", "en,hi"]):
+        status, _, said = run(capsys, monkeypatch, *words, *other)
+        assert status == 2
+        assert "n.json holds another neuron set, which differs in" in said
+        assert "give another path (--out on the command line), or remove this one." in said
+    assert "LAPE(top=0.02" in said or "languages" in said
+    assert (tmp_path / "n.json").read_bytes() == before
+
+
+def test_identify_says_that_scores_of_few_tokens_are_noise(capsys, monkeypatch, texts, tmp_path):
+    for tokens, warns in (("100", True), ("1000", False)):
+        out = str(tmp_path / tokens)
+        words = ["record", "babel", str(texts), "--out", out, "--tokens-per-language", tokens, "--context-length", "64"]
+        assert run(capsys, monkeypatch, *words)[0] == 0
+        status, _, said = run(capsys, monkeypatch, "identify", out)
+        assert status == 0
+        assert said.count("langneurons: These scores are noise") == warns
+
+
 def test_a_parquet_folder_in_the_schema_of_wikipedia_gives_the_same(texts, recorded, babel, tmp_path):
     stats, _ = recorded
     for file in texts.iterdir():

@@ -26,6 +26,12 @@ class Toy(Result, kind="toy", file="toys", tables=("rows",), optional=("controls
     controls: pd.DataFrame | None = None
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Tabled(Result, kind="table-toy", tables=("rows",)):
+    rows: pd.DataFrame
+    settings: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Listed(Result, kind="listed-toy", file=None):
     """Saved as one JSON file, like a neuron set."""
@@ -109,6 +115,45 @@ def test_a_result_that_is_one_file_is_saved_under_any_name(tmp_path):
         path = Listed(("x", "y")).save(tmp_path / name)
         assert path == tmp_path / name
         assert Listed.load(path) == load(path) == Listed(("x", "y"))
+
+
+def test_the_same_result_may_be_saved_again(toy, saved):
+    Toy(toy.rows.head(1), {**toy.settings, "draws": 5}).save(saved)
+    assert len(Toy.load(saved).rows) == 1
+
+
+@pytest.mark.parametrize("name", ["model", "task", "method", "neurons"])
+def test_a_result_of_something_else_is_not_overwritten(toy, saved, name):
+    before = {file: file.read_bytes() for file in saved.iterdir()}
+    with pytest.raises(
+        StaleArtefactError, match=rf"toys.json holds another toy.*{name} \(there .*, here other\).*remove"
+    ):
+        Toy(toy.rows.head(1), {**toy.settings, name: "other"}).save(saved)
+    assert {file: file.read_bytes() for file in saved.iterdir()} == before
+
+
+def test_no_file_of_another_kind_or_program_is_overwritten(toy, saved, tmp_path):
+    with pytest.raises(StaleArtefactError, match=r"kind \(there toy, here listed-toy\)"):
+        Listed(("x",)).save(saved / "toys.json")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine", "utf-8")
+    with pytest.raises(StorageError, match="is no file of langneurons: give another path"):
+        Listed(("x",)).save(notes)
+    assert notes.read_text("utf-8") == "mine"
+    assert len(Toy.load(saved).rows) == len(toy.rows)
+
+
+def test_tables_that_another_result_of_the_folder_has_are_not_overwritten(toy, saved):
+    with pytest.raises(StaleArtefactError, match=r"kind \(there toy, here table-toy\)"):
+        Tabled(toy.rows.head(1), {}).save(saved)
+    assert len(Toy.load(saved).rows) == len(toy.rows)
+    Weighed(toy.rows, {}).save(saved)  # has a table of another name
+
+
+def test_what_is_broken_may_be_written_again(toy, saved):
+    (saved / "toys.json").write_text("{", "utf-8")
+    toy.save(saved)
+    assert Toy.load(saved).settings == toy.settings
 
 
 def test_special_parts_take_two_small_methods(toy, tmp_path):

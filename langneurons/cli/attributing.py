@@ -58,7 +58,7 @@ def task_gradient(
     result = ln.analysis.task_gradient(
         options.load(model), scored, control[0] if control else None, task_scoring=task_scoring, run=run
     )
-    keep(result, run, "task-gradient")
     if run.out is not None:
         print(f"Neurons: {result.neurons.save(run.out / 'neurons.task-gradient.json')}")
+    keep(result, run, "task-gradient")
     print(result)

@@ -14,6 +14,7 @@ from langneurons.errors import (
     LangNeuronsError,
     NeuronSetError,
     PatchError,
+    StaleArtefactError,
     StatisticsError,
     StorageError,
     StudyError,
@@ -162,7 +163,11 @@ def keep(result: "ln.storage.Result", run: Run, name: str) -> None:
         name: Name of the folder.
     """
     if run.out is not None:
-        print(f"Written to {result.save(run.out / name)}")
+        try:
+            print(f"Written to {result.save(run.out / name)}")
+        except StaleArtefactError:
+            print(result)
+            raise
 
 
 def method_of(name: str, options: Sequence[str]) -> "ln.identification.Method":

@@ -259,7 +259,7 @@ def _foretold(
     executor: Executor,
     cost: Callable[[], Cost] | None,
 ) -> Iterator[pd.DataFrame]:
-    """Say what a number of jobs will cost: before they start where one job's cost is known, else after the first."""
+    """Say what a number of jobs will cost before they start; where no job's cost is known, the time after the first."""
     pieces = executor.pieces(model)
 
     def tell(each: Cost) -> None:
@@ -267,12 +267,11 @@ def _foretold(
         total = each.times(number, max(1, pieces // PIECES_PER_WORKER))
         say(replace(total, work=f"Measuring {number:,} condition{'s' * (number != 1)}{of_tokens}"))
 
-    if cost is not None:
-        tell(cost())
+    tell(Cost() if cost is None else cost())
     start = time.perf_counter()
     for index, rows in enumerate(results):
-        if cost is None and index == 0:
-            tell(Cost(seconds=time.perf_counter() - start if pieces == 1 else 0))
+        if cost is None and index == 0 and pieces == 1:
+            tell(Cost(seconds=time.perf_counter() - start))
         yield rows
 
 

@@ -334,6 +334,11 @@ class NeuronSet(ExchangedNeurons, kind="neuron-set", file=None):
             **{name: self._own(getattr(self, name)) for name in (("above", "highest") if self.highest else ("above",))},
         }
 
+    @classmethod
+    def _origin_of(cls, content: JsonObject) -> JsonObject:
+        settings = content.get("settings", content)
+        return {**super()._origin_of(content), "languages": list(dict(settings["members"]))}
+
     def _own(self, by_language: ByLanguage) -> list[list[object]]:
         """What is said of the neurons of this set, as it is written."""
         own = self.union()

@@ -9,6 +9,7 @@ Kojima et al. 2024 (github.com/kojima-takeshi188/lang_neuron), and the text file
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,11 @@ def read_listing(source: object, site: str | None = None, transposed: bool = Fal
 
 def write_about(path: Path, about: Mapping[str, Any]) -> None:
     """Write beside a list what the list itself does not say: languages in its order, shape, site, model and method."""
-    storage.write_json(path.with_name(f"{path.name}.json"), ABOUT, about)
+    file = path.with_name(f"{path.name}.json")
+    if path.exists() and file.exists():
+        with suppress(CorruptArtefactError):  # what is broken is worth nothing
+            storage.check_same(path, "list of neurons", storage.read_json(file, ABOUT), about)
+    storage.write_json(file, ABOUT, about)
 
 
 def _with_about(listing: Listing, file: Path) -> Listing:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from langneurons.errors import LangNeuronsError, StatisticsError
 from langneurons.identification.neurons import NeuronSet
+from langneurons.identification.reliability import warn_of_noise
 from langneurons.identification.scores import Scores
 from langneurons.identification.standing import highest_in
 from langneurons.recording.statistics import PUBLISHED, ActivationStats, check_statistics
@@ -168,6 +169,7 @@ def labelled(
         members: Language -> flat indices.
         values: What the method compares with its bar in each language; by default the scores.
     """
+    warn_of_noise(stats)
     fingerprint = stats.fingerprint
     values = scores.values if values is None else values
     by_language = dict(zip(stats.languages, values.flatten(1).numpy(), strict=True))

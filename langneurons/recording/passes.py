@@ -17,7 +17,7 @@ from torch import Tensor
 from langneurons import storage
 from langneurons.corpora import Blocks, Corpus, PackedCorpus, purity_warnings
 from langneurons.corpora.corpus import UNGROUPED
-from langneurons.errors import StaleArtefactError, StatisticsError, StorageError
+from langneurons.errors import StatisticsError, StorageError
 from langneurons.models import ModelView
 from langneurons.models.finite import refusal
 from langneurons.recording.accumulation import FOLDS, Grid, GroupedSums
@@ -69,17 +69,7 @@ class RecordingFolder:
                 raise StorageError(f"{self.path} holds files that are no recording: give another folder as out.")
             storage.write_json(file, PLAN, plan)
             return
-        stored = storage.read_json(file, PLAN)
-        differing = [
-            f"{key} (there {stored.get(key)!s:.80}, here {plan.get(key)!s:.80})"
-            for key in {**plan, **stored}
-            if stored.get(key) != plan.get(key)
-        ]
-        if differing:
-            raise StaleArtefactError(
-                f"{self.path} holds another recording, which differs in {'; '.join(differing)}. "
-                "Give another folder as out."
-            )
+        storage.check_same(self.path, "recording", storage.read_json(file, PLAN), plan)
 
     def check_corpus(self, corpus: Corpus, say: Callable[[str], None]) -> None:
         """Say what looks wrong with the corpus, and store the purity report where the recording is kept."""

@@ -4,7 +4,6 @@
 """
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial, reduce
 from operator import add
@@ -29,7 +28,7 @@ from langneurons.recording.sums import (
     observing_caches,
     recorded_model,
 )
-from langneurons.run import Progress, alone_in_out, chosen_executor, say
+from langneurons.run import Cost, Progress, alone_in_out, chosen_executor, say, timed
 from langneurons.settings import Recording, RecordingOptions, Run, with_options
 
 BATCH_SIZE = 8
@@ -288,40 +287,23 @@ def _check_like(like: ActivationStats, model_view: ModelView, recording: Recordi
 
 def forecast(
     model_view: ModelView, packed: PackedCorpus, recording: Recording, batch_size: int, shard: tuple[int, int] = (0, 1)
-) -> str:
-    """Say what a recording will cost: tokens, memory beside the model, disk, and time from one timed block."""
+) -> Cost:
+    """Estimate what a recording will take: tokens, memory beside the model, disk, and time from one timed block."""
     sites, also = recording.sites, recording.also
     neurons = sum(math.prod(model_view.shape(site)) for site in sites)
     per_neuron = BINS * 4 + FOLDS * (4 + 8) + 40
     per_neuron += 8 * recording.sentences * (SENTENCE in also) + 8 * FOLDS * (GRADIENT in also)
-    languages = len(packed.languages)
+    languages, counted = len(packed.languages), next(iter(packed.tokens.values()))
     batch = batch_size * packed.context_length * max(model_view.width(site) for site in sites) * 4 * 3
     block = packed.blocks(packed.languages[0], range(1)).tokens.to(model_view.device)
     blocks = sum(packed.n_blocks(language) for language in packed.languages) / shard[1]
-    seconds = _seconds_of_a_forward(model_view, block) * blocks * (BACKWARD if GRADIENT in also else 1)
-    return (
-        f"Recording {languages} languages x {next(iter(packed.tokens.values())):,} counted tokens of "
-        f"{model_view.name} at {', '.join(sites)}: {neurons:,} neurons, about {_bytes(per_neuron * neurons + batch)} "
-        f"of memory beside the model, {_bytes(per_neuron * neurons * languages)} on disk, {_duration(seconds)}."
-    )
-
-
-def _seconds_of_a_forward(model_view: ModelView, block: Int[Tensor, "row position"]) -> float:
-    """The quickest of three, the first of which also warms up."""
-    seconds = []
     with torch.no_grad():
-        for _ in range(3):
-            start = time.perf_counter()
-            model_view.forward(block, logits=False)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def _bytes(n: float) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+        seconds = timed(lambda: model_view.forward(block, logits=False))
+    return Cost(
+        f"Recording {languages} languages x {counted:,} counted tokens of {model_view.name} at {', '.join(sites)} "
+        f"({neurons:,} neurons)",
+        tokens=blocks * block.numel(),
+        passes=BACKWARD if GRADIENT in also else 1,
+        memory=per_neuron * neurons + batch,
+        disk=per_neuron * neurons * languages,
+    ).at(block.numel() / seconds)

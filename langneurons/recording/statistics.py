@@ -450,6 +450,10 @@ class ActivationStats(Result, kind="activation-statistics", file="statistics"):
             "options": {"sites": self.sites, "context length": self.context_length, "dtype": self.model.dtype},
         }
 
+    @property
+    def _origin(self) -> JsonObject:
+        return self._origin_of(self.manifest())
+
     def _write(self, folder: Path) -> JsonObject:
         for language in self.languages:
             if not storage.names_a_file(language):

@@ -1,4 +1,4 @@
-"""How far work is, on standard error: a bar at a terminal and in a notebook, a plain line per minute elsewhere."""
+"""How far work is, on standard error: a bar at a terminal and in a notebook, else a line soon and then each minute."""
 
 import math
 import sys
@@ -9,7 +9,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-LINE_SECONDS = 60.0
+FIRST_SECONDS, LINE_SECONDS = 5.0, 60.0  # to the first line, which corrects what was foretold, and between later ones
 LINE = "{desc}{n_fmt} of {total_fmt} {unit}s after {elapsed}, {remaining} left{postfix}"
 
 
@@ -29,9 +29,9 @@ class Progress(tqdm):
 
     def __init__(self, iterable: Iterable[Item] | None = None, *, shown: object = True, **options: object) -> None:
         self._draws = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self._line_at = monotonic()
+        self._line_at = monotonic() + FIRST_SECONDS - LINE_SECONDS
         if not self._draws:
-            options |= {"bar_format": LINE, "mininterval": LINE_SECONDS, "maxinterval": LINE_SECONDS}
+            options |= {"bar_format": LINE, "mininterval": FIRST_SECONDS, "maxinterval": FIRST_SECONDS}
         super().__init__(iterable, disable=not shown, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def display(  # pyright: ignore[reportIncompatibleMethodOverride] (tqdm returns a bool, its stub says None)

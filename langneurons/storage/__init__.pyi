@@ -17,6 +17,7 @@ from .files import write_text as write_text
 from .layouts import all_of as all_of
 from .layouts import layout as layout
 from .objects import JsonObject as JsonObject
+from .objects import check_same as check_same
 from .objects import read_json as read_json
 from .objects import read_object as read_object
 from .objects import read_toml as read_toml

@@ -11,6 +11,7 @@ from langneurons.storage.checksums import seal, unseal
 from langneurons.storage.files import check_regular, path_of, said_plainly, write_text
 
 JsonObject = dict[str, Any]
+ADVICE = "give another path (--out on the command line), or remove this one"
 
 
 def write_json(path: Path, schema: str, content: Mapping[str, Any]) -> None:
@@ -47,6 +48,34 @@ def read_object(path: Path) -> JsonObject:
         CorruptArtefactError: If it is no JSON object, or was changed since it was sealed.
     """
     return unseal(path, _parsed(path))
+
+
+def check_same(path: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse to replace, or to go on with, what something else made.
+
+    Args:
+        path: Where it stands.
+        what: What stands there, such as "recording".
+        there: What it was made with, by name.
+        here: What it would be replaced by, or gone on with.
+
+    Raises:
+        StaleArtefactError: If they differ.
+
+    Example:
+        >>> from langneurons.storage import check_same
+        >>> check_same(Path("runs/neurons.json"), "neuron set", {"method": "LAPE()"}, {"method": "Contrast()"})
+        Traceback (most recent call last):
+        langneurons.errors.StaleArtefactError: runs/neurons.json holds another neuron set, which differs in method
+        (there LAPE(), here Contrast()): give another path (--out on the command line), or remove this one.
+    """
+    differing = [
+        f"{name} (there {there.get(name)!s:.240}, here {here.get(name)!s:.240})"
+        for name in {**here, **there}
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise StaleArtefactError(f"{path} holds another {what}, which differs in {'; '.join(differing)}: {ADVICE}.")
 
 
 def schema_of(path: Path) -> str:

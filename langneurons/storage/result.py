@@ -1,19 +1,23 @@
 """Results: what verbs return; they are saved, loaded, printed and drawn in one way."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from langneurons.errors import CorruptArtefactError, LangNeuronsError, StorageError, unknown
-from langneurons.storage.files import check_regular, path_of, understood
+from langneurons.storage.files import check_regular, path_of, said_plainly, understood
 from langneurons.storage.hub import Shareable, located
 from langneurons.storage.layouts import Layout, check_fields
-from langneurons.storage.objects import JsonObject, read_json, schema_of, write_json
+from langneurons.storage.objects import ADVICE, JsonObject, check_same, read_json, read_object, schema_of, write_json
 from langneurons.storage.presenting import Table
 from langneurons.storage.tables import read_table, write_table
 
+# Settings that say what a result is of, and by what method.
+ORIGIN = ("model", "fingerprint", "site", "sites", "context_length", "task", "tasks", "method", "methods", "neurons")
 AnyResult = TypeVar("AnyResult", bound="Result")
 
 # Kind of result -> module of langneurons that defines its class; it is imported when such a result is loaded.
@@ -111,9 +115,15 @@ class Result(Shareable):
 
         Returns:
             The path.
+
+        Raises:
+            StaleArtefactError: If another kind of result stands there, or one of another model, site, task, method or
+                options of the method; nothing is overwritten then.
+            StorageError: If the path names a file of another program, or cannot be written.
         """
         path = path_of(path)
         file = path if self.file is None else path / f"{self.file}.json"
+        self._check_replaces(file)
         write_json(file, self.schema, self._write(path))
         return path
 
@@ -181,6 +191,38 @@ class Result(Shareable):
 
     def _check_parts(self) -> None:
         """Raise a ValueError or KeyError where what was read does not fit together; by default everything does."""
+
+    def _check_replaces(self, file: Path) -> None:
+        """Refuse to overwrite what is no earlier version of this result."""
+        here = {"kind": self.kind}
+        with said_plainly(file, "write"):
+            others = [other for other in sorted(file.parent.glob("*.json")) if other != file] if self.tables else []
+            for other in filter(Path.is_file, others):
+                kind, tables = _tables_of(other)
+                if set(tables) & set(self.tables.values()):
+                    check_same(file.parent, "result", {"kind": kind}, here)
+            if not file.is_file() or not file.stat().st_size:
+                return
+        if not (kind := _kind_of(file)) and self.file is None:
+            raise StorageError(f"{file} is no file of langneurons: {ADVICE}.")
+        check_same(file, "result", {"kind": kind or self.kind}, here)
+        if schema_of(file) == self.schema:
+            with suppress(CorruptArtefactError):  # what is broken is worth nothing
+                with understood(file):
+                    there = self._origin_of(read_object(file))
+                check_same(file, self.kind.replace("-", " "), there, self._origin)
+
+    @property
+    def _origin(self) -> JsonObject:
+        """What an earlier version of this result must have been made with."""
+        made_with = self._origin_of({"settings": dict(getattr(self, "settings", vars(self)))})
+        return json.loads(json.dumps(made_with))  # as it is in a file
+
+    @classmethod
+    def _origin_of(cls, content: JsonObject) -> JsonObject:
+        """What a result was made with, of what its JSON file holds."""
+        settings = content.get("settings", content)
+        return {name: settings[name] for name in ORIGIN if name in settings}
 
     def _save_into(self, folder: Path) -> None:
         self.save(folder / f"{self.kind}.json" if self.file is None else folder)
@@ -264,6 +306,15 @@ def _file_in(folder: Path) -> Path:
     if len(files) > 1:
         raise StorageError(f"{folder} holds several results: give one of {', '.join(file.name for file in files)}.")
     return files[0]
+
+
+def _tables_of(file: Path) -> tuple[str, list[str]]:
+    """The kind of the result that a JSON file belongs to, and its tables; of another file neither."""
+    try:
+        kind, checksums = _kind_of(file), read_object(file).get("checksums")
+    except StorageError:
+        return "", []
+    return (kind, list(checksums)) if kind in result_kinds() and isinstance(checksums, dict) else ("", [])
 
 
 def _kind_of(file: Path) -> str:

@@ -16,7 +16,7 @@ from langneurons.errors import TrainingError, warn_user
 from langneurons.models import ModelView, view
 from langneurons.patches import Patch
 from langneurons.patches.intervening import check_fits
-from langneurons.run import chosen_executor, working_in
+from langneurons.run import chosen_executor, say, working_in
 from langneurons.settings import FinetuningOptions, Run, Training, with_options
 from langneurons.tasks.heads import Head
 from langneurons.tasks.task import Objective, Task
@@ -136,6 +136,7 @@ def finetune(
         loop = Loop(model_view, objective, updates, training, patches, judge, folder)
         loop.restore()
         if not loop.done:
+            say(f"Training {loop.steps - loop.step:,} steps.", run.progress)
             events = _events(folder, training)
             with watching(loop.steps, loop.step, run.progress, events) as watch:
                 loop.run(watch)

@@ -313,8 +313,9 @@ def write_update(folder: Path, about: storage.JsonObject, neurons: NeuronSet | N
         neurons: The neurons whose weights are trained.
         pieces: Its parameters.
     """
-    (folder / SIDECAR).unlink(missing_ok=True)
+    # First, because other neurons' are refused before anything is lost.
     checksums = {} if neurons is None else {NEURONS: storage.checksum(neurons.save(folder / NEURONS))}
+    (folder / SIDECAR).unlink(missing_ok=True)
     tensors = {
         f"{piece.name}.{name}": value.detach().cpu() for piece in pieces for name, value in piece.parameters.items()
     }

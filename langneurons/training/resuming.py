@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 
 from langneurons import storage
-from langneurons.errors import StaleArtefactError
 
 RUN = "langneurons/finetuning/1"
 CHECKPOINT = "langneurons/finetuning-checkpoint/1"
@@ -36,7 +35,7 @@ class RunFolder:
         self.folder = Path(folder).expanduser()
         path = self.folder / "run.json"
         if path.exists():
-            self._check_same(storage.read_json(path, RUN), identity)
+            storage.check_same(self.folder, "fine-tuning", storage.read_json(path, RUN), identity)
         else:
             storage.write_json(path, RUN, identity)
         self._slot = 0
@@ -74,19 +73,6 @@ class RunFolder:
 
     def _tensors(self, slot: int) -> Path:
         return self.folder / f"checkpoint-{'ab'[slot]}.safetensors"
-
-    def _check_same(self, stored: Mapping[str, object], identity: Mapping[str, object]) -> None:
-        names = sorted(set(stored) | set(identity))
-        differences = [
-            f"{name} ({stored.get(name)!s:.160}, now {identity.get(name)!s:.160})"
-            for name in names
-            if stored.get(name) != identity.get(name)
-        ]
-        if differences:
-            raise StaleArtefactError(
-                f"{self.folder} holds a fine-tuning that differs in {', '.join(differences)}: give another folder, or "
-                "remove this one."
-            )
 
 
 COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "dev")

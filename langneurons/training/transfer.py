@@ -19,7 +19,7 @@ from langneurons.identification.neurons import NeuronSet
 from langneurons.models import view
 from langneurons.patches.intervening import check_fits, patching
 from langneurons.patches.patch import Patch
-from langneurons.run import Progress, alone_in_out, chosen_executor
+from langneurons.run import Progress, alone_in_out, chosen_executor, say
 from langneurons.settings import (
     Controls,
     Experiment,
@@ -159,6 +159,8 @@ def transfer_experiment(
     own = neurons.select([experiment.source]) if spelled(experiment.source, neurons.languages) else None
     trains_head = bool(objective.parameters())
     work = TrainingWork(train, training, tests, own_patches, languages, quiet, own, trains_head)
+    steps = f"{training.steps:,} steps" if training.steps else f"{training.epochs:,} epochs"
+    say(f"Training {len(trainings):,} times ({steps}), and testing each in {len(languages)} languages.", run.progress)
     results = chosen_executor(run.executor).map(model, work, trainings)
     bar = Progress(results, total=len(trainings), unit="training", shown=run.progress)
     costs, rows = zip(*bar, strict=True)

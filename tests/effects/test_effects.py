@@ -147,7 +147,7 @@ def test_power_at_the_minimal_detectable_effect_is_80_percent(clusters):
     typical = np.median(
         [effect(*simulate(0.0)(np.random.default_rng(s))[:2], **options).minimal_detectable for s in range(99)]
     )
-    power = calibrate(simulate(float(typical)), simulations=500, **options).rejected
+    power = calibrate(simulate(float(typical)), simulations=1000, **options).rejected
     assert 0.72 <= power.share <= 0.88
 
 

@@ -41,6 +41,20 @@ def test_a_log_gets_whole_lines_from_long_work(
     assert "" not in lines
 
 
+def test_a_log_gets_its_first_line_within_seconds_and_later_ones_each_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pass_minutes(monkeypatch, 3 / 60)
+    with Progress(total=40, unit="step") as bar:
+        for _ in range(40):
+            bar.update()
+            bar.refresh()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("1 of 40 steps after ")
+    assert " left" in lines[0]
+    assert 2 <= len(lines) <= 3
+
+
 def test_what_is_said_stands_on_its_own_line_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(total=2) as bar:
         say("Half is done.")

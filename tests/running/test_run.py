@@ -255,10 +255,24 @@ def test_a_matrix_says_what_it_costs_before_it_starts(tiny, text, neurons, tmp_p
     assert "Measuring" not in capfd.readouterr().err  # nothing is left to measure
 
 
-def test_an_evaluation_says_what_it_costs_after_its_first_condition(tiny, capfd):
+def test_an_evaluation_says_how_much_there_is_before_and_what_it_costs_after_its_first_condition(tiny, capfd):
     task = pairs(6).by_head(ln.tasks.ClassificationHead.fit(tiny, pairs(9), languages=["en"]))
     ln.evaluate(tiny, task, ["en"], resamples=400)
-    assert "Measuring 1 condition: about 1 second." in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "Measuring 1 condition.\n" in said
+    assert said.index("Measuring 1 condition.\n") < said.index("Measuring 1 condition: about 1 second.")
+
+
+def test_a_recording_and_a_training_say_what_they_cost_before_they_start(tiny, tmp_path, capfd):
+    corpus = ln.load_corpus("babel", ["en", "hi"])
+    ln.record(tiny, corpus, tokens_per_language=300, context_length=32)
+    said = capfd.readouterr().err
+    assert "Recording 2 languages x 300 counted tokens of " in said
+    assert " tokens through the model, " in said
+    assert " of memory beside it, " in said
+    assert " on disk, about " in said
+    ln.finetune(tiny, pairs(6), languages=["en"], steps=2)
+    assert "Training 2 steps.\n" in capfd.readouterr().err
 
 
 def test_positions_count_the_padding_that_goes_through_the_model(tiny, text):

@@ -284,6 +284,20 @@ def test_a_forecast_knows_how_much_text_there_is_where_all_of_it_is_read(tmp_pat
     assert tokens["matrix/babel/two/lape/zero"] == pytest.approx(tokens["record/babel"] / 3 * 5, rel=0.01)
 
 
+def test_a_task_of_the_harness_is_forecast_in_the_languages_and_items_that_it_has(tmp_path):
+    def tokens(source: str, **options: object) -> float:
+        tasks = {"t": {"kind": "harness", "source": source, "sets": ["two"], "patches": [], **options}}
+        found = Study(small(tasks=tasks), tmp_path / "run").forecast(1e12).set_index("step")["million tokens"]
+        return float(found.filter(like="evaluate/").sum() * 1e6)
+
+    whole = tokens("a_group")
+    assert whole == 2 * 200 * 100
+    assert tokens("xcopa_hi") == whole / 2
+    assert tokens("belebele_hin_Deva, belebele_eng_Latn") == whole
+    assert tokens("a_group", limit=20) == whole / 10
+    assert tokens("a_group", fewshot=3) == whole * 4
+
+
 def test_a_given_speed_tells_the_time_and_nothing_that_ran_here(done, tmp_path):
     study = Study(small(), tmp_path / "run")
     slow, fast = (study.forecast(speed).set_index("step")["minutes"] for speed in (1e9, 1e12))

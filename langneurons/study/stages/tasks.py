@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pydantic import Field
 
 import langneurons as ln
 from langneurons.corpora.languages import spelled
+from langneurons.errors import LanguageError
 from langneurons.settings import Asking, Controls, Count, Prompting
 from langneurons.study.stages import NeuronStage, Piece, Plan, Step, Units, among, keyed, misnamed
 from langneurons.study.tables import Languages, PatchedGrid, Split, StudyConfig
@@ -18,6 +20,7 @@ from langneurons.study.work import Work
 PAIR_TOKENS = {"xnli": 60, "xquad": 230}  # of a premise and a hypothesis, of a paragraph and a question
 PAIRS = {"xnli": 3}  # of an item
 LABELS = 3  # that are read for their likelihood
+HARNESS = "harness"  # the kind whose tasks have languages of their own
 USUAL_TOKENS = 100  # of an item of which nothing is known
 KEYED = {"items", "split", "max_new_tokens", "min_new_tokens", "prompt_tokens", "beginnings"}  # whatever they are
 # Items of the hub's splits, to tell how long an epoch is.
@@ -172,12 +175,30 @@ def asked_tokens(part: TaskPart, languages: Sequence[str]) -> int:
     asked_in = 1
     if "ask_in" in signature(ln.tasks.KINDS[part.kind].load).parameters:
         asked_in = len(part.ask_in or languages[1:])
-    return part.items * asked_in * item_tokens(part) * len(among(part.languages, languages))
+    items = part.items if part.limit is None else min(part.items, part.limit)
+    return items * asked_in * item_tokens(part) * len(_languages_with_items(part, among(part.languages, languages)))
+
+
+def _languages_with_items(part: TaskPart, languages: Sequence[str]) -> Sequence[str]:
+    """The languages that a task is asked in: those that the names of the harness' tasks say, where all say one."""
+    if part.kind != HARNESS:
+        return languages
+    from langneurons.tasks.harness_documents import language_of_task  # takes seconds
+
+    unsaid: Any = SimpleNamespace(get_config=lambda name: None)
+    try:
+        codes = {language_of_task(Path(name.strip()).stem, unsaid, None)[0] for name in part.source.split(",")}
+    except LanguageError:
+        return languages
+    named = [language for language in languages if spelled(language, codes)]
+    return named if len(named) == len(codes) else languages
 
 
 def item_tokens(part: TaskPart) -> int:
     """Tokens of an item: a premise with its hypotheses, a question or a prompt, and what is generated."""
-    kind, prompt = ln.tasks.KINDS[part.kind], pair_tokens(part.kind) * (1 + part.prompting.shots)
+    kind, prompt = ln.tasks.KINDS[part.kind], pair_tokens(part.kind) * (1 + (part.fewshot or part.prompting.shots))
+    if part.kind == HARNESS:
+        return prompt  # answers to choose from are short, and what they follow is run once
     if kind.generates:
         return (part.prompt_tokens if kind.reads_text else prompt) + part.max_new_tokens
     return PAIRS.get(part.kind, 1) * (pair_tokens(part.kind) if part.head or part.tuned else LABELS * prompt)
