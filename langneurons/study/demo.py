@@ -94,11 +94,11 @@ def run_demo(out: Path) -> str:
 def introduction(stats: "ln.ActivationStats") -> str:
     """Say what was read, and what the two methods keep."""
     return (
-        f"babel was recorded on {int(stats.tokens[0]):,} counted tokens of each of {len(stats.languages)} languages, seven "
-        f"tenths of its phrasebook; the rest is held out. LAPE keeps the {TOP:.0%} of its "
+        f"babel was recorded on {int(stats.tokens[0]):,} counted tokens of each of {len(stats.languages)} languages, "
+        f"seven tenths of its phrasebook; the rest is held out. LAPE keeps the {TOP:.0%} of its "
         f"{stats.shape[0] * stats.shape[1]:,} MLP neurons whose activation probability is most uneven over languages; "
-        "pooled-p90 keeps, for each language, the neurons that most often exceed the 90th percentile of their values in "
-        "all languages together."
+        "pooled-p90 keeps, for each language, the neurons that most often exceed the 90th percentile of their values "
+        "in all languages together."
     )
 
 
@@ -177,8 +177,8 @@ def detectable(stats: "ln.ActivationStats") -> str:
     # Two independent standard errors, two-sided 5 % test, 80 % power: (1.96 + 0.84) * sqrt(2).
     smallest = 2.8 * 2**0.5 * float(error)
     return (
-        f"With {int(stats.tokens[0]):,} tokens per language, this recording can detect a difference of {smallest:.3f} or "
-        "more between a typical neuron's activation probabilities in two languages (80 % power, two-sided 5 % test, "
+        f"With {int(stats.tokens[0]):,} tokens per language, this recording can detect a difference of {smallest:.3f} "
+        "or more between a typical neuron's activation probabilities in two languages (80 % power, two-sided 5 % test, "
         "jackknife over documents)."
     )
 

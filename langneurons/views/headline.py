@@ -106,7 +106,7 @@ def _of_table(table: EffectTable) -> Iterator[str]:
     unsure = rows["verdict"].tolist().count("inconclusive")
     if np.isfinite(detectable).any():
         missed = number(table.scale * detectable[np.isfinite(detectable)].max(), 2)
-        yield f"Effects below {missed} {table.unit} could be missed; {unsure} of {len(rows):,} effects are inconclusive."
+        yield f"Effects below {missed} {table.unit} could be missed; {unsure} of {len(rows):,} are inconclusive."
     draws = rows["control_draws"].dropna() if "control_draws" in rows.columns else ()
     yield _controls(f"{span(draws)} draws" if len(draws) else "")
 

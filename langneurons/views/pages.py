@@ -30,8 +30,8 @@ SIGN_WORDS = {"+": "> 0", "-": "≤ 0"}
 BEFORE, AFTER = 36, 24  # characters shown around the strongest token, in brief
 ANCHOR = "L{}N{}"
 SIMILAR = {
-    "activity": "are active on the same texts, or where negative on the other ones (correlation over languages and documents)",
-    "direction": "write in the same direction, or where negative in the opposite one (cosine)",
+    "activity": "are active on the same texts, or on others if negative (correlation over languages and documents)",
+    "direction": "write in the same direction, or the opposite one if negative (cosine)",
 }
 VALUE, PERCENT = Column(), Column(scale=100)
 UP = Column(digits=2, signed=True).text
