@@ -5,7 +5,7 @@ GLOSSARY = {
     "act": "The site after the activation function: its output, before it is multiplied by the up projection.",
     "active": "A neuron is active on a token where its activation is above zero.",
     "clusters": "Groups of items that belong together, such as the sentences of one document; intervals resample them.",
-    "controls": "Random neurons of the same layers whose output vectors are about as long; they show what any neurons do.",
+    "controls": "Random neurons of the same layers whose output vectors are about as long; they show what others do.",
     "counted tokens": "Tokens that enter the statistics; beginnings of texts and padding do not.",
     "detectable": "The smallest effect that this test would find in 80 % of cases; smaller ones could be missed.",
     "direct path": "What a neuron adds to the output by itself, without the layers after it.",
