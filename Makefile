@@ -31,9 +31,9 @@ demo: base
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
 RAY := tests/running/test_run.py tests/running/test_cluster.py
-# Whole studies, tasks, command lines and the documentation's code run without the check of shapes, as users run them: the
-# rooms' own tests make it, and it takes a third of the time. They wait for programs now and then, so three run at once.
-WHOLE := tests/docs tests/tasks tests/study tests/robustness tests/browser tests/cli tests/test_cli.py
+# Rooms that hold tensors (corpora, models, recording, identification, patches, training) are tested with the check of shapes,
+# which takes a third of the time; the others without it, as users run them. These wait for programs, so three run at once.
+WHOLE := $(addprefix tests/,docs tasks analysis baking effects evaluation replication views study robustness browser cli test_cli.py)
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: install
