@@ -112,6 +112,27 @@ def test_a_coordinate_of_v_writes_the_rows_of_every_head_that_reads_it(pair, loa
     assert (loaded.view.output_norm("k") == 1).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_attention_of_a_mixture_of_experts_is_read_and_patched_as_by_hooks_of_transformers(name, tmp_path, tokens):
+    hf_model = tiny_family(name).eval()
+    hf_model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model_view = view(load_model(tmp_path))
+    for site in ("q", "k", "v"):
+        module, values = getattr(hf_model.model.layers[1].self_attn, f"{site}_proj"), {}
+        with module.register_forward_hook(lambda module, inputs, output: values.setdefault("transformers", output)):
+            hf_model(tokens, use_cache=False)
+        with model_view.reading({site: lambda layer, tensor: values.__setitem__(layer, tensor.clone())}):
+            model_view.forward(tokens)
+        torch.testing.assert_close(values[1], values["transformers"], rtol=1e-4, atol=2e-5)
+        with module.register_forward_hook(lambda module, inputs, output: output.index_fill(-1, UNITS, 0.7)):
+            expected = hf_model(tokens, use_cache=False).logits
+        assert (expected - hf_model(tokens, use_cache=False).logits).abs().max() > 1e-3
+        with model_view.writing(site, {1: UNITS}, lambda layer, values: torch.full_like(values, 0.7)):
+            torch.testing.assert_close(model_view.forward(tokens), expected, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_up_is_refused_where_the_mlp_has_no_gate(backend, load):
     model_view = load("gpt2", backend).view
