@@ -178,7 +178,7 @@ def test_the_demo_writes_an_offline_page_and_says_where_it_is(capsys, monkeypatc
         monkeypatch.setattr(demo, name, fewer)
     status, said, _ = run(capsys, monkeypatch, "demo", "--out", str(tmp_path / "demo"))
     assert status == 0
-    for part in ("LAPE", "pooled-p90", "index.html", "Next:", "smallest this recording can detect"):
+    for part in ("LAPE", "pooled-p90", "index.html", "Next:", "this recording can detect a difference of"):
         assert part in said
     turned = re.findall(r"^ +(hi|zh|fr) +0% +(\d+)% +(\d+)% +(\d+)%$", said, re.MULTILINE)
     assert {language for language, *_ in turned} == {"hi", "zh", "fr"}
@@ -443,11 +443,14 @@ def test_help_and_usage_errors_come_before_anything_heavy_is_imported(arguments,
     assert (status, heavy) == (0 if "--help" in arguments or "--version" in arguments else 2, [])
 
 
-def test_help_and_an_unknown_option_take_little_processor_time():
-    nothing = "import resource; used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime)"
-    least = float(subprocess.run([sys.executable, "-c", nothing], capture_output=True, check=True).stdout)
+def test_help_and_an_unknown_option_take_the_processor_time_of_ten_imports_of_typer_at_most():
+    imported = (
+        "import resource, typer; used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime)"
+    )
+    command = [sys.executable, "-c", imported]
+    least = min(float(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(3))
     for arguments in (["--help"], ["record", "m", "t", "--oout", "x"]):
-        assert min(alone(*arguments)[3] for _ in range(3)) - least <= 0.4
+        assert min(alone(*arguments)[3] for _ in range(3)) <= 10 * least
 
 
 @pytest.mark.parametrize("old", ["probe", "transfer", "compare", "models"])

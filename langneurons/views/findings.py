@@ -171,8 +171,9 @@ def of_matrix(matrix: EffectTable) -> Iterator[str]:
     overall = matrix.selectivity.set_index("language").loc["all"].to_dict()
     low, high, value = (float(overall[name]) for name in ("low", "high", "selectivity"))
     more = "more than" if low > 0 else "less than" if high < 0 else "not measurably more than"
-    controls = [float(overall.get(f"control_{name}", np.nan)) for name in ("mean", "low", "high")]
-    beside = "" if np.isnan(controls[0]) else f"; with matched control neurons by {POINTS.text(*controls)} points"
+    controls = pd.Series(overall).reindex(["control_mean", "control_low", "control_high"]).astype(float)
+    shown = POINTS.text(*controls) if controls.notna().all() else POINTS.text(controls.iloc[0])
+    beside = "" if np.isnan(controls.iloc[0]) else f"; with matched control neurons by {shown} points"
     yield (
         f"A language's own loss changes {more} the others': by {POINTS.text(value, low, high)} points on "
         f"average{beside}."

@@ -120,12 +120,13 @@ def test_attention_of_a_mixture_of_experts_is_read_and_patched_as_by_hooks_of_tr
     tiny_tokenizer().save_pretrained(tmp_path)
     model_view = view(load_model(tmp_path))
     for site in ("q", "k", "v"):
-        module, values = getattr(hf_model.model.layers[1].self_attn, f"{site}_proj"), {}
-        with module.register_forward_hook(lambda module, inputs, output: values.setdefault("transformers", output)):
+        module, outputs, values = getattr(hf_model.model.layers[1].self_attn, f"{site}_proj"), [], []
+        keep = {site: lambda layer, tensor, values=values: values.append(tensor.clone()) if layer == 1 else None}
+        with module.register_forward_hook(lambda module, inputs, output, outputs=outputs: outputs.append(output)):
             hf_model(tokens, use_cache=False)
-        with model_view.reading({site: lambda layer, tensor: values.__setitem__(layer, tensor.clone())}):
+        with model_view.reading(keep):
             model_view.forward(tokens)
-        torch.testing.assert_close(values[1], values["transformers"], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(values[0], outputs[0], rtol=1e-4, atol=2e-5)
         with module.register_forward_hook(lambda module, inputs, output: output.index_fill(-1, UNITS, 0.7)):
             expected = hf_model(tokens, use_cache=False).logits
         assert (expected - hf_model(tokens, use_cache=False).logits).abs().max() > 1e-3
