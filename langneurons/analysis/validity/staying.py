@@ -109,7 +109,10 @@ def survival_of(methods: Mapping[str, Method], recordings: AlteredRecordings, ra
 
     Example:
         >>> from langneurons.analysis.validity import AlteredRecordings, survival_of
-        >>> recordings = AlteredRecordings([stats] * 3, [stats] * 3, {"words": [stats] * 3})
+        >>> size = {"tokens_per_language": 600, "context_length": 64, "progress": False}
+        >>> corpus = ln.load_corpus("babel", ["en", "hi"])
+        >>> parts = [ln.record(model, corpus, shard=(place, 3), **size) for place in range(3)]
+        >>> recordings = AlteredRecordings(parts, parts, {"words": parts})
         >>> bool((survival_of({"lape": ln.LAPE(top=0.01)}, recordings).rows["stays"] == 1).all())
         True
     """
