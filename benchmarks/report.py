@@ -27,5 +27,6 @@ def rows(settings: Settings) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         html = ln.write_report(Path(folder, "report.html"), findings).read_bytes()
     pages = [len(page.encode()) for part in neuron_pages(findings, profiles).parts for page in part.values()]
+    assert len(pages) == count, f"{len(pages)} pages, not {count}"
     yield Row(f"report for {count} neurons, babel", "", len(html) / 1e6, "MB", at_most=5.0)
     yield Row("its largest page of a neuron", "", max(pages) / 1e3, "KB", at_most=10.0)

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from langneurons.analysis.ablation import Ablation
 from langneurons.effects.table import EffectTable, span
@@ -67,11 +68,10 @@ def _of_matrix(matrix: EffectTable) -> Iterator[str]:
             f"Patching a language's neurons makes its own loss significantly worse in {worse[0][0]} of {worse[0][1]} "
             f"languages{others}; the largest change of an own loss is {size} {matrix.unit} ({largest['patched']})."
         )
-        if "beyond_verdict" in rows.columns:
-            beyond = rows.loc[own, "beyond_verdict"].dropna().isin(["worse", "slightly worse"])
-            sentence += (
-                f" It is significantly worse than with matched controls in {int(beyond.sum())} of {len(beyond)}."
-            )
+        beyond = rows[own].get("beyond_verdict", pd.Series(dtype=object)).dropna()
+        if len(beyond):
+            more = int(beyond.isin(["worse", "slightly worse"]).sum())
+            sentence += f" It is significantly worse than with matched controls in {more} of {len(beyond)}."
         yield sentence
     difference = list(of_matrix(matrix))[-1]
     if difference.startswith("A language's own loss"):
