@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from langneurons import storage
 from langneurons.analysis.metrics import measured_languages
@@ -22,7 +21,7 @@ from langneurons.identification import NeuronSet, Scores
 from langneurons.identification.selection import lowest
 from langneurons.models import ModelView, view
 from langneurons.models.finite import check_finite
-from langneurons.run import alone_in_out
+from langneurons.run import Progress, alone_in_out
 from langneurons.settings import Run, TaskScoring, TaskScoringOptions, with_options
 from langneurons.storage import Column, JsonObject, Result, Table, layout
 from langneurons.storage.layouts import Layout
@@ -220,7 +219,7 @@ def _scored(model: torch.nn.Module, task: Any, language: str, role: str, site: s
             )
         sums, squares, products = (np.zeros(shape) for _ in range(3))
         sizes, probability = np.array([len(part) for part in clusters]), 0.0
-        for part in tqdm(clusters, desc=f"{task.name} {language}", unit="cluster", disable=not run.progress):
+        for part in Progress(clusters, desc=f"{task.name} {language}", unit="cluster", shown=run.progress):
             total = np.zeros(shape)
             for rows, tokens in batches([ids[:-1] for ids in part["tokens"]], batch_size, model_view.context_length):
                 of_items, p = _item_scores(model_view, every, tokens, part.iloc[rows])

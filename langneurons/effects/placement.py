@@ -145,7 +145,7 @@ def draws_needed(rows: pd.DataFrame) -> str:
     if draws >= needed:
         return ""
     if not tests:
-        return f" A p among controls takes {needed:,} control draws or more; there are {draws}."
+        return f" A p among controls needs at least {needed:,} control draws (here {draws})."
     of_family = f" among {tests} tests" if tests > 1 else ""
     return (
         f" With {draws} control draws, p among controls is at least {1 / (draws + 1):.2g}; "

@@ -287,7 +287,9 @@ class EffectTable(Result, kind="effect-table", file="effects", tables=("rows",),
         nats = [Column(digits=2).text(margin * loss) for loss in sorted(losses.values())]
         in_nats = f" ({' to '.join(dict.fromkeys((nats[0], nats[-1])))} nats per token)" if nats else ""
         default = ", the default" if margin == Testing().margin else ""
-        return f'"No effect" and "slightly" mean: within the margin of {size.text(margin)}{unit}{in_nats}{default}.'
+        number = size.text(margin)
+        unit = unit.removesuffix("s") if number == "1" else unit
+        return f'"No effect" and "slightly" mean: within the margin of {number}{unit}{in_nats}{default}.'
 
 
 def balance_sentence(settings: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ class RecordingFolder:
         """Say what looks wrong with the corpus, and store the purity report where the recording is kept."""
         table = corpus.purity(sample=PURITY_SAMPLE)
         if not any(map(corpus.grouped, corpus.languages)):
-            say(f"In this corpus {UNGROUPED}. Where several come from one article, name its document (load_corpus).")
+            say(f"In this corpus {UNGROUPED}. To keep an article's texts together, add a column 'document'.")
         if self.resumable:
             storage.write_table(self.path / "purity.parquet", table, sidecar=True)
         for sentence in purity_warnings(table):

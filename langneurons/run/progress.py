@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 FIRST_SECONDS, LINE_SECONDS = 5.0, 60.0  # to the first line, which corrects what was foretold, and between later ones
-LINE = "{desc}{n_fmt} of {total_fmt} {unit}s after {elapsed}, {remaining} left{postfix}"
+LINE = "{desc}{n_fmt} of {total_fmt} {units} after {elapsed}, {remaining} left{postfix}"
 
 
 class Progress(tqdm):
@@ -29,10 +29,18 @@ class Progress(tqdm):
 
     def __init__(self, iterable: Iterable[Item] | None = None, *, shown: object = True, **options: object) -> None:
         self._draws = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self._line_at = monotonic() + FIRST_SECONDS - LINE_SECONDS
+        self._line_at = monotonic()
         if not self._draws:
             options |= {"bar_format": LINE, "mininterval": FIRST_SECONDS, "maxinterval": FIRST_SECONDS}
         super().__init__(iterable, disable=not shown, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        if shown and not self.pos:  # within other work, which has lines of its own, the first may wait
+            self._line_at -= LINE_SECONDS - FIRST_SECONDS
+
+    @property
+    def format_dict(self) -> dict[str, object]:
+        """What a bar or a line is made of: tqdm's values, and the unit's plural."""
+        unit = self.unit if self.total == 1 else f"{self.unit}es" if self.unit.endswith("ch") else f"{self.unit}s"
+        return super().format_dict | {"units": unit}
 
     def display(  # pyright: ignore[reportIncompatibleMethodOverride] (tqdm returns a bool, its stub says None)
         self, msg: str | None = None, pos: int | None = None
@@ -40,7 +48,8 @@ class Progress(tqdm):
         """Draw the bar, or write a line if the last one is long ago."""
         if self._draws:
             return bool(super().display(msg, pos))
-        if due := monotonic() - self._line_at >= LINE_SECONDS:
+        due = self.n > self.initial and monotonic() - self._line_at >= LINE_SECONDS
+        if due:
             self._line_at = monotonic()
             sys.stderr.write(f"{self}\n")
         return due

@@ -209,7 +209,10 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
         occupied = np.flatnonzero(counts)
         edges, counts = edges[occupied[0] : occupied[-1] + 2], counts[occupied[0] : occupied[-1] + 1]
         share, row = counts / counts.sum(), position + 1
-        heights = share / np.maximum(np.diff(edges), 1e-12)
+        widths = np.maximum(np.diff(edges), 1e-12)
+        # The outermost bins end at the extreme values, so they can be too narrow for a density.
+        widths[[0, -1]] = np.maximum(widths[[0, -1]], widths[[1, -2]]) if len(widths) > 1 else widths
+        heights = share / widths
         highest = max(highest, float(heights[share > RARE].max(initial=0)))
         name = f"{language}  {float(stats.probability()[position, layer, index]):.0%} > 0"
         figure.add_scatter(
@@ -235,7 +238,7 @@ def histogram(stats: ActivationStats, neuron: tuple[int, int], languages: Sequen
         figure,
         f"Neuron {index} of layer {layer}: {quantity} in each language",
         90 + STRIP * len(stats.languages),
-        f"{tokens_text(stats)}; at the right the share of them with activation > 0",
+        f"{tokens_text(stats)}; at the right the share with activation\u00a0>\u00a00",
         f"Upwards: density, per unit of {unit}, on one scale; each curve integrates to one.",
         provenance_of_statistics(stats),
     ).update_layout(showlegend=False)

@@ -168,8 +168,13 @@ def _short_label(label: str, others: set[str]) -> str:
     return short
 
 
-def legend_above(figure: go.Figure) -> go.Figure:
-    """Put the legend of a styled figure between title and drawing, with as much room as its entries need."""
+def legend_above(figure: go.Figure, heading: int = 0) -> go.Figure:
+    """Put the legend of a styled figure between title and drawing, with as much room as its entries need.
+
+    Args:
+        figure: A figure that ``styled`` returned.
+        heading: Pixels that are left for a heading between legend and drawing.
+    """
     layout = layout_of(figure)
     traces: list[Any] = list(figure.select_traces())
     names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
@@ -178,8 +183,10 @@ def legend_above(figure: go.Figure) -> go.Figure:
     columns = max(1, int(across / max(entries, default=1)))  # in several rows, plotly makes all entries as wide
     room = LEGEND_ROW * (1 if sum(entries) <= across else math.ceil(len(names) / columns)) + 8
     old, total = layout.margin.t, layout.height
+    room += heading
+    foot = 1 + heading / (total - old - layout.margin.b)
     return figure.update_layout(
-        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"},
+        legend={"orientation": "h", "x": 0, "y": foot, "xanchor": "left", "yanchor": "bottom"},
         height=total + room,
         margin={"t": old + room},
         title={"y": 1 - (1 - layout.title.y) * total / (total + room)},

@@ -119,7 +119,7 @@ def transfer(result: Transfer | EffectTable) -> go.Figure:
         WIDE,
     )
     figure.update_layout(showlegend=True)
-    return legend_above(figure)
+    return legend_above(figure, heading=20)
 
 
 def _lines(scores: pd.DataFrame, table: EffectTable | None, source: str, scale: int) -> pd.DataFrame:

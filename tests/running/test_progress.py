@@ -50,9 +50,48 @@ def test_a_log_gets_its_first_line_within_seconds_and_later_ones_each_minute(
             bar.update()
             bar.refresh()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("1 of 40 steps after ")
+    assert lines[0].startswith("2 of 40 steps after ")
     assert " left" in lines[0]
     assert 2 <= len(lines) <= 3
+
+
+def test_a_log_names_several_units_in_the_plural(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pass_minutes(monkeypatch, 2)
+    for total, unit in ((2, "batch"), (2, "text"), (1, "batch")):
+        with Progress(total=total, unit=unit) as bar:
+            bar.update()
+            bar.refresh()
+    lines = capsys.readouterr().err.splitlines()
+    assert [" ".join(line.split()[:4]) for line in lines] == ["1 of 2 batches", "1 of 2 texts", "1 of 1 batch"]
+
+
+def test_a_log_gets_no_line_before_anything_is_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pass_minutes(monkeypatch, 2)
+    with Progress(total=4, unit="step", initial=1) as bar:
+        bar.refresh()
+        assert capsys.readouterr().err == ""
+        bar.update()
+        bar.refresh()
+    assert capsys.readouterr().err.startswith("2 of 4 steps")
+
+
+def test_work_within_other_work_writes_its_first_line_only_after_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pass_minutes(monkeypatch, 10 / 60)
+    with Progress(total=2, unit="condition"), Progress(total=40, unit="batch") as inner:
+        for _ in range(4):
+            inner.update()
+            inner.refresh()
+        assert capsys.readouterr().err == ""
+        for _ in range(8):
+            inner.update()
+            inner.refresh()
+    assert "of 40 batches after" in capsys.readouterr().err
 
 
 def test_what_is_said_stands_on_its_own_line_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
