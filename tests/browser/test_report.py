@@ -166,12 +166,14 @@ def test_print_holds_what_matters_on_few_pages(browser, report):
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser, report, scheme):
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 400)])
+def test_axe_finds_nothing_serious(browser, report, scheme, width):
     axe = next((path for path in map(Path, AXE) if path.is_file()), None)
     if axe is None:
         pytest.skip(f"axe-core is not installed: no file of {', '.join(AXE)} (npm install axe-core)")
-    context = browser.new_context(color_scheme=scheme, offline=True, bypass_csp=True)
+    context = browser.new_context(
+        color_scheme=scheme, offline=True, bypass_csp=True, viewport={"width": width, "height": 900}
+    )
     page = context.new_page()
     page.goto(report.as_uri())
     page.locator(".finder:not([hidden])").wait_for()
