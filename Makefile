@@ -91,7 +91,7 @@ wheel: install
 	rm -rf dist
 	$(BIN)/python -m build --wheel --sdist --outdir dist
 
-# Everything that langneurons finds in a pretrained model, in about two hours of two cores; the same command goes on.
+# Everything that langneurons finds in a pretrained model, in about four hours of two cores; the same command goes on.
 DATA ?= ../shared/data
 pretrained: install
 	$(BIN)/python -m scripts.pretrained $(if $(wildcard $(DATA)/articles),--data $(DATA))
