@@ -104,3 +104,19 @@ def test_a_study_that_is_empty_or_no_text_is_a_sentence(tmp_path, content, sente
         read_config(file)
     assert sentence in str(error.value)
     assert len(str(error.value)) < 1_000
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given, policy):
+    program = """
+import os, sys
+from langneurons.cli import main
+try:
+    main()
+except SystemExit:
+    print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    command = [sys.executable, "-c", program, "--version"]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True).stdout
+    assert output.splitlines()[-1] == f"{policy} False"
