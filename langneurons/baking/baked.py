@@ -110,7 +110,8 @@ class Baked:
 
         Weights are computed in float64, and stored in the dtype that the model was loaded in. Before the folder
         appears, plain transformers loads it, and its logits are compared with the patched and updated model's. They may
-        differ by 1e-5 standard deviations, or by what four rounding steps do where that is more (16-bit weights).
+        differ by 1e-5 standard deviations, or by what four rounding steps of embeddings and changed projections do
+        where that is more (large updates, 16-bit weights).
 
         Args:
             folder: The folder; it must not exist.
@@ -173,13 +174,19 @@ class Baked:
             stack.enter_context(patching(self.model_view, self.patches))
             yield
 
+    @property
+    def _changed(self) -> set[tuple[int, str]]:
+        """Layers and projections whose weights become others."""
+        pieces = [piece for update in self.updates for piece in update.pieces]
+        return self.folding.targets | {(piece.layer, piece.target) for piece in pieces}
+
     def _write(self, folder: Path) -> None:
         hf_model = self.checkpoint.load(self.model_view)
         add_biases(hf_model, self.options)
         pieces: dict[tuple[int, str], list[Piece]] = defaultdict(list)
         for piece in [piece for update in self.updates for piece in update.pieces]:
             pieces[piece.layer, piece.target].append(piece)
-        for layer, target in self.folding.targets | pieces.keys():
+        for layer, target in self._changed:
             self._change(hf_model, layer, target, pieces[layer, target])
         with reading(folder, "weights"):
             hf_model.save_pretrained(folder)
@@ -209,7 +216,9 @@ class Baked:
         spread = origin is not None and origin["device_map"] is not None
         device = torch.device("cpu") if spread else self.model_view.device
         hf_model = load_weights(folder, load_config(folder), dtype, device, None)
-        probe = probe_of(hf_model, name)
+        probe = probe_of(
+            hf_model, name, {self.model_view.projection(*place).hugging_face.name for place in self._changed}
+        )
         with self.running():
             logits = self.model_view.forward(probe.tokens)
         assert logits is not None

@@ -328,8 +328,8 @@ def dominance(rows: pd.DataFrame) -> str:
     shares = rows.loc[rows["p"].notna(), "largest_cluster"] if "largest_cluster" in rows.columns else pd.Series([])
     if not (count := int((shares > LARGE_SHARE).sum())):
         return ""
-    most = f"up to {shares.max():.0%}"
-    return f" In {count} of {len(rows)} effects one cluster carries more than a quarter of the weight, {most}."
+    where = f"{count} of {len(rows)} effects one cluster carries" if len(rows) > 1 else "the effect one cluster carries"
+    return f" In {where} more than a quarter of the weight, up to {shares.max():.0%}."
 
 
 def with_current_names(settings: Mapping[str, object]) -> dict[str, Any]:

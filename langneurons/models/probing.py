@@ -1,6 +1,7 @@
 """Whether a wrapped model computes what the Hugging Face model does: whole texts, and step by step behind padding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -163,12 +164,13 @@ def _fault(check: Callable[[], None]) -> Exception | None:
 
 
 @torch.no_grad()
-def probe_of(hf_model: "transformers.PreTrainedModel", name: str) -> Probe:
+def probe_of(hf_model: "transformers.PreTrainedModel", name: str, merged: Iterable[str] = ()) -> Probe:
     """Run a Hugging Face model, before anything wraps it, as it is and with its embeddings one rounding step off.
 
     Args:
         hf_model: The model, in evaluation mode.
         name: The model's name.
+        merged: Names of modules that compute at once what another model adds up: their outputs are one step off, too.
 
     Returns:
         Its logits, which a wrapping of it must compute.
@@ -182,11 +184,11 @@ def probe_of(hf_model: "transformers.PreTrainedModel", name: str) -> Probe:
     length = min(context_length_of(config), 64 if window is None else window + 32)
     tokens = (torch.arange(length, device=hf_model.device) * 7919 + 13)[None] % config.get_text_config().vocab_size
     logits = hf_model(tokens, use_cache=False).logits
-    handle = hf_model.get_input_embeddings().register_forward_hook(_one_rounding_step_off)
-    try:
+    rounded = [hf_model.get_input_embeddings(), *map(hf_model.get_submodule, merged)]
+    with ExitStack() as stack:
+        for module in rounded:
+            stack.callback(module.register_forward_hook(_one_rounding_step_off).remove)
         off = hf_model(tokens, use_cache=False).logits
-    finally:
-        handle.remove()
     deviation = float(logits.float().std())
     if not logits.isfinite().all():
         raise ModelError(

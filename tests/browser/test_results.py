@@ -51,9 +51,9 @@ def test_no_text_of_a_result_becomes_code_or_a_link_in_a_notebook(kind, offline,
 
 
 def test_a_name_is_shown_letter_for_letter_in_a_figure_and_where_the_pointer_rests(offline, tmp_path):
-    names = {f"{attack}{place}": [(0, place)] for place, attack in enumerate(ATTACKS)}
-    neurons = ln.NeuronSet.of(names, (1, 8), "act")
-    figure = ln.plot.layer_profile(neurons).to_html(full_html=False, include_plotlyjs=False, div_id="figure")
+    names = [f"{attack}{place}" for place, attack in enumerate(ATTACKS)]
+    sets = {name: ln.NeuronSet.of({"en": [(0, place)]}, (1, 8), "act") for place, name in enumerate(names)}
+    figure = ln.plot.layer_profile(sets).to_html(full_html=False, include_plotlyjs=False, div_id="figure")
     (tmp_path / "page.html").write_text(PAGE.format(get_plotlyjs(), figure), "utf-8")
     page = _opened(offline, tmp_path / "page.html").page
     page.locator("#figure .legend .traces").first.wait_for(timeout=60_000)
