@@ -22,6 +22,8 @@ HELDOUT_TOKENS = 600
 SHOWN = "hi"  # the language whose neurons are swept and ablated
 TRAINED = {"batch_size": 32, "learning_rate": 8e-4, "bfloat16": True}
 RESAMPLES = 2000
+# Their captions stand in the pages that show them, under the tables.
+CAPTION_IN_PAGE = ("perplexity_matrix", "smollm2_matrix", "smollm2_confusion", "tasks", "transfer", "transfer_effects")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"  # saved results of other studies
 
 
@@ -131,7 +133,6 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
         "smollm2_validity": lambda: plot.validity(ln.load(RESULTS / "smollm2" / "validity")),
         "smollm2_carried": lambda: plot.selectivity(ln.load(RESULTS / "smollm2" / "carried")),
         "smollm2_confusion": lambda: ln.load(RESULTS / "smollm2-more" / "confusion").plot(),
-        "babel_transfer": lambda: plot.effects(ln.load(RESULTS / "babel" / "transfer").effects()),
         "dose_response": lambda: plot.dose_response(study.saved("sweep"), study.stats, study.swept, SHOWN, "given"),
         "tasks": lambda: study.saved("xnli").plot(),
         "ablation": lambda: plot.ablation(study.saved("ablation"), top=15),
@@ -157,7 +158,8 @@ def main() -> None:
     try:
         drawn = figures(Study(arguments.study, given))
         for name in arguments.only or drawn:
-            print(ln.plot.save(drawn[name](), arguments.out / f"{name}.{arguments.kind}"))
+            path = arguments.out / f"{name}.{arguments.kind}"
+            print(ln.plot.save(drawn[name](), path, caption=name not in CAPTION_IN_PAGE))
     except ln.LangNeuronsError as error:
         sys.exit(str(error))
 
