@@ -29,7 +29,8 @@ class Progress(tqdm):
 
     def __init__(self, iterable: Iterable[Item] | None = None, *, shown: object = True, **options: object) -> None:
         self._draws = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self._line_at = monotonic()
+        self._began = self._line_at = monotonic()
+        self._warm: tuple[float, float] | None = None  # how much was done, and when, after the first piece
         if not self._draws:
             options |= {"bar_format": LINE, "mininterval": FIRST_SECONDS, "maxinterval": FIRST_SECONDS}
         super().__init__(iterable, disable=not shown, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -38,9 +39,21 @@ class Progress(tqdm):
 
     @property
     def format_dict(self) -> dict[str, object]:
-        """What a bar or a line is made of: tqdm's values, and the unit's plural."""
-        unit = self.unit if self.total == 1 else f"{self.unit}es" if self.unit.endswith("ch") else f"{self.unit}s"
-        return super().format_dict | {"units": unit}
+        """What a bar or a line is made of: tqdm's values, the unit's plural, and the rate without the first piece."""
+        values = dict(super().format_dict)
+        unit = values["unit"]
+        values["units"] = unit if self.total == 1 else f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+        if self._warm is not None and self.n > self._warm[0]:
+            done, since = self._warm
+            values["rate"] = (self.n - done) / max(monotonic() - since, 1e-9)
+        return values
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count what has been done; the first piece, which takes longer than others, is left out of the rate."""
+        shown = super().update(n)
+        if self._warm is None:
+            self._warm = self.n, monotonic()
+        return shown
 
     def display(  # pyright: ignore[reportIncompatibleMethodOverride] (tqdm returns a bool, its stub says None)
         self, msg: str | None = None, pos: int | None = None
@@ -48,9 +61,11 @@ class Progress(tqdm):
         """Draw the bar, or write a line if the last one is long ago."""
         if self._draws:
             return bool(super().display(msg, pos))
-        due = self.n > self.initial and monotonic() - self._line_at >= LINE_SECONDS
+        now = monotonic()
+        steady = now - self._began >= LINE_SECONDS or (self._warm is not None and self.n > self._warm[0])
+        due = steady and self.n > self.initial and now - self._line_at >= LINE_SECONDS
         if due:
-            self._line_at = monotonic()
+            self._line_at = now
             sys.stderr.write(f"{self}\n")
         return due
 

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -14,9 +15,18 @@ class _Terminal(io.StringIO):
         return True
 
 
-def _pass_minutes(monkeypatch: pytest.MonkeyPatch, minutes_per_look: float) -> None:
-    clock = iter(range(10_000))
-    monkeypatch.setattr(progress_module, "monotonic", lambda: 60.0 * minutes_per_look * next(clock))
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Callable[[Progress, float], None]:
+    """Do a piece of work that takes some seconds."""
+    seconds = [0.0]
+    monkeypatch.setattr(progress_module, "monotonic", lambda: seconds[0])
+
+    def piece(bar: Progress, duration: float) -> None:
+        seconds[0] += duration
+        bar.update()
+        bar.refresh()
+
+    return piece
 
 
 def test_a_log_gets_nothing_from_short_work(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,73 +35,70 @@ def test_a_log_gets_nothing_from_short_work(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_log_gets_whole_lines_from_long_work(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], work: Callable[[Progress, float], None]
 ) -> None:
-    _pass_minutes(monkeypatch, 1)
     bar = Progress(total=4, unit="step")
     for _ in range(4):
-        bar.update()
-        bar.refresh()
+        work(bar, 120)
     bar.close()
     log = capsys.readouterr().err
     assert log.endswith("\n")
     assert "\r" not in log
     lines = log.splitlines()
-    assert lines[-1].startswith("4 of 4 steps after 00:00, ")
-    assert "" not in lines
+    assert [line.partition(" after")[0] for line in lines] == [f"{number} of 4 steps" for number in (1, 2, 3, 4)]
 
 
 def test_a_log_gets_its_first_line_within_seconds_and_later_ones_each_minute(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], work: Callable[[Progress, float], None]
 ) -> None:
-    _pass_minutes(monkeypatch, 3 / 60)
     with Progress(total=40, unit="step") as bar:
         for _ in range(40):
-            bar.update()
-            bar.refresh()
+            work(bar, 3)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("2 of 40 steps after ")
     assert " left" in lines[0]
-    assert 2 <= len(lines) <= 3
+    assert len(lines) == 2
+
+
+def test_the_first_piece_which_takes_longer_does_not_count_for_the_time_that_is_left(
+    capsys: pytest.CaptureFixture[str], work: Callable[[Progress, float], None]
+) -> None:
+    with Progress(total=11, unit="batch") as bar:
+        work(bar, 40)
+        assert capsys.readouterr().err == ""
+        work(bar, 2)
+    assert capsys.readouterr().err == "2 of 11 batches after 00:00, 00:18 left\n"
 
 
 def test_a_log_names_several_units_in_the_plural(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], work: Callable[[Progress, float], None]
 ) -> None:
-    _pass_minutes(monkeypatch, 2)
     for total, unit in ((2, "batch"), (2, "text"), (1, "batch")):
         with Progress(total=total, unit=unit) as bar:
-            bar.update()
-            bar.refresh()
+            work(bar, 120)
     lines = capsys.readouterr().err.splitlines()
     assert [" ".join(line.split()[:4]) for line in lines] == ["1 of 2 batches", "1 of 2 texts", "1 of 1 batch"]
 
 
 def test_a_log_gets_no_line_before_anything_is_done(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], work: Callable[[Progress, float], None]
 ) -> None:
-    _pass_minutes(monkeypatch, 2)
     with Progress(total=4, unit="step", initial=1) as bar:
         bar.refresh()
         assert capsys.readouterr().err == ""
-        bar.update()
-        bar.refresh()
+        work(bar, 120)
     assert capsys.readouterr().err.startswith("2 of 4 steps")
 
 
 def test_work_within_other_work_writes_its_first_line_only_after_a_minute(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], work: Callable[[Progress, float], None]
 ) -> None:
-    _pass_minutes(monkeypatch, 10 / 60)
     with Progress(total=2, unit="condition"), Progress(total=40, unit="batch") as inner:
-        for _ in range(4):
-            inner.update()
-            inner.refresh()
+        for _ in range(5):
+            work(inner, 10)
         assert capsys.readouterr().err == ""
-        for _ in range(8):
-            inner.update()
-            inner.refresh()
-    assert "of 40 batches after" in capsys.readouterr().err
+        work(inner, 10)
+    assert capsys.readouterr().err.startswith("6 of 40 batches after")
 
 
 def test_what_is_said_stands_on_its_own_line_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
