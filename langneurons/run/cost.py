@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 TRIALS, TRIAL_SECONDS = 3, 2.0  # by which work is timed before it starts
+WARMING_SECONDS = 15.0  # of a first time, which may have been long only because it was the first
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ class Cost:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Time work in seconds: the quickest of three times, or fewer where they take long; the first also warms up.
+    """Time work in seconds: the quickest of three times, or fewer where they take long, since the first also warms up.
 
     Args:
         work: Work such as one forward pass, by whose time that of the whole is foretold.
     """
     seconds: list[float] = []
-    while len(seconds) < TRIALS and sum(seconds) < TRIAL_SECONDS:
+    while len(seconds) < TRIALS and (
+        sum(seconds) < TRIAL_SECONDS or (len(seconds) == 1 and seconds[0] < WARMING_SECONDS)
+    ):
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
