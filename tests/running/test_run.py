@@ -252,7 +252,6 @@ def test_a_matrix_says_what_it_costs_before_it_starts(tiny, text, neurons, tmp_p
     )
     assert expected in said
     assert "of memory beside it, about " in said
-    assert said.index(expected) < said.index("100%")
     ln.perplexity_matrix(tiny, text, neurons, **options)
     assert "Measuring" not in capfd.readouterr().err  # nothing is left to measure
 
@@ -265,11 +264,10 @@ def test_an_evaluation_says_how_much_there_is_before_and_what_it_costs_after_its
     assert said.index("Measuring 1 condition.\n") < said.index("Measuring 1 condition: about 1 second.")
 
 
-def test_a_recording_and_a_training_say_what_they_cost_before_they_start(tiny, tmp_path, capfd):
-    corpus = ln.load_corpus("babel", ["en", "hi"])
-    ln.record(tiny, corpus, tokens_per_language=300, context_length=32)
+def test_a_recording_and_a_training_say_what_they_cost_before_they_start(tiny, corpus, capfd):
+    ln.record(tiny, corpus, tokens_per_language=100, context_length=32)
     said = capfd.readouterr().err
-    assert "Recording 2 languages x 300 counted tokens of " in said
+    assert f"Recording {len(corpus.languages)} languages x 100 counted tokens of " in said
     assert " tokens through the model, " in said
     assert " of memory beside it, " in said
     assert " on disk, about " in said
