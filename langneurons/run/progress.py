@@ -44,8 +44,8 @@ class Progress(tqdm):
         unit = values["unit"]
         values["units"] = unit if self.total == 1 else f"{unit}es" if unit.endswith("ch") else f"{unit}s"
         if self._warm is not None and self.n > self._warm[0]:
-            done, since = self._warm
-            values["rate"] = (self.n - done) / max(monotonic() - since, 1e-9)
+            first, since = self._warm
+            values["rate"] = (self.n - first) / max(monotonic() - since, 1e-9)
         return values
 
     def update(self, n: float | None = 1) -> bool | None:
