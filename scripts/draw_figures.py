@@ -20,7 +20,7 @@ import langneurons as ln
 
 HELDOUT_TOKENS = 600
 SHOWN = "hi"  # the language whose neurons are swept and ablated
-TRAINED = {"batch_size": 32, "learning_rate": 8e-4, "bfloat16": True}
+TRAINED = {"batch_size": 32, "learning_rate": 8e-4}
 RESAMPLES = 2000
 # Their captions stand in the pages that show them, under the tables.
 CAPTION_IN_PAGE = ("perplexity_matrix", "smollm2_matrix", "smollm2_confusion", "tasks", "transfer", "transfer_effects")

@@ -65,7 +65,9 @@ class Training(Settings):
     )
     positions: Count = Field(256, description='Tokens to which texts are padded, or cut, for position="padding".')
     bfloat16: bool | None = Field(
-        None, description="Whether to compute in bfloat16; by default only for float32 models on GPUs that support it."
+        None,
+        description="Whether to compute in bfloat16; by default only for float32 models on GPUs that support it. On "
+        "processors without instructions for it, it takes several times as long.",
     )
     gradient_checkpointing: bool = Field(False, description="Whether to save memory at the cost of a second forward.")
     evaluate_every: Count | None = Field(None, description="Steps between evaluations on dev; by default one epoch.")
