@@ -22,7 +22,7 @@ HELDOUT_TOKENS = 600
 SHOWN = "hi"  # the language whose neurons are swept and ablated
 TRAINED = {"batch_size": 32, "learning_rate": 8e-4}
 RESAMPLES = 2000
-# Their captions stand in the pages that show them, under the tables.
+# Their captions stand in docs/results, under the tables of the same results.
 CAPTION_IN_PAGE = ("perplexity_matrix", "smollm2_matrix", "smollm2_confusion", "tasks", "transfer", "transfer_effects")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"  # saved results of other studies
 

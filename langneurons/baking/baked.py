@@ -1,6 +1,5 @@
 """bake(): an ordinary checkpoint that computes what a patched and trained model does; written, reloaded, compared."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -175,19 +174,18 @@ class Baked:
             yield
 
     @property
-    def _changed(self) -> set[tuple[int, str]]:
-        """Layers and projections whose weights become others."""
-        pieces = [piece for update in self.updates for piece in update.pieces]
-        return self.folding.targets | {(piece.layer, piece.target) for piece in pieces}
+    def _pieces(self) -> dict[tuple[int, str], list[Piece]]:
+        """Layers and projections whose weights change, and the updates' pieces of each: none where only patches do."""
+        pieces: dict[tuple[int, str], list[Piece]] = {place: [] for place in self.folding.targets}
+        for piece in [piece for update in self.updates for piece in update.pieces]:
+            pieces.setdefault((piece.layer, piece.target), []).append(piece)
+        return pieces
 
     def _write(self, folder: Path) -> None:
         hf_model = self.checkpoint.load(self.model_view)
         add_biases(hf_model, self.options)
-        pieces: dict[tuple[int, str], list[Piece]] = defaultdict(list)
-        for piece in [piece for update in self.updates for piece in update.pieces]:
-            pieces[piece.layer, piece.target].append(piece)
-        for layer, target in self._changed:
-            self._change(hf_model, layer, target, pieces[layer, target])
+        for (layer, target), pieces in self._pieces.items():
+            self._change(hf_model, layer, target, pieces)
         with reading(folder, "weights"):
             hf_model.save_pretrained(folder)
         if self.model_view.tokenizer is not None:
@@ -216,9 +214,8 @@ class Baked:
         spread = origin is not None and origin["device_map"] is not None
         device = torch.device("cpu") if spread else self.model_view.device
         hf_model = load_weights(folder, load_config(folder), dtype, device, None)
-        probe = probe_of(
-            hf_model, name, {self.model_view.projection(*place).hugging_face.name for place in self._changed}
-        )
+        merged = {self.model_view.projection(*place).hugging_face.name for place in self._pieces}
+        probe = probe_of(hf_model, name, merged)
         with self.running():
             logits = self.model_view.forward(probe.tokens)
         assert logits is not None

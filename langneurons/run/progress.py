@@ -30,7 +30,7 @@ class Progress(tqdm):
     def __init__(self, iterable: Iterable[Item] | None = None, *, shown: object = True, **options: object) -> None:
         self._draws = sys.stderr.isatty() or "ipykernel" in sys.modules
         self._began = self._line_at = monotonic()
-        self._warm: tuple[float, float] | None = None  # how much was done, and when, after the first piece
+        self._warm = math.inf, math.inf  # how much was done, and when, after the first piece
         if not self._draws:
             options |= {"bar_format": LINE, "mininterval": FIRST_SECONDS, "maxinterval": FIRST_SECONDS}
         super().__init__(iterable, disable=not shown, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -43,15 +43,15 @@ class Progress(tqdm):
         values = dict(super().format_dict)
         unit = values["unit"]
         values["units"] = unit if self.total == 1 else f"{unit}es" if unit.endswith("ch") else f"{unit}s"
-        if self._warm is not None and self.n > self._warm[0]:
-            first, since = self._warm
+        first, since = self._warm
+        if self.n > first:
             values["rate"] = (self.n - first) / max(monotonic() - since, 1e-9)
         return values
 
     def update(self, n: float | None = 1) -> bool | None:
         """Count what has been done; the first piece, which takes longer than others, is left out of the rate."""
         shown = super().update(n)
-        if self._warm is None:
+        if math.isinf(self._warm[0]):
             self._warm = self.n, monotonic()
         return shown
 
@@ -62,7 +62,7 @@ class Progress(tqdm):
         if self._draws:
             return bool(super().display(msg, pos))
         now = monotonic()
-        steady = now - self._began >= LINE_SECONDS or (self._warm is not None and self.n > self._warm[0])
+        steady = self.n > self._warm[0] or now - self._began >= LINE_SECONDS
         due = steady and self.n > self.initial and now - self._line_at >= LINE_SECONDS
         if due:
             self._line_at = now

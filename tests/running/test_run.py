@@ -241,7 +241,8 @@ def test_work_is_timed_by_its_quickest_repetition_within_seconds(monkeypatch):
     assert timed(lambda: None) == 16.0
 
 
-def test_a_matrix_says_what_it_costs_before_it_starts(tiny, text, neurons, tmp_path, capfd):
+def test_a_matrix_says_what_it_costs_before_it_starts(tiny, text, neurons, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # as at a terminal, which gets bars
     options = {"controls": 0, "resamples": 400, "out": tmp_path}
     ln.perplexity_matrix(tiny, text, neurons, **options)
     conditions = 1 + sum(bool(len(neurons[language])) for language in neurons.languages)
@@ -252,6 +253,7 @@ def test_a_matrix_says_what_it_costs_before_it_starts(tiny, text, neurons, tmp_p
     )
     assert expected in said
     assert "of memory beside it, about " in said
+    assert said.index(expected) < said.index("100%")
     ln.perplexity_matrix(tiny, text, neurons, **options)
     assert "Measuring" not in capfd.readouterr().err  # nothing is left to measure
 
