@@ -211,14 +211,13 @@ def _cells(stats: ActivationStats, layer: int) -> Float[Tensor, "language neuron
     """Share of each language's tokens in common cells, ordered by the activation's value."""
     cdfs = stats.cdfs(layer)
     points = _common_points(cdfs)
-    cumulative = [torch.stack([cdf.coordinate(_coordinate(cdf, point)) for point in points], dim=1) for cdf in cdfs]
-    at_most = torch.stack(cumulative)
+    at_most = torch.stack([cdf.coordinate(_coordinate(cdf, points)) for cdf in cdfs])
     cells = at_most.diff(dim=-1, prepend=torch.zeros_like(at_most[..., :1]))  # the first cell: all of it at the lowest
     act_fn = cdfs[0].act_fn
     return cells if act_fn is None else _ordered_by_value(cells, points, act_fn)
 
 
-def _common_points(cdfs: Sequence[ValueCdf]) -> Float[Tensor, "point neuron"]:
+def _common_points(cdfs: Sequence[ValueCdf]) -> Float[Tensor, "neuron point"]:
     """Points from the lowest to the highest, spread as all languages' edges are: in z at ``act``, else in values."""
     edges = [
         cdf.coordinate.edges if cdf.scale is None else torch.sinh(cdf.coordinate.edges) * cdf.scale.double()[:, None]
@@ -226,18 +225,18 @@ def _common_points(cdfs: Sequence[ValueCdf]) -> Float[Tensor, "point neuron"]:
     ]
     ordered = torch.cat(edges, dim=1).sort(dim=1).values
     places = torch.linspace(0, ordered.shape[1] - 1, min(POINTS, ordered.shape[1])).round().long()
-    return ordered[:, places].T.contiguous()
+    return ordered[:, places]
 
 
-def _coordinate(cdf: ValueCdf, point: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
-    return point if cdf.scale is None else torch.asinh(point / cdf.scale.double())
+def _coordinate(cdf: ValueCdf, points: Float[Tensor, "neuron point"]) -> Float[Tensor, "neuron point"]:
+    return points if cdf.scale is None else torch.asinh(points / cdf.scale.double()[:, None])
 
 
 def _ordered_by_value(
-    cells: Float[Tensor, "language neuron cell"], points: Float[Tensor, "point neuron"], act_fn: ActivationFunction
+    cells: Float[Tensor, "language neuron cell"], points: Float[Tensor, "neuron point"], act_fn: ActivationFunction
 ) -> Float[Tensor, "language neuron cell"]:
     """Reorder cells of z by act_fn(z), which need not rise with z; cells of equal value become one."""
-    middles = torch.cat([points[:1], (points[1:] + points[:-1]) / 2]).T
+    middles = torch.cat([points[:, :1], (points[:, 1:] + points[:, :-1]) / 2], dim=1)
     values = torch.from_numpy(np.interp(middles.numpy(), act_fn.inputs.numpy(), act_fn.outputs.numpy()))
     values, order = values.sort(dim=1, stable=True)
     return joined_ties(torch.stack([shares.gather(1, order) for shares in cells]), values)

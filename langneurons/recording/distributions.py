@@ -54,12 +54,12 @@ class CoordinateCdf:
         inner = torch.where((left > 0) & (right > 0), 2 * left * right / (left + right).clamp(min=1e-300), 0.0)
         self.slopes = torch.cat([density[:, :1], inner, density[:, -1:]], dim=1)
 
-    def __call__(self, at: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
-        """The interpolated probability."""
+    def __call__(self, at: Float[Tensor, "neuron point"]) -> Float[Tensor, "neuron point"]:
+        """The interpolated probabilities."""
         ends = self._bin_ends(at)
-        low, high = self.cumulative.gather(1, ends).unbind(1)
-        left, right = self.edges.gather(1, ends).unbind(1)
-        rise_left, rise_right = (self.slopes.gather(1, ends) * (right - left)[:, None]).unbind(1)
+        low, high = (self.cumulative.gather(1, end) for end in ends)
+        left, right = (self.edges.gather(1, end) for end in ends)
+        rise_left, rise_right = (self.slopes.gather(1, end) * (right - left) for end in ends)
         share = ((at - left) / (right - left).clamp(min=1e-300)).clamp(0, 1)
         whole = high - low
         cubic = rise_left + rise_right - 2 * whole
@@ -67,14 +67,14 @@ class CoordinateCdf:
         inside = low + share * (rise_left + share * (square + share * cubic))
         return torch.where(at >= right, high, torch.minimum(torch.maximum(inside, low), high))
 
-    def around(self, at: Float[Tensor, " neuron"]) -> tuple[Tensor, Tensor]:
-        """Probabilities at the two edges around ``at``: between them nothing is known."""
-        low, high = self.cumulative.gather(1, self._bin_ends(at)).unbind(1)
+    def around(self, at: Float[Tensor, "neuron point"]) -> tuple[Tensor, Tensor]:
+        """Probabilities at the two edges around each point: between them nothing is known."""
+        low, high = (self.cumulative.gather(1, end) for end in self._bin_ends(at))
         return low, high
 
-    def _bin_ends(self, at: Tensor) -> Tensor:
-        bin_index = (torch.floor(at / self.width) - self.first).clamp(0, self.last_bin).long()[:, None]
-        return torch.cat([bin_index, bin_index + 1], dim=1)
+    def _bin_ends(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        left = (torch.floor(at / self.width[:, None]) - self.first[:, None]).clamp(0, self.last_bin).long()
+        return left, left + 1
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,6 @@ class _Interpolation:
         return self._values[lower] + share * (self._values[upper] - self._values[lower])
 
 
-Cdf = Callable[[Tensor], Tensor]
-
-
 class ValueCdf:
     """P(value <= v) of one language and layer at any site.
 
@@ -160,34 +157,45 @@ class ValueCdf:
 
     def __call__(self, value: Float[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
         """The interpolated probability."""
-        return self._through(value, self.coordinate)
+        at = self._coordinates(value)
+        shares = self.coordinate(at)
+        return self._at_most(value, at, shares, shares)
 
     def bounds(self, value: Float[Tensor, " neuron"]) -> tuple[Tensor, Tensor]:
         """The lowest and highest P(value <= v) that the histogram allows."""
-        low = self._through(value, lambda at: self.coordinate.around(at)[0], lambda at: self.coordinate.around(at)[1])
-        high = self._through(value, lambda at: self.coordinate.around(at)[1], lambda at: self.coordinate.around(at)[0])
-        return low, high
+        at = self._coordinates(value)
+        low, high = self.coordinate.around(at)
+        return self._at_most(value, at, low, high), self._at_most(value, at, high, low)
 
-    def _through(self, value: Tensor, right_cdf: Cdf, left_cdf: Cdf | None = None) -> Tensor:
-        if self.scale is not None:
-            return right_cdf(torch.asinh(value / self.scale.double()))
+    def _coordinates(self, value: Float[Tensor, " neuron"]) -> Float[Tensor, "neuron branch"]:
+        """Where the coordinate gives the value: at ``act`` right of the function's minimum, and left of it."""
+        if self.act_fn is not None:
+            return torch.stack(self.act_fn.branches(value)[::-1], dim=1)
+        return (value if self.scale is None else torch.asinh(value / self.scale.double()))[:, None]
+
+    def _at_most(self, value: Tensor, at: Tensor, right: Tensor, left: Tensor) -> Float[Tensor, " neuron"]:
+        """P(value <= v) from the shares of the coordinate below the right and the left branch."""
         if self.act_fn is None:
-            return right_cdf(value)
-        left, right = self.act_fn.branches(value)
-        falling = torch.where(left > -torch.inf, (left_cdf or right_cdf)(left.clamp(min=-1e6)), 0.0)
-        return torch.where(value < self.act_fn.minimum, 0.0, (right_cdf(right) - falling).clamp(0, 1))
+            return right[:, 0]
+        falling = torch.where(at[:, 1] > -torch.inf, left[:, 1], 0.0)
+        return torch.where(value < self.act_fn.minimum, 0.0, (right[:, 0] - falling).clamp(0, 1))
 
 
 def quantile(
     cdfs: Sequence[ValueCdf], low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"], share: float
 ) -> Float[Tensor, " neuron"]:
-    """The value below which ``share`` of an equally weighted mixture lies, by bisection from ``low`` to ``high``."""
+    """The value below which ``share`` of an equally weighted mixture lies, by bisection from ``low`` to ``high``.
+
+    It ends where every neuron's value is decided to the precision of float32.
+    """
     start, low, high = low.double(), low.double(), high.double()
     reached = torch.stack([cdf(start) for cdf in cdfs]).mean(0) >= share
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         below = torch.stack([cdf(middle) for cdf in cdfs]).mean(0) < share
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        if bool((reached | (low.float() == high.float())).all()):
+            break
     return torch.where(reached, start, high)
 
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -14,6 +14,7 @@ from langneurons.errors import StorageError
 from langneurons.run.executors import RayExecutor, chosen_executor, patience
 from langneurons.settings import Run, with_options
 
+LOCK = ".lock"
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
 _folders: ContextVar[tuple[Path, ...]] = ContextVar("folders that this process works in", default=())
@@ -26,7 +27,7 @@ def working_in(folder: Path, doing: str) -> Iterator[None]:
     What runs inside the block may work in the folder, too.
 
     Args:
-        folder: The folder; it is made.
+        folder: The folder. It is made, and removed again where the block fails before anything is kept in it.
         doing: What is done there, for the message: "recording".
 
     Raises:
@@ -38,15 +39,22 @@ def working_in(folder: Path, doing: str) -> Iterator[None]:
         return
     deadline = time.monotonic() + patience.get()
     with ExitStack() as stack:
+        made_here = not folder.exists()
         storage.check_writable(folder)
-        while not stack.enter_context(storage.locked(folder / ".lock")):
+        while not stack.enter_context(storage.locked(folder / LOCK)):
             if time.monotonic() > deadline:
                 raise StorageError(f"Another process is {doing} in {folder}: wait for it, or use another folder.")
             stack.pop_all().close()
             time.sleep(0.2)
         token = _folders.set((*_folders.get(), folder))
         stack.callback(_folders.reset, token)
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError, StorageError):  # not every system removes a lock that is held
+                if made_here and [path.name for path in folder.iterdir()] == [LOCK]:
+                    storage.remove_folder(folder)
+            raise
 
 
 def alone_in_out(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -40,7 +40,7 @@ def steps_of(config: StudyConfig, source: Source) -> dict[str, Step]:
         config: The study.
         source: From kind ("model", "text", "task", "numbers") and name of a source to a hash of its content.
     """
-    plan = Plan(config, source)
+    plan = Plan(config, cache(source))
     for model in config.models:
         for stage in STAGES:
             plan.steps |= {step.name: step for step in stage.steps(plan, model)}

@@ -337,10 +337,12 @@ def test_options_go_by_their_earlier_names_for_a_version():
         ({"each": torch.zeros(3, 4)}, EffectError, "one number per neuron"),
     ],
 )
-def test_bad_input_is_a_sentence(changes, error, message):
+def test_bad_input_is_a_sentence_and_leaves_no_folder(changes, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     model = tiny("llama", "auto")
     with pytest.raises(error, match=message):
         ablate(model, neurons_at(model), texts(), **changes, **QUICK)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sets_that_fit_no_model_or_are_empty_are_refused():

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ PLACE = """([language, layer]) => {
   return [box.x + xaxis._offset + xaxis.d2p(layer), box.y + yaxis._offset + yaxis.d2p(language)];
 }"""
 PATIENCE = 300_000  # milliseconds: a busy machine may take long to import everything
+RETRY = 20_000
 
 
 def notebook(*sources):
@@ -87,14 +89,17 @@ def address(runtime: Path, running, log: Path) -> str:
 
 
 def run_all_cells(page):
-    """Press Shift+Enter until JupyterLab listens: a notebook is on the screen before its keys and kernel are ready."""
-    cells, prompts = page.locator(".jp-CodeCell .cm-content"), page.locator(".jp-CodeCell .jp-InputPrompt")
+    """Press Shift+Enter until JupyterLab listens, but seldom: it remembers what it could not run, and runs that later."""
+    from playwright.sync_api import TimeoutError as TooLong  # where it is not installed, the tests are skipped
+
+    cells = page.locator(".jp-CodeCell")
     for number in range(2):
-        for _ in range(120):
-            cells.nth(number).click()
+        waiting = cells.nth(number).locator(".jp-InputPrompt", has_text="[ ]:")
+        for _ in range(PATIENCE // RETRY):
+            cells.nth(number).locator(".cm-content").click()
             page.keyboard.press("Shift+Enter")
-            page.wait_for_timeout(1000)
-            if prompts.nth(number).inner_text() != "[ ]:":
+            with suppress(TooLong):
+                waiting.wait_for(state="detached", timeout=RETRY)
                 break
 
 
