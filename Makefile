@@ -8,6 +8,8 @@ RUN ?= runs/demo
 	figures pretrained pretrained-more pretrained-text benchmark soak clean
 
 # Modules are compiled when they are first imported, since most never are: that saves a quarter of the time and of the space.
+# Where the environment says that what is compiled must not be kept, every process would compile all of it again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # What the package itself needs: enough for the demo.

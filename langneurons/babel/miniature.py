@@ -5,6 +5,7 @@ clause depends on the split, so a test sentence shares no combination of content
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -80,11 +81,11 @@ def _inferences(split: str) -> tuple[Inference, ...]:
 
 def _inference(draw: random.Random, split: str, kind: str) -> Inference | None:
     """Draw a premise of a kind and its hypotheses; None where concepts drawn may not stand together in the split."""
-    first, second, third = draw.sample(concepts("person"), 3)
-    name, other = draw.sample(concepts(kind), 2)
+    first, second, third = _drawn_from(draw, concepts("person"), 3)
+    name, other = _drawn_from(draw, concepts(kind), 2)
     # All of them, though not all are said: else neutral hypotheses would be about other persons than the rest.
-    crossed = product((first, second, third), (name, other))
-    if any(_split_of("person", person, kind, concept) != split for person, concept in crossed):
+    beside_person = _beside_persons(kind, split)
+    if not all(beside_person[person].issuperset((name, other)) for person in (first, second, third)):
         return None
     premise, hypotheses = (_of_place if kind == "place" else _of_things)(draw, first, second, name, other)
     if not in_split(premise, split):
@@ -94,6 +95,18 @@ def _inference(draw: random.Random, split: str, kind: str) -> Inference | None:
         beside = clause_about(third, kind, other)
         premises.append(replace(beside, number=draw.choice(concepts("number"))) if kind == "thing" else beside)
     return Inference(tuple(draw.sample(premises, len(premises))), draw.choice((None, *concepts("time"))), hypotheses)
+
+
+def _drawn_from(draw: random.Random, names: Sequence[str], count: int) -> list[str]:
+    """Draw some of up to 21 names, as ``draw.sample`` of Python 3.11 does: hundreds of thousands are drawn for a split."""
+    pool, drawn = list(names), []
+    for left in range(len(pool), len(pool) - count, -1):
+        place = left
+        while place >= left:
+            place = draw.getrandbits(left.bit_length())
+        drawn.append(pool[place])
+        pool[place] = pool[left - 1]
+    return drawn
 
 
 def _of_place(draw: random.Random, first: str, second: str, name: str, other: str) -> tuple[Clause, dict[str, Clause]]:
@@ -138,6 +151,15 @@ def in_split(meant: Clause, split: str) -> bool:
         for kind, other_kind in _SPLIT_OF_GROUPS
         if (name := getattr(meant, kind)) is not None and (other := getattr(meant, other_kind)) is not None
     )
+
+
+@cache
+def _beside_persons(kind: str, split: str) -> dict[str, frozenset[str]]:
+    """Person -> the concepts of a kind that may stand with it in a split."""
+    return {
+        person: frozenset(name for name in concepts(kind) if _split_of("person", person, kind, name) == split)
+        for person in concepts("person")
+    }
 
 
 @cache
