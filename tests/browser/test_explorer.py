@@ -89,7 +89,7 @@ def address(runtime: Path, running, log: Path) -> str:
 
 
 def run_all_cells(page):
-    """Press Shift+Enter until JupyterLab listens, but seldom: it remembers what it could not run, and runs that later."""
+    """Press Shift+Enter until JupyterLab listens, but seldom: it runs later what it cannot run yet, once per press."""
     from playwright.sync_api import TimeoutError as TooLong  # where it is not installed, the tests are skipped
 
     cells = page.locator(".jp-CodeCell")

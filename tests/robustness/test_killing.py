@@ -168,16 +168,21 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
         pass
 
 
+def _interrupted(folder, name):
+    with working_in(folder, "recording"):
+        if name is not None:
+            (folder / name).write_text("{}")
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("there_before", [False, True])
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_folder_goes_that_was_made_for_work_that_failed_before_it_kept_anything(tmp_path, there_before, kept):
     folder = tmp_path / "out"
     if there_before:
         folder.mkdir()
-    with pytest.raises(KeyboardInterrupt), working_in(folder, "recording"):
-        if kept:
-            (folder / "part.json").write_text("{}")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(folder, "part.json" if kept else None)
     assert folder.exists() == (there_before or kept)
     with working_in(folder, "recording"):
         pass
