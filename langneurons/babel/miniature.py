@@ -99,14 +99,14 @@ def _inference(draw: random.Random, split: str, kind: str) -> Inference | None:
 
 def _drawn_from(draw: random.Random, names: Sequence[str], count: int) -> list[str]:
     """Draw some of up to 21 names, the same as ``draw.sample`` of Python 3.11, but faster: a split needs many draws."""
-    pool, drawn = list(names), []
+    pool, sample = list(names), []
     for left in range(len(pool), len(pool) - count, -1):
         place = left
         while place >= left:
             place = draw.getrandbits(left.bit_length())
-        drawn.append(pool[place])
+        sample.append(pool[place])
         pool[place] = pool[left - 1]
-    return drawn
+    return sample
 
 
 def _of_place(draw: random.Random, first: str, second: str, name: str, other: str) -> tuple[Clause, dict[str, Clause]]:

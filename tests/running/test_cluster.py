@@ -92,7 +92,10 @@ def test_a_recording_whose_cluster_was_lost_goes_on_when_it_is_called_again(clus
     whole, out = tmp_path / "whole", tmp_path / "run"
     program = [sys.executable, "-c", RECORD, str(folder)]
     subprocess.run([*program, str(whole), "here"], check=True, cwd=root)
-    driver = subprocess.Popen([*program, str(out), cluster.address], cwd=root, stderr=subprocess.PIPE, text=True)
+    impatient = os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # instead of a minute
+    driver = subprocess.Popen(
+        [*program, str(out), cluster.address], cwd=root, env=impatient, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 200
     while not list(out.glob("pieces/*")) and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

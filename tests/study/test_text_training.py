@@ -42,11 +42,12 @@ def test_neurons_are_trained_on_the_studys_text_and_asked_its_tasks(tmp_path):
     assert "bits per byte" in report
 
 
-def test_more_seeds_and_conditions_keep_what_has_been_trained(tmp_path):
-    def trained(**changes):
+def test_more_seeds_conditions_and_tasks_keep_what_has_been_trained(tmp_path):
+    def trained(asked=(), **changes):
         experiment = EXPERIMENT | {"conditions": ["none", "source"]} | changes
-        transfer = TRANSFER | {"train_tokens": 150, "experiment": experiment}
-        config = small(matrix=None, patches={}, transfer={"next": transfer}, report={"profiles": 0})
+        transfer = TRANSFER | {"train_tokens": 150, "experiment": experiment, "tasks": list(asked)}
+        tasks = {"xnli": {"kind": "xnli", "source": "babel", "items": 4}}
+        config = small(matrix=None, patches={}, tasks=tasks, transfer={"next": transfer}, report={"profiles": 0})
         study = Study(config, tmp_path / "run")
         states = study.run("transfer", progress=False).set_index("step")["state"]
         assert states["transfer/babel/two/lape/next"] == "done"
@@ -58,6 +59,9 @@ def test_more_seeds_and_conditions_keep_what_has_been_trained(tmp_path):
     assert len(before) == 1
     assert len(after) == 4
     assert before.items() <= after.items()
+    of_task, kept = trained(["xnli"], seeds=2, conditions=["none", "source", "random"])
+    assert kept == after
+    assert set(of_task.rows["metric"]) - set(more.rows["metric"]) == {"accuracy"}
     of_both = more.rows.query("seed == 0 and condition != 'random'")
     assert of_both["value"].tolist() == few.rows["value"].tolist()
 

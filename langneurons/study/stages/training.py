@@ -171,11 +171,12 @@ class TransferStage(
 
 
 def _trainings(step: Step) -> Step:
-    """The step as each training depends on it, so that more seeds or conditions keep what has been trained."""
-    experiment = {
-        name: value for name, value in step.settings["experiment"].items() if name not in ("seeds", "conditions")
+    """The step as each training depends on it, so that more seeds, conditions or tasks keep what has been trained."""
+    settings = {name: value for name, value in step.settings.items() if name != "tasks"}
+    settings["experiment"] = {
+        name: value for name, value in settings["experiment"].items() if name not in ("seeds", "conditions")
     }
-    return replace(step, settings={**step.settings, "experiment": experiment})
+    return replace(step, settings=settings)
 
 
 def _targets(part: TransferPart, languages: Sequence[str]) -> list[str]:
