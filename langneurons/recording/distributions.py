@@ -184,18 +184,13 @@ class ValueCdf:
 def quantile(
     cdfs: Sequence[ValueCdf], low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"], share: float
 ) -> Float[Tensor, " neuron"]:
-    """The value below which ``share`` of an equally weighted mixture lies, by bisection from ``low`` to ``high``.
-
-    It ends where every neuron's value is decided to the precision of float32.
-    """
+    """The value below which ``share`` of an equally weighted mixture lies, by bisection from ``low`` to ``high``."""
     start, low, high = low.double(), low.double(), high.double()
     reached = torch.stack([cdf(start) for cdf in cdfs]).mean(0) >= share
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         below = torch.stack([cdf(middle) for cdf in cdfs]).mean(0) < share
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        if bool((reached | (low.float() == high.float())).all()):
-            break
     return torch.where(reached, start, high)
 
 

@@ -47,6 +47,13 @@ def test_labels_are_what_an_independent_reader_finds(split):
         }
 
 
+@pytest.mark.parametrize(("kind", "count"), [("person", 3), ("place", 2), ("thing", 2)])
+def test_concepts_are_drawn_as_the_standard_library_draws_them(kind, count):
+    ours, theirs = random.Random(0), random.Random(0)
+    for _ in range(1000):
+        assert miniature._drawn_from(ours, concepts(kind), count) == theirs.sample(concepts(kind), count)
+
+
 def test_splits_share_no_pair_and_no_combination_of_content_words():
     pairs: dict[str, set] = {}
     texts: dict[str, set] = {}

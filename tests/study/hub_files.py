@@ -109,8 +109,6 @@ def shrunk(name: str, folder: Path) -> StudyConfig:
         content["transfer"] = {name: part for name, part in content["transfer"].items() if name.endswith("mt")}
     if name in ("paper-babel", "paper-mistral-nemo"):  # they ask of it what paper-llama-3.1-8b asks (tests/docs)
         del content["validity"]
-    if name == "smollm2":  # babel's study asks the same
-        del content["validity"], content["survival"]
     if name == "paper-mistral-nemo":
         del content["transfer"]
     if name == "language-arithmetics":  # whose two models are asked the same

@@ -243,10 +243,10 @@ def test_a_study_killed_at_any_moment_ends_with_the_same_files(done, tmp_path):
     file.write_text(done.show(), "utf-8")
     run = tmp_path / "run"
     program = f"from langneurons.study.study import Study; Study.from_toml({str(file)!r}, {str(run)!r}).run()"
-    for attempt in range(6):
+    for attempt in range(12):
         process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
         try:
-            process.wait(timeout=7 + 5 * attempt)
+            process.wait(timeout=4 + 2 * attempt)
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
