@@ -89,9 +89,10 @@ def address(runtime: Path, running, log: Path) -> str:
 
 
 def run_all_cells(page):
-    """Press Shift+Enter until JupyterLab listens, but seldom: it runs later what it cannot run yet, once per press."""
+    """Run the cells when the kernel listens: before that, JupyterLab loses what is run or asks for another kernel."""
     from playwright.sync_api import TimeoutError as TooLong  # where it is not installed, the tests are skipped
 
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(state="attached")
     cells = page.locator(".jp-CodeCell")
     for number in range(2):
         waiting = cells.nth(number).locator(".jp-InputPrompt", has_text="[ ]:")
