@@ -156,6 +156,17 @@ def check_kind(given: object, kind: type, expected: str, wrong: type[LangNeurons
         raise wrong(f"{expected}, not of type {type(given).__name__}.")
 
 
+def counted(number: int, noun: str) -> str:
+    """Give a number with its noun, in the singular where it is 1.
+
+    Example:
+        >>> counted(1, "effect"), counted(1_200, "patch")
+        ('1 effect', '1,200 patches')
+    """
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def unknown(what: str, given: object, possible: Iterable[object]) -> str:
     """Say that a name is unknown, with the nearest match and what is possible.
 

@@ -20,7 +20,7 @@ from langneurons.effects.table import (
     spreads_of,
     with_current_names,
 )
-from langneurons.errors import EffectError
+from langneurons.errors import EffectError, counted
 from langneurons.recording.site_values import basis_note
 from langneurons.storage import Column, JsonObject, Result, Table, all_of, layout
 from langneurons.storage.layouts import Layout
@@ -157,10 +157,11 @@ class Ablation(Result, kind="ablation", tables=("rows",), optional=("controls",)
         note = basis_note(settings["site"])
         basis = f" Units of {settings['site']} are coordinates: {note}." if note else ""
         return (
-            f"{settings['model']}: {settings['metric']} in {self.unit}, {settings['patch']}; {len(self.rows)} effects, "
-            f'p adjusted over all of them; "no effect" and "slightly" mean: within the margin of '
-            f"{self.scale * settings['margin']:g}{unit}; {sizes}; minimal detectable effect (in this family) "
-            f"{least:.2g} to {most:.2g}{unit}.{basis}{balance_sentence(settings)}"
+            f"{settings['model']}: {settings['metric']} in {self.unit}, {settings['patch']}; "
+            f"{counted(len(self.rows), 'effect')}, p adjusted over all of them; "
+            f'"no effect" and "slightly" mean: within the margin of {self.scale * settings["margin"]:g}{unit}; '
+            f"{sizes}; minimal detectable effect (in this family) {least:.2g} to {most:.2g}{unit}."
+            f"{basis}{balance_sentence(settings)}"
         )
 
     @classmethod

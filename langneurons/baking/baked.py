@@ -13,7 +13,7 @@ from langneurons import storage
 from langneurons.baking.card import card_of
 from langneurons.baking.checkpoint import Checkpoint, add_biases
 from langneurons.baking.folding import Folding, Linear
-from langneurons.errors import ModelError, PatchError, TrainingError, check_kind
+from langneurons.errors import ModelError, PatchError, TrainingError, check_kind, counted
 from langneurons.models import ModelView, rows_of, view
 from langneurons.models.checkpoints import load_config, load_weights, reading, standalone_tokenizer
 from langneurons.models.gguf import stored_as
@@ -100,9 +100,8 @@ class Baked:
     options: tuple[str, ...]
 
     def __repr__(self) -> str:
-        counts = [(len(self.patches), "patch" + "es" * (len(self.patches) != 1))]
-        counts.append((len(self.updates), "update" + "s" * (len(self.updates) != 1)))
-        return f"Baked({self.checkpoint.name}: {', '.join(f'{count} {what}' for count, what in counts)})"
+        written = f"{counted(len(self.patches), 'patch')}, {counted(len(self.updates), 'update')}"
+        return f"Baked({self.checkpoint.name}: {written})"
 
     def save(self, folder: str | Path) -> Path:
         """Write the checkpoint as an ordinary Hugging Face folder: weights, configuration, tokenizer, README.

@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from langneurons.corpora.languages import label_of, spelled
 from langneurons.corpora.purity import purity
-from langneurons.errors import CorpusError, check_kind, warn_user
+from langneurons.errors import CorpusError, check_kind, counted, warn_user
 from langneurons.settings import finite_number, whole_number
 from langneurons.storage import fingerprint
 
@@ -252,11 +252,11 @@ class Corpus(Mapping[str, Sequence[str]]):
         return int(self.groups(language, level).max()) + 1
 
     def _size_of(self, language: str) -> str:
-        texts, sources = _counted(len(self.tables[language]), "text"), self._count(language, "source")
+        texts, sources = counted(len(self.tables[language]), "text"), self._count(language, "source")
         if not self.grouped(language):
             return f"{language}: {texts}"
-        documents = _counted(self._count(language, "document"), "document")
-        return f"{language}: {documents} of {texts}" + (f" from {_counted(sources, 'source')}" if sources else "")
+        documents = counted(self._count(language, "document"), "document")
+        return f"{language}: {documents} of {texts}" + (f" from {counted(sources, 'source')}" if sources else "")
 
     def _shuffled(self, language: str, seed: int) -> Dataset:
         groups = self.groups(language)
@@ -286,10 +286,6 @@ def check_corpus(corpus: object) -> None:
         CorpusError: If it is something else.
     """
     check_kind(corpus, Corpus, "A text is a Corpus, such as ln.load_corpus() gives", CorpusError)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _warn_of_old_name(old: str, name: str) -> None:

@@ -16,7 +16,7 @@ from scipy import stats
 
 from langneurons.effects.pairing import BASELINE, Paired, pair
 from langneurons.effects.resampling import SIGNIFICANCE, ClusterSums, Spread, detectable_multiplier, spreads
-from langneurons.errors import EffectError
+from langneurons.errors import EffectError, counted
 from langneurons.settings import Testing, TestingOptions, with_options
 
 Verdict = Literal["better", "worse", "slightly better", "slightly worse", "no effect", "inconclusive"]
@@ -106,8 +106,8 @@ class Effect:
         return self.minimal_detectable * in_family / alone
 
     def __str__(self) -> str:
-        sizes = f"{self.items:,} items in {self.clusters:,} {self.unit}s"
-        seeds = "" if self.seeds is None else f", {self.seeds} seeds (SD {self.seed_sd or 0:.3g})"
+        sizes = f"{counted(self.items, 'item')} in {counted(self.clusters, self.unit)}"
+        seeds = "" if self.seeds is None else f", {counted(self.seeds, 'seed')} (SD {self.seed_sd or 0:.3g})"
         tested = "no p-value" if self.p is None else f"p {self.p:.2g}"
         return (
             f"{self.value} per {self.per}: {self.estimate:+.4g} [{self.low:+.4g}, {self.high:+.4g}] {self.verdict} "

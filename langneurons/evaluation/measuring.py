@@ -21,7 +21,7 @@ from langneurons.corpora import Corpus
 from langneurons.corpora.packing import tokenizer_fingerprint
 from langneurons.effects.estimation import effect
 from langneurons.effects.table import EffectTable
-from langneurons.errors import EffectError, PatchError, StorageError
+from langneurons.errors import EffectError, PatchError, StorageError, counted
 from langneurons.evaluation.heldout_text import HeldoutText
 from langneurons.models import ModelView, start_token, view
 from langneurons.patches.intervening import check_fits, patching
@@ -265,7 +265,7 @@ def _foretold(
     def tell(each: Cost) -> None:
         of_tokens = f" x {each.tokens:,} tokens" if each.tokens else ""
         total = each.times(number, max(1, pieces // PIECES_PER_WORKER))
-        say(replace(total, work=f"Measuring {number:,} condition{'s' * (number != 1)}{of_tokens}"))
+        say(replace(total, work=f"Measuring {counted(number, 'condition')}{of_tokens}"))
 
     tell(Cost() if cost is None else cost())
     start = time.perf_counter()
@@ -335,7 +335,8 @@ def loss_effects(
         for language, rows in baseline.items()
     }
     model_view = view(model)
-    family = f"model {model_view.name}, held-out text, nll relative to the unpatched model: {len(effects)} effects"
+    size = counted(len(effects), "effect")
+    family = f"model {model_view.name}, held-out text, nll relative to the unpatched model: {size}"
     about = {"tokens": text.tokens, "text": text.fingerprint, "model": model_view.fingerprint}
     return EffectTable.of(effects, keys, family, {**settings, **about, "nats_per_token": losses})
 

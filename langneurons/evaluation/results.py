@@ -13,7 +13,7 @@ from langneurons.corpora.languages import label_of
 from langneurons.effects.estimation import Effect, Verdict, effect
 from langneurons.effects.placement import LEVEL, beyond_columns, beyond_controls, placement_columns
 from langneurons.effects.table import EffectTable, check_balance, spreads_of, with_current_names
-from langneurons.errors import CorruptArtefactError, EffectError, unknown
+from langneurons.errors import CorruptArtefactError, EffectError, counted, unknown
 from langneurons.settings import Testing
 from langneurons.storage.layouts import Layout, layout
 from langneurons.storage.objects import JsonObject
@@ -113,7 +113,7 @@ class Evaluation(Result, kind="evaluation", tables=("rows", "references"), optio
         if not effects:
             raise EffectError("Nothing was patched, so there is no effect: give patches= to evaluate().")
         about = " ".join(dict.fromkeys(names.values()))
-        family = f"{self.settings['model']}, {about}, against the unpatched model: {len(effects)} effects"
+        family = f"{self.settings['model']}, {about}, against the unpatched model: {counted(len(effects), 'effect')}"
         settings = {**names, "measured": names["metric"]}
         settings |= {"balance": self.settings["balance"]} if "balance" in self.settings else {}
         table = EffectTable.of(effects, ("patch", "language"), family, settings)

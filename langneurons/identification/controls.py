@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from langneurons import storage
 from langneurons.corpora.languages import spelled
-from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, unknown, warn_user
+from langneurons.errors import LanguageError, NeuronSetError, SiteMismatchError, counted, unknown, warn_user
 from langneurons.identification.firing import check_sign_means_something, sign_means_something
 from langneurons.identification.indices import shape_text
 from langneurons.recording.records import ROUTER_SITES
@@ -279,8 +279,7 @@ def reported_balance(balance: pd.DataFrame, controls: Controls) -> dict[str, obj
         ``rows``, the table, and ``sentence``, which says it in words for captions.
     """
     one_by_one = matched_by(controls) == "write"
-    draws = f"{controls.draws} draw{'s' if controls.draws > 1 else ''}"
-    sentence = f"Controls: {draws}, matched by {matched_by(controls)}"
+    sentence = f"Controls: {counted(controls.draws, 'draw')}, matched by {matched_by(controls)}"
     rows = balance.dropna(subset=["write_ratio"]).to_dict("records")
     if rows:
         ratios, apart = [row["write_ratio"] for row in rows], max(abs(row["write_difference"]) for row in rows)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from langneurons.effects.estimation import effect
 from langneurons.effects.table import VERDICTS, EffectTable, with_current_names
-from langneurons.errors import EffectError, TaskError, warn_user
+from langneurons.errors import EffectError, TaskError, counted, warn_user
 from langneurons.evaluation.evaluating import Patches, chosen_languages, task_jobs, written_patches
 from langneurons.evaluation.measuring import BATCH_SIZE, measure_jobs
 from langneurons.evaluation.results import UNPATCHED
@@ -208,7 +208,7 @@ def compared(
         )
         for patch, language in cells
     }
-    family = EffectTable.of(effects, ("patch", "language"), f"{metric}: {len(effects)} effects")
+    family = EffectTable.of(effects, ("patch", "language"), f"{metric}: {counted(len(effects), 'effect')}")
     sound = family.rows.rename(columns=CALLED)
     scores = {cell: of_cell[metric].to_numpy() for cell, of_cell in published.items()}
     base = np.array([scores[UNPATCHED, language].mean() for _, language in effects], dtype=float)

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from langneurons.errors import counted
+
 Item = TypeVar("Item")
 FIRST_SECONDS, LINE_SECONDS = 5.0, 60.0  # to the first line, which corrects what was foretold, and between later ones
 LINE = "{desc}{n_fmt} of {total_fmt} {units} after {elapsed}, {remaining} left{postfix}"
@@ -41,8 +43,7 @@ class Progress(tqdm):
     def format_dict(self) -> dict[str, object]:
         """What a bar or a line is made of: tqdm's values, the unit's plural, and the rate without the first piece."""
         values = dict(super().format_dict)
-        unit = values["unit"]
-        values["units"] = unit if self.total == 1 else f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+        values["units"] = counted(self.total or 0, str(values["unit"])).partition(" ")[2]
         first, since = self._warm
         if self.n > first:
             values["rate"] = (self.n - first) / max(monotonic() - since, 1e-9)

@@ -12,7 +12,7 @@ import pandas as pd
 from langneurons.effects.estimation import LEAST_SEEDS, LOSSES, Effect, difference, effect
 from langneurons.effects.pairing import BASELINE, ROW
 from langneurons.effects.table import EffectTable, balance_sentence, with_current_names
-from langneurons.errors import EffectError, unknown
+from langneurons.errors import EffectError, counted, unknown
 from langneurons.evaluation.results import UNPATCHED, beside_controls, check_measured, parts_of, score_from_zero
 from langneurons.settings import Testing
 from langneurons.storage import Column, JsonObject, Result, Table, layout
@@ -153,7 +153,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         baseline = self._named_condition(against)
         if not effects:
             raise EffectError(f"Nothing was trained that can be compared with {NAMES.get(against, repr(against))}.")
-        family = f"{self._subject(metric)}, against {baseline}: {len(effects)} effects"
+        family = f"{self._subject(metric)}, against {baseline}: {counted(len(effects), 'effect')}"
         settings = {"measured": metric, "against": baseline, **self._named()}
         table = EffectTable.of(effects, ("trained", place), family, settings)
         return table if against == RANDOM else self._beside_random(table, pairs, metric)
@@ -183,7 +183,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
         }
         if not effects:
             raise EffectError("No trained model was patched: give patches= to transfer_experiment().")
-        family = f"{self._subject(metric)}, patched against unpatched: {len(effects)} effects"
+        family = f"{self._subject(metric)}, patched against unpatched: {counted(len(effects), 'effect')}"
         settings = {"measured": metric, **self._named()}
         return EffectTable.of(effects, ("trained", "patch", "language"), family, settings)
 
@@ -208,7 +208,7 @@ class Transfer(Result, kind="transfer", tables=("rows", "trainings", "references
             detectable = "" if most == float("inf") else f" (detectable: {least:.1f} to {most:.1f}{unit})"
             clauses.append(f"inconclusive: {_listed(groups['inconclusive'])}{detectable}")
         seeds = int(rows["seeds"].to_numpy().min())
-        few = f" {seeds} seeds give no p-value; {LEAST_SEEDS} do." if seeds < LEAST_SEEDS else ""
+        few = f" {counted(seeds, 'seed')} cannot give a p-value; {LEAST_SEEDS} can." if seeds < LEAST_SEEDS else ""
         return f"Against {table.settings['against']}, {'; '.join(clauses)}.{few}{self._unlearned()}"
 
     def table(self) -> Table:

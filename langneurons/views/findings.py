@@ -15,7 +15,7 @@ from langneurons.analysis.validity.checks import ValidityTable
 from langneurons.analysis.validity.staying import Survival
 from langneurons.effects.resampling import SIGNIFICANCE
 from langneurons.effects.table import EffectTable
-from langneurons.errors import EffectError, StaleArtefactError, StatisticsError
+from langneurons.errors import EffectError, StaleArtefactError, StatisticsError, counted
 from langneurons.evaluation.results import UNPATCHED, Evaluation, Factorial
 from langneurons.identification import NeuronSet
 from langneurons.recording.statistics import PUBLISHED, ActivationStats
@@ -277,7 +277,7 @@ def verdicts(rows: pd.DataFrame, table: EffectTable) -> str:
         if len(part):
             clauses.append(f"{verdict} in {len(part)} of {len(rows)} ({_named(part, table)} {unit})")
     if not clauses:
-        clauses.append(f"no significant change in {len(rows)} effects")
+        clauses.append(f"no significant change in {counted(len(rows), 'effect')}")
     without_effect = sum(rows["verdict"] == "no effect")
     if without_effect:
         margin = f"±{scale * table.settings['margin']:g} {unit}"

@@ -10,7 +10,7 @@ import pandas as pd
 
 from langneurons.analysis.ablation import Ablation
 from langneurons.effects.table import EffectTable, span
-from langneurons.errors import EffectError
+from langneurons.errors import EffectError, counted
 from langneurons.evaluation.results import Evaluation
 from langneurons.storage.presenting import Column, number
 from langneurons.training.transfer_table import Transfer
@@ -90,7 +90,7 @@ def _sure(result: object) -> Iterator[str]:
         with suppress(EffectError):  # nothing was patched
             yield from _of_table(result.effects(task, protocol))
     elif isinstance(result, Ablation):
-        yield f"{len(result.rows):,} effects, at a false discovery rate of 5 %."
+        yield f"{counted(len(result.rows), 'effect')}, at a false discovery rate of 5 %."
         yield _controls("controls" if result.controls is not None else "")
 
 

@@ -45,7 +45,7 @@ def test_transfer_prints_scores_effects_and_a_verdict_and_keeps_them(capsys, mon
     status, said, error = run(capsys, monkeypatch, *command, "--out", str(tmp_path))
     assert status == 0, error
     assert "Against training attention and head only" in said
-    assert "seeds give no p-value" in said
+    assert "seeds cannot give a p-value" in said
     kept = Transfer.load(tmp_path / "transfer")
     assert kept.conditions == ["none", "target"]
     assert len(kept.patch_effects()) == 2

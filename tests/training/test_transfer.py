@@ -140,7 +140,7 @@ def test_what_was_measured_is_saved_and_compared(run, tmp_path):
     assert len(again.effects()) == 10
     assert "control_position" in again.effects().rows
     assert len(again.patch_effects()) == 12
-    assert "2 seeds give no p-value" in again.verdict()
+    assert "2 seeds cannot give a p-value" in again.verdict()
 
 
 def test_without_attention_the_condition_none_trains_the_head_alone(model, task, test, neurons):

@@ -92,7 +92,7 @@ def test_sets_are_placed_among_means_of_random_neurons_over_as_many_seeds():
 def test_below_six_seeds_there_is_no_p_value_and_the_verdict_says_so():
     few = simulated(PLANTED, seeds=3)
     assert few.effects().rows["p"].isna().all()
-    assert "3 seeds give no p-value" in few.verdict()
+    assert "3 seeds cannot give a p-value" in few.verdict()
     assert "worse" not in few.verdict().split("nothing better or worse")[1]
 
 
