@@ -102,7 +102,7 @@ pretrained: install
 pretrained-more: install
 	$(BIN)/python -m scripts.pretrained $(if $(wildcard $(DATA)/articles),--data $(DATA)) --study studies/smollm2-more.toml
 
-# Chosen neurons of it trained on text of their language: about half an hour of one core.
+# Chosen neurons of it trained on text of their language: about four hours of one core.
 pretrained-text: install
 	$(BIN)/python -m scripts.pretrained $(if $(wildcard $(DATA)/text),--data $(DATA)) --study studies/smollm2-text.toml
 

@@ -100,8 +100,8 @@ class Baked:
     options: tuple[str, ...]
 
     def __repr__(self) -> str:
-        written = f"{counted(len(self.patches), 'patch')}, {counted(len(self.updates), 'update')}"
-        return f"Baked({self.checkpoint.name}: {written})"
+        parts = f"{counted(len(self.patches), 'patch')}, {counted(len(self.updates), 'update')}"
+        return f"Baked({self.checkpoint.name}: {parts})"
 
     def save(self, folder: str | Path) -> Path:
         """Write the checkpoint as an ordinary Hugging Face folder: weights, configuration, tokenizer, README.
