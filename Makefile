@@ -33,14 +33,15 @@ demo: base
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
 RAY := tests/running/test_run.py tests/running/test_cluster.py
-# Rooms that hold tensors (corpora, models, recording, identification, patches, training) are tested with the check of shapes,
-# which takes a third of the time; the others without it, as users run them. These wait for programs, so three run at once.
-WHOLE := $(addprefix tests/,docs tasks analysis baking effects evaluation replication views study robustness browser cli test_cli.py)
+# Rooms that hold tensors are tested with the check of shapes, which takes a third of the time; everything else, with the
+# examples of docstrings, without it, as users run it. The latter waits for programs, so three processes run at once.
+TENSORS := $(addprefix tests/,corpora models recording identification patches training)
+ELSEWHERE := $(foreach path,$(TENSORS) $(RAY) tests/pretrained,--ignore $(path))
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: install
-	$(PYTEST) -n 2 $(BY_FILE) $(foreach path,$(WHOLE) $(RAY) tests/pretrained,--ignore $(path))
-	$(PYTEST) -n 3 $(BY_FILE) -p no:jaxtyping --override-ini addopts=--strict-markers $(WHOLE)
+	$(PYTEST) -n 2 $(BY_FILE) $(TENSORS)
+	$(PYTEST) -n 3 $(BY_FILE) -p no:jaxtyping --override-ini addopts='--strict-markers --doctest-modules' $(ELSEWHERE)
 	for file in $(RAY); do $(PYTEST) $$file || $(PYTEST) $$file || exit 1; done
 
 # TransformerLens 4 has TransformerBridge alone: what faces models is tested under it too, in an environment of its own.

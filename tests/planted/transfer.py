@@ -52,11 +52,10 @@ def simulated(
                         for patch, change in {"unpatched": 0.0, **(patches or {})}.items():
                             own = generator.normal(0, row_sd, len(item))
                             value = easy[language] + liking[language] + shift + luck + own + change
-                            about = (condition, target, number, draw, patch, language)
-                            parts.append(_rows(about, item, value))
+                            parts.append(((condition, target, number, draw, patch, language), value))
     references = [(name, "chance", 1 / 3) for name in easy]
     return Transfer(
-        pd.concat(parts, ignore_index=True).reindex(columns=ROWS),
+        _rows(parts, item),
         pd.DataFrame(trainings, columns=TRAININGS),
         pd.DataFrame(references, columns=["language", "reference", "value"]),
         {
@@ -70,7 +69,10 @@ def simulated(
     )
 
 
-def _rows(about: tuple, item: np.ndarray, value: np.ndarray) -> pd.DataFrame:
+def _rows(parts: list[tuple[tuple, np.ndarray]], item: np.ndarray) -> pd.DataFrame:
     names = ["condition", "target", "seed", "draw", "patch", "language"]
-    same = dict(zip(names, about, strict=True)) | {"metric": "accuracy", "prediction": "", "gold": ""}
-    return pd.DataFrame({"item": item, "cluster": item // 3, "value": value, **same})
+    about = pd.DataFrame([about for about, _ in parts], columns=names)
+    rows = about.loc[about.index.repeat(len(item))].reset_index(drop=True)
+    items = np.tile(item, len(parts))
+    measured = {"item": items, "cluster": items // 3, "value": np.concatenate([value for _, value in parts])}
+    return rows.assign(**measured, metric="accuracy", prediction="", gold="").reindex(columns=ROWS)
