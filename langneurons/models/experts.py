@@ -8,6 +8,7 @@ goes on from there, so that weights are made, and experts chosen, as the archite
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,11 +78,11 @@ class Router:
 
     def batch_hook(self) -> tuple[HookPoint, Hook]:
         """Remember the number of rows of the running forward."""
+        return self.layer.input_point, self.remember_batch
 
-        def remember(values: torch.Tensor) -> None:
-            self.batch_size = values.shape[0]
-
-        return self.layer.input_point, remember
+    def remember_batch(self, values: torch.Tensor) -> None:
+        """Take the number of rows from the layer's input."""
+        self.batch_size = values.shape[0]
 
     @contextmanager
     def writing(self, write: Hook) -> Iterator[None]:
@@ -190,15 +191,12 @@ class RouterSite:
 
         What patches wrote is read whichever was entered first.
         """
-
-        def report(row: int, router: Router) -> Hook:
-            def hook(output: Any) -> None:
-                reader(row, router.read(part or self.name, output))
-
-            return hook
-
-        with attached(_with_batch([(router, report(row, router)) for row, router in enumerate(self.placed)])):
+        hooks = [(router, partial(self._report, reader, part, row)) for row, router in enumerate(self.placed)]
+        with attached(_with_batch(hooks)):
             yield
+
+    def _report(self, reader: Reader, part: str | None, row: int, output: Any) -> None:
+        reader(row, self.placed[row].read(part or self.name, output))
 
     @contextmanager
     def writing(self, experts: Mapping[int, Int[torch.Tensor, " unit"]], change: Change) -> Iterator[None]:

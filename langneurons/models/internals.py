@@ -256,13 +256,12 @@ def attach(point: HookPoint, function: Callable[[torch.Tensor], object]) -> Call
         A function that detaches this one hook and no other.
     """
     point.add_hook(lambda values, hook: function(values))
-    handle = point.fwd_hooks[-1]
+    return functools.partial(_detach, point, point.fwd_hooks[-1])
 
-    def detach() -> None:
-        handle.hook.remove()
-        point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
 
-    return detach
+def _detach(point: HookPoint, handle: Any) -> None:
+    handle.hook.remove()
+    point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
 
 
 @private("transformer-lens", "W_out and W_O of a layer's components")

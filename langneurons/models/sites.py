@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,11 +145,11 @@ class Layer:
 
     def batch_hooks(self) -> list[tuple[HookPoint, Hook]]:
         """Remember the batch size, where the MLP does not see it."""
+        return [(self.input_point, self.remember_batch)] if self.flattened else []
 
-        def remember(values: torch.Tensor) -> None:
-            self.batch_size = values.shape[0]
-
-        return [(self.input_point, remember)] if self.flattened else []
+    def remember_batch(self, values: torch.Tensor) -> None:
+        """Take the batch size from the layer's input."""
+        self.batch_size = values.shape[0]
 
     def forget(self) -> None:
         """Let go of the tensors of the last forward."""
@@ -190,16 +191,15 @@ def reading_hooks(layers: Sequence[Layer], readers: Mapping[str, Reader]) -> lis
             for point, columns in layer.places(site):
                 by_point.setdefault(id(point), (point, []))[1].append((site, columns))
         hooks += layer.batch_hooks()
-        hooks += [(point, _reader(layer, sites, readers)) for point, sites in by_point.values()]
+        hooks += [(point, partial(_read, layer, sites, readers)) for point, sites in by_point.values()]
     return hooks
 
 
-def _reader(layer: Layer, sites: list[tuple[str, torch.Tensor | None]], readers: Mapping[str, Reader]) -> Hook:
-    def read(values: torch.Tensor) -> None:
-        for site, columns in sites:
-            readers[site](layer.index, layer.values(site, values, columns))
-
-    return read
+def _read(
+    layer: Layer, sites: list[tuple[str, torch.Tensor | None]], readers: Mapping[str, Reader], values: torch.Tensor
+) -> None:
+    for site, columns in sites:
+        readers[site](layer.index, layer.values(site, values, columns))
 
 
 @contextmanager

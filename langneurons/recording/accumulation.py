@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import numba
 import numpy as np
@@ -109,10 +109,7 @@ class Accumulators:
         """Empty sums; counts are 32 bits wide where ``tokens`` fit."""
         count = count_dtype(tokens)
         shape, infinite = (layers, neurons), torch.full((layers, neurons), math.inf, device=device)
-
-        def integers(*size: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(size, dtype=dtype, device=device)
-
+        integers = partial(torch.zeros, dtype=torch.int64, device=device)
         return cls(
             histogram=integers(*shape, BINS, dtype=count),
             active=integers(FOLDS, *shape, dtype=count),

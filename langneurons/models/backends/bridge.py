@@ -315,13 +315,20 @@ def _stored(linear: nn.Module, rows: torch.Tensor | None = None) -> projections.
 
 
 def _installed(linear: nn.Module, rows: torch.Tensor | None, change: projections.Change) -> list[RemovableHandle]:
-    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
-        if rows is None:
-            return change(inputs[0], outputs)
-        index = rows.to(outputs.device)
-        return outputs.index_copy(-1, index, change(inputs[0], outputs.index_select(-1, index)))
+    return [linear.register_forward_hook(partial(_changed, rows, change))]
 
-    return [linear.register_forward_hook(hook)]
+
+def _changed(
+    rows: torch.Tensor | None,
+    change: projections.Change,
+    _: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    outputs: torch.Tensor,
+) -> torch.Tensor:
+    if rows is None:
+        return change(inputs[0], outputs)
+    index = rows.to(outputs.device)
+    return outputs.index_copy(-1, index, change(inputs[0], outputs.index_select(-1, index)))
 
 
 def _fused(parent: nn.Module, target: str) -> tuple[str, Any] | None:
