@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from beartype.roar import BeartypeException
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
@@ -26,4 +27,6 @@ def test_a_signature_is_read_once_however_often_its_function_is_made():
 
     first = shapes.check(stub(Float[Tensor, "row column"]))
     assert shapes.check(stub(Float[Tensor, "row column"])) is first
+    with pytest.raises(BeartypeException):
+        first(torch.ones(2))
     assert shapes.check(stub(Float[Tensor, " row"])) is not first

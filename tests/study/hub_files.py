@@ -1,6 +1,5 @@
 """Tiny checkpoints and local files of exactly the hub's schemas, and a study made small enough to run on them."""
 
-import copy
 import random
 import tomllib
 from collections.abc import Iterable
