@@ -79,16 +79,16 @@ def killed(kind: str, folder: Path, kills: int, seed: int = 0) -> Killed:
         kills: How often.
         seed: Of the moments.
     """
-    _child(prepared, folder / "at").join()
+    in_child(prepared, folder / "at").join()
     content = study_of(folder / "at", (kind,))
-    _child(_run, content, folder / "whole").join()
+    in_child(run_study, content, folder / "whole").join()
     whole = Study(parse_config(content), folder / "whole")
     length = sum(seconds for name, seconds in whole.folder.seconds_by_name().items() if name.startswith(kind))
     random, hit = Random(f"{kind} {seed}"), 0
     run = folder / "run"
     for _ in range(kills):
         hit += _killed_once(content, run, kind, random.uniform(0, max(length, 0.05)))
-    _child(_run, content, run).join()
+    in_child(run_study, content, run).join()
     resumed = Study(parse_config(content), run)
     resumed.check()
     left = resumed.status().query("state != 'done'")
@@ -108,7 +108,7 @@ def _killed_once(content: dict[str, Any], run: Path, kind: str, after: float) ->
             shutil.rmtree(study.path(step))
             shutil.rmtree(run / "work", ignore_errors=True)
     (run / f"begun-{kind}").unlink(missing_ok=True)
-    child = _child(_run, content, run)
+    child = in_child(run_study, content, run)
     while child.is_alive() and not (run / f"begun-{kind}").exists():
         time.sleep(0.01)
     child.join(after)
@@ -118,7 +118,8 @@ def _killed_once(content: dict[str, Any], run: Path, kind: str, after: float) ->
     return at_work
 
 
-def _child(function: Any, *arguments: Any) -> multiprocessing.process.BaseProcess:
+def in_child(function: Any, *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """Start a function in a process that has imported what it needs."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["langneurons.study.study", __name__])
     child = server.Process(target=function, args=arguments)
@@ -126,7 +127,8 @@ def _child(function: Any, *arguments: Any) -> multiprocessing.process.BaseProces
     return child
 
 
-def _run(content: dict[str, Any], run: Path) -> None:
+def run_study(content: dict[str, Any], run: Path) -> None:
+    """Run a study, and leave a file ``begun-KIND`` where a step of that kind has begun."""
     study = Study(parse_config(content), run)
 
     def say(line: str) -> None:

@@ -1,6 +1,5 @@
 import json
 import pickle
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from langneurons.models import view
 from langneurons.run import executors
 from langneurons.study.study import Study, as_text
 from langneurons.study.work import Work
+from tests.robustness.killing import in_child, run_study
 from tests.study.small import SMALL, small
 
 
@@ -239,21 +239,18 @@ def test_an_unforeseen_error_fails_its_step_only(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_study_killed_at_any_moment_ends_with_the_same_files(done, tmp_path):
     """SIGKILL after growing times; each start goes on until one finishes."""
-    file = tmp_path / "study.toml"
-    file.write_text(done.show(), "utf-8")
     run = tmp_path / "run"
-    program = f"from langneurons.study.study import Study; Study.from_toml({str(file)!r}, {str(run)!r}).run()"
     for attempt in range(12):
-        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=4 + 2 * attempt)
+        child = in_child(run_study, SMALL, run)
+        child.join(2 + 4 * attempt)
+        if not child.is_alive():
             break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        child.kill()
+        child.join()
     else:
-        subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.DEVNULL)
-    finished = Study.from_toml(file, run)
+        in_child(run_study, SMALL, run).join()
+    assert attempt > 0, "never killed"
+    finished = Study(small(), run)
     assert set(finished.status()["state"]) == {"done"}
     assert finished.files() == done.files()
 
