@@ -598,7 +598,7 @@ def test_the_benchmarks_study_runs_in_small(tmp_path):
         }
     content["report"] = {"profiles": 1}
     task = content["tasks"]["prompted"]
-    content["tasks"] = {"steered": {**content["tasks"]["steered"], "judge": None}, "prompted": task}
+    content["tasks"] = {"steered": {**content["tasks"]["steered"], "judge": None}, "prompted": task | {"items": 1}}
     study = Study(parse_config(content), tmp_path)
     states = study.run(progress=False)
     assert set(states["state"]) == {"done"}, states.query("state != 'done'")[["step", "why"]].to_string()
