@@ -38,11 +38,12 @@ RAY := tests/running/test_run.py tests/running/test_cluster.py
 TENSORS := $(addprefix tests/,corpora models recording identification patches training)
 ELSEWHERE := $(foreach path,$(TENSORS) $(RAY) tests/pretrained,--ignore $(path))
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+WITHOUT_SHAPES := -p no:jaxtyping --override-ini addopts='--strict-markers --doctest-modules'
 BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: install
 	$(PYTEST) -n 2 $(BY_FILE) $(TENSORS)
-	$(PYTEST) -n 3 $(BY_FILE) -p no:jaxtyping --override-ini addopts='--strict-markers --doctest-modules' $(ELSEWHERE)
-	for file in $(RAY); do $(PYTEST) $$file || $(PYTEST) $$file || exit 1; done
+	$(PYTEST) -n 3 $(BY_FILE) $(WITHOUT_SHAPES) $(ELSEWHERE)
+	for file in $(RAY); do $(PYTEST) $(WITHOUT_SHAPES) $$file || $(PYTEST) $(WITHOUT_SHAPES) $$file || exit 1; done
 
 # TransformerLens 4 has TransformerBridge alone: what faces models is tested under it too, in an environment of its own.
 VENV_4 ?= build/transformer-lens-4
