@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: base install demo test test-transformerlens-4 test-pretrained lint types contracts wheel notebooks notebooks-run docs \
-	figures pretrained pretrained-more pretrained-text benchmark soak clean
+.PHONY: base install demo test test-transformerlens-4 test-pretrained test-wheel lint types contracts wheel notebooks \
+	notebooks-run docs figures pretrained pretrained-more pretrained-text benchmark soak clean
 
 # Modules are compiled when they are first imported, since most never are: that saves a quarter of the time and of the space.
 # Where the environment says that what is compiled must not be kept, every process would compile all of it again.
@@ -32,7 +32,7 @@ demo: base
 
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
-RAY := tests/running/test_run.py tests/running/test_cluster.py
+RAY := $(addprefix tests/running/,test_run.py test_cluster.py test_analyses.py)
 # Rooms that hold tensors are tested with the check of shapes, which takes a third of the time; everything else, with the
 # examples of docstrings, without it, as users run it. The latter waits for programs, so three processes run at once.
 TENSORS := $(addprefix tests/,corpora models recording identification patches training)
@@ -94,6 +94,17 @@ docs: install
 wheel: install
 	rm -rf dist
 	$(BIN)/python -m build --wheel --sdist --outdir dist
+
+# As users install it, in an environment of its own: the README's lines run in an empty folder, and the demo writes its page.
+VENV_WHEEL ?= build/wheel
+test-wheel: wheel
+	$(PYTHON) -m venv $(VENV_WHEEL)
+	$(VENV_WHEEL)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch
+	$(VENV_WHEEL)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt dist/*.whl
+	mkdir -p $(VENV_WHEEL)/empty
+	sed -n '/^```python$$/,/^```$$/{//!p}' README.md > $(VENV_WHEEL)/readme.py
+	cd $(VENV_WHEEL)/empty && ../bin/python -P ../readme.py
+	cd $(VENV_WHEEL)/empty && ../bin/langneurons demo --out demo && test -s demo/index.html
 
 # Everything that langneurons finds in a pretrained model, in about four hours of two cores; the same command goes on.
 DATA ?= ../shared/data

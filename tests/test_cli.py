@@ -170,7 +170,7 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(texts, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # minutes where other work takes the cores
 def test_the_demo_writes_an_offline_page_and_says_where_it_is(capsys, monkeypatch, tmp_path):
-    # In full it is run from the wheel, by .ci/run.
+    # In full it is run from the wheel, by `make test-wheel`.
     for name, fewer in {"HELDOUT_TOKENS": 200, "CONTROLS": 1, "PAGES": 10, "TEXTS": 20}.items():
         monkeypatch.setattr(demo, name, fewer)
     status, said, _ = run(capsys, monkeypatch, "demo", "--out", str(tmp_path / "demo"))
