@@ -10,17 +10,17 @@ RUN ?= runs/demo
 # Modules are compiled when they are first imported, since most never are: that saves a quarter of the time and of the space.
 # Where the environment says that what is compiled must not be kept, every process would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
-PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
 # What the package itself needs: enough for the demo.
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) torch -e .
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt torch -e .
 	touch $@
 
 # Every extra, and what tests, linters, notebooks and the documentation need.
 $(VENV)/installed: $(VENV)/base
-	$(PIP_INSTALL) -e '.[dev]'
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
 base: $(VENV)/base
@@ -33,7 +33,7 @@ demo: base
 # Two processes of one thread each: a file's tests stay together, so that what they share is made once. Ray's have a
 # process to themselves and a second try: when Ray's services are lost, Ray ends the process that uses them.
 RAY := $(addprefix tests/running/,test_run.py test_cluster.py test_analyses.py)
-# Rooms that hold tensors are tested with the check of shapes, which takes a third of the time; everything else, with the
+# Rooms that hold tensors are tested with the check of shapes, which takes up to half of the time; all else, with the
 # examples of docstrings, without it, as users run it. The latter waits for programs, so three processes run at once.
 TENSORS := $(addprefix tests/,corpora models recording identification patches training)
 ELSEWHERE := $(foreach path,$(TENSORS) $(RAY) tests/pretrained,--ignore $(path))
@@ -55,8 +55,8 @@ TESTS_4 := tests/models tests/patches tests/recording/test_recorder.py tests/rec
 test-transformerlens-4:
 	$(PYTHON) -m venv $(VENV_4)
 	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(VENV_4)/constraints.txt
-	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt torch
-	$(VENV_4)/bin/pip install --quiet --disable-pip-version-check -c $(VENV_4)/constraints.txt -e '.[large,gguf]' \
+	$(VENV_4)/bin/$(PIP_INSTALL) -c $(VENV_4)/constraints.txt torch
+	$(VENV_4)/bin/$(PIP_INSTALL) -c $(VENV_4)/constraints.txt -e '.[large,gguf]' \
 		beartype hypothesis peft pytest pytest-timeout pytest-xdist
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_4)/bin/python -m pytest -q -n 2 --dist loadfile -p no:jaxtyping \
 		--override-ini addopts=--strict-markers $(TESTS_4)
@@ -98,9 +98,9 @@ wheel: install
 # As users install it, in an environment of its own: the README's lines run in an empty folder, and the demo writes its page.
 VENV_WHEEL ?= build/wheel
 test-wheel: wheel
-	$(PYTHON) -m venv $(VENV_WHEEL)
-	$(VENV_WHEEL)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch
-	$(VENV_WHEEL)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt dist/*.whl
+	$(PYTHON) -m venv --clear $(VENV_WHEEL)
+	$(VENV_WHEEL)/bin/$(PIP_INSTALL) -c constraints.txt torch
+	$(VENV_WHEEL)/bin/$(PIP_INSTALL) -c constraints.txt dist/*.whl
 	mkdir -p $(VENV_WHEEL)/empty
 	sed -n '/^```python$$/,/^```$$/{//!p}' README.md > $(VENV_WHEEL)/readme.py
 	cd $(VENV_WHEEL)/empty && ../bin/python -P ../readme.py
